@@ -1,0 +1,215 @@
+"""What every benchmark shares: clocks, peak memory, child processes, and tables for eyes and for files."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table as RichTable
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
+MIB = 2**20
+CONSOLE = Console(width=None if sys.stdout.isatty() else 160)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A title, the names of the columns, rows of finished text, and a note on how to read it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def rich(self) -> RichTable:
+        """The table for the terminal."""
+        table = RichTable(title=self.title, caption=self.note or None, caption_justify="left")
+        for index, column in enumerate(self.columns):
+            table.add_column(column, justify="right" if index else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """The table as a section of a Markdown page.
+
+        >>> print(Table("T", ("a", "b"), (("1", "2"),)).markdown())
+        ## T
+        <BLANKLINE>
+        | a | b |
+        |:--|--:|
+        | 1 | 2 |
+        <BLANKLINE>
+        """
+        lines = [f"## {self.title}", ""]
+        lines += [_line(self.columns), "|:--|" + "--:|" * (len(self.columns) - 1)]
+        lines += [_line(row) for row in self.rows]
+        return "\n".join([*lines, "", *([self.note, ""] if self.note else [])])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """The wall-clock time of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def interleaved(jobs: dict[str, Callable[[], object]], *, repeats: int, warmups: int = 1) -> dict[str, float]:
+    """Median seconds of each job; the jobs take turns, so that a busy moment of the machine meets all."""
+    for _ in range(warmups):
+        for job in jobs.values():
+            job()
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(repeats):
+        for name, job in jobs.items():
+            times[name].append(seconds(job))
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def peak_growth(job: Callable[[], object]) -> dict[str, float]:
+    """MiB of resident memory: before the job, at its peak, and the difference.
+
+    The kernel's high-water mark is set back just before the job (Linux, /proc/self/clear_refs), so that no
+    earlier peak hides the job's own. Where it cannot be set back, it is the mark of the process's whole life.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        CONSOLE.print(
+            "the high-water mark of memory cannot be set back here: an earlier peak may hide this one"
+        )
+    before = _memory("VmRSS")
+    job()
+    peak = _memory("VmHWM")
+    return {"before": before, "peak": peak, "growth": peak - before}
+
+
+def _memory(field: str) -> float:
+    """One field of /proc/self/status, in MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit(f"/proc/self/status has no field {field}: memory is measured on Linux only")
+
+
+def child(script: str, *arguments: str, limit: float) -> dict[str, Any]:
+    """Run a script in a process of its own; the JSON object on its last line of output, or {"failed": why}."""
+    command = [sys.executable, script, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"over the limit of {limit:.0f} s"}
+    if done.returncode != 0:
+        return {"failed": _last_line(done.stderr) or f"exit status {done.returncode}"}
+    result: dict[str, Any] = json.loads(_last_line(done.stdout))
+    return result
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""
+
+
+def parser(about: str, page: str | None = None) -> argparse.ArgumentParser:
+    """The options that every benchmark has; --out only where it writes a page."""
+    options = argparse.ArgumentParser(description=about)
+    options.add_argument("--quick", action="store_true", help="few images, few repeats, few models")
+    options.add_argument("--child", help=argparse.SUPPRESS)
+    if page:
+        where = (
+            f"folder of {page}.md and {page}.json (default docs/benchmarks; with --quick, nothing is written)"
+        )
+        options.add_argument("--out", type=Path, help=where)
+    return options
+
+
+def show(tables: Sequence[Table]) -> None:
+    """Print the tables."""
+    for table in tables:
+        CONSOLE.print(table.rich())
+
+
+def publish(
+    page: str, heading: str, tables: Sequence[Table], data: object, options: argparse.Namespace
+) -> Path | None:
+    """Print the tables; write them to PAGE.md and the figures to PAGE.json; the folder written to, if any."""
+    show(tables)
+    folder: Path | None = options.out or (None if options.quick else DOCS)
+    if folder is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = [f"# {heading}", "", environment(), "", *(table.markdown() for table in tables)]
+    (folder / f"{page}.md").write_text("\n".join(sections))
+    (folder / f"{page}.json").write_text(json.dumps(data, indent=1, default=asdict) + "\n")
+    CONSOLE.print(f"wrote {folder / page}.md and .json")
+    return folder
+
+
+def environment() -> str:
+    """The command, the date, the versions and the machine, as a paragraph."""
+    command = " ".join(["python", f"examples/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    versions = ", ".join(f"{name} {version(name)}" for name in ("fxprune", "torch", "torchvision"))
+    today = dt.datetime.now(dt.timezone.utc).date().isoformat()
+    machine = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"`{command}`\n\n{today}; Python {platform.python_version()}, {versions}; {machine}."
+
+
+def version(distribution: str) -> str:
+    """The installed version of a distribution, or a word that there is none."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _processor() -> str:
+    """The name of the processor, as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def millions(count: float) -> str:
+    """A count in millions.
+
+    >>> millions(269_722)
+    '0.270 M'
+    """
+    return f"{count / 1e6:.3f} M" if count < 1e8 else f"{count / 1e6:,.1f} M"
+
+
+def percent(share: float) -> str:
+    """A share in percent.
+
+    >>> percent(0.8676)
+    '86.8 %'
+    """
+    return f"{100 * share:.1f} %"
+
+
+def short(value: float) -> str:
+    """Seconds in a unit that fits.
+
+    >>> short(0.0123), short(12.3)
+    ('12.3 ms', '12.3 s')
+    """
+    return f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.3g} s"

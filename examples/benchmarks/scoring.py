@@ -1,0 +1,192 @@
+"""What scoring costs: time, memory, growth, the original package beside it, plans and groups.
+
+    FXPRUNE_DATA=... python examples/benchmarks/scoring.py [--quick]
+
+The measure of time is one plain pass over the same batches, in the same process and with the same threads: eval
+mode, cross-entropy, gradients of every weight. Both take turns after a warm-up; medians are compared. `score`
+includes everything that it does: capture, coupling, the pass, and the statistics after it.
+
+The measure of memory is taken in child processes, one a job, so that neither finds the other's memory already
+there. A child imports everything, builds the model, holds the batches, and runs one small forward pass; then the
+kernel's high-water mark of resident memory is set back, the job runs once, and the growth is the new mark less
+what was resident before. Medians of several children.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cifar
+import torch
+import torch.nn.functional as F
+from measure import CONSOLE, Table, child, interleaved, parser, peak_growth, publish, short
+from original import measure_original
+from planning import measure_planning
+from rich.progress import track
+from torch import nn
+from torchvision_zoo import build
+
+import fxprune
+
+Work = tuple[nn.Module, cifar.Batches]
+WORKLOADS = ("resnet56", "vgg11_bn")
+LIMIT = 900.0
+
+
+def workload(name: str, images: int) -> Work:
+    """A model and batches of 100: ResNet-56's checkpoint on CIFAR-10, or vgg11_bn on noise at 64 x 64."""
+    if name == "resnet56":
+        return cifar.trained(name), cifar.batches_of(*cifar.calibration_set(images // cifar.CLASSES))
+    return build(name, classes=cifar.CLASSES, size=64), noise(images, side=64)
+
+
+def noise(images: int, *, side: int = 32, classes: int = cifar.CLASSES) -> cifar.Batches:
+    """Seeded random images with labels of equal number, shuffled."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(images)[torch.randperm(images, generator=generator)] % classes
+    return cifar.batches_of(torch.randn(images, 3, side, side, generator=generator), labels)
+
+
+def plain(work: Work) -> None:
+    """One forward and one backward with weight gradients over the batches."""
+    model, batches = work
+    for images, labels in batches:
+        model.zero_grad(set_to_none=True)
+        F.cross_entropy(model(images), labels).backward()
+    model.zero_grad(set_to_none=True)
+
+
+def score(work: Work) -> fxprune.Scores:
+    """One `fxprune.score` over the batches."""
+    model, batches = work
+    return fxprune.score(model, batches, progress=False)
+
+
+JOBS: dict[str, Callable[[Work], object]] = {"plain": plain, "score": score}
+
+
+def times(work: Work, repeats: int) -> dict[str, float]:
+    """Median seconds of both jobs and their ratio."""
+    found = interleaved({name: lambda job=job: job(work) for name, job in JOBS.items()}, repeats=repeats)
+    return {**found, "ratio": found["score"] / found["plain"]}
+
+
+def memory(name: str, images: int, repeats: int) -> dict[str, Any]:
+    """Median growth in MiB of both jobs, each in child processes, and their ratio."""
+    grown: dict[str, list[float]] = {job: [] for job in JOBS}
+    for _ in range(repeats):
+        for job in JOBS:
+            result = child(__file__, "--child", f"{job},{name},{images}", limit=LIMIT)
+            if "failed" in result:
+                return result
+            grown[job].append(result["growth"])
+    found = {job: statistics.median(values) for job, values in grown.items()}
+    return {**found, "ratio": found["score"] / found["plain"]}
+
+
+def memory_child(job: str, name: str, images: int) -> dict[str, float]:
+    """In a child: the growth of resident memory by one job."""
+    model, batches = workload(name, images)
+    with torch.inference_mode():
+        model(batches[0][0][:2])
+    return peak_growth(lambda: JOBS[job]((model, batches)))
+
+
+def measure_ratios(*, quick: bool) -> tuple[Table, dict[str, Any]]:
+    """Time and memory of `score` against the plain pass, for both workloads."""
+    images, repeats = (200, 1) if quick else (1000, 5)
+    data: dict[str, Any] = {}
+    for name in track(WORKLOADS, description="time and memory", console=CONSOLE):
+        data[name] = {
+            "time": times(workload(name, images), repeats),
+            "memory": memory(name, images, 1 if quick else 3),
+        }
+    columns = (
+        "network",
+        "plain pass",
+        "score",
+        "time ratio",
+        "plain pass, peak",
+        "score, peak",
+        "memory ratio",
+    )
+    rows = tuple(
+        (name, *_time_cells(found["time"]), *_memory_cells(found["memory"])) for name, found in data.items()
+    )
+    note = (
+        f"{images:,} images, 10 classes, batches of 100, 32 samples a class, 64 projections. plain pass: forward "
+        "and backward in eval mode with the gradients of all weights. peak: growth of resident memory over what "
+        "the process held before, in a process of its own."
+    )
+    return Table("Scoring against one plain forward and backward", columns, rows, note), data
+
+
+def _time_cells(found: dict[str, float]) -> tuple[str, ...]:
+    return short(found["plain"]), short(found["score"]), f"{found['ratio']:.2f}"
+
+
+def _memory_cells(found: dict[str, Any]) -> tuple[str, ...]:
+    if "failed" in found:
+        return f"failed: {found['failed']}", "", ""
+    return f"{found['plain']:.0f} MiB", f"{found['score']:.0f} MiB", f"{found['ratio']:.2f}"
+
+
+def growing(*, quick: bool) -> dict[str, Callable[[], Work]]:
+    """What grows: the samples, the classes, the layers; from a name to what builds the work."""
+    images = 200 if quick else 1000
+    counts = (100, 200) if quick else (250, 500, 1000, 2000)
+    networks = ("resnet20", "resnet32") if quick else ("resnet20", "resnet32", "resnet44", "resnet56")
+    works: dict[str, Callable[[], Work]] = {}
+    for n in counts:
+        works[f"{n:,} samples, ResNet-20"] = lambda n=n: (cifar.build("resnet20"), noise(n))
+    for k in (2, 10, 100):
+        works[f"{k} classes, ResNet-20"] = lambda k=k: (
+            cifar.build("resnet20", 100),
+            noise(images, classes=k),
+        )
+    for name in networks:
+        works[f"{name[6:]} layers, ResNet-{name[6:]}"] = lambda name=name: (cifar.build(name), noise(images))
+    return works
+
+
+def measure_growth(*, quick: bool) -> tuple[Table, dict[str, Any]]:
+    """Seconds of both jobs as samples, classes and layers grow; random weights and images."""
+    works = growing(quick=quick)
+    data = {
+        name: times(make(), 1 if quick else 3)
+        for name, make in track(list(works.items()), description="growth", console=CONSOLE)
+    }
+    rows = tuple((name, *_time_cells(found)) for name, found in data.items())
+    note = f"{200 if quick else 1000:,} images, 10 classes where nothing else is said; the rest as above."
+    return Table(
+        "Cost as samples, classes and layers grow", ("what", "plain pass", "score", "ratio"), rows, note
+    ), data
+
+
+def measure(*, quick: bool) -> tuple[Sequence[Table], dict[str, Any]]:
+    """All tables of the page, and their figures."""
+    ratios, ratio_data = measure_ratios(quick=quick)
+    growth, growth_data = measure_growth(quick=quick)
+    original, original_data = measure_original(quick=quick)
+    planning, planning_data = measure_planning(quick=quick)
+    data = {"ratios": ratio_data, "growth": growth_data, "original": original_data, "planning": planning_data}
+    return [ratios, growth, original, *planning], data
+
+
+def main() -> None:
+    """Run everything, print it, and write scoring.md and scoring.json."""
+    options: argparse.Namespace = parser("what scoring costs", "scoring").parse_args()
+    if options.child:
+        job, name, images = options.child.split(",")
+        CONSOLE.file.write(json.dumps(memory_child(job, name, int(images))) + "\n")
+        return
+    tables, data = measure(quick=options.quick)
+    publish("scoring", "What scoring costs", tables, data, options)
+
+
+if __name__ == "__main__":
+    main()

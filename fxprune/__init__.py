@@ -1,0 +1,27 @@
+"""fxprune: structured pruning as a torch.fx compiler pass, after FAIR-Pruner (arXiv 2508.02291)."""
+
+from fxprune.capture import capture
+from fxprune.compress import apply, compress
+from fxprune.coupling import Coupling, Group, Site, couple
+from fxprune.errors import (
+    CalibrationError,
+    CaptureError,
+    FxpruneError,
+    FxpruneWarning,
+    PlanError,
+    RewriteError,
+    UnsupportedOpError,
+    VerificationError,
+)
+from fxprune.plan import Plan
+from fxprune.report import Report, report
+from fxprune.scoring import Scores, score
+from fxprune.verify import verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CalibrationError", "CaptureError", "Coupling", "FxpruneError", "FxpruneWarning", "Group", "Plan", "PlanError",
+    "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError", "VerificationError", "apply", "capture",
+    "compress", "couple", "report", "score", "verify",
+]  # fmt: skip

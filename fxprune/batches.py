@@ -1,0 +1,97 @@
+"""Calibration loaders: what a batch may look like, and what is asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import CalibrationError
+
+TARGET_KEYS = ("labels", "label", "targets", "target")
+Unpack = Callable[[Any], tuple[Any, Any]]
+Classes = Callable[[Any], Tensor]
+
+
+def batches(loader: Iterable[Any], unpack: Unpack | None = None) -> Iterator[tuple[Any, Any]]:
+    """The (inputs, targets) of every batch of a loader.
+
+    Raises CalibrationError where the loader is empty, can be read only once, or gives batches of an unknown form.
+    """
+    if iter(loader) is loader:
+        raise CalibrationError(
+            f"the loader is a {type(loader).__name__}, which can be read only once: give a list of batches, a "
+            "DataLoader, or another object that starts anew each time it is iterated"
+        )
+    empty = True
+    for batch in loader:
+        empty = False
+        yield (unpack or split)(batch)
+    if empty:
+        raise CalibrationError("the loader gives no batch: scoring needs at least one, with two classes in all")
+
+
+def split(batch: Any) -> tuple[Any, Any]:
+    """The inputs and targets of a batch: a pair, or a dict that names its targets.
+
+    >>> split({"x": 1, "labels": 2})
+    ({'x': 1}, 2)
+    """
+    if isinstance(batch, Mapping):
+        named = [key for key in TARGET_KEYS if key in batch]
+        if len(named) == 1:
+            return {key: value for key, value in batch.items() if key != named[0]}, batch[named[0]]
+        raise CalibrationError(
+            f"a batch has the keys {sorted(map(str, batch))}, and {len(named)} of them say that they are the targets "
+            f"({', '.join(TARGET_KEYS)}): pass unpack=, a function from a batch to (inputs, targets)"
+        )
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+    raise CalibrationError(
+        f"a batch is a {type(batch).__name__}{length}, not a pair (inputs, targets) or a dict: "
+        "pass unpack=, a function from a batch to (inputs, targets)"
+    )
+
+
+def first_inputs(loader: Iterable[Any], unpack: Unpack | None = None) -> Any:
+    """The inputs of the loader's first batch."""
+    return next(iter(batches(loader, unpack)))[0]
+
+
+def fitted(inputs: Any, names: list[str]) -> Any:
+    """Inputs as the model takes them: the one value of a dict whose key is no argument's name goes in by position."""
+    if isinstance(inputs, Mapping) and len(inputs) == 1 and next(iter(inputs)) not in names:
+        return next(iter(inputs.values()))
+    return inputs
+
+
+def sample_count(inputs: Any) -> int:
+    """The number of samples in a batch: the first axis of its first tensor."""
+    for leaf in pytree.tree_leaves(inputs):
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            return len(leaf)
+    raise CalibrationError("a batch has no tensor with a batch axis among its inputs: pass unpack= to say what they are")
+
+
+def class_of_samples(targets: Any, samples: int, classes: Classes | None) -> Tensor:
+    """The class of each sample, (samples,) of int64, on the CPU.
+
+    Raises CalibrationError where the targets are not one integer a sample and `classes` does not say what they are.
+    """
+    labels = classes(targets) if classes else targets
+    if not isinstance(labels, Tensor):
+        raise CalibrationError(
+            f"the targets are a {type(labels).__name__}, not a tensor of class numbers: pass classes=, "
+            "a function from targets to the class of each sample"
+        )
+    if labels.is_floating_point() or labels.is_complex() or tuple(labels.shape) != (samples,):
+        raise CalibrationError(
+            f"the targets have shape {tuple(labels.shape)} and dtype {str(labels.dtype).removeprefix('torch.')}; the "
+            f"U-Score needs one integer class for each of the {samples} samples: pass classes=, "
+            "a function from targets to the class of each sample (argmax for one-hot targets, bins for a regression)"
+        )
+    return labels.detach().to("cpu", torch.int64)

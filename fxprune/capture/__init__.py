@@ -1,0 +1,111 @@
+"""Capture: from the caller's model to a graph that every later stage works on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.example import TensorSpec, as_call, spec_of, to_json, trim
+from fxprune.capture.graph import ModelGraph
+from fxprune.isolation import device_of, evaluating, isolated_copy, kept_rng
+from fxprune.capture.symbolic import trace
+from fxprune.errors import CaptureError
+
+__all__ = ["ModelGraph", "TensorSpec", "capture"]
+
+
+def capture(model: nn.Module, example: Any) -> ModelGraph:
+    """Copy `model` into a `torch.fx.GraphModule` with the shapes of every activation on its nodes.
+
+    Args:
+        model: the trained model; it is not changed in any respect.
+        example: one batch as the model's forward takes it: a tensor, a tuple of positional arguments, or a dict of
+            named ones. It is moved to the model's device; its first two samples are enough, and are taken where the
+            model runs on them.
+
+    Returns:
+        A graph module named after the caller's class, with its module paths, module types and state_dict keys, in
+        the training mode that the model is in. A graph from an earlier `capture` is returned as it is.
+
+    Raises:
+        CaptureError: the model cannot be copied, traced, or run on the example.
+
+    >>> graph = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(2, 4))
+    >>> [node.name for node in graph.graph.nodes], graph.get_submodule("0")
+    (['input_1', '_0', '_1', 'output'], Linear(in_features=4, out_features=3, bias=True))
+    """
+    if is_captured(model):
+        return model  # type: ignore[return-value]
+    with kept_rng():
+        own = isolated_copy(model)
+        modes = {name: module.training for name, module in own.named_modules()}
+        own.eval()
+        example = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device_of(own)), example)
+        graph = trace(own, example)
+        small = _annotate(graph, example)
+        graph.meta["fxprune"] = {"example": to_json(small), "inputs": small}
+        for name, module in graph.named_modules():
+            module.training = modes.get(name, model.training)
+    return graph
+
+
+def is_captured(model: nn.Module) -> bool:
+    """Whether `model` came from `capture` and was not rewritten since."""
+    return isinstance(model, ModelGraph) and "inputs" in model.meta.get("fxprune", {})
+
+
+def example_of(graph: ModelGraph) -> Any:
+    """The example batch that `graph` was captured with."""
+    return graph.meta["fxprune"]["inputs"]
+
+
+def _annotate(graph: ModelGraph, example: Any) -> Any:
+    """Put the shapes of all activations on the nodes; returns the example that was run: two samples, or the whole."""
+    failure: Exception | None = None
+    for batch in (trim(example, samples=2), example):
+        try:
+            annotate(graph, batch)
+        except Exception as error:  # noqa: BLE001 - whatever the user's model raises becomes the cause of ours
+            failure = error
+        else:
+            return batch
+    raise CaptureError(
+        f"{type(graph).__name__} does not run on the example ({type(failure).__name__}: {failure}): "
+        "give one batch as its forward takes it"
+    ) from failure
+
+
+class _Annotator(fx.Interpreter):
+    """Runs a graph and records on each node the spec of its value."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        n.meta["spec"] = spec_of(value)
+        return value
+
+
+def annotate(graph: fx.GraphModule, example: Any) -> Any:
+    """Run `graph` in eval mode on `example`, put the spec of every value into `node.meta["spec"]`, return the output."""
+    with torch.no_grad(), evaluating(graph):
+        return _Annotator(graph).run(*placeholder_values(graph, example))
+
+
+def placeholder_values(graph: fx.GraphModule, example: Any) -> list[Any]:
+    """The values of the graph's placeholders, in order, for an example; those left out take their defaults."""
+    args, kwargs = as_call(example)
+    rest, values = list(args), []
+    for node in graph.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        name = str(node.target)
+        if name.startswith("*"):
+            values.extend(rest if not name.startswith("**") else [])
+            rest = []
+        elif rest:
+            values.append(rest.pop(0))
+        else:
+            values.append(kwargs[name] if name in kwargs else node.args[0])
+    return values

@@ -1,0 +1,102 @@
+"""The first way to a graph: torch.fx symbolic tracing, with a leaf policy of our own."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import fx, nn
+
+from fxprune.example import as_call
+from fxprune.capture.graph import ModelGraph
+from fxprune.errors import CaptureError
+from fxprune.rules.table import module_class
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_DROPOUTS: dict[Any, type[nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+    torch.dropout: nn.Dropout,
+}
+
+
+class SymbolicTracer(fx.Tracer):
+    """Opens everything but the modules of torch.nn and those that have a rule of their own."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, _CONTAINERS):
+            return False
+        owner = next(cls for cls in type(m).__mro__ if "forward" in vars(cls))
+        return module_class(m) is not None or owner.__module__.startswith("torch.nn")
+
+
+def trace(model: nn.Module, example: Any) -> ModelGraph:
+    """Trace `model`, a copy of our own in eval mode, and return its graph.
+
+    Arguments of the forward that the example leaves out are fixed at their defaults.
+
+    Raises CaptureError, with the line of the model, where tracing fails.
+    """
+    try:
+        graph = SymbolicTracer().trace(model, concrete_args=_left_out(model, example))
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be traced: {type(error).__name__}: {error} (at {_user_line(error)}). "
+            "Replace Python control flow on tensor values by tensor operations, or register a rule for the module "
+            "that holds it with fxprune.rules.rule, so that it stays whole"
+        ) from error
+    graph._tracer_cls = None  # the generated code is traced again when the model is unpickled; fx's own tracer does it
+    captured = ModelGraph(model, graph, type(model).__name__)
+    _use_dropout_modules(captured)
+    return captured
+
+
+def _left_out(model: nn.Module, example: Any) -> dict[str, Any]:
+    """The parameters of the forward that `example` does not give, with their defaults."""
+    args, kwargs = as_call(example)
+    signature = inspect.signature(model.forward)
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise CaptureError(
+            f"the example does not fit {type(model).__name__}.forward{signature}: {error}. "
+            "Give a tensor, a tuple of the positional arguments, or a dict of the named ones"
+        ) from error
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if name not in given and parameter.kind in plain
+    }
+
+
+def _user_line(error: BaseException) -> str:
+    """The innermost line of the traceback that lies outside torch and fxprune."""
+    libraries = tuple(str(package.__file__).removesuffix("__init__.py") for package in (torch, torchvision))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries[:1])]
+    frames = [f for f in frames if f.filename != __file__ and "<eval_with_key>" not in f.filename]
+    if not frames:
+        return "a line inside torch"
+    return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
+
+
+def _use_dropout_modules(graph: ModelGraph) -> None:
+    """Replace functional dropouts, whose `training` flag tracing has fixed, by modules that follow the model's mode."""
+    for node in list(graph.graph.nodes):
+        kind = _DROPOUTS.get(node.target) if node.op == "call_function" else None
+        if kind is None:
+            continue
+        bound = inspect.signature(F.dropout).bind(*node.args, **node.kwargs)
+        bound.apply_defaults()
+        name = f"{node.name}_module"
+        graph.add_module(name, kind(bound.arguments["p"]).eval())
+        node.op, node.target, node.args, node.kwargs = "call_module", name, (bound.arguments["input"],), {}
+    graph.recompile()

@@ -1,0 +1,306 @@
+"""The demo: train a residual network on scikit-learn's digits, score it once, prune it at a row of alphas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.benchmark import Timer
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxprune
+
+STAGES = (32, 64, 128)  # channels of the three stages; each but the first halves the image
+BLOCKS = 2  # residual blocks a stage
+BATCH = 64
+LATENCY_BATCH = 256
+LATENCY_ROUNDS = 15
+LATENCY_CALLS = 3  # in a row, in each round
+
+
+class Block(nn.Module):
+    """A basic residual block (He et al. 2016) with a 1 x 1 projection where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            project = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(project, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, inputs, H, W) to (batch, outputs, H / stride, W / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class DigitsNet(nn.Module):
+    """A residual network for 8 x 8 grey images in ten classes.
+
+    >>> DigitsNet()(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, *later = STAGES
+        self.stem = nn.Sequential(nn.Conv2d(1, first, 3, padding=1, bias=False), nn.BatchNorm2d(first))
+        halving = (stage(before, after, stride=2) for before, after in zip(STAGES, later, strict=False))
+        self.stages = nn.Sequential(stage(first, first, stride=1), *halving)
+        self.classifier = nn.Linear(STAGES[-1], 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (batch, 1, 8, 8) to logits (batch, 10)."""
+        y = self.stages(F.relu(self.stem(x)))
+        return self.classifier(F.adaptive_avg_pool2d(y, 1).flatten(1))
+
+
+def stage(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
+    """BLOCKS residual blocks, of which the first changes the shape."""
+    later = (Block(outputs, outputs, stride=1) for _ in range(BLOCKS - 1))
+    return nn.Sequential(Block(inputs, outputs, stride), *later)
+
+
+@dataclass(frozen=True, slots=True)
+class Digits:
+    """The images as (N, 1, 8, 8) in [-1, 1] with their labels; a third is held out for the test."""
+
+    train: TensorDataset
+    test: TensorDataset
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One network; `alpha` and `error` are None for the original, `widths` are output channels by layer."""
+
+    alpha: float | None
+    parameters: int
+    macs: int
+    latency_ms: float
+    accuracy: float
+    error: float | None
+    widths: dict[str, int]
+
+
+def run_demo(out: Path, alphas: Sequence[float], *, seed: int, epochs: int) -> list[Row]:
+    """Train, score once, prune at every alpha, print the tables, write results.json and results.png to `out`.
+
+    Returns the row of the original network, then one row an alpha.
+    """
+    console = Console()
+    digits = split_digits(seed)
+    with progress_bar(console) as progress:
+        model = train(digits.train, epochs=epochs, seed=seed, progress=progress)
+    calibration = DataLoader(digits.train, batch_size=BATCH)
+    scores = fxprune.score(model, calibration, seed=seed, progress=True)
+    rows = measure(model, scores, alphas, digits)
+    console.print("", summary_table(rows), "", widths_table(rows), "", sep="\n")
+    out.mkdir(parents=True, exist_ok=True)
+    save_json(rows, out / "results.json", seed=seed, epochs=epochs)
+    save_plot(rows, out / "results.png")
+    console.print(f"Saved {out / 'results.json'} and {out / 'results.png'}.")
+    return rows
+
+
+def split_digits(seed: int) -> Digits:
+    """The 1,797 digits, a stratified third held out."""
+    bunch = load_digits()
+    images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
+    labels = torch.tensor(bunch.target, dtype=torch.long)
+    every = np.arange(len(labels))
+    train, test = train_test_split(every, test_size=1 / 3, stratify=labels, random_state=seed)
+    return Digits(TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test]))
+
+
+def progress_bar(console: Console) -> Progress:
+    """The bar that training shows."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console)
+
+
+def train(data: TensorDataset, *, epochs: int, seed: int, progress: Progress) -> DigitsNet:
+    """A DigitsNet after `epochs` of one-cycle SGD, in eval mode; the global random state stays as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = DigitsNet()
+    order = torch.Generator().manual_seed(seed)
+    loader = DataLoader(data, batch_size=BATCH, shuffle=True, drop_last=True, generator=order)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    steps = epochs * len(loader)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
+    for images, labels in progress.track(repeat(loader, epochs), total=steps, description="training"):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def repeat(loader: DataLoader[tuple[Tensor, ...]], epochs: int) -> Iterator[tuple[Tensor, ...]]:
+    """Every batch of every epoch."""
+    for _ in range(epochs):
+        yield from loader
+
+
+def measure(model: nn.Module, scores: fxprune.Scores, alphas: Sequence[float], digits: Digits) -> list[Row]:
+    """The row of the original, then that of the model pruned at each alpha; nothing is trained."""
+    images = digits.test.tensors[0]
+    plans = [scores.plan(alpha=alpha) for alpha in alphas]
+    smalls = [fxprune.apply(model, plan) for plan in plans]
+    errors = [
+        fxprune.verify(model, plan, small, images[:BATCH]) for plan, small in zip(plans, smalls, strict=True)
+    ]
+    networks = [model, *smalls]
+    facts = zip(
+        (None, *alphas), networks, latencies(networks, images[:LATENCY_BATCH]), (None, *errors), strict=True
+    )
+    return [
+        Row(
+            alpha,
+            parameters(net),
+            macs(net, images[:1]),
+            latency,
+            accuracy(net, digits.test),
+            error,
+            widths(net),
+        )
+        for alpha, net, latency, error in facts
+    ]
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, data: TensorDataset) -> float:
+    """The share of `data` that `model` classifies right."""
+    images, labels = data.tensors
+    hits: int = (model(images).argmax(1) == labels).sum().item()
+    return hits / len(labels)
+
+
+def widths(model: nn.Module) -> dict[str, int]:
+    """The output channels of every convolution, in the model's order.
+
+    >>> widths(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3)))
+    {'0': 4, '2': 6}
+    """
+    return {name: layer.out_channels for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
+
+
+def latencies(models: Sequence[nn.Module], batch: Tensor) -> list[float]:
+    """Milliseconds a batch on one thread, the median over rounds in which every model takes its turn."""
+    timers = [Timer("model(batch)", globals={"model": model, "batch": batch}) for model in models]
+    with torch.inference_mode():
+        rounds = [[timer.timeit(LATENCY_CALLS).median for timer in timers] for _ in range(LATENCY_ROUNDS)]
+    return [1e3 * median(times) for times in zip(*rounds, strict=True)]
+
+
+def summary_table(rows: Sequence[Row]) -> Table:
+    """What every alpha costs and keeps."""
+    table = Table(
+        title="Digits, pruned in one shot with no further training",
+        title_justify="left",
+        caption=f"ms: {LATENCY_BATCH} images on one thread; error: against the original with zeroed units",
+        caption_justify="left",
+    )
+    headings = ("alpha", "params", "%", "MACs (M)", "%", "ms", "faster", "accuracy", "error")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    full = rows[0]
+    for row in rows:
+        table.add_row(
+            alpha_text(row),
+            f"{row.parameters:,}",
+            f"{row.parameters / full.parameters:.0%}",
+            f"{row.macs / 1e6:.2f}",
+            f"{row.macs / full.macs:.0%}",
+            f"{row.latency_ms:.1f}",
+            f"{full.latency_ms / row.latency_ms:.2f} x",
+            f"{row.accuracy:.1%}",
+            "" if row.error is None else f"{row.error:.0e}",
+        )
+    return table
+
+
+def widths_table(rows: Sequence[Row]) -> Table:
+    """The output channels of every layer, a column a network."""
+    table = Table(title="Output channels, layer by layer", title_justify="left")
+    table.add_column("layer")
+    for row in rows:
+        table.add_column(alpha_text(row), justify="right")
+    for layer in rows[0].widths:
+        table.add_row(layer, *(str(row.widths[layer]) for row in rows))
+    return table
+
+
+def alpha_text(row: Row) -> str:
+    """How tables and plots name a row."""
+    return "original" if row.alpha is None else f"{row.alpha:g}"
+
+
+def save_json(rows: Sequence[Row], path: Path, *, seed: int, epochs: int) -> None:
+    """Everything that the tables show, for programs."""
+    original, *pruned = [asdict(row) for row in rows]
+    document = {"seed": seed, "epochs": epochs, "original": original, "pruned": pruned}
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def save_plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw accuracy against size on the left and the widths on the right; no display is needed."""
+    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    draw_tradeoff(left, rows)
+    draw_widths(right, rows)
+    figure.savefig(path, dpi=150)
+
+
+def draw_tradeoff(axes: Axes, rows: Sequence[Row]) -> None:
+    """Accuracy against the share of parameters and of MACs that is left."""
+    full = rows[0]
+    accuracies = [100 * row.accuracy for row in rows]
+    parameters = [100 * row.parameters / full.parameters for row in rows]
+    macs = [100 * row.macs / full.macs for row in rows]
+    axes.axhline(accuracies[0], color="0.75", linewidth=1, linestyle="--", zorder=0)
+    axes.plot(macs, accuracies, marker="o", color="#1f6f8b", label="MACs")
+    axes.plot(parameters, accuracies, marker="s", color="#d1603d", label="parameters")
+    for row, x, y in zip(rows[1:], parameters[1:], accuracies[1:], strict=True):
+        axes.annotate(
+            alpha_text(row), (x, y), xytext=(-6, 5), textcoords="offset points", ha="right", fontsize=8
+        )
+    axes.set(xlabel="left of the original (%)", ylabel="test accuracy (%)", xlim=(0, 104))
+    axes.set_title("Accuracy without further training\n(numbers: alpha)", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="lower right")
+
+
+def draw_widths(axes: Axes, rows: Sequence[Row]) -> None:
+    """A cell a layer and alpha: the number is the width, the colour the share of the original's."""
+    layers = list(rows[0].widths)
+    kept = np.array([[row.widths[layer] for row in rows] for layer in layers])
+    share = kept / kept[:, :1]
+    image = axes.imshow(share, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
+    for (y, x), width in np.ndenumerate(kept):
+        shade = "white" if share[y, x] > 0.6 else "black"
+        axes.text(x, y, str(width), ha="center", va="center", fontsize=8, color=shade)
+    axes.set_xticks(range(len(rows)), [alpha_text(row) for row in rows])
+    axes.set_yticks(range(len(layers)), layers, fontsize=8)
+    axes.set_xlabel("alpha")
+    axes.set_title("Output channels, layer by layer", fontsize=11)
+    axes.figure.colorbar(image, ax=axes, label="share kept", fraction=0.04)

@@ -1,0 +1,35 @@
+"""The errors that fxprune raises on purpose; each message names the thing, the numbers and the remedy."""
+
+from __future__ import annotations
+
+
+class FxpruneError(Exception):
+    """The parent of every error that fxprune raises on purpose."""
+
+
+class CaptureError(FxpruneError):
+    """The model could not be turned into a graph."""
+
+
+class UnsupportedOpError(FxpruneError):
+    """The graph holds an operation for which no rule is registered."""
+
+
+class CalibrationError(FxpruneError):
+    """The calibration loader, its batches or the loss cannot be used for scoring."""
+
+
+class PlanError(FxpruneError):
+    """A plan contradicts the model, or a plan or score file cannot be read."""
+
+
+class RewriteError(FxpruneError):
+    """The graph cannot be rewritten so that its labels hold."""
+
+
+class VerificationError(FxpruneError):
+    """The rewritten model differs from the original with the removed units zeroed."""
+
+
+class FxpruneWarning(UserWarning):
+    """Something that the user asked for had no effect, or had another effect than asked."""

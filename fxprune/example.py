@@ -1,0 +1,80 @@
+"""What the forward of a model was given: example batches, and their description in names, shapes and dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import CaptureError, PlanError
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Shape, dtype and device of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def spec_of(value: Any) -> Any:
+    """`value` with a `TensorSpec` in the place of every tensor."""
+    return pytree.tree_map_only(Tensor, lambda t: TensorSpec(tuple(t.shape), t.dtype, t.device), value)
+
+
+def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword arguments that `example` stands for: a tensor, a tuple or list, or a mapping.
+
+    >>> as_call({"x": 1})
+    ((), {'x': 1})
+    """
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (tuple(example), {}) if isinstance(example, (tuple, list)) else ((example,), {})
+
+
+def trim(example: Any, *, samples: int) -> Any:
+    """The first `samples` rows of every tensor of an example batch."""
+    return pytree.tree_map_only(Tensor, lambda t: t[:samples] if t.ndim else t, example)
+
+
+def to_json(example: Any) -> Any:
+    """A JSON description of an example, from which `from_json` builds another of the same shapes.
+
+    >>> to_json((torch.zeros(2, 3), {"flag": None}))
+    [{'tensor': [2, 3], 'dtype': 'float32'}, {'flag': None}]
+    """
+    if isinstance(example, Tensor):
+        return {"tensor": list(example.shape), "dtype": str(example.dtype).removeprefix("torch.")}
+    if isinstance(example, Mapping):
+        return {str(name): to_json(value) for name, value in example.items()}
+    if isinstance(example, (tuple, list)):
+        return [to_json(value) for value in example]
+    if example is None or isinstance(example, (bool, int, float, str)):
+        return example
+    raise CaptureError(
+        f"the example holds a {type(example).__name__}, which a plan cannot describe: "
+        "give tensors, numbers, strings, None, and tuples, lists or dicts of these"
+    )
+
+
+def from_json(description: Any, *, device: torch.device | str = "cpu") -> Any:
+    """An example of the described shapes and dtypes: seeded normal numbers for floats, zeros for all other tensors."""
+    if isinstance(description, Mapping) and "tensor" in description:
+        dtype = getattr(torch, str(description.get("dtype")), None)
+        if not isinstance(dtype, torch.dtype):
+            raise PlanError(f"the plan's example names the dtype {description.get('dtype')!r}, which torch does not have")
+        if not dtype.is_floating_point:
+            return torch.zeros(description["tensor"], dtype=dtype, device=device)
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(description["tensor"], generator=generator, dtype=torch.float64).to(device, dtype)
+    if isinstance(description, Mapping):
+        return {name: from_json(value, device=device) for name, value in description.items()}
+    if isinstance(description, list):
+        return tuple(from_json(value, device=device) for value in description)
+    return description

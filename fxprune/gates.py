@@ -1,0 +1,132 @@
+"""Gates: nodes on the edges where channels are read, for scoring and as the oracle that proves a removal."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from fxprune.capture import ModelGraph
+from fxprune.coupling import Coupling, Edge, Index
+from fxprune.signals import Through, directions
+
+
+class Gate(nn.Module, ABC):
+    """Stands on one edge; `units[i]` is the unit that position i along axis `dim` belongs to, or -1."""
+
+    def __init__(self, edge: Edge) -> None:
+        super().__init__()
+        self.dim, self.units, self.reads = edge.dim, edge.units, f"{edge.source} -> {edge.consumer}"
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Look at `x`, or change it."""
+
+
+class Mask(Gate):
+    """The oracle's gate: zeroes the positions of the units that are removed."""
+
+    def __init__(self, edge: Edge, keep: NDArray[np.bool_]) -> None:
+        super().__init__(edge)
+        self.kept = torch.from_numpy(np.append(keep, True)[edge.units])
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = [1] * x.ndim
+        shape[self.dim] = len(self.kept)
+        return torch.where(self.kept.to(x.device).view(shape), x, x.new_zeros(()))
+
+
+@dataclass(slots=True)
+class Draw:
+    """What the gates have in common while scoring: the rows of the batch to sample, how finely, and from which seed."""
+
+    rows: Tensor
+    projections: int
+    seed: int
+
+
+class Probe(Gate):
+    """The scoring gate: takes samples in the forward pass and the R-Score's sums in the backward pass.
+
+    `weight` stands at one for every position along the axis; its gradient is that of the loss by a factor there.
+    `samples` collects tensors of shape (rows, own units, projections).
+    """
+
+    def __init__(self, edge: Edge, draw: Draw, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(edge)
+        self.weight = nn.Parameter(torch.ones(len(edge.units), device=device, dtype=dtype))
+        self.draw = draw
+        self.own, self.positions = _positions(edge.units)
+        self.samples: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(self.draw.rows):
+            self.samples.append(self._sample(x.detach()))
+        return Through.apply(x, self.weight, self.dim)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _sample(self, x: Tensor) -> Tensor:
+        """The projected activations of the drawn rows: (rows, own units, projections)."""
+        chosen = x[self.draw.rows.to(x.device)]
+        spread = chosen.movedim(self.dim, 1)
+        if self.positions is not None:
+            spread = torch.cat([spread, spread.new_zeros(spread[:, :1].shape)], 1)[:, self.positions.to(x.device)]
+            spread = spread.reshape(len(chosen), *self.positions.shape, *spread.shape[2:])
+        flat = spread.reshape(len(chosen), len(self.own), -1)
+        axes = directions(flat.shape[-1], self.draw.projections, seed=self.draw.seed, dtype=flat.dtype)
+        return (flat @ axes.to(x.device)).float().cpu()
+
+
+def _positions(units: Index) -> tuple[Index, Tensor | None]:
+    """The units of an edge in order, and the positions of each, padded with -1; None where position i is unit i."""
+    own, inverse, counts = np.unique(units, return_inverse=True, return_counts=True)
+    order = np.argsort(inverse, kind="stable")
+    table = np.full((len(own), counts.max()), -1, dtype=np.int64)
+    column = np.arange(len(units)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table[inverse[order], column] = order
+    if own[0] < 0:
+        own, table = own[1:], table[1:]
+    if table.shape == (len(units), 1) and np.array_equal(table[:, 0], np.arange(len(units))):
+        return own, None
+    return own, torch.from_numpy(table)
+
+
+def insert(graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate]) -> tuple[fx.GraphModule, list[Gate]]:
+    """A graph with the same modules as `graph` and a gate on every edge that reads a prunable unit.
+
+    Consumers that read the same axis of the same node share a gate.
+    """
+    copied = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    copied.output(copied.graph_copy(graph.graph, nodes))
+    by_name = {node.name: copy for node, copy in nodes.items()}
+    gated = fx.GraphModule(graph, copied, type(graph).__name__)
+    gates: list[Gate] = []
+    for (source, dim), edges in _shared(coupling).items():
+        gates.append(make(edges[0]))
+        name = f"gate_{source}_{dim}"
+        gated.add_module(name, gates[-1])
+        _insert_gate(copied, by_name[source], name, {by_name[edge.consumer] for edge in edges})
+    copied.lint()
+    gated.recompile()
+    return gated, gates
+
+
+def _shared(coupling: Coupling) -> dict[tuple[str, int], list[Edge]]:
+    """The edges that have units, by the node and the axis that they read."""
+    shared: dict[tuple[str, int], list[Edge]] = {}
+    for edge in coupling.edges:
+        if (edge.units >= 0).any():
+            shared.setdefault((edge.source, edge.dim), []).append(edge)
+    return shared
+
+
+def _insert_gate(graph: fx.Graph, source: fx.Node, name: str, consumers: set[fx.Node]) -> None:
+    with graph.inserting_after(source):
+        gate = graph.call_module(name, (source,))
+    for consumer in consumers:
+        consumer.replace_input_with(source, gate)

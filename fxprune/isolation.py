@@ -1,0 +1,77 @@
+"""Working on a model without leaving a trace on it or on the process."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxprune.errors import CaptureError
+
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+    "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called",
+)  # fmt: skip
+
+
+def isolated_copy(model: nn.Module) -> nn.Module:
+    """A deep copy of `model` that shares no storage with it and has none of its hooks.
+
+    Raises CaptureError where the model cannot be copied.
+    """
+    memo: dict[int, object] = {}
+    for module in model.modules():
+        memo |= {id(getattr(module, name)): OrderedDict() for name in _HOOKS if hasattr(module, name)}
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be deep-copied ({error}): "
+            "remove what cannot be copied, such as results of an earlier forward kept on the module"
+        ) from error
+
+
+@contextmanager
+def kept_rng() -> Iterator[None]:
+    """Give torch, numpy and random back the states that they had on entry."""
+    states = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every submodule into eval mode, and each back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer, or the CPU."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The floating dtype of the model's first parameter or buffer, or torch's default."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.dtype
+    return torch.get_default_dtype()

@@ -1,0 +1,151 @@
+"""A plan: which channels of which layers stay. Small, readable, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.coupling import Coupling, Site
+from fxprune.errors import PlanError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The channels that stay, site by site.
+
+    `keep` maps a site (a layer's module path, or a raw parameter's name) to the indices of its channels that stay;
+    `widths` to the number that it has. `example` describes the batch that capture needs (see `Plan.save`), and
+    `alpha` is the level that the plan was made at, or None.
+
+    >>> plan = Plan({"0": (0, 2)}, {"0": 3}, [{"tensor": [2, 4], "dtype": "float32"}], alpha=0.05)
+    >>> print(plan)
+    plan at alpha 0.05: 2 of 3 channels stay
+      0: 2 of 3
+    """
+
+    keep: Mapping[str, tuple[int, ...]]
+    widths: Mapping[str, int]
+    example: Any
+    alpha: float | None = None
+
+    def __str__(self) -> str:
+        level = "" if self.alpha is None else f" at alpha {self.alpha:g}"
+        total, stay = sum(self.widths.values()), sum(len(kept) for kept in self.keep.values())
+        lines = [f"plan{level}: {stay} of {total} channels stay"]
+        return "\n".join(lines + [f"  {site}: {len(kept)} of {self.widths[site]}" for site, kept in self.keep.items()])
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the plan as JSON: format, alpha, the example's names, shapes and dtypes, and each site's channels."""
+        sites = {site: {"of": self.widths[site], "keep": list(kept)} for site, kept in self.keep.items()}
+        content = {"fxprune_plan": FORMAT, "alpha": self.alpha, "example": self.example, "sites": sites}
+        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Plan:
+        """Read a plan that `save` wrote. Raises PlanError where the file is not one."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content["fxprune_plan"] != FORMAT:
+                raise PlanError(f"{path} has plan format {content['fxprune_plan']}, this fxprune reads {FORMAT}: update it")
+            sites = {str(name): _site(str(name), entry) for name, entry in content["sites"].items()}
+            alpha = None if content["alpha"] is None else float(content["alpha"])
+            keep = {name: kept for name, (_, kept) in sites.items()}
+            return cls(keep, {name: width for name, (width, _) in sites.items()}, content["example"], alpha)
+        except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+            raise PlanError(f"{path} is not a plan that Plan.save wrote ({type(error).__name__}: {error})") from error
+
+
+def _site(name: str, entry: Any) -> tuple[int, tuple[int, ...]]:
+    """The width and the kept channels of one site of a plan file."""
+    width, kept = int(entry["of"]), tuple(int(index) for index in entry["keep"])
+    _check_indices(name, width, kept)
+    return width, kept
+
+
+def _check_indices(name: str, width: int, kept: tuple[int, ...]) -> None:
+    if list(kept) != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < width):
+        raise PlanError(f"the plan's channels of {name} are not rising indices below its width {width}: {kept[:8]}...")
+    if not kept:
+        raise PlanError(f"the plan keeps 0 of {width} channels of {name}: a layer keeps at least one")
+
+
+def plan_of(coupling_sites: tuple[Site, ...], keep: NDArray[np.bool_], example: Any, alpha: float | None) -> Plan:
+    """The plan that keeps the units `keep` (one bool a unit); sites that lose nothing are listed whole."""
+    padded = np.append(keep, True)
+    kept = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in coupling_sites}
+    return Plan(kept, {site.name: site.width for site in coupling_sites}, example, alpha)
+
+
+def kept_units(plan: Plan, coupling: Coupling) -> NDArray[np.bool_]:
+    """Which units stay under a plan, one bool a unit.
+
+    Raises PlanError where the plan names layers that the model lacks or gives them other widths, drops a channel that
+    has to stay, drops only a part of what is coupled, or leaves a layer without channels or inputs.
+    """
+    sites = {site.name: site for site in coupling.sites}
+    total = np.zeros(coupling.units, dtype=np.int64)
+    gone = np.zeros(coupling.units, dtype=np.int64)
+    for name in plan.keep:
+        if name not in sites:
+            raise PlanError(f"the plan names {name}, which the model does not have: apply it to the model that it was made for")
+    for site in coupling.sites:
+        dropped = _dropped(plan, site)
+        np.add.at(total, site.units[site.units >= 0], 1)
+        np.add.at(gone, site.units[dropped], 1)
+    torn = np.flatnonzero((gone > 0) & (gone < total))
+    if len(torn):
+        raise PlanError(_torn(plan, coupling, int(torn[0])))
+    keep = gone == 0
+    _check_edges(coupling, keep)
+    return keep
+
+
+def _dropped(plan: Plan, site: Site) -> NDArray[np.int64]:
+    """The channels of a site that the plan drops."""
+    if site.name not in plan.keep:
+        return np.empty(0, dtype=np.int64)
+    if plan.widths[site.name] != site.width:
+        raise PlanError(
+            f"the plan was made for {plan.widths[site.name]} channels of {site.name}, the model has {site.width}"
+        )
+    _check_indices(site.name, site.width, tuple(plan.keep[site.name]))
+    dropped = np.setdiff1d(np.arange(site.width), np.array(plan.keep[site.name], dtype=np.int64))
+    stuck = dropped[site.units[dropped] < 0]
+    if len(stuck):
+        raise PlanError(
+            f"the plan drops channel {stuck[0]} of {site.name} ({len(plan.keep[site.name])} of {site.width} kept), "
+            "which has to stay: print the groups with couple() to see why"
+        )
+    return dropped
+
+
+def _torn(plan: Plan, coupling: Coupling, unit: int) -> str:
+    """The message for a unit of which a plan keeps only a part."""
+    kept, lost = [], []
+    for site in coupling.sites:
+        stay = set(plan.keep.get(site.name, range(site.width)))
+        for channel in np.flatnonzero(site.units == unit).tolist():
+            (kept if channel in stay else lost).append(f"channel {channel} of {site.name}")
+    return (
+        f"the plan keeps {kept[0]} but drops {lost[0]}, which live or die together "
+        f"({len(kept)} channels kept, {len(lost)} dropped of one unit): keep both or drop both"
+    )
+
+
+def _check_edges(coupling: Coupling, keep: NDArray[np.bool_]) -> None:
+    padded = np.append(keep, True)
+    for edge in coupling.edges:
+        if len(edge.units) and not padded[edge.units].any():
+            raise PlanError(
+                f"the plan keeps 0 of the {len(edge.units)} channels that {edge.consumer} reads from {edge.source}: "
+                "it has to keep at least one"
+            )

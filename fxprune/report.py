@@ -1,0 +1,127 @@
+"""What was asked, what was achieved, and what was left whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from fxprune.capture import ModelGraph
+from fxprune.coupling import Coupling
+from fxprune.errors import FxpruneError
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReport:
+    """One group: its number of units before and after, and the width of each of its sites before and after."""
+
+    name: str
+    before: int
+    after: int
+    sites: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenReport:
+    """Layers whose channels stayed whole, and why."""
+
+    sites: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `compress` or `apply` did. `error` is verify's figure, or None where verify did not run."""
+
+    model: str
+    alpha: float | None
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+    error: float | None
+    groups: tuple[GroupReport, ...]
+    frozen: tuple[FrozenReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain dicts, lists and numbers."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        console = Console(width=120, no_color=True)
+        with console.capture() as text:
+            console.print(self)
+        return text.get().rstrip()
+
+    def __rich_console__(self, console: Console, options: Any) -> Any:
+        yield self._summary()
+        yield self._widths()
+        for frozen in self.frozen:
+            names = ", ".join(frozen.sites[:6]) + (", ..." if len(frozen.sites) > 6 else "")
+            yield f"whole: {names}: {frozen.reason}"
+
+    def _summary(self) -> Table:
+        level = "a plan" if self.alpha is None else f"alpha {self.alpha:g}"
+        table = Table(title=f"{self.model} at {level}")
+        for name in ("", "before", "after", "left"):
+            table.add_column(name, justify="left" if not name else "right")
+        for name, before, after in (
+            ("parameters", self.params_before, self.params_after),
+            ("MACs a sample", self.macs_before, self.macs_after),
+        ):
+            table.add_row(name, f"{before:,}", f"{after:,}", f"{after / max(before, 1):.1%}")
+        proof = "not run" if self.error is None else f"{self.error:.1e}"
+        table.add_row("verify's error", "", proof, "")
+        return table
+
+    def _widths(self) -> Table:
+        table = Table("group", "units", "layers (channels before -> after)")
+        for group in self.groups:
+            sites = ", ".join(f"{name} {before}->{after}" for name, (before, after) in group.sites.items())
+            table.add_row(group.name, f"{group.before} -> {group.after}", sites)
+        return table
+
+
+def report(small: nn.Module) -> Report:
+    """The report of a model that `compress` or `apply` made.
+
+    Raises FxpruneError where `small` is not such a model.
+    """
+    found = small.meta.get("fxprune", {}).get("report") if isinstance(small, ModelGraph) else None
+    if not isinstance(found, Report):
+        raise FxpruneError(f"{type(small).__name__} has no report: it did not come from fxprune.compress or fxprune.apply")
+    return found
+
+
+def group_reports(coupling: Coupling, keep: NDArray[np.bool_]) -> tuple[GroupReport, ...]:
+    """The widths of every prunable group, before and after."""
+    padded = np.append(keep, True)
+    return tuple(
+        GroupReport(
+            group.name,
+            len(group),
+            int(keep[group.units.start : group.units.stop].sum()),
+            {site.name: (site.width, int(padded[_free(site.units, len(keep))].sum())) for site in group.sites},
+        )
+        for group in coupling.prunable
+    )
+
+
+def frozen_reports(coupling: Coupling) -> tuple[FrozenReport, ...]:
+    """The layers with channels that stay whole, by reason."""
+    by_reason: dict[str, dict[str, None]] = {}
+    for group in coupling.groups:
+        if group.frozen is not None:
+            by_reason.setdefault(group.frozen, {}).update(dict.fromkeys(site.name for site in group.sites))
+    return tuple(FrozenReport(tuple(names), reason) for reason, names in by_reason.items())
+
+
+def _free(units: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Unit numbers, with -1 for those of frozen units."""
+    return np.where(units < count, units, -1)

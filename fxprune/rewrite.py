@@ -1,0 +1,235 @@
+"""Rewriting: from a graph and the units that stay to a new graph with narrowed layers and mended literals."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from fxprune.capture import ModelGraph
+from fxprune.coupling import Coupling
+from fxprune.errors import FxpruneError, RewriteError
+from fxprune.labels import NO_CHANNEL, Labels, Plane, is_constant_beside
+from fxprune.mending import INDEX, Repair, mend, restore_numbers
+from fxprune.rules.context import Context, Option, Slot
+from fxprune.rules.resize import resize
+from fxprune.walk import step
+
+
+class MismatchError(FxpruneError):
+    """A node of a rewritten graph does not carry the labels that it should."""
+
+
+def rewrite(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> ModelGraph:
+    """A new graph in which the units without `keep` are gone. It shares no storage with `graph`.
+
+    Raises RewriteError where no literal and no gather makes a node's labels hold.
+    """
+    small = copy.deepcopy(graph)
+    checker = Checker(small, coupling, keep)
+    _narrow_parameters(small, checker)
+    for node in list(small.graph.nodes):
+        checker.env[node] = _settle(checker, node)
+    small.graph.lint()
+    small.recompile()
+    small.meta.get("fxprune", {}).pop("inputs", None)
+    for node in small.graph.nodes:
+        node.meta.clear()
+    return small
+
+
+def check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_], graph: ModelGraph) -> None:
+    """Run the labels that stay through a rewritten graph; at every node they must be the old ones, narrowed, in order.
+
+    Nodes are matched by their order; gathering indices that rewriting put in are passed over.
+
+    Raises MismatchError at the first node where they are not.
+    """
+    checker = Checker(small, coupling, keep)
+    old = iter(graph.graph.nodes)
+    for node in small.graph.nodes:
+        if node.op == "get_attr" and str(node.target).startswith(INDEX):
+            checker.env[node] = step(checker, node)
+            continue
+        original = next(old, None)
+        if original is None or original.op == "placeholder" != node.op == "placeholder":
+            raise MismatchError(f"node {node.name} has no counterpart in the original graph")
+        checker.env[node] = checker.checked(node, original)
+
+
+def _settle(checker: Checker, node: fx.Node) -> Any:
+    """The checked value of a node, after resizing its module and mending its literals where that is needed."""
+    repair = Repair(checker.graph, node, checker.old, checker.env, checker.expected(node), checker.masks)
+    if node.op == "call_module":
+        inputs = map_arg(node.args, checker.env.__getitem__)
+        resize(checker.module(node), inputs[0] if inputs else None, repair.expected)
+    restore_numbers(repair)
+    try:
+        return checker.checked(node, node)
+    except Exception as error:  # noqa: BLE001 - whatever an op says of sizes that do not fit asks for mending
+        cause = error
+    try:
+        mend(repair)
+        return checker.checked(node, node)
+    except Exception as error:
+        raise RewriteError(
+            f"{node.format_node()} cannot be narrowed ({cause}; after mending: {error}): "
+            "exclude the layers that feed it"
+        ) from error
+
+
+def _narrow_parameters(small: ModelGraph, checker: Checker) -> None:
+    """Replace every parameter and buffer that loses channels, under all its names, by a narrower one."""
+    narrowed: dict[int, Tensor] = {}
+    for path, module in small.named_modules(remove_duplicate=False):
+        for store in (module._parameters, module._buffers):
+            for name, tensor in list(store.items()):
+                if tensor is None:
+                    continue
+                if id(tensor) not in narrowed:
+                    owner = checker.owners[f"{path}.{name}" if path else name]
+                    narrowed[id(tensor)] = _narrow(tensor, [checker.kept(Slot(owner, axis)) for axis in range(tensor.ndim)])
+                store[name] = narrowed[id(tensor)]
+
+
+def _narrow(tensor: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
+    """The tensor with only the kept indices of each axis; itself where all stay."""
+    data = tensor.detach()
+    for axis, mask in enumerate(keep):
+        if mask is not None and not bool(mask.all()):
+            data = data.index_select(axis, mask.nonzero().flatten().to(data.device))
+    if data.shape == tensor.shape:
+        return tensor
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(data.clone(), requires_grad=tensor.requires_grad)
+    return data.clone()
+
+
+class Checker(Context):
+    """The pass that seeds a rewritten graph with the labels that stay, and compares at every node."""
+
+    def __init__(self, graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> None:
+        super().__init__(graph)
+        self.coupling, self.old = coupling, coupling.values
+        self.stays = torch.from_numpy(np.append(keep, True)[np.append(coupling.unit_of, -1)])
+        self.merged = torch.from_numpy(np.append(coupling.merged, -1))
+        self.original = self.node
+
+    def spec(self, node: fx.Node | None = None) -> Any:
+        return self.coupling.specs[(node or self.original).name]
+
+    def kept(self, slot: Slot) -> Tensor | None:
+        """Which indices of a slot stay, or None where the slot has no labels."""
+        if slot not in self.coupling.slots:
+            return None
+        start, size = self.coupling.slots[slot]
+        return self.stays[start : start + size]
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        a, b = torch.broadcast_tensors(self._classes(a), self._classes(b))
+        if bool(((a != b) & (a >= 0) & (b >= 0)).any()):
+            raise MismatchError(f"channels of different units meet in {self.describe()}")
+
+    def freeze(self, labels: Tensor, reason: str) -> None:
+        """Nothing: what is frozen stays, and the labels show it."""
+
+    def choose(self, options: Sequence[Option]) -> None:
+        def holds(option: Option) -> bool:
+            try:
+                for a, b in option.ties:
+                    self.tie(a, b)
+            except MismatchError:
+                return False
+            return True
+
+        if not any(holds(option) for option in options):
+            raise MismatchError(f"what stays is not rectangular in {self.describe()}")
+
+    def produce(self, labels: Tensor, site: str) -> None:
+        """Nothing: sites are known."""
+
+    def edge(self, source: fx.Node, dim: int, labels: Tensor, through: Tensor | None) -> None:
+        """Nothing: edges are known."""
+
+    def fresh(self, slot: Slot, size: int) -> Tensor:
+        start, length = self.coupling.slots.get(slot, (0, 0))
+        labels = torch.arange(start, start + length, dtype=torch.float64)[self.stays[start : start + length]]
+        if len(labels) != size:
+            raise MismatchError(f"axis {slot.axis} of {slot.owner} has {size} channels in place of {len(labels)}")
+        return labels
+
+    def slot_axes(self, owner: str, shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(axis for axis in range(len(shape)) if Slot(owner, axis) in self.coupling.slots)
+
+    def axes_of(self, tensor: Tensor, output: int, plane: int) -> tuple[int, ...]:
+        axes = self.coupling.axes[self.original.name, output, plane]
+        if not is_constant_beside(tensor, axes):
+            raise MismatchError(f"the channels do not lie along axes {axes} in {self.describe()}")
+        return axes
+
+    def checked(self, node: fx.Node, original: fx.Node) -> Any:
+        """The node's value, compared with the narrowed value of the original node."""
+        self.original = original
+        value = step(self, node, unknown="freeze")
+        expected = self.expected(original)
+        if not self._agree(value, expected):
+            raise MismatchError(f"node {node.name} has other labels than the original's that stay")
+        return value
+
+    def expected(self, node: fx.Node) -> Any:
+        """The original value of a node, restricted to what stays."""
+        return pytree.tree_map_only(Labels, self.restrict, self.old[node.name])
+
+    def restrict(self, x: Labels) -> Labels:
+        """A value with the indices of every axis that carry only channels that go left out."""
+        indices = [mask.nonzero().flatten() for mask in self.masks(x)]
+        shape = tuple(len(index) for index in indices)
+        return Labels(shape, tuple(self._restricted(plane, indices) for plane in x.planes), x.value)
+
+    def masks(self, x: Labels) -> list[Tensor]:
+        """For every axis of a value of the original graph, which of its indices stay."""
+        masks = [torch.ones(size, dtype=torch.bool) for size in x.shape]
+        for plane in x.planes:
+            for axis in plane.axes:
+                masks[axis] &= self._stays(plane.core).movedim(axis, 0).reshape(x.shape[axis], -1).any(1)
+        return masks
+
+    def _restricted(self, plane: Plane, indices: list[Tensor]) -> Plane:
+        core = plane.core
+        for axis in plane.axes:
+            core = core.index_select(axis, indices[axis])
+        if not bool(self._stays(core).all()):
+            raise MismatchError("what stays is not rectangular")
+        return Plane(core, plane.axes)
+
+    def _stays(self, labels: Tensor) -> Tensor:
+        return self.stays[labels.long()]
+
+    def _classes(self, labels: Tensor) -> Tensor:
+        return self.merged[torch.where(labels == NO_CHANNEL, len(self.merged) - 1, labels).long()]
+
+    def _agree(self, value: Any, expected: Any) -> bool:
+        """Whether two nested values have the same shapes and, plane by plane, the same labels in order."""
+        found, wanted = pytree.tree_leaves(value), pytree.tree_leaves(expected)
+        if len(found) != len(wanted):
+            return False
+        return all(self._same(a, b) for a, b in zip(found, wanted, strict=True))
+
+    def _same(self, a: Any, b: Any) -> bool:
+        if not isinstance(a, Labels) or not isinstance(b, Labels):
+            return isinstance(a, Labels) == isinstance(b, Labels)
+        if a.shape != b.shape or len(a.planes) != len(b.planes):
+            return False
+        return all(
+            p.axes == q.axes and p.core.shape == q.core.shape and bool((p.core == q.core).all())
+            for p, q in zip(a.planes, b.planes, strict=True)
+        )
+
+

@@ -1,0 +1,147 @@
+"""Layers with weights: they read the labels of their input channels and give those of their output channels."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxprune.labels import NO_CHANNEL, Labels, vector_plane
+from fxprune.rules.context import Context, Option, Slot
+from fxprune.rules.table import rule
+
+
+@rule(nn.Linear)
+def linear_module(ctx: Context, module: nn.Linear, x: Labels) -> Labels:
+    return linear(ctx, x, ctx.own("weight"), ctx.own("bias"))
+
+
+@rule(F.linear)
+def linear(ctx: Context, input: Any, weight: Any, bias: Any = None) -> Labels:
+    """x W^T + b: the last axis is read; every other axis goes through."""
+    last = input.ndim - 1
+    ctx.tie(ctx.consume(input, last), ctx.vector(weight, 1))
+    outputs = ctx.vector(weight, 0)
+    _bias(ctx, bias, outputs)
+    ctx.produce(outputs, ctx.site(weight))
+    shape = (*input.shape[:-1], len(outputs))
+    return Labels(shape, (*_labelled(outputs, last, len(shape)), *input.beside(last)))
+
+
+def convolve_module(ctx: Context, module: Any, x: Labels, *sizes: Any, nd: int, transposed: bool) -> Labels:
+    return convolve(ctx, x, ctx.own("weight"), ctx.own("bias"), groups=module.groups, nd=nd, transposed=transposed)
+
+
+def convolve(
+    ctx: Context,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    *rest: Any,
+    nd: int,
+    transposed: bool,
+    groups: int = 1,
+    **kwargs: Any,
+) -> Labels:
+    """Convolutions and their transposes, of `nd` spatial axes, dense, grouped or depthwise."""
+    groups = rest[3] if len(rest) > 3 else groups
+    axis = input.ndim - nd - 1
+    inputs = ctx.vector(input, axis)
+    outputs = _channels(ctx, inputs, weight, groups, transposed=transposed)
+    through = outputs.reshape(groups, -1)[:, :1].expand(-1, len(inputs) // groups).reshape(-1) if groups > 1 else None
+    ctx.read(input, axis, inputs, through)
+    _bias(ctx, bias, outputs)
+    ctx.produce(outputs, ctx.site(weight))
+    for plane in input.planes:
+        if any(dim > axis for dim in plane.axes) and axis not in plane.axes:
+            ctx.freeze(plane.core, f"lies along the positions that {ctx.describe()} runs over")
+    shape = (*input.shape[:axis], len(outputs), *ctx.spec().shape[axis + 1 :])
+    beside = input.beside(*range(axis, input.ndim))
+    return Labels(shape, (*_labelled(outputs, axis, len(shape)), *beside))
+
+
+def _channels(ctx: Context, inputs: Tensor, weight: Labels, groups: int, *, transposed: bool) -> Tensor:
+    """Tie a convolution's input channels to its weight; returns the labels of its output channels."""
+    if groups == 1:
+        ctx.tie(inputs, ctx.vector(weight, int(not transposed)))
+        return ctx.vector(weight, int(transposed))
+    slots, outer = ctx.vector(weight, 1), ctx.vector(weight, 0)
+    if transposed:
+        ctx.tie(inputs, outer)
+        outputs = ctx.fresh(Slot(ctx.site(weight), "out"), groups * weight.shape[1])
+    else:
+        outputs = outer
+    _keep_rectangular(ctx, inputs.reshape(groups, -1), outputs.reshape(groups, -1), slots, transposed=transposed)
+    return outputs
+
+
+def _keep_rectangular(ctx: Context, inputs: Tensor, outputs: Tensor, slots: Tensor, *, transposed: bool) -> None:
+    """A grouped layer loses whole groups (rows of both grids), or the same slots of every group (columns).
+
+    `slots` labels axis 1 of the weight, which all groups share: the inputs of a group, or its outputs in a transpose.
+    """
+    rows = Option(((inputs[:, :1], inputs), (outputs[:, :1], outputs), (inputs[:, 0], outputs[:, 0])), (slots,))
+    shared = outputs if transposed else inputs
+    columns = Option(((inputs[:1], inputs), (outputs[:1], outputs), (shared[0], slots)))
+    if inputs.shape[1] == 1 and not transposed or (outputs.shape[1] == 1 and transposed):
+        ctx.choose([rows])
+    else:
+        ctx.choose([rows, columns])
+
+
+for _nd in (1, 2, 3):
+    for _transposed, _name in ((False, f"conv{_nd}d"), (True, f"conv_transpose{_nd}d")):
+        _class = getattr(nn, f"ConvTranspose{_nd}d" if _transposed else f"Conv{_nd}d")
+        rule(getattr(F, _name))(partial(convolve, nd=_nd, transposed=_transposed))
+        rule(_class)(partial(convolve_module, nd=_nd, transposed=_transposed))
+
+
+@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+@rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+def batch_norm_module(ctx: Context, module: nn.Module, x: Labels) -> Labels:
+    names = ("running_mean", "running_var", "weight", "bias")
+    return channelwise(ctx, x, *(ctx.own(name) for name in names), axis=_channel_axis(module, x))
+
+
+def _channel_axis(module: nn.Module, x: Labels) -> int:
+    """Axis 1; axis 0 for an InstanceNorm's input without a batch axis."""
+    ndim = {"1": 3, "2": 4, "3": 5}.get(type(module).__name__[-2], 0)
+    return 0 if isinstance(module, nn.modules.instancenorm._InstanceNorm) and x.ndim < ndim else 1
+
+
+@rule(F.batch_norm, F.instance_norm)
+def batch_norm(
+    ctx: Context,
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Labels:
+    return channelwise(ctx, input, running_mean, running_var, weight, bias)
+
+
+def channelwise(ctx: Context, x: Labels, *parameters: Labels | None, axis: int = 1) -> Labels:
+    """Parameters with one entry a channel are tied to the channels, which go on."""
+    labels = ctx.vector(x, axis)
+    for parameter in parameters:
+        if parameter is not None:
+            ctx.tie(labels, ctx.vector(parameter, 0))
+    return x
+
+
+def _bias(ctx: Context, bias: Labels | None, outputs: Tensor) -> None:
+    if bias is not None:
+        ctx.tie(outputs, ctx.vector(bias, 0))
+
+
+def _labelled(vector: Tensor, dim: int, ndim: int) -> tuple[Any, ...]:
+    """The plane of a vector of labels, unless none of its slots is a channel."""
+    return (vector_plane(vector, dim, ndim),) if bool((vector != NO_CHANNEL).any()) else ()
+
+

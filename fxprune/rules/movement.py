@@ -1,0 +1,170 @@
+"""Data movement: one shared rule, which runs the operation itself on the labels."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.labels import NO_CHANNEL, Labels, vector_plane
+from fxprune.rules.context import Context, Slot, labels_in
+from fxprune.rules.table import rule
+
+_VIEWS = {"view": "reshape", "view_as": "reshape_as"}
+
+
+def call(node: fx.Node, graph: fx.GraphModule, args: Any, kwargs: Any) -> Any:
+    """Run a call node's operation on other arguments; a view of expanded labels may have to copy."""
+    if node.op == "call_module":
+        return graph.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        name = _VIEWS.get(str(node.target), str(node.target))
+        name = name.rstrip("_") if name in _IN_PLACE else name
+        return getattr(args[0], name)(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+_IN_PLACE = {"squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_"}
+
+
+@rule(
+    torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.swapaxes, torch.swapdims, torch.movedim,
+    torch.moveaxis, torch.squeeze, torch.unsqueeze, torch.t, torch.chunk, torch.split, torch.tensor_split,
+    torch.unbind, torch.narrow, torch.select, torch.index_select, torch.flip, torch.fliplr, torch.flipud, torch.roll,
+    torch.rot90, torch.repeat_interleave, torch.tile, torch.pixel_shuffle, torch.pixel_unshuffle, F.pixel_shuffle,
+    F.pixel_unshuffle, torch.channel_shuffle, F.channel_shuffle, torch.unflatten, torch.ravel, torch.gather,
+    torch.hsplit, torch.vsplit, torch.dsplit, torch.native_channel_shuffle, operator.getitem,
+    "view", "reshape", "flatten", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "squeeze",
+    "unsqueeze", "t", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "index_select", "flip", "fliplr",
+    "flipud", "roll", "rot90", "repeat", "repeat_interleave", "tile", "unflatten", "ravel", "view_as", "reshape_as",
+    "gather", "hsplit", "vsplit", "dsplit", "__getitem__", *_IN_PLACE,
+    nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
+)  # fmt: skip
+def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
+    """Run the op on the labels of each plane, and on a tensor of no labels for the shapes of its results."""
+    if ctx.node.op == "call_module":
+        args = args[1:]
+    x = args[0] if args else next(iter(kwargs.values()))
+    if not isinstance(x, Labels):
+        return call(ctx.node, ctx.graph, args, kwargs)
+
+    others = [value for value in labels_in((args, kwargs)) if value is not x and value.value is None]
+    if others and not str(ctx.node.target).endswith("_as"):
+        return ctx.opaque(f"picked by a computed index in {ctx.describe()}", args, kwargs)
+
+    def run(tensor: Tensor) -> Any:
+        def fill(value: Labels) -> Tensor:
+            return tensor if value is x else _constant(value)
+
+        return call(ctx.node, ctx.graph, *pytree.tree_map_only(Labels, fill, (args, kwargs)))
+
+    bare = run(torch.zeros(()).expand(x.shape))
+    moved = [run(plane.over(x.shape)) for plane in x.planes]
+    if isinstance(bare, Tensor):
+        return ctx.settle(moved, bare.shape)
+    return tuple(ctx.settle([m[i] for m in moved], part.shape, i) for i, part in enumerate(bare))
+
+
+def _constant(value: Labels) -> Tensor:
+    """The numbers of a constant (an index, say), or a tensor of its shape where only that matters."""
+    return torch.zeros(()).expand(value.shape) if value.value is None else value.value
+
+
+@rule(torch.cat, torch.concat, torch.concatenate)
+def cat(ctx: Context, tensors: Sequence[Labels], dim: int = 0, **kwargs: Any) -> Labels:
+    """Labels stand side by side along `dim`; along every other axis they meet, as in an element-wise op."""
+    dim = kwargs.get("axis", dim) % tensors[0].ndim
+    rows = [Labels(_with(x.shape, dim, 1), x.beside(dim)) for x in tensors]
+    across = ctx.meet(rows, rows[0].shape)
+    shape = _with(tensors[0].shape, dim, sum(x.shape[dim] for x in tensors))
+    vectors = torch.cat([ctx.vector(x, dim) for x in tensors])
+    along = () if bool((vectors == NO_CHANNEL).all()) else (vector_plane(vectors, dim, len(shape)),)
+    return Labels(shape, along + across.planes)
+
+
+@rule(torch.stack)
+def stack(ctx: Context, tensors: Sequence[Labels], dim: int = 0) -> Labels:
+    """The inputs meet; the new axis carries no labels."""
+    met = ctx.meet(tensors, tensors[0].shape)
+    dim = dim % (met.ndim + 1)
+    planes = [plane.over(met.shape).unsqueeze(dim) for plane in met.planes]
+    return ctx.settle(planes, _inserted(met.shape, dim, len(tensors)))
+
+
+@rule(F.pad, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+def pad(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
+    """Padding along an axis of channels makes channels of its own; along any other axis it belongs to the channel."""
+    x, amounts, mode = pad_arguments(ctx.graph, ctx.node, args, kwargs)
+    shape, planes = list(x.shape), list(x.planes)
+    for dim, (before, after) in amounts.items():
+        shape[dim] += before + after
+        if not x.along(dim) or (before, after) == (0, 0) and mode == "constant":
+            continue
+        if mode != "constant" or min(before, after) < 0:
+            return ctx.opaque(f"{mode} padding or cropping of an axis of channels in {ctx.describe()}", x)
+        inner = ctx.vector(x, dim)
+        outer = [ctx.fresh(Slot(ctx.node.name, f"{side}{dim}"), size) for side, size in _sides(before, after)]
+        for labels in outer:
+            ctx.produce(labels, ctx.node.name)
+        planes = [plane for plane in planes if dim not in plane.axes]
+        planes.append(vector_plane(torch.cat([outer[0], inner, outer[1]]), dim, x.ndim))
+    return Labels(tuple(shape), tuple(planes))
+
+
+def _sides(before: int, after: int) -> tuple[tuple[str, int], tuple[str, int]]:
+    return ("before", before), ("after", after)
+
+
+def pad_arguments(
+    graph: fx.GraphModule, node: fx.Node, args: Any, kwargs: Any
+) -> tuple[Labels, dict[int, tuple[int, int]], str]:
+    """The input, the (before, after) amounts of every padded axis, and the mode of a padding node."""
+    if node.op == "call_module":
+        module: Any = graph.get_submodule(str(node.target))
+        x, flat, mode = args[-1], module.padding, "constant"
+    else:
+        given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
+        x, flat, mode = given["input"], given["pad"], given.get("mode", "constant")
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return x, {x.ndim - 1 - i: (int(a), int(b)) for i, (a, b) in enumerate(pairs)}, mode
+
+
+@rule("expand", "expand_as", "broadcast_to", torch.broadcast_to, torch.expand_copy)
+def expand(ctx: Context, x: Labels, *size: Any, **kwargs: Any) -> Labels:
+    """Labels stay; an axis that is spread out over the channels of another tensor carries that tensor's labels."""
+    like = size[0] if size and isinstance(size[0], Labels) else None
+    bare = call(ctx.node, ctx.graph, *pytree.tree_map_only(Labels, _blank, ((x, *size), kwargs)))
+    by = len(bare.shape) - x.ndim
+    own = Labels(tuple(bare.shape), tuple(plane.shifted(by) for plane in x.planes))
+    if like is None:
+        return own
+    spread = Labels(own.shape, tuple(p for p in like.planes if all((1,) * by + x.shape)[a] == 1 for a in p.axes))
+    return Labels(own.shape, own.planes + spread.planes)
+
+
+def _blank(value: Labels) -> Tensor:
+    return torch.zeros(()).expand(value.shape)
+
+
+@rule(F.unfold, nn.Unfold)
+def unfold(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
+    """im2col: every channel becomes kernel-size many rows."""
+    x = labels_in((args, kwargs))[0]
+    spec = ctx.spec()
+    source = ctx.source(x)
+    rows = spec.shape[1] // ctx.spec(source).shape[1] if source else 1
+    vector = ctx.vector(x, 1).repeat_interleave(rows)
+    return Labels((x.shape[0], len(vector), *spec.shape[2:]), (vector_plane(vector, 1, 3),))
+
+
+def _with(shape: Sequence[int], dim: int, size: int) -> tuple[int, ...]:
+    return (*shape[:dim], size, *shape[dim + 1 :])
+
+
+def _inserted(shape: Sequence[int], dim: int, size: int) -> tuple[int, ...]:
+    return (*shape[:dim], size, *shape[dim:])

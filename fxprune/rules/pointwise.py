@@ -1,0 +1,94 @@
+"""Element-wise operations: labels that meet are tied, and go on."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.ops import StochasticDepth
+from torchvision.ops.stochastic_depth import stochastic_depth
+
+from fxprune.labels import Labels
+from fxprune.rules.context import Context, labels_in
+from fxprune.rules.table import Key, rule
+
+_ARITHMETIC = (
+    "add", "sub", "mul", "div", "true_divide", "floor_divide", "remainder", "fmod", "pow", "float_power", "maximum",
+    "minimum", "fmax", "fmin", "atan2", "hypot", "copysign", "lerp", "addcmul", "addcdiv", "where", "logaddexp",
+    "rsub", "subtract", "multiply", "divide", "xlogy", "heaviside", "eq", "ne", "gt", "ge", "lt", "le", "greater",
+    "greater_equal", "less", "less_equal", "not_equal", "logical_and", "logical_or", "logical_xor", "logical_not",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "isclose", "masked_fill", "clamp", "clip", "clamp_min",
+    "clamp_max", "nan_to_num", "isnan", "isinf", "isfinite",
+)  # fmt: skip
+_FUNCTIONS = (
+    "abs", "absolute", "neg", "negative", "positive", "sign", "sgn", "sqrt", "rsqrt", "square", "reciprocal", "exp",
+    "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh",
+    "tanh", "asinh", "acosh", "atanh", "arctan", "sigmoid", "logit", "erf", "erfc", "floor", "ceil", "round", "trunc",
+    "frac", "sinc", "relu", "relu6", "elu", "selu", "celu", "silu", "mish", "gelu", "softplus", "softsign",
+    "tanhshrink", "hardshrink", "softshrink", "hardtanh", "hardsigmoid", "hardswish", "leaky_relu", "rrelu",
+    "threshold", "logsigmoid", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
+    "feature_alpha_dropout", "feature_dropout", "clone", "contiguous", "detach", "float", "double", "half", "bfloat16",
+    "long", "int", "bool", "to", "type", "type_as", "cpu", "cuda", "requires_grad_", "zeros_like", "ones_like",
+    "empty_like", "full_like", "rand_like", "randn_like", "deg2rad", "rad2deg", "bernoulli", "view_as_real_",
+    "nan_to_num", "detach_", "zero_", "fill_",
+)  # fmt: skip
+_OPERATORS = (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "abs", "iadd", "isub", "imul", "itruediv",
+    "ifloordiv", "imod", "ipow", "eq", "ne", "gt", "ge", "lt", "le", "and_", "or_", "xor", "inv", "invert", "iand",
+    "ior", "ixor",
+)  # fmt: skip
+_MODULES = (
+    nn.Identity, nn.ReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.CELU, nn.SiLU, nn.Mish, nn.GELU, nn.Softplus, nn.Softsign,
+    nn.Tanh, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.LeakyReLU,
+    nn.RReLU, nn.Threshold, nn.LogSigmoid, nn.Sigmoid, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
+    nn.AlphaDropout, nn.FeatureAlphaDropout, StochasticDepth,
+)  # fmt: skip
+
+
+def _keys() -> Iterator[Key]:
+    """Every spelling of the element-wise ops: functions, methods, in-place forms, operators and modules."""
+    seen: set[Key] = set()
+    for name in dict.fromkeys(_ARITHMETIC + _FUNCTIONS):
+        spellings: list[Key] = [name, f"{name.rstrip('_')}_"]
+        for home in (torch, F):
+            spellings += [found for n in (name, f"{name}_") if (found := getattr(home, n, None)) is not None]
+        yield from (key for key in spellings if callable(key) or isinstance(key, str) if not (key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+    yield from (getattr(operator, name) for name in _OPERATORS)
+    yield from ("__add__", "__radd__", "__mul__", "__rmul__", "__sub__", "__rsub__", "__truediv__", "__rtruediv__")
+    yield from (*_MODULES, stochastic_depth)
+
+
+@rule(*_keys())
+def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
+    """The result carries the labels of its operands; operands of one broadcast shape meet."""
+    if ctx.node.target in ("to", "type_as"):
+        args, kwargs = args[:1], {}
+    inputs = labels_in((args, kwargs))
+    return ctx.meet(inputs, torch.broadcast_shapes(*(x.shape for x in inputs)))
+
+
+@rule(nn.PReLU, F.prelu, torch.prelu, "prelu")
+def prelu(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
+    """One slope a channel is tied to the channel; one slope for all is not."""
+    x, weight = labels_in((args, kwargs))[0], ctx.own("weight") if ctx.node.op == "call_module" else args[1]
+    if weight is not None and weight.shape and weight.shape[0] > 1 and x.ndim > 1:
+        ctx.tie(ctx.vector(x, 1), ctx.vector(weight, 0))
+    return x
+
+
+@rule(F.glu, nn.GLU)
+def glu(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
+    """The first half of an axis times the sigmoid of the second: the halves are tied."""
+    x = labels_in((args, kwargs))[0]
+    dim = (args[0].dim if ctx.node.op == "call_module" else kwargs.get("dim", args[1] if len(args) > 1 else -1)) % x.ndim
+    half = x.shape[dim] // 2
+    parts = []
+    for start in (0, half):
+        shape = (*x.shape[:dim], half, *x.shape[dim + 1 :])
+        planes = [p if dim not in p.axes else type(p)(p.core.narrow(dim, start, half), p.axes) for p in x.planes]
+        parts.append(Labels(shape, tuple(planes)))
+    return ctx.meet(parts, parts[0].shape)

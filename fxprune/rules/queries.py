@@ -1,0 +1,60 @@
+"""Questions about a tensor (its size, dtype, device), and checks: they carry no labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx._symbolic_trace import _assert_is_none
+
+from fxprune.labels import Labels
+from fxprune.rules.context import Context
+from fxprune.rules.movement import move
+from fxprune.rules.table import rule
+
+
+@rule("size", torch.Tensor.size)
+def size(ctx: Context, x: Labels, dim: int | None = None) -> Any:
+    return torch.Size(x.shape) if dim is None else x.shape[dim]
+
+
+@rule("dim", "ndimension", "__len__", "numel", "nelement", torch.numel, len)
+def measure(ctx: Context, x: Any) -> int:
+    if not isinstance(x, Labels):
+        return len(x)
+    if ctx.node.target in ("dim", "ndimension"):
+        return x.ndim
+    return x.shape[0] if ctx.node.target in (len, "__len__") else torch.Size(x.shape).numel()
+
+
+@rule(getattr)
+def attribute(ctx: Context, x: Any, name: str) -> Any:
+    """Shape, rank, dtype and device are answered; a transpose (.T, .mT) is data movement; .data is the tensor."""
+    if not isinstance(x, Labels):
+        return getattr(x, name)
+    if name in ("T", "mT", "H", "mH"):
+        return move(ctx, x, name)
+    if name in ("data", "real"):
+        return x
+    if name == "shape":
+        return torch.Size(x.shape)
+    if name == "ndim":
+        return x.ndim
+    spec = ctx.spec(ctx.source(x))
+    return getattr(torch.empty(0, dtype=spec.dtype, device=spec.device), name)
+
+
+@rule("is_floating_point", "is_complex", "is_contiguous", "get_device", "element_size", torch.is_floating_point)
+def property_of(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
+    return ctx.spec()
+
+
+@rule("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor")
+def new(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """A new tensor of literal size: it has no channels of its own."""
+    return Labels(tuple(ctx.spec().shape))
+
+
+@rule(torch._assert, _assert_is_none)
+def check(ctx: Context, *args: Any, **kwargs: Any) -> None:
+    return None

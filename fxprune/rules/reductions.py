@@ -1,0 +1,162 @@
+"""Operations that look across an axis: reductions, softmax, pooling over positions, resampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxprune.example import TensorSpec
+from fxprune.labels import Labels, Plane, vector_plane
+from fxprune.rules.context import Context, labels_in
+from fxprune.rules.table import Key, rule
+
+_REDUCTIONS = (
+    "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod", "norm", "logsumexp", "median",
+    "nanmean", "argmax", "argmin", "all", "any", "sum",
+)  # fmt: skip
+
+
+def _reduction_keys() -> list[Key]:
+    functions: list[Key] = [getattr(torch, name) for name in _REDUCTIONS]
+    return [*functions, *_REDUCTIONS, torch.linalg.norm, torch.linalg.vector_norm]
+
+
+@rule(*_reduction_keys())
+def reduce(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
+    """A sum reads the channels that it runs over; any other reduction over channels keeps them whole.
+
+    Where only a part of a grid's axes is reduced, what is reduced together lives or dies together.
+    """
+    second = labels_in((args, kwargs))
+    if second:
+        return ctx.meet((x, *second), torch.broadcast_shapes(x.shape, second[0].shape))
+    dims, keepdim = _reduced_axes(ctx, x, args, kwargs)
+    planes = [plane for plane in (_reduced(ctx, x, plane, dims) for plane in x.planes) if plane is not None]
+    bare = torch.empty(x.shape, device="meta").sum(dims, keepdim)
+    moved = tuple(plane if keepdim else _without(plane, dims) for plane in planes)
+    result = Labels(tuple(bare.shape), moved)
+    return pytree.tree_map_only(TensorSpec, lambda spec: result if len(spec.shape) == bare.ndim else Labels(()), ctx.spec())
+
+
+def _reduced_axes(ctx: Context, x: Labels, args: Any, kwargs: Any) -> tuple[tuple[int, ...], bool]:
+    """The axes that the reduction at hand runs over, and whether it keeps them as axes of size 1."""
+    given = [a for a in args if isinstance(a, (int, tuple, list)) and not isinstance(a, bool)]
+    if "norm" in str(ctx.node.target) or getattr(ctx.node.target, "__name__", "").endswith("norm"):
+        given = list(args[1:2])
+    dim = kwargs.get("dim", kwargs.get("axis", given[0] if given else None))
+    first = pytree.tree_leaves(ctx.spec())[0]
+    keepdim = isinstance(first, TensorSpec) and dim is not None and len(first.shape) == x.ndim
+    dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
+    return tuple(sorted({d % x.ndim for d in dims})) if x.ndim else (), keepdim
+
+
+def _reduced(ctx: Context, x: Labels, plane: Plane, dims: Sequence[int]) -> Plane | None:
+    """What is left of one plane: the plane with its reduced axes narrowed to 1, or None where nothing is."""
+    inside = [axis for axis in plane.axes if axis in dims]
+    rest = tuple(axis for axis in plane.axes if axis not in dims)
+    if inside and rest:
+        first = plane.core
+        for axis in inside:
+            first = first.narrow(axis, 0, 1)
+        ctx.tie(first, plane.core)
+        return Plane(first, rest)
+    if not inside:
+        return plane
+    is_sum = ctx.node.target in ("sum", torch.sum)
+    if is_sum and len(inside) == 1 and len(x.along(inside[0])) == 1:
+        ctx.consume(x, inside[0])
+    else:
+        ctx.freeze(plane.core, f"a statistic over the channels is taken by {ctx.describe()}")
+    return None
+
+
+def _without(plane: Plane, dims: Sequence[int]) -> Plane:
+    """The plane of the tensor without the axes `dims`, which have size 1 in it."""
+    kept = [d for d in range(plane.core.ndim) if d not in dims]
+    core = plane.core.reshape([plane.core.shape[d] for d in kept])
+    return Plane(core, tuple(kept.index(axis) for axis in plane.axes))
+
+
+@rule(torch.softmax, torch.log_softmax, F.softmax, F.log_softmax, F.softmin, F.normalize, F.gumbel_softmax)
+@rule("softmax", "log_softmax", "cumsum", "sort", torch.cumsum, torch.sort, torch.topk, "topk", F.cosine_similarity)
+@rule(nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d)
+def normalise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
+    """What is normalised or ordered along an axis of channels keeps them; a grid is tied along that axis."""
+    x = labels_in((args, kwargs))[0]
+    dim = _normalised_axis(ctx, x, args, kwargs)
+    planes = []
+    for plane in x.planes:
+        if plane.axes == (dim,):
+            ctx.freeze(plane.core, f"a statistic over the channels is taken by {ctx.describe()}")
+        elif dim in plane.axes:
+            ctx.tie(plane.core.narrow(dim, 0, 1), plane.core)
+        planes.append(plane)
+    outputs = pytree.tree_leaves(ctx.spec())
+    same = all(spec.shape == outputs[0].shape for spec in outputs) and len(outputs[0].shape) == x.ndim
+    if not same or outputs[0].shape != tuple(ctx.spec(ctx.source(x)).shape):
+        return ctx.opaque(f"ordered by {ctx.describe()}", x)
+    return pytree.tree_map_only(TensorSpec, lambda spec: Labels(x.shape, tuple(planes)), ctx.spec())
+
+
+def _normalised_axis(ctx: Context, x: Labels, args: Any, kwargs: Any) -> int:
+    if ctx.node.op == "call_module":
+        dim = -3 if isinstance(args[0], nn.Softmax2d) else getattr(args[0], "dim", None)
+    else:
+        given = [a for a in args if isinstance(a, int) and not isinstance(a, bool)]
+        dim = kwargs.get("dim", given[0] if given else None)
+    default = 1 if ctx.node.target is F.normalize or x.ndim not in (0, 1, 3) else 0
+    return int(default if dim is None else dim) % max(x.ndim, 1)
+
+
+def over_positions(ctx: Context, *args: Any, nd: int, **kwargs: Any) -> Any:
+    """Pooling and resampling: each channel by itself, over its `nd` axes of positions."""
+    inputs = labels_in((args, kwargs))
+    x = inputs[0]
+    axis = x.ndim - nd - 1
+    through = list(x.beside(*range(axis + 1, x.ndim)))
+    for plane in x.planes:
+        if all(plane is not other for other in through):
+            _by_channel(ctx, x, plane, axis, through)
+    for indices in inputs[1:]:
+        ctx.meet((x, indices), x.shape)
+
+    def result(spec: TensorSpec) -> Labels:
+        return Labels((*x.shape[: axis + 1], *spec.shape[axis + 1 :]), tuple(through))
+
+    return pytree.tree_map_only(TensorSpec, result, ctx.spec())
+
+
+def _by_channel(ctx: Context, x: Labels, plane: Plane, axis: int, through: list[Plane]) -> None:
+    """Labels along positions: tied to their channel, or frozen where they have none."""
+    if axis in plane.axes and not any(dim < axis for dim in plane.axes):
+        through.append(vector_plane(ctx.vector(x, axis), axis, x.ndim))
+    else:
+        ctx.freeze(plane.core, f"lies along the positions that {ctx.describe()} runs over")
+
+
+_POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool", "fractional_max_pool", "max_unpool")
+for _nd in (1, 2, 3):
+    for _name in _POOLS:
+        _suffixes = (f"{_name}{_nd}d", f"{_name}{_nd}d_with_indices")
+        _homes = (F, torch, torch._C._nn)
+        _found = {getattr(home, name) for home in _homes for name in _suffixes if hasattr(home, name)}
+        _class = "".join(part.capitalize() for part in _name.split("_")).replace("Lp", "LP") + f"{_nd}d"
+        _found |= {getattr(nn, _class)} if hasattr(nn, _class) else set()
+        rule(*_found)(partial(over_positions, nd=_nd))
+
+
+@rule(F.interpolate, F.upsample, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+@rule(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d)
+@rule(nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d, F.grid_sample)
+def resample(ctx: Context, *args: Any, **kwargs: Any) -> Any:
+    """Positions are resampled; a module's name or the rank of the input tells how many axes they have."""
+    x = labels_in((args, kwargs))[0]
+    if ctx.node.op == "call_module" and type(args[0]).__name__[-2:] in ("1d", "2d", "3d"):
+        return over_positions(ctx, x, nd=int(type(args[0]).__name__[-2]))
+    return over_positions(ctx, x, nd=x.ndim - 2)

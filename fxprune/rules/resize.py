@@ -1,0 +1,55 @@
+"""How a layer's attributes follow its narrowed parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from fxprune.labels import Labels
+from fxprune.rules.table import module_class
+
+Resize = Callable[[Any, Any, Any], None]
+RESIZES: dict[type[nn.Module], Resize] = {}
+
+
+def resizes(*classes: type[nn.Module]) -> Callable[[Resize], Resize]:
+    """Register the decorated `function(module, input, output)`, which sets a module's sizes; both are `Labels`."""
+
+    def register(function: Resize) -> Resize:
+        RESIZES.update(dict.fromkeys(classes, function))
+        return function
+
+    return register
+
+
+def resize(module: nn.Module, x: Any, output: Any) -> None:
+    """Set the sizes of a module whose parameters were narrowed."""
+    function = RESIZES.get(module_class(module) or type(module))
+    if function is not None:
+        function(module, x, output)
+
+
+@resizes(nn.Linear)
+def linear(module: nn.Linear, x: Labels, output: Labels) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+@resizes(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def convolution(module: Any, x: Labels, output: Labels) -> None:
+    axis = x.ndim - len(module.kernel_size) - 1
+    module.in_channels, module.out_channels = x.shape[axis], output.shape[axis]
+    split = module.out_channels if module.transposed else module.in_channels
+    module.groups = split // module.weight.shape[1]
+
+
+@resizes(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+@resizes(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+def normalisation(module: Any, x: Labels, output: Labels) -> None:
+    module.num_features = x.shape[1] if x.ndim > 1 and module.weight is None else len(module.weight)
+
+
+@resizes(nn.PReLU)
+def prelu(module: nn.PReLU, x: Labels, output: Labels) -> None:
+    module.num_parameters = module.weight.numel()

@@ -1,0 +1,62 @@
+"""The table of rules: what each operation does to labels.
+
+A rule is a small function `rule(ctx, *args, **kwargs)` that gets the node's arguments, with a `Labels` in the place
+of every tensor, and returns the node's value in the same way; a rule for a module gets the module before its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+Key = Callable[..., Any] | type[nn.Module] | str
+Rule = Callable[..., Any]
+
+RULES: dict[Key, Rule] = {}
+
+
+def rule(*keys: Key) -> Callable[[Rule], Rule]:
+    """Register the decorated function for functions, method names (str) and module classes.
+
+    Raises ValueError where a key has a rule already; the message names both.
+    """
+
+    def register(function: Rule) -> Rule:
+        for key in keys:
+            present = RULES.get(key)
+            if present not in (None, function):
+                raise ValueError(f"{describe(key)} has a rule already, {present}: remove that one or do not add {function}")
+            RULES[key] = function
+        return function
+
+    return register
+
+
+def describe(key: Key) -> str:
+    """The key as a reader would write it.
+
+    >>> describe("view"), describe(nn.Conv2d)
+    ('method view', 'module torch.nn.modules.conv.Conv2d')
+    """
+    if isinstance(key, str):
+        return f"method {key}"
+    kind = "module" if isinstance(key, type) else "function"
+    return f"{kind} {getattr(key, '__module__', '')}.{getattr(key, '__qualname__', getattr(key, '__name__', key))}"
+
+
+def module_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class under which a module's rule stands: the first ancestor in the table that has the module's own forward."""
+    for cls in type(module).__mro__:
+        if cls in RULES and cls.forward is type(module).forward:  # type: ignore[attr-defined]
+            return cls
+    return None
+
+
+def key_of(node: fx.Node, graph: fx.GraphModule) -> Key:
+    """The key under which the rule of a call node stands, or would stand."""
+    if node.op != "call_module":
+        return node.target
+    module = graph.get_submodule(str(node.target))
+    return module_class(module) or type(module)

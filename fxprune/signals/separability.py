@@ -1,0 +1,66 @@
+"""U-Score: how far apart a unit's activations lie on the two classes that it separates best (arXiv 2508.02291)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 24  # numbers compared at once; bounds the memory of the comparison
+
+
+def directions(size: int, count: int, *, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`count` seeded random unit vectors of `size` entries, as columns; the one number 1 where `size` is 1."""
+    if size == 1:
+        return torch.ones(1, 1, dtype=dtype)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + size)
+    normal = torch.randn(size, count, generator=generator)
+    return (normal / normal.norm(dim=0)).to(dtype)
+
+
+def separability(samples: Tensor, classes: Tensor) -> Tensor:
+    """The largest 1-Wasserstein distance between two classes, of each unit.
+
+    Args:
+        samples: (samples, units, projections), activations of each unit projected on each direction; sliced W1 is
+            the mean over the projections of the exact one-dimensional distance.
+        classes: (samples,) integers.
+
+    Returns:
+        (units,) in the units of the activations; zeros where there is one class only.
+
+    >>> separability(torch.tensor([[[0.0]], [[1.0]], [[4.0]]]), torch.tensor([0, 0, 1]))
+    tensor([3.5000])
+    """
+    units, projections = samples.shape[1:]
+    quantiles, widths = _quantile_functions(samples, classes)
+    flat = quantiles.permute(2, 0, 1, 3).reshape(units, len(quantiles), -1)
+    weighted = flat * (widths.repeat_interleave(projections) / projections)
+    step = max(1, _CHUNK // max(1, weighted[0].numel()))
+    return torch.cat([_diameter(part) for part in weighted.split(step)]) if units else samples.new_zeros(0)
+
+
+def _diameter(points: Tensor) -> Tensor:
+    """The largest L1 distance between two of the points, of each unit; points is (units, points, coordinates)."""
+    best = points.new_zeros(len(points))
+    for index in range(points.shape[1] - 1):
+        distances = (points[:, index + 1 :] - points[:, index : index + 1]).abs().sum(-1)
+        best = torch.maximum(best, distances.amax(1))
+    return best
+
+
+def _quantile_functions(samples: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """The quantile function of each class on one grid that has every class's steps, and the widths of its cells.
+
+    W1 on the line is the L1 distance of quantile functions; those of samples are steps, so the sum is exact.
+    Returns (classes, cells, units, projections) and (cells,).
+    """
+    present, counts = torch.unique(classes, return_counts=True)
+    ends = sorted({(step, int(n)) for n in counts.unique() for step in range(1, int(n) + 1)}, key=lambda e: e[0] / e[1])
+    positions = torch.tensor([step / n for step, n in ends], dtype=torch.float64)
+    keep = torch.cat([torch.diff(positions) > 1e-12, torch.ones(1, dtype=torch.bool)])
+    positions = positions[keep]
+    widths = torch.diff(positions, prepend=positions.new_zeros(1))
+    middles = positions - widths / 2
+    ordered = (samples[classes == label].sort(dim=0).values for label in present)
+    cells = [values[(middles * len(values)).long().to(values.device)] for values in ordered]
+    return torch.stack(cells), widths.to(samples)

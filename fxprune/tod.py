@@ -1,0 +1,57 @@
+"""Tolerance of Difference: how many units a group loses at a level alpha (arXiv 2508.02291)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST_SHARE = 0.99  # of a group's units may go at the most
+
+
+def ranks(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The 0-based rank of each score by rising value; equals keep their order.
+
+    >>> ranks(np.array([3.0, 1.0, 2.0]))
+    array([2, 0, 1])
+    """
+    order = np.argsort(scores, kind="stable")
+    result = np.empty(len(scores), dtype=np.int64)
+    result[order] = np.arange(len(scores))
+    return result
+
+
+def tod_curve(propose: NDArray[np.float64], protect: NDArray[np.float64]) -> NDArray[np.float64]:
+    """ToD(k) = |{k lowest by propose} and {k highest by protect}| / k for k = 1 .. n, in O(n log n).
+
+    A unit is in both sets exactly from k = max(u + 1, n - r) on, with its ranks u and r.
+
+    >>> tod_curve(np.array([0.1, 0.2, 0.3, 0.4]), np.array([4.0, 3.0, 2.0, 1.0]))
+    array([1., 1., 1., 1.])
+    """
+    n = len(propose)
+    first = np.maximum(ranks(propose) + 1, n - ranks(protect))
+    both = np.cumsum(np.bincount(first, minlength=n + 1)[1:])
+    return both / np.arange(1, n + 1)
+
+
+def removed(
+    propose: NDArray[np.float64],
+    protect: NDArray[np.float64],
+    alpha: float,
+    *,
+    min_keep: int = 1,
+    round_to: int = 1,
+) -> NDArray[np.int64]:
+    """The units that a group loses: its k lowest by `propose`, for the largest k <= 0.99 n with ToD(k) <= alpha.
+
+    At least `min_keep` units stay, and the number that stays is rounded up to a multiple of `round_to`.
+
+    >>> removed(np.array([0.1, 0.2, 0.3, 0.4]), np.array([1.0, 2.0, 3.0, 4.0]), 0.0)
+    array([0, 1])
+    """
+    n = len(propose)
+    most = min(int(LARGEST_SHARE * n), n - min_keep)
+    allowed = np.flatnonzero(tod_curve(propose, protect)[: max(most, 0)] <= alpha + 1e-12) + 1
+    count = int(allowed[-1]) if len(allowed) else 0
+    stay = min(n, -(-(n - count) // round_to) * round_to)
+    return np.sort(np.argsort(propose, kind="stable")[: n - stay])

@@ -1,0 +1,96 @@
+"""The proof of a rewritten model: its labels, and its numbers against the original with the removed units zeroed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture import ModelGraph, capture, placeholder_values
+from fxprune.coupling import Coupling, analyse
+from fxprune.errors import FxpruneError, VerificationError
+from fxprune.gates import Mask, insert
+from fxprune.isolation import device_of, evaluating, kept_rng
+from fxprune.plan import Plan, kept_units
+from fxprune.rewrite import MismatchError, check_labels
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tolerance: float | None = None) -> float:
+    """Prove that `small` is `model` with the units that `plan` removes zeroed wherever they are read.
+
+    First the labels that stay are run through `small`; at every node they must be the original's, narrowed. Then both
+    run in eval mode on `example`, the original with a mask on every edge that reads a removed unit.
+
+    Args:
+        tolerance: of the returned error; by default 1e-9 in float64, 1e-4 in float32, 2e-2 in float16, 1e-1 in bfloat16.
+
+    Returns:
+        The largest absolute difference of the outputs, divided by the largest absolute output of the original.
+
+    Raises:
+        VerificationError: the labels disagree, or the error is above the tolerance.
+    """
+    with kept_rng(), torch.no_grad():
+        graph = capture(model, example)
+        coupling = analyse(graph, unknown="freeze")
+        keep = kept_units(plan, coupling)
+        if isinstance(small, ModelGraph):
+            _check_labels(small, coupling, keep, graph)
+        example = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device_of(graph)), example)
+        wanted = masked_output(graph, coupling, keep, example)
+        found = _output(small, example)
+        return _compared(wanted, found, tolerance)
+
+
+def masked_output(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_], example: Any) -> Any:
+    """The output of the original with the units without `keep` zeroed on every edge that reads them: the oracle."""
+    oracle, _ = insert(graph, coupling, lambda edge: Mask(edge, keep))
+    return _output(oracle, example)
+
+
+def _check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_], graph: ModelGraph) -> None:
+    try:
+        check_labels(small, coupling, keep, graph)
+    except MismatchError as error:
+        raise VerificationError(f"{error}: the rewritten graph does not do what the plan says; please report the model") from error
+
+
+def _output(model: Any, example: Any) -> Any:
+    with evaluating(model), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return model(*placeholder_values(model, example))
+
+
+def _compared(wanted: Any, found: Any, tolerance: float | None) -> float:
+    """The relative difference of two nested outputs. Raises VerificationError where it is too large."""
+    expected, got = _tensors(wanted), _tensors(found)
+    if [t.shape for t in expected] != [t.shape for t in got]:
+        raise VerificationError(
+            f"the rewritten model gives shapes {[tuple(t.shape) for t in got]}, "
+            f"the original {[tuple(t.shape) for t in expected]}"
+        )
+    if not expected:
+        raise FxpruneError("the model's output holds no tensor of floats: there is nothing to compare")
+    largest = 0.0
+    for a, b in zip(expected, got, strict=True):
+        scale = float(a.abs().max().clamp_min(torch.finfo(a.dtype).tiny)) if a.numel() else 1.0
+        error = float((a - b).abs().max()) / scale if a.numel() else 0.0
+        limit = TOLERANCES[a.dtype] if tolerance is None else tolerance
+        if not error <= limit:
+            raise VerificationError(
+                f"the rewritten model differs from the zero-masked original by {error:.3g} of the output's scale, "
+                f"more than {limit:.3g}"
+            )
+        largest = max(largest, error)
+    return largest
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """The floating tensors of a nested output."""
+    return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor) and t.is_floating_point()]

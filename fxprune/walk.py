@@ -1,0 +1,85 @@
+"""The label interpreter: walks a graph node by node and asks the rules what each does to labels."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from fxprune.example import TensorSpec
+from fxprune.errors import UnsupportedOpError
+from fxprune.labels import Labels
+from fxprune.rules.context import Context, labels_in
+from fxprune.rules.table import RULES, describe, key_of
+
+Unknown = Literal["error", "freeze"]
+
+
+def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
+    """The value of one node, given those of its inputs in `ctx.env`.
+
+    Raises UnsupportedOpError where the node's operation has no rule and `unknown` is "error".
+    """
+    ctx.node = node
+    args, kwargs = map_arg((node.args, node.kwargs), ctx.env.__getitem__)
+    if node.op == "placeholder":
+        return pytree.tree_map_only(TensorSpec, lambda spec: Labels(spec.shape), ctx.spec())
+    if node.op == "get_attr":
+        return _attribute(ctx, node)
+    if node.op == "output":
+        return ctx.opaque("it is the model's output", args[0]) and None
+    inputs = labels_in((args, kwargs))
+    if node.op != "call_module" and all(_is_known(x) for x in inputs):
+        return _computed(ctx, node, args, kwargs)
+    key = key_of(node, ctx.graph)
+    if key not in RULES:
+        return _unknown(ctx, node, inputs, unknown)
+    if node.op == "call_module":
+        args = (ctx.module(), *args)
+    return RULES[key](ctx, *args, **kwargs)
+
+
+def _is_known(x: Labels) -> bool:
+    return x.value is not None and not x.planes
+
+
+def _computed(ctx: Context, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """Run a node for real: it works on numbers and known constants only."""
+    args, kwargs = pytree.tree_map_only(Labels, lambda x: x.value, (args, kwargs))
+    with torch.no_grad():
+        if node.op == "call_method":
+            value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            value = node.target(*args, **kwargs)  # type: ignore[operator]
+    return pytree.tree_map_only(Tensor, lambda t: Labels(tuple(t.shape), value=t), value)
+
+
+def _attribute(ctx: Context, node: fx.Node) -> Any:
+    found = ctx.parameter(str(node.target))
+    if found is not None:
+        return found
+    path, _, name = str(node.target).rpartition(".")
+    return getattr(ctx.graph.get_submodule(path), name)
+
+
+def _unknown(ctx: Context, node: fx.Node, inputs: list[Labels], unknown: Unknown) -> Any:
+    name = describe(key_of(node, ctx.graph))
+    if unknown == "error":
+        raise UnsupportedOpError(
+            f"no rule says what {name} (node {node.name}, {_line(node)}) does to channels: register one with "
+            '@fxprune.rules.rule(...), or pass unknown="freeze" to keep the channels that it touches whole'
+        )
+    return ctx.opaque(f"no rule for {name}", inputs)
+
+
+def _line(node: fx.Node) -> str:
+    """Where in the model's source a node comes from."""
+    trace = str(node.stack_trace or "").strip().splitlines()
+    places = [line.strip() for line in trace if line.strip().startswith("File")]
+    if places:
+        return places[-1]
+    owners = list((node.meta.get("nn_module_stack") or {}).values())
+    return f"in the forward of {owners[-1][1].__qualname__} {owners[-1][0]!r}".rstrip() if owners else "in the model"

@@ -1,0 +1,121 @@
+"""Small things that several test files need: running a model, looking at its widths, taking its picture."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Run ``model`` on a tensor, a tuple of positional or a dict of named arguments."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """The tensors in a nested output."""
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """What ``model`` gives in eval mode, without gradients; its own mode is put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    with torch.no_grad():
+        result = [tensor.clone() for tensor in tensors_of(call(model, inputs))]
+    for module, mode in modes:
+        module.training = mode
+    return result
+
+
+def double(inputs: Any) -> Any:
+    """Every floating tensor of ``inputs`` in float64."""
+    return pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, inputs)
+
+
+def difference(a: list[Tensor], b: list[Tensor]) -> float:
+    """The largest absolute difference between two lists of outputs, relative to the scale of the first."""
+    assert [t.shape for t in a] == [t.shape for t in b]
+    scale = max((float(t.abs().max()) for t in a if t.numel()), default=0.0) or 1.0
+    return max((float((x - y).abs().max()) for x, y in zip(a, b, strict=True) if x.numel()), default=0.0) / scale
+
+
+def parameters(model: nn.Module) -> int:
+    """The number of parameters, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def width(model: nn.Module, name: str) -> int:
+    """The size on the output side of the module called ``name``, or all the elements of that parameter or buffer."""
+    owner, _, leaf = name.rpartition(".")
+    found = getattr(model.get_submodule(owner), leaf) if name not in dict(model.named_modules()) else model.get_submodule(name)
+    if isinstance(found, Tensor):
+        return found.numel()
+    for attribute in ("out_channels", "out_features", "num_features", "num_parameters"):
+        if hasattr(found, attribute):
+            return int(getattr(found, attribute))
+    raise AssertionError(f"{name} is a {type(found).__name__}, which has no width")
+
+
+def stored_width(model: nn.Module, site: str) -> int:
+    """The width of a site by the tensors that are really there."""
+    if site in dict(model.named_parameters()):
+        return max(dict(model.named_parameters())[site].shape)
+    module = model.get_submodule(site)
+    assert isinstance(module.weight, Tensor)
+    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        return module.weight.shape[1] * module.groups
+    return module.weight.shape[0]
+
+
+def picture(model: nn.Module) -> dict[str, Any]:
+    """Everything of a model (and of the world) that the package must leave as it is."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+    return {
+        "values": {name: (t.data_ptr(), t._version, t.clone()) for name, t in model.state_dict(keep_vars=True).items()},
+        "flags": {name: (p.requires_grad, p.grad, p.is_leaf) for name, p in model.named_parameters()},
+        "modes": {name: (type(m), m.training, m.forward) for name, m in model.named_modules(remove_duplicate=False)},
+        "hooks": {name: [len(getattr(m, hook)) for hook in hooks] for name, m in model.named_modules()},
+        "members": {name: {k: id(v) for k, v in vars(m).items() if k != "training"} for name, m in model.named_modules()},
+        "random": (torch.get_rng_state(), random.getstate(), np.random.get_state()[1]),
+        "world": (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()),
+    }
+
+
+def same_picture(a: Any, b: Any) -> bool:
+    """Whether two pictures are equal, tensor by tensor."""
+    if isinstance(a, (Tensor, np.ndarray)):
+        return isinstance(b, type(a)) and bool((a == b).all())
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_picture(a[key], b[key]) for key in a)
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(same_picture(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def storages(model: nn.Module) -> set[int]:
+    """The addresses of all storages that a model holds."""
+    held = [*model.parameters(), *model.buffers()]
+    return {tensor.untyped_storage().data_ptr() for tensor in held if tensor.numel()}
+
+
+def squares(output: Any, target: Any = None) -> Tensor:
+    """A loss for any output: the mean square of its floating tensors."""
+    del target
+    parts = [tensor.square().mean() for tensor in tensors_of(output) if tensor.is_floating_point()]
+    return torch.stack(parts).sum()
+
+
+def batches(example: Any, classes: int, sizes: tuple[int, ...] = (4, 3, 1)) -> list[tuple[Any, Tensor]]:
+    """A loader: batches of ``sizes`` made by ``example(batch=...)``, with labels that run through the classes."""
+    made = []
+    for index, size in enumerate(sizes):
+        made.append((example(size), (torch.arange(size) + index) % classes))
+    return made

@@ -1,0 +1,120 @@
+"""The demo: its data and training, and one run of a few epochs through the command line."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from typer.testing import CliRunner
+
+from fxprune import demo
+from fxprune.cli import build_app
+
+ALPHAS = (0.0, 0.1, 0.3)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder and the printed text of one run."""
+    out = tmp_path_factory.mktemp("demo") / "results"
+    options = ["--out", str(out), "--alphas", ",".join(map(str, ALPHAS)), "--epochs", "4", "--seed", "1"]
+    result = CliRunner().invoke(build_app(), ["demo", *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return out, result.output
+
+
+@pytest.fixture(scope="module")
+def document(run):
+    """The parsed results.json."""
+    return json.loads((run[0] / "results.json").read_text(encoding="utf-8"))
+
+
+def train(digits, seed):
+    with demo.progress_bar(Console(quiet=True)) as progress:
+        return demo.train(digits.train, epochs=1, seed=seed, progress=progress)
+
+
+def test_a_third_is_held_out():
+    digits = demo.split_digits(0)
+    assert (len(digits.train), len(digits.test)) == (1198, 599)
+    images, labels = digits.test.tensors
+    assert images.shape == (599, 1, 8, 8)
+    assert (images.min().item(), images.max().item()) == (-1, 1)
+    assert labels.bincount().min() >= 57
+    seen = {image.numpy().tobytes() for image in digits.train.tensors[0]}
+    assert all(image.numpy().tobytes() not in seen for image in images)
+
+
+def test_split_depends_on_the_seed():
+    first, same, other = (demo.split_digits(seed).test.tensors[1] for seed in (3, 3, 4))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_training_is_seeded_and_leaves_the_global_generator():
+    digits = demo.split_digits(0)
+    state = torch.get_rng_state()
+    first, second, other = (train(digits, seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_smaller_model_is_measured_faster():
+    batch = torch.randn(16, 64)
+    wide, narrow = (nn.Sequential(nn.Linear(64, width), nn.Linear(width, 8)) for width in (8192, 16))
+    slow, fast = demo.latencies([wide, narrow], batch)
+    assert 0 < fast < slow
+
+
+def test_accuracy_is_the_share_of_hits():
+    data = demo.TensorDataset(torch.eye(4), torch.tensor([0, 1, 2, 0]))
+    assert demo.accuracy(nn.Identity(), data) == 0.75
+
+
+def test_run_writes_every_alpha(document):
+    assert (document["seed"], document["epochs"]) == (1, 4)
+    assert document["original"]["alpha"] is None
+    assert [row["alpha"] for row in document["pruned"]] == list(ALPHAS)
+
+
+def test_original_is_trained_and_whole(document):
+    original = document["original"]
+    assert original["accuracy"] > 0.95
+    assert original["parameters"] == sum(p.numel() for p in demo.DigitsNet().parameters())
+    assert original["widths"] == demo.widths(demo.DigitsNet())
+
+
+def test_alpha_zero_costs_little_and_larger_alphas_cut_more(document):
+    rows = [document["original"], *document["pruned"]]
+    assert rows[1]["accuracy"] > rows[0]["accuracy"] - 0.1
+    for larger, smaller in pairwise(rows):
+        assert smaller["parameters"] < larger["parameters"]
+        assert smaller["macs"] < larger["macs"]
+        assert all(smaller["widths"][layer] <= larger["widths"][layer] for layer in larger["widths"])
+
+
+def test_every_pruned_network_is_verified(document):
+    assert all(0 <= row["error"] < 1e-4 for row in document["pruned"])
+    assert all(row["latency_ms"] > 0 for row in document["pruned"])
+
+
+def test_tables_show_what_the_file_holds(run, document):
+    out, text = run
+    for row in (document["original"], *document["pruned"]):
+        assert f"{row['parameters']:,}" in text
+        assert f"{row['accuracy']:.1%}" in text
+    for layer in document["original"]["widths"]:
+        assert layer in text
+    assert "training" in text
+    assert str(out / "results.png") in text.replace("\n", "")
+
+
+def test_plot_is_a_picture_of_some_size(run):
+    picture = (run[0] / "results.png").read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
+    assert width > 1200
+    assert height > 600

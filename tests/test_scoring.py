@@ -1,0 +1,405 @@
+"""Scoring: what loaders may look like, what the scores are, and what is said where they cannot be taken."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import wasserstein_distance
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxprune
+from fxprune.capture import capture
+from fxprune.coupling import analyse
+from fxprune.errors import CalibrationError, FxpruneError, PlanError
+from fxprune.signals import directions
+from helpers import picture, same_picture, squares
+from zoo import CLASSES, ZOO, images, tensors
+
+SAMPLES = 30
+IMAGES, VECTORS = images()(SAMPLES), tensors(6)(SAMPLES)
+LABELS = torch.arange(SAMPLES) % CLASSES
+
+
+def build(name: str) -> nn.Module:
+    return ZOO[name].build().double().eval()
+
+
+def loader(x: Any = None, y: Tensor = LABELS, sizes: tuple[int, ...] = (12, 12, 6)) -> list[tuple[Any, Tensor]]:
+    """Batches of the given sizes."""
+    x = IMAGES.double() if x is None else x
+    return list(zip(x.split(sizes), y.split(sizes), strict=True))
+
+
+def score(model: nn.Module, batches: Any, **options: Any) -> fxprune.Scores:
+    return fxprune.score(model, batches, progress=False, **options)
+
+
+def equal(a: fxprune.Scores, b: fxprune.Scores) -> bool:
+    return bool((a.propose == b.propose).all() and (a.protect == b.protect).all())
+
+
+# -- the forms of loaders ----------------------------------------------------------------------------------------------
+
+
+class Windows:
+    """A loader of our own: it can be iterated again and again, and has no length."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+FORMS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "tuple": lambda x, y: (x, y),
+    "list": lambda x, y: [x, y],
+    "nested": lambda x, y: ((x,), y),
+    "labels": lambda x, y: {"x": x, "labels": y},
+    "label": lambda x, y: {"x": x, "label": y},
+    "targets": lambda x, y: {"targets": y, "x": x},
+    "target": lambda x, y: {"x": x, "target": y},
+    "another name for the only input": lambda x, y: {"pixel_values": x, "labels": y},
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_every_form_of_batch_gives_the_same_scores(form: Callable[[Tensor, Tensor], Any]) -> None:
+    model = build("residual")
+    assert equal(score(model, loader()), score(model, Windows([form(x, y) for x, y in loader()])))
+
+
+def test_a_data_loader_works() -> None:
+    model = build("residual")
+    batches = DataLoader(TensorDataset(IMAGES.double(), LABELS), batch_size=12)
+    assert equal(score(model, loader()), score(model, batches))
+
+
+def test_unpack_takes_any_batch() -> None:
+    model = build("residual")
+    odd = [{"meta": 1, "picture": x, "answer": y, "labels": 3} for x, y in loader()]
+    scores = score(model, odd, unpack=lambda batch: (batch["picture"], batch["answer"]))
+    assert equal(score(model, loader()), scores)
+
+
+def test_several_inputs_as_tuple_and_as_dict() -> None:
+    model = build("several_inputs")
+    x, v = IMAGES.double().split(10), VECTORS.double().split(10)
+    tuples = [((a, b), y) for a, b, y in zip(x, v, LABELS.split(10), strict=True)]
+    dicts = [{"vector": b, "image": a, "labels": y} for (a, b), y in tuples]
+    assert equal(score(model, tuples), score(model, dicts))
+
+
+@pytest.mark.parametrize("sizes", [(30,), (1, 29), (29, 1), (7, 11, 12), (1,) * 30])
+def test_batch_sizes_do_not_matter(sizes: tuple[int, ...]) -> None:
+    """A last batch of one, uneven batches, one batch: the loss is a mean over the samples, whatever the batches."""
+    model = build("residual")
+    one, other = score(model, loader()), score(model, loader(sizes=sizes))
+    assert np.allclose(one.propose, other.propose, rtol=1e-5)
+    assert np.allclose(one.protect, other.protect, rtol=1e-9)
+
+
+# -- what the scores are -----------------------------------------------------------------------------------------------
+
+
+def test_u_score_of_a_linear_layer_is_the_largest_wasserstein_distance() -> None:
+    model = build("mlp")
+    scores = score(model, loader(VECTORS.double()))
+    hidden = model[1](model[0](VECTORS.double())).detach().float().numpy()
+    sites = {site.name: site.units for site in scores.sites}
+    for channel, unit in enumerate(sites["0"]):
+        by_class = [hidden[LABELS.numpy() == label, channel] for label in range(CLASSES)]
+        expected = max(wasserstein_distance(a, b) for a in by_class for b in by_class)
+        assert scores.propose[unit] == pytest.approx(expected, abs=1e-6)
+
+
+def test_u_score_of_maps_is_the_sliced_distance() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    scores = score(model, loader(IMAGES), projections=8, seed=3)
+    maps = model[1](model[0](IMAGES)).detach().flatten(2) @ directions(36, 8, seed=3)
+    unit = scores.sites[0].units[2]
+    by_class = [maps[LABELS == label, 2].T for label in range(CLASSES)]
+    expected = max(np.mean([wasserstein_distance(u, v) for u, v in zip(a, b, strict=True)]) for a in by_class for b in by_class)
+    assert scores.propose[unit] == pytest.approx(expected, rel=1e-4)
+
+
+def test_u_score_uses_the_first_samples_of_each_class() -> None:
+    model = build("residual")
+    few = score(model, loader(sizes=(10, 20)), samples_per_class=2)
+    assert np.array_equal(few.propose, score(model, loader(IMAGES.double()[:10], LABELS[:10], sizes=(10,))).propose)
+    assert not np.array_equal(few.propose, score(model, loader(), samples_per_class=4).propose)
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "squeeze_excite", "concat_spellings", "called_twice", "nhwc_flatten"])
+def test_r_score_is_the_derivative_of_the_loss_by_the_gate(name: str) -> None:
+    """A factor on a unit's edges is a factor on the input weights of its consumers; central differences there."""
+    case = ZOO[name]
+    model, x = build(name), case.example(SAMPLES).double()
+    coupling = analyse(capture(model, x))
+    scores = score(model, loader(x))
+    assert len(scores.protect) == coupling.units
+    graph = capture(model, x)
+    targets = {node.name: str(node.target) for node in graph.graph.nodes if node.op == "call_module"}
+
+    def loss(unit: int, factor: float) -> float:
+        gated = ZOO[name].build().double().eval()
+        done: set[str] = set()
+        with torch.no_grad():
+            for edge in coupling.edges:
+                target = targets[edge.consumer]
+                if target in done:
+                    continue
+                done.add(target)
+                weight = gated.get_submodule(target).weight
+                weight[:, torch.from_numpy(edge.units == unit)] *= factor
+            return float(F.cross_entropy(gated(x), LABELS, reduction="sum"))
+
+    step = 1e-5
+    for unit in range(0, coupling.units, max(1, coupling.units // 7)):
+        slope = (loss(unit, 1 + step) - loss(unit, 1 - step)) / (2 * step)
+        assert scores.protect[unit] == pytest.approx(abs(slope), rel=1e-5, abs=1e-7)
+
+
+def test_r_score_with_a_loss_of_the_users() -> None:
+    model = build("residual")
+    twice = score(model, loader(), loss=lambda output, target: 2 * F.cross_entropy(output, target))
+    assert np.allclose(twice.protect, 2 * score(model, loader()).protect)
+
+
+def test_scores_repeat_bit_for_bit() -> None:
+    model = ZOO["concat_spellings"].build()
+    assert equal(score(model, loader(IMAGES)), score(model, loader(IMAGES)))
+
+
+def test_scores_do_not_depend_on_the_mode_of_the_model() -> None:
+    model = build("dropouts")
+    assert equal(score(model, loader()), score(model.train(), loader()))
+
+
+def test_the_seed_moves_the_directions_only() -> None:
+    model = build("residual")
+    one, two = score(model, loader(), seed=1), score(model, loader(), seed=2)
+    assert np.array_equal(one.protect, two.protect)
+    assert not np.array_equal(one.propose, two.propose)
+    assert np.corrcoef(one.propose, two.propose)[0, 1] > 0.8
+
+
+def test_scoring_leaves_model_and_random_states_alone() -> None:
+    model = build("residual").train()
+    model.stem.requires_grad_(False)
+    before = picture(model)
+    score(model, loader())
+    assert same_picture(before, picture(model))
+
+
+def test_frozen_parameters_and_no_grad_make_no_difference() -> None:
+    model = build("residual")
+    expected = score(model, loader())
+    model.requires_grad_(False)
+    with torch.no_grad():
+        assert equal(expected, score(model, loader()))
+
+
+def test_more_classes_than_max_classes_are_sampled() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 30))
+    x, y = torch.randn(90, 6), torch.arange(90) % 30
+    some = score(model, loader(x, y, (45, 45)), max_classes=4)
+    assert some.about["classes"] == 4
+    assert equal(some, score(model, loader(x, y, (45, 45)), max_classes=4))
+    every = score(model, loader(x, y, (45, 45)))
+    assert every.about["classes"] == 30
+    assert (some.propose <= every.propose).all()
+    assert (some.propose < every.propose).any()
+
+
+def test_little_memory_means_fewer_projections() -> None:
+    model = build("residual")
+    tight = score(model, loader(), sample_memory=100_000)
+    assert 1 <= tight.about["projections"] < 64
+    assert score(model, loader()).about["projections"] == 64
+    assert np.array_equal(tight.protect, score(model, loader()).protect)
+
+
+def test_a_constant_unit_tells_no_classes_apart() -> None:
+    model = build("mlp")
+    with torch.no_grad():
+        model[0].weight[3] = 0
+    scores = score(model, loader(VECTORS.double()))
+    unit = scores.sites[0].units[3]
+    assert scores.propose[unit] == 0
+    assert 3 not in scores.plan(alpha=1.0).keep["0"]
+
+
+def test_a_unit_that_nobody_reads_scores_zero_and_goes() -> None:
+    scores = score(build("dead_branch"), loader())
+    unit = {site.name: site.units for site in scores.sites}["dead"]
+    assert (unit >= 0).all()
+    assert (scores.propose[unit] == 0).all()
+    assert (scores.protect[unit] == 0).all()
+
+
+# -- what is said where scores cannot be taken -------------------------------------------------------------------------
+
+
+def test_one_class() -> None:
+    with pytest.raises(CalibrationError, match=r"all 30 samples of the loader are of one class \(2\).*at least two"):
+        score(build("residual"), loader(y=torch.full((SAMPLES,), 2)))
+
+
+def test_empty_loader() -> None:
+    with pytest.raises(CalibrationError, match="the loader gives no batch"):
+        score(build("residual"), [])
+
+
+def test_one_shot_loader() -> None:
+    with pytest.raises(CalibrationError, match="the loader is a generator, which can be read only once"):
+        score(build("residual"), (batch for batch in loader()))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LABELS[:, None], r"shape \(12, 1\) and dtype int64.*each of the 12 samples: pass classes="),
+        (LABELS.float(), r"shape \(12,\) and dtype float32.*pass classes="),
+        (F.one_hot(LABELS), r"shape \(12, 5\) and dtype int64"),
+        (LABELS[:11].repeat(3), r"shape \(11,\)"),
+    ],
+)
+def test_labels_that_are_not_one_class_a_sample(labels: Tensor, message: str) -> None:
+    batches = [(x, y) for x, y in zip(IMAGES.double().split(12), labels.split(12 if len(labels) == 30 else 11), strict=False)]
+    with pytest.raises(CalibrationError, match=message):
+        score(build("residual"), batches, loss=squares)
+
+
+def test_classes_turns_targets_into_class_numbers() -> None:
+    model = build("residual")
+    batches = [(x, F.one_hot(y, CLASSES).double()) for x, y in loader()]
+    scores = score(model, batches, classes=lambda targets: targets.argmax(1))
+    assert np.allclose(scores.propose, score(model, loader()).propose)
+
+
+def test_labels_that_are_no_tensor() -> None:
+    with pytest.raises(CalibrationError, match="the targets are a list, not a tensor of class numbers"):
+        score(build("residual"), [(x, y.tolist()) for x, y in loader()], loss=squares)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (IMAGES, "a batch is a Tensor, not a pair"),
+        ((IMAGES, LABELS, LABELS), "a batch is a tuple of length 3, not a pair"),
+        ({"x": IMAGES, "y": LABELS}, r"keys \['x', 'y'\], and 0 of them"),
+        ({"x": IMAGES, "label": LABELS, "target": LABELS}, r"and 2 of them say that they are the targets"),
+    ],
+)
+def test_batches_of_an_unknown_form(batch: Any, message: str) -> None:
+    with pytest.raises(CalibrationError, match=message + r".*unpack=") as error:
+        score(build("residual"), [batch])
+    assert "pass unpack=, a function from a batch to (inputs, targets)" in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_inputs_that_are_not_finite(value: float) -> None:
+    x = IMAGES.double().clone()
+    x[20, 0, 0, 0] = value
+    with pytest.raises(CalibrationError, match="the loss of batch 1 is nan: the input x holds NaN or infinity"):
+        score(build("residual"), loader(x))
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    model = build("residual")
+    with torch.no_grad():
+        model.a["conv2"].weight[0] = float("inf")
+    with pytest.raises(CalibrationError, match="the loss of batch 0 is .*: the output of a.conv2 holds NaN or infinity"):
+        score(model, loader())
+
+
+def test_an_activation_that_is_not_finite_but_harmless() -> None:
+    """The loss does not see it, the U-Score would."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, CLASSES))
+    with torch.no_grad():
+        model[0].bias[0] = float("inf")
+    loss = lambda output, target: F.cross_entropy(output.nan_to_num(0, 0, 0), target)  # noqa: E731
+    with pytest.raises(CalibrationError, match="on the edge .* is not finite: look for overflow"):
+        score(model, loader(VECTORS), loss=loss)
+
+
+def test_a_loss_that_is_not_finite() -> None:
+    with pytest.raises(CalibrationError, match="the loss of batch 0 is nan: the output is finite, look at the loss"):
+        score(build("residual"), loader(), loss=lambda output, target: output.sum() * float("nan"))
+
+
+def test_a_loss_that_is_not_a_number() -> None:
+    per_sample = nn.CrossEntropyLoss(reduction="none")
+    with pytest.raises(CalibrationError, match=r"the loss of batch 0 has shape \(12,\): it must be one number"):
+        score(build("residual"), loader(), loss=per_sample)
+    with pytest.raises(CalibrationError, match="the loss of batch 0 has type float"):
+        score(build("residual"), loader(), loss=lambda output, target: 1.0)
+
+
+def test_a_loss_that_fails() -> None:
+    with pytest.raises(CalibrationError, match=r"the loss cross_entropy fails on batch 0 \(.*\): pass loss="):
+        score(build("several_outputs"), loader())
+
+
+def test_a_batch_that_the_model_does_not_take() -> None:
+    batches = [*loader(), (VECTORS.double(), LABELS)]
+    with pytest.raises(CalibrationError, match=r"the model fails on batch 3 \(RuntimeError"):
+        score(build("residual"), batches)
+
+
+def test_a_batch_without_tensors() -> None:
+    with pytest.raises(FxpruneError):
+        score(build("residual"), [("image.png", LABELS)])
+
+
+# -- Scores as a value -------------------------------------------------------------------------------------------------
+
+
+def test_scores_survive_saving_bit_for_bit(tmp_path: Path) -> None:
+    scores = score(build("split_spellings"), loader())
+    scores.save(tmp_path / "scores.npz")
+    again = fxprune.Scores.load(tmp_path / "scores.npz")
+    assert equal(scores, again)
+    assert (again.groups, again.example, again.about) == (scores.groups, scores.example, scores.about)
+    for alpha in (0.0, 0.1, 0.4):
+        assert again.plan(alpha=alpha) == scores.plan(alpha=alpha)
+
+
+@pytest.mark.parametrize("content", [b"", b"no scores", b"PK\x03\x04 a broken archive"])
+def test_a_file_that_holds_no_scores(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "scores.npz").write_bytes(content)
+    with pytest.raises(PlanError, match=r"scores.npz is not a score file that Scores.save wrote"):
+        fxprune.Scores.load(tmp_path / "scores.npz")
+
+
+def test_a_truncated_score_file(tmp_path: Path) -> None:
+    path = tmp_path / "scores.npz"
+    score(build("mlp"), loader(VECTORS.double())).save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(PlanError, match="is not a score file"):
+        fxprune.Scores.load(path)
+
+
+def test_an_archive_of_something_else(tmp_path: Path) -> None:
+    np.savez(tmp_path / "scores.npz", a=np.zeros(3))
+    with pytest.raises(PlanError, match="is not a score file"):
+        fxprune.Scores.load(tmp_path / "scores.npz")
+
+
+def test_random_scores_are_seeded_and_leave_the_random_states_alone() -> None:
+    model, example = build("residual"), images()(2).double()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    one, two = (fxprune.Scores.random(model, example, seed=seed) for seed in (1, 1))
+    assert equal(one, two)
+    assert not equal(one, fxprune.Scores.random(model, example, seed=2))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())

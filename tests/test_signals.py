@@ -1,0 +1,87 @@
+"""The U-Score against scipy, the R-Score against finite differences of the loss in the gate."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import wasserstein_distance
+from torch import Tensor
+
+from fxprune.signals import directions, inner_products, separability
+
+
+def plain_separability(samples: Tensor, classes: Tensor) -> list[float]:
+    """The largest pairwise distance, with scipy's W1 averaged over the projections."""
+    present = classes.unique().tolist()
+    scores = []
+    for unit in range(samples.shape[1]):
+        distances = [0.0]
+        for one, two in combinations(present, 2):
+            pairs = zip(samples[classes == one, unit].T, samples[classes == two, unit].T, strict=True)
+            distances.append(float(np.mean([wasserstein_distance(u.numpy(), v.numpy()) for u, v in pairs])))
+        scores.append(max(distances))
+    return scores
+
+
+@given(
+    st.lists(st.integers(1, 7), min_size=2, max_size=5),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(0, 1000),
+)
+def test_u_score_is_the_largest_wasserstein_distance(sizes: list[int], units: int, projections: int, seed: int) -> None:
+    """Classes of any sizes, in any order."""
+    torch.manual_seed(seed)
+    classes = torch.repeat_interleave(torch.arange(len(sizes)) * 7, torch.tensor(sizes))
+    classes = classes[torch.randperm(len(classes))]
+    samples = torch.randn(len(classes), units, projections, dtype=torch.float64).round(decimals=1)
+    assert separability(samples, classes).tolist() == pytest.approx(plain_separability(samples, classes), abs=1e-9)
+
+
+def test_u_score_of_a_hundred_classes() -> None:
+    classes = torch.arange(330) % 100
+    samples = torch.randn(330, 3, 2, dtype=torch.float64)
+    assert separability(samples, classes).tolist() == pytest.approx(plain_separability(samples, classes), abs=1e-9)
+
+
+def test_u_score_does_not_depend_on_the_order_of_samples_or_names_of_classes() -> None:
+    samples, classes = torch.randn(40, 5, 3, dtype=torch.float64), torch.arange(40) % 4
+    order = torch.randperm(40)
+    expected = separability(samples, classes)
+    assert torch.allclose(separability(samples[order], classes[order]), expected)
+    assert torch.allclose(separability(samples, torch.tensor([5, -3, 100, 8])[classes]), expected)
+
+
+def test_u_score_scales_and_ignores_shifts() -> None:
+    samples, classes = torch.randn(30, 4, 2, dtype=torch.float64), torch.arange(30) % 3
+    assert torch.allclose(separability(3 * samples + 5, classes), 3 * separability(samples, classes))
+
+
+def test_constant_unit_and_single_class_score_zero() -> None:
+    samples = torch.randn(12, 2, 1)
+    samples[:, 0] = 2.5
+    assert separability(samples, torch.arange(12) % 3)[0] == 0
+    assert separability(samples, torch.zeros(12, dtype=torch.long)).tolist() == [0, 0]
+
+
+def test_directions_are_unit_vectors_and_repeatable() -> None:
+    first, again, other = (directions(50, 16, seed=seed) for seed in (1, 1, 2))
+    assert first.shape == (50, 16)
+    assert torch.allclose(first.norm(dim=0), torch.ones(16))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_scalar_activations_are_not_projected() -> None:
+    assert directions(1, 64, seed=0).tolist() == [[1.0]]
+
+
+def test_inner_products_sum_over_all_other_axes() -> None:
+    x, grad = torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6)
+    for dim, letters in ((1, "abcd,abcd->b"), (-1, "abcd,abcd->d")):
+        assert torch.allclose(inner_products(x, grad, dim), torch.einsum(letters, x, grad), atol=1e-5)

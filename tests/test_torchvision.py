@@ -1,0 +1,126 @@
+"""The classification networks of torchvision: verify on each, and golden listings of the groups of four."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import fxprune
+from helpers import parameters
+from zoo import images, randomise
+
+GOLDEN = Path(__file__).parent / "golden"
+GOLDEN_NAMES = ("resnet18", "densenet121", "mobilenet_v2", "shufflenet_v2_x0_5")
+
+# One small member of each family, with an image size that it can take.
+SMALL = {
+    "alexnet": 64,
+    "vgg11": 32,
+    "vgg11_bn": 32,
+    "resnet18": 32,
+    "resnet50": 32,
+    "resnext50_32x4d": 32,
+    "wide_resnet50_2": 32,
+    "densenet121": 32,
+    "inception_v3": 80,
+    "googlenet": 32,
+    "squeezenet1_1": 32,
+    "mobilenet_v2": 32,
+    "mobilenet_v3_small": 32,
+    "mnasnet0_5": 32,
+    "efficientnet_b0": 32,
+    "efficientnet_v2_s": 32,
+    "regnet_x_400mf": 32,
+    "regnet_y_400mf": 32,
+    "shufflenet_v2_x0_5": 32,
+}
+FAMILIES = (
+    "alexnet", "vgg", "resnet", "resnext", "wide_resnet", "densenet", "inception_v3", "googlenet", "squeezenet",
+    "mobilenet", "mnasnet", "efficientnet", "regnet", "shufflenet",
+)  # fmt: skip
+OTHERS = ("convnext_tiny", "vit_b_16", "swin_t", "swin_v2_t")
+
+
+def build(name: str) -> nn.Module:
+    """A network of torchvision with random weights and statistics, in eval mode."""
+    torch.manual_seed(0)
+    options = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
+    return randomise(torchvision.models.get_model(name, weights=None, **options)).eval()
+
+
+def all_names() -> Iterator[str]:
+    """Every network of the families."""
+    return (name for name in torchvision.models.list_models(torchvision.models) if name.startswith(FAMILIES))
+
+
+def size_of(name: str) -> int:
+    """An image size that the network can take."""
+    return next((size for small, size in SMALL.items() if name.startswith(small)), 80 if "inception" in name else 64)
+
+
+def check(name: str, size: int, alpha: float) -> None:
+    """A random plan verifies, and the parameters fall."""
+    model, example = build(name), images(size=size)(2)
+    graph = fxprune.capture(model, example)
+    plan = fxprune.Scores.random(graph, example, seed=1).plan(alpha=alpha)
+    small = fxprune.apply(graph, plan)
+    assert fxprune.verify(graph, plan, small, example) < 1e-4
+    assert parameters(small) < 0.9 * parameters(model)
+    assert list(small.state_dict()) == list(model.state_dict())
+
+
+@pytest.mark.parametrize(("name", "size"), SMALL.items())
+def test_a_member_of_each_family(name: str, size: int) -> None:
+    check(name, size, alpha=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+@pytest.mark.parametrize("name", all_names())
+def test_all_classification_networks(name: str, alpha: float) -> None:
+    check(name, size_of(name), alpha)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_transformers_keep_what_attention_touches(name: str) -> None:
+    model, example = build(name), images(size=224)(1)
+    graph = fxprune.capture(model, example)
+    plan = fxprune.Scores.random(graph, example, seed=1).plan(alpha=0.5)
+    small = fxprune.apply(graph, plan)
+    assert fxprune.verify(graph, plan, small, example) < 1e-4
+    assert parameters(small) < 0.9 * parameters(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50"])
+def test_segmentation_networks(name: str) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    example = images(size=64)(2)
+    graph = fxprune.capture(randomise(model).eval(), example)
+    plan = fxprune.Scores.random(graph, example, seed=1).plan(alpha=0.5)
+    small = fxprune.apply(graph, plan)
+    assert fxprune.verify(graph, plan, small, example) < 1e-4
+    assert small(example)["out"].shape == (2, 21, 64, 64)
+
+
+def listing(name: str) -> str:
+    """The groups of a network, as text."""
+    groups = fxprune.couple(fxprune.capture(build(name), images(size=SMALL[name])(2)))
+    return "\n".join(map(str, groups)) + "\n"
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_groups_are_those_of_the_golden_listing(name: str) -> None:
+    assert listing(name) == (GOLDEN / f"{name}.txt").read_text()
+
+
+if __name__ == "__main__":  # writes the listings anew; read the difference before you commit it
+    for golden in GOLDEN_NAMES:
+        (GOLDEN / f"{golden}.txt").write_text(listing(golden))

@@ -1,0 +1,23 @@
+"""A zoo of small networks: one case for every construct that the package claims to handle."""
+
+from zoo import arithmetic, dense, frozen, functional, grouped, hostile, layers, movement, structure
+from zoo.case import CLASSES, ZOO, Case, Inputs, images, randomise, tensors
+
+__all__ = [
+    "CLASSES",
+    "ZOO",
+    "Case",
+    "Inputs",
+    "arithmetic",
+    "dense",
+    "frozen",
+    "functional",
+    "grouped",
+    "hostile",
+    "images",
+    "layers",
+    "movement",
+    "randomise",
+    "structure",
+    "tensors",
+]

@@ -1,0 +1,255 @@
+"""Channels in groups: depthwise and grouped convolutions, shuffles, maxout, split attention."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.case import add, case, conv, head, images
+
+add(
+    "depthwise",
+    lambda: nn.Sequential(
+        conv(3, 8), nn.ReLU(), conv(8, 8, groups=8), nn.BatchNorm2d(8), nn.ReLU6(), conv(8, 12, 1),
+        conv(12, 24, groups=12), nn.ReLU(), conv(24, 10, 1), nn.ConvTranspose2d(10, 10, 2, 2, groups=10),
+        nn.ConvTranspose2d(10, 20, 3, groups=10), nn.ReLU(), head(20),
+    ),
+    images(),
+    shrinks=("0", "2", "3", "5", "6", "8", "9", "10"),
+    any_size=True,
+)  # fmt: skip
+add(
+    "depthwise1d",
+    lambda: nn.Sequential(
+        nn.Conv1d(3, 8, 3), nn.Conv1d(8, 8, 3, groups=8), nn.Conv1d(8, 24, 3, groups=8), nn.PReLU(24),
+        nn.Conv1d(24, 6, 1), nn.AdaptiveMaxPool1d(1), nn.Flatten(), nn.Linear(6, 5),
+    ),
+    images(dim=1),
+    shrinks=("0", "1", "2", "3", "4"),
+)  # fmt: skip
+add(
+    "depthwise3d",
+    lambda: nn.Sequential(
+        nn.Conv3d(3, 8, 3), nn.BatchNorm3d(8), nn.Conv3d(8, 16, 3, groups=8), nn.ReLU(), nn.Flatten(),
+        nn.Linear(16 * 8, 5),
+    ),
+    images(size=6, dim=3),
+    shrinks=("0", "1", "2"),
+)  # fmt: skip
+add(
+    "depthwise_of_the_image",
+    lambda: nn.Sequential(conv(3, 12, groups=3), nn.ReLU(), conv(12, 8), nn.ReLU(), head(8)),
+    images(),
+    shrinks=("2",),
+)
+add(
+    "grouped",
+    lambda: nn.Sequential(
+        conv(3, 16), nn.ReLU(), conv(16, 24, groups=4, bias=False), nn.BatchNorm2d(24), nn.ReLU(), conv(24, 16, 1),
+        nn.ReLU(), conv(16, 24, groups=2), nn.ReLU(), head(24),
+    ),
+    images(),
+    shrinks=("0", "2", "3", "5", "7"),
+    any_size=True,
+)  # fmt: skip
+add(
+    "grouped_transposed",
+    lambda: nn.Sequential(
+        conv(3, 16), nn.ReLU(), nn.ConvTranspose2d(16, 24, 3, groups=4), nn.BatchNorm2d(24), nn.ReLU(),
+        nn.ConvTranspose2d(24, 16, 2, 2, groups=2, bias=False), nn.ReLU(), head(16),
+    ),
+    images(),
+    shrinks=("0", "2", "3", "5"),
+)  # fmt: skip
+add(
+    "grouped_chain",
+    lambda: nn.Sequential(
+        conv(3, 24), conv(24, 24, groups=4), nn.ReLU(), conv(24, 24, groups=6), nn.ReLU(), conv(24, 48, groups=24),
+        conv(48, 12, groups=2), nn.ReLU(), head(12),
+    ),
+    images(),
+    any_size=True,
+)  # fmt: skip
+
+
+@case(images(), shrinks=("a", "reduce", "middle", "expand"), any_size=True)
+class ResnextBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.head = conv(3, 12), nn.BatchNorm2d(12), head(12)
+        self.reduce, self.middle, self.expand = conv(12, 16, 1), conv(16, 16, groups=4), conv(16, 12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.a(x)).relu()
+        y = self.middle(self.reduce(x).relu()).relu()
+        return self.head((x + self.expand(y)).relu())
+
+
+@case(images(), shrinks=("a", "after"), any_size=True)
+class TwoGroupCounts(nn.Module):
+    """Convolutions of two and of three groups whose outputs are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.two, self.three = conv(3, 12), conv(12, 24, groups=2), conv(12, 24, groups=3)
+        self.after, self.head = conv(24, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.head(self.after(self.two(x) + self.three(x)))
+
+
+@case(images(), shrinks=("a",), any_size=True)
+class GroupedOfConcat(nn.Module):
+    """The groups of the convolution do not fall together with the parts of the concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 8), conv(3, 10), conv(18, 12, groups=3)
+        self.head = head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([self.a(x), self.b(x)], 1)
+        return self.head(self.c(y.relu()) + self.a(x).sum((1, 2, 3), keepdim=True))
+
+
+def shuffle(x: Tensor, groups: int) -> Tensor:
+    """The channel shuffle of ShuffleNet, as torchvision spells it."""
+    batch, channels, height, width = x.size()
+    x = x.view(batch, groups, channels // groups, height, width)
+    x = torch.transpose(x, 1, 2).contiguous()
+    return x.view(batch, channels, height, width)
+
+
+@case(images(), shrinks=("a", "b", "c"), any_size=True)
+class ChannelShuffle(nn.Module):
+    """As view, transpose, view, with sizes and with literals, between plain convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.head = conv(3, 12), conv(12, 8), conv(8, 12), conv(12, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(shuffle(self.a(x).relu(), 3))
+        x = self.c(x.reshape(x.shape[0], 2, 4, x.shape[2], x.shape[3]).transpose(1, 2).flatten(1, 2))
+        x = x.reshape(x.size(0), 4, -1, x.size(2), x.size(3)).permute(0, 2, 1, 3, 4).reshape(x.shape)
+        return self.head(self.d(x))
+
+
+add(
+    "channel_shuffle_module",
+    lambda: nn.Sequential(
+        conv(3, 12), nn.ReLU(), nn.ChannelShuffle(3), conv(12, 8), nn.ChannelShuffle(2), nn.ReLU(), head(8)
+    ),
+    images(),
+    shrinks=("0", "3"),
+)
+
+
+@case(images(), shrinks=("stem", "keep", "branch", "tail"), any_size=True)
+class ShuffleUnit(nn.Module):
+    """ShuffleNet v2: half of the channels pass by, then the halves are interleaved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.keep, self.branch = conv(3, 16), conv(8, 8, 1), conv(8, 8, groups=8)
+        self.project, self.tail, self.head = conv(8, 8, 1), conv(16, 12), head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        for _ in range(2):
+            passed, y = x.chunk(2, dim=1)
+            y = self.project(self.branch(self.keep(y).relu())).relu()
+            x = shuffle(torch.cat((passed, y), dim=1), 2)
+        return self.head(self.tail(x))
+
+
+@case(images(), shrinks=("first", "middle", "last"), any_size=True)
+class GroupedShuffle(nn.Module):
+    """ShuffleNet v1: grouped convolution, shuffle, grouped convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle = conv(3, 24), conv(24, 24, groups=3)
+        self.last, self.head = conv(24, 24, groups=3), head(24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.channel_shuffle(self.middle(self.first(x).relu()), 3)
+        return self.head(self.last(x.relu()))
+
+
+@case(images(), shrinks=("a", "b", "c", "d"), any_size=True)
+class Maxout(nn.Module):
+    """The largest of k channels: all k go together; two layouts, three spellings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = conv(3, 16), conv(8, 24), conv(8, 16), conv(8, 12)
+        self.head = head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = x.view(x.size(0), 8, 2, x.size(2), x.size(3)).max(2)[0]
+        x = self.b(x)
+        x = x.reshape(x.size(0), 3, 8, x.size(2), x.size(3)).amax(dim=1)
+        x = self.c(x).unflatten(1, (8, 2)).max(dim=2).values
+        x = self.d(x)
+        return self.head(torch.max(x[:, :6], x[:, 6:]))
+
+
+@case(images(), shrinks=("a", "glu", "b"), any_size=True)
+class GatedLinearUnits(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.glu, self.b, self.c = conv(3, 16), nn.GLU(dim=1), conv(8, 16), conv(8, 12)
+        self.head = head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.glu(self.a(x)))
+        u, v = x.chunk(2, 1)
+        return self.head(F.glu(self.c(u * torch.sigmoid(v)), 1))
+
+
+@case(images(), shrinks=("a", "maps", "squeeze", "after"), any_size=True)
+class SplitAttention(nn.Module):
+    """ResNeSt: two copies of every channel, weighed against each other by a softmax over the copies."""
+
+    def __init__(self, cardinality: int = 1) -> None:
+        super().__init__()
+        self.cardinality, self.a = cardinality, conv(3, 12)
+        self.maps, self.norm = conv(12, 16, groups=2 * cardinality, bias=False), nn.BatchNorm2d(16)
+        self.squeeze = nn.Conv2d(8, 6 * cardinality, 1, groups=cardinality)
+        self.weigh = nn.Conv2d(6 * cardinality, 16, 1, groups=cardinality)
+        self.after, self.head = conv(8, 8, 1), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.maps(self.a(x).relu())).relu()
+        batch, wide = x.shape[:2]
+        first, second = torch.split(x, wide // 2, dim=1)
+        gap = F.adaptive_avg_pool2d(first + second, 1)
+        weights = self.weigh(self.squeeze(gap).relu()).view(batch, self.cardinality, 2, -1).transpose(1, 2)
+        weights = F.softmax(weights, dim=1).reshape(batch, -1).view(batch, -1, 1, 1)
+        one, two = torch.split(weights, wide // 2, dim=1)
+        return self.head(self.after((one * first + two * second).contiguous()))
+
+
+add("split_attention_cardinality", lambda: SplitAttention(2), images(), shrinks=("a", "after"))
+
+
+@case(images(), shrinks=("a", "maps", "after"), any_size=True)
+class SelectiveKernel(nn.Module):
+    """SKNet: branches stacked on an axis of their own, weighed by a softmax over it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.maps, self.wide = conv(3, 8), conv(8, 8), conv(8, 8, 5)
+        self.squeeze, self.weigh = nn.Linear(8, 4), nn.Linear(4, 16)
+        self.after, self.head = conv(8, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        branches = torch.stack([self.maps(x), self.wide(x)], 1)
+        weights = self.weigh(self.squeeze(branches.sum(1).mean((2, 3))).relu())
+        weights = weights.view(-1, 2, 8).softmax(1)[..., None, None]
+        return self.head(self.after((branches * weights).sum(dim=1)))

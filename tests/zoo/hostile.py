@@ -1,0 +1,205 @@
+"""Ordinary PyTorch that is hard to trace or easy to get wrong."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.case import CLASSES, case, conv, head, images, tensors
+
+
+@case(images(), shrinks=("a", "b", "c"), any_size=True)
+class AliasedInPlace(nn.Module):
+    """The identity is changed by the in-place activation before it is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), conv(8, 8), head(8)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        identity = x
+        y = self.c(self.relu(self.b(self.relu(x))))
+        y += identity
+        return self.head(y.mul_(identity))
+
+
+@case(images(), shrinks=("a", "b"), any_size=True)
+class WriteThroughView(nn.Module):
+    """A slice is changed in place, and the tensor it came from is read afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        x[:, 2:5].mul_(3).add_(1)
+        y = self.b(x)
+        y[:, :4].relu_()
+        return self.head(y)
+
+
+@case(images(), shrinks=("a", "b"), any_size=True, symbolic=False)
+class WriteToSlice(nn.Module):
+    """Part of the channels is overwritten by assignment (temporal shift)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        out = torch.zeros_like(x)
+        out[:, :2] = x[:, :2].roll(1, 2)
+        out[:, 2:] = x[:, 2:]
+        return self.head(self.b(out))
+
+
+@case(images(), shrinks=("a", "b", "c"), any_size=True, symbolic=False)
+class LoopOverChunks(nn.Module):
+    """Res2Net: the parts of a tensor are walked in a Python loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 12), nn.ModuleList(conv(4, 4) for _ in range(2)), conv(12, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = list(self.a(x).relu().chunk(3, 1))
+        out = [parts[0]]
+        for layer, part in zip(self.b, parts[1:], strict=True):
+            out.append(layer(part + out[-1]).relu())
+        return self.head(self.c(torch.cat(out, 1)))
+
+
+@case(images(), shrinks=("a", "b"), any_size=True, symbolic=False)
+class StarredShape(nn.Module):
+    """A part of a shape is unpacked into the arguments of a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 12), conv(12, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        b, c, *positions = x.shape
+        x = x.view(b, 3, c // 3, *positions).transpose(1, 2).reshape(b, c, *x.shape[2:])
+        return self.head(self.b(x))
+
+
+@case(images(), shrinks=("a", "b", "c"), symbolic=False)
+class BranchOnShape(nn.Module):
+    """Python decisions that depend on shapes only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), conv(8, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise ValueError("expected RGB images")
+        x = self.a(x).relu()
+        if x.shape[-1] >= 8 and x.size(1) == 8:
+            x = self.b(x)
+        for _ in range(x.shape[1] // 4):
+            x = x + self.c(x).relu()
+        return self.head(x)
+
+
+@case(images(), shrinks=("a", "b"))
+class AssertOnShape(nn.Module):
+    """An assertion that a symbolic trace records and that must not fail on the smaller model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.shape[1] == 3, "expected RGB images")
+        x = self.b(self.a(x).relu())
+        torch._assert(x.shape[1] == 8, "expected 8 channels")
+        return self.head(x)
+
+
+@case(images(), shrinks=("a", "b"), any_size=True)
+class SpatialConstants(nn.Module):
+    """Coordinates and types that depend on the input only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(9, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        ramp = torch.ones_like(x[:, :1]).cumsum(2) / 8
+        y = self.b(torch.cat([y, ramp.to(y.dtype)], 1).contiguous().clone())
+        return self.head(y.to(y.device).detach() * 0.1 + y)
+
+
+@case(tensors(6), shrinks=("a", "b"))
+class KeywordsAndDefaults(nn.Module):
+    """Arguments by keyword, None, and negative axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(input=self.a(input=x), inplace=False)
+        x = torch.cat(tensors=torch.split(x, split_size_or_sections=6, dim=-1), dim=-1)
+        return self.head(torch.add(input=self.b(x), other=x, alpha=0.5))
+
+
+class Block(nn.Module):
+    """A residual block whose forward takes a keyword and returns a tuple."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = conv(width, width)
+
+    def forward(self, x: Tensor, *, skip: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.conv(x).relu()
+        return y + skip, y
+
+
+@case(images(), shrinks=("a", "one.conv", "two.conv"), any_size=True)
+class TupleBetweenModules(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.one, self.two, self.head = conv(3, 8), Block(8), Block(8), head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x, y = self.one(x, skip=x)
+        x, z = self.two(x=x, skip=y)
+        return self.head(torch.cat([x, z], 1))
+
+
+@case(images(), shrinks=("forward_", "self_.0", "class-"), any_size=True)
+class OddNames(nn.Module):
+    """Names that are not identifiers, or that clash with what a graph module has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward_, self.self_ = conv(3, 8), nn.ModuleDict({"0": conv(8, 8), "act": nn.ReLU()})
+        self.add_module("class-", conv(8, 6))
+        self.graph_head, self.gain = head(6), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.self_["act"](self.self_["0"](self.forward_(x).relu()))
+        return self.graph_head(getattr(self, "class-")(x) * self.gain)
+
+
+@case(images(), shrinks=("graph", "code", "train_"), any_size=True, symbolic=False)
+class ReservedNames(nn.Module):
+    """Children with the names of a GraphModule's own attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph, self.code, self.train_, self.head = conv(3, 8), conv(8, 6), conv(6, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(self.graph(x).relu(), self.code.weight, self.code.bias)
+        return self.head(self.train_(self.code.weight.new_ones(1) * x).relu())

@@ -1,0 +1,265 @@
+"""Layers that keep their channels apart: convolutions, normalisations, activations, pools, paddings."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.case import CLASSES, add, case, conv, head, images
+
+
+def layer(name: str, dim: int) -> Any:
+    """The class of ``nn`` that is called ``name`` in ``dim`` dimensions."""
+    return getattr(nn, f"{name}{dim}d")
+
+
+def pooled(x: Tensor, dim: int) -> Tensor:
+    """The mean over all positions."""
+    return x.mean(tuple(range(2, 2 + dim)))
+
+
+class Convolutions(nn.Module):
+    """Convolution, BatchNorm after and before, stride, dilation, even kernels, no bias."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim, convolution, norm = dim, layer("Conv", dim), layer("BatchNorm", dim)
+        self.a, self.after = convolution(3, 8, 3, stride=2, bias=False), norm(8)
+        self.b, self.before = convolution(8, 10, 2, dilation=2, padding=1), norm(8)
+        self.c, self.head = convolution(10, 12, 3, padding="same", padding_mode="circular"), nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.after(self.a(x)).relu()
+        x = self.b(self.before(x).relu())
+        return self.head(pooled(self.c(x).relu(), self.dim))
+
+
+class PreActivation(nn.Module):
+    """BatchNorm and ReLU before each convolution, with a residual connection around two of them."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim, convolution, norm = dim, layer("Conv", dim), layer("BatchNorm", dim)
+        self.norm0, self.stem = norm(3), convolution(3, 8, 3, padding=1)
+        self.norm1, self.a = norm(8), convolution(8, 12, 3, padding=1)
+        self.norm2, self.b = norm(12), convolution(12, 8, 3, padding=1)
+        self.norm3, self.head = norm(8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(self.norm0(x))
+        x = x + self.b(self.norm2(self.a(self.norm1(x).relu())).relu())
+        return self.head(pooled(self.norm3(x).relu(), self.dim))
+
+
+class Transposed(nn.Module):
+    """A decoder of transposed convolutions."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        convolution, norm = layer("ConvTranspose", dim), layer("BatchNorm", dim)
+        self.a, self.norm = convolution(3, 8, 3, stride=2, output_padding=1), norm(8)
+        self.b = convolution(8, 12, 2, stride=2, bias=False)
+        self.c = convolution(12, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.norm(self.a(x)).relu()).relu())
+
+
+class Pools(nn.Module):
+    """Every pool of ``dim`` dimensions, each brought down to one number a channel, all added up."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim, self.a, self.b = dim, layer("Conv", dim)(3, 8, 3, padding=1), layer("Conv", dim)(8, 8, 1)
+        self.pools = nn.ModuleList(
+            [
+                layer("MaxPool", dim)(2, ceil_mode=True),
+                layer("MaxPool", dim)(3, stride=1, padding=1),
+                layer("AvgPool", dim)(3, stride=2, padding=1, count_include_pad=False),
+                layer("AdaptiveAvgPool", dim)(3),
+                layer("AdaptiveMaxPool", dim)(2),
+                layer("LPPool", dim)(2, 2),
+            ]
+        )
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, dim = self.b(self.a(x).relu()).relu(), self.dim
+        y = torch.zeros(()) + pooled(x, dim)
+        for pool in self.pools:
+            y = y + pooled(pool(x), dim)
+        for name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool"):
+            y = y + pooled(getattr(F, f"{name}{dim}d")(x, 2), dim)
+        return self.head(y + getattr(F, f"lp_pool{dim}d")(x, 2.0, 2).amax(tuple(range(2, 2 + dim))))
+
+
+class Paddings(nn.Module):
+    """Every padding of the positions, as a module and as a function."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim, self.a, self.b = dim, layer("Conv", dim)(3, 8, 1), layer("Conv", dim)(8, 12, 3)
+        kinds = ("ZeroPad", "ReflectionPad", "ReplicationPad", "CircularPad")
+        self.pads = nn.ModuleList([*(layer(kind, dim)(1) for kind in kinds), layer("ConstantPad", dim)(1, 0.5)])
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, width = self.a(x).relu(), (1, 1) * self.dim
+        y = F.pad(x, width) + F.pad(x, width, value=0.3)
+        for mode in ("reflect", "replicate", "circular"):
+            y = y + F.pad(x, width, mode=mode)
+        for pad in self.pads:
+            y = y + pad(x)
+        return self.head(pooled(self.b(y), self.dim))
+
+
+for _dim in (1, 2, 3):
+    _example = images(dim=_dim)
+    _spatial = {"any_size": True}
+    add(f"conv{_dim}d", partial(Convolutions, _dim), _example, shrinks=("a", "after", "b", "c"), **_spatial)
+    add(f"preactivation{_dim}d", partial(PreActivation, _dim), _example, shrinks=("stem", "norm1", "a"), **_spatial)
+    add(f"conv_transpose{_dim}d", partial(Transposed, _dim), images(size=4, dim=_dim), shrinks=("a", "norm", "b"))
+    add(f"pools{_dim}d", partial(Pools, _dim), _example, shrinks=("a", "b"), **_spatial)
+    add(f"paddings{_dim}d", partial(Paddings, _dim), _example, shrinks=("a", "b"), **_spatial)
+
+ACTIVATIONS = (
+    nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity, nn.LeakyReLU,
+    nn.LogSigmoid, nn.Mish, nn.PReLU, nn.ReLU, nn.ReLU6, nn.RReLU, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus,
+    nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink, partial(nn.Threshold, 0.1, 0.2), partial(nn.Softmax, 2),
+    partial(nn.Softmin, 3), partial(nn.LogSoftmax, -1), partial(nn.GELU, approximate="tanh"),
+)  # fmt: skip
+
+FUNCTIONS = (
+    F.celu, F.elu, F.gelu, F.hardshrink, F.hardsigmoid, F.hardswish, F.hardtanh, F.leaky_relu, F.logsigmoid, F.mish,
+    F.relu, F.relu6, F.rrelu, F.selu, F.silu, F.softplus, F.softshrink, F.softsign, F.tanhshrink,
+    torch.sigmoid, torch.tanh, torch.relu, torch.abs, torch.exp, torch.expm1, torch.sin, torch.cos, torch.erf,
+    torch.atan, torch.square, torch.neg, torch.sign, torch.floor, torch.round, torch.nan_to_num,
+    torch.nn.functional.sigmoid, torch.nn.functional.tanh,
+)  # fmt: skip
+
+
+@case(images(), shrinks=("a",), any_size=True)
+class ActivationModules(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = conv(3, 16), head(16)
+        self.activations = nn.ModuleList(build() for build in ACTIVATIONS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.head(sum(activation(x) for activation in self.activations))
+
+
+@case(images(), shrinks=("a",), any_size=True)
+class ActivationFunctions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = conv(3, 16), head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = sum(activation(x) for activation in FUNCTIONS)
+        y = y + F.threshold(x, 0.1, 0.2) + F.softmax(x, 2) + F.log_softmax(x, dim=-1) + F.softmin(x, dim=3)
+        y = y + torch.softmax(x, 3) + x.softmax(dim=-2) + x.log_softmax(2)
+        y = y + x.relu() + x.sigmoid() + x.tanh() + x.abs() + x.clamp(-1, 1) + torch.clamp(x, min=0) + x.clamp_min(0.1)
+        return self.head(y + x.abs().sqrt() + x.square().add(1).log() + (x.abs() + 1).rsqrt() + x.type_as(x).neg())
+
+
+@case(images(), shrinks=("a", "b", "c"))
+class ActivationsInPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), conv(8, 8), head(8)
+        self.relu, self.silu = nn.ReLU(inplace=True), nn.SiLU(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.a(x))
+        x = F.leaky_relu(x, 0.1, inplace=True)
+        x = self.silu(self.b(x)).tanh_()
+        x = F.elu(F.relu_(x), inplace=True)
+        x = self.c(x).clamp_(-2, 2).sigmoid_()
+        return self.head(torch.relu_(x))
+
+
+add(
+    "prelu",
+    lambda: nn.Sequential(
+        conv(3, 8), nn.PReLU(), conv(8, 12), nn.PReLU(12), conv(12, 8), nn.BatchNorm2d(8), nn.PReLU(8), head(8)
+    ),
+    images(),
+    shrinks=("0", "2", "3", "4", "6"),
+    any_size=True,
+)
+add(
+    "batchnorm_without_affine_or_bias",
+    lambda: nn.Sequential(
+        conv(3, 8, bias=False),
+        nn.BatchNorm2d(8, affine=False),
+        nn.ReLU(),
+        conv(8, 8),
+        nn.BatchNorm2d(8, eps=1e-3, momentum=None),
+        nn.ReLU6(),
+        head(8),
+    ),
+    images(),
+    shrinks=("0", "1", "3", "4"),
+)
+add(
+    "dropouts",
+    lambda: nn.Sequential(
+        conv(3, 8), nn.Dropout2d(), nn.ReLU(), conv(8, 8), nn.AlphaDropout(), conv(8, 8), nn.FeatureAlphaDropout(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(2), nn.Dropout1d(), nn.Flatten(), nn.Linear(32, 16), nn.Dropout(0.9),
+        nn.Linear(16, CLASSES),
+    ),
+    images(),
+    shrinks=("0", "3", "5", "11"),
+)  # fmt: skip
+
+
+@case(images(), shrinks=("a", "b", "c"))
+class DropoutFunctions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), nn.Linear(8, 12), nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout2d(self.a(x), 0.5, self.training)
+        x = F.dropout(self.b(x).relu(), training=self.training).mean((2, 3))
+        x = F.alpha_dropout(self.c(x), 0.5, training=self.training)
+        return self.head(F.dropout(x, 0.3, training=self.training, inplace=True))
+
+
+@case(images(), shrinks=("a", "b", "c"))
+class Unpooling(nn.Module):
+    """Max pooling that hands its indices to the unpooling, as in SegNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.out = conv(3, 8), conv(8, 8), conv(8, 6), conv(6, 2)
+        self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, where = self.pool(self.a(x).relu())
+        x = self.unpool(self.b(x), where)
+        x, where = F.max_pool2d(self.c(x), 2, return_indices=True)
+        return self.out(F.max_unpool2d(x, where, 2))
+
+
+@case(images(), shrinks=("a", "b", "c", "d"), any_size=True)
+class Upsampling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = conv(3, 8), conv(8, 8), conv(8, 8), conv(8, 8)
+        self.nearest = nn.Upsample(scale_factor=2)
+        self.bilinear = nn.Upsample(scale_factor=0.5, mode="bilinear", align_corners=False)
+        self.old, self.head = nn.UpsamplingBilinear2d(scale_factor=2), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.nearest(self.a(x)).relu())
+        y = self.c(self.bilinear(y))
+        y = F.interpolate(self.d(y), size=x.shape[2:], mode="bicubic", align_corners=True)
+        return self.head(self.old(F.interpolate(y, scale_factor=2, mode="nearest")))

@@ -1,0 +1,256 @@
+"""How models are put together: sharing, several inputs and outputs, dead branches, containers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.case import CLASSES, add, case, conv, head, images, tensors
+
+
+@case(images(), shrinks=("stem", "shared", "norm", "after"), any_size=True)
+class CalledTwice(nn.Module):
+    """One convolution run three times in a row: what goes in and what comes out is one group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared, self.norm = conv(3, 8), conv(8, 8), nn.BatchNorm2d(8)
+        self.after, self.head = conv(8, 12), head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for _ in range(3):
+            x = x + self.norm(self.shared(x)).relu()
+        return self.head(self.after(x).relu())
+
+
+@case(images(), shrinks=("a", "b", "shared", "out"), any_size=True)
+class CalledOnTwoInputs(nn.Module):
+    """One convolution reads two different tensors: their channels go in pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.shared, self.out, self.head = conv(3, 8), conv(3, 8, 5), conv(8, 10), conv(20, 6), head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, v = self.shared(self.a(x).relu()), self.shared(self.b(x).flip(1).relu())
+        return self.head(self.out(torch.cat([u, v.tanh()], 1)))
+
+
+def two_towers(batch: int = 2) -> tuple[Tensor, Tensor]:
+    return images()(batch), images()(batch + 1)[1:]
+
+
+@case(two_towers, shrinks=("tower.0", "tower.2", "joint"))
+class Siamese(nn.Module):
+    """Two inputs through one tower."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 12), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.joint, self.head = nn.Linear(24, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        u, v = self.tower(left), self.tower(right)
+        return self.head(self.joint(torch.cat([(u - v).abs(), u * v], 1)).relu())
+
+
+@case(images(), shrinks=("a", "b", "c"), any_size=True)
+class TwoNames(nn.Module):
+    """One module under two names: both keys are in the state_dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), conv(8, 8), head(8)
+        self.alias, self.layers = self.b, nn.ModuleList([self.b, self.c, self.c])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x)).relu()
+        x = self.layers[1](self.alias(x)).relu()
+        return self.head(self.layers[2](x))
+
+
+@case(images(), shrinks=("a", "b", "c"), any_size=True)
+class OneTensorInTwoModules(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), conv(8, 8, bias=False), head(8)
+        self.c.weight = self.b.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.c(self.b(self.a(x).relu()).relu()).relu())
+
+
+@case(tensors(12), shrinks=("encode", "narrow"))
+class TiedAutoencoder(nn.Module):
+    """The decoder uses the encoder's weights transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.narrow = nn.Linear(12, 10), nn.Linear(10, 6)
+        self.bias = nn.Parameter(torch.zeros(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = self.narrow(self.encode(x).relu())
+        wide = F.linear(code, self.narrow.weight.t())
+        return F.linear(wide.relu(), self.encode.weight.t(), self.bias)
+
+
+@case(tensors(12), shrinks=("a",), frozen=("table",))
+class TiedWeights(nn.Module):
+    """Two linear layers share one tensor; a third reads the input as well as the first of them, which stays whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.a, self.out = nn.Linear(8, 12, bias=False), nn.Linear(12, 8), nn.Linear(8, 12)
+        self.out.weight = self.table.weight
+        self.last = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        x = self.a(self.table(x).relu())
+        return self.last(self.out(x))
+
+
+def image_and_vector(batch: int = 2) -> tuple[Tensor, Tensor]:
+    return images()(batch), tensors(6)(batch)
+
+
+def named(batch: int = 2) -> dict[str, Tensor]:
+    return dict(zip(("image", "vector"), image_and_vector(batch), strict=True))
+
+
+class Multimodal(nn.Module):
+    """An image and a vector, joined by concatenation and by a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.vector, self.gate = conv(3, 8), nn.Linear(6, 10), nn.Linear(10, 8)
+        self.joint, self.head = nn.Linear(18, 12), nn.Linear(12, CLASSES)
+
+    def forward(self, image: Tensor, vector: Tensor, scale: float = 0.5, extra: Tensor | None = None) -> Tensor:
+        v = self.vector(vector).relu()
+        maps = self.image(image) * self.gate(v).sigmoid()[..., None, None]
+        if extra is not None:
+            maps = maps + extra
+        return self.head(self.joint(torch.cat([maps.mean((2, 3)), v * scale], -1)).relu())
+
+
+add("several_inputs", Multimodal, image_and_vector, shrinks=("image", "vector", "gate", "joint"))
+add("dict_input", Multimodal, named, shrinks=("image", "vector", "gate", "joint"))
+
+
+@case(images(), shrinks=("a", "b", "d"), frozen=("head", "aux", "features"))
+class SeveralOutputs(nn.Module):
+    """A nest of outputs; one of them is a feature map, whose channels are part of the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.features, self.d = conv(3, 8), conv(8, 10), conv(10, 8), conv(8, 12)
+        self.aux, self.head = nn.Linear(8, 4), nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, object]]:
+        x = self.a(x).relu()
+        aux = self.aux(x.mean((2, 3)))
+        maps = self.features(self.b(x).relu())
+        return self.head(self.d(maps).mean((2, 3))), {"aux": aux, "maps": [maps], "size": x.shape[2]}
+
+
+class Heads(NamedTuple):
+    logits: Tensor
+    aux: Tensor
+
+
+@case(images(), shrinks=("a", "b"), frozen=("one.2", "two.2"))
+class NamedOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.one, self.two = conv(3, 8), conv(8, 8), head(8), head(8, 3)
+
+    def forward(self, x: Tensor) -> Heads:
+        x = self.a(x).relu()
+        return Heads(logits=self.one(self.b(x)), aux=self.two(x))
+
+
+@case(images(), shrinks=("a", "b"), any_size=True)
+class DeadBranch(nn.Module):
+    """Layers whose result nobody reads, a layer that is never called, a parameter that is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 8), head(8)
+        self.dead, self.after = conv(8, 6), nn.BatchNorm2d(6)
+        self.never, self.unused = conv(8, 4), nn.Parameter(torch.ones(7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        self.after(self.dead(x)).sum()
+        return self.head(self.b(x).relu())
+
+
+class Stage(nn.Module):
+    """A list of blocks in a dict of branches."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"wide": conv(width, width), "flat": nn.Sequential(conv(width, width, 1), nn.ReLU())})
+            for _ in range(2)
+        )
+        self.scales = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block, scale in zip(self.blocks, self.scales, strict=True):
+            x = x + scale * block["wide"](x).relu() + block["flat"](x)
+        return x
+
+
+add(
+    "nested_containers",
+    lambda: nn.Sequential(
+        nn.Sequential(nn.Sequential(conv(3, 8)), nn.Sequential()), Stage(8), conv(8, 12), Stage(12), head(12)
+    ),
+    images(),
+    shrinks=("0.0.0", "1.blocks.0.wide", "1.blocks.1.flat.0", "2", "3.blocks.1.wide"),
+    any_size=True,
+)
+
+
+@case(images(), shrinks=("down1", "down2", "bottom", "up2", "merge2", "up1"))
+class Unet(nn.Module):
+    """Skip connections by concatenation, transposed convolutions on the way up, a map as output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down1, self.down2, self.bottom = conv(3, 6), conv(6, 8), conv(8, 12)
+        self.up2, self.merge2 = nn.ConvTranspose2d(12, 8, 2, 2), conv(16, 8)
+        self.up1, self.out = nn.ConvTranspose2d(8, 6, 2, 2), conv(12, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.down1(x).relu()
+        two = self.down2(F.max_pool2d(one, 2)).relu()
+        x = self.up2(self.bottom(F.avg_pool2d(two, 2)).relu())
+        x = self.up1(self.merge2(torch.cat([x, two], 1)).relu())
+        return self.out(torch.cat([one, x], 1))
+
+
+@case(images(), shrinks=("branches.0.0", "branches.1.0", "branches.2.1", "mix"), any_size=True)
+class Inception(nn.Module):
+    """Parallel branches, joined; the list of them is walked by a comprehension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            [
+                nn.Sequential(conv(3, 6, 1), nn.ReLU()),
+                nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU()),
+                nn.Sequential(nn.MaxPool2d(3, 1, 1), conv(3, 5, 1)),
+            ]
+        )
+        self.mix, self.head = conv(19, 10), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(torch.cat([branch(x) for branch in self.branches], 1)).relu())
