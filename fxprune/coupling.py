@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from fxprune.capture import ModelGraph
 from fxprune.errors import FxpruneError
 from fxprune.labels import NO_CHANNEL, varying_axes
-from fxprune.rules.context import Context, Option, Slot
+from fxprune.rules.context import Context, Option, Slot, labels_in
 from fxprune.walk import Unknown, step
 
 Index = NDArray[np.int64]
@@ -83,7 +83,8 @@ class Coupling:
     """All that the label interpreter finds out about a graph.
 
     `unit_of` maps labels to units (-1: always stays); `merged` maps labels to classes of tied labels; `values` holds
-    the label values of all nodes, `axes` the axes of their planes, `specs` their shapes on the example; `slots` the first label and size of every slot.
+    the label values of all nodes, `axes` the axes of their planes, `specs` their shapes on the example; `pieces` the sets of
+    units that are all that some tensor has along an axis, so that one of each has to stay; `slots` the first label and size of every slot.
     """
 
     groups: tuple[Group, ...]
@@ -95,6 +96,7 @@ class Coupling:
     slots: dict[Slot, tuple[int, int]]
     axes: dict[tuple[str, int, int], tuple[int, ...]]
     specs: dict[str, Any]
+    pieces: tuple[Index, ...]
 
     @property
     def units(self) -> int:
@@ -212,6 +214,11 @@ class Collector(Context):
         start, length = self.slots[slot]
         return torch.arange(start, start + length, dtype=torch.float64)
 
+    def grouped(self, groups: int) -> bool:
+        if groups > 1:
+            self.slots[Slot(self.node.name, "groups")] = self.size, 0
+        return groups > 1
+
     def slot_axes(self, owner: str, shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(axis for axis, size in enumerate(shape) if size > 1)
 
@@ -279,10 +286,12 @@ def _resolve(collector: Collector) -> Coupling:
     """From what was collected to units and groups."""
     size = collector.size
     merged = _components(size, _array(a for a, _ in collector.ties), _array(b for _, b in collector.ties))
-    stays = np.zeros(size, dtype=bool)
-    stays[_array(labels for labels, _ in collector.frozen)] = True
+    frozen = np.zeros(merged.max(initial=-1) + 1, dtype=bool)
+    frozen[merged[_array(labels for labels, _ in collector.frozen)]] = True
+    united = np.arange(len(frozen))
     for options in collector.choices:
-        merged, stays = _chosen(merged, stays, options)
+        _choose(united, frozen, merged, options)
+    merged, stays = united[merged], np.flatnonzero(frozen)
     reasons = _reasons(collector, merged, stays)
     groups, sites, unit_of = _grouped(collector, merged, reasons)
     edges = tuple(
@@ -293,38 +302,46 @@ def _resolve(collector: Collector) -> Coupling:
     values = {node.name: value for node, value in collector.env.items()}
     specs = {node.name: node.meta["spec"] for node in collector.env}
     groups = _with_consumers(groups, edges)
-    return Coupling(groups, sites, edges, unit_of, merged, values, dict(collector.slots), dict(collector.axes), specs)
+    return Coupling(groups, sites, edges, unit_of, merged, values, dict(collector.slots), dict(collector.axes), specs, _pieces(values, unit_of))
 
 
-def _chosen(merged: Index, stays: NDArray[np.bool_], options: Sequence[Option]) -> tuple[Index, NDArray[np.bool_]]:
-    """Apply the option that leaves the most units free to go; the first of equals."""
-    frozen = np.zeros(merged.max(initial=-1) + 1, dtype=bool)
-    frozen[merged[stays]] = True
-    trials = [_trial(merged, frozen, option) for option in options]
-    free, a, b, held = max(trials, key=lambda trial: trial[0])
-    stays = stays.copy()
-    stays[held] = True
-    return _components(len(frozen), a, b)[merged], stays
+def _choose(united: Index, frozen: NDArray[np.bool_], merged: Index, options: Sequence[Option]) -> None:
+    """Apply the option that leaves the most units free to go, the first of equals.
+
+    `merged` maps labels to classes; `united`, which maps classes to the classes that they were united with, and
+    `frozen`, which tells the classes that stay, are brought up to date in place.
+    """
+    trials = [_trial(united, frozen, merged, option) for option in options]
+    _, touched, roots, held = max(trials, key=lambda trial: trial[0])
+    frozen[held] = True
+    stuck = np.unique(roots[frozen[touched]])
+    renamed = np.arange(len(united))
+    renamed[touched] = roots
+    united[:] = renamed[united]
+    frozen[stuck] = True
 
 
-def _trial(merged: Index, frozen: NDArray[np.bool_], option: Option) -> tuple[int, Index, Index, Index]:
-    """How many free units an option leaves, its ties between classes, and the labels that it holds."""
+def _trial(
+    united: Index, frozen: NDArray[np.bool_], merged: Index, option: Option
+) -> tuple[int, Index, Index, Index]:
+    """How many free units an option leaves, the classes that it touches and unites with which, and those it holds."""
     pairs = [_pairs(a, b) for a, b in option.ties]
-    a, b = merged[_array(p[0][0] for p in pairs)], merged[_array(p[0][1] for p in pairs)]
-    held = _array([*option.stays, *(alone for _, alone in pairs)])
+    a, b = (united[merged[_array(pair[0][side] for pair in pairs)]] for side in (0, 1))
+    held = united[merged[_array([*option.stays, *(alone for _, alone in pairs)])]]
     touched, inverse = np.unique(np.concatenate([a, b]), return_inverse=True)
     parts = _components(len(touched), inverse[: len(a)], inverse[len(a) :])
-    stuck = frozen[touched] | np.isin(touched, merged[held])
-    return len(np.unique(parts)) - len(np.unique(parts[stuck])), a, b, held
+    stuck = frozen[touched] | np.isin(touched, held)
+    _, first = np.unique(parts, return_index=True)
+    return len(first) - len(np.unique(parts[stuck])), touched, touched[first][parts], held
 
 
-def _reasons(collector: Collector, merged: Index, stays: NDArray[np.bool_]) -> dict[int, str]:
+def _reasons(collector: Collector, merged: Index, stays: Index) -> dict[int, str]:
     """Class of tied labels -> why it stays: the first reason given."""
     reasons: dict[int, str] = {}
     for labels, reason in collector.frozen:
         for tied in np.unique(merged[_array([labels])]):
             reasons.setdefault(int(tied), reason)
-    for tied in np.unique(merged[stays]):
+    for tied in stays:
         reasons.setdefault(int(tied), "a grouped layer keeps every slot of its groups")
     return reasons
 
@@ -336,8 +353,8 @@ def _grouped(
     channels = _site_channels(collector)
     producers: dict[int, dict[str, None]] = {}
     for name, labels in channels.items():
-        for tied in merged[labels[labels >= 0]]:
-            producers.setdefault(int(tied), {})[name] = None
+        for tied in np.unique(merged[labels[labels >= 0]]).tolist():
+            producers.setdefault(tied, {})[name] = None
     members: dict[tuple[tuple[str, ...], str | None], list[int]] = {}
     for tied, names in producers.items():
         members.setdefault((tuple(names), reasons.get(tied)), []).append(tied)
@@ -392,8 +409,22 @@ def _with_consumers(groups: tuple[Group, ...], edges: tuple[Edge, ...]) -> tuple
     )
 
 
+def _pieces(values: dict[str, Any], unit_of: Index) -> tuple[Index, ...]:
+    """The distinct sets of units that make up the whole of an axis of some value."""
+    cores = {id(plane.core): plane.core for value in labels_in(tuple(values.values())) for plane in value.planes}
+    pieces: dict[bytes, Index] = {}
+    seen: set[bytes] = set()
+    for core in cores.values():
+        numbers = core.reshape(-1).to(torch.int64).numpy()
+        if numbers.tobytes() not in seen:
+            seen.add(numbers.tobytes())
+            units = np.unique(_units_at(unit_of, torch.from_numpy(numbers)))
+            if len(units) and units[0] >= 0:
+                pieces.setdefault(units.tobytes(), units)
+    return tuple(pieces.values())
+
+
 def _units_at(unit_of: Index, labels: Tensor) -> Index:
     """The units of a vector of labels, -1 where there is no label."""
     numbers = labels.to(torch.int64).numpy()
-    padded = np.append(unit_of, -1)
-    return padded[np.where(numbers < 0, len(unit_of), numbers)]
+    return np.where(numbers < 0, -1, unit_of[numbers]) if len(unit_of) else np.full(len(numbers), -1)

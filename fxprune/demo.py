@@ -163,27 +163,16 @@ def repeat(loader: DataLoader[tuple[Tensor, ...]], epochs: int) -> Iterator[tupl
 def measure(model: nn.Module, scores: fxprune.Scores, alphas: Sequence[float], digits: Digits) -> list[Row]:
     """The row of the original, then that of the model pruned at each alpha; nothing is trained."""
     images = digits.test.tensors[0]
-    plans = [scores.plan(alpha=alpha) for alpha in alphas]
+    plans = [scores.plan(alpha) for alpha in alphas]
     smalls = [fxprune.apply(model, plan) for plan in plans]
-    errors = [
-        fxprune.verify(model, plan, small, images[:BATCH]) for plan, small in zip(plans, smalls, strict=True)
-    ]
-    networks = [model, *smalls]
-    facts = zip(
-        (None, *alphas), networks, latencies(networks, images[:LATENCY_BATCH]), (None, *errors), strict=True
-    )
-    return [
-        Row(
-            alpha,
-            parameters(net),
-            macs(net, images[:1]),
-            latency,
-            accuracy(net, digits.test),
-            error,
-            widths(net),
-        )
-        for alpha, net, latency, error in facts
-    ]
+    full, *times = latencies([model, *smalls], images[:LATENCY_BATCH])
+    rows = []
+    for plan, small, latency in zip(plans, smalls, times, strict=True):
+        costs, error = fxprune.report(small), fxprune.verify(model, plan, small, images[:BATCH])
+        cost = costs.params_after, costs.macs_after, latency
+        rows.append(Row(plan.alpha, *cost, accuracy(small, digits.test), error, widths(small)))
+    cost = costs.params_before, costs.macs_before, full
+    return [Row(None, *cost, accuracy(model, digits.test), None, widths(model)), *rows]
 
 
 @torch.inference_mode()

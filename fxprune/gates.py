@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling, Edge, Index
+from fxprune.rules.movement import move
+from fxprune.rules.table import RULES, key_of
 from fxprune.signals import Through, directions
 
 
@@ -48,6 +51,7 @@ class Draw:
     rows: Tensor
     projections: int
     seed: int
+    batch: int = 0
 
 
 class Probe(Gate):
@@ -63,9 +67,11 @@ class Probe(Gate):
         self.draw = draw
         self.own, self.positions = _positions(edge.units)
         self.samples: list[Tensor] = []
+        self.seen = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(self.draw.rows):
+        if len(self.draw.rows) and self.seen < self.draw.batch:
+            self.seen = self.draw.batch
             self.samples.append(self._sample(x.detach()))
         return Through.apply(x, self.weight, self.dim)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -75,7 +81,6 @@ class Probe(Gate):
         spread = chosen.movedim(self.dim, 1)
         if self.positions is not None:
             spread = torch.cat([spread, spread.new_zeros(spread[:, :1].shape)], 1)[:, self.positions.to(x.device)]
-            spread = spread.reshape(len(chosen), *self.positions.shape, *spread.shape[2:])
         flat = spread.reshape(len(chosen), len(self.own), -1)
         axes = directions(flat.shape[-1], self.draw.projections, seed=self.draw.seed, dtype=flat.dtype)
         return (flat @ axes.to(x.device)).float().cpu()
@@ -106,11 +111,13 @@ def insert(graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate]) 
     by_name = {node.name: copy for node, copy in nodes.items()}
     gated = fx.GraphModule(graph, copied, type(graph).__name__)
     gates: list[Gate] = []
+    changes = _changes(graph)
     for (source, dim), edges in _shared(coupling).items():
         gates.append(make(edges[0]))
         name = f"gate_{source}_{dim}"
         gated.add_module(name, gates[-1])
-        _insert_gate(copied, by_name[source], name, {by_name[edge.consumer] for edge in edges})
+        consumers = dict.fromkeys(by_name[edge.consumer] for edge in edges)
+        _insert_gate(copied, by_name[source], name, consumers, changes.get(source, ()))
     copied.lint()
     gated.recompile()
     return gated, gates
@@ -125,8 +132,40 @@ def _shared(coupling: Coupling) -> dict[tuple[str, int], list[Edge]]:
     return shared
 
 
-def _insert_gate(graph: fx.Graph, source: fx.Node, name: str, consumers: set[fx.Node]) -> None:
-    with graph.inserting_after(source):
-        gate = graph.call_module(name, (source,))
-    for consumer in consumers:
-        consumer.replace_input_with(source, gate)
+def _insert_gate(
+    graph: fx.Graph, source: fx.Node, name: str, consumers: Iterable[fx.Node], changes: Iterable[str]
+) -> None:
+    """Call the gate before its first consumer, and again wherever the source was changed in place since."""
+    waiting, changed = dict.fromkeys(consumers), set(changes)
+    gate: fx.Node | None = None
+    for node in list(graph.nodes):
+        if node in waiting:
+            if gate is None:
+                with graph.inserting_before(node):
+                    gate = graph.call_module(name, (source,))
+            node.replace_input_with(source, gate)
+        if node.name in changed:
+            gate = None
+
+
+def _changes(graph: ModelGraph) -> dict[str, list[str]]:
+    """Node -> the nodes that change its storage in place."""
+    roots: dict[fx.Node, fx.Node] = {}
+    changes: dict[fx.Node, list[str]] = {}
+    for node in graph.graph.nodes:
+        in_place = _works_in_place(node, graph)
+        inputs = node.all_input_nodes
+        aliases = inputs and (in_place or key_of(node, graph) in RULES and RULES[key_of(node, graph)] is move)
+        roots[node] = roots[inputs[0]] if aliases else node
+        if in_place and inputs:
+            changes.setdefault(roots[node], []).append(node.name)
+    return {node.name: changes[root] for node, root in roots.items() if root in changes}
+
+
+def _works_in_place(node: fx.Node, graph: ModelGraph) -> bool:
+    """Whether a node writes into its first input."""
+    if node.op == "call_module":
+        return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    operators = node.op == "call_function" and getattr(operator, name, None) is node.target and name[:1] == "i"
+    return bool(node.kwargs.get("inplace")) or operators or (name.endswith("_") and not name.endswith("__"))

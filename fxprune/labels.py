@@ -41,6 +41,8 @@ class Plane:
 class Labels:
     """One tensor in the label interpreter: its shape, its planes, and its numbers where it is a known constant.
 
+    `single` holds the label of each single channel that a movement took out of an axis, so that it can be checked.
+
     >>> x = Labels((2, 3), (vector_plane(torch.tensor([7.0, 8.0, 9.0]), dim=1, ndim=2),))
     >>> x.planes[0].over(x.shape).tolist()
     [[7.0, 8.0, 9.0], [7.0, 8.0, 9.0]]
@@ -49,6 +51,7 @@ class Labels:
     shape: tuple[int, ...]
     planes: tuple[Plane, ...] = ()
     value: Tensor | None = None
+    single: tuple[float, ...] = ()
 
     @property
     def ndim(self) -> int:

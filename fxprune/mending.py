@@ -19,6 +19,7 @@ from fxprune.rules import movement
 from fxprune.rules.table import RULES, Key, key_of
 
 INDEX = "_fxprune_index_"  # prefix of the buffers that hold gathering indices; they are not part of the state_dict
+PERMUTE = f"{INDEX}before_"  # of those that permute channels in front of a movement
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,12 @@ def pad_amounts(repair: Repair) -> None:
     repair.become("call_function", F.pad, (repair.source, flat, mode, value))
 
 
+@mends(torch._assert)
+def assertion(repair: Repair) -> None:
+    """What the model asserts of the number of channels held for the original."""
+    repair.become("call_function", torch._assert, (True, *repair.node.args[1:]))
+
+
 @mends(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 def group_count(repair: Repair) -> None:
     """A functional convolution names its number of groups."""
@@ -206,14 +213,23 @@ def gather(repair: Repair) -> None:
 def _permute_before(repair: Repair, axis: int, index: Tensor) -> None:
     """Permute the channels so that the movement, as it stands, brings each to the place where it belongs."""
     size = repair.env[repair.source].shape[axis]
-    moved = _trace(repair, axis, repair.env[repair.source].shape, lambda n: repair.env[n])
+    _, moved = _trace(repair, axis, repair.env[repair.source].shape, lambda n: repair.env[n])
     if sorted(moved.tolist()) != list(range(size)) or len(index) != size:
         raise RewriteError(f"{repair.node.format_node()} moves channels and positions in one step")
     order = torch.empty_like(index)
     order[moved] = index
-    with repair.graph.graph.inserting_before(repair.node):
-        permuted = repair.graph.graph.call_function(torch.index_select, (repair.source, axis, _index_node(repair, order)))
+    graph = repair.graph.graph
+    buffer = _index_node(repair, order, f"{PERMUTE}{repair.node.name}")
+    with graph.inserting_before(repair.node):
+        permuted = graph.call_function(torch.index_select, (repair.source, axis, buffer))
     repair.node.replace_input_with(repair.source, permuted)
+
+
+def is_inserted(node: fx.Node) -> bool:
+    """Whether mending put this node in: a gathering index, or a permutation in front of a movement."""
+    if node.op == "get_attr":
+        return str(node.target).startswith(INDEX)
+    return any(source.op == "get_attr" and str(source.target).startswith(PERMUTE) for source in node.all_input_nodes)
 
 
 def _places(repair: Repair) -> tuple[int, Tensor]:
@@ -224,18 +240,20 @@ def _places(repair: Repair) -> tuple[int, Tensor]:
     if len(narrowed) != 1:
         raise RewriteError(f"{len(narrowed)} axes of its input are narrowed")
     axis = narrowed[0]
-    origin = _trace(repair, axis, before.shape, lambda n: repair.old[n.name])
-    if origin.ndim:
-        after = repair.old[repair.node.name]
-        kept = [mask for mask in repair.masks(after) if len(mask) == len(origin)]
-        origin = origin[next((mask for mask in kept if not bool(mask.all())), kept[0])]
+    out, origin = _trace(repair, axis, before.shape, lambda n: repair.old[n.name])
+    if out is not None:
+        origin = origin[repair.masks(repair.old[repair.node.name])[out]]
     if not bool(stays[axis][origin].all()):
         raise RewriteError("it takes out a channel that goes")
     return axis, (stays[axis].cumsum(0) - 1)[origin]
 
 
-def _trace(repair: Repair, axis: int, shape: Sequence[int], value: Callable[[fx.Node], Any]) -> Tensor:
-    """Where along `axis` each index of the result comes from: the node's operation, run on the places themselves."""
+def _trace(
+    repair: Repair, axis: int, shape: Sequence[int], value: Callable[[fx.Node], Any]
+) -> tuple[int | None, Tensor]:
+    """The axis of the result that `axis` becomes, or None where one index is taken out, and where each index of it
+    comes from: the node's operation, run on the places themselves.
+    """
     size = [1] * len(shape)
     size[axis] = shape[axis]
     places = torch.arange(shape[axis], dtype=torch.float64).reshape(size).expand(tuple(shape))
@@ -246,10 +264,11 @@ def _trace(repair: Repair, axis: int, shape: Sequence[int], value: Callable[[fx.
     axes = varying_axes(result)
     if len(axes) > 1 or not isinstance(result, Tensor):
         raise RewriteError("it spreads the channels over several axes")
+    out = axes[0] if axes else axis if result.ndim == len(shape) else None
     for dim in reversed(range(result.ndim)):
-        if dim not in axes and (axes or result.shape[dim] != shape[axis]):
+        if dim != out:
             result = result.select(dim, 0)
-    return result.long()
+    return out, result.long()
 
 
 def _moves_only(repair: Repair, axis: int) -> bool:
@@ -257,7 +276,7 @@ def _moves_only(repair: Repair, axis: int) -> bool:
     before = repair.old[repair.source.name]
     for other in range(before.ndim):
         if other != axis and before.shape[other] > 1:
-            moved = _trace(repair, other, before.shape, lambda n: repair.old[n.name])
+            _, moved = _trace(repair, other, before.shape, lambda n: repair.old[n.name])
             if moved.tolist() != list(range(before.shape[other])):
                 return False
     return True
@@ -269,9 +288,9 @@ def _run_of(index: Tensor) -> tuple[int, int] | None:
     return (first, first + len(index)) if index.tolist() == list(range(first, first + len(index))) else None
 
 
-def _index_node(repair: Repair, index: Tensor) -> fx.Node:
+def _index_node(repair: Repair, index: Tensor, name: str = "") -> fx.Node:
     """A node that gives `index`, kept as a buffer outside the state_dict."""
-    name = f"{INDEX}{repair.node.name}"
+    name = name or f"{INDEX}{repair.node.name}"
     device = next((t.device for t in (*repair.graph.parameters(), *repair.graph.buffers())), torch.device("cpu"))
     repair.graph.register_buffer(name, index.to(device), persistent=False)
     with repair.graph.graph.inserting_before(repair.node):

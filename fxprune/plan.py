@@ -105,7 +105,7 @@ def kept_units(plan: Plan, coupling: Coupling) -> NDArray[np.bool_]:
     if len(torn):
         raise PlanError(_torn(plan, coupling, int(torn[0])))
     keep = gone == 0
-    _check_edges(coupling, keep)
+    _check_pieces(coupling, keep)
     return keep
 
 
@@ -141,11 +141,12 @@ def _torn(plan: Plan, coupling: Coupling, unit: int) -> str:
     )
 
 
-def _check_edges(coupling: Coupling, keep: NDArray[np.bool_]) -> None:
-    padded = np.append(keep, True)
-    for edge in coupling.edges:
-        if len(edge.units) and not padded[edge.units].any():
+def _check_pieces(coupling: Coupling, keep: NDArray[np.bool_]) -> None:
+    """Raise where nothing would be left of a tensor."""
+    for units in coupling.pieces:
+        if not keep[units].any():
+            names = [site.name for site in coupling.sites if np.isin(units, site.units).any()]
             raise PlanError(
-                f"the plan keeps 0 of the {len(edge.units)} channels that {edge.consumer} reads from {edge.source}: "
-                "it has to keep at least one"
+                f"the plan drops all {len(units)} units of a slice that the model reads (of {', '.join(names[:3])}): "
+                "one at least has to stay"
             )

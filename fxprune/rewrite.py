@@ -17,7 +17,7 @@ from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError, RewriteError
 from fxprune.labels import NO_CHANNEL, Labels, Plane, is_constant_beside
-from fxprune.mending import INDEX, Repair, mend, restore_numbers
+from fxprune.mending import Repair, is_inserted, mend, restore_numbers
 from fxprune.rules.context import Context, Option, Slot
 from fxprune.rules.resize import resize
 from fxprune.walk import step
@@ -53,15 +53,18 @@ def check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_],
     Raises MismatchError at the first node where they are not.
     """
     checker = Checker(small, coupling, keep)
-    old = iter(graph.graph.nodes)
-    for node in small.graph.nodes:
-        if node.op == "get_attr" and str(node.target).startswith(INDEX):
-            checker.env[node] = step(checker, node)
-            continue
-        original = next(old, None)
-        if original is None or original.op == "placeholder" != node.op == "placeholder":
-            raise MismatchError(f"node {node.name} has no counterpart in the original graph")
+    own = [node for node in small.graph.nodes if not is_inserted(node)]
+    if [_kind(node) for node in own] != [_kind(node) for node in graph.graph.nodes]:
+        raise MismatchError("the rewritten graph has other nodes than the original")
+    for node, original in zip(own, graph.graph.nodes, strict=True):
+        for source in node.all_input_nodes:
+            _see_inserted(checker, source, original)
         checker.env[node] = checker.checked(node, original)
+
+
+def _kind(node: fx.Node) -> str:
+    """What rewriting leaves of a node's op: a call stays a call."""
+    return "call" if node.op.startswith("call") else node.op
 
 
 def _settle(checker: Checker, node: fx.Node) -> Any:
@@ -77,6 +80,8 @@ def _settle(checker: Checker, node: fx.Node) -> Any:
         cause = error
     try:
         mend(repair)
+        for source in node.all_input_nodes:
+            _see_inserted(checker, source, node)
         return checker.checked(node, node)
     except Exception as error:
         raise RewriteError(
@@ -85,9 +90,19 @@ def _settle(checker: Checker, node: fx.Node) -> Any:
         ) from error
 
 
+def _see_inserted(checker: Checker, node: fx.Node, original: fx.Node) -> None:
+    """Put the value of a node that mending inserted before `original` into the checker."""
+    if node not in checker.env:
+        for source in node.all_input_nodes:
+            _see_inserted(checker, source, original)
+        checker.original = original
+        checker.env[node] = step(checker, node)
+
+
 def _narrow_parameters(small: ModelGraph, checker: Checker) -> None:
     """Replace every parameter and buffer that loses channels, under all its names, by a narrower one."""
     narrowed: dict[int, Tensor] = {}
+    originals = []  # kept alive, so that no id is used twice
     for path, module in small.named_modules(remove_duplicate=False):
         for store in (module._parameters, module._buffers):
             for name, tensor in list(store.items()):
@@ -95,7 +110,9 @@ def _narrow_parameters(small: ModelGraph, checker: Checker) -> None:
                     continue
                 if id(tensor) not in narrowed:
                     owner = checker.owners[f"{path}.{name}" if path else name]
-                    narrowed[id(tensor)] = _narrow(tensor, [checker.kept(Slot(owner, axis)) for axis in range(tensor.ndim)])
+                    small_tensor = _narrow(tensor, [checker.kept(Slot(owner, axis)) for axis in range(tensor.ndim)])
+                    narrowed[id(tensor)] = narrowed[id(small_tensor)] = small_tensor
+                    originals.append(tensor)
                 store[name] = narrowed[id(tensor)]
 
 
@@ -165,6 +182,9 @@ class Checker(Context):
             raise MismatchError(f"axis {slot.axis} of {slot.owner} has {size} channels in place of {len(labels)}")
         return labels
 
+    def grouped(self, groups: int) -> bool:
+        return Slot(self.original.name, "groups") in self.coupling.slots
+
     def slot_axes(self, owner: str, shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(axis for axis in range(len(shape)) if Slot(owner, axis) in self.coupling.slots)
 
@@ -191,7 +211,7 @@ class Checker(Context):
         """A value with the indices of every axis that carry only channels that go left out."""
         indices = [mask.nonzero().flatten() for mask in self.masks(x)]
         shape = tuple(len(index) for index in indices)
-        return Labels(shape, tuple(self._restricted(plane, indices) for plane in x.planes), x.value)
+        return Labels(shape, tuple(self._restricted(plane, indices) for plane in x.planes), x.value, x.single)
 
     def masks(self, x: Labels) -> list[Tensor]:
         """For every axis of a value of the original graph, which of its indices stay."""
@@ -225,7 +245,7 @@ class Checker(Context):
     def _same(self, a: Any, b: Any) -> bool:
         if not isinstance(a, Labels) or not isinstance(b, Labels):
             return isinstance(a, Labels) == isinstance(b, Labels)
-        if a.shape != b.shape or len(a.planes) != len(b.planes):
+        if a.shape != b.shape or a.single != b.single or len(a.planes) != len(b.planes):
             return False
         return all(
             p.axes == q.axes and p.core.shape == q.core.shape and bool((p.core == q.core).all())

@@ -41,15 +41,15 @@ class Scores:
     """The scores of every prunable unit, and all that a plan needs.
 
     `propose` and `protect` hold one number a unit (U-Score and R-Score). `groups` are (name, first unit, end) of the
-    groups, `sites` the layers with the unit of each channel, `reads` for each edge the units that it reads, of which
-    one at least has to stay. `about` says how the scores were made.
+    groups, `sites` the layers with the unit of each channel, `pieces` sets of units of which one at least has
+    to stay. `about` says how the scores were made.
     """
 
     propose: Scalars
     protect: Scalars
     groups: tuple[tuple[str, int, int], ...]
     sites: tuple[Site, ...]
-    reads: tuple[Index, ...]
+    pieces: tuple[Index, ...]
     example: Any
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -70,7 +70,7 @@ class Scores:
             part = slice(start, end)
             gone = removed(self.propose[part], self.protect[part], alpha, min_keep=min_keep, round_to=round_to)
             keep[start + gone] = False
-        for units in self.reads:
+        for units in self.pieces:
             if not keep[units].any():
                 keep[units[np.argmax(self.propose[units])]] = True
         return plan_of(self.sites, keep, self.example, alpha)
@@ -81,12 +81,12 @@ class Scores:
             "fxprune_scores": FORMAT,
             "groups": [list(group) for group in self.groups],
             "sites": [site.name for site in self.sites],
-            "reads": len(self.reads),
+            "pieces": len(self.pieces),
             "example": self.example,
             "about": self.about,
         }
         arrays: dict[str, Any] = {f"site{i}": site.units for i, site in enumerate(self.sites)}
-        arrays |= {f"read{i}": units for i, units in enumerate(self.reads)}
+        arrays |= {f"piece{i}": units for i, units in enumerate(self.pieces)}
         text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
         with Path(path).open("wb") as file:
             np.savez_compressed(file, header=text, propose=self.propose, protect=self.protect, **arrays)
@@ -100,10 +100,10 @@ class Scores:
                 if header["fxprune_scores"] != FORMAT:
                     raise PlanError(f"{path} has score format {header['fxprune_scores']}, this fxprune reads {FORMAT}: update it")
                 sites = tuple(Site(name, content[f"site{i}"]) for i, name in enumerate(header["sites"]))
-                reads = tuple(content[f"read{i}"] for i in range(header["reads"]))
+                pieces = tuple(content[f"piece{i}"] for i in range(header["pieces"]))
                 groups = tuple((str(name), int(start), int(end)) for name, start, end in header["groups"])
                 scores = content["propose"], content["protect"]
-                return cls(*scores, groups, sites, reads, header["example"], header["about"])
+                return cls(*scores, groups, sites, pieces, header["example"], header["about"])
         except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise PlanError(f"{path} is not a score file that Scores.save wrote ({type(error).__name__}: {error})") from error
 
@@ -123,9 +123,8 @@ def scores_of(
 ) -> Scores:
     """Scores for the units of a coupling."""
     groups = tuple((group.name, group.units.start, group.units.stop) for group in coupling.prunable)
-    reads = {units.tobytes(): units for edge in coupling.edges if (edge.units >= 0).all() for units in [np.unique(edge.units)]}
     example = graph.meta["fxprune"]["example"]
-    return Scores(propose, protect, groups, coupling.sites, tuple(reads.values()), example, about)
+    return Scores(propose, protect, groups, coupling.sites, coupling.pieces, example, about)
 
 
 def score(
@@ -224,6 +223,7 @@ class Sampler:
         self.draw.rows = torch.tensor(rows, dtype=torch.int64)
         self.labels.append(labels[self.draw.rows])
         self.seen += len(labels)
+        self.draw.batch += 1
 
     def _admit(self, present: set[int]) -> None:
         """Keep the `max_classes` classes that come first in a seeded order of all classes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 import torch
@@ -34,12 +35,23 @@ def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
     inputs = labels_in((args, kwargs))
     if node.op != "call_module" and all(_is_known(x) for x in inputs):
         return _computed(ctx, node, args, kwargs)
+    if isinstance(node.target, type) and issubclass(node.target, tuple):
+        return node.target(*args, **kwargs)
     key = key_of(node, ctx.graph)
     if key not in RULES:
         return _unknown(ctx, node, inputs, unknown)
-    if node.op == "call_module":
-        args = (ctx.module(), *args)
+    args, kwargs = _by_position(ctx, node, args, kwargs)
     return RULES[key](ctx, *args, **kwargs)
+
+
+def _by_position(ctx: Context, node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Arguments as rules take them: a module, then what its forward was given; a function's input first."""
+    if node.op == "call_module":
+        bound = inspect.signature(ctx.module().forward).bind(*args, **kwargs)
+        return (ctx.module(), *bound.args), bound.kwargs
+    if not args and "input" in kwargs:
+        return (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
+    return args, kwargs
 
 
 def _is_known(x: Labels) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
-from torchvision.io import ImageReadMode, decode_jpeg
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VGG_WIDTHS = (64, "M", 128, "M", 192, 192, "M", 384, 384, "M", 384, 384, "M")
@@ -88,8 +89,8 @@ def images(data: Path, split: str, count: int | None = None) -> tuple[Tensor, Te
     """The first ``count`` normalised images of a split, and their labels."""
     with np.load(data / "cifar10" / f"{split}.npz") as file:
         labels = torch.from_numpy(file["labels"][:count])
-        stream, offsets = torch.from_numpy(file["data"]), file["offsets"][: len(labels) + 1]
-    pixels = [decode_jpeg(stream[start:end], ImageReadMode.RGB) for start, end in pairwise(offsets)]
-    x = torch.stack(pixels).float() / 255
+        stream, offsets = file["data"].tobytes(), file["offsets"][: len(labels) + 1]
+    pixels = [np.asarray(Image.open(BytesIO(stream[start:end]))) for start, end in pairwise(offsets)]
+    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     return (x - mean) / std, labels

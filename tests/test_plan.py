@@ -39,7 +39,7 @@ def test_a_plan_prints_its_widths() -> None:
     assert str(plan) == "plan at alpha 0.05: 3 of 5 channels stay\n  a: 2 of 3\n  b: 1 of 2"
 
 
-@pytest.mark.parametrize("name", ["residual", "dict_input", "several_inputs", "shuffle_unit", "functional_conv"])
+@pytest.mark.parametrize("name", ["residual", "dict_input", "several_inputs", "shuffle_units", "functional_conv"])
 def test_saved_plans_load_as_they_were(tmp_path: Path, name: str) -> None:
     plan = scores_of(name).plan(alpha=0.4)
     plan.save(tmp_path / "plan.json")

@@ -200,11 +200,17 @@ def test_scoring_leaves_model_and_random_states_alone() -> None:
     assert same_picture(before, picture(model))
 
 
-def test_frozen_parameters_and_no_grad_make_no_difference() -> None:
+def test_frozen_parameters_make_no_difference() -> None:
     model = build("residual")
     expected = score(model, loader())
-    model.requires_grad_(False)
-    with torch.no_grad():
+    assert equal(expected, score(model.requires_grad_(False), loader()))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_grad_mode_makes_no_difference(mode: Callable[[], Any]) -> None:
+    model = build("residual")
+    expected = score(model, loader())
+    with mode():
         assert equal(expected, score(model, loader()))
 
 
@@ -238,12 +244,11 @@ def test_a_constant_unit_tells_no_classes_apart() -> None:
     assert 3 not in scores.plan(alpha=1.0).keep["0"]
 
 
-def test_a_unit_that_nobody_reads_scores_zero_and_goes() -> None:
+def test_a_unit_on_a_dead_branch_is_protected_by_nothing() -> None:
     scores = score(build("dead_branch"), loader())
-    unit = {site.name: site.units for site in scores.sites}["dead"]
-    assert (unit >= 0).all()
-    assert (scores.propose[unit] == 0).all()
-    assert (scores.protect[unit] == 0).all()
+    units = {site.name: site.units for site in scores.sites}["dead"]
+    assert (units >= 0).all()
+    assert (scores.protect[units] == 0).all()
 
 
 # -- what is said where scores cannot be taken -------------------------------------------------------------------------

@@ -21,6 +21,8 @@ import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
+import fxprune
+
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 MIB = 2**20
 CONSOLE = Console(width=None if sys.stdout.isatty() else 160)
@@ -166,7 +168,7 @@ def publish(
 def environment() -> str:
     """The command, the date, the versions and the machine, as a paragraph."""
     command = " ".join(["python", f"examples/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    versions = ", ".join(f"{name} {version(name)}" for name in ("fxprune", "torch", "torchvision"))
+    versions = f"fxprune {fxprune.__version__}, torch {version('torch')}, torchvision {version('torchvision')}"
     today = dt.datetime.now(dt.timezone.utc).date().isoformat()
     machine = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     return f"`{command}`\n\n{today}; Python {platform.python_version()}, {versions}; {machine}."

@@ -26,8 +26,7 @@ LIMIT = 600.0
 
 def plan_times(repeats: int) -> dict[str, float]:
     """Median and longest seconds of `Scores.plan` for torchvision's ResNet-50, over a row of alphas."""
-    graph = fxprune.capture(build("resnet50"), torch.randn(1, 3, SIZE, SIZE))
-    scores = fxprune.Scores.random(graph, fxprune.couple(graph), seed=0)
+    scores = fxprune.Scores.random(build("resnet50"), torch.randn(1, 3, SIZE, SIZE), seed=0)
     scores.plan(alpha=ALPHA)
     times = [seconds(lambda at=step / repeats: scores.plan(alpha=at / 2)) for step in range(repeats)]
     return {"median": statistics.median(times), "longest": max(times), "repeats": repeats}

@@ -91,7 +91,7 @@ def try_model(name: str, size: int) -> dict[str, Any]:
     graph, capture_s = timed(lambda: fxprune.capture(model, example))
     groups, first_s = timed(lambda: fxprune.couple(graph))
     couple_s = statistics.median([first_s, *(seconds(lambda: fxprune.couple(graph)) for _ in range(2))])
-    plan = random_plan(graph, groups)
+    plan = fxprune.Scores.random(model, example, seed=0).plan(alpha=ALPHA)
     small, rewrite_s = timed(lambda: fxprune.apply(model, plan))
     error, verify_s = timed(lambda: fxprune.verify(model, plan, small, example))
     report = fxprune.report(small)
@@ -104,11 +104,6 @@ def try_model(name: str, size: int) -> dict[str, Any]:
         "macs_before": report.macs_before, "macs_after": report.macs_after, "error": float(error),
         "capture_s": capture_s, "couple_s": couple_s, "rewrite_s": rewrite_s, "verify_s": verify_s,
     }  # fmt: skip
-
-
-def random_plan(graph: Any, groups: Sequence[fxprune.Group]) -> fxprune.Plan:
-    """What ToD leaves of two random rankings at the alpha of this table."""
-    return fxprune.Scores.random(graph, groups, seed=0).plan(alpha=ALPHA)
 
 
 def share(model: nn.Module, graph: Any, groups: Sequence[fxprune.Group]) -> float:

@@ -31,6 +31,8 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
 class SymbolicTracer(fx.Tracer):
     """Opens everything but the modules of torch.nn and those that have a rule of their own."""
 
+    proxy_buffer_attributes = True
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, _CONTAINERS):
             return False
@@ -45,6 +47,8 @@ def trace(model: nn.Module, example: Any) -> ModelGraph:
 
     Raises CaptureError, with the line of the model, where tracing fails.
     """
+    _check_names(model)
+    _register_constants(model)
     try:
         graph = SymbolicTracer().trace(model, concrete_args=_left_out(model, example))
     except Exception as error:
@@ -54,9 +58,29 @@ def trace(model: nn.Module, example: Any) -> ModelGraph:
             "that holds it with fxprune.rules.rule, so that it stays whole"
         ) from error
     graph._tracer_cls = None  # the generated code is traced again when the model is unpickled; fx's own tracer does it
+    _register_constants(model)
     captured = ModelGraph(model, graph, type(model).__name__)
     _use_dropout_modules(captured)
     return captured
+
+
+def _check_names(model: nn.Module) -> None:
+    """Raise where a child or parameter is called as something that every GraphModule has."""
+    for name in (*model._modules, *model._parameters, *model._buffers):
+        if isinstance(inspect.getattr_static(fx.GraphModule, name, None), property) or name == "meta":
+            raise CaptureError(
+                f"{type(model).__name__} has a child called {name!r}, a name that torch.fx.GraphModule keeps for itself: "
+                "rename it, or wrap the model in a module of its own"
+            )
+
+
+def _register_constants(model: nn.Module) -> None:
+    """Make tensors kept as plain attributes buffers outside the state_dict, so that they move and narrow with the rest."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, torch.Tensor):
+                delattr(module, name)
+                module.register_buffer(name, value.detach(), persistent=False)
 
 
 def _left_out(model: nn.Module, example: Any) -> dict[str, Any]:

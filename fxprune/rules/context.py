@@ -75,6 +75,10 @@ class Context(ABC):
         """The labels of a slot: new ones at its first mention."""
 
     @abstractmethod
+    def grouped(self, groups: int) -> bool:
+        """Whether the convolution at hand had more than one group in the original; `groups` is what it has now."""
+
+    @abstractmethod
     def slot_axes(self, owner: str, shape: Sequence[int]) -> tuple[int, ...]:
         """The axes of the parameter `owner` that carry labels."""
 
@@ -182,17 +186,18 @@ class Context(ABC):
 
     def settle(self, tensors: Sequence[Tensor], shape: Sequence[int], output: int = 0) -> Labels:
         """The value of a data-movement op, from its results on the label tensors of each plane."""
-        planes = []
+        planes, single = [], []
         for index, tensor in enumerate(tensors):
             axes = self.axes_of(tensor, output, index)
             core = core_of(tensor, axes)
             if not axes:
                 self.freeze(core, f"a single channel is taken out by {self.describe()}")
+                single.append(float(core.reshape(-1)[0]) if core.numel() else NO_CHANNEL)
                 continue
             if len(axes) > 1:
                 self.choose(grid_options(core, axes))
             planes.append(Plane(core, axes))
-        return Labels(tuple(shape), tuple(planes))
+        return Labels(tuple(shape), tuple(planes), single=tuple(single))
 
     def describe(self) -> str:
         """The node at hand, as an error or a reason names it."""

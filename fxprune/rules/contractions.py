@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from fxprune.rules.context import Context, labels_in
 from fxprune.rules.table import rule
 
 
-@rule(torch.matmul, torch.bmm, torch.mm, torch.mv, "matmul", "bmm", "mm", "mv", "__matmul__")
+@rule(operator.matmul, torch.matmul, torch.bmm, torch.mm, torch.mv, "matmul", "bmm", "mm", "mv", "__matmul__")
 def matmul(ctx: Context, a: Labels, b: Labels) -> Labels:
     """Rows of a by columns of b; batch axes meet as in an element-wise op."""
     last, inner = a.ndim - 1, max(b.ndim - 2, 0)

@@ -51,7 +51,8 @@ def convolve(
     axis = input.ndim - nd - 1
     inputs = ctx.vector(input, axis)
     outputs = _channels(ctx, inputs, weight, groups, transposed=transposed)
-    through = outputs.reshape(groups, -1)[:, :1].expand(-1, len(inputs) // groups).reshape(-1) if groups > 1 else None
+    first = outputs.reshape(groups, -1)[:, :1] if groups > 1 else None
+    through = None if first is None else first.expand(-1, len(inputs) // groups).reshape(-1)
     ctx.read(input, axis, inputs, through)
     _bias(ctx, bias, outputs)
     ctx.produce(outputs, ctx.site(weight))
@@ -65,7 +66,7 @@ def convolve(
 
 def _channels(ctx: Context, inputs: Tensor, weight: Labels, groups: int, *, transposed: bool) -> Tensor:
     """Tie a convolution's input channels to its weight; returns the labels of its output channels."""
-    if groups == 1:
+    if not ctx.grouped(groups):
         ctx.tie(inputs, ctx.vector(weight, int(not transposed)))
         return ctx.vector(weight, int(transposed))
     slots, outer = ctx.vector(weight, 1), ctx.vector(weight, 0)
@@ -86,10 +87,7 @@ def _keep_rectangular(ctx: Context, inputs: Tensor, outputs: Tensor, slots: Tens
     rows = Option(((inputs[:, :1], inputs), (outputs[:, :1], outputs), (inputs[:, 0], outputs[:, 0])), (slots,))
     shared = outputs if transposed else inputs
     columns = Option(((inputs[:1], inputs), (outputs[:1], outputs), (shared[0], slots)))
-    if inputs.shape[1] == 1 and not transposed or (outputs.shape[1] == 1 and transposed):
-        ctx.choose([rows])
-    else:
-        ctx.choose([rows, columns])
+    ctx.choose([rows, columns])
 
 
 for _nd in (1, 2, 3):

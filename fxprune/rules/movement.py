@@ -143,8 +143,10 @@ def expand(ctx: Context, x: Labels, *size: Any, **kwargs: Any) -> Labels:
     own = Labels(tuple(bare.shape), tuple(plane.shifted(by) for plane in x.planes))
     if like is None:
         return own
-    spread = Labels(own.shape, tuple(p for p in like.planes if all((1,) * by + x.shape)[a] == 1 for a in p.axes))
-    return Labels(own.shape, own.planes + spread.planes)
+    sizes = (1,) * by + x.shape
+    taken = {axis for plane in own.planes for axis in plane.axes}
+    spread = (p for p in like.planes if all(sizes[axis] == 1 and axis not in taken for axis in p.axes))
+    return Labels(own.shape, own.planes + tuple(spread))
 
 
 def _blank(value: Labels) -> Tensor:

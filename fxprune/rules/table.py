@@ -42,7 +42,7 @@ def describe(key: Key) -> str:
     """
     if isinstance(key, str):
         return f"method {key}"
-    kind = "module" if isinstance(key, type) else "function"
+    kind = "module" if isinstance(key, type) and issubclass(key, nn.Module) else "function"
     return f"{kind} {getattr(key, '__module__', '')}.{getattr(key, '__qualname__', getattr(key, '__name__', key))}"
 
 

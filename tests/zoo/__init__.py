@@ -1,7 +1,7 @@
 """A zoo of small networks: one case for every construct that the package claims to handle."""
 
 from zoo import arithmetic, dense, frozen, functional, grouped, hostile, layers, movement, structure
-from zoo.case import CLASSES, ZOO, Case, Inputs, images, randomise, tensors
+from zoo.case import CLASSES, ZOO, Case, Inputs, conv, head, images, randomise, tensors
 
 __all__ = [
     "CLASSES",
@@ -9,10 +9,12 @@ __all__ = [
     "Case",
     "Inputs",
     "arithmetic",
+    "conv",
     "dense",
     "frozen",
     "functional",
     "grouped",
+    "head",
     "hostile",
     "images",
     "layers",

@@ -147,25 +147,36 @@ add(
 )
 
 
-@case(images(), shrinks=("stem", "keep", "branch", "tail"), any_size=True)
-class ShuffleUnit(nn.Module):
+class ShuffleBlock(nn.Module):
     """ShuffleNet v2: half of the channels pass by, then the halves are interleaved."""
 
-    def __init__(self) -> None:
+    def __init__(self, half: int) -> None:
         super().__init__()
-        self.stem, self.keep, self.branch = conv(3, 16), conv(8, 8, 1), conv(8, 8, groups=8)
-        self.project, self.tail, self.head = conv(8, 8, 1), conv(16, 12), head(12)
+        self.expand, self.depthwise = conv(half, half, 1), conv(half, half, groups=half)
+        self.project = conv(half, half, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).relu()
-        for _ in range(2):
-            passed, y = x.chunk(2, dim=1)
-            y = self.project(self.branch(self.keep(y).relu())).relu()
-            x = shuffle(torch.cat((passed, y), dim=1), 2)
-        return self.head(self.tail(x))
+        passed, y = x.chunk(2, dim=1)
+        y = self.project(self.depthwise(self.expand(y).relu())).relu()
+        return shuffle(torch.cat((passed, y), dim=1), 2)
 
 
-@case(images(), shrinks=("first", "middle", "last"), any_size=True)
+add(
+    "shuffle_units",
+    lambda: nn.Sequential(conv(3, 16), nn.ReLU(), ShuffleBlock(8), ShuffleBlock(8), conv(16, 12), head(12)),
+    images(),
+    shrinks=("0", "2.expand", "2.depthwise", "2.project", "3.expand", "3.project", "4"),
+    any_size=True,
+)
+add(
+    "shuffle_unit_twice",
+    lambda: nn.Sequential(conv(3, 16), *[ShuffleBlock(8)] * 2, conv(16, 12), head(12)),
+    images(),
+    shrinks=("1.expand", "3"),
+)
+
+
+@case(images(), shrinks=("first", "last"), any_size=True)
 class GroupedShuffle(nn.Module):
     """ShuffleNet v1: grouped convolution, shuffle, grouped convolution."""
 
@@ -198,7 +209,7 @@ class Maxout(nn.Module):
         return self.head(torch.max(x[:, :6], x[:, 6:]))
 
 
-@case(images(), shrinks=("a", "glu", "b"), any_size=True)
+@case(images(), shrinks=("a", "b", "c"), any_size=True)
 class GatedLinearUnits(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -192,14 +192,3 @@ class OddNames(nn.Module):
         return self.graph_head(getattr(self, "class-")(x) * self.gain)
 
 
-@case(images(), shrinks=("graph", "code", "train_"), any_size=True, symbolic=False)
-class ReservedNames(nn.Module):
-    """Children with the names of a GraphModule's own attributes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.graph, self.code, self.train_, self.head = conv(3, 8), conv(8, 6), conv(6, 8), head(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.conv2d(self.graph(x).relu(), self.code.weight, self.code.bias)
-        return self.head(self.train_(self.code.weight.new_ones(1) * x).relu())

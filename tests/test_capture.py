@@ -1,0 +1,177 @@
+"""Capture: a copy of the model as a graph, that keeps its names and leaves it alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+import cifar
+import fxprune
+from fxprune.errors import CaptureError
+from helpers import difference, outputs, picture, same_picture, storages
+from zoo import ZOO, Case, images, tensors
+
+every_case = pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
+
+
+@every_case
+def test_the_graph_computes_the_same(case: Case) -> None:
+    model = case.build()
+    graph = fxprune.capture(model, case.example(2))
+    for batch in (1, 2, 5):
+        assert difference(outputs(model, case.example(batch)), outputs(graph, case.example(batch))) == 0
+
+
+@every_case
+def test_the_graph_is_a_copy_with_the_names_of_the_model(case: Case) -> None:
+    model = case.build().eval()
+    before = picture(model)
+    graph = fxprune.capture(model, case.example(2))
+    assert same_picture(before, picture(model))
+    assert isinstance(graph, fx.GraphModule)
+    assert type(graph).__name__ == type(model).__name__
+    assert list(graph.state_dict()) == list(model.state_dict())
+    assert storages(graph).isdisjoint(storages(model))
+    types = {name: type(module) for name, module in model.named_modules(remove_duplicate=False) if name}
+    found = {name: type(module) for name, module in graph.named_modules(remove_duplicate=False)}
+    assert {name: found.get(name) for name in types} == types
+
+
+def test_every_node_has_the_shape_of_its_value() -> None:
+    graph = fxprune.capture(ZOO["residual"].build(), images()(2))
+    specs = {node.name: node.meta["spec"] for node in graph.graph.nodes}
+    assert specs["stem"].shape == (2, 8, 8, 8)
+    assert specs["head_1"].shape == (2, 12)
+
+
+def test_a_captured_graph_is_returned_as_it_is() -> None:
+    graph = fxprune.capture(ZOO["mlp"].build(), tensors(6)(2))
+    assert fxprune.capture(graph, tensors(6)(3)) is graph
+
+
+def test_modes_of_submodules_are_kept() -> None:
+    model = ZOO["residual"].build().train()
+    model.norm.eval()
+    graph = fxprune.capture(model, images()(2))
+    assert graph.training
+    assert not graph.norm.training
+    assert graph.stem.training
+
+
+def test_functional_dropout_follows_the_mode() -> None:
+    """Its flag is read when the model runs, not when it is traced."""
+    for start in (True, False):
+        graph = fxprune.capture(ZOO["dropout_functions"].build().train(start), images()(2))
+        graph.eval()
+        assert torch.equal(graph(images()(2)), graph(images()(2)))
+        graph.train()
+        assert not torch.equal(graph(images()(2)), graph(images()(2)))
+
+
+def test_hooks_are_neither_copied_nor_run() -> None:
+    model, ran = ZOO["mlp"].build(), []
+    model[0].register_forward_hook(lambda *_: ran.append(1))
+    model.register_forward_pre_hook(lambda *_: ran.append(2))
+    graph = fxprune.capture(model, tensors(6)(2))
+    graph(tensors(6)(2))
+    assert ran == []
+
+
+def test_a_large_example_is_cut_to_two_samples() -> None:
+    graph = fxprune.capture(ZOO["residual"].build(), images()(64))
+    assert next(iter(graph.graph.nodes)).meta["spec"].shape == (2, 3, 8, 8)
+
+
+def test_a_model_in_training_mode_is_captured_in_eval_mode() -> None:
+    """BatchNorm would refuse one value a channel, and would move its statistics."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fxprune.capture(model, torch.randn(1, 3))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("build", [cifar.resnet20, cifar.vgg])
+def test_the_checkpoints_load_and_are_captured(build: Callable[[], nn.Module], data: Path) -> None:
+    model = cifar.load(build, data)
+    x, y = cifar.images(data, "test", 200)
+    graph = fxprune.capture(model, x[:2])
+    found = outputs(graph, x)
+    assert difference(outputs(model, x), found) == 0
+    assert float((found[0].argmax(1) == y).float().mean()) > 0.7
+
+
+# -- what cannot be captured -------------------------------------------------------------------------------------------
+
+
+class BranchOnValue(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if x.sum() > 0:
+            x = x * 2
+        return x
+
+
+class CannotBeCopied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.a(x)
+        return F.relu(self.seen)
+
+
+def refused(model: nn.Module, example: Any, message: str) -> None:
+    with warnings.catch_warnings(), pytest.raises(CaptureError, match=message):
+        fxprune.capture(model, example)
+
+
+def test_control_flow_on_values_names_the_line() -> None:
+    refused(BranchOnValue(), tensors(6)(2), r"BranchOnValue cannot be traced.*if x.sum\(\) > 0.*register a rule")
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    model = CannotBeCopied()
+    model(tensors(6)(2))
+    refused(model, tensors(6)(2), "CannotBeCopied cannot be deep-copied .*: remove what cannot be copied")
+
+
+@pytest.mark.parametrize("example", [(torch.zeros(2, 6), torch.zeros(2, 6)), {"y": torch.zeros(2, 6)}, ()])
+def test_an_example_that_does_not_fit_the_forward(example: Any) -> None:
+    refused(BranchOnValue(), example, r"the example does not fit BranchOnValue.forward\(.*\): .*Give a tensor, a tuple")
+
+
+def test_an_example_of_the_wrong_shape() -> None:
+    refused(ZOO["mlp"].build(), torch.zeros(2, 7), r"(?s)Sequential does not run on the example \(RuntimeError: .*give one batch")
+
+
+def test_an_example_that_a_plan_could_not_describe() -> None:
+    class Flagged(nn.Module):
+        def forward(self, x: Tensor, flag: object) -> Tensor:
+            return x + 1
+
+    refused(Flagged(), (torch.zeros(2, 6), object()), "the example holds a object, which a plan cannot describe")
+
+
+@pytest.mark.parametrize("name", ["graph", "code"])
+def test_a_child_with_a_name_of_graph_module(name: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(name, nn.Linear(6, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self._modules[name](x)
+
+    refused(Net(), tensors(6)(2), f"Net has a child called '{name}', a name that torch.fx.GraphModule keeps for itself: rename")

@@ -1,0 +1,231 @@
+"""Coupling: which channels live or die together, in listings that a reader can check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import networkx as nx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.coupling import analyse
+from fxprune.errors import FxpruneError
+from zoo import ZOO, conv, head, images
+
+
+def groups_of(model: nn.Module, example: Any = None, **options: Any) -> tuple[fxprune.Group, ...]:
+    return fxprune.couple(fxprune.capture(model, images()(2) if example is None else example), **options)
+
+
+def units_of(name: str) -> dict[str, list[int]]:
+    """Site -> the unit of each channel of a zoo network."""
+    case = ZOO[name]
+    coupling = analyse(fxprune.capture(case.build(), case.example(2)))
+    return {site.name: site.units.tolist() for site in coupling.sites}
+
+
+def frozen(groups: tuple[fxprune.Group, ...]) -> dict[str, str | None]:
+    """First site -> why its group stays."""
+    return {group.sites[0].name: group.frozen for group in groups}
+
+
+def test_the_listing_of_a_residual_network() -> None:
+    assert "\n".join(map(str, groups_of(ZOO["residual"].build()))) == (
+        "stem: 8 units, prunable\n"
+        "  stem: 8 of 8 channels\n"
+        "  a.conv2: 8 of 8 channels\n"
+        "  read by a_conv1, b_conv1, down_0\n"
+        "a.conv1: 8 units, prunable\n"
+        "  a.conv1: 8 of 8 channels\n"
+        "  read by a_conv2\n"
+        "b.conv1: 12 units, prunable\n"
+        "  b.conv1: 12 of 12 channels\n"
+        "  read by b_conv2\n"
+        "b.conv2: 12 units, prunable\n"
+        "  b.conv2: 12 of 12 channels\n"
+        "  down.0: 12 of 12 channels\n"
+        "  read by head_2\n"
+        "head.2: 5 units, frozen: it is the model's output\n"
+        "  head.2: 5 of 5 channels"
+    )
+
+
+def test_units_are_numbered_without_gaps_and_the_groups_partition_them() -> None:
+    for case in ZOO.values():
+        coupling = analyse(fxprune.capture(case.build(), case.example(2)))
+        numbers = [unit for group in coupling.prunable for unit in group.units]
+        assert numbers == list(range(coupling.units))
+        seen = {int(unit) for site in coupling.sites for unit in site.units if unit >= 0}
+        assert seen == set(numbers)
+
+
+def test_concatenation_keeps_its_parts_apart_and_in_order() -> None:
+    units = units_of("concat_flatten")
+    assert not set(units["a"]) & set(units["b"])
+    assert len(set(units["a"] + units["b"])) == 13
+
+
+def test_halves_that_are_multiplied_go_in_pairs() -> None:
+    units = units_of("split_then_add")
+    assert units["a"][:8] == units["a"][8:]
+    assert units["b"][:4] == units["b"][4:8] == units["b"][8:]
+    assert len(set(units["a"])) == 8
+
+
+def test_maxout_ties_neighbours_or_strides() -> None:
+    units = units_of("maxout")
+    assert units["a"][::2] == units["a"][1::2]
+    assert units["b"][:8] == units["b"][8:16] == units["b"][16:]
+
+
+def test_an_option_a_shortcut_ties_with_an_offset() -> None:
+    units = units_of("zero_padded_channels")
+    assert units["a"] == units["b"][1:7]
+    assert len(set(units["b"])) == 10
+    assert units["b"] == units["c"][3:]
+
+
+def test_a_rolled_sum_ties_in_cycles() -> None:
+    units = units_of("roll_then_add")["a"]
+    assert units[:4] == units[4:8] == units[8:]
+    assert len(set(units)) == 4
+
+
+def test_depthwise_multiplier_ties_runs_of_channels() -> None:
+    units = units_of("depthwise")
+    assert units["6"][::2] == units["6"][1::2] == units["5"]
+
+
+def test_a_linear_after_flatten_reads_blocks() -> None:
+    case = ZOO["nhwc_flatten"]
+    edges = analyse(fxprune.capture(case.build(), case.example(2))).edges
+    (edge,) = [edge for edge in edges if edge.consumer == "b"]
+    assert len(edge.units) == 8 * 16
+    assert edge.units[:8].tolist() * 16 == edge.units.tolist()
+
+
+def test_grouped_convolutions_keep_their_groups_alike() -> None:
+    units = units_of("resnext_block")
+    middle = units["middle"]
+    assert middle == middle[:4] * 4 or middle == [u for u in middle[::4] for _ in range(4)]
+
+
+def test_a_channel_that_meets_the_input_stays() -> None:
+    reasons = frozen(groups_of(ZOO["inputs_join"].build()))
+    assert "meets values without channels in add" in str(reasons["back"])
+    assert reasons["a"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "site", "reason"),
+    [
+        ("mlp", "4", "it is the model's output"),
+        ("mean_over_channels", "b", "a statistic over the channels is taken by mean"),
+        ("max_over_channels", "b", "a statistic over the channels is taken by"),
+        ("softmax_over_channels", "b", "a statistic over the channels is taken by softmax"),
+        ("group_norm", "2", "GroupNorm 3 takes a statistic over the channels"),
+        ("normalised_over_channels", "b", "takes a statistic over the channels"),
+        ("recurrent_inside", "b", "LSTM lstm is recurrent, and kept whole"),
+        ("transformer_layer", "2", "TransformerEncoderLayer 3 is attention, and kept whole"),
+    ],
+)
+def test_frozen_groups_say_why(name: str, site: str, reason: str) -> None:
+    case = ZOO[name]
+    assert reason in str(frozen(groups_of(case.build(), case.example(2)))[site])
+
+
+SPELLINGS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], ...]] = {
+    "add": (
+        lambda u, v: u + v, lambda u, v: torch.add(u, v), lambda u, v: u.add(v), lambda u, v: u.add_(v),
+        lambda u, v: torch.stack([u, v]).sum(0), lambda u, v: torch.cat([u[:, :4] + v[:, :4], u[:, 4:] + v[:, 4:]], 1),
+    ),
+    "flatten": (
+        lambda u, v: (u * v).flatten(1), lambda u, v: torch.flatten(u * v, 1), lambda u, v: (u * v).view(u.size(0), -1),
+        lambda u, v: (u * v).reshape(-1, 8 * 64), lambda u, v: (u * v).reshape(u.shape[0], u.shape[1] * 64),
+        lambda u, v: (u * v).flatten(2).flatten(1), lambda u, v: torch.cat((u * v).split(3, 1), 1).flatten(1),
+    ),
+    "halves": (
+        lambda u, v: u[:, :4] * v[:, 4:], lambda u, v: u.chunk(2, 1)[0] * v.chunk(2, 1)[1],
+        lambda u, v: u.split(4, 1)[0] * torch.split(v, [4, 4], 1)[1], lambda u, v: u.narrow(1, 0, 4) * v.narrow(1, 4, 4),
+        lambda u, v: u[:, [0, 1, 2, 3]] * v.index_select(1, torch.tensor([4, 5, 6, 7])),
+        lambda u, v: u.roll(4, 1)[:, 4:] * v.flip(1)[:, :4].flip(1),
+    ),
+    "shuffle by way of a grid, whose columns go together": (
+        lambda u, v: u + v.view(v.size(0), 2, 4, 8, 8).transpose(1, 2).reshape(v.shape),
+        lambda u, v: u + v.unflatten(1, (2, 4)).permute(0, 2, 1, 3, 4).flatten(1, 2),
+        lambda u, v: u + torch.stack(v.chunk(2, 1), 2).flatten(1, 2),
+    ),
+    "shuffle in one step": (
+        lambda u, v: u + F.channel_shuffle(v, 2), lambda u, v: u + nn.ChannelShuffle(2)(v),
+        lambda u, v: u + v[:, [0, 4, 1, 5, 2, 6, 3, 7]],
+    ),
+    "largest": (
+        lambda u, v: torch.maximum(u, v), lambda u, v: torch.max(u, v),
+        lambda u, v: torch.stack([u, v], 1).amax(1), lambda u, v: torch.stack([u, v], -1).max(-1)[0],
+        lambda u, v: torch.where(u > v, u, v), lambda u, v: -torch.minimum(-u, -v),
+    ),
+}  # fmt: skip
+
+
+class Spelled(nn.Module):
+    """Two convolutions, one expression of both, and a reader of what it gives."""
+
+    def __init__(self, spelling: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.spelling = conv(3, 8), conv(3, 8), spelling
+        flat = spelling(torch.zeros(1, 8, 8, 8), torch.zeros(1, 8, 8, 8))
+        self.out = nn.Linear(flat.shape[1], 5) if flat.ndim == 2 else head(flat.shape[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.spelling(self.a(x), self.b(x)))
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_spellings_of_one_operation_give_equal_groups(name: str) -> None:
+    listings = set()
+    for spelling in SPELLINGS[name]:
+        coupling = analyse(fxprune.capture(Spelled(spelling), images()(2)))
+        listings.add(tuple((site.name, tuple(site.units.tolist())) for site in coupling.sites))
+    assert len(listings) == 1
+
+
+# -- exclude -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("exclude", "whole"),
+    [
+        (["stem"], {"stem", "a.conv2"}),
+        (["a"], {"stem", "a.conv1", "a.conv2"}),
+        (["b.*"], {"b.conv1", "b.conv2", "down.0"}),
+        (["*.conv1"], {"a.conv1", "b.conv1"}),
+        ([nn.Conv2d], {"stem", "a.conv1", "a.conv2", "b.conv1", "b.conv2", "down.0"}),
+        (["down.0", nn.Linear], {"b.conv2", "down.0"}),
+        ([], set()),
+    ],
+)
+def test_excluded_layers_stay_whole(exclude: list[Any], whole: set[str]) -> None:
+    model = ZOO["residual"].build()
+    plan = fxprune.Scores.random(model, images()(2), exclude=exclude).plan(alpha=1.0)
+    kept = {site for site in plan.keep if len(plan.keep[site]) == plan.widths[site]}
+    assert kept == whole | {"head.2"}
+
+
+def test_exclude_of_a_name_that_is_not_there() -> None:
+    with pytest.raises(FxpruneError, match="exclude names 'layer9', but no module of Residual is called so"):
+        groups_of(ZOO["residual"].build(), exclude=["layer9"])
+
+
+# -- the network of sites and groups ----------------------------------------------------------------------------------
+
+
+def test_the_graph_joins_groups_and_their_sites() -> None:
+    net = analyse(fxprune.capture(ZOO["residual"].build(), images()(2))).graph()
+    assert isinstance(net, nx.Graph)
+    assert nx.is_bipartite(net)
+    assert set(net["stem"]) == {"site stem", "site a.conv2"}
+    assert net.edges["stem", "site stem"]["channels"] == 8

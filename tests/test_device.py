@@ -1,0 +1,54 @@
+"""Models on an accelerator: results stay there, and scores agree with those of the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import fxprune
+from helpers import difference, outputs
+from zoo import ZOO, images
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+CPU_BATCHES = [(images()(20), torch.arange(20) % 5), (images()(6), torch.arange(6) % 5)]
+GPU_BATCHES = [(x.cuda(), y.cuda()) for x, y in CPU_BATCHES] if torch.cuda.is_available() else []
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_zoo_verifies_on_the_device(name: str) -> None:
+    case = ZOO[name]
+    model = case.build().double().cuda()
+    example = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.double().cuda(), case.example(2))
+    plan = fxprune.Scores.random(model, example).plan(alpha=0.6)
+    small = fxprune.apply(model, plan)
+    assert fxprune.verify(model, plan, small, example) < 1e-9
+    assert {tensor.device.type for tensor in (*small.parameters(), *small.buffers())} == {"cuda"}
+    there = outputs(small, example)
+    small.cpu()
+    back = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.cpu(), example)
+    assert difference([tensor.cpu() for tensor in there], outputs(small, back)) < 1e-9
+
+
+@pytest.mark.parametrize("batches", [CPU_BATCHES, GPU_BATCHES])
+def test_a_model_on_the_device_is_compressed_there(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    model = ZOO["residual"].build().cuda()
+    small = fxprune.compress(model, batches, 0.4, progress=False)
+    assert {parameter.device.type for parameter in small.parameters()} == {"cuda"}
+    assert small(images()(2).cuda()).shape == (2, 5)
+
+
+def test_a_model_on_the_cpu_can_be_scored_on_the_device() -> None:
+    model = ZOO["residual"].build()
+    small = fxprune.compress(model, CPU_BATCHES, 0.4, device="cuda", progress=False)
+    assert {parameter.device.type for parameter in (*small.parameters(), *model.parameters())} == {"cpu"}
+
+
+def test_scores_agree_with_those_of_the_cpu() -> None:
+    model = ZOO["residual"].build().double()
+    batches = [(x.double(), y) for x, y in CPU_BATCHES]
+    here = fxprune.score(model, batches, progress=False)
+    there = fxprune.score(model, batches, device="cuda", progress=False)
+    assert np.allclose(here.propose, there.propose, rtol=1e-4)
+    assert np.allclose(here.protect, there.protect, rtol=1e-6)

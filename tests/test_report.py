@@ -1,0 +1,106 @@
+"""The report: what was asked, what was achieved, and what it costs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.cost import macs
+from fxprune.errors import FxpruneError
+from helpers import parameters
+from zoo import ZOO, Case, images, tensors
+
+BATCHES = [(images()(20), torch.arange(20) % 5)]
+
+
+def compressed(name: str = "residual", alpha: float = 0.5, **options: object) -> tuple[nn.Module, nn.Module, fxprune.Report]:
+    model = ZOO[name].build()
+    small = fxprune.compress(model, BATCHES, alpha, progress=False, **options)
+    return model, small, fxprune.report(small)
+
+
+def test_parameters_are_those_of_the_two_models() -> None:
+    model, small, report = compressed()
+    assert report.params_before == parameters(model)
+    assert report.params_after == parameters(small) < parameters(model)
+    assert (report.model, report.alpha) == ("Residual", 0.5)
+
+
+def test_macs_are_counted_a_sample() -> None:
+    graph = fxprune.capture(ZOO["mlp"].build(), tensors(6)(2))
+    assert macs(graph, tensors(6)(8)) == 6 * 16 + 16 * 12 + 12 * 5
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1, groups=4), nn.ConvTranspose2d(8, 4, 2, 2))
+    expected = 64 * 8 * 3 * 9 + 16 * 8 * 2 * 9 + 16 * 8 * 4 * 4
+    assert macs(fxprune.capture(network, images()(2)), images()(3)) == expected
+
+
+@pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
+def test_costs_fall_as_the_widths_do(case: Case) -> None:
+    model, example = case.build(), case.example(2)
+    scores = fxprune.Scores.random(model, example)
+    reports = [fxprune.report(fxprune.apply(model, scores.plan(alpha=alpha))) for alpha in (0.0, 0.5, 1.0)]
+    for report in reports:
+        assert report.params_before == parameters(model)
+        assert all(0 < group.after <= group.before for group in report.groups)
+    for series in ([r.params_after for r in reports], [r.macs_after for r in reports]):
+        assert series == sorted(series, reverse=True)
+    assert reports[-1].params_after < reports[-1].params_before
+    assert reports[-1].macs_after < reports[-1].macs_before
+
+
+def test_groups_give_the_width_of_every_layer() -> None:
+    _, small, report = compressed(alpha=1.0)
+    groups = {group.name: group for group in report.groups}
+    assert set(groups) == {"stem", "a.conv1", "b.conv1", "b.conv2"}
+    assert groups["stem"].sites == {"stem": (8, 1), "a.conv2": (8, 1)}
+    assert (groups["b.conv2"].before, groups["b.conv2"].after) == (12, 1)
+    assert small.down[0].out_channels == 1
+
+
+def test_what_stays_whole_is_listed_with_its_reason() -> None:
+    _, _, report = compressed("mean_over_channels")
+    reasons = {site: frozen.reason for frozen in report.frozen for site in frozen.sites}
+    assert "a statistic over the channels is taken by mean" in reasons["b"]
+    assert reasons["head.2"] == "it is the model's output"
+    assert "a statistic over the channels" in str(report)
+
+
+def test_the_text_holds_the_numbers() -> None:
+    _, _, report = compressed()
+    text = str(report)
+    assert "Residual at alpha 0.5" in text
+    assert f"{report.params_before:,}" in text
+    assert f"{report.params_after:,}" in text
+    assert f"{report.macs_after:,}" in text
+    assert "a.conv1" in text
+
+
+def test_the_error_of_verify_is_in_it() -> None:
+    assert 0 <= compressed()[2].error < 1e-4
+    assert compressed(verify=False)[2].error is None
+    assert "not run" in str(compressed(verify=False)[2])
+
+
+def test_it_can_be_written_as_json() -> None:
+    _, _, report = compressed()
+    again = json.loads(json.dumps(report.to_dict()))
+    assert again["params_after"] == report.params_after
+    assert again["groups"][0]["name"] == report.groups[0].name
+
+
+def test_it_survives_copying_and_pickling() -> None:
+    _, small, report = compressed()
+    assert fxprune.report(copy.deepcopy(small)) == report
+    assert fxprune.report(pickle.loads(pickle.dumps(small))) == report
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), fxprune.capture(nn.Sequential(nn.Linear(6, 3)), tensors(6)(2))])
+def test_other_models_have_none(model: nn.Module) -> None:
+    with pytest.raises(FxpruneError, match="has no report: it did not come from fxprune.compress or fxprune.apply"):
+        fxprune.report(model)

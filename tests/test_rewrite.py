@@ -1,0 +1,200 @@
+"""Rewriting: what becomes of layers, of literals, of shared tensors, and of the graph."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+import fxprune
+from fxprune.coupling import analyse
+from helpers import call, difference, double, outputs, storages
+from zoo import ZOO, Case, images, tensors
+
+every_case = pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
+
+
+def pruned(name: str, alpha: float = 0.5, seed: int = 0) -> tuple[nn.Module, fxprune.Plan, Any]:
+    """A model of the zoo, a random plan, and what the plan makes of it."""
+    case = ZOO[name]
+    model = case.build().eval()
+    plan = fxprune.Scores.random(model, case.example(2), seed=seed).plan(alpha=alpha)
+    return model, plan, fxprune.apply(model, plan)
+
+
+@every_case
+def test_attributes_agree_with_the_tensors(case: Case) -> None:
+    """What a layer says of itself is what it holds; so its repr, and whoever reads it, is right."""
+    model = case.build()
+    plan = fxprune.Scores.random(model, case.example(2), seed=3).plan(alpha=0.7)
+    small = fxprune.apply(model, plan)
+    for name, module in small.named_modules():
+        if isinstance(module, nn.Linear):
+            assert tuple(module.weight.shape) == (module.out_features, module.in_features), name
+        elif isinstance(module, nn.modules.conv._ConvTransposeNd):
+            assert tuple(module.weight.shape[:2]) == (module.in_channels, module.out_channels // module.groups), name
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            assert tuple(module.weight.shape[:2]) == (module.out_channels, module.in_channels // module.groups), name
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            sizes = [t.numel() for t in (module.weight, module.bias, module.running_mean) if t is not None]
+            assert set(sizes) == {module.num_features}, name
+        elif isinstance(module, nn.PReLU):
+            assert module.weight.numel() == module.num_parameters, name
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and module.bias is not None:
+            assert len(module.bias) == getattr(module, "out_channels", getattr(module, "out_features", None)), name
+
+
+@every_case
+def test_the_emitted_graph_is_an_ordinary_graph_module(case: Case) -> None:
+    model, example = case.build(), case.example(2)
+    small = fxprune.apply(model, fxprune.Scores.random(model, example).plan(alpha=0.5))
+    small.graph.lint()
+    assert all("fxprune" not in str(node.meta) for node in small.graph.nodes)
+    small.recompile()
+    swapped = small.double()
+    assert all(tensor.dtype in (torch.float64, torch.int64, torch.bool) for tensor in outputs(swapped, double(example)))
+
+
+@every_case
+def test_it_can_be_pruned_again(case: Case) -> None:
+    """What comes out goes in again: its plan verifies against itself, and the keys are still the first model's."""
+    model, example = case.build(), case.example(2)
+    once = fxprune.apply(model, fxprune.Scores.random(model, example, seed=1).plan(alpha=0.4))
+    plan = fxprune.Scores.random(once, example, seed=2).plan(alpha=0.6)
+    twice = fxprune.apply(once, plan)
+    assert fxprune.verify(once, plan, twice, case.example(3)) < 1e-4
+    assert list(twice.state_dict()) == list(model.state_dict())
+    assert type(twice).__name__ == type(model).__name__
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", "residual", "concat_spellings", "nhwc_flatten", "flatten_spellings", "unet", "conv2d", "preactivation2d",
+     "split_spellings", "inception", "autoencoder", "called_twice"],
+)  # fmt: skip
+@pytest.mark.parametrize("seed", [1, 2])
+def test_deleting_equals_zeroing_the_weights_that_read(name: str, seed: int) -> None:
+    """An oracle without gates: in a plain copy of the model, the input weights of the removed units are set to zero."""
+    case = ZOO[name]
+    model, example = case.build().double().eval(), double(case.example(3))
+    graph = fxprune.capture(model, example)
+    plan = fxprune.Scores.random(graph, example, seed=seed).plan(alpha=0.6)
+    coupling = analyse(graph)
+    removed = {
+        int(unit)
+        for site in coupling.sites
+        for channel, unit in enumerate(site.units)
+        if channel not in plan.keep[site.name]
+    }
+    targets = {node.name: str(node.target) for node in graph.graph.nodes if node.op == "call_module"}
+    with torch.no_grad():
+        for edge in coupling.edges:
+            layer: Any = model.get_submodule(targets[edge.consumer])
+            gone = torch.tensor([int(unit) in removed for unit in edge.units])
+            axis = 0 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 1
+            layer.weight.index_fill_(axis, gone.nonzero().flatten(), 0.0)
+    assert removed
+    assert difference(outputs(model, example), outputs(fxprune.apply(graph, plan), example)) < 1e-9
+
+
+def test_weights_are_slices_of_the_original() -> None:
+    model, plan, small = pruned("residual")
+    kept = {site: list(channels) for site, channels in plan.keep.items()}
+    assert torch.equal(small.stem.weight, model.stem.weight[kept["stem"]])
+    assert torch.equal(small.norm.running_var, model.norm.running_var[kept["stem"]])
+    assert torch.equal(small.a["conv1"].weight, model.a["conv1"].weight[kept["a.conv1"]][:, kept["stem"]])
+    assert torch.equal(small.head[2].weight, model.head[2].weight[:, kept["b.conv2"]])
+
+
+def test_literals_are_mended() -> None:
+    _, plan, small = pruned("flatten_spellings", alpha=0.7)
+    width = len(plan.keep["d"]) * 16
+    assert f"view(-1, {width})" in small.code
+    assert "128" not in small.code
+    assert small(images(size=4)(7)).shape == (7, 5)
+
+
+def test_unchanged_literals_are_left_alone() -> None:
+    _, _, small = pruned("concat_flatten")
+    assert "torch.flatten(cat, 1)" in small.code
+
+
+def test_gathering_indices_are_no_part_of_the_state() -> None:
+    model, _, small = pruned("permutation")
+    assert list(small.state_dict()) == list(model.state_dict())
+    loaded = {key: value + 1 if value.is_floating_point() else value for key, value in small.state_dict().items()}
+    small.load_state_dict(loaded)
+    assert all(torch.equal(small.state_dict()[key], loaded[key]) for key in loaded)
+
+
+def test_shared_modules_and_tensors_stay_shared() -> None:
+    _, _, small = pruned("two_names")
+    assert small.alias is small.b is small.layers[0]
+    assert small.layers[1] is small.layers[2] is small.c
+    _, _, small = pruned("one_tensor_in_two_modules")
+    assert small.c.weight is small.b.weight
+    assert small.c.bias is None
+    for twin in (copy.deepcopy(small),):
+        assert twin.c.weight is twin.b.weight
+
+
+def test_buffers_keep_their_kind() -> None:
+    model, _, small = pruned("buffers")
+    persistent = set(model.state_dict())
+    assert set(small.state_dict()) == persistent
+    assert "ramp" in dict(small.named_buffers())
+    assert small.mask.dtype == model.mask.dtype
+
+
+def test_parameters_keep_requires_grad() -> None:
+    case = ZOO["residual"]
+    model = case.build()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("conv1" not in name)
+    small = fxprune.apply(model, fxprune.Scores.random(model, images()(2)).plan(alpha=0.5))
+    assert {n: p.requires_grad for n, p in small.named_parameters()} == {
+        n: p.requires_grad for n, p in model.named_parameters()
+    }
+
+
+def test_a_captured_graph_can_be_applied_to_many_times() -> None:
+    model = ZOO["residual"].build()
+    graph = fxprune.capture(model, images()(2))
+    scores = fxprune.Scores.random(graph, images()(2))
+    before = {key: value.clone() for key, value in graph.state_dict().items()}
+    code = graph.code
+    first, second, direct = (fxprune.apply(m, scores.plan(alpha=0.5)) for m in (graph, graph, model))
+    assert graph.code == code
+    assert all(torch.equal(before[key], value) for key, value in graph.state_dict().items())
+    assert storages(first).isdisjoint(storages(second) | storages(graph))
+    assert difference(outputs(first, images()(3)), outputs(direct, images()(3))) == 0
+
+
+def test_the_number_of_channels_stays_the_originals_where_it_is_a_number() -> None:
+    model, _, small = pruned("sizes_of_channels")
+    assert fxprune.verify(model, *pruned("sizes_of_channels")[1:], images()(2)) < 1e-4
+    assert any(node.target in ("shape", "size") or 12 in node.args for node in small.graph.nodes)
+
+
+def test_several_inputs_go_in_as_before() -> None:
+    model, _, small = pruned("several_inputs")
+    image, vector = images()(4), tensors(6)(4)
+    assert call(small, (image, vector)).shape == model(image, vector).shape
+    assert torch.equal(small(image, vector), small(image=image, vector=vector))
+
+
+def test_named_outputs_come_out_as_before() -> None:
+    model, _, small = pruned("named_outputs")
+    found = small(images()(2))
+    assert type(found).__name__ == type(model(images()(2))).__name__
+    assert found.logits.shape == (2, 5)
+
+
+def test_the_emitted_module_can_be_traced_again() -> None:
+    for name in ("residual", "flatten_spellings", "split_spellings", "channel_shuffle"):
+        _, _, small = pruned(name)
+        example = ZOO[name].example(2)
+        assert difference(outputs(small, example), outputs(fx.symbolic_trace(small), example)) == 0

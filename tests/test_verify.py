@@ -1,0 +1,145 @@
+"""Verify: it passes what is right, and catches what is wrong, by labels and by numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import FxpruneError, PlanError, VerificationError
+from helpers import picture, same_picture
+from zoo import ZOO, conv, images, tensors
+
+
+def pruned(name: str, alpha: float = 0.5, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, fxprune.Plan, Any]:
+    case = ZOO[name]
+    model = case.build().to(dtype).eval()
+    plan = fxprune.Scores.random(model, case.example(2).to(dtype)).plan(alpha=alpha)
+    return model, plan, fxprune.apply(model, plan)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)]
+)
+def test_every_floating_type(dtype: torch.dtype, bound: float) -> None:
+    model, plan, small = pruned("mlp", dtype=dtype)
+    assert fxprune.verify(model, plan, small, tensors(6)(4).to(dtype)) <= bound
+    assert all(parameter.dtype == dtype for parameter in small.parameters())
+
+
+def test_nothing_is_changed_by_it() -> None:
+    model, plan, small = pruned("residual")
+    model.train()
+    small.train()
+    before = picture(model), picture(small)
+    fxprune.verify(model, plan, small, images()(3))
+    assert same_picture(before[0], picture(model))
+    assert same_picture(before[1], picture(small))
+
+
+def test_other_image_sizes() -> None:
+    model, plan, small = pruned("residual")
+    assert fxprune.verify(model, plan, small, images(size=17)(1)) < 1e-5
+
+
+def test_a_wrong_weight_is_caught() -> None:
+    model, plan, small = pruned("residual")
+    with torch.no_grad():
+        small.a["conv2"].weight.copy_(small.a["conv2"].weight.flip(1))
+    with pytest.raises(VerificationError, match=r"differs from the zero-masked original by .* of the output's scale, more than 0.0001"):
+        fxprune.verify(model, plan, small, images()(2))
+
+
+@pytest.mark.parametrize("key", ["norm.running_mean", "norm.bias", "a.bn1.running_var", "down.1.weight", "head.2.bias"])
+def test_channels_in_a_wrong_order_are_caught(key: str) -> None:
+    model, plan, small = pruned("residual")
+    state = small.state_dict()
+    state[key].copy_(state[key].flip(0))
+    with pytest.raises(VerificationError, match="differs from the zero-masked original"):
+        fxprune.verify(model, plan, small, images()(2))
+
+
+def test_the_plan_of_another_seed_is_caught() -> None:
+    model, plan, _ = pruned("residual")
+    other = fxprune.Scores.random(model, images()(2), seed=9).plan(alpha=0.5)
+    with pytest.raises(VerificationError):
+        fxprune.verify(model, plan, fxprune.apply(model, other), images()(2))
+
+
+def test_a_wrong_literal_is_caught_by_the_labels() -> None:
+    model, plan, small = pruned("flip_and_roll", alpha=0.0)
+    (node,) = [node for node in small.graph.nodes if node.name == "flip"]
+    node.args = (node.args[0], 2)
+    small.recompile()
+    with pytest.raises(VerificationError, match="flip has other labels than .*; please report the model|node flip"):
+        fxprune.verify(model, plan, small, images()(2))
+
+
+def test_an_extra_node_is_caught_by_the_labels() -> None:
+    model, plan, small = pruned("mlp")
+    (output,) = [node for node in small.graph.nodes if node.op == "output"]
+    with small.graph.inserting_before(output):
+        output.replace_input_with(output.args[0], small.graph.call_function(torch.mul, (output.args[0], 1.0)))
+    small.recompile()
+    with pytest.raises(VerificationError):
+        fxprune.verify(model, plan, small, tensors(6)(2))
+
+
+def test_outputs_that_are_not_finite_are_caught() -> None:
+    model, plan, small = pruned("mlp")
+    with torch.no_grad():
+        small.get_submodule("4").bias[0] = float("nan")
+    with pytest.raises(VerificationError, match="by nan of the output's scale"):
+        fxprune.verify(model, plan, small, tensors(6)(2))
+
+
+def test_the_tolerance_can_be_set() -> None:
+    model, plan, small = pruned("residual")
+    with torch.no_grad():
+        small.head[2].bias += 0.01
+    error = fxprune.verify(model, plan, small, images()(2), tolerance=0.5)
+    assert 1e-4 < error < 0.5
+    with pytest.raises(VerificationError, match="more than 1e-05"):
+        fxprune.verify(model, plan, small, images()(2), tolerance=1e-5)
+
+
+def test_a_plan_that_does_not_fit_is_refused() -> None:
+    model, plan, small = pruned("mlp")
+    other = ZOO["residual"].build()
+    with pytest.raises(PlanError, match="which the model does not have"):
+        fxprune.verify(other, plan, small, images()(2))
+
+
+def test_an_output_without_floats_cannot_be_compared() -> None:
+    class Answer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv(3, 8), conv(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).relu()).mean((2, 3)).argmax(1)
+
+    model = Answer().eval()
+    plan = fxprune.Scores.random(model, images()(2)).plan(alpha=0.5)
+    small = fxprune.apply(model, plan)
+    with pytest.raises(FxpruneError, match="the model's output holds no tensor of floats: there is nothing to compare"):
+        fxprune.verify(model, plan, small, images()(2))
+
+
+def test_dead_and_constant_outputs_compare() -> None:
+    """An output of zeros has no scale; equal zeros are no error."""
+
+    class Zero(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv(3, 8), conv(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x)) * 0
+
+    model = Zero().eval()
+    plan = fxprune.Scores.random(model, images()(2)).plan(alpha=0.5)
+    assert fxprune.verify(model, plan, fxprune.apply(model, plan), images()(2)) == 0
