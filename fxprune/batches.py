@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CalibrationError
@@ -57,11 +58,6 @@ def split(batch: Any) -> tuple[Any, Any]:
     )
 
 
-def first_inputs(loader: Iterable[Any], unpack: Unpack | None = None) -> Any:
-    """The inputs of the loader's first batch."""
-    return next(iter(batches(loader, unpack)))[0]
-
-
 def fitted(inputs: Any, names: list[str]) -> Any:
     """Inputs as the model takes them: the one value of a dict whose key is no argument's name goes in by position."""
     if isinstance(inputs, Mapping) and len(inputs) == 1 and next(iter(inputs)) not in names:
@@ -69,12 +65,20 @@ def fitted(inputs: Any, names: list[str]) -> Any:
     return inputs
 
 
+def fitted_example(model: nn.Module, loader: Iterable[Any], unpack: Unpack | None = None) -> Any:
+    """The inputs of the loader's first batch, as the model's forward takes them."""
+    inputs = next(iter(batches(loader, unpack)))[0]
+    return fitted(inputs, list(inspect.signature(model.forward).parameters))
+
+
 def sample_count(inputs: Any) -> int:
     """The number of samples in a batch: the first axis of its first tensor."""
     for leaf in pytree.tree_leaves(inputs):
         if isinstance(leaf, Tensor) and leaf.ndim:
             return len(leaf)
-    raise CalibrationError("a batch has no tensor with a batch axis among its inputs: pass unpack= to say what they are")
+    raise CalibrationError(
+        "a batch has no tensor with a batch axis among its inputs: pass unpack= to say what they are"
+    )
 
 
 def class_of_samples(targets: Any, samples: int, classes: Classes | None) -> Tensor:

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from fxprune.batches import Classes, Unpack, first_inputs, fitted
+from fxprune.batches import Classes, Unpack, fitted_example
 from fxprune.capture import ModelGraph, capture, example_of
 from fxprune.cost import macs, parameters
 from fxprune.coupling import Coupling, Exclude, analyse
@@ -100,12 +99,6 @@ def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph
     )  # fmt: skip
 
 
-def fitted_example(model: nn.Module, loader: Iterable[Any], unpack: Unpack | None) -> Any:
-    """The inputs of the loader's first batch, as the model's forward takes them."""
-    names = list(model.forward.__code__.co_varnames) if hasattr(model.forward, "__code__") else []
-    return pytree.tree_map_only(torch.Tensor, lambda t: t.detach(), fitted(first_inputs(loader, unpack), names))
-
-
 def _note_error(small: ModelGraph, error: float) -> None:
     notes = small.meta["fxprune"]
     notes["report"] = replace(notes["report"], error=error)
@@ -115,7 +108,9 @@ def warn_if_unpruned(small: ModelGraph) -> None:
     """Say why nothing was pruned, where nothing was."""
     notes: Report = small.meta["fxprune"]["report"]
     if not notes.groups:
-        reasons = "; ".join(f"{', '.join(f.sites[:3])}: {f.reason}" for f in notes.frozen) or "it has no layers with channels"
+        reasons = (
+            "; ".join(f"{', '.join(f.sites[:3])}: {f.reason}" for f in notes.frozen) or "it has no layers with channels"
+        )
         warnings.warn(f"nothing in {notes.model} can be pruned: {reasons}", FxpruneWarning, stacklevel=3)
     elif all(group.before == group.after for group in notes.groups):
         warnings.warn(

@@ -82,9 +82,10 @@ class Edge:
 class Coupling:
     """All that the label interpreter finds out about a graph.
 
-    `unit_of` maps labels to units (-1: always stays); `merged` maps labels to classes of tied labels; `values` holds
-    the label values of all nodes, `axes` the axes of their planes, `specs` their shapes on the example; `pieces` the sets of
-    units that are all that some tensor has along an axis, so that one of each has to stay; `slots` the first label and size of every slot.
+    `unit_of` maps labels to units (-1: always stays), `merged` to classes of tied labels. `values` holds the label
+    values of all nodes, `axes` the axes of their planes, `specs` their shapes on the example; `slots` the first label
+    and the size of every slot. `pieces` are the sets of units that are all that some tensor has along an axis, so that
+    one of each has to stay.
     """
 
     groups: tuple[Group, ...]
@@ -133,7 +134,8 @@ def couple(graph: ModelGraph, *, exclude: Exclude = (), unknown: Unknown = "erro
 
     >>> from fxprune.capture import capture
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    >>> print(*couple(capture(net, torch.zeros(2, 4))), sep="\\n")
+    >>> for group in couple(capture(net, torch.zeros(2, 4))):
+    ...     print(group)
     0: 3 units, prunable
       0: 3 of 3 channels
       read by _2
@@ -252,7 +254,9 @@ class Collector(Context):
         for index, entry in enumerate(self.exclude):
             known = isinstance(entry, str) and any(fnmatchcase(name, entry) for name in names)
             if index not in self.matched and not known and isinstance(entry, str):
-                raise FxpruneError(f"exclude names {entry!r}, but no module of {type(self.graph).__name__} is called so")
+                raise FxpruneError(
+                    f"exclude names {entry!r}, but no module of {type(self.graph).__name__} is called so"
+                )
 
 
 def _submodule(graph: nn.Module, name: str) -> nn.Module | None:
@@ -279,7 +283,8 @@ def _array(parts: Iterable[Tensor]) -> Index:
 def _components(size: int, a: Index, b: Index) -> Index:
     """Connected components of `size` nodes under the edges (a[i], b[i])."""
     edges = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(size, size))
-    return connected_components(edges, directed=False)[1].astype(np.int64)
+    parts: Index = connected_components(edges, directed=False)[1].astype(np.int64)
+    return parts
 
 
 def _resolve(collector: Collector) -> Coupling:
@@ -302,7 +307,18 @@ def _resolve(collector: Collector) -> Coupling:
     values = {node.name: value for node, value in collector.env.items()}
     specs = {node.name: node.meta["spec"] for node in collector.env}
     groups = _with_consumers(groups, edges)
-    return Coupling(groups, sites, edges, unit_of, merged, values, dict(collector.slots), dict(collector.axes), specs, _pieces(values, unit_of))
+    return Coupling(
+        groups,
+        sites,
+        edges,
+        unit_of,
+        merged,
+        values,
+        dict(collector.slots),
+        dict(collector.axes),
+        specs,
+        _pieces(values, unit_of),
+    )
 
 
 def _choose(united: Index, frozen: NDArray[np.bool_], merged: Index, options: Sequence[Option]) -> None:
@@ -321,9 +337,7 @@ def _choose(united: Index, frozen: NDArray[np.bool_], merged: Index, options: Se
     frozen[stuck] = True
 
 
-def _trial(
-    united: Index, frozen: NDArray[np.bool_], merged: Index, option: Option
-) -> tuple[int, Index, Index, Index]:
+def _trial(united: Index, frozen: NDArray[np.bool_], merged: Index, option: Option) -> tuple[int, Index, Index, Index]:
     """How many free units an option leaves, the classes that it touches and unites with which, and those it holds."""
     pairs = [_pairs(a, b) for a, b in option.ties]
     a, b = (united[merged[_array(pair[0][side] for pair in pairs)]] for side in (0, 1))
@@ -360,7 +374,7 @@ def _grouped(
         members.setdefault((tuple(names), reasons.get(tied)), []).append(tied)
     number = np.full(len(merged) + 1, -1, dtype=np.int64)
     ranges, count = [], 0
-    for (_, reason), ties in sorted(members.items(), key=lambda item: item[0][1] is not None):
+    for _, ties in sorted(members.items(), key=lambda item: item[0][1] is not None):
         ranges.append(range(count, count + len(ties)))
         number[ties] = np.arange(count, count + len(ties))
         count += len(ties)

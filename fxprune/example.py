@@ -68,7 +68,9 @@ def from_json(description: Any, *, device: torch.device | str = "cpu") -> Any:
     if isinstance(description, Mapping) and "tensor" in description:
         dtype = getattr(torch, str(description.get("dtype")), None)
         if not isinstance(dtype, torch.dtype):
-            raise PlanError(f"the plan's example names the dtype {description.get('dtype')!r}, which torch does not have")
+            raise PlanError(
+                f"the plan's example names the dtype {description.get('dtype')!r}, which torch does not have"
+            )
         if not dtype.is_floating_point:
             return torch.zeros(description["tensor"], dtype=dtype, device=device)
         generator = torch.Generator().manual_seed(0)

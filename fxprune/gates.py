@@ -155,7 +155,7 @@ def _changes(graph: ModelGraph) -> dict[str, list[str]]:
     for node in graph.graph.nodes:
         in_place = _works_in_place(node, graph)
         inputs = node.all_input_nodes
-        aliases = inputs and (in_place or key_of(node, graph) in RULES and RULES[key_of(node, graph)] is move)
+        aliases = inputs and (in_place or (key_of(node, graph) in RULES and RULES[key_of(node, graph)] is move))
         roots[node] = roots[inputs[0]] if aliases else node
         if in_place and inputs:
             changes.setdefault(roots[node], []).append(node.name)

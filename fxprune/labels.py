@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 NO_CHANNEL = -1.0
@@ -43,6 +42,7 @@ class Labels:
 
     `single` holds the label of each single channel that a movement took out of an axis, so that it can be checked.
 
+    >>> import torch
     >>> x = Labels((2, 3), (vector_plane(torch.tensor([7.0, 8.0, 9.0]), dim=1, ndim=2),))
     >>> x.planes[0].over(x.shape).tolist()
     [[7.0, 8.0, 9.0], [7.0, 8.0, 9.0]]
@@ -77,6 +77,7 @@ def vector_plane(vector: Tensor, dim: int, ndim: int) -> Plane:
 def varying_axes(tensor: Tensor) -> tuple[int, ...]:
     """The axes along which `tensor` is not constant; expanded axes are looked at in one index only.
 
+    >>> import torch
     >>> varying_axes(torch.tensor([1.0, 2.0]).reshape(1, 2, 1).expand(4, 2, 5))
     (1,)
     """

@@ -30,7 +30,7 @@ class Repair:
     """
 
     graph: fx.GraphModule
-    node: fx.Node
+    node: Any  # a torch.fx.Node; its arguments are anything
     old: Mapping[str, Any]
     env: Mapping[fx.Node, Any]
     expected: Any
@@ -39,7 +39,8 @@ class Repair:
     @property
     def source(self) -> fx.Node:
         """The first input node."""
-        return self.node.all_input_nodes[0]
+        source: fx.Node = self.node.all_input_nodes[0]
+        return source
 
     def arguments(self) -> tuple[Any, dict[str, Any]]:
         """The node's arguments with the original's numbers and labels in the place of nodes."""
@@ -113,15 +114,20 @@ def shape_literals(repair: Repair) -> None:
         flat = now
     wanted = repair.expected.shape
     mended = [old if value in (-1, want) else want for old, value, want in zip(flat, now, wanted, strict=True)]
-    repair.become(node.op, node.target, (node.args[0], tuple(mended)) if node.op == "call_function" else (node.args[0], *mended))
+    repair.become(
+        node.op,
+        node.target,
+        (node.args[0], tuple(mended)) if node.op == "call_function" else (node.args[0], *mended),
+    )
 
 
 @mends("unflatten", torch.unflatten, nn.Unflatten)
 def unflatten(repair: Repair) -> None:
+    """The sizes that the axis is split into."""
     before, after = repair.old[repair.source.name].shape, repair.expected.shape
     rank = len(after) - len(before) + 1
     if repair.node.op == "call_module":
-        dim = repair.graph.get_submodule(str(repair.node.target)).dim
+        dim: Any = repair.graph.get_submodule(str(repair.node.target)).dim
     else:
         dim = repair.node.kwargs.get("dim", repair.node.args[1] if len(repair.node.args) > 1 else 0)
     dim = int(dim) % len(before)
@@ -141,7 +147,7 @@ def split_sizes(repair: Repair) -> None:
 def pad_amounts(repair: Repair) -> None:
     """Padding channels that went are padded no more."""
     args, kwargs = repair.arguments()
-    x, amounts, mode = movement.pad_arguments(repair.graph, repair.node, args, kwargs)
+    _, amounts, mode = movement.pad_arguments(repair.graph, repair.node, args, kwargs)
     stays = repair.masks(repair.old[repair.node.name])
     flat: list[int] = []
     for dim, (before, after) in amounts.items():
@@ -251,8 +257,9 @@ def _places(repair: Repair) -> tuple[int, Tensor]:
 def _trace(
     repair: Repair, axis: int, shape: Sequence[int], value: Callable[[fx.Node], Any]
 ) -> tuple[int | None, Tensor]:
-    """The axis of the result that `axis` becomes, or None where one index is taken out, and where each index of it
-    comes from: the node's operation, run on the places themselves.
+    """Where along `axis` each index of the result comes from: the node's operation, run on the places themselves.
+
+    Returns the axis of the result that `axis` becomes, or None where one index of it is taken out, and the places.
     """
     size = [1] * len(shape)
     size[axis] = shape[axis]

@@ -55,7 +55,9 @@ class Plan:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             if content["fxprune_plan"] != FORMAT:
-                raise PlanError(f"{path} has plan format {content['fxprune_plan']}, this fxprune reads {FORMAT}: update it")
+                raise PlanError(
+                    f"{path} has plan format {content['fxprune_plan']}, this fxprune reads {FORMAT}: update it"
+                )
             sites = {str(name): _site(str(name), entry) for name, entry in content["sites"].items()}
             alpha = None if content["alpha"] is None else float(content["alpha"])
             keep = {name: kept for name, (_, kept) in sites.items()}
@@ -96,7 +98,9 @@ def kept_units(plan: Plan, coupling: Coupling) -> NDArray[np.bool_]:
     gone = np.zeros(coupling.units, dtype=np.int64)
     for name in plan.keep:
         if name not in sites:
-            raise PlanError(f"the plan names {name}, which the model does not have: apply it to the model that it was made for")
+            raise PlanError(
+                f"the plan names {name}, which the model does not have: apply it to the model that it was made for"
+            )
     for site in coupling.sites:
         dropped = _dropped(plan, site)
         np.add.at(total, site.units[site.units >= 0], 1)
@@ -104,7 +108,7 @@ def kept_units(plan: Plan, coupling: Coupling) -> NDArray[np.bool_]:
     torn = np.flatnonzero((gone > 0) & (gone < total))
     if len(torn):
         raise PlanError(_torn(plan, coupling, int(torn[0])))
-    keep = gone == 0
+    keep: NDArray[np.bool_] = gone == 0
     _check_pieces(coupling, keep)
     return keep
 
@@ -130,7 +134,8 @@ def _dropped(plan: Plan, site: Site) -> NDArray[np.int64]:
 
 def _torn(plan: Plan, coupling: Coupling, unit: int) -> str:
     """The message for a unit of which a plan keeps only a part."""
-    kept, lost = [], []
+    kept: list[str] = []
+    lost: list[str] = []
     for site in coupling.sites:
         stay = set(plan.keep.get(site.name, range(site.width)))
         for channel in np.flatnonzero(site.units == unit).tolist():

@@ -95,7 +95,9 @@ def report(small: nn.Module) -> Report:
     """
     found = small.meta.get("fxprune", {}).get("report") if isinstance(small, ModelGraph) else None
     if not isinstance(found, Report):
-        raise FxpruneError(f"{type(small).__name__} has no report: it did not come from fxprune.compress or fxprune.apply")
+        raise FxpruneError(
+            f"{type(small).__name__} has no report: it did not come from fxprune.compress or fxprune.apply"
+        )
     return found
 
 

@@ -251,5 +251,3 @@ class Checker(Context):
             p.axes == q.axes and p.core.shape == q.core.shape and bool((p.core == q.core).all())
             for p, q in zip(a.planes, b.planes, strict=True)
         )
-
-

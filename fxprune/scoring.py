@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -20,7 +20,7 @@ from rich.progress import Progress
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import Classes, Unpack, batches, class_of_samples, first_inputs, fitted, sample_count
+from fxprune.batches import Classes, Unpack, batches, class_of_samples, fitted, fitted_example, sample_count
 from fxprune.capture import ModelGraph, capture, placeholder_values
 from fxprune.coupling import Coupling, Exclude, Index, Site, analyse
 from fxprune.errors import CalibrationError, PlanError
@@ -98,18 +98,28 @@ class Scores:
             with np.load(path, allow_pickle=False) as content:
                 header = json.loads(content["header"].tobytes())
                 if header["fxprune_scores"] != FORMAT:
-                    raise PlanError(f"{path} has score format {header['fxprune_scores']}, this fxprune reads {FORMAT}: update it")
+                    raise PlanError(
+                        f"{path} has score format {header['fxprune_scores']}, this fxprune reads {FORMAT}: update it"
+                    )
                 sites = tuple(Site(name, content[f"site{i}"]) for i, name in enumerate(header["sites"]))
                 pieces = tuple(content[f"piece{i}"] for i in range(header["pieces"]))
                 groups = tuple((str(name), int(start), int(end)) for name, start, end in header["groups"])
                 scores = content["propose"], content["protect"]
                 return cls(*scores, groups, sites, pieces, header["example"], header["about"])
         except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
-            raise PlanError(f"{path} is not a score file that Scores.save wrote ({type(error).__name__}: {error})") from error
+            raise PlanError(
+                f"{path} is not a score file that Scores.save wrote ({type(error).__name__}: {error})"
+            ) from error
 
     @classmethod
     def random(
-        cls, model: nn.Module, example: Any, *, seed: int = 0, exclude: Exclude = (), unknown: Unknown = "error"
+        cls,
+        model: nn.Module,
+        example: Any,
+        *,
+        seed: int = 0,
+        exclude: Exclude = (),
+        unknown: Unknown = "error",
     ) -> Scores:
         """Seeded random scores, for baselines and for tests that need no data."""
         graph = capture(model, example)
@@ -172,17 +182,18 @@ def score(
             class only, or an activation, the loss or a gradient is not finite.
     """
     with kept_rng():
-        graph = capture(model, _on(first_inputs(loader, unpack), device_of(model)))
+        graph = capture(model, _on(fitted_example(model, loader, unpack), device_of(model)))
         coupling = analyse(graph, exclude=exclude, unknown=unknown)
         sampler = Sampler(samples_per_class, max_classes, sample_memory, Draw(torch.empty(0), projections, seed))
-        place = torch.device(device) if device is not None else device_of(graph)
-        home = device_of(graph)
+        home, place = device_of(graph), torch.device(device) if device is not None else device_of(graph)
         try:
             gated, probes = _gated(graph, coupling, sampler.draw, place)
             with evaluating(gated):
-                protect = _run(gated, probes, loader, loss or F.cross_entropy, sampler, coupling.units, unpack, classes, place, progress)
+                feed = _feed(gated, loader, unpack, place, progress=progress)
+                totals = _totals(gated, probes, feed, loss or F.cross_entropy, sampler, classes)
         finally:
             graph.to(home)
+        protect = _unit_sums(probes, totals, coupling.units)
         propose = _separabilities(probes, sampler, coupling.units)
     about = {
         "samples": sampler.seen, "classes": len(sampler.counts), "samples_per_class": samples_per_class,
@@ -191,7 +202,9 @@ def score(
     return scores_of(graph, coupling, propose, protect, about)
 
 
-def _gated(graph: ModelGraph, coupling: Coupling, draw: Draw, place: torch.device) -> tuple[fx.GraphModule, list[Probe]]:
+def _gated(
+    graph: ModelGraph, coupling: Coupling, draw: Draw, place: torch.device
+) -> tuple[fx.GraphModule, list[Probe]]:
     """The graph on the device `place`, with a probe on every edge."""
     graph.to(place)
     dtype = dtype_of(graph)
@@ -245,43 +258,43 @@ def _order(label: int, seed: int) -> int:
     return int(np.random.SeedSequence([abs(label), int(label < 0), seed]).generate_state(1, np.uint64)[0])
 
 
-def _run(
+def _feed(
+    gated: fx.GraphModule, loader: Iterable[Any], unpack: Unpack | None, place: torch.device, *, progress: bool
+) -> Iterator[tuple[Any, Any]]:
+    """The inputs and targets of every batch, as the graph takes them, on the device, under a progress bar."""
+    names = [str(node.target) for node in gated.graph.nodes if node.op == "placeholder"]
+    length = len(loader) if isinstance(loader, Sized) else None
+    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+        for inputs, targets in bar.track(batches(loader, unpack), total=length, description="scoring"):
+            yield _on(fitted(inputs, names), place), _on(targets, place)
+
+
+def _totals(
     gated: fx.GraphModule,
     probes: list[Probe],
-    loader: Iterable[Any],
+    feed: Iterable[tuple[Any, Any]],
     loss: Loss,
     sampler: Sampler,
-    units: int,
-    unpack: Unpack | None,
     classes: Classes | None,
-    place: torch.device,
-    progress: bool,
-) -> Scalars:
-    """The pass over the loader; returns the R-Scores and leaves the samples in the probes."""
+) -> list[Tensor]:
+    """The pass over the loader: sums the gradients of the gates, and leaves the samples in the probes."""
     totals = [torch.zeros(len(probe.units), dtype=torch.float64) for probe in probes]
     weights = [probe.weight for probe in probes]
-    names = [str(node.target) for node in gated.graph.nodes if node.op == "placeholder"]
-    length = len(loader) if hasattr(loader, "__len__") else None  # type: ignore[arg-type]
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
-        task = bar.add_task("scoring", total=length)
-        for index, (inputs, targets) in enumerate(batches(loader, unpack)):
-            inputs, targets = _on(fitted(inputs, names), place), _on(targets, place)
-            samples = sample_count(inputs)
-            sampler.choose(class_of_samples(targets, samples, classes))
-            value = _loss_of(gated, inputs, targets, loss, index)
-            if weights and value.requires_grad:
-                grads = torch.autograd.grad(value * samples, weights, allow_unused=True)
-                for total, grad in zip(totals, grads, strict=True):
-                    if grad is not None:
-                        total += grad.double().cpu()
-            sampler.bound(probes)
-            bar.advance(task)
+    for index, (inputs, targets) in enumerate(feed):
+        samples = sample_count(inputs)
+        sampler.choose(class_of_samples(targets, samples, classes))
+        value = _loss_of(gated, inputs, targets, loss, index)
+        if weights and value.requires_grad:
+            grads = torch.autograd.grad(value * samples, weights, materialize_grads=True)
+            for total, grad in zip(totals, grads, strict=True):
+                total.add_(grad.double().cpu())
+        sampler.bound(probes)
     if len(sampler.counts) < 2 and weights:
         raise CalibrationError(
             f"all {sampler.seen} samples of the loader are of one class ({next(iter(sampler.counts))}); the U-Score "
             "compares classes: give samples of at least two"
         )
-    return _unit_sums(probes, totals, units)
+    return totals
 
 
 def _unit_sums(probes: list[Probe], totals: list[Tensor], units: int) -> Scalars:
@@ -305,7 +318,9 @@ def _separabilities(probes: list[Probe], sampler: Sampler, units: int) -> Scalar
         samples = torch.cat([s[..., : sampler.draw.projections] for s in probe.samples])[chosen]
         found = separability(samples, labels[chosen]).double().numpy()
         if not np.isfinite(found).all():
-            raise CalibrationError(f"an activation on the edge {probe.reads} is not finite: look for overflow in the model")
+            raise CalibrationError(
+                f"an activation on the edge {probe.reads} is not finite: look for overflow in the model"
+            )
         result[probe.own] = np.maximum(result[probe.own], found)
         probe.samples.clear()
     return result
@@ -318,7 +333,7 @@ def _loss_of(gated: fx.GraphModule, inputs: Any, targets: Any, loss: Loss, index
     except Exception as error:
         raise CalibrationError(f"the model fails on batch {index} ({type(error).__name__}: {error})") from error
     try:
-        value = loss(output, targets)
+        value: Any = loss(output, targets)
     except Exception as error:
         name = getattr(loss, "__name__", type(loss).__name__)
         raise CalibrationError(
@@ -335,20 +350,26 @@ def _loss_of(gated: fx.GraphModule, inputs: Any, targets: Any, loss: Loss, index
 
 def _first_not_finite(gated: fx.GraphModule, inputs: Any) -> str:
     """Which value of the batch is the first that is not finite, in words."""
-    values = placeholder_values(gated, inputs)
-    found: list[str] = []
-
-    class Search(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            for leaf in pytree.tree_leaves(value):
-                if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
-                    found.append(f"the input {n.target}" if n.op == "placeholder" else f"the output of {n.target}")
-            return value
-
+    search = _Search(gated)
     with torch.no_grad():
-        Search(gated).run(*values)
-    return f": {found[0]} holds NaN or infinity" if found else ": the output is finite, look at the loss and the targets"
+        search.run(*placeholder_values(gated, inputs))
+    if search.found is None:
+        return ": the output is finite, look at the loss and the targets"
+    what = "the input" if search.found.op == "placeholder" else "the output of"
+    return f": {what} {search.found.target} holds NaN or infinity"
+
+
+class _Search(fx.Interpreter):
+    """Runs a graph and remembers the first node whose value is not finite."""
+
+    found: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        floats = (t for t in pytree.tree_leaves(value) if isinstance(t, Tensor) and t.is_floating_point())
+        if self.found is None and not all(bool(torch.isfinite(t).all()) for t in floats):
+            self.found = n
+        return value
 
 
 def _on(values: Any, device: torch.device) -> Any:

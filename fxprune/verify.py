@@ -28,7 +28,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
     run in eval mode on `example`, the original with a mask on every edge that reads a removed unit.
 
     Args:
-        tolerance: of the returned error; by default 1e-9 in float64, 1e-4 in float32, 2e-2 in float16, 1e-1 in bfloat16.
+        tolerance: of the returned error; by default 1e-9 in float64, 1e-4 in float32, 2e-2 in float16, 0.1 in bfloat16.
 
     Returns:
         The largest absolute difference of the outputs, divided by the largest absolute output of the original.
@@ -58,7 +58,9 @@ def _check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]
     try:
         check_labels(small, coupling, keep, graph)
     except MismatchError as error:
-        raise VerificationError(f"{error}: the rewritten graph does not do what the plan says; please report the model") from error
+        raise VerificationError(
+            f"{error}: the rewritten graph does not do what the plan says; please report the model"
+        ) from error
 
 
 def _output(model: Any, example: Any) -> Any:

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from fxprune.example import TensorSpec
 from fxprune.errors import UnsupportedOpError
+from fxprune.example import TensorSpec
 from fxprune.labels import Labels
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.table import RULES, describe, key_of
@@ -36,7 +36,8 @@ def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
     if node.op != "call_module" and all(_is_known(x) for x in inputs):
         return _computed(ctx, node, args, kwargs)
     if isinstance(node.target, type) and issubclass(node.target, tuple):
-        return node.target(*args, **kwargs)
+        make: Any = node.target
+        return make(*args, **kwargs)
     key = key_of(node, ctx.graph)
     if key not in RULES:
         return _unknown(ctx, node, inputs, unknown)

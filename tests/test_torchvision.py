@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +42,7 @@ FAMILIES = (
     "alexnet", "vgg", "resnet", "resnext", "wide_resnet", "densenet", "inception_v3", "googlenet", "squeezenet",
     "mobilenet", "mnasnet", "efficientnet", "regnet", "shufflenet",
 )  # fmt: skip
+ALL = [name for name in torchvision.models.list_models(torchvision.models) if name.startswith(FAMILIES)]
 OTHERS = ("convnext_tiny", "vit_b_16", "swin_t", "swin_v2_t")
 
 
@@ -51,11 +51,6 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     options = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
     return randomise(torchvision.models.get_model(name, weights=None, **options)).eval()
-
-
-def all_names() -> Iterator[str]:
-    """Every network of the families."""
-    return (name for name in torchvision.models.list_models(torchvision.models) if name.startswith(FAMILIES))
 
 
 def size_of(name: str) -> int:
@@ -81,7 +76,7 @@ def test_a_member_of_each_family(name: str, size: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
-@pytest.mark.parametrize("name", all_names())
+@pytest.mark.parametrize("name", ALL)
 def test_all_classification_networks(name: str, alpha: float) -> None:
     check(name, size_of(name), alpha)
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.example import TensorSpec, as_call, spec_of, to_json, trim
 from fxprune.capture.graph import ModelGraph
-from fxprune.isolation import device_of, evaluating, isolated_copy, kept_rng
 from fxprune.capture.symbolic import trace
 from fxprune.errors import CaptureError
+from fxprune.example import TensorSpec, as_call, spec_of, to_json, trim
+from fxprune.isolation import device_of, evaluating, isolated_copy, kept_rng
 
 __all__ = ["ModelGraph", "TensorSpec", "capture"]
 
@@ -88,7 +88,7 @@ class _Annotator(fx.Interpreter):
 
 
 def annotate(graph: fx.GraphModule, example: Any) -> Any:
-    """Run `graph` in eval mode on `example`, put the spec of every value into `node.meta["spec"]`, return the output."""
+    """Run `graph` in eval mode on `example` and put the spec of every value into `node.meta["spec"]`."""
     with torch.no_grad(), evaluating(graph):
         return _Annotator(graph).run(*placeholder_values(graph, example))
 

@@ -33,4 +33,5 @@ def _restore(body: dict[str, Any], import_block: str) -> ModelGraph:
     root = nn.Module()
     root.__dict__.update(body)
     plain = reduce_graph_module(dict(body), import_block)
-    return ModelGraph(root, plain.graph, body["_graphmodule_cls_name"])  # type: ignore[attr-defined]
+    assert isinstance(plain, fx.GraphModule)
+    return ModelGraph(root, plain.graph, body["_graphmodule_cls_name"])

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import fx, nn
 
-from fxprune.example import as_call
 from fxprune.capture.graph import ModelGraph
 from fxprune.errors import CaptureError
+from fxprune.example import as_call
 from fxprune.rules.table import module_class
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -53,8 +53,8 @@ def trace(model: nn.Module, example: Any) -> ModelGraph:
         graph = SymbolicTracer().trace(model, concrete_args=_left_out(model, example))
     except Exception as error:
         raise CaptureError(
-            f"{type(model).__name__} cannot be traced: {type(error).__name__}: {error} (at {_user_line(error)}). "
-            "Replace Python control flow on tensor values by tensor operations, or register a rule for the module "
+            f"tracing {type(model).__name__} fails with {type(error).__name__}: {error} (at {_user_line(error)}). "
+            "Use tensor operations in place of Python control flow on tensor values, or register a rule for the module "
             "that holds it with fxprune.rules.rule, so that it stays whole"
         ) from error
     graph._tracer_cls = None  # the generated code is traced again when the model is unpickled; fx's own tracer does it
@@ -69,13 +69,13 @@ def _check_names(model: nn.Module) -> None:
     for name in (*model._modules, *model._parameters, *model._buffers):
         if isinstance(inspect.getattr_static(fx.GraphModule, name, None), property) or name == "meta":
             raise CaptureError(
-                f"{type(model).__name__} has a child called {name!r}, a name that torch.fx.GraphModule keeps for itself: "
+                f"{type(model).__name__} has a child called {name!r}, a name that torch.fx.GraphModule keeps: "
                 "rename it, or wrap the model in a module of its own"
             )
 
 
 def _register_constants(model: nn.Module) -> None:
-    """Make tensors kept as plain attributes buffers outside the state_dict, so that they move and narrow with the rest."""
+    """Make tensors kept as plain attributes buffers outside the state_dict: these move and narrow with the rest."""
     for module in model.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor):

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.example import TensorSpec
-from fxprune.labels import NO_CHANNEL, Labels, Plane, core_of, varying_axes, vector_plane
+from fxprune.labels import NO_CHANNEL, Labels, Plane, core_of, vector_plane
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +222,6 @@ def grid_options(core: Tensor, axes: Iterable[int]) -> list[Option]:
 def labels_in(values: Any) -> list[Labels]:
     """Every `Labels` in nested arguments, in order."""
     return [value for value in pytree.tree_leaves(values) if isinstance(value, Labels)]
-
-
 
 
 def _clusters(inputs: list[list[Plane]]) -> list[tuple[int, ...]]:

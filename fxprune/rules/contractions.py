@@ -33,7 +33,7 @@ def matmul(ctx: Context, a: Labels, b: Labels) -> Labels:
 
 @rule(torch.addmm, "addmm", torch.baddbmm, "baddbmm")
 def addmm(ctx: Context, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> Labels:
-    """bias + a b."""
+    """Bias + a b."""
     product = matmul(ctx, a, b)
     return ctx.meet((bias, product), product.shape)
 
@@ -43,7 +43,9 @@ def einsum(ctx: Context, equation: str, *operands: Any) -> Labels:
     """Axes of one letter are tied; a letter that the output lacks is read, the others go through."""
     inputs = list(operands[0]) if isinstance(operands[0], (tuple, list)) else list(operands)
     terms, output = _terms(equation, inputs)
-    sizes = {letter: size for term, x in zip(terms, inputs, strict=True) for letter, size in zip(term, x.shape, strict=True)}
+    sizes: dict[str, int] = {}
+    for term, x in zip(terms, inputs, strict=True):
+        sizes |= dict(zip(term, x.shape, strict=True))
     planes = []
     for letter in sizes:
         vector = _tied_letter(ctx, letter, terms, inputs, read=letter not in output)
@@ -69,7 +71,7 @@ def _tied_letter(ctx: Context, letter: str, terms: list[str], inputs: list[Label
 
 
 def _terms(equation: str, inputs: list[Labels]) -> tuple[list[str], str]:
-    """The letters of every input's axes and of the output's, an ellipsis spelled out, an implicit output made explicit."""
+    """The letters of every input's axes and of the output's, with an ellipsis or an implicit output spelled out."""
     left, arrow, output = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     spare = [letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz" if letter not in equation]

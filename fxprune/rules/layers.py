@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,12 +15,13 @@ from fxprune.rules.table import rule
 
 @rule(nn.Linear)
 def linear_module(ctx: Context, module: nn.Linear, x: Labels) -> Labels:
+    """The layer of the module's own parameters."""
     return linear(ctx, x, ctx.own("weight"), ctx.own("bias"))
 
 
 @rule(F.linear)
-def linear(ctx: Context, input: Any, weight: Any, bias: Any = None) -> Labels:
-    """x W^T + b: the last axis is read; every other axis goes through."""
+def linear(ctx: Context, input: Any, weight: Any, bias: Any = None) -> Labels:  # noqa: A002 - torch's name
+    """X W^T + b: the last axis is read; every other axis goes through."""
     last = input.ndim - 1
     ctx.tie(ctx.consume(input, last), ctx.vector(weight, 1))
     outputs = ctx.vector(weight, 0)
@@ -32,12 +32,13 @@ def linear(ctx: Context, input: Any, weight: Any, bias: Any = None) -> Labels:
 
 
 def convolve_module(ctx: Context, module: Any, x: Labels, *sizes: Any, nd: int, transposed: bool) -> Labels:
+    """The layer of the module's own parameters."""
     return convolve(ctx, x, ctx.own("weight"), ctx.own("bias"), groups=module.groups, nd=nd, transposed=transposed)
 
 
 def convolve(
     ctx: Context,
-    input: Any,
+    input: Any,  # noqa: A002 - torch's name
     weight: Any,
     bias: Any = None,
     *rest: Any,
@@ -100,6 +101,7 @@ for _nd in (1, 2, 3):
 @rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 @rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def batch_norm_module(ctx: Context, module: nn.Module, x: Labels) -> Labels:
+    """Statistics and affine parameters of each channel by itself."""
     names = ("running_mean", "running_var", "weight", "bias")
     return channelwise(ctx, x, *(ctx.own(name) for name in names), axis=_channel_axis(module, x))
 
@@ -113,7 +115,7 @@ def _channel_axis(module: nn.Module, x: Labels) -> int:
 @rule(F.batch_norm, F.instance_norm)
 def batch_norm(
     ctx: Context,
-    input: Any,
+    input: Any,  # noqa: A002 - torch's name
     running_mean: Any = None,
     running_var: Any = None,
     weight: Any = None,
@@ -121,6 +123,7 @@ def batch_norm(
     *args: Any,
     **kwargs: Any,
 ) -> Labels:
+    """Statistics and affine parameters of each channel by itself."""
     return channelwise(ctx, input, running_mean, running_var, weight, bias)
 
 
@@ -141,5 +144,3 @@ def _bias(ctx: Context, bias: Labels | None, outputs: Tensor) -> None:
 def _labelled(vector: Tensor, dim: int, ndim: int) -> tuple[Any, ...]:
     """The plane of a vector of labels, unless none of its slots is a channel."""
     return (vector_plane(vector, dim, ndim),) if bool((vector != NO_CHANNEL).any()) else ()
-
-

@@ -103,10 +103,11 @@ def pad(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
     shape, planes = list(x.shape), list(x.planes)
     for dim, (before, after) in amounts.items():
         shape[dim] += before + after
-        if not x.along(dim) or (before, after) == (0, 0) and mode == "constant":
+        if not x.along(dim) or ((before, after) == (0, 0) and mode == "constant"):
             continue
         if mode != "constant" or min(before, after) < 0:
-            return ctx.opaque(f"{mode} padding or cropping of an axis of channels in {ctx.describe()}", x)
+            kept: Labels = ctx.opaque(f"{mode} padding or cropping of an axis of channels in {ctx.describe()}", x)
+            return kept
         inner = ctx.vector(x, dim)
         outer = [ctx.fresh(Slot(ctx.node.name, f"{side}{dim}"), size) for side, size in _sides(before, after)]
         for labels in outer:

@@ -21,6 +21,7 @@ def statistics(ctx: Context, *args: Any, **kwargs: Any) -> Any:
 
 @rule(nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
 def recurrent(ctx: Context, *args: Any, **kwargs: Any) -> Any:
+    """Its hidden units are read by its own next step."""
     return ctx.opaque(f"{_name(ctx)} is recurrent, and kept whole", args, kwargs)
 
 
@@ -28,11 +29,13 @@ def recurrent(ctx: Context, *args: Any, **kwargs: Any) -> Any:
 @rule(nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer)
 @rule(nn.TransformerDecoderLayer)
 def attention(ctx: Context, *args: Any, **kwargs: Any) -> Any:
+    """Its channels are heads, and tied across queries, keys and values."""
     return ctx.opaque(f"{_name(ctx)} is attention, and kept whole", args, kwargs)
 
 
 @rule(nn.Embedding, nn.EmbeddingBag, F.embedding, F.one_hot, nn.Fold, F.fold)
 def lookup(ctx: Context, *args: Any, **kwargs: Any) -> Any:
+    """Its channels come from a table."""
     return ctx.opaque(f"{_name(ctx)} is kept whole", args, kwargs)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -49,17 +48,15 @@ _MODULES = (
 )  # fmt: skip
 
 
-def _keys() -> Iterator[Key]:
+def _keys() -> set[Key]:
     """Every spelling of the element-wise ops: functions, methods, in-place forms, operators and modules."""
-    seen: set[Key] = set()
-    for name in dict.fromkeys(_ARITHMETIC + _FUNCTIONS):
-        spellings: list[Key] = [name, f"{name.rstrip('_')}_"]
-        for home in (torch, F):
-            spellings += [found for n in (name, f"{name}_") if (found := getattr(home, n, None)) is not None]
-        yield from (key for key in spellings if callable(key) or isinstance(key, str) if not (key in seen or seen.add(key)))  # type: ignore[func-returns-value]
-    yield from (getattr(operator, name) for name in _OPERATORS)
-    yield from ("__add__", "__radd__", "__mul__", "__rmul__", "__sub__", "__rsub__", "__truediv__", "__rtruediv__")
-    yield from (*_MODULES, stochastic_depth)
+    keys: set[Key] = {*_MODULES, stochastic_depth, *(getattr(operator, name) for name in _OPERATORS)}
+    keys |= {f"__{side}{name}__" for name in ("add", "sub", "mul", "truediv") for side in ("", "r")}
+    for name in _ARITHMETIC + _FUNCTIONS:
+        in_place = f"{name.rstrip('_')}_"
+        keys |= {name, in_place}
+        keys |= {getattr(home, n) for home in (torch, F) for n in (name, in_place) if callable(getattr(home, n, None))}
+    return keys
 
 
 @rule(*_keys())
@@ -84,7 +81,9 @@ def prelu(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
 def glu(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
     """The first half of an axis times the sigmoid of the second: the halves are tied."""
     x = labels_in((args, kwargs))[0]
-    dim = (args[0].dim if ctx.node.op == "call_module" else kwargs.get("dim", args[1] if len(args) > 1 else -1)) % x.ndim
+    dim = (
+        args[0].dim if ctx.node.op == "call_module" else kwargs.get("dim", args[1] if len(args) > 1 else -1)
+    ) % x.ndim
     half = x.shape[dim] // 2
     parts = []
     for start in (0, half):

@@ -15,11 +15,13 @@ from fxprune.rules.table import rule
 
 @rule("size", torch.Tensor.size)
 def size(ctx: Context, x: Labels, dim: int | None = None) -> Any:
+    """The shape, or one size of it."""
     return torch.Size(x.shape) if dim is None else x.shape[dim]
 
 
 @rule("dim", "ndimension", "__len__", "numel", "nelement", torch.numel, len)
 def measure(ctx: Context, x: Any) -> int:
+    """The rank, the length or the number of entries."""
     if not isinstance(x, Labels):
         return len(x)
     if ctx.node.target in ("dim", "ndimension"):
@@ -46,6 +48,7 @@ def attribute(ctx: Context, x: Any, name: str) -> Any:
 
 @rule("is_floating_point", "is_complex", "is_contiguous", "get_device", "element_size", torch.is_floating_point)
 def property_of(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
+    """What the original answered."""
     return ctx.spec()
 
 
@@ -57,4 +60,5 @@ def new(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Labels:
 
 @rule(torch._assert, _assert_is_none)
 def check(ctx: Context, *args: Any, **kwargs: Any) -> None:
-    return None
+    """An assertion of the model: nothing comes of it."""
+    return

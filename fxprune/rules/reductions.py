@@ -41,7 +41,9 @@ def reduce(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     bare = torch.empty(x.shape, device="meta").sum(dims, keepdim)
     moved = tuple(plane if keepdim else _without(plane, dims) for plane in planes)
     result = Labels(tuple(bare.shape), moved)
-    return pytree.tree_map_only(TensorSpec, lambda spec: result if len(spec.shape) == bare.ndim else Labels(()), ctx.spec())
+    return pytree.tree_map_only(
+        TensorSpec, lambda spec: result if len(spec.shape) == bare.ndim else Labels(()), ctx.spec()
+    )
 
 
 def _reduced_axes(ctx: Context, x: Labels, args: Any, kwargs: Any) -> tuple[tuple[int, ...], bool]:
@@ -84,7 +86,17 @@ def _without(plane: Plane, dims: Sequence[int]) -> Plane:
 
 
 @rule(torch.softmax, torch.log_softmax, F.softmax, F.log_softmax, F.softmin, F.normalize, F.gumbel_softmax)
-@rule("softmax", "log_softmax", "cumsum", "sort", torch.cumsum, torch.sort, torch.topk, "topk", F.cosine_similarity)
+@rule(
+    "softmax",
+    "log_softmax",
+    "cumsum",
+    "sort",
+    torch.cumsum,
+    torch.sort,
+    torch.topk,
+    "topk",
+    F.cosine_similarity,
+)
 @rule(nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d)
 def normalise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """What is normalised or ordered along an axis of channels keeps them; a grid is tied along that axis."""
@@ -140,7 +152,15 @@ def _by_channel(ctx: Context, x: Labels, plane: Plane, axis: int, through: list[
         ctx.freeze(plane.core, f"lies along the positions that {ctx.describe()} runs over")
 
 
-_POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool", "fractional_max_pool", "max_unpool")
+_POOLS = (
+    "max_pool",
+    "avg_pool",
+    "adaptive_avg_pool",
+    "adaptive_max_pool",
+    "lp_pool",
+    "fractional_max_pool",
+    "max_unpool",
+)
 for _nd in (1, 2, 3):
     for _name in _POOLS:
         _suffixes = (f"{_name}{_nd}d", f"{_name}{_nd}d_with_indices")

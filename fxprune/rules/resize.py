@@ -33,11 +33,13 @@ def resize(module: nn.Module, x: Any, output: Any) -> None:
 
 @resizes(nn.Linear)
 def linear(module: nn.Linear, x: Labels, output: Labels) -> None:
+    """Features are the sizes of the weight."""
     module.out_features, module.in_features = module.weight.shape
 
 
 @resizes(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def convolution(module: Any, x: Labels, output: Labels) -> None:
+    """Channels are those of its input and output; groups follow from the weight."""
     axis = x.ndim - len(module.kernel_size) - 1
     module.in_channels, module.out_channels = x.shape[axis], output.shape[axis]
     split = module.out_channels if module.transposed else module.in_channels
@@ -47,9 +49,11 @@ def convolution(module: Any, x: Labels, output: Labels) -> None:
 @resizes(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 @resizes(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def normalisation(module: Any, x: Labels, output: Labels) -> None:
+    """Features are the channels."""
     module.num_features = x.shape[1] if x.ndim > 1 and module.weight is None else len(module.weight)
 
 
 @resizes(nn.PReLU)
 def prelu(module: nn.PReLU, x: Labels, output: Labels) -> None:
+    """One slope a channel, or one for all."""
     module.num_parameters = module.weight.numel()

@@ -7,27 +7,30 @@ of every tensor, and returns the node's value in the same way; a rule for a modu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import fx, nn
 
 Key = Callable[..., Any] | type[nn.Module] | str
 Rule = Callable[..., Any]
+AnyRule = TypeVar("AnyRule", bound=Rule)
 
 RULES: dict[Key, Rule] = {}
 
 
-def rule(*keys: Key) -> Callable[[Rule], Rule]:
+def rule(*keys: Key) -> Callable[[AnyRule], AnyRule]:
     """Register the decorated function for functions, method names (str) and module classes.
 
     Raises ValueError where a key has a rule already; the message names both.
     """
 
-    def register(function: Rule) -> Rule:
+    def register(function: AnyRule) -> AnyRule:
         for key in keys:
             present = RULES.get(key)
             if present not in (None, function):
-                raise ValueError(f"{describe(key)} has a rule already, {present}: remove that one or do not add {function}")
+                raise ValueError(
+                    f"{describe(key)} has a rule already, {present}: remove that one or do not add {function}"
+                )
             RULES[key] = function
         return function
 
@@ -47,7 +50,7 @@ def describe(key: Key) -> str:
 
 
 def module_class(module: nn.Module) -> type[nn.Module] | None:
-    """The class under which a module's rule stands: the first ancestor in the table that has the module's own forward."""
+    """The class under which a module's rule stands: its first ancestor in the table that has the same forward."""
     for cls in type(module).__mro__:
         if cls in RULES and cls.forward is type(module).forward:  # type: ignore[attr-defined]
             return cls

@@ -14,7 +14,8 @@ def directions(size: int, count: int, *, seed: int, dtype: torch.dtype = torch.f
         return torch.ones(1, 1, dtype=dtype)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + size)
     normal = torch.randn(size, count, generator=generator)
-    return (normal / normal.norm(dim=0)).to(dtype)
+    unit: Tensor = normal / torch.linalg.vector_norm(normal, dim=0)
+    return unit.to(dtype)
 
 
 def separability(samples: Tensor, classes: Tensor) -> Tensor:
@@ -32,11 +33,12 @@ def separability(samples: Tensor, classes: Tensor) -> Tensor:
     tensor([3.5000])
     """
     units, projections = samples.shape[1:]
+    if not units:
+        return samples.new_zeros(0)
     quantiles, widths = _quantile_functions(samples, classes)
-    flat = quantiles.permute(2, 0, 1, 3).reshape(units, len(quantiles), -1)
-    weighted = flat * (widths.repeat_interleave(projections) / projections)
-    step = max(1, _CHUNK // max(1, weighted[0].numel()))
-    return torch.cat([_diameter(part) for part in weighted.split(step)]) if units else samples.new_zeros(0)
+    points = (quantiles * (widths / projections)).flatten(2)
+    step = max(1, _CHUNK // points[0].numel())
+    return torch.cat([_diameter(part) for part in points.split(step)])
 
 
 def _diameter(points: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ def _quantile_functions(samples: Tensor, classes: Tensor) -> tuple[Tensor, Tenso
     """The quantile function of each class on one grid that has every class's steps, and the widths of its cells.
 
     W1 on the line is the L1 distance of quantile functions; those of samples are steps, so the sum is exact.
-    Returns (classes, cells, units, projections) and (cells,).
+    Returns (units, classes, projections, cells) and (cells,).
     """
     present, counts = torch.unique(classes, return_counts=True)
     ends = sorted({(step, int(n)) for n in counts.unique() for step in range(1, int(n) + 1)}, key=lambda e: e[0] / e[1])
@@ -61,6 +63,16 @@ def _quantile_functions(samples: Tensor, classes: Tensor) -> tuple[Tensor, Tenso
     positions = positions[keep]
     widths = torch.diff(positions, prepend=positions.new_zeros(1))
     middles = positions - widths / 2
-    ordered = (samples[classes == label].sort(dim=0).values for label in present)
-    cells = [values[(middles * len(values)).long().to(values.device)] for values in ordered]
-    return torch.stack(cells), widths.to(samples)
+    ordered = (_sorted(samples[classes == label]) for label in present)
+    cells = [values[..., (middles * values.shape[-1]).long()] for values in ordered]
+    return torch.stack(cells, dim=1), widths.to(samples)
+
+
+def _sorted(samples: Tensor) -> Tensor:
+    """The samples of each unit and projection in rising order: (units, projections, samples).
+
+    numpy sorts many short rows of floats several times faster than torch does on a CPU.
+    """
+    rows = samples.permute(1, 2, 0).contiguous().numpy()
+    rows.sort(axis=-1)
+    return torch.from_numpy(rows)
