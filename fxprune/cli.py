@@ -2,10 +2,11 @@
 
 import sys
 from collections.abc import Iterable
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+
+from fxprune import __version__
 
 if TYPE_CHECKING:
     import typer
@@ -77,7 +78,7 @@ def build_app() -> "typer.Typer":
     ) -> None:
         """Structured pruning of PyTorch models as a torch.fx compiler pass."""
         if show_version:
-            typer.echo(f"fxprune {version('fxprune')}")
+            typer.echo(f"fxprune {__version__}")
             raise typer.Exit
         if context.invoked_subcommand is None:
             typer.echo(context.get_help())

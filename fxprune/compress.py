@@ -13,10 +13,10 @@ from torch import nn
 from fxprune.batches import Classes, Unpack, fitted_example
 from fxprune.capture import ModelGraph, capture, example_of
 from fxprune.cost import macs, parameters
-from fxprune.coupling import Coupling, Exclude, analyse
+from fxprune.coupling import EXCLUDED, Coupling, Exclude, analyse
 from fxprune.errors import FxpruneWarning
 from fxprune.example import from_json
-from fxprune.isolation import device_of, kept_rng
+from fxprune.isolation import device_of, undisturbed
 from fxprune.plan import Plan, kept_units
 from fxprune.report import Report, frozen_reports, group_reports
 from fxprune.rewrite import rewrite
@@ -81,7 +81,7 @@ def apply(model: nn.Module, plan: Plan) -> ModelGraph:
         PlanError: the plan does not fit the model.
         RewriteError: the graph cannot be rewritten.
     """
-    with kept_rng():
+    with undisturbed():
         graph = capture(model, from_json(plan.example, device=device_of(model)))
         coupling = analyse(graph, unknown="freeze")
         keep = kept_units(plan, coupling)
@@ -91,11 +91,11 @@ def apply(model: nn.Module, plan: Plan) -> ModelGraph:
 
 
 def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph, keep: Any) -> Report:
-    example = example_of(graph)
+    example, frozen = example_of(graph), plan.frozen or coupling.frozen()
     return Report(
         type(graph).__name__, plan.alpha,
         parameters(graph), parameters(small), macs(graph, example), macs(small, example), None,
-        group_reports(coupling, keep), frozen_reports(coupling),
+        group_reports(coupling, keep, frozen.get(EXCLUDED, ())), frozen_reports(frozen),
     )  # fmt: skip
 
 

@@ -31,5 +31,10 @@ class VerificationError(FxpruneError):
     """The rewritten model differs from the original with the removed units zeroed."""
 
 
+def first_line(error: BaseException | None) -> str:
+    """The first line of an error's message; torch.fx adds tracebacks below it."""
+    return (str(error).splitlines() or [""])[0]
+
+
 class FxpruneWarning(UserWarning):
     """Something that the user asked for had no effect, or had another effect than asked."""

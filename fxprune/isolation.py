@@ -38,11 +38,11 @@ def isolated_copy(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def kept_rng() -> Iterator[None]:
-    """Give torch, numpy and random back the states that they had on entry."""
+def undisturbed() -> Iterator[None]:
+    """Work with gradients enabled, outside inference mode, and give all random generators their states back."""
     states = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), torch.inference_mode(mode=False), torch.enable_grad():
         try:
             yield
         finally:

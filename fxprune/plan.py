@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ class Plan:
 
     `keep` maps a site (a layer's module path, or a raw parameter's name) to the indices of its channels that stay;
     `widths` to the number that it has. `example` describes the batch that capture needs (see `Plan.save`), and
-    `alpha` is the level that the plan was made at, or None.
+    `alpha` is the level that the plan was made at, or None. `frozen` says why some layers were left whole.
 
     >>> plan = Plan({"0": (0, 2)}, {"0": 3}, [{"tensor": [2, 4], "dtype": "float32"}], alpha=0.05)
     >>> print(plan)
@@ -36,6 +36,7 @@ class Plan:
     widths: Mapping[str, int]
     example: Any
     alpha: float | None = None
+    frozen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         level = "" if self.alpha is None else f" at alpha {self.alpha:g}"
@@ -46,7 +47,8 @@ class Plan:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the plan as JSON: format, alpha, the example's names, shapes and dtypes, and each site's channels."""
         sites = {site: {"of": self.widths[site], "keep": list(kept)} for site, kept in self.keep.items()}
-        content = {"fxprune_plan": FORMAT, "alpha": self.alpha, "example": self.example, "sites": sites}
+        content = {"fxprune_plan": FORMAT, "alpha": self.alpha, "example": self.example, "frozen": self.frozen}
+        content["sites"] = sites
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -61,7 +63,9 @@ class Plan:
             sites = {str(name): _site(str(name), entry) for name, entry in content["sites"].items()}
             alpha = None if content["alpha"] is None else float(content["alpha"])
             keep = {name: kept for name, (_, kept) in sites.items()}
-            return cls(keep, {name: width for name, (width, _) in sites.items()}, content["example"], alpha)
+            widths = {name: width for name, (width, _) in sites.items()}
+            frozen = {str(reason): tuple(map(str, names)) for reason, names in content["frozen"].items()}
+            return cls(keep, widths, content["example"], alpha, frozen)
         except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
             raise PlanError(f"{path} is not a plan that Plan.save wrote ({type(error).__name__}: {error})") from error
 
@@ -80,11 +84,17 @@ def _check_indices(name: str, width: int, kept: tuple[int, ...]) -> None:
         raise PlanError(f"the plan keeps 0 of {width} channels of {name}: a layer keeps at least one")
 
 
-def plan_of(coupling_sites: tuple[Site, ...], keep: NDArray[np.bool_], example: Any, alpha: float | None) -> Plan:
+def plan_of(
+    sites: tuple[Site, ...],
+    keep: NDArray[np.bool_],
+    example: Any,
+    alpha: float | None,
+    frozen: Mapping[str, tuple[str, ...]],
+) -> Plan:
     """The plan that keeps the units `keep` (one bool a unit); sites that lose nothing are listed whole."""
     padded = np.append(keep, True)
-    kept = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in coupling_sites}
-    return Plan(kept, {site.name: site.width for site in coupling_sites}, example, alpha)
+    kept = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in sites}
+    return Plan(kept, {site.name: site.width for site in sites}, example, alpha, frozen)
 
 
 def kept_units(plan: Plan, coupling: Coupling) -> NDArray[np.bool_]:

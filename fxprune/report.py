@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,9 +101,9 @@ def report(small: nn.Module) -> Report:
     return found
 
 
-def group_reports(coupling: Coupling, keep: NDArray[np.bool_]) -> tuple[GroupReport, ...]:
-    """The widths of every prunable group, before and after."""
-    padded = np.append(keep, True)
+def group_reports(coupling: Coupling, keep: NDArray[np.bool_], excluded: Iterable[str]) -> tuple[GroupReport, ...]:
+    """The widths of every prunable group, before and after; groups of excluded sites are left out."""
+    padded, out = np.append(keep, True), set(excluded)
     return tuple(
         GroupReport(
             group.name,
@@ -112,16 +112,13 @@ def group_reports(coupling: Coupling, keep: NDArray[np.bool_]) -> tuple[GroupRep
             {site.name: (site.width, int(padded[_free(site.units, len(keep))].sum())) for site in group.sites},
         )
         for group in coupling.prunable
+        if not out.issuperset(site.name for site in group.sites)
     )
 
 
-def frozen_reports(coupling: Coupling) -> tuple[FrozenReport, ...]:
+def frozen_reports(frozen: Mapping[str, tuple[str, ...]]) -> tuple[FrozenReport, ...]:
     """The layers with channels that stay whole, by reason."""
-    by_reason: dict[str, dict[str, None]] = {}
-    for group in coupling.groups:
-        if group.frozen is not None:
-            by_reason.setdefault(group.frozen, {}).update(dict.fromkeys(site.name for site in group.sites))
-    return tuple(FrozenReport(tuple(names), reason) for reason, names in by_reason.items())
+    return tuple(FrozenReport(sites, reason) for reason, sites in frozen.items())
 
 
 def _free(units: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -182,8 +182,8 @@ class Checker(Context):
             raise MismatchError(f"axis {slot.axis} of {slot.owner} has {size} channels in place of {len(labels)}")
         return labels
 
-    def grouped(self, groups: int) -> bool:
-        return Slot(self.original.name, "groups") in self.coupling.slots
+    def remember(self, what: str, value: int) -> int:
+        return self.coupling.remembered[self.original.name, what]
 
     def slot_axes(self, owner: str, shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(axis for axis in range(len(shape)) if Slot(owner, axis) in self.coupling.slots)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -23,9 +23,9 @@ from torch.utils import _pytree as pytree
 from fxprune.batches import Classes, Unpack, batches, class_of_samples, fitted, fitted_example, sample_count
 from fxprune.capture import ModelGraph, capture, placeholder_values
 from fxprune.coupling import Coupling, Exclude, Index, Site, analyse
-from fxprune.errors import CalibrationError, PlanError
+from fxprune.errors import CalibrationError, PlanError, first_line
 from fxprune.gates import Draw, Probe, insert
-from fxprune.isolation import device_of, dtype_of, evaluating, kept_rng
+from fxprune.isolation import device_of, dtype_of, evaluating, undisturbed
 from fxprune.plan import Plan, plan_of
 from fxprune.signals import separability
 from fxprune.tod import removed
@@ -42,7 +42,7 @@ class Scores:
 
     `propose` and `protect` hold one number a unit (U-Score and R-Score). `groups` are (name, first unit, end) of the
     groups, `sites` the layers with the unit of each channel, `pieces` sets of units of which one at least has
-    to stay. `about` says how the scores were made.
+    to stay. `frozen` says why some layers stay whole, and `about` how the scores were made.
     """
 
     propose: Scalars
@@ -51,7 +51,8 @@ class Scores:
     sites: tuple[Site, ...]
     pieces: tuple[Index, ...]
     example: Any
-    about: dict[str, Any] = field(default_factory=dict)
+    frozen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def plan(self, alpha: float = 0.05, *, min_keep: int = 1, round_to: int = 1) -> Plan:
         """The plan at level alpha: every group loses its lowest U-Scores for the largest ToD <= alpha.
@@ -73,7 +74,7 @@ class Scores:
         for units in self.pieces:
             if not keep[units].any():
                 keep[units[np.argmax(self.propose[units])]] = True
-        return plan_of(self.sites, keep, self.example, alpha)
+        return plan_of(self.sites, keep, self.example, alpha, self.frozen)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the scores as a compressed .npz of plain arrays; nothing in it is pickled."""
@@ -83,6 +84,7 @@ class Scores:
             "sites": [site.name for site in self.sites],
             "pieces": len(self.pieces),
             "example": self.example,
+            "frozen": self.frozen,
             "about": self.about,
         }
         arrays: dict[str, Any] = {f"site{i}": site.units for i, site in enumerate(self.sites)}
@@ -95,7 +97,7 @@ class Scores:
     def load(cls, path: str | PathLike[str]) -> Scores:
         """Read scores that `save` wrote. Raises PlanError where the file is not such a one."""
         try:
-            with np.load(path, allow_pickle=False) as content:
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as content:
                 header = json.loads(content["header"].tobytes())
                 if header["fxprune_scores"] != FORMAT:
                     raise PlanError(
@@ -105,7 +107,7 @@ class Scores:
                 pieces = tuple(content[f"piece{i}"] for i in range(header["pieces"]))
                 groups = tuple((str(name), int(start), int(end)) for name, start, end in header["groups"])
                 scores = content["propose"], content["protect"]
-                return cls(*scores, groups, sites, pieces, header["example"], header["about"])
+                return cls(*scores, groups, sites, pieces, header["example"], _names(header["frozen"]), header["about"])
         except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise PlanError(
                 f"{path} is not a score file that Scores.save wrote ({type(error).__name__}: {error})"
@@ -134,7 +136,11 @@ def scores_of(
     """Scores for the units of a coupling."""
     groups = tuple((group.name, group.units.start, group.units.stop) for group in coupling.prunable)
     example = graph.meta["fxprune"]["example"]
-    return Scores(propose, protect, groups, coupling.sites, coupling.pieces, example, about)
+    return Scores(propose, protect, groups, coupling.sites, coupling.pieces, example, coupling.frozen(), about)
+
+
+def _names(frozen: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:
+    return {str(reason): tuple(map(str, sites)) for reason, sites in frozen.items()}
 
 
 def score(
@@ -157,9 +163,9 @@ def score(
     """Score every prunable unit of `model` in one pass over a small labelled calibration loader.
 
     The model runs in eval mode. The R-Score of a unit is |sum over samples of the first-order change of the loss when
-    the unit goes|, summed over all that read it; its U-Score the largest class-to-class 1-Wasserstein distance of its
-    activations where they are read, sliced over seeded directions for maps and sequences (arXiv 2508.02291); where
-    several layers read a unit, the largest of their U-Scores.
+    the unit goes|; its U-Score the largest class-to-class 1-Wasserstein distance of its activations, sliced over seeded
+    directions for maps and sequences (arXiv 2508.02291). Both are taken where a unit is read; read in several places, they
+    are summed over these.
 
     Args:
         model: a trained model, or a graph from `capture`; it is not changed.
@@ -181,7 +187,7 @@ def score(
         CalibrationError: the loader is empty or one-shot, a batch or its labels have an unknown form, there is one
             class only, or an activation, the loss or a gradient is not finite.
     """
-    with kept_rng():
+    with undisturbed():
         graph = capture(model, _on(fitted_example(model, loader, unpack), device_of(model)))
         coupling = analyse(graph, exclude=exclude, unknown=unknown)
         sampler = Sampler(samples_per_class, max_classes, sample_memory, Draw(torch.empty(0), projections, seed))
@@ -310,7 +316,7 @@ def _unit_sums(probes: list[Probe], totals: list[Tensor], units: int) -> Scalars
 
 
 def _separabilities(probes: list[Probe], sampler: Sampler, units: int) -> Scalars:
-    """The largest U-Score of each unit over the edges that read it."""
+    """The U-Score of each unit, summed over the edges that read it."""
     result = np.zeros(units)
     labels = torch.cat([torch.empty(0, dtype=torch.int64), *sampler.labels])
     chosen = torch.isin(labels, torch.tensor(sorted(sampler.counts), dtype=torch.int64))
@@ -321,7 +327,7 @@ def _separabilities(probes: list[Probe], sampler: Sampler, units: int) -> Scalar
             raise CalibrationError(
                 f"an activation on the edge {probe.reads} is not finite: look for overflow in the model"
             )
-        result[probe.own] = np.maximum(result[probe.own], found)
+        result[probe.own] += found
         probe.samples.clear()
     return result
 
@@ -331,7 +337,9 @@ def _loss_of(gated: fx.GraphModule, inputs: Any, targets: Any, loss: Loss, index
     try:
         output = gated(*placeholder_values(gated, inputs))
     except Exception as error:
-        raise CalibrationError(f"the model fails on batch {index} ({type(error).__name__}: {error})") from error
+        raise CalibrationError(
+            f"the model fails on batch {index} ({type(error).__name__}: {first_line(error)})"
+        ) from error
     try:
         value: Any = loss(output, targets)
     except Exception as error:
@@ -343,8 +351,10 @@ def _loss_of(gated: fx.GraphModule, inputs: Any, targets: Any, loss: Loss, index
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
         raise CalibrationError(f"the loss of batch {index} has {what}: it must be one number, the mean over the batch")
-    if not bool(torch.isfinite(value)):
-        raise CalibrationError(f"the loss of batch {index} is {float(value)}{_first_not_finite(gated, inputs)}")
+    if not bool(torch.isfinite(value.detach())):
+        raise CalibrationError(
+            f"the loss of batch {index} is {float(value.detach())}{_first_not_finite(gated, inputs)}"
+        )
     return value
 
 
@@ -374,4 +384,4 @@ class _Search(fx.Interpreter):
 
 def _on(values: Any, device: torch.device) -> Any:
     """Every tensor in `values`, on `device`."""
-    return pytree.tree_map_only(Tensor, lambda t: t.to(device), values)
+    return pytree.tree_map_only(Tensor, lambda t: (t.clone() if t.is_inference() else t).to(device), values)

@@ -14,7 +14,7 @@ from fxprune.capture import ModelGraph, capture, placeholder_values
 from fxprune.coupling import Coupling, analyse
 from fxprune.errors import FxpruneError, VerificationError
 from fxprune.gates import Mask, insert
-from fxprune.isolation import device_of, evaluating, kept_rng
+from fxprune.isolation import device_of, evaluating, undisturbed
 from fxprune.plan import Plan, kept_units
 from fxprune.rewrite import MismatchError, check_labels
 
@@ -36,7 +36,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
     Raises:
         VerificationError: the labels disagree, or the error is above the tolerance.
     """
-    with kept_rng(), torch.no_grad():
+    with undisturbed(), torch.no_grad():
         graph = capture(model, example)
         coupling = analyse(graph, unknown="freeze")
         keep = kept_units(plan, coupling)

@@ -138,7 +138,7 @@ def refused(model: nn.Module, example: Any, message: str) -> None:
 
 
 def test_control_flow_on_values_names_the_line() -> None:
-    refused(BranchOnValue(), tensors(6)(2), r"BranchOnValue cannot be traced.*if x.sum\(\) > 0.*register a rule")
+    refused(BranchOnValue(), tensors(6)(2), r"tracing BranchOnValue fails with TraceError: .*if x.sum\(\) > 0.*register a rule")
 
 
 def test_a_model_that_cannot_be_copied() -> None:
@@ -174,4 +174,4 @@ def test_a_child_with_a_name_of_graph_module(name: str) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self._modules[name](x)
 
-    refused(Net(), tensors(6)(2), f"Net has a child called '{name}', a name that torch.fx.GraphModule keeps for itself: rename")
+    refused(Net(), tensors(6)(2), f"Net has a child called '{name}', a name that torch.fx.GraphModule keeps: rename it, or wrap")

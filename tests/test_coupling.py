@@ -160,7 +160,7 @@ SPELLINGS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], ...]] = {
         lambda u, v: u + torch.stack(v.chunk(2, 1), 2).flatten(1, 2),
     ),
     "shuffle in one step": (
-        lambda u, v: u + F.channel_shuffle(v, 2), lambda u, v: u + nn.ChannelShuffle(2)(v),
+        lambda u, v: u + F.channel_shuffle(v, 2), lambda u, v: u + torch.channel_shuffle(input=v, groups=2),
         lambda u, v: u + v[:, [0, 4, 1, 5, 2, 6, 3, 7]],
     ),
     "largest": (

@@ -53,7 +53,7 @@ def test_stages_save_and_load(names, tmp_path):
         exec(block, names)
     assert names["error"] < 1e-4
     assert {path.name for path in tmp_path.iterdir()} == {
-        "scores.pt",
+        "scores.npz",
         *(f"plan-{a}.json" for a in (0.02, 0.05, 0.1)),
     }
 

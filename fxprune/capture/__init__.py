@@ -10,9 +10,9 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.symbolic import trace
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, first_line
 from fxprune.example import TensorSpec, as_call, spec_of, to_json, trim
-from fxprune.isolation import device_of, evaluating, isolated_copy, kept_rng
+from fxprune.isolation import device_of, evaluating, isolated_copy, undisturbed
 
 __all__ = ["ModelGraph", "TensorSpec", "capture"]
 
@@ -39,7 +39,7 @@ def capture(model: nn.Module, example: Any) -> ModelGraph:
     """
     if is_captured(model):
         return model  # type: ignore[return-value]
-    with kept_rng():
+    with undisturbed():
         own = isolated_copy(model)
         modes = {name: module.training for name, module in own.named_modules()}
         own.eval()
@@ -73,7 +73,7 @@ def _annotate(graph: ModelGraph, example: Any) -> Any:
         else:
             return batch
     raise CaptureError(
-        f"{type(graph).__name__} does not run on the example ({type(failure).__name__}: {failure}): "
+        f"{type(graph).__name__} does not run on the example ({type(failure).__name__}: {first_line(failure)}): "
         "give one batch as its forward takes it"
     ) from failure
 

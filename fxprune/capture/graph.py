@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
@@ -22,6 +23,11 @@ class ModelGraph(fx.GraphModule):
         self._non_persistent_buffers_set = set(root._non_persistent_buffers_set)
         self.meta = dict(root.__dict__.get("meta", {}))
         self.training = root.training
+
+    def _deepcopy_init(self) -> Callable[..., None]:
+        """How fx initialises a deep copy: with the whole module tree and the name, too."""
+        name = type(self).__name__
+        return lambda copied, root, graph: ModelGraph.__init__(copied, root, graph, name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         _, (body, import_block) = super().__reduce__()

@@ -32,6 +32,7 @@ class SymbolicTracer(fx.Tracer):
     """Opens everything but the modules of torch.nn and those that have a rule of their own."""
 
     proxy_buffer_attributes = True
+    record_stack_traces = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, _CONTAINERS):
@@ -49,8 +50,9 @@ def trace(model: nn.Module, example: Any) -> ModelGraph:
     """
     _check_names(model)
     _register_constants(model)
+    left_out = _left_out(model, example)
     try:
-        graph = SymbolicTracer().trace(model, concrete_args=_left_out(model, example))
+        graph = SymbolicTracer().trace(model, concrete_args=left_out)
     except Exception as error:
         raise CaptureError(
             f"tracing {type(model).__name__} fails with {type(error).__name__}: {error} (at {_user_line(error)}). "

@@ -75,8 +75,8 @@ class Context(ABC):
         """The labels of a slot: new ones at its first mention."""
 
     @abstractmethod
-    def grouped(self, groups: int) -> bool:
-        """Whether the convolution at hand had more than one group in the original; `groups` is what it has now."""
+    def remember(self, what: str, value: int) -> int:
+        """What `value` was for the node at hand in the original graph; now it may be narrower."""
 
     @abstractmethod
     def slot_axes(self, owner: str, shape: Sequence[int]) -> tuple[int, ...]:

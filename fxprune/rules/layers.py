@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -67,7 +68,7 @@ def convolve(
 
 def _channels(ctx: Context, inputs: Tensor, weight: Labels, groups: int, *, transposed: bool) -> Tensor:
     """Tie a convolution's input channels to its weight; returns the labels of its output channels."""
-    if not ctx.grouped(groups):
+    if ctx.remember("groups", groups) == 1:
         ctx.tie(inputs, ctx.vector(weight, int(not transposed)))
         return ctx.vector(weight, int(transposed))
     slots, outer = ctx.vector(weight, 1), ctx.vector(weight, 0)
@@ -84,7 +85,11 @@ def _keep_rectangular(ctx: Context, inputs: Tensor, outputs: Tensor, slots: Tens
     """A grouped layer loses whole groups (rows of both grids), or the same slots of every group (columns).
 
     `slots` labels axis 1 of the weight, which all groups share: the inputs of a group, or its outputs in a transpose.
+    A depthwise layer has one slot, and loses groups.
     """
+    if ctx.remember("slots", len(slots)) == 1:
+        ctx.tie(inputs[:, :1], torch.cat([inputs, outputs], 1))
+        return
     rows = Option(((inputs[:, :1], inputs), (outputs[:, :1], outputs), (inputs[:, 0], outputs[:, 0])), (slots,))
     shared = outputs if transposed else inputs
     columns = Option(((inputs[:1], inputs), (outputs[:1], outputs), (shared[0], slots)))

@@ -179,10 +179,8 @@ class ActivationsInPlace(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.a(x))
         x = F.leaky_relu(x, 0.1, inplace=True)
-        x = self.silu(self.b(x)).tanh_()
-        x = F.elu(F.relu_(x), inplace=True)
-        x = self.c(x).clamp_(-2, 2).sigmoid_()
-        return self.head(torch.relu_(x))
+        x = F.elu(torch.relu_(self.silu(self.b(x))), inplace=True)
+        return self.head(self.c(x).clamp_(-2, 2).sigmoid_())
 
 
 add(

@@ -1,0 +1,120 @@
+"""The pass that hands out labels and gathers what the rules say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.capture import ModelGraph
+from fxprune.errors import FxpruneError
+from fxprune.labels import varying_axes
+from fxprune.rules.context import Context, Option, Slot
+
+Exclude = Sequence[str | type[nn.Module]]
+EXCLUDED = "excluded by the caller"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """An edge as a rule states it, in labels."""
+
+    consumer: str
+    source: str
+    dim: int
+    labels: Tensor
+    through: Tensor | None
+
+
+class Collector(Context):
+    """The pass that hands out labels and gathers what the rules say of them."""
+
+    def __init__(self, graph: ModelGraph, exclude: Exclude = ()) -> None:
+        super().__init__(graph)
+        self.exclude = exclude
+        self.matched: set[int] = set()
+        self.size = 0
+        self.ties: list[tuple[Tensor, Tensor, fx.Node]] = []
+        self.frozen: list[tuple[Tensor, str]] = []
+        self.choices: list[Sequence[Option]] = []
+        self.produced: list[tuple[Tensor, str]] = []
+        self.edges: list[Reading] = []
+        self.slots: dict[Slot, tuple[int, int]] = {}
+        self.remembered: dict[tuple[str, str], int] = {}
+        self.axes: dict[tuple[str, int, int], tuple[int, ...]] = {}
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        self.ties.append((a, b, self.node))
+
+    def freeze(self, labels: Tensor, reason: str) -> None:
+        if labels.numel():
+            self.frozen.append((labels.reshape(-1), reason))
+
+    def choose(self, options: Sequence[Option]) -> None:
+        self.choices.append(options)
+
+    def produce(self, labels: Tensor, site: str) -> None:
+        self.produced.append((labels.reshape(-1), site))
+        if any(self._matches(pattern, site) for pattern in range(len(self.exclude))):
+            self.freeze(labels, EXCLUDED)
+
+    def edge(self, source: fx.Node, dim: int, labels: Tensor, through: Tensor | None) -> None:
+        self.edges.append(Reading(self.node.name, source.name, dim, labels, through))
+
+    def fresh(self, slot: Slot, size: int) -> Tensor:
+        if slot not in self.slots:
+            self.slots[slot] = self.size, size
+            self.size += size
+        start, length = self.slots[slot]
+        return torch.arange(start, start + length, dtype=torch.float64)
+
+    def remember(self, what: str, value: int) -> int:
+        self.remembered[self.node.name, what] = value
+        return value
+
+    def slot_axes(self, owner: str, shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(axis for axis, size in enumerate(shape) if size > 1)
+
+    def axes_of(self, tensor: Tensor, output: int, plane: int) -> tuple[int, ...]:
+        axes = varying_axes(tensor)
+        self.axes[self.node.name, output, plane] = axes
+        return axes
+
+    def freeze_excluded(self, node: fx.Node) -> None:
+        """Freeze the outputs of a module that the caller excluded."""
+        if node.op == "call_module" and any(self._matches(i, str(node.target)) for i in range(len(self.exclude))):
+            self.opaque(EXCLUDED, self.env[node])
+
+    def _matches(self, index: int, path: str) -> bool:
+        """Whether entry `index` of `exclude` names the module at `path` or one that holds it."""
+        pattern, parts = self.exclude[index], path.split(".")
+        for end in range(1, len(parts) + 1):
+            name = ".".join(parts[:end])
+            if isinstance(pattern, str):
+                hit = fnmatchcase(name, pattern)
+            else:
+                hit = isinstance(_submodule(self.graph, name), pattern)
+            if hit:
+                self.matched.add(index)
+                return True
+        return False
+
+    def check_exclude(self) -> None:
+        """Raise where an entry of `exclude` matched no layer."""
+        names = [name for name, _ in self.graph.named_modules()]
+        for index, entry in enumerate(self.exclude):
+            known = isinstance(entry, str) and any(fnmatchcase(name, entry) for name in names)
+            if index not in self.matched and not known and isinstance(entry, str):
+                raise FxpruneError(
+                    f"exclude names {entry!r}, but no module of {type(self.graph).__name__} is called so"
+                )
+
+
+def _submodule(graph: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return graph.get_submodule(name)
+    except AttributeError:
+        return None

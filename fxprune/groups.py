@@ -1,0 +1,119 @@
+"""The facts that coupling finds: sites, groups of units, and the edges that read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.rules.context import Slot
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """A layer's channels: `units[i]` is the unit that channel i belongs to, or -1 where the channel always stays."""
+
+    name: str
+    units: Index
+
+    @property
+    def width(self) -> int:
+        """The number of channels."""
+        return len(self.units)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Units that are ranked against each other: their channels come from layers that hang together through them.
+
+    `units` are the numbers of the units (consecutive ones), `sites` the layers that produce their channels,
+    `consumers` the nodes that read them. `frozen` says why the group stays whole, or is None.
+    """
+
+    name: str
+    units: range
+    sites: tuple[Site, ...]
+    consumers: tuple[str, ...]
+    frozen: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def channels(self, site: Site) -> int:
+        """How many channels of `site` belong to this group."""
+        return int(np.isin(site.units, self.units).sum())
+
+    def __str__(self) -> str:
+        state = f"frozen: {self.frozen}" if self.frozen else "prunable"
+        lines = [f"{self.name}: {len(self)} units, {state}"]
+        lines += [f"  {site.name}: {self.channels(site)} of {site.width} channels" for site in self.sites]
+        if self.consumers:
+            lines.append(f"  read by {', '.join(self.consumers)}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edge:
+    """Node `consumer` reads, along axis `dim` of what node `source` gives, channels of the units `units` (-1: none)."""
+
+    consumer: str
+    source: str
+    dim: int
+    units: Index
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coupling:
+    """All that the label interpreter finds out about a graph.
+
+    `unit_of` maps labels to units (-1: always stays), `merged` to classes of tied labels. `values` holds the label
+    values of all nodes, `axes` the axes of their planes, `remembered` numbers that rules
+    asked to be kept, `specs` their shapes on the example; `slots` the first label
+    and the size of every slot. `pieces` are the sets of units that are all that some tensor has along an axis, so that
+    one of each has to stay.
+    """
+
+    groups: tuple[Group, ...]
+    sites: tuple[Site, ...]
+    edges: tuple[Edge, ...]
+    unit_of: Index
+    merged: Index
+    values: dict[str, Any]
+    slots: dict[Slot, tuple[int, int]]
+    axes: dict[tuple[str, int, int], tuple[int, ...]]
+    remembered: dict[tuple[str, str], int]
+    specs: dict[str, Any]
+    pieces: tuple[Index, ...]
+
+    @property
+    def units(self) -> int:
+        """The number of units that may be pruned."""
+        return sum(len(group) for group in self.groups if group.frozen is None)
+
+    @property
+    def prunable(self) -> tuple[Group, ...]:
+        """The groups that may be pruned."""
+        return tuple(group for group in self.groups if group.frozen is None)
+
+    def frozen(self) -> dict[str, tuple[str, ...]]:
+        """Why some layers stay whole: reason -> the layers."""
+        reasons: dict[str, dict[str, None]] = {}
+        for group in self.groups:
+            if group.frozen is not None:
+                reasons.setdefault(group.frozen, {}).update(dict.fromkeys(site.name for site in group.sites))
+        return {reason: tuple(names) for reason, names in reasons.items()}
+
+    def graph(self) -> nx.Graph:
+        """The bipartite graph of groups and the sites that produce their channels."""
+        net: nx.Graph = nx.Graph()
+        for group in self.groups:
+            net.add_node(group.name, kind="group", size=len(group), frozen=group.frozen)
+            for site in group.sites:
+                net.add_node(f"site {site.name}", kind="site", width=site.width)
+                net.add_edge(group.name, f"site {site.name}", channels=group.channels(site))
+        return net

@@ -1,0 +1,259 @@
+"""From ties to units: connected components of tied labels, and the groups that they form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, fx
+
+from fxprune.collect import Collector, Reading
+from fxprune.groups import Coupling, Edge, Group, Index, Site
+from fxprune.rules.context import Option, labels_in
+
+Flags = NDArray[np.bool_]
+
+
+def resolve(collector: Collector) -> Coupling:
+    """The units, groups and edges that follow from what was collected."""
+    left, right = _tied(collector)
+    merged = _components(collector.size, left, right)
+    frozen = np.zeros(merged.max(initial=-1) + 1, dtype=bool)
+    for labels, _ in collector.frozen:
+        frozen[merged[_numbers(labels)]] = True
+    united = np.arange(len(frozen))
+    for options in collector.choices:
+        _choose(united, frozen, merged, options)
+    merged = united[merged]
+    groups, sites, unit_of = _grouped(collector, merged, _reasons(collector, merged, np.flatnonzero(frozen)))
+    values = {node.name: value for node, value in collector.env.items()}
+    edges = tuple(
+        Edge(reading.consumer, reading.source, reading.dim, _units_at(unit_of, _signed(reading.labels)))
+        for reading in collector.edges
+        if not _passes(reading, merged)
+    )
+    return Coupling(
+        groups=_with_consumers(groups, edges),
+        sites=sites,
+        edges=edges,
+        unit_of=unit_of,
+        merged=merged,
+        values=values,
+        slots=dict(collector.slots),
+        axes=dict(collector.axes),
+        remembered=dict(collector.remembered),
+        specs={node.name: node.meta["spec"] for node in collector.env},
+        pieces=_pieces(values, unit_of, groups),
+    )
+
+
+def _tied(collector: Collector) -> tuple[Index, Index]:
+    """All pairs of tied labels; labels that were to be tied to none are frozen in the collector."""
+    pairs = [_broadcast(a, b) for a, b, _ in collector.ties]
+    left = np.concatenate([np.empty(0, dtype=np.int64), *(a for a, _ in pairs)])
+    right = np.concatenate([np.empty(0, dtype=np.int64), *(b for _, b in pairs)])
+    alone = (left < 0) != (right < 0)
+    if alone.any():
+        starts = np.cumsum([0, *(len(a) for a, _ in pairs)])
+        lone = np.maximum(left, right)
+        for index in np.unique(np.searchsorted(starts, np.flatnonzero(alone), side="right") - 1):
+            part = slice(starts[index], starts[index + 1])
+            reason = f"meets values without channels in {_described(collector, collector.ties[index][2])}"
+            collector.frozen.append((torch.from_numpy(lone[part][alone[part]]), reason))
+    both = (left >= 0) & (right >= 0)
+    return left[both], right[both]
+
+
+def _described(collector: Collector, node: fx.Node) -> str:
+    collector.node = node
+    return collector.describe()
+
+
+def _broadcast(a: Tensor, b: Tensor) -> tuple[Index, Index]:
+    """Two label tensors, broadcast against each other, as flat arrays of integers; -1 is no label."""
+    if a.shape != b.shape:
+        a, b = torch.broadcast_tensors(a, b)
+    return _signed(a), _signed(b)
+
+
+def _signed(labels: Tensor) -> Index:
+    """A label tensor as a flat array of integers; -1 is no label."""
+    flat: Index = labels.reshape(-1).numpy().astype(np.int64)
+    return flat
+
+
+def _numbers(labels: Tensor) -> Index:
+    """The labels of a tensor, those that are none left out."""
+    flat = _signed(labels)
+    return flat[flat >= 0]
+
+
+def _components(size: int, a: Index, b: Index) -> Index:
+    """Connected components of `size` nodes under the edges (a[i], b[i])."""
+    edges = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(size, size))
+    parts: Index = connected_components(edges, directed=False)[1].astype(np.int64)
+    return parts
+
+
+def _passes(reading: Reading, merged: Index) -> bool:
+    """Whether every channel of an edge is turned into one that it is tied to, as in a depthwise convolution."""
+    if reading.through is None:
+        return False
+    labels, through = _signed(reading.labels), _signed(reading.through)
+    return bool((labels >= 0).all()) and np.array_equal(merged[labels], merged[through])
+
+
+def _choose(united: Index, frozen: Flags, merged: Index, options: Sequence[Option]) -> None:
+    """Apply the option that leaves the most units free to go, the first of equals.
+
+    `merged` maps labels to classes; `united`, which maps classes to the classes that they were united with, and
+    `frozen`, which tells the classes that stay, are brought up to date in place.
+    """
+    trials = [_trial(united, frozen, merged, option) for option in options]
+    _, touched, roots, held = max(trials, key=lambda trial: trial[0])
+    frozen[held] = True
+    stuck = np.unique(roots[frozen[touched]])
+    renamed = np.arange(len(united))
+    renamed[touched] = roots
+    united[:] = renamed[united]
+    frozen[stuck] = True
+
+
+def _trial(united: Index, frozen: Flags, merged: Index, option: Option) -> tuple[int, Index, Index, Index]:
+    """How many free units an option leaves, the classes that it touches and unites with which, and those it holds."""
+    pairs = [_broadcast(a, b) for a, b in option.ties]
+    left, right = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
+    both, alone = (left >= 0) & (right >= 0), (left < 0) != (right < 0)
+    a, b = united[merged[left[both]]], united[merged[right[both]]]
+    stays = [_numbers(labels) for labels in option.stays]
+    held = united[merged[np.concatenate([np.maximum(left, right)[alone], *stays])]]
+    touched, inverse = np.unique(np.concatenate([a, b]), return_inverse=True)
+    parts = _components(len(touched), inverse[: len(a)], inverse[len(a) :])
+    stuck = frozen[touched] | np.isin(touched, held)
+    _, first = np.unique(parts, return_index=True)
+    return len(first) - len(np.unique(parts[stuck])), touched, touched[first][parts], held
+
+
+def _reasons(collector: Collector, merged: Index, stays: Index) -> tuple[Index, list[str]]:
+    """For each class of tied labels, which of the reasons given makes it stay (-1: none), the first one; and those."""
+    names = dict.fromkeys(
+        [*(reason for _, reason in collector.frozen), "a grouped layer keeps every slot of its groups"]
+    )
+    numbers = {reason: index for index, reason in enumerate(names)}
+    reasons = np.full(merged.max(initial=-1) + 1, -1, dtype=np.int64)
+    reasons[stays[stays < len(reasons)]] = len(names) - 1
+    for labels, reason in reversed(collector.frozen):
+        reasons[merged[_numbers(labels)]] = numbers[reason]
+    return reasons, list(names)
+
+
+def _grouped(
+    collector: Collector, merged: Index, why: tuple[Index, list[str]]
+) -> tuple[tuple[Group, ...], tuple[Site, ...], Index]:
+    """Classes that hang together through the sites that produce them form a group; its units get consecutive numbers.
+
+    Returns the groups, prunable ones first, the sites, and the unit of every label, -1 for those that stay.
+    """
+    channels = _site_channels(collector)
+    reasons, texts = why
+    number = np.full(len(reasons) + 1, -1, dtype=np.int64)
+    drafts: list[tuple[tuple[str, ...], range, str | None]] = []
+    count = free = 0
+    for names, classes, reason in _connected(channels, merged, reasons):
+        drafts.append((names, range(count, count + len(classes)), texts[reason] if reason >= 0 else None))
+        number[classes] = np.arange(count, count + len(classes))
+        count += len(classes)
+        free += len(classes) if reason < 0 else 0
+    every = number[merged]
+    sites = {name: Site(name, _units_at(every, labels)) for name, labels in channels.items()}
+    groups = _named_groups(drafts, sites)
+    prunable = tuple(Site(site.name, np.where(site.units < free, site.units, -1)) for site in sites.values())
+    return groups, prunable, np.where(every < free, every, -1)
+
+
+def _connected(channels: dict[str, Index], merged: Index, reasons: Index) -> list[tuple[tuple[str, ...], Index, int]]:
+    """The classes of tied labels whose sites hang together, with those sites and the reason why they stay, if any.
+
+    Classes that stay hang together with those that stay for the same reason only.
+    """
+    names, fates = list(channels), reasons.max(initial=-1) + 2
+    produced = [np.unique(merged[labels[labels >= 0]]) for labels in channels.values()]
+    classes = np.concatenate([np.empty(0, dtype=np.int64), *produced])
+    holders = np.repeat(np.arange(len(names)), [len(part) for part in produced])
+    nodes = len(reasons) + holders * fates + reasons[classes] + 1
+    parts = _components(len(reasons) + len(names) * fates, classes, nodes)[classes]
+    order = np.argsort(parts, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(parts[order])) + 1)
+    found = []
+    for member in members if len(classes) else []:
+        sites = tuple(names[index] for index in np.unique(holders[member]))
+        found.append((sites, np.unique(classes[member]), int(reasons[classes[member[0]]])))
+    rank = {name: index for index, name in enumerate(names)}
+    return sorted(found, key=lambda item: (item[2] >= 0, rank[item[0][0]], int(item[1][0])))
+
+
+def _site_channels(collector: Collector) -> dict[str, Index]:
+    """Site -> the labels of its channels, in order; a layer that is called twice counts once."""
+    channels: dict[str, list[Index]] = {}
+    for labels, name in collector.produced:
+        vector = _signed(labels)
+        known = channels.setdefault(name, [])
+        if not any(np.array_equal(vector, other) for other in known):
+            known.append(vector)
+    return {name: np.concatenate(parts) for name, parts in channels.items()}
+
+
+def _named_groups(drafts: list[tuple[tuple[str, ...], range, str | None]], sites: dict[str, Site]) -> tuple[Group, ...]:
+    """Groups named after their first site; a number tells those apart that share it."""
+    groups, used = [], dict.fromkeys(sites, 0)
+    for names, units, reason in drafts:
+        used[names[0]] += 1
+        suffix = f"#{used[names[0]]}" if used[names[0]] > 1 else ""
+        groups.append(Group(names[0] + suffix, units, tuple(sites[name] for name in names), (), reason))
+    return tuple(groups)
+
+
+def _with_consumers(groups: tuple[Group, ...], edges: tuple[Edge, ...]) -> tuple[Group, ...]:
+    """The groups, with the nodes that read them."""
+    owner = _owners(groups)
+    readers: dict[int, dict[str, None]] = {}
+    for edge in edges:
+        for index in np.unique(owner[edge.units[edge.units >= 0]]).tolist():
+            readers.setdefault(index, {})[edge.consumer] = None
+    return tuple(replace(group, consumers=tuple(readers.get(index, ()))) for index, group in enumerate(groups))
+
+
+def _owners(groups: tuple[Group, ...]) -> Index:
+    """The number of the group of each unit."""
+    return np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+
+
+def _pieces(values: dict[str, Any], unit_of: Index, groups: tuple[Group, ...]) -> tuple[Index, ...]:
+    """The distinct sets of units that make up the whole of an axis of some value, and hold no whole group.
+
+    (Every group keeps one unit, so a set with a whole group in it is never empty.)
+    """
+    owner, sizes = _owners(groups), np.array([len(group) for group in groups])
+    cores = {id(plane.core): plane.core for value in labels_in(tuple(values.values())) for plane in value.planes}
+    pieces: dict[bytes, Index] = {}
+    seen: set[bytes] = set()
+    for core in cores.values():
+        numbers = _signed(core)
+        if numbers.tobytes() in seen:
+            continue
+        seen.add(numbers.tobytes())
+        units = np.unique(_units_at(unit_of, numbers))
+        if len(units) and units[0] >= 0 and (np.bincount(owner[units], minlength=len(sizes)) < sizes).all():
+            pieces.setdefault(units.tobytes(), units)
+    return tuple(pieces.values())
+
+
+def _units_at(unit_of: Index, labels: Index) -> Index:
+    """The units of an array of labels, -1 where there is no label."""
+    return np.where(labels < 0, -1, unit_of[labels]) if len(unit_of) else np.full(len(labels), -1)
