@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fxprune
 
 EPOCHS = 8
+TUNING = 1
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:
@@ -37,10 +38,11 @@ def network() -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * 64, 10))
 
 
-def train(model: nn.Module, loader: DataLoader[tuple[Tensor, ...]]) -> None:
-    """A few epochs of Adam; the model is left in eval mode."""
+def train(model: nn.Module, loader: DataLoader[tuple[Tensor, ...]], epochs: int) -> None:
+    """Train with Adam; the model is left in eval mode."""
+    model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for images, labels in loader:
             optimizer.zero_grad()
             F.cross_entropy(model(images), labels).backward()
@@ -56,20 +58,20 @@ def accuracy(model: nn.Module, data: TensorDataset) -> float:
 
 
 def main() -> None:
-    """Train, prune, compare."""
+    """Train, prune, compare, train a little more."""
     torch.manual_seed(0)
     train_set, test_set = digits()
     loader, model = DataLoader(train_set, batch_size=64, shuffle=True), network()
-    train(model, loader)
+    train(model, loader, EPOCHS)
 
     small = fxprune.compress(model, loader, alpha=0.05)
     report = fxprune.report(small)
 
     print(report)
-    print(
-        f"accuracy before {accuracy(model, test_set):.3f}, after {accuracy(small, test_set):.3f}, no training"
-    )
-    print(f"parameters {report.params_before:,} -> {report.params_after:,}")
+    print(f"accuracy: {accuracy(model, test_set):.3f} before, {accuracy(small, test_set):.3f} after, untrained")
+    train(small, loader, TUNING)
+    print(f"after {TUNING} epoch of training: {accuracy(small, test_set):.3f}")
+    print(f"parameters: {report.params_before:,} -> {report.params_after:,}")
 
 
 if __name__ == "__main__":

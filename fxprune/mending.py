@@ -266,7 +266,7 @@ def _trace(
     places = torch.arange(shape[axis], dtype=torch.float64).reshape(size).expand(tuple(shape))
     args, kwargs = map_arg((repair.node.args, repair.node.kwargs), value)
     x = value(repair.source)
-    args, kwargs = pytree.tree_map_only(Labels, lambda v: places if v is x else v.value, (args, kwargs))
+    args, kwargs = pytree.tree_map_only(Labels, lambda v: places if v is x else v.value.cpu(), (args, kwargs))
     result = movement.call(repair.node, repair.graph, args, kwargs)
     axes = varying_axes(result)
     if len(axes) > 1 or not isinstance(result, Tensor):

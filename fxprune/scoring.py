@@ -164,8 +164,8 @@ def score(
 
     The model runs in eval mode. The R-Score of a unit is |sum over samples of the first-order change of the loss when
     the unit goes|; its U-Score the largest class-to-class 1-Wasserstein distance of its activations, sliced over seeded
-    directions for maps and sequences (arXiv 2508.02291). Both are taken where a unit is read; read in several places, they
-    are summed over these.
+    directions for maps and sequences (arXiv 2508.02291). Both are taken where a unit is read, and summed where it is
+    read in several places.
 
     Args:
         model: a trained model, or a graph from `capture`; it is not changed.

@@ -72,7 +72,7 @@ def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
 
 def _constant(value: Labels) -> Tensor:
     """The numbers of a constant (an index, say), or a tensor of its shape where only that matters."""
-    return torch.zeros(()).expand(value.shape) if value.value is None else value.value
+    return torch.zeros(()).expand(value.shape) if value.value is None else value.value.cpu()
 
 
 @rule(torch.cat, torch.concat, torch.concatenate)
@@ -110,8 +110,6 @@ def pad(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
             return kept
         inner = ctx.vector(x, dim)
         outer = [ctx.fresh(Slot(ctx.node.name, f"{side}{dim}"), size) for side, size in _sides(before, after)]
-        for labels in outer:
-            ctx.produce(labels, ctx.node.name)
         planes = [plane for plane in planes if dim not in plane.axes]
         planes.append(vector_plane(torch.cat([outer[0], inner, outer[1]]), dim, x.ndim))
     return Labels(tuple(shape), tuple(planes))

@@ -55,7 +55,7 @@ class Meeting(nn.Module):
         self.c, self.head = conv(8, 6), head(6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.c(self.meet(self.a(x).tanh(), self.b(x))).relu())
+        return self.head(self.c(self.meet(self.a(x) * 2, self.b(x).tanh())).relu())
 
 
 for _name, _meet in BINARY.items():

@@ -169,18 +169,18 @@ class ActivationFunctions(nn.Module):
         return self.head(y + x.abs().sqrt() + x.square().add(1).log() + (x.abs() + 1).rsqrt() + x.type_as(x).neg())
 
 
-@case(images(), shrinks=("a", "b", "c"))
+@case(images(), shrinks=("a", "b", "c", "d"))
 class ActivationsInPlace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), conv(8, 8), head(8)
+        self.a, self.b, self.c, self.d, self.head = conv(3, 8), conv(8, 8), conv(8, 8), conv(8, 8), head(8)
         self.relu, self.silu = nn.ReLU(inplace=True), nn.SiLU(True)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.a(x))
-        x = F.leaky_relu(x, 0.1, inplace=True)
-        x = F.elu(torch.relu_(self.silu(self.b(x))), inplace=True)
-        return self.head(self.c(x).clamp_(-2, 2).sigmoid_())
+        x = self.relu(self.silu(self.a(x)))
+        x = F.leaky_relu(F.hardswish(self.b(x), inplace=True), 0.1, inplace=True)
+        x = torch.relu_(self.c(x).clamp_(-2, 2))
+        return self.head(F.elu(self.d(x).neg_(), inplace=True))
 
 
 add(
