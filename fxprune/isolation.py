@@ -33,7 +33,8 @@ def isolated_copy(model: nn.Module) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be deep-copied ({error}): "
-            "remove what cannot be copied, such as results of an earlier forward kept on the module"
+            "remove what cannot be copied, such as results of an earlier forward that are kept on a module, or weights "
+            "computed by hooks (torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove)"
         ) from error
 
 

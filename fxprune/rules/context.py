@@ -131,7 +131,9 @@ class Context(ABC):
             return None
         if not tensor.is_floating_point():
             return Labels(tuple(tensor.shape), value=tensor.detach())
-        owner = self.owners[name]
+        owner = self.owners.get(name)
+        if owner is None:  # computed from others, by a parametrization for example
+            return Labels(tuple(tensor.shape))
         planes = tuple(
             vector_plane(self.fresh(Slot(owner, axis), tensor.shape[axis]), axis, tensor.ndim)
             for axis in self.slot_axes(owner, tensor.shape)
