@@ -25,6 +25,7 @@ def couple(graph: ModelGraph, *, exclude: Exclude = (), unknown: Unknown = "erro
         UnsupportedOpError: an operation has no rule.
         FxpruneError: an entry of `exclude` matches nothing.
 
+    >>> from torch import nn
     >>> from fxprune.capture import capture
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> for group in couple(capture(net, torch.zeros(2, 4))):

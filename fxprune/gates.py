@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -52,6 +53,19 @@ class Draw:
     projections: int
     seed: int
     batch: int = 0
+    room: Tensor = field(default_factory=lambda: torch.empty(0))
+    used: int = 0
+
+    def make_room(self, probes: list[Probe]) -> None:
+        """One block for all samples of a batch: many small ones between the activations would split the heap."""
+        size = len(self.rows) * self.projections * sum(len(probe.own) for probe in probes)
+        dtype = probes[0].weight.dtype if probes else torch.float32
+        self.room, self.used = torch.empty(size, dtype=dtype), 0
+
+    def take(self, *shape: int) -> Tensor:
+        """The next part of the block, of the given shape."""
+        start, self.used = self.used, self.used + math.prod(shape)
+        return self.room[start : self.used].view(shape)
 
 
 class Probe(Gate):
@@ -77,13 +91,18 @@ class Probe(Gate):
 
     def _sample(self, x: Tensor) -> Tensor:
         """The projected activations of the drawn rows: (rows, own units, projections)."""
-        chosen = x[self.draw.rows.to(x.device)]
+        chosen = x if len(self.draw.rows) == len(x) else x[self.draw.rows.to(x.device)]
         spread = chosen.movedim(self.dim, 1)
         if self.positions is not None:
             spread = torch.cat([spread, spread.new_zeros(spread[:, :1].shape)], 1)[:, self.positions.to(x.device)]
-        flat = spread.reshape(len(chosen), len(self.own), -1)
-        axes = directions(flat.shape[-1], self.draw.projections, seed=self.draw.seed, dtype=flat.dtype)
-        return (flat @ axes.to(x.device)).float().cpu()
+        flat = spread.reshape(len(chosen) * len(self.own), -1)
+        axes = directions(flat.shape[-1], self.draw.projections, seed=self.draw.seed)
+        room = self.draw.take(len(flat), axes.shape[1])
+        if flat.device == room.device and flat.dtype == room.dtype:
+            torch.mm(flat, axes.to(flat.dtype), out=room)
+        else:
+            room.copy_(flat @ axes.to(flat))
+        return room.view(len(chosen), len(self.own), -1)
 
 
 def _positions(units: Index) -> tuple[Index, Tensor | None]:

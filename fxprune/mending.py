@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,11 +231,14 @@ def _permute_before(repair: Repair, axis: int, index: Tensor) -> None:
     repair.node.replace_input_with(repair.source, permuted)
 
 
-def is_inserted(node: fx.Node) -> bool:
-    """Whether mending put this node in: a gathering index, or a permutation in front of a movement."""
-    if node.op == "get_attr":
-        return str(node.target).startswith(INDEX)
-    return any(source.op == "get_attr" and str(source.target).startswith(PERMUTE) for source in node.all_input_nodes)
+def is_inserted(node: fx.Node, known: Collection[str]) -> bool:
+    """Whether mending put this node in: a gathering index, or a permutation in front of a movement.
+
+    `known` are the names of the tensors that the graph had before.
+    """
+    holders = [node] if node.op == "get_attr" else [n for n in node.all_input_nodes if n.op == "get_attr"]
+    prefix = INDEX if node.op == "get_attr" else PERMUTE
+    return any(str(holder.target).startswith(prefix) and holder.target not in known for holder in holders)
 
 
 def _places(repair: Repair) -> tuple[int, Tensor]:
@@ -298,6 +301,8 @@ def _run_of(index: Tensor) -> tuple[int, int] | None:
 def _index_node(repair: Repair, index: Tensor, name: str = "") -> fx.Node:
     """A node that gives `index`, kept as a buffer outside the state_dict."""
     name = name or f"{INDEX}{repair.node.name}"
+    while hasattr(repair.graph, name):
+        name += "_"
     device = next((t.device for t in (*repair.graph.parameters(), *repair.graph.buffers())), torch.device("cpu"))
     repair.graph.register_buffer(name, index.to(device), persistent=False)
     with repair.graph.graph.inserting_before(repair.node):

@@ -53,7 +53,8 @@ def check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_],
     Raises MismatchError at the first node where they are not.
     """
     checker = Checker(small, coupling, keep)
-    own = [node for node in small.graph.nodes if not is_inserted(node)]
+    known = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    own = [node for node in small.graph.nodes if not is_inserted(node, known)]
     if [_kind(node) for node in own] != [_kind(node) for node in graph.graph.nodes]:
         raise MismatchError("the rewritten graph has other nodes than the original")
     for node, original in zip(own, graph.graph.nodes, strict=True):

@@ -231,8 +231,8 @@ class Sampler:
     left_out: set[int] = field(default_factory=set)
     seen: int = 0
 
-    def choose(self, labels: Tensor) -> None:
-        """Set the rows of the batch that the probes sample."""
+    def choose(self, labels: Tensor, probes: list[Probe]) -> None:
+        """Set the rows of the batch that the probes sample, and make room for their samples."""
         self._admit(set(labels.tolist()))
         rows = []
         for row, label in enumerate(labels.tolist()):
@@ -243,6 +243,7 @@ class Sampler:
         self.labels.append(labels[self.draw.rows])
         self.seen += len(labels)
         self.draw.batch += 1
+        self.draw.make_room(probes)
 
     def _admit(self, present: set[int]) -> None:
         """Keep the `max_classes` classes that come first in a seeded order of all classes."""
@@ -285,15 +286,11 @@ def _totals(
 ) -> list[Tensor]:
     """The pass over the loader: sums the gradients of the gates, and leaves the samples in the probes."""
     totals = [torch.zeros(len(probe.units), dtype=torch.float64) for probe in probes]
-    weights = [probe.weight for probe in probes]
+    weights: list[Tensor] = [probe.weight for probe in probes]
     for index, (inputs, targets) in enumerate(feed):
-        samples = sample_count(inputs)
-        sampler.choose(class_of_samples(targets, samples, classes))
-        value = _loss_of(gated, inputs, targets, loss, index)
-        if weights and value.requires_grad:
-            grads = torch.autograd.grad(value * samples, weights, materialize_grads=True)
-            for total, grad in zip(totals, grads, strict=True):
-                total.add_(grad.double().cpu())
+        sampler.choose(class_of_samples(targets, sample_count(inputs), classes), probes)
+        for total, grad in zip(totals, _gradients(gated, weights, inputs, targets, loss, index), strict=False):
+            total.add_(grad)
         sampler.bound(probes)
     if len(sampler.counts) < 2 and weights:
         raise CalibrationError(
@@ -301,6 +298,17 @@ def _totals(
             "compares classes: give samples of at least two"
         )
     return totals
+
+
+def _gradients(
+    gated: fx.GraphModule, weights: list[Tensor], inputs: Any, targets: Any, loss: Loss, index: int
+) -> list[Tensor]:
+    """The gradients of a batch's summed loss by the gates, in float64 on the CPU; nothing else of the batch stays."""
+    value = _loss_of(gated, inputs, targets, loss, index)
+    if not weights or not value.requires_grad:
+        return []
+    grads = torch.autograd.grad(value * sample_count(inputs), weights, materialize_grads=True)
+    return [grad.double().cpu() for grad in grads]
 
 
 def _unit_sums(probes: list[Probe], totals: list[Tensor], units: int) -> Scalars:

@@ -149,7 +149,7 @@ def test_a_model_that_cannot_be_copied() -> None:
 
 @pytest.mark.parametrize("example", [(torch.zeros(2, 6), torch.zeros(2, 6)), {"y": torch.zeros(2, 6)}, ()])
 def test_an_example_that_does_not_fit_the_forward(example: Any) -> None:
-    refused(BranchOnValue(), example, r"the example does not fit BranchOnValue.forward\(.*\): .*Give a tensor, a tuple")
+    refused(BranchOnValue(), example, r"the example does not fit BranchOnValue.forward\(.*: .*Give a tensor, a tuple")
 
 
 def test_an_example_of_the_wrong_shape() -> None:

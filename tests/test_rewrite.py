@@ -12,7 +12,7 @@ from torch import fx, nn
 import fxprune
 from fxprune.coupling import analyse
 from helpers import call, difference, double, outputs, storages
-from zoo import ZOO, Case, images, tensors
+from zoo import ZOO, Case, conv, head, images, tensors
 
 every_case = pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
 
@@ -198,3 +198,15 @@ def test_the_emitted_module_can_be_traced_again() -> None:
         _, _, small = pruned(name)
         example = ZOO[name].example(2)
         assert difference(outputs(small, example), outputs(fx.symbolic_trace(small), example)) == 0
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_computed_weight_keeps_its_layer_whole(wrap: Any) -> None:
+    """A parametrization makes the weight anew at each call; what it works on stays, all else is pruned."""
+    model = nn.Sequential(conv(3, 8), nn.ReLU(), wrap(conv(8, 8)), nn.ReLU(), conv(8, 8), nn.ReLU(), head(8)).eval()
+    plan = fxprune.Scores.random(model, images()(2)).plan(alpha=1.0)
+    small = fxprune.apply(model, plan)
+    assert fxprune.verify(model, plan, small, images()(3)) < 1e-4
+    assert list(small.state_dict()) == list(model.state_dict())
+    assert small.get_submodule("4").out_channels == 1
+    assert small.get_submodule("2").weight.shape == (8, 8, 3, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.errors import UnsupportedOpError
+from fxprune.errors import RewriteError, UnsupportedOpError, VerificationError
 from fxprune.rules import RULES, rule
+from fxprune.rules.movement import move
 from helpers import width
 from zoo import conv, head, images
 
@@ -21,7 +22,19 @@ def wobble(x: Tensor, amount: float = 0.5) -> Tensor:
     return x + amount * torch.sin(x)
 
 
+def in_eights(x: Tensor) -> Tensor:
+    """A movement with a literal number of channels inside, where no rewriting can reach it."""
+    return x.reshape(-1, 8, 64)
+
+
+def backwards(x: Tensor, amount: float = 0.5) -> Tensor:
+    """The same with the channels in reverse order."""
+    return wobble(x, amount).flip(1)
+
+
 fx.wrap("wobble")
+fx.wrap("in_eights")
+fx.wrap("backwards")
 
 
 class Wobbly(nn.Module):
@@ -116,6 +129,41 @@ def test_a_rule_of_the_users_for_a_module(table: None) -> None:
     assert fxprune.verify(model, plan, small, images()(3)) < 1e-4
     assert len(small.get_submodule("1").weight) == len(plan.keep["0"]) < 8
     assert type(small.get_submodule("1")) is Blend
+
+
+class Using(nn.Module):
+    """A function between two layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], reader: nn.Module) -> None:
+        super().__init__()
+        self.a, self.function, self.b, self.head = conv(3, 8), function, reader, nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.function(self.a(x)))
+        return self.head(x.flatten(2).mean(2))
+
+
+def test_an_operation_with_a_hidden_literal_cannot_be_narrowed(table: None) -> None:
+    rule(in_eights)(move)
+    model = Using(lambda x: in_eights(x), nn.Conv1d(8, 6, 1))
+    plan = fxprune.Scores.random(model, images()(2)).plan(alpha=1.0)
+    with pytest.raises(RewriteError, match="in_eights.* cannot be narrowed .*: exclude the layers that feed it"):
+        fxprune.apply(model, plan)
+    kept = fxprune.Scores.random(model, images()(2), exclude=["a"]).plan(alpha=1.0)
+    assert fxprune.verify(model, kept, fxprune.apply(model, kept), images()(2)) < 1e-4
+
+
+def test_a_rule_that_lies_is_caught(table: None) -> None:
+    """It says that the channels go through in order, but they come out reversed."""
+    rule(wobble, backwards)(lambda ctx, x, amount=0.5: x)
+    model = Using(lambda x: wobble(x), conv(8, 6))
+    plan = fxprune.Scores.random(model, images()(2), seed=1).plan(alpha=0.7)
+    small = fxprune.apply(model, plan)
+    (node,) = [node for node in small.graph.nodes if node.target is wobble]
+    node.target = backwards
+    small.recompile()
+    with pytest.raises(VerificationError):
+        fxprune.verify(model, plan, small, images()(2))
 
 
 def test_a_second_rule_for_one_operation_is_an_error(table: None) -> None:

@@ -361,9 +361,24 @@ def test_a_batch_that_the_model_does_not_take() -> None:
         score(build("residual"), batches)
 
 
-def test_a_batch_without_tensors() -> None:
-    with pytest.raises(FxpruneError):
-        score(build("residual"), [("image.png", LABELS)])
+def test_a_batch_without_a_batch_axis() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(1, 8), nn.Linear(8, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x.reshape(1, 1)).relu())
+
+    with pytest.raises(CalibrationError, match="a batch has no tensor with a batch axis among its inputs: pass unpack="):
+        score(Constant(), [(torch.tensor(0.5), torch.tensor([1])), (torch.tensor(0.7), torch.tensor([2]))])
+
+
+def test_gradients_that_are_not_finite() -> None:
+    """The loss is zero, its gradient is zero times infinity."""
+    loss = lambda output, target: (output - output.detach()).abs().sqrt().sum()  # noqa: E731
+    with pytest.raises(CalibrationError, match="a gradient on the edge .* is not finite: look for overflow in the model or the loss"):
+        score(build("residual"), loader(), loss=loss)
 
 
 # -- Scores as a value -------------------------------------------------------------------------------------------------
@@ -397,6 +412,13 @@ def test_a_truncated_score_file(tmp_path: Path) -> None:
 def test_an_archive_of_something_else(tmp_path: Path) -> None:
     np.savez(tmp_path / "scores.npz", a=np.zeros(3))
     with pytest.raises(PlanError, match="is not a score file"):
+        fxprune.Scores.load(tmp_path / "scores.npz")
+
+
+def test_scores_of_a_later_format(tmp_path: Path) -> None:
+    header = np.frombuffer(b'{"fxprune_scores": 99}', dtype=np.uint8)
+    np.savez(tmp_path / "scores.npz", header=header)
+    with pytest.raises(PlanError, match="has score format 99, this fxprune reads 1: update it"):
         fxprune.Scores.load(tmp_path / "scores.npz")
 
 

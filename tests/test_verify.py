@@ -96,6 +96,16 @@ def test_outputs_that_are_not_finite_are_caught() -> None:
         fxprune.verify(model, plan, small, tensors(6)(2))
 
 
+def test_outputs_of_another_shape_are_caught() -> None:
+    model, plan, _ = pruned("mlp")
+    other = fxprune.capture(nn.Sequential(nn.Linear(6, 3)), tensors(6)(2))
+    with pytest.raises(VerificationError):
+        fxprune.verify(model, plan, other, tensors(6)(2))
+    plain = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(6, 3)))
+    with pytest.raises(VerificationError, match=r"the rewritten model gives shapes \[\(2, 3\)\], the original \[\(2, 5\)\]"):
+        fxprune.verify(model, plan, plain, tensors(6)(2))
+
+
 def test_the_tolerance_can_be_set() -> None:
     model, plan, small = pruned("residual")
     with torch.no_grad():

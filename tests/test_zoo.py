@@ -107,7 +107,7 @@ def test_trains_for_two_steps(case: Case) -> None:
     model, example = case.build(), case.example(4)
     small = fxprune.apply(model, random_plan(model, case.example(2), alpha=0.5)).train()
     assert [p.requires_grad for p in small.parameters()] == [p.requires_grad for p in model.parameters()]
-    optimizer = torch.optim.SGD([p for p in small.parameters() if p.requires_grad], lr=1e-3)
+    optimizer = torch.optim.SGD([p for p in small.parameters() if p.requires_grad], lr=1e-2)
     before = [p.detach().clone() for p in small.parameters()]
     for _ in range(2):
         optimizer.zero_grad()
@@ -115,11 +115,10 @@ def test_trains_for_two_steps(case: Case) -> None:
         loss.backward()
         optimizer.step()
     assert loss.isfinite()
-    trained = [not torch.equal(p, old) for p, old in zip(small.parameters(), before, strict=True)]
-    reference = case.build().train()
-    squares(call(reference, example)).backward()
-    moves = [p.grad is not None and bool(p.grad.any()) for p in reference.parameters()]
-    assert sum(trained) >= 0.9 * sum(moves)
+    assert any(not torch.equal(p, old) for p, old in zip(small.parameters(), before, strict=True))
+    squares(call(model.train(), example)).backward()
+    reached = {name: p.grad is not None for name, p in model.named_parameters()}
+    assert {name: p.grad is not None for name, p in small.named_parameters()} == reached
 
 
 @every_case

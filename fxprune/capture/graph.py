@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
-from torch.fx.graph_module import reduce_graph_module
+
+from fxprune.errors import CaptureError
 
 
 class ModelGraph(fx.GraphModule):
@@ -30,14 +34,71 @@ class ModelGraph(fx.GraphModule):
         return lambda copied, root, graph: ModelGraph.__init__(copied, root, graph, name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        _, (body, import_block) = super().__reduce__()
-        return _restore, (body | {"_graphmodule_cls_name": type(self).__name__}, import_block)
+        body = {name: value for name, value in self.__dict__.items() if name not in ("_graph", "forward")}
+        nodes = [_packed(node) for node in self.graph.nodes]
+        return _restore, (type(self).__name__, body, nodes)
 
 
-def _restore(body: dict[str, Any], import_block: str) -> ModelGraph:
-    """The inverse of pickling: fx traces the generated code again, the module tree comes from the pickled body."""
+@dataclass(frozen=True, slots=True)
+class _NodeName:
+    """Stands for a node in a pickled graph."""
+
+    name: str
+
+    @classmethod
+    def of(cls, node: fx.Node) -> _NodeName:
+        """The name of a node."""
+        return cls(node.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _FunctionName:
+    """Stands for a function in a pickled graph; pickle itself cannot name all of torch's."""
+
+    module: str
+    name: str
+
+
+def _packed(node: fx.Node) -> tuple[Any, ...]:
+    """A node as names and plain values."""
+    replace: Any = _NodeName.of
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), replace)
+    module, name = (str(getattr(node.target, key, "")) for key in ("__module__", "__name__"))
+    known = not isinstance(node.target, str) and getattr(sys.modules.get(module), name, None) is node.target
+    return node.name, node.op, _FunctionName(module, name) if known else node.target, args, kwargs
+
+
+def _target(packed: Any) -> Any:
+    """The target of a packed node."""
+    if isinstance(packed, _FunctionName):
+        return getattr(importlib.import_module(packed.module), packed.name)
+    return packed
+
+
+def _restore(class_name: str, body: dict[str, Any], nodes: list[tuple[Any, ...]]) -> ModelGraph:
+    """The inverse of pickling: the graph is built node by node, under the names that its nodes had."""
+    graph, made = fx.Graph(), dict[str, fx.Node]()
+
+    def node_of(leaf: Any) -> Any:
+        return made[leaf.name] if isinstance(leaf, _NodeName) else leaf
+
+    def arguments(value: Any) -> Any:
+        return fx.node.map_aggregate(value, node_of)
+
+    for name, op, target, args, kwargs in nodes:
+        made[name] = graph.create_node(op, _target(target), arguments(args), arguments(kwargs), name=name)
     root = nn.Module()
     root.__dict__.update(body)
-    plain = reduce_graph_module(dict(body), import_block)
-    assert isinstance(plain, fx.GraphModule)
-    return ModelGraph(root, plain.graph, body["_graphmodule_cls_name"])
+    return ModelGraph(root, graph, class_name)
+
+
+def must_be_none(value: Any, name: str) -> None:
+    """Stands in a graph for an argument that the example left out, and that tracing has fixed at None.
+
+    Raises CaptureError where the argument is given after all.
+    """
+    if value is not None:
+        raise CaptureError(
+            f"the argument {name} was left out of the example, so the graph was made for {name}=None: "
+            f"capture the model with an example that gives {name}"
+        )

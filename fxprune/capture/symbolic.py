@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import fx, nn
+from torch.fx._symbolic_trace import _assert_is_none
 
-from fxprune.capture.graph import ModelGraph
+from fxprune.capture.graph import ModelGraph, must_be_none
 from fxprune.errors import CaptureError
 from fxprune.example import as_call
 from fxprune.rules.table import module_class
@@ -59,8 +60,10 @@ def trace(model: nn.Module, example: Any) -> ModelGraph:
             "Use tensor operations in place of Python control flow on tensor values, or register a rule for the module "
             "that holds it with fxprune.rules.rule, so that it stays whole"
         ) from error
-    graph._tracer_cls = None  # the generated code is traced again when the model is unpickled; fx's own tracer does it
     _register_constants(model)
+    for node in graph.nodes:
+        if node.target is _assert_is_none:
+            node.target, node.args = must_be_none, (node.args[0], str(node.args[0]))
     captured = ModelGraph(model, graph, type(model).__name__)
     _use_dropout_modules(captured)
     return captured

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.fx._symbolic_trace import _assert_is_none
 
 from fxprune.labels import Labels
 from fxprune.rules.context import Context
@@ -58,7 +57,7 @@ def new(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     return Labels(tuple(ctx.spec().shape))
 
 
-@rule(torch._assert, _assert_is_none)
+@rule(torch._assert)
 def check(ctx: Context, *args: Any, **kwargs: Any) -> None:
     """An assertion of the model: nothing comes of it."""
     return

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 _CHUNK = 1 << 24  # numbers compared at once; bounds the memory of the comparison
 
 
-def directions(size: int, count: int, *, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+@lru_cache(maxsize=32)
+def directions(size: int, count: int, *, seed: int) -> Tensor:
     """`count` seeded random unit vectors of `size` entries, as columns; the one number 1 where `size` is 1."""
     if size == 1:
-        return torch.ones(1, 1, dtype=dtype)
+        return torch.ones(1, 1)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + size)
     normal = torch.randn(size, count, generator=generator)
-    unit: Tensor = normal / torch.linalg.vector_norm(normal, dim=0)
-    return unit.to(dtype)
+    return torch.nn.functional.normalize(normal, dim=0)
 
 
 def separability(samples: Tensor, classes: Tensor) -> Tensor:
@@ -64,7 +66,8 @@ def _quantile_functions(samples: Tensor, classes: Tensor) -> tuple[Tensor, Tenso
     widths = torch.diff(positions, prepend=positions.new_zeros(1))
     middles = positions - widths / 2
     ordered = (_sorted(samples[classes == label]) for label in present)
-    cells = [values[..., (middles * values.shape[-1]).long()] for values in ordered]
+    even = len(counts.unique()) == 1
+    cells = [values if even else values[..., (middles * values.shape[-1]).long()] for values in ordered]
     return torch.stack(cells, dim=1), widths.to(samples)
 
 

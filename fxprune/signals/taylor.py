@@ -33,5 +33,8 @@ def inner_products(x: Tensor, grad: Tensor, dim: int) -> Tensor:
     >>> inner_products(torch.ones(2, 3), torch.full((2, 3), 2.0), 1)
     tensor([4., 4., 4.])
     """
-    axes = [axis for axis in range(x.ndim) if axis != dim % x.ndim]
-    return (x * grad).sum(axes)
+    x, grad = (t.movedim(dim, -1) if t.ndim < 3 else t.movedim(dim, 1) for t in (x, grad))
+    if x.ndim < 3:
+        return (x * grad).reshape(-1, x.shape[-1]).sum(0)
+    products: Tensor = torch.linalg.vecdot(x.flatten(2), grad.flatten(2))  # the product itself is never formed
+    return products.sum(0)
