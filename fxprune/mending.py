@@ -78,7 +78,7 @@ def mend(repair: Repair) -> None:
     elif isinstance(repair.old.get(repair.source.name), Labels):
         gather(repair)
     else:
-        _restore(repair.node, repair)
+        creation(repair)
 
 
 def restore_numbers(repair: Repair) -> None:
@@ -90,14 +90,13 @@ def restore_numbers(repair: Repair) -> None:
         _restore(node, repair)
 
 
-def _restore(node: fx.Node, repair: Repair) -> None:
-    """Replace the inputs that are numbers, and changed, by the original's numbers."""
+def _restore(node: fx.Node, repair: Repair, kinds: tuple[type, ...] = (int, float)) -> None:
+    """Replace the inputs that are of these kinds, and changed, by the original's."""
 
     def original(n: fx.Node) -> Any:
         before, now = repair.old[n.name], repair.env[n]
-        is_number = isinstance(before, (int, float, tuple)) and not isinstance(before, bool)
-        numbers = is_number and all(isinstance(v, (int, float)) for v in pytree.tree_leaves(before))
-        return before if numbers and before != now else n
+        is_number = isinstance(before, kinds) and not isinstance(before, bool)
+        return before if is_number and before != now else n
 
     node.args, node.kwargs = map_arg((node.args, node.kwargs), original)
 
@@ -119,6 +118,12 @@ def shape_literals(repair: Repair) -> None:
         node.target,
         (node.args[0], tuple(mended)) if node.op == "call_function" else (node.args[0], *mended),
     )
+
+
+@mends("new_zeros", "new_ones", "new_empty", "new_full")
+def creation(repair: Repair) -> None:
+    """A tensor that is made of a size has the original's size."""
+    _restore(repair.node, repair, (int, float, tuple))
 
 
 @mends("unflatten", torch.unflatten, nn.Unflatten)

@@ -91,8 +91,9 @@ def plan_of(
     alpha: float | None,
     frozen: Mapping[str, tuple[str, ...]],
 ) -> Plan:
-    """The plan that keeps the units `keep` (one bool a unit); sites that lose nothing are listed whole."""
+    """The plan that keeps the units `keep` (one bool a unit); sites without units are left out."""
     padded = np.append(keep, True)
+    sites = tuple(site for site in sites if (site.units >= 0).any())
     kept = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in sites}
     return Plan(kept, {site.name: site.width for site in sites}, example, alpha, frozen)
 

@@ -125,9 +125,18 @@ def _narrow(tensor: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
             data = data.index_select(axis, mask.nonzero().flatten().to(data.device))
     if data.shape == tensor.shape:
         return tensor
+    data = data.clone(memory_format=_memory_format(tensor))
     if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(data.clone(), requires_grad=tensor.requires_grad)
-    return data.clone()
+        return nn.Parameter(data, requires_grad=tensor.requires_grad)
+    return data
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    """The memory format of a tensor: channels last, or plain."""
+    for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.ndim == rank and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
+            return layout
+    return torch.contiguous_format
 
 
 class Checker(Context):

@@ -13,6 +13,7 @@ from hypothesis import settings
 
 settings.register_profile("fxprune", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("fxprune")
+torch.set_num_threads(1)  # the tests run in one process a core
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 
-
 def call(model: nn.Module, inputs: Any) -> Any:
-    """Run ``model`` on a tensor, a tuple of positional or a dict of named arguments."""
+    """Run ``model`` on a copy of a tensor, a tuple of positional or a dict of named arguments."""
+    inputs = pytree.tree_map_only(Tensor, torch.clone, inputs)
     if isinstance(inputs, dict):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
@@ -55,7 +55,11 @@ def parameters(model: nn.Module) -> int:
 def width(model: nn.Module, name: str) -> int:
     """The size on the output side of the module called ``name``, or all the elements of that parameter or buffer."""
     owner, _, leaf = name.rpartition(".")
-    found = getattr(model.get_submodule(owner), leaf) if name not in dict(model.named_modules()) else model.get_submodule(name)
+    found = (
+        getattr(model.get_submodule(owner), leaf)
+        if name not in dict(model.named_modules())
+        else model.get_submodule(name)
+    )
     if isinstance(found, Tensor):
         return found.numel()
     for attribute in ("out_channels", "out_features", "num_features", "num_parameters"):
@@ -83,7 +87,9 @@ def picture(model: nn.Module) -> dict[str, Any]:
         "flags": {name: (p.requires_grad, p.grad, p.is_leaf) for name, p in model.named_parameters()},
         "modes": {name: (type(m), m.training, m.forward) for name, m in model.named_modules(remove_duplicate=False)},
         "hooks": {name: [len(getattr(m, hook)) for hook in hooks] for name, m in model.named_modules()},
-        "members": {name: {k: id(v) for k, v in vars(m).items() if k != "training"} for name, m in model.named_modules()},
+        "members": {
+            name: {k: id(v) for k, v in vars(m).items() if k != "training"} for name, m in model.named_modules()
+        },
         "random": (torch.get_rng_state(), random.getstate(), np.random.get_state()[1]),
         "world": (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()),
     }

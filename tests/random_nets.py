@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
-
 from zoo import CLASSES, randomise
 
 SIZE = 6  # of the images; every step keeps it
@@ -115,9 +114,9 @@ class RandomNet(nn.Module):
         self.flat = nn.Linear(widths[-1] * 9, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        values = [x]
+        values, layers = [x], dict(self.layers.items())
         for index, step in enumerate(self.steps):
-            layer = self.layers[str(index)] if str(index) in self.layers else None
+            layer = layers.get(str(index))
             values.append(KINDS[step.kind].run(layer, *(values[source] for source in step.sources)))
         pooled = torch.cat([values[index].mean((2, 3)) for index in self.ends], 1)
         return self.pooled(pooled) + self.flat(F.max_pool2d(values[-1], 2).flatten(1))

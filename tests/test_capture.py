@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cifar
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import difference, outputs, picture, same_picture, storages
 from torch import Tensor, fx, nn
+from zoo import UNTRACEABLE, ZOO, Case, images, tensors
 
-import cifar
 import fxprune
 from fxprune.errors import CaptureError
-from helpers import difference, outputs, picture, same_picture, storages
-from zoo import ZOO, Case, images, tensors
 
 every_case = pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
 
@@ -49,6 +49,12 @@ def test_every_node_has_the_shape_of_its_value() -> None:
     specs = {node.name: node.meta["spec"] for node in graph.graph.nodes}
     assert specs["stem"].shape == (2, 8, 8, 8)
     assert specs["head_1"].shape == (2, 12)
+
+
+def test_the_example_is_left_alone_by_a_model_that_changes_its_input() -> None:
+    example = images()(2)
+    fxprune.capture(ZOO["changes_its_input"].build(), example)
+    assert torch.equal(example, images()(2))
 
 
 def test_a_captured_graph_is_returned_as_it_is() -> None:
@@ -138,7 +144,11 @@ def refused(model: nn.Module, example: Any, message: str) -> None:
 
 
 def test_control_flow_on_values_names_the_line() -> None:
-    refused(BranchOnValue(), tensors(6)(2), r"tracing BranchOnValue fails with TraceError: .*if x.sum\(\) > 0.*register a rule")
+    refused(
+        BranchOnValue(),
+        tensors(6)(2),
+        r"tracing BranchOnValue fails with TraceError: .*if x.sum\(\) > 0.*register a rule",
+    )
 
 
 def test_a_model_that_cannot_be_copied() -> None:
@@ -153,7 +163,11 @@ def test_an_example_that_does_not_fit_the_forward(example: Any) -> None:
 
 
 def test_an_example_of_the_wrong_shape() -> None:
-    refused(ZOO["mlp"].build(), torch.zeros(2, 7), r"(?s)Sequential does not run on the example \(RuntimeError: .*give one batch")
+    refused(
+        ZOO["mlp"].build(),
+        torch.zeros(2, 7),
+        r"(?s)Sequential does not run on the example \(RuntimeError: .*give one batch",
+    )
 
 
 def test_an_example_that_a_plan_could_not_describe() -> None:
@@ -174,4 +188,14 @@ def test_a_child_with_a_name_of_graph_module(name: str) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self._modules[name](x)
 
-    refused(Net(), tensors(6)(2), f"Net has a child called '{name}', a name that torch.fx.GraphModule keeps: rename it, or wrap")
+    refused(
+        Net(),
+        tensors(6)(2),
+        f"Net has a child called '{name}', a name that torch.fx.GraphModule keeps: rename it, or wrap",
+    )
+
+
+@pytest.mark.parametrize("case", UNTRACEABLE.values(), ids=UNTRACEABLE.keys())
+def test_what_symbolic_tracing_cannot_follow_names_the_line(case: Case) -> None:
+    with pytest.raises(fxprune.CaptureError, match=r"tracing .* fails .*zoo.hostile\.py:\d+: .*Use tensor operations"):
+        fxprune.capture(case.build(), case.example(2))

@@ -7,16 +7,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import cifar
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import difference, outputs, parameters, storages, width
 from torch import Tensor, nn
+from zoo import ZOO, images, tensors
 
-import cifar
 import fxprune
 from fxprune.errors import FxpruneWarning
-from helpers import difference, outputs, parameters, storages, width
-from zoo import ZOO, images, tensors
 
 BATCHES = [(images()(20), torch.arange(20) % 5), (images()(7), torch.arange(7) % 5), (images()(1), torch.tensor([3]))]
 

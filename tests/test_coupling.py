@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from zoo import ZOO, conv, head, images
 
 import fxprune
 from fxprune.coupling import analyse
 from fxprune.errors import FxpruneError
-from zoo import ZOO, conv, head, images
 
 
 def groups_of(model: nn.Module, example: Any = None, **options: Any) -> tuple[fxprune.Group, ...]:
@@ -150,7 +150,8 @@ SPELLINGS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], ...]] = {
     ),
     "halves": (
         lambda u, v: u[:, :4] * v[:, 4:], lambda u, v: u.chunk(2, 1)[0] * v.chunk(2, 1)[1],
-        lambda u, v: u.split(4, 1)[0] * torch.split(v, [4, 4], 1)[1], lambda u, v: u.narrow(1, 0, 4) * v.narrow(1, 4, 4),
+        lambda u, v: u.split(4, 1)[0] * torch.split(v, [4, 4], 1)[1],
+        lambda u, v: u.narrow(1, 0, 4) * v.narrow(1, 4, 4),
         lambda u, v: u[:, [0, 1, 2, 3]] * v.index_select(1, torch.tensor([4, 5, 6, 7])),
         lambda u, v: u.roll(4, 1)[:, 4:] * v.flip(1)[:, :4].flip(1),
     ),

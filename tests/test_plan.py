@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import difference, outputs
+from zoo import ZOO
 
 import fxprune
 from fxprune.errors import PlanError
-from helpers import difference, outputs
-from zoo import ZOO
 
 
 def scores_of(name: str, seed: int = 0) -> fxprune.Scores:
@@ -26,7 +26,15 @@ def scores_of(name: str, seed: int = 0) -> fxprune.Scores:
 
 def test_a_plan_names_every_site_with_rising_indices() -> None:
     plan = scores_of("residual").plan(alpha=0.5)
-    assert plan.widths == {"stem": 8, "a.conv1": 8, "a.conv2": 8, "b.conv1": 12, "b.conv2": 12, "down.0": 12, "head.2": 5}
+    assert plan.widths == {
+        "stem": 8,
+        "a.conv1": 8,
+        "a.conv2": 8,
+        "b.conv1": 12,
+        "b.conv2": 12,
+        "down.0": 12,
+        "head.2": 5,
+    }
     assert plan.alpha == 0.5
     assert all(list(kept) == sorted(set(kept)) for kept in plan.keep.values())
     assert plan.keep["stem"] == plan.keep["a.conv2"]
@@ -118,11 +126,20 @@ def test_floors_and_multiples_are_at_least_1(options: dict[str, int]) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "3", "null", '{"alpha": 0.1}', '{"fxprune_plan": 1}', '{"fxprune_plan": 1, "alpha": 1, "example": 0, "sites": []}'],
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "null",
+        '{"alpha": 0.1}',
+        '{"fxprune_plan": 1}',
+        '{"fxprune_plan": 1, "alpha": 1, "example": 0, "sites": []}',
+    ],
 )
 def test_a_file_that_is_no_plan(tmp_path: Path, content: str) -> None:
     (tmp_path / "plan.json").write_text(content)
-    with pytest.raises(PlanError, match="plan.json is not a plan that Plan.save wrote"):
+    with pytest.raises(PlanError, match=r"plan.json is not a plan that Plan.save wrote"):
         fxprune.Plan.load(tmp_path / "plan.json")
 
 
@@ -152,7 +169,12 @@ def test_a_plan_of_a_later_format(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_with_a_wrong_site(tmp_path: Path, entry: dict[str, Any], message: str) -> None:
-    content = {"fxprune_plan": 1, "alpha": None, "example": {"tensor": [2, 6], "dtype": "float32"}, "sites": {"0": entry}}
+    content = {
+        "fxprune_plan": 1,
+        "alpha": None,
+        "example": {"tensor": [2, 6], "dtype": "float32"},
+        "sites": {"0": entry},
+    }
     (tmp_path / "plan.json").write_text(json.dumps(content))
     with pytest.raises(PlanError, match=message):
         fxprune.Plan.load(tmp_path / "plan.json")
@@ -201,8 +223,11 @@ def test_a_plan_for_another_width() -> None:
 
 def test_a_plan_that_tears_a_unit() -> None:
     plan = changed("residual", lambda keep: keep.update({"stem": (0, 1, 2, 3, 4, 5, 6)}))
-    refused("residual", plan, r"keeps channel 7 of a.conv2 but drops channel 7 of stem, .* 1 channels kept, 1 dropped|"
-            r"keeps channel 7 of a.conv2 but drops channel 7 of stem, which live or die together \(1 channels kept, 1 dropped")
+    refused(
+        "residual",
+        plan,
+        r"keeps channel 7 of a.conv2 but drops channel 7 of stem, which live or die together .*1 dropped",
+    )
 
 
 def test_a_plan_that_drops_an_output() -> None:
@@ -213,13 +238,19 @@ def test_a_plan_that_drops_an_output() -> None:
 @pytest.mark.parametrize("kept", [(), (1, 0), (0, 16), (0, 0)])
 def test_a_plan_with_wrong_indices(kept: tuple[int, ...]) -> None:
     plan = changed("mlp", lambda keep: keep.update({"0": kept}))
-    refused("mlp", plan, "keeps 0 of 16 channels of 0" if not kept else "channels of 0 are not rising indices below its width 16")
+    refused(
+        "mlp",
+        plan,
+        "keeps 0 of 16 channels of 0" if not kept else "channels of 0 are not rising indices below its width 16",
+    )
 
 
 def test_a_plan_that_leaves_a_reader_without_inputs() -> None:
     """Of the twelve channels of one layer, the four that one reader reads."""
     plan = changed("split_spellings", lambda keep: keep.update({"a": tuple(range(4, 12))}))
-    refused("split_spellings", plan, r"drops all 4 units of a slice that the model reads \(of a\): one at least has to stay")
+    refused(
+        "split_spellings", plan, r"drops all 4 units of a slice that the model reads \(of a\): one at least has to stay"
+    )
 
 
 def test_a_plan_that_breaks_a_grid() -> None:

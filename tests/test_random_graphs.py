@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
+from helpers import difference, outputs, parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_nets import SIZE, RandomNet, nets
 
 import fxprune
-from helpers import difference, outputs, parameters
-from random_nets import SIZE, RandomNet, nets
 
 
 def image(batch: int = 2) -> torch.Tensor:

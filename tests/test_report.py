@@ -8,18 +8,20 @@ import pickle
 
 import pytest
 import torch
+from helpers import parameters
 from torch import nn
+from zoo import ZOO, Case, images, tensors
 
 import fxprune
 from fxprune.cost import macs
 from fxprune.errors import FxpruneError
-from helpers import parameters
-from zoo import ZOO, Case, images, tensors
 
 BATCHES = [(images()(20), torch.arange(20) % 5)]
 
 
-def compressed(name: str = "residual", alpha: float = 0.5, **options: object) -> tuple[nn.Module, nn.Module, fxprune.Report]:
+def compressed(
+    name: str = "residual", alpha: float = 0.5, **options: object
+) -> tuple[nn.Module, nn.Module, fxprune.Report]:
     model = ZOO[name].build()
     small = fxprune.compress(model, BATCHES, alpha, progress=False, **options)
     return model, small, fxprune.report(small)
@@ -35,7 +37,9 @@ def test_parameters_are_those_of_the_two_models() -> None:
 def test_macs_are_counted_a_sample() -> None:
     graph = fxprune.capture(ZOO["mlp"].build(), tensors(6)(2))
     assert macs(graph, tensors(6)(8)) == 6 * 16 + 16 * 12 + 12 * 5
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1, groups=4), nn.ConvTranspose2d(8, 4, 2, 2))
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1, groups=4), nn.ConvTranspose2d(8, 4, 2, 2)
+    )
     expected = 64 * 8 * 3 * 9 + 16 * 8 * 2 * 9 + 16 * 8 * 4 * 4
     assert macs(fxprune.capture(network, images()(2)), images()(3)) == expected
 
@@ -102,5 +106,5 @@ def test_it_survives_copying_and_pickling() -> None:
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), fxprune.capture(nn.Sequential(nn.Linear(6, 3)), tensors(6)(2))])
 def test_other_models_have_none(model: nn.Module) -> None:
-    with pytest.raises(FxpruneError, match="has no report: it did not come from fxprune.compress or fxprune.apply"):
+    with pytest.raises(FxpruneError, match=r"has no report: it did not come from fxprune.compress or fxprune.apply"):
         fxprune.report(model)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import call, difference, double, outputs, storages
 from torch import fx, nn
+from zoo import ZOO, Case, conv, head, images, tensors
 
 import fxprune
 from fxprune.coupling import analyse
-from helpers import call, difference, double, outputs, storages
-from zoo import ZOO, Case, conv, head, images, tensors
 
 every_case = pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
 
@@ -210,3 +210,12 @@ def test_a_computed_weight_keeps_its_layer_whole(wrap: Any) -> None:
     assert list(small.state_dict()) == list(model.state_dict())
     assert small.get_submodule("4").out_channels == 1
     assert small.get_submodule("2").weight.shape == (8, 8, 3, 3)
+
+
+def test_channels_last_weights_stay_channels_last() -> None:
+    model = ZOO["residual"].build().to(memory_format=torch.channels_last)
+    example = images()(3).contiguous(memory_format=torch.channels_last)
+    plan = fxprune.Scores.random(model, example).plan(alpha=0.5)
+    small = fxprune.apply(model, plan)
+    assert fxprune.verify(model, plan, small, example) < 1e-4
+    assert small.a["conv2"].weight.is_contiguous(memory_format=torch.channels_last)

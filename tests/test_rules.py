@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import width
 from torch import Tensor, fx, nn
+from zoo import conv, head, images
 
 import fxprune
 from fxprune.errors import RewriteError, UnsupportedOpError, VerificationError
 from fxprune.rules import RULES, rule
 from fxprune.rules.movement import move
-from helpers import width
-from zoo import conv, head, images
 
 
 def wobble(x: Tensor, amount: float = 0.5) -> Tensor:
@@ -147,7 +147,7 @@ def test_an_operation_with_a_hidden_literal_cannot_be_narrowed(table: None) -> N
     rule(in_eights)(move)
     model = Using(lambda x: in_eights(x), nn.Conv1d(8, 6, 1))
     plan = fxprune.Scores.random(model, images()(2)).plan(alpha=1.0)
-    with pytest.raises(RewriteError, match="in_eights.* cannot be narrowed .*: exclude the layers that feed it"):
+    with pytest.raises(RewriteError, match=r"in_eights.* cannot be narrowed .*: exclude the layers that feed it"):
         fxprune.apply(model, plan)
     kept = fxprune.Scores.random(model, images()(2), exclude=["a"]).plan(alpha=1.0)
     assert fxprune.verify(model, kept, fxprune.apply(model, kept), images()(2)) < 1e-4
@@ -175,10 +175,12 @@ def test_a_second_rule_for_one_operation_is_an_error(table: None) -> None:
 
     rule(wobble)(first)
     rule(wobble)(first)
-    with pytest.raises(ValueError, match=r"function .*wobble has a rule already, .*first.*: remove that one or do not add .*second"):
+    with pytest.raises(
+        ValueError, match=r"function .*wobble has a rule already, .*first.*: remove that one or do not add .*second"
+    ):
         rule(wobble)(second)
     assert RULES[wobble] is first
-    with pytest.raises(ValueError, match="function .*relu.* has a rule already"):
+    with pytest.raises(ValueError, match=r"function .*relu.* has a rule already"):
         rule(torch.relu)(second)
 
 
@@ -195,9 +197,9 @@ def test_a_subclass_with_its_parents_forward_takes_its_parents_rule() -> None:
 
 def test_a_subclass_with_a_forward_of_its_own_does_not() -> None:
     class Standardised(nn.Conv2d):
-        def forward(self, input: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-            return self._conv_forward(input, weight, self.bias)
+            return self._conv_forward(x, weight, self.bias)
 
     model = nn.Sequential(conv(3, 8), Standardised(8, 8, 3), nn.ReLU(), conv(8, 6), head(6))
     plan = fxprune.Scores.random(model, images()(2)).plan(alpha=0.6)

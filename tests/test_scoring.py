@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import picture, same_picture, squares
 from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from zoo import CLASSES, ZOO, images, tensors
 
 import fxprune
 from fxprune.capture import capture
 from fxprune.coupling import analyse
-from fxprune.errors import CalibrationError, FxpruneError, PlanError
+from fxprune.errors import CalibrationError, PlanError
 from fxprune.signals import directions
-from helpers import picture, same_picture, squares
-from zoo import CLASSES, ZOO, images, tensors
 
 SAMPLES = 30
 IMAGES, VECTORS = images()(SAMPLES), tensors(6)(SAMPLES)
@@ -122,12 +122,16 @@ def test_u_score_of_a_linear_layer_is_the_largest_wasserstein_distance() -> None
 
 
 def test_u_score_of_maps_is_the_sliced_distance() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     scores = score(model, loader(IMAGES), projections=8, seed=3)
     maps = model[1](model[0](IMAGES)).detach().flatten(2) @ directions(36, 8, seed=3)
     unit = scores.sites[0].units[2]
-    by_class = [maps[LABELS == label, 2].T for label in range(CLASSES)]
-    expected = max(np.mean([wasserstein_distance(u, v) for u, v in zip(a, b, strict=True)]) for a in by_class for b in by_class)
+    by_class = [maps[label == LABELS, 2].T for label in range(CLASSES)]
+    expected = max(
+        np.mean([wasserstein_distance(u, v) for u, v in zip(a, b, strict=True)]) for a in by_class for b in by_class
+    )
     assert scores.propose[unit] == pytest.approx(expected, rel=1e-4)
 
 
@@ -138,7 +142,9 @@ def test_u_score_uses_the_first_samples_of_each_class() -> None:
     assert not np.array_equal(few.propose, score(model, loader(), samples_per_class=4).propose)
 
 
-@pytest.mark.parametrize("name", ["mlp", "residual", "squeeze_excite", "concat_spellings", "called_twice", "nhwc_flatten"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "residual", "squeeze_excite", "concat_spellings", "called_twice", "nhwc_flatten"]
+)
 def test_r_score_is_the_derivative_of_the_loss_by_the_gate(name: str) -> None:
     """A factor on a unit's edges is a factor on the input weights of its consumers; central differences there."""
     case = ZOO[name]
@@ -198,6 +204,13 @@ def test_scoring_leaves_model_and_random_states_alone() -> None:
     before = picture(model)
     score(model, loader())
     assert same_picture(before, picture(model))
+
+
+def test_batches_are_left_alone_by_a_model_that_changes_its_input() -> None:
+    batches = loader(IMAGES.double().clone())
+    first = score(build("changes_its_input"), batches)
+    assert torch.equal(torch.cat([x for x, _ in batches]), IMAGES.double())
+    assert equal(first, score(build("changes_its_input"), batches))
 
 
 def test_frozen_parameters_make_no_difference() -> None:
@@ -279,7 +292,9 @@ def test_one_shot_loader() -> None:
     ],
 )
 def test_labels_that_are_not_one_class_a_sample(labels: Tensor, message: str) -> None:
-    batches = [(x, y) for x, y in zip(IMAGES.double().split(12), labels.split(12 if len(labels) == 30 else 11), strict=False)]
+    batches = [
+        (x, y) for x, y in zip(IMAGES.double().split(12), labels.split(12 if len(labels) == 30 else 11), strict=False)
+    ]
     with pytest.raises(CalibrationError, match=message):
         score(build("residual"), batches, loss=squares)
 
@@ -323,7 +338,9 @@ def test_weights_that_are_not_finite_are_named() -> None:
     model = build("residual")
     with torch.no_grad():
         model.a["conv2"].weight[0] = float("inf")
-    with pytest.raises(CalibrationError, match="the loss of batch 0 is .*: the output of a.conv2 holds NaN or infinity"):
+    with pytest.raises(
+        CalibrationError, match=r"the loss of batch 0 is .*: the output of a.conv2 holds NaN or infinity"
+    ):
         score(model, loader())
 
 
@@ -333,7 +350,7 @@ def test_an_activation_that_is_not_finite_but_harmless() -> None:
     with torch.no_grad():
         model[0].bias[0] = float("inf")
     loss = lambda output, target: F.cross_entropy(output.nan_to_num(0, 0, 0), target)  # noqa: E731
-    with pytest.raises(CalibrationError, match="on the edge .* is not finite: look for overflow"):
+    with pytest.raises(CalibrationError, match=r"on the edge .* is not finite: look for overflow"):
         score(model, loader(VECTORS), loss=loss)
 
 
@@ -370,14 +387,18 @@ def test_a_batch_without_a_batch_axis() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.b(self.a(x.reshape(1, 1)).relu())
 
-    with pytest.raises(CalibrationError, match="a batch has no tensor with a batch axis among its inputs: pass unpack="):
+    with pytest.raises(
+        CalibrationError, match="a batch has no tensor with a batch axis among its inputs: pass unpack="
+    ):
         score(Constant(), [(torch.tensor(0.5), torch.tensor([1])), (torch.tensor(0.7), torch.tensor([2]))])
 
 
 def test_gradients_that_are_not_finite() -> None:
     """The loss is zero, its gradient is zero times infinity."""
     loss = lambda output, target: (output - output.detach()).abs().sqrt().sum()  # noqa: E731
-    with pytest.raises(CalibrationError, match="a gradient on the edge .* is not finite: look for overflow in the model or the loss"):
+    with pytest.raises(
+        CalibrationError, match=r"a gradient on the edge .* is not finite: look for overflow in the model or the loss"
+    ):
         score(build("residual"), loader(), loss=loss)
 
 

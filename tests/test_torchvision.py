@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from helpers import parameters
 from torch import nn
+from zoo import images, randomise
 
 import fxprune
-from helpers import parameters
-from zoo import images, randomise
 
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_NAMES = ("resnet18", "densenet121", "mobilenet_v2", "shufflenet_v2_x0_5")

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import picture, same_picture
 from torch import Tensor, nn
+from zoo import ZOO, conv, images, tensors
 
 import fxprune
 from fxprune.errors import FxpruneError, PlanError, VerificationError
-from helpers import picture, same_picture
-from zoo import ZOO, conv, images, tensors
 
 
 def pruned(name: str, alpha: float = 0.5, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, fxprune.Plan, Any]:
@@ -49,7 +49,9 @@ def test_a_wrong_weight_is_caught() -> None:
     model, plan, small = pruned("residual")
     with torch.no_grad():
         small.a["conv2"].weight.copy_(small.a["conv2"].weight.flip(1))
-    with pytest.raises(VerificationError, match=r"differs from the zero-masked original by .* of the output's scale, more than 0.0001"):
+    with pytest.raises(
+        VerificationError, match=r"differs from the zero-masked original by .* of the output's scale, more than 0.0001"
+    ):
         fxprune.verify(model, plan, small, images()(2))
 
 
@@ -74,7 +76,7 @@ def test_a_wrong_literal_is_caught_by_the_labels() -> None:
     (node,) = [node for node in small.graph.nodes if node.name == "flip"]
     node.args = (node.args[0], 2)
     small.recompile()
-    with pytest.raises(VerificationError, match="flip has other labels than .*; please report the model|node flip"):
+    with pytest.raises(VerificationError, match=r"node flip has other labels than .*; please report the model"):
         fxprune.verify(model, plan, small, images()(2))
 
 
@@ -102,7 +104,9 @@ def test_outputs_of_another_shape_are_caught() -> None:
     with pytest.raises(VerificationError):
         fxprune.verify(model, plan, other, tensors(6)(2))
     plain = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(6, 3)))
-    with pytest.raises(VerificationError, match=r"the rewritten model gives shapes \[\(2, 3\)\], the original \[\(2, 5\)\]"):
+    with pytest.raises(
+        VerificationError, match=r"the rewritten model gives shapes \[\(2, 3\)\], the original \[\(2, 5\)\]"
+    ):
         fxprune.verify(model, plan, plain, tensors(6)(2))
 
 
@@ -117,7 +121,7 @@ def test_the_tolerance_can_be_set() -> None:
 
 
 def test_a_plan_that_does_not_fit_is_refused() -> None:
-    model, plan, small = pruned("mlp")
+    _, plan, small = pruned("mlp")
     other = ZOO["residual"].build()
     with pytest.raises(PlanError, match="which the model does not have"):
         fxprune.verify(other, plan, small, images()(2))

@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
-import fxprune
 from helpers import (
     batches,
     call,
@@ -27,7 +24,10 @@ from helpers import (
     tensors_of,
     width,
 )
+from torch import nn
 from zoo import CLASSES, ZOO, Case
+
+import fxprune
 
 every_case = pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
 

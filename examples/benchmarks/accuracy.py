@@ -57,9 +57,7 @@ class Row:
         )
 
 
-def sweep(
-    network: str, calibration: cifar.Batches, test: cifar.Batches, alphas: Sequence[float]
-) -> list[Row]:
+def sweep(network: str, calibration: cifar.Batches, test: cifar.Batches, alphas: Sequence[float]) -> list[Row]:
     """The rows of one network: before pruning, then every alpha."""
     model = cifar.trained(network)
     scores: list[fxprune.Scores] = []
@@ -95,9 +93,7 @@ def prune(
 def table(rows: Sequence[Row]) -> Table:
     """All rows as one table."""
     columns = ("network", "alpha", "parameters", "of full", "MACs", "of full", "accuracy", "error")
-    return Table(
-        "Test accuracy on CIFAR-10, no training after pruning", columns, tuple(r.cells() for r in rows), NOTE
-    )
+    return Table("Test accuracy on CIFAR-10, no training after pruning", columns, tuple(r.cells() for r in rows), NOTE)
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -114,9 +110,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.plot(shares, accuracies, marker="o", label=network)
         for row, x, y in zip(points, shares, accuracies, strict=True):
             if row.alpha is not None:
-                axes.annotate(
-                    f"{row.alpha:g}", (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7
-                )
+                axes.annotate(f"{row.alpha:g}", (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7)
     axes.set(xlabel="MACs left (% of the full network)", ylabel="test accuracy (%)")
     axes.set_title("CIFAR-10, pruned without training (alpha beside each point)", fontsize=10)
     axes.grid(alpha=0.3)
@@ -127,9 +121,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 def main() -> None:
     """Run the sweep, print it, and write accuracy.md, accuracy.json and accuracy.png."""
-    options: argparse.Namespace = parser(
-        "test accuracy at a row of alphas, no training", "accuracy"
-    ).parse_args()
+    options: argparse.Namespace = parser("test accuracy at a row of alphas, no training", "accuracy").parse_args()
     per_class, networks = (20, NETWORKS[:1]) if options.quick else (100, NETWORKS)
     calibration = cifar.batches_of(*cifar.calibration_set(per_class))
     chosen = range(0, 5000, 10) if options.quick else None

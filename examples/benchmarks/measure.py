@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -74,8 +73,8 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(jobs: dict[str, Callable[[], object]], *, repeats: int, warmups: int = 1) -> dict[str, float]:
-    """Median seconds of each job; the jobs take turns, so that a busy moment of the machine meets all."""
+def interleaved(jobs: dict[str, Callable[[], object]], *, repeats: int, warmups: int = 1) -> dict[str, list[float]]:
+    """Seconds of each run of each job; the jobs take turns, so that a busy moment of the machine meets all."""
     for _ in range(warmups):
         for job in jobs.values():
             job()
@@ -83,7 +82,7 @@ def interleaved(jobs: dict[str, Callable[[], object]], *, repeats: int, warmups:
     for _ in range(repeats):
         for name, job in jobs.items():
             times[name].append(seconds(job))
-    return {name: statistics.median(taken) for name, taken in times.items()}
+    return times
 
 
 def peak_growth(job: Callable[[], object]) -> dict[str, float]:
@@ -95,9 +94,7 @@ def peak_growth(job: Callable[[], object]) -> dict[str, float]:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        CONSOLE.print(
-            "the high-water mark of memory cannot be set back here: an earlier peak may hide this one"
-        )
+        CONSOLE.print("the high-water mark of memory cannot be set back here: an earlier peak may hide this one")
     before = _memory("VmRSS")
     job()
     peak = _memory("VmHWM")
@@ -136,9 +133,7 @@ def parser(about: str, page: str | None = None) -> argparse.ArgumentParser:
     options.add_argument("--quick", action="store_true", help="few images, few repeats, few models")
     options.add_argument("--child", help=argparse.SUPPRESS)
     if page:
-        where = (
-            f"folder of {page}.md and {page}.json (default docs/benchmarks; with --quick, nothing is written)"
-        )
+        where = f"folder of {page}.md and {page}.json (default docs/benchmarks; with --quick, nothing is written)"
         options.add_argument("--out", type=Path, help=where)
     return options
 
@@ -149,9 +144,7 @@ def show(tables: Sequence[Table]) -> None:
         CONSOLE.print(table.rich())
 
 
-def publish(
-    page: str, heading: str, tables: Sequence[Table], data: object, options: argparse.Namespace
-) -> Path | None:
+def publish(page: str, heading: str, tables: Sequence[Table], data: object, options: argparse.Namespace) -> Path | None:
     """Print the tables; write them to PAGE.md and the figures to PAGE.json; the folder written to, if any."""
     show(tables)
     folder: Path | None = options.out or (None if options.quick else DOCS)

@@ -17,6 +17,7 @@ import importlib.util
 import io
 import json
 import os
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,17 +48,13 @@ def compare(per_class: int, samples: int) -> dict[str, Any]:
         f"fxprune, {projections} projections": _scoring(model, batches, samples, projections)
         for projections in (64, 128)
     }
-    times = interleaved(ours, repeats=3)
+    times = {name: statistics.median(taken) for name, taken in interleaved(ours, repeats=3).items()}
     theirs = original(copy.deepcopy(model), images, labels, samples)
     return {"images": len(labels), "samples": samples, "fxprune": times, "original": theirs}
 
 
-def _scoring(
-    model: nn.Module, batches: cifar.Batches, samples: int, projections: int
-) -> Callable[[], object]:
-    return lambda: fxprune.score(
-        model, batches, samples_per_class=samples, projections=projections, progress=False
-    )
+def _scoring(model: nn.Module, batches: cifar.Batches, samples: int, projections: int) -> Callable[[], object]:
+    return lambda: fxprune.score(model, batches, samples_per_class=samples, projections=projections, progress=False)
 
 
 def original(model: nn.Module, images: Tensor, labels: Tensor, samples: int) -> dict[str, Any]:
@@ -107,6 +104,7 @@ def measure_original(*, quick: bool) -> tuple[Table, dict[str, Any]]:
     if importlib.util.find_spec("Network_Pruner") is None:
         failed = {"failed": "network-pruner is not installed"}
         return table(failed, [failed["failed"]]), failed
+    CONSOLE.print(f"network-pruner scores {NETWORK}: minutes, {LIMIT / 60:.0f} at most for each size")
     missed: list[str] = []
     for per_class, samples in QUICK_SIZES if quick else SIZES:
         result = child(__file__, "--child", f"{per_class},{samples}", limit=LIMIT)

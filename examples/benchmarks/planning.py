@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def plan_times(repeats: int) -> dict[str, float]:
     """Median and longest seconds of `Scores.plan` for torchvision's ResNet-50, over a row of alphas."""
     scores = fxprune.Scores.random(build("resnet50"), torch.randn(1, 3, SIZE, SIZE), seed=0)
     scores.plan(alpha=ALPHA)
-    times = [seconds(lambda at=step / repeats: scores.plan(alpha=at / 2)) for step in range(repeats)]
+    times = [seconds(partial(scores.plan, alpha=step / repeats / 2)) for step in range(repeats)]
     return {"median": statistics.median(times), "longest": max(times), "repeats": repeats}
 
 
@@ -57,9 +58,7 @@ def couple_table(results: Sequence[dict[str, Any]]) -> Table:
         "within: couple takes less than the longer of these passes and one second."
     )
     rows = tuple(_cells(result) for result in results)
-    return Table(
-        "Time of couple", ("network", "couple", "three forward passes", "ratio", "within"), rows, note
-    )
+    return Table("Time of couple", ("network", "couple", "three forward passes", "ratio", "within"), rows, note)
 
 
 def _cells(result: dict[str, Any]) -> tuple[str, ...]:

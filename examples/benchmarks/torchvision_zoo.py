@@ -149,9 +149,7 @@ def cells(result: dict[str, Any]) -> tuple[str, ...]:
 def main() -> None:
     """Run every model in a process of its own; print and write the table."""
     options_parser = parser("every torchvision classification CNN: pruned and verified", "torchvision")
-    options_parser.add_argument(
-        "--size", type=int, help="height and width of the images (default 224, quick 96)"
-    )
+    options_parser.add_argument("--size", type=int, help="height and width of the images (default 224, quick 96)")
     options_parser.add_argument("--only", nargs="+", metavar="MODEL", help="only these models")
     options: argparse.Namespace = options_parser.parse_args()
     size = options.size or (96 if options.quick else 224)

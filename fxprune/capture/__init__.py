@@ -94,8 +94,11 @@ def annotate(graph: fx.GraphModule, example: Any) -> Any:
 
 
 def placeholder_values(graph: fx.GraphModule, example: Any) -> list[Any]:
-    """The values of the graph's placeholders, in order, for an example; those left out take their defaults."""
-    args, kwargs = as_call(example)
+    """The values of the graph's placeholders, in order, for an example; those left out take their defaults.
+
+    Tensors are copied: a model may change its inputs in place.
+    """
+    args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, example))
     rest, values = list(args), []
     for node in graph.graph.nodes:
         if node.op != "placeholder":

@@ -51,10 +51,17 @@ def property_of(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     return ctx.spec()
 
 
-@rule("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor")
-def new(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Labels:
-    """A new tensor of literal size: it has no channels of its own."""
-    return Labels(tuple(ctx.spec().shape))
+@rule("new_zeros", "new_ones", "new_empty")
+def new(ctx: Context, x: Labels, *size: Any, **kwargs: Any) -> Labels:
+    """A new tensor of the given size: it has no channels of its own."""
+    given = kwargs.get("size", size)
+    return Labels(tuple(given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given))
+
+
+@rule("new_full")
+def new_full(ctx: Context, x: Labels, size: Any, *args: Any, **kwargs: Any) -> Labels:
+    """A new tensor of the given size, filled with a number."""
+    return Labels(tuple(size))
 
 
 @rule(torch._assert)

@@ -6,9 +6,7 @@ from zoo.case import CLASSES, add, case, images, tensors
 
 add(
     "mlp",
-    lambda: nn.Sequential(
-        nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, CLASSES)
-    ),
+    lambda: nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, CLASSES)),
     tensors(6),
     shrinks=("0", "2"),
     frozen=("4",),

@@ -71,9 +71,21 @@ class ScaleParameters(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.gamma, self.beta = conv(3, 8), nn.Parameter(torch.randn(8, 1, 1)), nn.Parameter(torch.randn(1, 8, 1, 1))
-        self.b, self.scale, self.bias = conv(8, 10), nn.Parameter(torch.randn(1, 10, 1, 1)), nn.Parameter(torch.randn(10))
-        self.c, self.last, self.temperature = nn.Linear(10, 8), nn.Parameter(torch.randn(8)), nn.Parameter(torch.tensor(0.7))
+        self.a, self.gamma, self.beta = (
+            conv(3, 8),
+            nn.Parameter(torch.randn(8, 1, 1)),
+            nn.Parameter(torch.randn(1, 8, 1, 1)),
+        )
+        self.b, self.scale, self.bias = (
+            conv(8, 10),
+            nn.Parameter(torch.randn(1, 10, 1, 1)),
+            nn.Parameter(torch.randn(10)),
+        )
+        self.c, self.last, self.temperature = (
+            nn.Linear(10, 8),
+            nn.Parameter(torch.randn(8)),
+            nn.Parameter(torch.tensor(0.7)),
+        )
         self.head = nn.Linear(8, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,3 +144,21 @@ class StandardisedWeights(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.conv2d(self.a(x).relu(), self.kernels.tanh() * 2, padding=1).relu())
+
+
+@case(images(), shrinks=("a", "last"))
+class DynamicConvolution(nn.Module):
+    """Kernels mixed anew for every sample, and applied as one grouped convolution over the whole batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.choose = conv(3, 6), conv(6, 8), nn.Linear(8, 3)
+        self.kernels, self.last, self.head = nn.Parameter(torch.randn(3, 6, 8, 3, 3) / 6), conv(6, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x).relu()).relu()
+        b, c, h, w = x.shape
+        share = self.choose(x.mean((2, 3))).softmax(1)
+        kernels = (share @ self.kernels.view(3, -1)).view(b * 6, c, 3, 3)
+        y = F.conv2d(x.reshape(1, b * c, h, w), kernels, padding=1, groups=b).view(b, 6, h, w)
+        return self.head(self.last(y.relu()))

@@ -64,7 +64,12 @@ class LoopOverChunks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 12), nn.ModuleList(conv(4, 4) for _ in range(2)), conv(12, 8), head(8)
+        self.a, self.b, self.c, self.head = (
+            conv(3, 12),
+            nn.ModuleList(conv(4, 4) for _ in range(2)),
+            conv(12, 8),
+            head(8),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         parts = list(self.a(x).relu().chunk(3, 1))
@@ -192,3 +197,30 @@ class OddNames(nn.Module):
         return self.graph_head(getattr(self, "class-")(x) * self.gain)
 
 
+@case(images(), shrinks=("a", "b"), any_size=True)
+class ChangesItsInput(nn.Module):
+    """The batch itself is normalised in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.5).mul_(2)
+        return self.head(self.b(self.a(x).relu()))
+
+
+@case(images(), shrinks=("a", "b"), any_size=True)
+class ConvolvesItsOwnSum(nn.Module):
+    """One node reads a value in two ways: as channels to sum over, and as positions to keep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        gram = torch.einsum("bchw,bcij->bhwij", x, x).mean((1, 2, 3, 4))
+        y = self.b(x)
+        same = (y * y).sum((1, 2, 3)) + torch.matmul(y.flatten(2).transpose(1, 2), y.flatten(2)).mean((1, 2))
+        return self.head(y) + (gram + same)[:, None] * 1e-3

@@ -207,6 +207,15 @@ add(
     shrinks=("0", "1", "3", "4"),
 )
 add(
+    "instance_norm",
+    lambda: nn.Sequential(
+        conv(3, 8), nn.InstanceNorm2d(8), nn.ReLU(), conv(8, 8), nn.InstanceNorm2d(8, affine=True), nn.ReLU(),
+        conv(8, 8), nn.InstanceNorm2d(8, affine=True, track_running_stats=True), nn.ReLU(), head(8),
+    ),
+    images(),
+    shrinks=("0", "3", "4", "6", "7"),
+)  # fmt: skip
+add(
     "dropouts",
     lambda: nn.Sequential(
         conv(3, 8), nn.Dropout2d(), nn.ReLU(), conv(8, 8), nn.AlphaDropout(), conv(8, 8), nn.FeatureAlphaDropout(),
@@ -261,3 +270,19 @@ class Upsampling(nn.Module):
         y = self.c(self.bilinear(y))
         y = F.interpolate(self.d(y), size=x.shape[2:], mode="bicubic", align_corners=True)
         return self.head(self.old(F.interpolate(y, scale_factor=2, mode="nearest")))
+
+
+@case(images(), shrinks=("a", "b", "up", "c"), any_size=True)
+class TransposedToSize(nn.Module):
+    """The size of the output is given, once with and once without its batch and channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 8), conv(8, 8, stride=2)
+        self.up, self.c = nn.ConvTranspose2d(8, 8, 3, 2, 1), conv(8, 6, stride=2)
+        self.last = nn.ConvTranspose2d(6, 2, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        y = self.up(self.b(x).relu(), output_size=x.size())
+        return self.last(self.c(x + y), x.shape[2:])

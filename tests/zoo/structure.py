@@ -254,3 +254,87 @@ class Inception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.mix(torch.cat([branch(x) for branch in self.branches], 1)).relu())
+
+
+@case(tensors(3, 3, 8, 8), shrinks=("a", "b"))
+class VideoFrames(nn.Module):
+    """Frames are folded into the batch and unfolded again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t = x.shape[:2]
+        x = self.b(self.a(x.flatten(0, 1)).relu()).amax((2, 3))
+        return self.head(x.view(b, t, -1).mean(1))
+
+
+@case(images(), shrinks=("primary", "next"), any_size=True)
+class Ghost(nn.Module):
+    """GhostNet: cheap copies are appended, and what is too much is cut off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.primary, self.cheap, self.norm = conv(3, 7), conv(7, 7, groups=7), nn.BatchNorm2d(7)
+        self.next, self.head = conv(12, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.primary(x).relu()
+        x = torch.cat([x, self.norm(self.cheap(x))], 1)[:, :12, :, :]
+        return self.head(self.next(x))
+
+
+@case(images(), shrinks=("a", "b", "c"), any_size=True)
+class WeightedFusion(nn.Module):
+    """BiFPN: maps are added with learned weights, one scalar a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 8), conv(3, 8), conv(8, 6), head(6)
+        self.share, self.mix = nn.Parameter(torch.rand(2)), nn.Parameter(torch.rand(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = self.share.relu()
+        share = share / (share.sum() + 1e-4)
+        x = share[0] * self.a(x) + share[1] * self.b(x)
+        one, two = self.mix.softmax(0).unbind()
+        return self.head(self.c(one * x.relu() + two * x))
+
+
+@case(images(size=4), shrinks=("a", "theta", "phi", "g"))
+class NonLocal(nn.Module):
+    """Attention over the positions of a map, made of 1x1 convolutions and matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.theta, self.phi, self.g = conv(3, 12), conv(12, 6, 1), conv(12, 6, 1), conv(12, 8, 1)
+        self.out, self.head = conv(8, 12, 1), head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        b, _, h, w = x.shape
+        theta, phi = self.theta(x).view(b, -1, h * w), self.phi(x).view(b, -1, h * w)
+        weights = torch.matmul(theta.transpose(1, 2), phi).softmax(-1)
+        y = torch.bmm(weights, self.g(x).flatten(2).permute(0, 2, 1)).transpose(1, 2).reshape(b, -1, h, w)
+        return self.head(x + self.out(y))
+
+
+def words(batch: int = 2) -> Tensor:
+    return torch.randint(0, 20, (batch, 9), generator=torch.Generator().manual_seed(batch))
+
+
+@case(words, shrinks=("convs.0", "convs.1", "joint"))
+class TextCnn(nn.Module):
+    """Numbers of words go in; convolutions of several lengths, joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 8)
+        self.convs = nn.ModuleList(nn.Conv1d(8, 6, length) for length in (2, 3))
+        self.joint, self.head = nn.Linear(12, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.table(x).transpose(1, 2)
+        x = torch.cat([F.max_pool1d(c(x).relu(), c(x).size(2)).squeeze(2) for c in self.convs], 1)
+        return self.head(self.joint(x).relu())
