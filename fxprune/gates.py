@@ -59,7 +59,8 @@ class Draw:
     def make_room(self, probes: list[Probe]) -> None:
         """One block for all samples of a batch: many small ones between the activations would split the heap."""
         size = len(self.rows) * self.projections * sum(len(probe.own) for probe in probes)
-        dtype = probes[0].weight.dtype if probes else torch.float32
+        double = any(probe.weight.dtype == torch.float64 for probe in probes)
+        dtype = torch.float64 if double else torch.float32
         self.room, self.used = torch.empty(size, dtype=dtype), 0
 
     def take(self, *shape: int) -> Tensor:

@@ -91,9 +91,8 @@ def plan_of(
     alpha: float | None,
     frozen: Mapping[str, tuple[str, ...]],
 ) -> Plan:
-    """The plan that keeps the units `keep` (one bool a unit); sites without units are left out."""
+    """The plan that keeps the units `keep` (one bool a unit); sites that lose nothing are listed whole."""
     padded = np.append(keep, True)
-    sites = tuple(site for site in sites if (site.units >= 0).any())
     kept = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in sites}
     return Plan(kept, {site.name: site.width for site in sites}, example, alpha, frozen)
 
@@ -126,7 +125,8 @@ def kept_units(plan: Plan, coupling: Coupling) -> NDArray[np.bool_]:
 
 def _dropped(plan: Plan, site: Site) -> NDArray[np.int64]:
     """The channels of a site that the plan drops."""
-    if site.name not in plan.keep:
+    whole = len(plan.keep.get(site.name, ())) == plan.widths.get(site.name, 0)
+    if site.name not in plan.keep or (whole and (site.units < 0).all()):
         return np.empty(0, dtype=np.int64)
     if plan.widths[site.name] != site.width:
         raise PlanError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from fxprune.rules.context import Context, labels_in
 from fxprune.rules.table import RULES, describe, key_of
 
 Unknown = Literal["error", "freeze"]
+_HOMES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))  # frames in these are not the user's
 
 
 def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
@@ -90,8 +92,8 @@ def _unknown(ctx: Context, node: fx.Node, inputs: list[Labels], unknown: Unknown
 
 def _line(node: fx.Node) -> str:
     """Where in the model's source a node comes from."""
-    trace = str(node.stack_trace or "").strip().splitlines()
-    places = [line.strip() for line in trace if line.strip().startswith("File")]
+    frames = (line.strip() for line in str(node.stack_trace or "").splitlines())
+    places = [frame for frame in frames if frame.startswith('File "') and not any(home in frame for home in _HOMES)]
     if places:
         return places[-1]
     owners = list((node.meta.get("nn_module_stack") or {}).values())

@@ -3,7 +3,6 @@
 import json
 from itertools import pairwise
 
-import pytest
 import torch
 from rich.console import Console
 from torch import nn
@@ -13,22 +12,6 @@ from fxprune import demo
 from fxprune.cli import build_app
 
 ALPHAS = (0.0, 0.1, 0.3)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The folder and the printed text of one run."""
-    out = tmp_path_factory.mktemp("demo") / "results"
-    options = ["--out", str(out), "--alphas", ",".join(map(str, ALPHAS)), "--epochs", "12", "--seed", "1"]
-    result = CliRunner().invoke(build_app(), ["demo", *options], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return out, result.output
-
-
-@pytest.fixture(scope="module")
-def document(run):
-    """The parsed results.json."""
-    return json.loads((run[0] / "results.json").read_text(encoding="utf-8"))
 
 
 def train(digits, seed):
@@ -74,47 +57,49 @@ def test_accuracy_is_the_share_of_hits():
     assert demo.accuracy(nn.Identity(), data) == 0.75
 
 
-def test_run_writes_every_alpha(document):
+def test_run_through_the_command_line(tmp_path):
+    """One test, so that the demo runs once however many processes the tests are spread over."""
+    out = tmp_path / "results"
+    options = ["--out", str(out), "--alphas", ",".join(map(str, ALPHAS)), "--epochs", "12", "--seed", "1"]
+    result = CliRunner().invoke(build_app(), ["demo", *options], catch_exceptions=False)
+    assert result.exit_code == 0
+    document = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert (document["seed"], document["epochs"]) == (1, 12)
-    assert document["original"]["alpha"] is None
-    assert [row["alpha"] for row in document["pruned"]] == list(ALPHAS)
+    check_original(document["original"])
+    check_pruned(document["original"], document["pruned"])
+    check_tables(result.output, [document["original"], *document["pruned"]])
+    check_picture((out / "results.png").read_bytes())
+    assert str(out / "results.png") in result.output.replace("\n", "")
 
 
-def test_original_is_trained_and_whole(document):
-    original = document["original"]
-    assert original["accuracy"] > 0.97
-    assert original["parameters"] == sum(p.numel() for p in demo.DigitsNet().parameters())
-    assert original["widths"] == demo.widths(demo.DigitsNet())
+def check_original(row):
+    assert row["alpha"] is None
+    assert row["accuracy"] > 0.97
+    assert row["parameters"] == sum(p.numel() for p in demo.DigitsNet().parameters())
+    assert row["widths"] == demo.widths(demo.DigitsNet())
 
 
-def test_alpha_zero_costs_little_and_larger_alphas_cut_more(document):
-    rows = [document["original"], *document["pruned"]]
-    assert rows[1]["accuracy"] > rows[0]["accuracy"] - 0.1
-    for larger, smaller in pairwise(rows):
+def check_pruned(original, pruned):
+    """Alpha 0 costs little, larger alphas cut more everywhere, and every network is verified."""
+    assert [row["alpha"] for row in pruned] == list(ALPHAS)
+    assert pruned[0]["accuracy"] > original["accuracy"] - 0.1
+    for larger, smaller in pairwise([original, *pruned]):
         assert smaller["parameters"] < larger["parameters"]
         assert smaller["macs"] < larger["macs"]
         assert all(smaller["widths"][layer] <= larger["widths"][layer] for layer in larger["widths"])
+    assert all(0 <= row["error"] < 1e-4 and row["latency_ms"] > 0 for row in pruned)
 
 
-def test_every_pruned_network_is_verified(document):
-    assert all(0 <= row["error"] < 1e-4 for row in document["pruned"])
-    assert all(row["latency_ms"] > 0 for row in document["pruned"])
-
-
-def test_tables_show_what_the_file_holds(run, document):
-    out, text = run
-    for row in (document["original"], *document["pruned"]):
+def check_tables(text, rows):
+    for row in rows:
         assert f"{row['parameters']:,}" in text
         assert f"{row['accuracy']:.1%}" in text
-    for layer in document["original"]["widths"]:
-        assert layer in text
+    assert all(layer in text for layer in rows[0]["widths"])
     assert "training" in text
-    assert str(out / "results.png") in text.replace("\n", "")
 
 
-def test_plot_is_a_picture_of_some_size(run):
-    picture = (run[0] / "results.png").read_bytes()
-    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
-    width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
+def check_picture(content):
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
     assert width > 1200
     assert height > 600

@@ -70,7 +70,8 @@ class CifarResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         x = F.avg_pool2d(x, 8)
-        return self.linear(x.view(x.size(0), -1))
+        logits: Tensor = self.linear(x.view(x.size(0), -1))
+        return logits
 
 
 def _stage(width_in: int, width: int, blocks: int, *, stride: int) -> nn.Sequential:

@@ -120,7 +120,7 @@ class Buffers(nn.Module):
         return self.head(self.b(x) + self.position)
 
 
-@case(images(), shrinks=("a", "b"))
+@case(images(), shrinks=("a",), frozen=("b",))
 class ConstantsOfChannels(nn.Module):
     """Tensors that are made in the forward, one value a channel."""
 
