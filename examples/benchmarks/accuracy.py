@@ -108,9 +108,11 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         points = [row for row in rows if row.network == network]
         shares, accuracies = [100 * row.macs_share for row in points], [100 * row.accuracy for row in points]
         axes.plot(shares, accuracies, marker="o", label=network)
-        for row, x, y in zip(points, shares, accuracies, strict=True):
-            if row.alpha is not None:
-                axes.annotate(f"{row.alpha:g}", (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7)
+        alphas: dict[tuple[float, float], list[str]] = {}
+        for row, point in zip(points, zip(shares, accuracies, strict=True), strict=True):
+            alphas.setdefault(point, []).extend([] if row.alpha is None else [f"{row.alpha:g}"])
+        for point, texts in alphas.items():
+            axes.annotate(", ".join(texts), point, xytext=(4, -9), textcoords="offset points", fontsize=7)
     axes.set(xlabel="MACs left (% of the full network)", ylabel="test accuracy (%)")
     axes.set_title("CIFAR-10, pruned without training (alpha beside each point)", fontsize=10)
     axes.grid(alpha=0.3)
