@@ -147,6 +147,14 @@ def show(tables: Sequence[Table]) -> None:
 def publish(page: str, heading: str, tables: Sequence[Table], data: object, options: argparse.Namespace) -> Path | None:
     """Print the tables; write them to PAGE.md and the figures to PAGE.json; the folder written to, if any."""
     show(tables)
+    folder = write(page, heading, tables, data, options)
+    if folder is not None:
+        CONSOLE.print(f"wrote {folder / page}.md and .json")
+    return folder
+
+
+def write(page: str, heading: str, tables: Sequence[Table], data: object, options: argparse.Namespace) -> Path | None:
+    """Write the tables to PAGE.md and the figures to PAGE.json; the folder written to, if any."""
     folder: Path | None = options.out or (None if options.quick else DOCS)
     if folder is None:
         return None
@@ -154,7 +162,6 @@ def publish(page: str, heading: str, tables: Sequence[Table], data: object, opti
     sections = [f"# {heading}", "", environment(), "", *(table.markdown() for table in tables)]
     (folder / f"{page}.md").write_text("\n".join(sections))
     (folder / f"{page}.json").write_text(json.dumps(data, indent=1, default=asdict) + "\n")
-    CONSOLE.print(f"wrote {folder / page}.md and .json")
     return folder
 
 

@@ -17,16 +17,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import cifar
 import torch
 import torch.nn.functional as F
-from measure import CONSOLE, Table, child, interleaved, parser, peak_growth, publish, short
+from measure import CONSOLE, Table, child, interleaved, parser, peak_growth, publish, seconds, short, write
 from original import measure_original
-from planning import measure_planning
 from rich.progress import track
 from torch import nn
 from torchvision_zoo import build
@@ -162,25 +161,39 @@ def measure_growth(*, quick: bool) -> tuple[Table, dict[str, Any]]:
     ), data
 
 
-def measure(*, quick: bool) -> tuple[Sequence[Table], dict[str, Any]]:
-    """All tables of the page, and their figures."""
-    ratios, ratio_data = measure_ratios(quick=quick)
-    growth, growth_data = measure_growth(quick=quick)
-    original, original_data = measure_original(quick=quick)
-    planning, planning_data = measure_planning(quick=quick)
-    data = {"ratios": ratio_data, "growth": growth_data, "original": original_data, "planning": planning_data}
-    return [ratios, growth, original, *planning], data
+def measure_plans(*, quick: bool) -> tuple[Table, dict[str, Any]]:
+    """Median and longest seconds of `Scores.plan` for torchvision's ResNet-50, over a row of alphas."""
+    repeats = 20 if quick else 200
+    scores = fxprune.Scores.random(build("resnet50"), torch.randn(1, 3, 224, 224), seed=0)
+    scores.plan()
+    taken = [seconds(partial(scores.plan, alpha=step / repeats / 2)) for step in range(repeats)]
+    data = {"median": statistics.median(taken), "longest": max(taken), "repeats": repeats}
+    row = ("resnet50", short(data["median"]), short(data["longest"]), str(repeats))
+    return Table("Time of scores.plan(alpha)", ("network", "median", "longest", "plans"), (row,)), data
+
+
+SECTIONS: dict[str, Callable[..., tuple[Table, dict[str, Any]]]] = {
+    "ratios": measure_ratios,
+    "plans": measure_plans,
+    "original": measure_original,
+    "growth": measure_growth,
+}
+HEADING = "What scoring costs"
 
 
 def main() -> None:
-    """Run everything, print it, and write scoring.md and scoring.json."""
+    """Run everything, print it, and write scoring.md and scoring.json after every section."""
     options: argparse.Namespace = parser("what scoring costs", "scoring").parse_args()
     if options.child:
         job, name, images = options.child.split(",")
         CONSOLE.file.write(json.dumps(memory_child(job, name, int(images))) + "\n")
         return
-    tables, data = measure(quick=options.quick)
-    publish("scoring", "What scoring costs", tables, data, options)
+    tables, data = [], {}
+    for name, section in SECTIONS.items():
+        table, data[name] = section(quick=options.quick)
+        tables.append(table)
+        write("scoring", HEADING, tables, data, options)
+    publish("scoring", HEADING, tables, data, options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every classification CNN of torchvision through the whole pipeline, one process a model.
 
-    python examples/benchmarks/torchvision_zoo.py [--quick] [--only resnet18 densenet121]
+    python examples/benchmarks/torchvision_zoo.py [--quick] [--only resnet18 densenet121] [--resume]
 
 Weights are random; BatchNorm statistics, scales, shifts and all biases are made non-trivial, so that an error in
 what is removed shows in the output. The rankings are random too, seeded: what is tried here is the coupling and
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 import torchvision
-from measure import CONSOLE, Table, child, millions, parser, percent, publish, seconds, short
+from measure import CONSOLE, DOCS, Table, child, millions, parser, percent, seconds, short, show, write
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -30,6 +30,7 @@ FAMILIES = (
 )  # fmt: skip
 QUICK = ("resnet18", "densenet121", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1")
 ALPHA = 0.1
+HEADING = "torchvision's classification CNNs"
 LIMIT = 900.0
 Result = TypeVar("Result")
 
@@ -91,6 +92,8 @@ def try_model(name: str, size: int) -> dict[str, Any]:
     graph, capture_s = timed(lambda: fxprune.capture(model, example))
     groups, first_s = timed(lambda: fxprune.couple(graph))
     couple_s = statistics.median([first_s, *(seconds(lambda: fxprune.couple(graph)) for _ in range(2))])
+    with torch.inference_mode():
+        forward_s = statistics.median([seconds(lambda: model(example[:1])) for _ in range(4)][1:])
     plan = fxprune.Scores.random(model, example, seed=0).plan(alpha=ALPHA)
     small, rewrite_s = timed(lambda: fxprune.apply(model, plan))
     error, verify_s = timed(lambda: fxprune.verify(model, plan, small, example))
@@ -102,7 +105,8 @@ def try_model(name: str, size: int) -> dict[str, Any]:
         "share": share(model, graph, free),
         "params_before": report.params_before, "params_after": report.params_after,
         "macs_before": report.macs_before, "macs_after": report.macs_after, "error": float(error),
-        "capture_s": capture_s, "couple_s": couple_s, "rewrite_s": rewrite_s, "verify_s": verify_s,
+        "capture_s": capture_s, "couple_s": couple_s, "three_s": 3 * forward_s, "rewrite_s": rewrite_s,
+        "verify_s": verify_s,
     }  # fmt: skip
 
 
@@ -124,12 +128,12 @@ def table(results: Sequence[dict[str, Any]]) -> Table:
     """All models as one table; a model that failed says why."""
     columns = (
         "model", "groups", "units", "parameters in them", "parameters", "after", "MACs", "after", "error",
-        "capture", "couple", "rewrite", "verify",
+        "capture", "couple", "three forward passes", "rewrite", "verify",
     )  # fmt: skip
     note = (
         f"alpha {ALPHA:g} on random rankings. groups, units: the prunable ones; parameters in them: the share "
         "that stands in layers which a prunable group narrows. error: verify's, in float32. couple: median of "
-        "three."
+        "three; three forward passes: of one image."
     )
     return Table("torchvision classification CNNs", columns, tuple(cells(r) for r in results), note)
 
@@ -137,12 +141,12 @@ def table(results: Sequence[dict[str, Any]]) -> Table:
 def cells(result: dict[str, Any]) -> tuple[str, ...]:
     """One row as text."""
     if "failed" in result:
-        return (result["model"], *([""] * 7), f"failed: {result['failed']}", *([""] * 4))
+        return (result["model"], *([""] * 7), f"failed: {result['failed']}", *([""] * 5))
     return (
         result["model"], str(result["groups"]), f"{result['units']:,}", percent(result["share"]),
         millions(result["params_before"]), millions(result["params_after"]),
         millions(result["macs_before"]), millions(result["macs_after"]), f"{result['error']:.1e}",
-        *(short(result[f"{stage}_s"]) for stage in ("capture", "couple", "rewrite", "verify")),
+        *(short(result[f"{stage}_s"]) for stage in ("capture", "couple", "three", "rewrite", "verify")),
     )  # fmt: skip
 
 
@@ -150,6 +154,7 @@ def main() -> None:
     """Run every model in a process of its own; print and write the table."""
     options_parser = parser("every torchvision classification CNN: pruned and verified", "torchvision")
     options_parser.add_argument("--size", type=int, help="height and width of the images (default 224, quick 96)")
+    options_parser.add_argument("--resume", action="store_true", help="keep the models that an earlier run wrote")
     options_parser.add_argument("--only", nargs="+", metavar="MODEL", help="only these models")
     options: argparse.Namespace = options_parser.parse_args()
     size = options.size or (96 if options.quick else 224)
@@ -158,11 +163,20 @@ def main() -> None:
         CONSOLE.file.write(json.dumps(try_model(options.child, size)) + "\n")
         return
     chosen = options.only or (QUICK if options.quick else names())
-    results = []
-    for name in track(chosen, description="models", console=CONSOLE):
+    results = finished(options) if options.resume else []
+    done = {result["model"] for result in results}
+    for name in track([name for name in chosen if name not in done], description="models", console=CONSOLE):
         results.append({"model": name, **child(__file__, "--child", name, "--size", str(size), limit=LIMIT)})
         CONSOLE.print("  ".join(cells(results[-1])))
-    publish("torchvision", "torchvision's classification CNNs", [table(results)], results, options)
+        write("torchvision", HEADING, [table(results)], results, options)
+    show([table(results)])
+
+
+def finished(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The results that an earlier run wrote."""
+    page = (options.out or DOCS) / "torchvision.json"
+    found: list[dict[str, Any]] = json.loads(page.read_text()) if page.exists() else []
+    return [result for result in found if "failed" not in result]
 
 
 if __name__ == "__main__":
