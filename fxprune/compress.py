@@ -82,7 +82,8 @@ def apply(model: nn.Module, plan: Plan) -> ModelGraph:
         RewriteError: the graph cannot be rewritten.
     """
     with undisturbed():
-        graph = capture(model, from_json(plan.example, device=device_of(model)))
+        example = from_json(plan.example, device=device_of(model))
+        graph = capture(model, example, method=plan.settings.get("method", "auto"))
         coupling = analyse(graph, unknown="freeze")
         keep = kept_units(plan, coupling)
         small = rewrite(graph, coupling, keep)

@@ -24,7 +24,8 @@ class Plan:
 
     `keep` maps a site (a layer's module path, or a raw parameter's name) to the indices of its channels that stay;
     `widths` to the number that it has. `example` describes the batch that capture needs (see `Plan.save`), and
-    `alpha` is the level that the plan was made at, or None. `frozen` says why some layers were left whole.
+    `alpha` is the level that the plan was made at, or None. `frozen` says why some layers were left whole, and
+    `settings` how the model was captured and coupled.
 
     >>> plan = Plan({"0": (0, 2)}, {"0": 3}, [{"tensor": [2, 4], "dtype": "float32"}], alpha=0.05)
     >>> print(plan)
@@ -37,6 +38,7 @@ class Plan:
     example: Any
     alpha: float | None = None
     frozen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         level = "" if self.alpha is None else f" at alpha {self.alpha:g}"
@@ -48,7 +50,7 @@ class Plan:
         """Write the plan as JSON: format, alpha, the example's names, shapes and dtypes, and each site's channels."""
         sites = {site: {"of": self.widths[site], "keep": list(kept)} for site, kept in self.keep.items()}
         content = {"fxprune_plan": FORMAT, "alpha": self.alpha, "example": self.example, "frozen": self.frozen}
-        content["sites"] = sites
+        content |= {"settings": dict(self.settings), "sites": sites}
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -65,7 +67,7 @@ class Plan:
             keep = {name: kept for name, (_, kept) in sites.items()}
             widths = {name: width for name, (width, _) in sites.items()}
             frozen = {str(reason): tuple(map(str, names)) for reason, names in content["frozen"].items()}
-            return cls(keep, widths, content["example"], alpha, frozen)
+            return cls(keep, widths, content["example"], alpha, frozen, content["settings"])
         except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
             raise PlanError(f"{path} is not a plan that Plan.save wrote ({type(error).__name__}: {error})") from error
 
@@ -90,11 +92,12 @@ def plan_of(
     example: Any,
     alpha: float | None,
     frozen: Mapping[str, tuple[str, ...]],
+    settings: Mapping[str, Any],
 ) -> Plan:
     """The plan that keeps the units `keep` (one bool a unit); sites that lose nothing are listed whole."""
     padded = np.append(keep, True)
     kept = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in sites}
-    return Plan(kept, {site.name: site.width for site in sites}, example, alpha, frozen)
+    return Plan(kept, {site.name: site.width for site in sites}, example, alpha, frozen, settings)
 
 
 def kept_units(plan: Plan, coupling: Coupling) -> NDArray[np.bool_]:

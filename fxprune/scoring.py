@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.batches import Classes, Unpack, batches, class_of_samples, fitted, fitted_example, sample_count
-from fxprune.capture import ModelGraph, capture, placeholder_values
+from fxprune.capture import ModelGraph, capture, placeholder_values, rung_of
 from fxprune.coupling import Coupling, Exclude, Index, Site, analyse
 from fxprune.errors import CalibrationError, PlanError, first_line
 from fxprune.gates import Draw, Probe, insert
@@ -42,7 +42,8 @@ class Scores:
 
     `propose` and `protect` hold one number a unit (U-Score and R-Score). `groups` are (name, first unit, end) of the
     groups, `sites` the layers with the unit of each channel, `pieces` sets of units of which one at least has
-    to stay. `frozen` says why some layers stay whole, and `about` how the scores were made.
+    to stay. `frozen` says why some layers stay whole, `settings` how the model was captured and coupled, and `about`
+    how the scores were made.
     """
 
     propose: Scalars
@@ -52,6 +53,7 @@ class Scores:
     pieces: tuple[Index, ...]
     example: Any
     frozen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def plan(self, alpha: float = 0.05, *, min_keep: int = 1, round_to: int = 1) -> Plan:
@@ -74,7 +76,7 @@ class Scores:
         for units in self.pieces:
             if not keep[units].any():
                 keep[units[np.argmax(self.propose[units])]] = True
-        return plan_of(self.sites, keep, self.example, alpha, self.frozen)
+        return plan_of(self.sites, keep, self.example, alpha, self.frozen, self.settings)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the scores as a compressed .npz of plain arrays; nothing in it is pickled."""
@@ -85,6 +87,7 @@ class Scores:
             "pieces": len(self.pieces),
             "example": self.example,
             "frozen": self.frozen,
+            "settings": dict(self.settings),
             "about": self.about,
         }
         arrays: dict[str, Any] = {f"site{i}": site.units for i, site in enumerate(self.sites)}
@@ -107,7 +110,8 @@ class Scores:
                 pieces = tuple(content[f"piece{i}"] for i in range(header["pieces"]))
                 groups = tuple((str(name), int(start), int(end)) for name, start, end in header["groups"])
                 scores = content["propose"], content["protect"]
-                return cls(*scores, groups, sites, pieces, header["example"], _names(header["frozen"]), header["about"])
+                rest = header["example"], _names(header["frozen"]), header["settings"], header["about"]
+                return cls(*scores, groups, sites, pieces, *rest)
         except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise PlanError(
                 f"{path} is not a score file that Scores.save wrote ({type(error).__name__}: {error})"
@@ -135,8 +139,9 @@ def scores_of(
 ) -> Scores:
     """Scores for the units of a coupling."""
     groups = tuple((group.name, group.units.start, group.units.stop) for group in coupling.prunable)
-    example = graph.meta["fxprune"]["example"]
-    return Scores(propose, protect, groups, coupling.sites, coupling.pieces, example, coupling.frozen(), about)
+    example, settings = graph.meta["fxprune"]["example"], {"method": rung_of(graph)}
+    frozen = coupling.frozen()
+    return Scores(propose, protect, groups, coupling.sites, coupling.pieces, example, frozen, settings, about)
 
 
 def _names(frozen: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:

@@ -37,7 +37,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
         VerificationError: the labels disagree, or the error is above the tolerance.
     """
     with undisturbed(), torch.no_grad():
-        graph = capture(model, example)
+        graph = capture(model, example, method=plan.settings.get("method", "auto"))
         coupling = analyse(graph, unknown="freeze")
         keep = kept_units(plan, coupling)
         if isinstance(small, ModelGraph):

@@ -8,16 +8,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.capture import exported, symbolic, values
 from fxprune.capture.graph import ModelGraph
-from fxprune.capture.symbolic import trace
 from fxprune.errors import CaptureError, first_line
 from fxprune.example import TensorSpec, as_call, spec_of, to_json, trim
 from fxprune.isolation import device_of, evaluating, isolated_copy, undisturbed
 
-__all__ = ["ModelGraph", "TensorSpec", "capture"]
+__all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture"]
+
+RUNGS = {"fx": symbolic.trace, "values": values.trace, "export": exported.trace}
+METHODS = ("auto", *RUNGS)
 
 
-def capture(model: nn.Module, example: Any) -> ModelGraph:
+def capture(model: nn.Module, example: Any, *, method: str = "auto") -> ModelGraph:
     """Copy `model` into a `torch.fx.GraphModule` with the shapes of every activation on its nodes.
 
     Args:
@@ -25,6 +28,9 @@ def capture(model: nn.Module, example: Any) -> ModelGraph:
         example: one batch as the model's forward takes it: a tensor, a tuple of positional arguments, or a dict of
             named ones. It is moved to the model's device; its first two samples are enough, and are taken where the
             model runs on them.
+        method: the way to the graph: "fx" traces symbolically; "values" traces with the example's values beside the
+            symbols, for models that branch on shapes; "export" takes the program of torch.export; "auto" is the first
+            of these that works.
 
     Returns:
         A graph module named after the caller's class, with its module paths, module types and state_dict keys, in
@@ -39,16 +45,33 @@ def capture(model: nn.Module, example: Any) -> ModelGraph:
     """
     if is_captured(model):
         return model  # type: ignore[return-value]
+    if method not in METHODS:
+        raise CaptureError(f"method is {method!r}: it is one of {', '.join(METHODS)}")
+    rungs = tuple(RUNGS) if method == "auto" else (method,)
+    failures: dict[str, CaptureError] = {}
     with undisturbed():
-        own = isolated_copy(model)
-        modes = {name: module.training for name, module in own.named_modules()}
-        own.eval()
-        example = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device_of(own)), example)
-        graph = trace(own, example)
-        small = _annotate(graph, example)
-        graph.meta["fxprune"] = {"example": to_json(small), "inputs": small}
-        for name, module in graph.named_modules():
-            module.training = modes.get(name, model.training)
+        for rung in rungs:
+            try:
+                return _captured(model, example, rung)
+            except CaptureError as error:
+                failures[rung] = error
+    if len(failures) == 1:
+        raise failures[rungs[0]]
+    reasons = "; ".join(f"{rung}: {error}" for rung, error in failures.items())
+    raise CaptureError(f"{type(model).__name__} cannot be captured in any way: {reasons}")
+
+
+def _captured(model: nn.Module, example: Any, rung: str) -> ModelGraph:
+    """The graph that one rung of the ladder gives."""
+    own = isolated_copy(model)
+    modes = {name: module.training for name, module in own.named_modules()}
+    own.eval()
+    example = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device_of(own)), example)
+    graph = RUNGS[rung](own, example)
+    small = _annotate(graph, example)
+    graph.meta["fxprune"] = {"example": to_json(small), "inputs": small, "rung": rung}
+    for name, module in graph.named_modules():
+        module.training = modes.get(name, model.training)
     return graph
 
 
@@ -60,6 +83,11 @@ def is_captured(model: nn.Module) -> bool:
 def example_of(graph: ModelGraph) -> Any:
     """The example batch that `graph` was captured with."""
     return graph.meta["fxprune"]["inputs"]
+
+
+def rung_of(graph: ModelGraph) -> str:
+    """The way by which `graph` was captured."""
+    return str(graph.meta["fxprune"]["rung"])
 
 
 def _annotate(graph: ModelGraph, example: Any) -> Any:

@@ -1,0 +1,15 @@
+"""The third way to a graph: the program of torch.export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fxprune.capture.graph import ModelGraph
+from fxprune.errors import CaptureError
+
+
+def trace(model: nn.Module, example: Any) -> ModelGraph:
+    """Trace `model`, a copy of our own in eval mode, and return its graph."""
+    raise CaptureError(f"{type(model).__name__} cannot be exported yet")
