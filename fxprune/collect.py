@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
@@ -12,21 +11,10 @@ from torch import Tensor, fx, nn
 from fxprune.capture import ModelGraph
 from fxprune.errors import FxpruneError
 from fxprune.labels import varying_axes
-from fxprune.rules.context import Context, Option, Slot
+from fxprune.rules.context import Context, Option, Reading, Slot
 
 Exclude = Sequence[str | type[nn.Module]]
 EXCLUDED = "excluded by the caller"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Reading:
-    """An edge as a rule states it, in labels."""
-
-    consumer: str
-    source: str
-    dim: int
-    labels: Tensor
-    through: Tensor | None
 
 
 class Collector(Context):
@@ -39,7 +27,7 @@ class Collector(Context):
         self.size = 0
         self.ties: list[tuple[Tensor, Tensor, fx.Node]] = []
         self.frozen: list[tuple[Tensor, str]] = []
-        self.choices: list[Sequence[Option]] = []
+        self.choices: list[tuple[Sequence[Option], bool]] = []
         self.produced: list[tuple[Tensor, str]] = []
         self.edges: list[Reading] = []
         self.slots: dict[Slot, tuple[int, int]] = {}
@@ -53,16 +41,16 @@ class Collector(Context):
         if labels.numel():
             self.frozen.append((labels.reshape(-1), reason))
 
-    def choose(self, options: Sequence[Option]) -> None:
-        self.choices.append(options)
+    def choose(self, options: Sequence[Option], *, ordered: bool = False) -> None:
+        self.choices.append((options, ordered))
 
     def produce(self, labels: Tensor, site: str) -> None:
         self.produced.append((labels.reshape(-1), site))
         if any(self._matches(pattern, site) for pattern in range(len(self.exclude))):
             self.freeze(labels, EXCLUDED)
 
-    def edge(self, source: fx.Node, dim: int, labels: Tensor, through: Tensor | None) -> None:
-        self.edges.append(Reading(self.node.name, source.name, dim, labels, through))
+    def edge(self, reading: Reading) -> None:
+        self.edges.append(reading)
 
     def fresh(self, slot: Slot, size: int) -> Tensor:
         if slot not in self.slots:

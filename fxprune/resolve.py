@@ -13,9 +13,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx
 
-from fxprune.collect import Collector, Reading
+from fxprune.collect import Collector
 from fxprune.groups import Coupling, Edge, Group, Index, Site
-from fxprune.rules.context import Option, labels_in
+from fxprune.rules.context import Option, Reading, labels_in
 
 Flags = NDArray[np.bool_]
 
@@ -28,8 +28,8 @@ def resolve(collector: Collector) -> Coupling:
     for labels, _ in collector.frozen:
         frozen[merged[_numbers(labels)]] = True
     united = np.arange(len(frozen))
-    for options in collector.choices:
-        _choose(united, frozen, merged, options)
+    for options, ordered in sorted(collector.choices, key=lambda choice: not choice[1]):
+        _choose(united, frozen, merged, options, ordered=ordered)
     merged = united[merged]
     groups, sites, unit_of = _grouped(collector, merged, _reasons(collector, merged, np.flatnonzero(frozen)))
     values = {node.name: value for node, value in collector.env.items()}
@@ -102,21 +102,28 @@ def _components(size: int, a: Index, b: Index) -> Index:
 
 
 def _passes(reading: Reading, merged: Index) -> bool:
-    """Whether every channel of an edge is turned into one that it is tied to, as in a depthwise convolution."""
+    """Whether an edge reads nothing that leaves by itself.
+
+    Every channel is turned into one that it is tied to, as in a depthwise convolution, or it is not whole slices along
+    this axis that leave.
+    """
+    if reading.across is not None:
+        across = np.where(reading.across.numpy() < 0, -1, merged[reading.across.numpy().astype(np.int64)])
+        return bool((across != across[:, :1]).any())
     if reading.through is None:
         return False
     labels, through = _signed(reading.labels), _signed(reading.through)
     return bool((labels >= 0).all()) and np.array_equal(merged[labels], merged[through])
 
 
-def _choose(united: Index, frozen: Flags, merged: Index, options: Sequence[Option]) -> None:
-    """Apply the option that leaves the most units free to go, the first of equals.
+def _choose(united: Index, frozen: Flags, merged: Index, options: Sequence[Option], *, ordered: bool) -> None:
+    """Apply the option that leaves the most units free to go, the first of equals; if `ordered`, the first with two.
 
     `merged` maps labels to classes; `united`, which maps classes to the classes that they were united with, and
     `frozen`, which tells the classes that stay, are brought up to date in place.
     """
     trials = [_trial(united, frozen, merged, option) for option in options]
-    _, touched, roots, held = max(trials, key=lambda trial: trial[0])
+    _, touched, roots, held = max(trials, key=lambda trial: min(trial[0], 2) if ordered else trial[0])
     frozen[held] = True
     stuck = np.unique(roots[frozen[touched]])
     renamed = np.arange(len(united))

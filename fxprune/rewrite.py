@@ -18,7 +18,7 @@ from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError, RewriteError
 from fxprune.labels import NO_CHANNEL, Labels, Plane, is_constant_beside
 from fxprune.mending import Repair, is_inserted, mend, restore_numbers
-from fxprune.rules.context import Context, Option, Slot
+from fxprune.rules.context import Context, Option, Reading, Slot
 from fxprune.rules.resize import resize
 from fxprune.walk import step
 
@@ -167,7 +167,7 @@ class Checker(Context):
     def freeze(self, labels: Tensor, reason: str) -> None:
         """Nothing: what is frozen stays, and the labels show it."""
 
-    def choose(self, options: Sequence[Option]) -> None:
+    def choose(self, options: Sequence[Option], *, ordered: bool = False) -> None:
         def holds(option: Option) -> bool:
             try:
                 for a, b in option.ties:
@@ -182,7 +182,7 @@ class Checker(Context):
     def produce(self, labels: Tensor, site: str) -> None:
         """Nothing: sites are known."""
 
-    def edge(self, source: fx.Node, dim: int, labels: Tensor, through: Tensor | None) -> None:
+    def edge(self, reading: Reading) -> None:
         """Nothing: edges are known."""
 
     def fresh(self, slot: Slot, size: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.attention import lower
 from fxprune.capture import exported, symbolic, values
 from fxprune.capture.graph import ModelGraph
 from fxprune.errors import CaptureError, first_line
@@ -63,7 +64,7 @@ def capture(model: nn.Module, example: Any, *, method: str = "auto") -> ModelGra
 
 def _captured(model: nn.Module, example: Any, rung: str) -> ModelGraph:
     """The graph that one rung of the ladder gives."""
-    own = isolated_copy(model)
+    own = lower(isolated_copy(model))
     modes = {name: module.training for name, module in own.named_modules()}
     own.eval()
     example = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device_of(own)), example)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,73 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Meeting:
+    """Planes that overlap, of several inputs that were aligned to one rank, and the axes that they take in all.
+
+    `inputs` holds the planes of each input, those outside `axes` too, and `sizes` its sizes. `summed` are axes that the
+    node sums over, and `tag` names what is left of them. `by_heads` says whether, of a grid, the axes that several
+    inputs share should go first (heads) or last (the places in every head); None leaves it to what frees more.
+    """
+
+    axes: tuple[int, ...]
+    inputs: Sequence[Sequence[Plane]]
+    sizes: Sequence[Sequence[int]]
+    summed: frozenset[int] = frozenset()
+    tag: str = ""
+    by_heads: bool | None = None
+
+    @property
+    def planes(self) -> list[Plane]:
+        """The planes that meet."""
+        return [plane for planes in self.inputs for plane in planes if set(plane.axes) <= set(self.axes)]
+
+    def left(self) -> tuple[int, ...]:
+        """The axes over which the result has labels: all that stay, or those that every plane has."""
+        shared = set(self.axes)
+        if not any(plane.axes == self.axes for plane in self.planes):
+            shared = set.intersection(*(set(plane.axes) for plane in self.planes))
+        return tuple(axis for axis in self.axes if axis in shared - self.summed)
+
+    def may_go(self, axis: int) -> bool:
+        """Whether indices along `axis` can leave: every input that is spread along it has one set of labels there."""
+        labelled = [sum(axis in plane.axes for plane in planes) for planes in self.inputs]
+        wide = [size[axis] != 1 for size in self.sizes]
+        return all(count == 1 or not (count or is_wide) for count, is_wide in zip(labelled, wide, strict=True)) and (
+            axis in self.summed or axis in self.left()
+        )
+
+    def order(self) -> list[int]:
+        """The axes, heads first or last where that was asked."""
+        heads = {axis for axis in self.axes if sum(axis in plane.axes for plane in self.planes) > 1}
+        if self.summed & set(self.axes):
+            heads = set(self.axes) - self.summed
+        return sorted(self.axes, key=lambda axis: self.by_heads is not None and (axis in heads) != self.by_heads)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Option:
     """One way to keep a grid rectangular: pairs of label vectors to tie, and labels that then have to stay."""
 
     ties: tuple[tuple[Tensor, Tensor], ...]
     stays: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """Node `consumer` reads the channels `labels` along axis `dim` of what node `source` gives.
+
+    `through` are the labels that each of them is turned into, where a channel is turned into one alone; where these
+    are tied to `labels`, as in a depthwise convolution, the channel only passes and is read further on. `across`
+    (channels, n) are all that lie in the slice of each, where the axis is that of a grid: only if they are tied to
+    `labels` do slices along this axis leave.
+    """
+
+    consumer: str
+    source: str
+    dim: int
+    labels: Tensor
+    through: Tensor | None = None
+    across: Tensor | None = None
 
 
 class Context(ABC):
@@ -40,6 +103,7 @@ class Context(ABC):
         self.node: fx.Node = next(iter(graph.graph.nodes))
         self._dynamic = _depend_on_inputs(graph)
         self.owners = _owners(graph)
+        self.by_heads = True  # of an attention grid, whole heads go; otherwise the same places of every head
 
     # -- what the two passes do differently ------------------------------------------------------------------------
 
@@ -55,20 +119,19 @@ class Context(ABC):
         """Say that these labels have to stay."""
 
     @abstractmethod
-    def choose(self, options: Sequence[Option]) -> None:
-        """Say that one of these options must hold; which one is chosen once all ties are known."""
+    def choose(self, options: Sequence[Option], *, ordered: bool = False) -> None:
+        """Say that one of these options must hold; which one is chosen once all ties are known.
+
+        The one that leaves most units free, or where they are `ordered`, the first that leaves two.
+        """
 
     @abstractmethod
     def produce(self, labels: Tensor, site: str) -> None:
         """Say that the layer `site` computes these channels."""
 
     @abstractmethod
-    def edge(self, source: fx.Node, dim: int, labels: Tensor, through: Tensor | None) -> None:
-        """Say that the node at hand reads the channels `labels` along axis `dim` of what `source` gives.
-
-        `through` are the labels that each of them is turned into, where a channel is turned into one alone; where
-        these are tied to `labels`, as in a depthwise convolution, the channel only passes and is read further on.
-        """
+    def edge(self, reading: Reading) -> None:
+        """Say that the node at hand reads channels: an edge."""
 
     @abstractmethod
     def fresh(self, slot: Slot, size: int) -> Tensor:
@@ -118,11 +181,13 @@ class Context(ABC):
         self.read(x, dim, labels)
         return labels
 
-    def read(self, x: Labels, dim: int, labels: Tensor, through: Tensor | None = None) -> None:
+    def read(
+        self, x: Labels, dim: int, labels: Tensor, *, through: Tensor | None = None, across: Tensor | None = None
+    ) -> None:
         """Say that the node at hand reads `labels` along axis `dim` of `x`: the edge that is gated."""
         source = self.source(x)
         if source is not None and bool((labels != NO_CHANNEL).any()):
-            self.edge(source, dim, labels, through)
+            self.edge(Reading(self.node.name, source.name, dim, labels, through, across))
 
     def parameter(self, name: str) -> Labels | None:
         """The parameter or buffer `name` with a plane for each axis, or None where the module has none."""
@@ -167,24 +232,64 @@ class Context(ABC):
         ndim = len(shape)
         aligned = [[plane.shifted(ndim - x.ndim) for plane in x.planes] for x in inputs]
         sizes = [(1,) * (ndim - x.ndim) + tuple(x.shape) for x in inputs]
-        merged = (self._merge(axes, aligned, sizes) for axes in _clusters(aligned))
+        merged = (self.merge(Meeting(axes, aligned, sizes)) for axes in clusters(aligned))
         return Labels(tuple(shape), tuple(plane for plane in merged if plane is not None))
 
-    def _merge(self, axes: tuple[int, ...], inputs: list[list[Plane]], sizes: list[tuple[int, ...]]) -> Plane | None:
-        """The one plane that the inputs' planes over `axes` become, or None where it cannot be narrowed."""
-        mine = [[plane for plane in planes if set(plane.axes) <= set(axes)] for planes in inputs]
-        planes = [plane for some in mine for plane in some]
-        blocked = any(len(some) > 1 for some in mine) or any(
-            not some and any(size[axis] != 1 for axis in axes) for some, size in zip(mine, sizes, strict=True)
-        )
-        if blocked:
-            for plane in planes:
+    def merge(self, meeting: Meeting) -> Plane | None:
+        """The one plane that the planes of a meeting become over its axes, or None where none is left.
+
+        Planes over the same axes are tied. Where planes of one axis meet a grid, whole slices of the grid go, along
+        one axis: those planes go with them, or stay.
+        """
+        cores = {plane.axes: plane for plane in meeting.planes}
+        for plane in meeting.planes:
+            if plane is not cores[plane.axes]:
+                self.tie(cores[plane.axes].core, plane.core)
+        result = self._merged_plane(meeting)
+        planes = [*cores.values(), *([] if result is None or result.axes in cores else [result])]
+        options = [_slices_go(planes, axis) for axis in meeting.order() if meeting.may_go(axis)]
+        if not options:
+            for plane in meeting.planes:
                 self.freeze(plane.core, f"meets values without channels in {self.describe()}")
             return None
-        for other in planes[1:]:
-            self.tie(planes[0].core, other.core)
-        widest = max(planes, key=lambda plane: plane.core.numel())
-        return Plane(widest.core, axes)
+        if len(meeting.axes) > 1:
+            self.choose(options, ordered=meeting.by_heads is not None)
+        return result
+
+    def _merged_plane(self, meeting: Meeting) -> Plane | None:
+        """The plane over those axes of a meeting that are left: the widest, or fresh labels where a sum took a part."""
+        axes = meeting.left()
+        whole = [plane for plane in meeting.planes if plane.axes == axes == meeting.axes]
+        if whole or not axes:
+            return max(whole, key=lambda plane: plane.core.numel(), default=None)
+        sizes = [max(plane.core.shape[axis] for plane in meeting.planes) for axis in axes]
+        shape = [1] * meeting.planes[0].core.ndim
+        for axis, size in zip(axes, sizes, strict=True):
+            shape[axis] = size
+        slot = Slot(self.node.name, f"{meeting.tag}{'.'.join(map(str, axes))}")
+        return Plane(self.fresh(slot, math.prod(sizes)).reshape(shape), axes)
+
+    def statistic(self, x: Labels, dims: Iterable[int]) -> Labels:
+        """A value of which a statistic is taken over the axes `dims`: labels along them stay, or leave inexactly.
+
+        Where a grid has further axes, whole slices along these leave.
+        """
+        kept, axes = [], set(dims)
+        for plane in x.planes:
+            inside = [axis for axis in plane.axes if axis in axes]
+            if len(inside) == len(plane.axes):
+                self.inexact(x, plane, f"a statistic over the channels is taken by {self.describe()}")
+            elif inside:
+                first = plane.core
+                for axis in inside:
+                    first = first.narrow(axis, 0, 1)
+                self.tie(first, plane.core)
+            kept.append(plane)
+        return Labels(x.shape, tuple(kept))
+
+    def inexact(self, x: Labels, plane: Plane, reason: str) -> None:
+        """Say that what the node at hand gives changes when channels of `plane` leave: they stay."""
+        self.freeze(plane.core, reason)
 
     def settle(self, tensors: Sequence[Tensor], shape: Sequence[int], output: int = 0) -> Labels:
         """The value of a data-movement op, from its results on the label tensors of each plane."""
@@ -226,17 +331,25 @@ def labels_in(values: Any) -> list[Labels]:
     return [value for value in pytree.tree_leaves(values) if isinstance(value, Labels)]
 
 
-def _clusters(inputs: list[list[Plane]]) -> list[tuple[int, ...]]:
+def _slices_go(planes: Iterable[Plane], axis: int) -> Option:
+    """The option that whole slices along `axis` go: of every plane that has it; the others stay."""
+    mine = [plane.core.movedim(axis, 0) for plane in planes if axis in plane.axes]
+    slices = [core.reshape(len(core), -1) for core in mine]
+    others = tuple(plane.core.reshape(-1) for plane in planes if axis not in plane.axes)
+    return Option(tuple((slices[0][:, :1], each) for each in slices), others)
+
+
+def clusters(inputs: Sequence[Sequence[Plane]]) -> list[tuple[int, ...]]:
     """The sets of axes of all planes, those that overlap united, in order of their first axis."""
-    clusters: list[set[int]] = []
+    found: list[set[int]] = []
     for planes in inputs:
         for plane in planes:
             axes = set(plane.axes)
-            for other in [cluster for cluster in clusters if cluster & axes]:
+            for other in [cluster for cluster in found if cluster & axes]:
                 axes |= other
-                clusters.remove(other)
-            clusters.append(axes)
-    return sorted(tuple(sorted(axes)) for axes in clusters)
+                found.remove(other)
+            found.append(axes)
+    return sorted(tuple(sorted(axes)) for axes in found)
 
 
 def _depend_on_inputs(graph: fx.GraphModule) -> set[fx.Node]:

@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxprune.labels import NO_CHANNEL, Labels, Plane, vector_plane
-from fxprune.rules.context import Context, labels_in
+from fxprune.labels import Labels, Plane
+from fxprune.rules.context import Context, Meeting, clusters, labels_in
 from fxprune.rules.table import rule
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @rule(operator.matmul, torch.matmul, torch.bmm, torch.mm, torch.mv, "matmul", "bmm", "mm", "mv", "__matmul__")
 def matmul(ctx: Context, a: Labels, b: Labels) -> Labels:
     """Rows of a by columns of b; batch axes meet as in an element-wise op."""
-    last, inner = a.ndim - 1, max(b.ndim - 2, 0)
-    if ctx.is_constant(a):
-        ctx.tie(ctx.vector(a, last), ctx.consume(b, inner))
-        ctx.produce(_labels(a.beside(last)), ctx.site(a))
-    else:
-        ctx.tie(ctx.consume(a, last), ctx.vector(b, inner))
-        if ctx.is_constant(b):
-            ctx.produce(_labels(b.beside(inner)), ctx.site(b))
-    left = _unit_axis(_unsqueezed(a, 0) if a.ndim == 1 else a, -1)
-    right = _unit_axis(_unsqueezed(b, 1) if b.ndim == 1 else b, -2)
-    met = ctx.meet((left, right), torch.broadcast_shapes(left.shape, right.shape))
-    met = _squeezed(met, met.ndim - 2) if a.ndim == 1 else met
-    return _squeezed(met, met.ndim - 1) if b.ndim == 1 else met
+    return product(ctx, a, b)
+
+
+def product(ctx: Context, a: Labels, b: Labels, *, tag: str = "", constant: Sequence[bool] | None = None) -> Labels:
+    """The matrix product of two tensors of any rank; see `contract`."""
+    batch = _LETTERS[: max(a.ndim, b.ndim, 2) - 2]
+    rows, columns = "Y" * (a.ndim > 1), "Z" * (b.ndim > 1)
+    left = batch[len(batch) - max(a.ndim - 2, 0) :] + rows + "X"
+    right = batch[len(batch) - max(b.ndim - 2, 0) :] + "X" + columns
+    return contract(ctx, (left, right), (a, b), batch + rows + columns, tag=tag, constant=constant)
 
 
 @rule(torch.addmm, "addmm", torch.baddbmm, "baddbmm")
 def addmm(ctx: Context, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> Labels:
     """Bias + a b."""
-    product = matmul(ctx, a, b)
-    return ctx.meet((bias, product), product.shape)
+    result = product(ctx, a, b)
+    return ctx.meet((bias, result), result.shape)
 
 
 @rule(torch.einsum)
@@ -43,31 +43,85 @@ def einsum(ctx: Context, equation: str, *operands: Any) -> Labels:
     """Axes of one letter are tied; a letter that the output lacks is read, the others go through."""
     inputs = list(operands[0]) if isinstance(operands[0], (tuple, list)) else list(operands)
     terms, output = _terms(equation, inputs)
-    sizes: dict[str, int] = {}
-    for term, x in zip(terms, inputs, strict=True):
-        sizes |= dict(zip(term, x.shape, strict=True))
+    return contract(ctx, terms, inputs, output)
+
+
+def contract(
+    ctx: Context,
+    terms: Sequence[str],
+    inputs: Sequence[Labels],
+    output: str,
+    *,
+    tag: str = "",
+    constant: Sequence[bool] | None = None,
+) -> Labels:
+    """The sum over every letter that `output` lacks of the product of the inputs; `terms` name the axes of each.
+
+    What is summed is read. Where heads and places in them form a grid, either whole heads go, from all inputs, or the
+    same places of every head: what is left of a head after the sum has a label of its own. `constant` says which inputs
+    depend on no input of the model, where they are not the node's own.
+    """
+    constant = constant or [ctx.is_constant(x) for x in inputs]
+    letters = output + "".join(sorted(set("".join(terms)) - set(output)))
+    if any(len(set(term)) < len(term) for term in terms):
+        kept: Labels = ctx.opaque(f"a diagonal is taken by {ctx.describe()}", list(inputs))
+        return kept
+    aligned = [_aligned(x, term, letters) for term, x in zip(terms, inputs, strict=True)]
+    sizes = [
+        [x.shape[term.index(c)] if c in term else 1 for c in letters] for term, x in zip(terms, inputs, strict=True)
+    ]
+    summed = frozenset(range(len(output), len(letters)))
     planes = []
-    for letter in sizes:
-        vector = _tied_letter(ctx, letter, terms, inputs, read=letter not in output)
-        if letter in output and vector is not None:
-            planes.append(vector_plane(vector, output.index(letter), len(output)))
-    for x in inputs:
-        if ctx.is_constant(x):
-            ctx.produce(_labels(x.planes), ctx.site(x))
-    return Labels(tuple(sizes[letter] for letter in output), tuple(planes))
+    for axes in clusters(aligned):
+        meeting = Meeting(axes, aligned, sizes, summed, f"{tag}left", ctx.by_heads)
+        planes.append(ctx.merge(meeting))
+        for axis in summed & set(axes):
+            _read(
+                ctx,
+                meeting,
+                axis,
+                [(x, term.find(letters[axis])) for x, term in zip(inputs, terms, strict=True)],
+                constant,
+            )
+    for x, own, fixed in zip(inputs, aligned, constant, strict=True):
+        if fixed and x.planes:  # a weight: what it brings along the axes that stay is computed here
+            ctx.produce(_labels([plane for plane in own if not summed & set(plane.axes)]), ctx.site(x))
+    shape = tuple(
+        max(size[axis] for size in sizes) if all(size[axis] for size in sizes) else 0 for axis in range(len(output))
+    )
+    return Labels(shape, tuple(_cut(plane, len(output)) for plane in planes if plane is not None))
 
 
-def _tied_letter(ctx: Context, letter: str, terms: list[str], inputs: list[Labels], *, read: bool) -> Tensor | None:
-    """Tie the axes of one letter; returns their labels, or None where there are none."""
-    holders = [(term, x) for term, x in zip(terms, inputs, strict=True) if letter in term]
-    holders.sort(key=lambda holder: ctx.is_constant(holder[1]))
-    vectors = []
-    for index, (term, x) in enumerate(holders):
-        look = ctx.consume if read and index == 0 else ctx.vector
-        vectors += [look(x, axis) for axis, other in enumerate(term) if other == letter]
-    for other in vectors[1:]:
-        ctx.tie(vectors[0], other)
-    return vectors[0] if bool((vectors[0] != NO_CHANNEL).any()) else None
+def _aligned(x: Labels, term: str, letters: str) -> list[Plane]:
+    """The planes of one input over the axes of all letters."""
+    order = [term.index(c) for c in letters if c in term]
+    found = []
+    for plane in x.planes:
+        core = plane.core.permute(order)
+        sizes = iter(core.shape)
+        shape = [next(sizes) if c in term else 1 for c in letters]
+        found.append(Plane(core.reshape(shape), tuple(sorted(letters.index(term[axis]) for axis in plane.axes))))
+    return found
+
+
+def _cut(plane: Plane, rank: int) -> Plane:
+    """The plane without the axes that were summed, which have size 1 in it."""
+    return Plane(plane.core.reshape(plane.core.shape[:rank]), plane.axes)
+
+
+def _read(
+    ctx: Context, meeting: Meeting, axis: int, places: Sequence[tuple[Labels, int]], constant: Sequence[bool]
+) -> None:
+    """The edge on which a summed axis is read: on the first input that depends on the model's inputs."""
+    holders = [
+        (fixed, plane, place)
+        for planes, place, fixed in zip(meeting.inputs, places, constant, strict=True)
+        for plane in planes
+        if axis in plane.axes
+    ]
+    _, plane, (x, dim) = min(holders, key=lambda holder: holder[0])
+    slices = plane.core.movedim(axis, 0).reshape(plane.core.shape[axis], -1)
+    ctx.read(x, dim, slices[:, 0], across=slices if slices.shape[1] > 1 else None)
 
 
 def _terms(equation: str, inputs: list[Labels]) -> tuple[list[str], str]:
@@ -90,24 +144,6 @@ def outer(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     return ctx.opaque(f"every channel meets every other in {ctx.describe()}", labels_in((args, kwargs)))
 
 
-def _labels(planes: tuple[Plane, ...]) -> Tensor:
+def _labels(planes: Sequence[Plane]) -> Tensor:
     """All labels of some planes, in one vector."""
     return torch.cat([torch.empty(0, dtype=torch.float64), *(plane.core.reshape(-1) for plane in planes)])
-
-
-def _unsqueezed(x: Labels, dim: int) -> Labels:
-    """A vector as a matrix of one row or one column."""
-    shape = (*x.shape[:dim], 1, *x.shape[dim:])
-    return Labels(shape, tuple(vector_plane(p.core.reshape(-1), int(dim == 0), 2) for p in x.planes))
-
-
-def _unit_axis(x: Labels, dim: int) -> Labels:
-    """The value with axis `dim` of size 1 and without the planes along it."""
-    dim %= x.ndim
-    return Labels((*x.shape[:dim], 1, *x.shape[dim + 1 :]), x.beside(dim))
-
-
-def _squeezed(x: Labels, dim: int) -> Labels:
-    """The value without the axis `dim`, of size 1."""
-    planes = (Plane(p.core.squeeze(dim), tuple(a - (a > dim) for a in p.axes)) for p in x.beside(dim))
-    return Labels((*x.shape[:dim], *x.shape[dim + 1 :]), tuple(planes))

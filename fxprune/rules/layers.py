@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from fxprune.labels import NO_CHANNEL, Labels, vector_plane
 from fxprune.rules.context import Context, Option, Slot
+from fxprune.rules.contractions import contract
 from fxprune.rules.table import rule
+
+_ROWS = "abcdefghijklmnop"  # names for the axes that a linear layer leaves as they are
 
 
 @rule(nn.Linear)
@@ -24,6 +27,10 @@ def linear_module(ctx: Context, module: nn.Linear, x: Labels) -> Labels:
 def linear(ctx: Context, input: Any, weight: Any, bias: Any = None) -> Labels:  # noqa: A002 - torch's name
     """X W^T + b: the last axis is read; every other axis goes through."""
     last = input.ndim - 1
+    if any(len(plane.axes) > 1 for plane in input.along(last)):
+        rows = _ROWS[:last]
+        product = contract(ctx, (f"{rows}Y", "ZY"), (input, weight), f"{rows}Z")
+        return product if bias is None else ctx.meet((product, bias), product.shape)
     ctx.tie(ctx.consume(input, last), ctx.vector(weight, 1))
     outputs = ctx.vector(weight, 0)
     _bias(ctx, bias, outputs)
@@ -55,7 +62,7 @@ def convolve(
     outputs = _channels(ctx, inputs, weight, groups, transposed=transposed)
     first = outputs.reshape(groups, -1)[:, :1] if groups > 1 else None
     through = None if first is None else first.expand(-1, len(inputs) // groups).reshape(-1)
-    ctx.read(input, axis, inputs, through)
+    ctx.read(input, axis, inputs, through=through)
     _bias(ctx, bias, outputs)
     ctx.produce(outputs, ctx.site(weight))
     for plane in input.planes:

@@ -57,3 +57,23 @@ def normalisation(module: Any, x: Labels, output: Labels) -> None:
 def prelu(module: nn.PReLU, x: Labels, output: Labels) -> None:
     """One slope a channel, or one for all."""
     module.num_parameters = module.weight.numel()
+
+
+@resizes(nn.LayerNorm, nn.RMSNorm)
+def layer_norm(module: Any, x: Labels, output: Labels) -> None:
+    """The last axes of the input."""
+    module.normalized_shape = tuple(x.shape[x.ndim - len(module.normalized_shape) :])
+
+
+@resizes(nn.GroupNorm)
+def group_norm(module: nn.GroupNorm, x: Labels, output: Labels) -> None:
+    """Groups keep their size, where there are several."""
+    size = module.num_channels // module.num_groups
+    module.num_groups = 1 if module.num_groups == 1 else x.shape[1] // size
+    module.num_channels = x.shape[1]
+
+
+@resizes(nn.Embedding, nn.EmbeddingBag)
+def embedding(module: Any, x: Labels, output: Labels) -> None:
+    """The size of the table."""
+    module.num_embeddings, module.embedding_dim = module.weight.shape

@@ -1,0 +1,137 @@
+"""Multi-head attention that can be looked into: nn.MultiheadAttention's parameters, in operations that have rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ScaledDotProduct(nn.Module):
+    """`F.scaled_dot_product_attention` with a fixed scale, and a dropout that follows the training mode."""
+
+    def __init__(self, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.scale, self.dropout = scale, dropout
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(..., heads, length, head size) each; `mask` is added to the scores, or True where they count."""
+        rate = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, mask, rate, scale=self.scale)
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale:g}, dropout={self.dropout:g}"
+
+
+class MultiheadAttention(nn.MultiheadAttention):
+    """`nn.MultiheadAttention` under the same parameter names, that can have fewer heads than embed_dim / head_dim.
+
+    The number of heads follows from the widths of the projections; a head keeps its size and its scale.
+    """
+
+    attend: ScaledDotProduct
+    bias_k: Tensor | None
+    bias_v: Tensor | None
+
+    @classmethod
+    def lowered(cls, module: nn.MultiheadAttention) -> MultiheadAttention:
+        """A module around the parameters of `module`, in its place."""
+        own = cls.__new__(cls)
+        nn.Module.__init__(own)
+        own.__dict__.update(module.__dict__)
+        own._modules = dict(module._modules)
+        del own.__dict__["num_heads"]
+        own.attend = ScaledDotProduct(module.head_dim**-0.5, module.dropout)
+        return own.train(module.training)
+
+    @property
+    def num_heads(self) -> int:  # type: ignore[override]
+        """The number of heads that are left."""
+        return int(self.out_proj.in_features) // int(self.head_dim)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,  # noqa: FBT001, FBT002
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,  # noqa: FBT001, FBT002
+        is_causal: bool = False,  # noqa: FBT001, FBT002
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `nn.MultiheadAttention.forward` gives, for the same arguments."""
+        q, k, v = (self._heads(x) for x in self._extended(*self._projected(query, key, value)))
+        if self.add_zero_attn:
+            k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+        mask = self._mask(attn_mask, key_padding_mask, query)
+        attended: Tensor = self.attend(q, k, v, mask).movedim(-2, self._time(1)).flatten(-2)
+        output: Tensor = self.out_proj(attended)
+        if not need_weights:
+            return output, None
+        logits = (q * self.attend.scale) @ k.transpose(-2, -1)
+        weights = (logits if mask is None else logits + mask).softmax(-1)
+        return output, weights.mean(-3) if average_attn_weights else weights
+
+    def _time(self, heads: int) -> int:
+        """The axis of time of an unbatched or batched input, from its end or its start; `heads` axes come last."""
+        return -2 - heads if self.batch_first else 0
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, by one product where they come from one tensor."""
+        bias = self.in_proj_bias
+        if self._qkv_same_embed_dim and query is key and key is value:
+            q, k, v = F.linear(query, self.in_proj_weight, bias).chunk(3, -1)
+            return q, k, v
+        weights: Any = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        if self._qkv_same_embed_dim:
+            weights = self.in_proj_weight.chunk(3)
+        biases = (None, None, None) if bias is None else bias.chunk(3)
+        q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+        return q, k, v
+
+    def _extended(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values with the learned ones behind them, where the module has such."""
+        if self.bias_k is None or self.bias_v is None:
+            return q, k, v
+        time = self._time(0)
+        blank = torch.zeros_like(k.narrow(time, 0, 1)), torch.zeros_like(v.narrow(time, 0, 1))
+        extra = blank[0] + self.bias_k.flatten(), blank[1] + self.bias_v.flatten()
+        return q, torch.cat([k, extra[0]], time), torch.cat([v, extra[1]], time)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(..., heads, length, head size)."""
+        heads: Tensor = x.unflatten(-1, (-1, self.head_dim))
+        return heads.movedim(self._time(1), -2)
+
+    def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, query: Tensor) -> Tensor | None:
+        """Both masks as one that is added to the scores, broadcast over heads."""
+        if attn_mask is not None:
+            attn_mask = _additive(attn_mask, query)
+            if attn_mask.dim() == 3:
+                attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
+        if key_padding_mask is not None:
+            padding = _additive(key_padding_mask, query).unsqueeze(-2).unsqueeze(-2)
+            attn_mask = padding if attn_mask is None else attn_mask + padding
+        added = int(self.bias_k is not None) + int(self.add_zero_attn)
+        return attn_mask if attn_mask is None or not added else F.pad(attn_mask, (0, added))
+
+
+def _additive(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask that is added to scores: one of bools is True where they do not count."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
+
+
+def lower(model: nn.Module) -> nn.Module:
+    """Replace every nn.MultiheadAttention in `model`, a copy of our own; returns the model."""
+    lowered: dict[nn.Module, nn.Module] = {}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if type(child) is nn.MultiheadAttention:
+                lowered.setdefault(child, MultiheadAttention.lowered(child))
+                parent._modules[name] = lowered[child]
+    return lowered.get(model, MultiheadAttention.lowered(model) if type(model) is nn.MultiheadAttention else model)

@@ -1,0 +1,67 @@
+"""Attention: heads are rows of a grid, and the places in a head its columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fxprune.attention import ScaledDotProduct
+from fxprune.labels import Labels, Plane
+from fxprune.rules.context import Context
+from fxprune.rules.contractions import contract, product
+from fxprune.rules.table import rule
+
+_BATCH = "abcdefgh"  # names for the axes in front of lengths and places
+
+
+@rule(ScaledDotProduct)
+def dot_product_module(
+    ctx: Context, module: nn.Module, query: Labels, key: Labels, value: Labels, mask: Labels | None = None
+) -> Labels:
+    """The attention of the module's inputs."""
+    return dot_product(ctx, query, key, value, mask)
+
+
+@rule(F.scaled_dot_product_attention)
+def dot_product(
+    ctx: Context,
+    query: Labels,
+    key: Labels,
+    value: Labels,
+    attn_mask: Labels | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,  # noqa: FBT001, FBT002
+    scale: float | None = None,
+    enable_gqa: bool = False,  # noqa: FBT001, FBT002
+) -> Labels:
+    """Softmax(q k^T) v: a head leaves from all three, or a place of every head from two of them."""
+    if enable_gqa and ctx.remember("shared", query.shape[-3] // key.shape[-3]) > 1:
+        key, value = (_repeated(x, query.shape[-3] // x.shape[-3]) for x in (key, value))
+    batch = _BATCH[: max(query.ndim, key.ndim) - 2]
+    terms = [batch[len(batch) - x.ndim + 2 :] + names for x, names in ((query, "LE"), (key, "SE"))]
+    scores = contract(ctx, terms, (query, key), f"{batch}LS", tag="scores")
+    if attn_mask is not None:
+        scores = ctx.meet((scores, attn_mask), torch.broadcast_shapes(scores.shape, attn_mask.shape))
+    for plane in scores.along(scores.ndim - 1):
+        ctx.freeze(plane.core, f"a statistic over the channels is taken by {ctx.describe()}")
+    weights = Labels(scores.shape, scores.beside(scores.ndim - 1))
+    return product(ctx, weights, value, tag="attended", constant=[False, ctx.is_constant(value)])
+
+
+def _repeated(x: Labels, times: int) -> Labels:
+    """Keys or values with every head repeated for the queries that share it."""
+    heads = x.ndim - 3
+    shape = (*x.shape[:heads], x.shape[heads] * times, *x.shape[heads + 1 :])
+    planes = (Plane(p.core.repeat_interleave(times, heads) if heads in p.axes else p.core, p.axes) for p in x.planes)
+    return Labels(shape, tuple(planes))
+
+
+@rule(nn.MultiheadAttention, F.multi_head_attention_forward)
+@rule(nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer)
+@rule(nn.TransformerDecoderLayer)
+def unopened(ctx: Context, *args: Any, **kwargs: Any) -> Any:
+    """Attention in one piece, as where a subclass brings a forward of its own: kept whole."""
+    return ctx.opaque(f"{ctx.describe()} is attention in one piece, and kept whole", args, kwargs)
