@@ -81,16 +81,18 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, by one product where they come from one tensor."""
-        bias = self.in_proj_bias
+        bias: Any = self.in_proj_bias
         if self._qkv_same_embed_dim and query is key and key is value:
             q, k, v = F.linear(query, self.in_proj_weight, bias).chunk(3, -1)
             return q, k, v
-        weights: Any = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        w_q: Any
+        w_k: Any
+        w_v: Any
+        w_q, w_k, w_v = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
         if self._qkv_same_embed_dim:
-            weights = self.in_proj_weight.chunk(3)
-        biases = (None, None, None) if bias is None else bias.chunk(3)
-        q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
-        return q, k, v
+            w_q, w_k, w_v = self.in_proj_weight.chunk(3)
+        b_q, b_k, b_v = (None, None, None) if bias is None else bias.chunk(3)
+        return F.linear(query, w_q, b_q), F.linear(key, w_k, b_k), F.linear(value, w_v, b_v)
 
     def _extended(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and values with the learned ones behind them, where the module has such."""

@@ -67,6 +67,19 @@ def mends(*keys: Key) -> Callable[[Mend], Mend]:
     return register
 
 
+PRESERVES: dict[Key, Mend] = {}
+
+
+def preserves(*keys: Key) -> Callable[[Mend], Mend]:
+    """Register the decorated function, which brings numbers up to date that labels do not show."""
+
+    def register(function: Mend) -> Mend:
+        PRESERVES.update(dict.fromkeys(keys, function))
+        return function
+
+    return register
+
+
 def mend(repair: Repair) -> None:
     """Change the node so that it gives what it should.
 
@@ -84,7 +97,10 @@ def mend(repair: Repair) -> None:
 def restore_numbers(repair: Repair) -> None:
     """A number that was read from a size and goes into arithmetic on tensors stays the original's."""
     node = repair.node
-    rule = RULES.get(key_of(node, repair.graph)) if node.op.startswith("call") else None
+    key = key_of(node, repair.graph) if node.op.startswith("call") else None
+    if key in PRESERVES:
+        PRESERVES[key](repair)
+    rule = RULES.get(key) if key is not None else None
     follows = rule is None or rule.__module__ == movement.__name__
     if not follows and any(isinstance(repair.old[n.name], Labels) for n in node.all_input_nodes):
         _restore(node, repair)
@@ -99,6 +115,54 @@ def _restore(node: fx.Node, repair: Repair, kinds: tuple[type, ...] = (int, floa
         return before if is_number and before != now else n
 
     node.args, node.kwargs = map_arg((node.args, node.kwargs), original)
+
+
+@preserves(F.scaled_dot_product_attention)
+def scale(repair: Repair) -> None:
+    """The scale follows from the size of a head in the original."""
+    before = repair.old[repair.source.name].shape[-1]
+    if repair.node.kwargs.get("scale") is None and repair.env[repair.source].shape[-1] != before:
+        repair.node.kwargs = dict(repair.node.kwargs) | {"scale": before**-0.5}
+
+
+@preserves(F.group_norm, torch.group_norm)
+def groups_of_norm(repair: Repair) -> None:
+    """Groups keep their size, where there are several."""
+    now, before = repair.env[repair.source].shape[1], repair.old[repair.source.name].shape[1]
+    count = repair.node.kwargs.get("num_groups", repair.node.args[1] if len(repair.node.args) > 1 else 1)
+    if now != before and count != 1:
+        _set_argument(repair, 1, "num_groups", now // (before // count))
+
+
+@preserves(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
+def normalized_shape(repair: Repair) -> None:
+    """The last axes of the input."""
+    node, now = repair.node, repair.env[repair.source].shape
+    named = node.kwargs.get("normalized_shape", node.args[1] if len(node.args) > 1 else ())
+    if now != repair.old[repair.source.name].shape and isinstance(named, (tuple, list)):
+        _set_argument(repair, 1, "normalized_shape", tuple(now[len(now) - len(named) :]))
+
+
+def _set_argument(repair: Repair, place: int, name: str, value: Any) -> None:
+    """Give the node another argument, by position or by name, as it had it."""
+    node = repair.node
+    if name in node.kwargs:
+        node.kwargs = dict(node.kwargs) | {name: value}
+    else:
+        node.update_arg(place, value)
+
+
+@mends("view_as", "reshape_as", "expand_as")
+def shape_of_another(repair: Repair) -> None:
+    """The other tensor, whose shape is taken, is cut to the shape that is wanted."""
+    node, other = repair.node, repair.node.args[1]
+    sizes, wanted = repair.env[other].shape, repair.expected.shape
+    for axis, (size, want) in enumerate(zip(sizes, wanted, strict=True)):
+        if size != want:
+            buffer = _index_node(repair, torch.arange(want) % size, f"{PERMUTE}{node.name}")
+            with repair.graph.graph.inserting_before(node):
+                other = repair.graph.graph.call_function(torch.index_select, (other, axis, buffer))
+    node.args = (node.args[0], other)
 
 
 @mends("view", "reshape", torch.reshape, "expand", "broadcast_to", torch.broadcast_to)

@@ -62,7 +62,7 @@ def width(model: nn.Module, name: str) -> int:
     )
     if isinstance(found, Tensor):
         return found.numel()
-    for attribute in ("out_channels", "out_features", "num_features", "num_parameters"):
+    for attribute in ("out_channels", "out_features", "num_features", "num_parameters", "embedding_dim"):
         if hasattr(found, attribute):
             return int(getattr(found, attribute))
     raise AssertionError(f"{name} is a {type(found).__name__}, which has no width")
@@ -74,6 +74,8 @@ def stored_width(model: nn.Module, site: str) -> int:
         return max(dict(model.named_parameters())[site].shape)
     module = model.get_submodule(site)
     assert isinstance(module.weight, Tensor)
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return module.weight.shape[1]
     if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         return module.weight.shape[1] * module.groups
     return module.weight.shape[0]

@@ -12,6 +12,7 @@ import torchvision
 from torch import fx, nn
 from torch.fx._symbolic_trace import _assert_is_none
 
+from fxprune.attention import MultiheadAttention
 from fxprune.capture.graph import ModelGraph, must_be_none
 from fxprune.errors import CaptureError
 from fxprune.example import as_call
@@ -64,6 +65,7 @@ def trace(model: nn.Module, example: Any) -> ModelGraph:
     for node in graph.nodes:
         if node.target is _assert_is_none:
             node.target, node.args = must_be_none, (node.args[0], str(node.args[0]))
+    _drop_unused_attention_weights(graph)
     captured = ModelGraph(model, graph, type(model).__name__)
     _use_dropout_modules(captured)
     return captured
@@ -115,6 +117,14 @@ def _user_line(error: BaseException) -> str:
     if not frames:
         return "a line inside torch"
     return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
+
+
+def _drop_unused_attention_weights(graph: fx.Graph) -> None:
+    """Remove what attention computes in vain: the weights that it gives beside its output, where nobody looks."""
+    for node in reversed(list(graph.nodes)):
+        inside = list((node.meta.get("nn_module_stack") or {}).values())
+        if inside and inside[-1][1] is MultiheadAttention and not node.users and node.op.startswith("call"):
+            graph.erase_node(node)
 
 
 def _use_dropout_modules(graph: ModelGraph) -> None:

@@ -246,7 +246,8 @@ class Context(ABC):
             if plane is not cores[plane.axes]:
                 self.tie(cores[plane.axes].core, plane.core)
         result = self._merged_plane(meeting)
-        planes = [*cores.values(), *([] if result is None or result.axes in cores else [result])]
+        known = any(result is plane for plane in meeting.planes)
+        planes = [*cores.values(), *([] if result is None or known else [result])]
         options = [_slices_go(planes, axis) for axis in meeting.order() if meeting.may_go(axis)]
         if not options:
             for plane in meeting.planes:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.labels import NO_CHANNEL, Labels, vector_plane
-from fxprune.rules.context import Context, Slot, labels_in
+from fxprune.labels import NO_CHANNEL, Labels, Plane, vector_plane
+from fxprune.rules.context import Context, Slot, grid_options, labels_in
 from fxprune.rules.table import rule
 
 _VIEWS = {"view": "reshape", "view_as": "reshape_as"}
@@ -82,9 +82,23 @@ def cat(ctx: Context, tensors: Sequence[Labels], dim: int = 0, **kwargs: Any) ->
     rows = [Labels(_with(x.shape, dim, 1), x.beside(dim)) for x in tensors]
     across = ctx.meet(rows, rows[0].shape)
     shape = _with(tensors[0].shape, dim, sum(x.shape[dim] for x in tensors))
-    vectors = torch.cat([ctx.vector(x, dim) for x in tensors])
-    along = () if bool((vectors == NO_CHANNEL).all()) else (vector_plane(vectors, dim, len(shape)),)
-    return Labels(shape, along + across.planes)
+    axes = tuple(sorted({dim} | {axis for x in tensors for plane in x.along(dim) for axis in plane.axes}))
+    core = torch.cat([_spread(ctx, x, dim, axes) for x in tensors], dim)
+    if bool((core == NO_CHANNEL).all()):
+        return Labels(shape, across.planes)
+    if len(axes) > 1:
+        ctx.choose(grid_options(core, axes))
+    return Labels(shape, (Plane(core, axes), *across.planes))
+
+
+def _spread(ctx: Context, x: Labels, dim: int, axes: Sequence[int]) -> Tensor:
+    """The labels along `dim` over all of `axes`; -1 where there are none."""
+    sizes = [x.shape[axis] if axis in axes else 1 for axis in range(x.ndim)]
+    planes = x.along(dim)
+    if len(planes) > 1:
+        vector = ctx.vector(x, dim)  # freezes them
+        return torch.full(sizes, NO_CHANNEL, dtype=vector.dtype)
+    return planes[0].core.expand(sizes) if planes else torch.full(sizes, NO_CHANNEL, dtype=torch.float64)
 
 
 @rule(torch.stack)

@@ -1,6 +1,6 @@
 """A zoo of small networks: one case for every construct that the package claims to handle."""
 
-from zoo import arithmetic, dense, frozen, functional, grouped, hostile, layers, movement, structure
+from zoo import arithmetic, attention, dense, frozen, functional, grouped, hostile, layers, movement, structure
 from zoo.case import CLASSES, UNTRACEABLE, ZOO, Case, Inputs, conv, head, images, randomise, tensors
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Case",
     "Inputs",
     "arithmetic",
+    "attention",
     "conv",
     "dense",
     "frozen",
