@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture import ModelGraph
 from fxprune.errors import FxpruneError
-from fxprune.labels import varying_axes
+from fxprune.example import TensorSpec
+from fxprune.labels import Labels, Plane, varying_axes
 from fxprune.rules.context import Context, Option, Reading, Slot
 
 Exclude = Sequence[str | type[nn.Module]]
@@ -20,9 +21,12 @@ EXCLUDED = "excluded by the caller"
 class Collector(Context):
     """The pass that hands out labels and gathers what the rules say of them."""
 
-    def __init__(self, graph: ModelGraph, exclude: Exclude = ()) -> None:
+    def __init__(
+        self, graph: ModelGraph, exclude: Exclude = (), *, inexact: bool = False, head_dim: bool = False
+    ) -> None:
         super().__init__(graph)
-        self.exclude = exclude
+        self.exclude, self.allow_inexact, self.by_heads = exclude, inexact, not head_dim
+        self.statistics: list[tuple[Tensor, str, str]] = []
         self.matched: set[int] = set()
         self.size = 0
         self.ties: list[tuple[Tensor, Tensor, fx.Node]] = []
@@ -40,6 +44,12 @@ class Collector(Context):
     def freeze(self, labels: Tensor, reason: str) -> None:
         if labels.numel():
             self.frozen.append((labels.reshape(-1), reason))
+
+    def inexact(self, x: Labels, plane: Plane, reason: str) -> None:
+        if self.allow_inexact and isinstance(self.spec(), TensorSpec):
+            self.statistics.append((plane.core.reshape(-1), self.node.name, reason))
+        else:
+            self.freeze(plane.core, reason)
 
     def choose(self, options: Sequence[Option], *, ordered: bool = False) -> None:
         self.choices.append((options, ordered))

@@ -13,11 +13,11 @@ from torch import nn
 from fxprune.batches import Classes, Unpack, fitted_example
 from fxprune.capture import ModelGraph, capture, example_of
 from fxprune.cost import macs, parameters
-from fxprune.coupling import EXCLUDED, Coupling, Exclude, analyse
+from fxprune.coupling import EXCLUDED, Coupling, Exclude
 from fxprune.errors import FxpruneWarning
 from fxprune.example import from_json
 from fxprune.isolation import device_of, undisturbed
-from fxprune.plan import Plan, kept_units
+from fxprune.plan import Plan, coupling_of, kept_units
 from fxprune.report import Report, frozen_reports, group_reports
 from fxprune.rewrite import rewrite
 from fxprune.scoring import Loss, score
@@ -33,6 +33,8 @@ def compress(
     loss: Loss | None = None,
     exclude: Exclude = (),
     unknown: Unknown = "error",
+    inexact: bool = False,
+    head_dim: bool = False,
     min_keep: int = 1,
     round_to: int = 1,
     verify: bool = True,
@@ -52,6 +54,7 @@ def compress(
         loss, unpack, classes, seed, device, progress, scoring: see `score`.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
         unknown: "error", or "freeze" to keep what an operation without a rule touches.
+        inexact, head_dim: see `couple`.
         min_keep, round_to: see `Scores.plan`.
         verify: prove the result against the zero-masked original before it is handed over.
 
@@ -63,8 +66,8 @@ def compress(
     """
     graph = capture(model, fitted_example(model, loader, unpack))
     scores = score(
-        graph, loader, loss, exclude=exclude, unknown=unknown, unpack=unpack, classes=classes, seed=seed, device=device,
-        progress=progress, **scoring,
+        graph, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim, unpack=unpack,
+        classes=classes, seed=seed, device=device, progress=progress, **scoring,
     )  # fmt: skip
     plan = scores.plan(alpha, min_keep=min_keep, round_to=round_to)
     small = apply(graph, plan)
@@ -84,7 +87,7 @@ def apply(model: nn.Module, plan: Plan) -> ModelGraph:
     with undisturbed():
         example = from_json(plan.example, device=device_of(model))
         graph = capture(model, example, method=plan.settings.get("method", "auto"))
-        coupling = analyse(graph, unknown="freeze")
+        coupling = coupling_of(graph, plan)
         keep = kept_units(plan, coupling)
         small = rewrite(graph, coupling, keep)
         small.meta["fxprune"] = {"plan": plan, "report": _report(graph, coupling, plan, small, keep)}

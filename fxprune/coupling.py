@@ -13,13 +13,22 @@ from fxprune.walk import Unknown, step
 __all__ = ["EXCLUDED", "Coupling", "Edge", "Exclude", "Group", "Index", "Site", "analyse", "couple"]
 
 
-def couple(graph: ModelGraph, *, exclude: Exclude = (), unknown: Unknown = "error") -> tuple[Group, ...]:
+def couple(
+    graph: ModelGraph,
+    *,
+    exclude: Exclude = (),
+    unknown: Unknown = "error",
+    inexact: bool = False,
+    head_dim: bool = False,
+) -> tuple[Group, ...]:
     """The groups of coupled channels of a captured graph, prunable ones and frozen ones.
 
     Args:
         graph: what `capture` returned.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
         unknown: "error", or "freeze" to keep what an operation without a rule touches.
+        inexact: also let channels go over which a statistic is taken (LayerNorm, say): it changes with them.
+        head_dim: of attention, let the same places of every head go in place of whole heads.
 
     Raises:
         UnsupportedOpError: an operation has no rule.
@@ -36,12 +45,19 @@ def couple(graph: ModelGraph, *, exclude: Exclude = (), unknown: Unknown = "erro
     2: 2 units, frozen: it is the model's output
       2: 2 of 2 channels
     """
-    return analyse(graph, exclude=exclude, unknown=unknown).groups
+    return analyse(graph, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim).groups
 
 
-def analyse(graph: ModelGraph, *, exclude: Exclude = (), unknown: Unknown = "error") -> Coupling:
+def analyse(
+    graph: ModelGraph,
+    *,
+    exclude: Exclude = (),
+    unknown: Unknown = "error",
+    inexact: bool = False,
+    head_dim: bool = False,
+) -> Coupling:
     """Everything behind `couple`: groups, sites, edges, and the labels that rewriting and verifying need."""
-    collector = Collector(graph, exclude)
+    collector = Collector(graph, exclude, inexact=inexact, head_dim=head_dim)
     with torch.no_grad():
         for node in graph.graph.nodes:
             collector.env[node] = step(collector, node, unknown=unknown)

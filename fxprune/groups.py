@@ -32,7 +32,8 @@ class Group:
     """Units that are ranked against each other: their channels come from layers that hang together through them.
 
     `units` are the numbers of the units (consecutive ones), `sites` the layers that produce their channels,
-    `consumers` the nodes that read them. `frozen` says why the group stays whole, or is None.
+    `consumers` the nodes that read them. `frozen` says why the group stays whole, or is None; `inexact` says why its
+    removal changes more than what is read as zero, or is None.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Group:
     sites: tuple[Site, ...]
     consumers: tuple[str, ...]
     frozen: str | None = None
+    inexact: str | None = None
 
     def __len__(self) -> int:
         return len(self.units)
@@ -50,6 +52,7 @@ class Group:
 
     def __str__(self) -> str:
         state = f"frozen: {self.frozen}" if self.frozen else "prunable"
+        state += f", inexactly: {self.inexact}" if self.inexact and not self.frozen else ""
         lines = [f"{self.name}: {len(self)} units, {state}"]
         lines += [f"  {site.name}: {self.channels(site)} of {site.width} channels" for site in self.sites]
         if self.consumers:
@@ -75,7 +78,7 @@ class Coupling:
     values of all nodes, `axes` the axes of their planes, `remembered` numbers that rules
     asked to be kept, `specs` their shapes on the example; `slots` the first label
     and the size of every slot. `pieces` are the sets of units that are all that some tensor has along an axis, so that
-    one of each has to stay.
+    one of each has to stay. `statistics` are the nodes that take a statistic over channels that may go.
     """
 
     groups: tuple[Group, ...]
@@ -89,6 +92,7 @@ class Coupling:
     remembered: dict[tuple[str, str], int]
     specs: dict[str, Any]
     pieces: tuple[Index, ...]
+    statistics: tuple[str, ...] = ()
 
     @property
     def units(self) -> int:

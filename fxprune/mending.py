@@ -80,6 +80,13 @@ def preserves(*keys: Key) -> Callable[[Mend], Mend]:
     return register
 
 
+def preserve(repair: Repair) -> None:
+    """Bring the numbers of a call up to date that labels do not show."""
+    key = key_of(repair.node, repair.graph) if repair.node.op.startswith("call") else ""
+    if key in PRESERVES:
+        PRESERVES[key](repair)
+
+
 def mend(repair: Repair) -> None:
     """Change the node so that it gives what it should.
 
@@ -97,10 +104,8 @@ def mend(repair: Repair) -> None:
 def restore_numbers(repair: Repair) -> None:
     """A number that was read from a size and goes into arithmetic on tensors stays the original's."""
     node = repair.node
-    key = key_of(node, repair.graph) if node.op.startswith("call") else None
-    if key in PRESERVES:
-        PRESERVES[key](repair)
-    rule = RULES.get(key) if key is not None else None
+    preserve(repair)
+    rule = RULES.get(key_of(node, repair.graph)) if node.op.startswith("call") else None
     follows = rule is None or rule.__module__ == movement.__name__
     if not follows and any(isinstance(repair.old[n.name], Labels) for n in node.all_input_nodes):
         _restore(node, repair)

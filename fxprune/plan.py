@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.coupling import Coupling, Site
+from fxprune.capture import ModelGraph
+from fxprune.coupling import EXCLUDED, Coupling, Site, analyse
 from fxprune.errors import PlanError
 
 FORMAT = 1
@@ -98,6 +99,12 @@ def plan_of(
     padded = np.append(keep, True)
     kept = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in sites}
     return Plan(kept, {site.name: site.width for site in sites}, example, alpha, frozen, settings)
+
+
+def coupling_of(graph: ModelGraph, plan: Plan) -> Coupling:
+    """The coupling that `plan` was made for: what was excluded then, and how grids and statistics were taken."""
+    options = {name: bool(plan.settings.get(name, False)) for name in ("inexact", "head_dim")}
+    return analyse(graph, exclude=plan.frozen.get(EXCLUDED, ()), unknown="freeze", **options)
 
 
 def kept_units(plan: Plan, coupling: Coupling) -> NDArray[np.bool_]:

@@ -39,7 +39,7 @@ def resolve(collector: Collector) -> Coupling:
         if not _passes(reading, merged)
     )
     return Coupling(
-        groups=_with_consumers(groups, edges),
+        groups=_with_inexactness(_with_consumers(groups, edges), collector, unit_of),
         sites=sites,
         edges=edges,
         unit_of=unit_of,
@@ -50,6 +50,11 @@ def resolve(collector: Collector) -> Coupling:
         remembered=dict(collector.remembered),
         specs={node.name: node.meta["spec"] for node in collector.env},
         pieces=_pieces(values, unit_of, groups),
+        statistics=tuple(
+            dict.fromkeys(
+                name for labels, name, _ in collector.statistics if (_units_at(unit_of, _signed(labels)) >= 0).any()
+            )
+        ),
     )
 
 
@@ -234,6 +239,17 @@ def _with_consumers(groups: tuple[Group, ...], edges: tuple[Edge, ...]) -> tuple
         for index in np.unique(owner[edge.units[edge.units >= 0]]).tolist():
             readers.setdefault(index, {})[edge.consumer] = None
     return tuple(replace(group, consumers=tuple(readers.get(index, ()))) for index, group in enumerate(groups))
+
+
+def _with_inexactness(groups: tuple[Group, ...], collector: Collector, unit_of: Index) -> tuple[Group, ...]:
+    """The groups, with the first statistic that changes when their units leave."""
+    owner = _owners(groups)
+    reasons: dict[int, str] = {}
+    for labels, _, reason in collector.statistics:
+        units = _units_at(unit_of, _signed(labels))
+        for index in np.unique(owner[units[units >= 0]]).tolist():
+            reasons.setdefault(index, reason)
+    return tuple(replace(group, inexact=reasons.get(index)) for index, group in enumerate(groups))
 
 
 def _owners(groups: tuple[Group, ...]) -> Index:

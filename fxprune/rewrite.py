@@ -34,7 +34,7 @@ def rewrite(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> M
     """
     small = copy.deepcopy(graph)
     checker = Checker(small, coupling, keep)
-    _narrow_parameters(small, checker)
+    narrow_parameters(small, checker)
     for node in list(small.graph.nodes):
         checker.env[node] = _settle(checker, node)
     small.graph.lint()
@@ -100,8 +100,11 @@ def _see_inserted(checker: Checker, node: fx.Node, original: fx.Node) -> None:
         checker.env[node] = step(checker, node)
 
 
-def _narrow_parameters(small: ModelGraph, checker: Checker) -> None:
-    """Replace every parameter and buffer that loses channels, under all its names, by a narrower one."""
+def narrow_parameters(small: nn.Module, checker: Checker, prefix: str = "") -> None:
+    """Replace every parameter and buffer that loses channels, under all its names, by a narrower one.
+
+    `prefix` is the path of `small` in the model.
+    """
     narrowed: dict[int, Tensor] = {}
     originals = []  # kept alive, so that no id is used twice
     for path, module in small.named_modules(remove_duplicate=False):
@@ -110,7 +113,7 @@ def _narrow_parameters(small: ModelGraph, checker: Checker) -> None:
                 if tensor is None:
                     continue
                 if id(tensor) not in narrowed:
-                    owner = checker.owners[f"{path}.{name}" if path else name]
+                    owner = checker.owners[".".join(part for part in (prefix, path, name) if part)]
                     small_tensor = _narrow(tensor, [checker.kept(Slot(owner, axis)) for axis in range(tensor.ndim)])
                     narrowed[id(tensor)] = narrowed[id(small_tensor)] = small_tensor
                     originals.append(tensor)

@@ -126,22 +126,28 @@ class Scores:
         seed: int = 0,
         exclude: Exclude = (),
         unknown: Unknown = "error",
+        inexact: bool = False,
+        head_dim: bool = False,
     ) -> Scores:
         """Seeded random scores, for baselines and for tests that need no data."""
         graph = capture(model, example)
-        coupling = analyse(graph, exclude=exclude, unknown=unknown)
+        options = {"inexact": inexact, "head_dim": head_dim}
+        coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         propose, protect = np.random.default_rng(seed).random((2, coupling.units))
-        return scores_of(graph, coupling, propose, protect, {"random": seed})
+        return scores_of(graph, coupling, (propose, protect), options, {"random": seed})
 
 
 def scores_of(
-    graph: ModelGraph, coupling: Coupling, propose: Scalars, protect: Scalars, about: dict[str, Any]
+    graph: ModelGraph,
+    coupling: Coupling,
+    scores: tuple[Scalars, Scalars],
+    options: Mapping[str, Any],
+    about: Mapping[str, Any],
 ) -> Scores:
-    """Scores for the units of a coupling."""
+    """Scores (those that propose, those that protect) for the units of a coupling that was made with some options."""
     groups = tuple((group.name, group.units.start, group.units.stop) for group in coupling.prunable)
-    example, settings = graph.meta["fxprune"]["example"], {"method": rung_of(graph)}
-    frozen = coupling.frozen()
-    return Scores(propose, protect, groups, coupling.sites, coupling.pieces, example, frozen, settings, about)
+    example, settings = graph.meta["fxprune"]["example"], {"method": rung_of(graph), **options}
+    return Scores(*scores, groups, coupling.sites, coupling.pieces, example, coupling.frozen(), settings, about)
 
 
 def _names(frozen: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:
@@ -159,6 +165,8 @@ def score(
     sample_memory: int = 1 << 30,
     exclude: Exclude = (),
     unknown: Unknown = "error",
+    inexact: bool = False,
+    head_dim: bool = False,
     unpack: Unpack | None = None,
     classes: Classes | None = None,
     seed: int = 0,
@@ -183,6 +191,7 @@ def score(
         sample_memory: bytes that the stored samples may take; the number of projections is halved to stay below.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
         unknown: "error", or "freeze" to keep what an operation without a rule touches.
+        inexact, head_dim: see `couple`.
         classes: callable(targets) -> (samples,) integers, where the targets are not class numbers themselves.
         seed: of the directions and of the sampled classes.
         device: where to run; the model's own device by default.
@@ -194,7 +203,8 @@ def score(
     """
     with undisturbed():
         graph = capture(model, _on(fitted_example(model, loader, unpack), device_of(model)))
-        coupling = analyse(graph, exclude=exclude, unknown=unknown)
+        options = {"inexact": inexact, "head_dim": head_dim}
+        coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         sampler = Sampler(samples_per_class, max_classes, sample_memory, Draw(torch.empty(0), projections, seed))
         home, place = device_of(graph), torch.device(device) if device is not None else device_of(graph)
         try:
@@ -210,7 +220,7 @@ def score(
         "samples": sampler.seen, "classes": len(sampler.counts), "samples_per_class": samples_per_class,
         "projections": sampler.draw.projections, "seed": seed,
     }  # fmt: skip
-    return scores_of(graph, coupling, propose, protect, about)
+    return scores_of(graph, coupling, (propose, protect), options, about)
 
 
 def _gated(

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import ModelGraph, capture, placeholder_values
-from fxprune.coupling import Coupling, analyse
+from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError, VerificationError
-from fxprune.gates import Mask, insert
 from fxprune.isolation import device_of, evaluating, undisturbed
-from fxprune.plan import Plan, kept_units
+from fxprune.oracle import oracle
+from fxprune.plan import Plan, coupling_of, kept_units
 from fxprune.rewrite import MismatchError, check_labels
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -38,20 +38,14 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
     """
     with undisturbed(), torch.no_grad():
         graph = capture(model, example, method=plan.settings.get("method", "auto"))
-        coupling = analyse(graph, unknown="freeze")
+        coupling = coupling_of(graph, plan)
         keep = kept_units(plan, coupling)
         if isinstance(small, ModelGraph):
             _check_labels(small, coupling, keep, graph)
         example = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device_of(graph)), example)
-        wanted = masked_output(graph, coupling, keep, example)
+        wanted = _output(oracle(graph, coupling, keep), example)
         found = _output(small, example)
         return _compared(wanted, found, tolerance)
-
-
-def masked_output(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_], example: Any) -> Any:
-    """The output of the original with the units without `keep` zeroed on every edge that reads them: the oracle."""
-    oracle, _ = insert(graph, coupling, lambda edge: Mask(edge, keep))
-    return _output(oracle, example)
 
 
 def _check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_], graph: ModelGraph) -> None:

@@ -1,0 +1,82 @@
+"""The oracle: the original with the removed units zeroed wherever they are read, which a rewritten model must equal."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from fxprune.capture import ModelGraph
+from fxprune.coupling import Coupling
+from fxprune.gates import Mask, insert
+from fxprune.isolation import device_of
+from fxprune.labels import Labels
+from fxprune.mending import Repair, preserve
+from fxprune.rewrite import Checker, narrow_parameters
+from fxprune.rules.resize import resize
+
+
+def oracle(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> fx.GraphModule:
+    """A graph with a mask on every edge that reads a unit without `keep`.
+
+    A statistic that is taken over units that go is taken over those that stay.
+    """
+    gated, _ = insert(graph, coupling, lambda edge: Mask(edge, keep))
+    nodes = {node.name: node for node in gated.graph.nodes}
+    for name in reversed(coupling.statistics):  # the last first, so that each finds the inputs that it had
+        _on_kept(gated, nodes[name], Checker(graph, coupling, keep))
+    gated.graph.lint()
+    gated.recompile()
+    return gated
+
+
+def _on_kept(gated: fx.GraphModule, node: fx.Node, checker: Checker) -> None:
+    """Let a node see only what stays, and put its result back among zeros."""
+    old, env = dict(checker.old), dict[fx.Node, Any]()
+    repair = Repair(gated, node, old, env, checker.expected(node), checker.masks)
+    for source in node.all_input_nodes:
+        value = checker.old.get(source.name)
+        if isinstance(value, Labels):
+            picked = _each_axis(gated, node, source, checker.masks(value), put_back=False)
+            node.replace_input_with(source, picked)
+            env[picked] = checker.restrict(value)
+            old[picked.name] = value
+    if node.op == "call_module":
+        name = f"kept_{node.name}"
+        module = copy.deepcopy(gated.get_submodule(str(node.target)))
+        narrow_parameters(module, checker, prefix=str(node.target))
+        resize(module, next(iter(env.values()), None), repair.expected)
+        gated.add_module(name, module)
+        node.target = name
+    preserve(repair)
+    users = list(node.users)
+    restored = _each_axis(gated, node.next, node, checker.masks(checker.old[node.name]), put_back=True)
+    for user in users:
+        user.replace_input_with(node, restored)
+
+
+def _each_axis(
+    gated: fx.GraphModule, before: fx.Node, source: fx.Node, masks: list[Tensor], *, put_back: bool
+) -> fx.Node:
+    """Nodes that pick what stays along every axis of what `source` gives, or that put it back."""
+    for axis, mask in enumerate(masks):
+        if not bool(mask.all()):
+            name = f"kept_{source.name}_{axis}_{len(gated._buffers)}"
+            gated.register_buffer(name, mask.nonzero().flatten().to(device_of(gated)), persistent=False)
+            with gated.graph.inserting_before(before):
+                index = gated.graph.get_attr(name)
+                if put_back:
+                    source = gated.graph.call_function(_put_back, (source, axis, index, len(mask)))
+                else:
+                    source = gated.graph.call_function(torch.index_select, (source, axis, index))
+    return source
+
+
+def _put_back(x: Tensor, axis: int, index: Tensor, size: int) -> Tensor:
+    """Zeros of `size` along `axis`, with `x` at the places `index`."""
+    shape = [*x.shape[:axis], size, *x.shape[axis + 1 :]]
+    return x.new_zeros(shape).index_copy(axis, index, x)
