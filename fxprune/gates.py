@@ -45,6 +45,23 @@ class Mask(Gate):
         return torch.where(self.kept.to(x.device).view(shape), x, x.new_zeros(()))
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where the samples of a batch lie in a tensor: along `axis`, each in `times` consecutive places of it."""
+
+    axis: int = 0
+    times: int = 1
+
+    def first(self, x: Tensor, dim: int) -> tuple[Tensor, int]:
+        """The tensor with the samples along axis 0, and where `dim` is then."""
+        if self.axis == dim:
+            return x, dim
+        moved, dim = x.movedim(self.axis, 0), dim + int(dim < self.axis)
+        if self.times == 1:
+            return moved, dim
+        return moved.reshape(-1, self.times, *moved.shape[1:]), dim + 1
+
+
 @dataclass(slots=True)
 class Draw:
     """What the gates have in common while scoring: the rows of the batch to sample, how finely, and from which seed."""
@@ -73,11 +90,15 @@ class Probe(Gate):
     """The scoring gate: takes samples in the forward pass and the R-Score's sums in the backward pass.
 
     `weight` stands at one for every position along the axis; its gradient is that of the loss by a factor there.
-    `samples` collects tensors of shape (rows, own units, projections).
+    `samples` collects tensors of shape (rows, own units, projections). `rows` says where the samples of a batch lie;
+    None where the tensor does not depend on them.
     """
 
-    def __init__(self, edge: Edge, draw: Draw, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, edge: Edge, draw: Draw, device: torch.device, dtype: torch.dtype, rows: Rows | None = Rows()
+    ) -> None:
         super().__init__(edge)
+        self.rows = rows
         self.weight = nn.Parameter(torch.ones(len(edge.units), device=device, dtype=dtype))
         self.draw = draw
         self.own, self.positions = _positions(edge.units)
@@ -92,8 +113,12 @@ class Probe(Gate):
 
     def _sample(self, x: Tensor) -> Tensor:
         """The projected activations of the drawn rows: (rows, own units, projections)."""
-        chosen = x if len(self.draw.rows) == len(x) else x[self.draw.rows.to(x.device)]
-        spread = chosen.movedim(self.dim, 1)
+        by_row, dim = (x.unsqueeze(0), self.dim + 1) if self.rows is None else self.rows.first(x, self.dim)
+        drawn = self.draw.rows.to(x.device)
+        chosen = by_row.expand(len(drawn), *x.shape) if self.rows is None else by_row
+        if len(drawn) != len(chosen):
+            chosen = chosen[drawn]
+        spread = chosen.movedim(dim, 1)
         if self.positions is not None:
             spread = torch.cat([spread, spread.new_zeros(spread[:, :1].shape)], 1)[:, self.positions.to(x.device)]
         flat = spread.reshape(len(chosen) * len(self.own), -1)

@@ -6,6 +6,7 @@ import heapq
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.batches import Classes, Unpack, batches, class_of_samples, fitted, fitted_example, sample_count
-from fxprune.capture import ModelGraph, capture, placeholder_values, rung_of
+from fxprune.capture import ModelGraph, TensorSpec, capture, placeholder_values, rung_of, specs_on
 from fxprune.coupling import Coupling, Exclude, Index, Site, analyse
 from fxprune.errors import CalibrationError, PlanError, first_line
-from fxprune.gates import Draw, Probe, insert
+from fxprune.gates import Draw, Probe, Rows, insert
 from fxprune.isolation import device_of, dtype_of, evaluating, undisturbed
 from fxprune.plan import Plan, plan_of
 from fxprune.signals import separability
@@ -202,13 +203,15 @@ def score(
             class only, or an activation, the loss or a gradient is not finite.
     """
     with undisturbed():
-        graph = capture(model, _on(fitted_example(model, loader, unpack), device_of(model)))
+        first = fitted_example(model, loader, unpack)
+        graph = capture(model, _on(first, device_of(model)))
         options = {"inexact": inexact, "head_dim": head_dim}
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         sampler = Sampler(samples_per_class, max_classes, sample_memory, Draw(torch.empty(0), projections, seed))
         home, place = device_of(graph), torch.device(device) if device is not None else device_of(graph)
         try:
-            gated, probes = _gated(graph, coupling, sampler.draw, place)
+            rows = rows_of(graph, first)
+            gated, probes = _gated(graph, coupling, sampler.draw, place, rows)
             with evaluating(gated):
                 feed = _feed(gated, loader, unpack, place, progress=progress)
                 totals = _totals(gated, probes, feed, loss or F.cross_entropy, sampler, classes)
@@ -224,13 +227,38 @@ def score(
 
 
 def _gated(
-    graph: ModelGraph, coupling: Coupling, draw: Draw, place: torch.device
+    graph: ModelGraph, coupling: Coupling, draw: Draw, place: torch.device, rows: Mapping[str, Rows | None]
 ) -> tuple[fx.GraphModule, list[Probe]]:
     """The graph on the device `place`, with a probe on every edge."""
     graph.to(place)
     dtype = dtype_of(graph)
-    gated, gates = insert(graph, coupling, lambda edge: Probe(edge, draw, place, dtype))
+    gated, gates = insert(graph, coupling, lambda edge: Probe(edge, draw, place, dtype, rows.get(edge.source, Rows())))
     return gated, [gate for gate in gates if isinstance(gate, Probe)]
+
+
+def rows_of(graph: ModelGraph, inputs: Any) -> dict[str, Rows | None]:
+    """Where the samples of a batch lie in what every node gives, by its shapes on one sample and on two.
+
+    Nodes are left out for which they do not tell.
+    """
+    one, two = (pytree.tree_map_only(Tensor, partial(_samples, count=count), inputs) for count in (1, 2))
+    try:
+        specs = [specs_on(graph, _on(example, device_of(graph))) for example in (one, two)]
+    except Exception:  # noqa: BLE001 - a model that does not run on one sample has its samples along the first axis
+        return {}
+    found: dict[str, Rows | None] = {}
+    for name, spec in specs[0].items():
+        other = specs[1][name]
+        if isinstance(spec, TensorSpec) and isinstance(other, TensorSpec) and len(spec.shape) == len(other.shape):
+            changed = [axis for axis, (a, b) in enumerate(zip(spec.shape, other.shape, strict=True)) if a != b]
+            if len(changed) <= 1:
+                found[name] = Rows(changed[0], spec.shape[changed[0]]) if changed else None
+    return found
+
+
+def _samples(x: Tensor, *, count: int) -> Tensor:
+    """The first `count` rows of a tensor, repeated where it has fewer."""
+    return x[torch.arange(count, device=x.device) % len(x)] if x.ndim and len(x) else x
 
 
 @dataclass(slots=True)

@@ -107,19 +107,32 @@ def _annotate(graph: ModelGraph, example: Any) -> Any:
     ) from failure
 
 
-class _Annotator(fx.Interpreter):
-    """Runs a graph and records on each node the spec of its value."""
+class _Recorder(fx.Interpreter):
+    """Runs a graph and records the spec of the value of each node."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.specs: dict[str, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        n.meta["spec"] = spec_of(value)
+        self.specs[n.name] = spec_of(value)
         return value
 
 
-def annotate(graph: fx.GraphModule, example: Any) -> Any:
+def annotate(graph: fx.GraphModule, example: Any) -> None:
     """Run `graph` in eval mode on `example` and put the spec of every value into `node.meta["spec"]`."""
+    specs = specs_on(graph, example)
+    for node in graph.graph.nodes:
+        node.meta["spec"] = specs[node.name]
+
+
+def specs_on(graph: fx.GraphModule, example: Any) -> dict[str, Any]:
+    """The shapes of all values of `graph` on another example, by node name; the graph stays as it is."""
+    recorder = _Recorder(graph)
     with torch.no_grad(), evaluating(graph):
-        return _Annotator(graph).run(*placeholder_values(graph, example))
+        recorder.run(*placeholder_values(graph, example))
+    return recorder.specs
 
 
 def placeholder_values(graph: fx.GraphModule, example: Any) -> list[Any]:
