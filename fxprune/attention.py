@@ -44,7 +44,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         own._modules = dict(module._modules)
         del own.__dict__["num_heads"]
         own.attend = ScaledDotProduct(module.head_dim**-0.5, module.dropout)
-        return own.train(module.training)
+        own.attend.training = module.training
+        return own
 
     @property
     def num_heads(self) -> int:  # type: ignore[override]

@@ -11,7 +11,7 @@ import cifar
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import difference, outputs, picture, same_picture, storages
+from helpers import difference, outputs, picture, rounding, same_kind, same_picture, storages
 from torch import Tensor, fx, nn
 from zoo import UNTRACEABLE, ZOO, Case, images, tensors
 
@@ -26,7 +26,7 @@ def test_the_graph_computes_the_same(case: Case) -> None:
     model = case.build()
     graph = fxprune.capture(model, case.example(2))
     for batch in (1, 2, 5):
-        assert difference(outputs(model, case.example(batch)), outputs(graph, case.example(batch))) == 0
+        assert difference(outputs(model, case.example(batch)), outputs(graph, case.example(batch))) <= rounding(model)
 
 
 @every_case
@@ -39,9 +39,9 @@ def test_the_graph_is_a_copy_with_the_names_of_the_model(case: Case) -> None:
     assert type(graph).__name__ == type(model).__name__
     assert list(graph.state_dict()) == list(model.state_dict())
     assert storages(graph).isdisjoint(storages(model))
-    types = {name: type(module) for name, module in model.named_modules(remove_duplicate=False) if name}
-    found = {name: type(module) for name, module in graph.named_modules(remove_duplicate=False)}
-    assert {name: found.get(name) for name in types} == types
+    found = dict(graph.named_modules(remove_duplicate=False))
+    for name, module in model.named_modules(remove_duplicate=False):
+        assert not name or same_kind(found.get(name), module), name
 
 
 def test_every_node_has_the_shape_of_its_value() -> None:

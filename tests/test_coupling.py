@@ -124,13 +124,13 @@ def test_a_channel_that_meets_the_input_stays() -> None:
     ("name", "site", "reason"),
     [
         ("mlp", "4", "it is the model's output"),
-        ("mean_over_channels", "b", "a statistic over the channels is taken by mean"),
-        ("max_over_channels", "b", "a statistic over the channels is taken by"),
-        ("softmax_over_channels", "b", "a statistic over the channels is taken by softmax"),
+        ("mean_over_channels", "b", "mean (node mean) takes a statistic over the channels"),
+        ("max_over_channels", "b", "takes a statistic over the channels"),
+        ("softmax_over_channels", "b", "softmax (node softmax) takes a statistic over the channels"),
         ("group_norm", "2", "GroupNorm 3 takes a statistic over the channels"),
         ("normalised_over_channels", "b", "takes a statistic over the channels"),
         ("recurrent_inside", "b", "LSTM lstm is recurrent, and kept whole"),
-        ("transformer_layer", "2", "TransformerEncoderLayer 3 is attention, and kept whole"),
+        ("transformer_layer", "2", "TransformerEncoderLayer 3 is attention in one piece, and kept whole"),
     ],
 )
 def test_frozen_groups_say_why(name: str, site: str, reason: str) -> None:

@@ -70,9 +70,9 @@ def test_groups_give_the_width_of_every_layer() -> None:
 def test_what_stays_whole_is_listed_with_its_reason() -> None:
     _, _, report = compressed("mean_over_channels")
     reasons = {site: frozen.reason for frozen in report.frozen for site in frozen.sites}
-    assert "a statistic over the channels is taken by mean" in reasons["b"]
+    assert "mean (node mean) takes a statistic over the channels" in reasons["b"]
     assert reasons["head.2"] == "it is the model's output"
-    assert "a statistic over the channels" in str(report)
+    assert "takes a statistic over the channels" in str(report)
 
 
 def test_the_text_holds_the_numbers() -> None:

@@ -46,7 +46,7 @@ def dot_product(
     if attn_mask is not None:
         scores = ctx.meet((scores, attn_mask), torch.broadcast_shapes(scores.shape, attn_mask.shape))
     for plane in scores.along(scores.ndim - 1):
-        ctx.freeze(plane.core, f"a statistic over the channels is taken by {ctx.describe()}")
+        ctx.freeze(plane.core, f"{ctx.describe()} takes a statistic over the channels")
     weights = Labels(scores.shape, scores.beside(scores.ndim - 1))
     return product(ctx, weights, value, tag="attended", constant=[False, ctx.is_constant(value)])
 

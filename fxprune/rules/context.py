@@ -279,7 +279,7 @@ class Context(ABC):
         for plane in x.planes:
             inside = [axis for axis in plane.axes if axis in axes]
             if len(inside) == len(plane.axes):
-                self.inexact(x, plane, f"a statistic over the channels is taken by {self.describe()}")
+                self.inexact(x, plane, f"{self.describe()} takes a statistic over the channels")
             elif inside:
                 first = plane.core
                 for axis in inside:
@@ -310,6 +310,8 @@ class Context(ABC):
     def describe(self) -> str:
         """The node at hand, as an error or a reason names it."""
         target = self.node.target
+        if self.node.op == "call_module":
+            return f"{type(self.module()).__name__} {target}"
         name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
         return f"{name} (node {self.node.name})"
 

@@ -55,7 +55,7 @@ def group_norm(
         passed = Labels(x.shape, x.beside(*range(2, x.ndim)))
         for plane in x.planes:
             if any(axis > 1 for axis in plane.axes):
-                ctx.freeze(plane.core, f"a statistic over the positions is taken by {ctx.describe()}")
+                ctx.freeze(plane.core, f"{ctx.describe()} takes a statistic over the positions")
     else:
         passed = ctx.statistic(x, range(1, x.ndim))
     spread = [_channels(p, x.ndim) for p in (weight, bias) if isinstance(p, Labels)]

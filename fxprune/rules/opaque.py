@@ -13,4 +13,4 @@ from fxprune.rules.table import rule
 @rule(nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
 def recurrent(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Its hidden units are read by its own next step."""
-    return ctx.opaque(f"{type(ctx.module()).__name__} {ctx.node.target} is recurrent, and kept whole", args, kwargs)
+    return ctx.opaque(f"{ctx.describe()} is recurrent, and kept whole", args, kwargs)

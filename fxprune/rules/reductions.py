@@ -74,7 +74,7 @@ def _reduced(ctx: Context, x: Labels, plane: Plane, dims: Sequence[int]) -> Plan
     if is_sum and len(inside) == 1 and len(x.along(inside[0])) == 1:
         ctx.consume(x, inside[0])
     else:
-        ctx.inexact(x, plane, f"a statistic over the channels is taken by {ctx.describe()}")
+        ctx.inexact(x, plane, f"{ctx.describe()} takes a statistic over the channels")
     return None
 
 
@@ -105,7 +105,7 @@ def normalise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     planes = []
     for plane in x.planes:
         if plane.axes == (dim,):
-            ctx.inexact(x, plane, f"a statistic over the channels is taken by {ctx.describe()}")
+            ctx.inexact(x, plane, f"{ctx.describe()} takes a statistic over the channels")
         elif dim in plane.axes:
             ctx.tie(plane.core.narrow(dim, 0, 1), plane.core)
         planes.append(plane)

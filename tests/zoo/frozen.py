@@ -72,7 +72,7 @@ class SumOverChannels(nn.Module):
 
 
 for _name, _norm in {
-    "group_norm": lambda: nn.GroupNorm(2, 8),
+    "group_norm": lambda: nn.GroupNorm(1, 8),
     "layer_norm": lambda: nn.LayerNorm([8, 8, 8]),
     "local_response_norm": lambda: nn.LocalResponseNorm(3),
     "softmax2d": nn.Softmax2d,
