@@ -67,7 +67,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         q, k, v = (self._heads(x) for x in self._extended(*self._projected(query, key, value)))
         if self.add_zero_attn:
             k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
-        mask = self._mask(attn_mask, key_padding_mask, query)
+        mask = self._mask(attn_mask, key_padding_mask, q)
         attended: Tensor = self.attend(q, k, v, mask).movedim(-2, self._time(1)).flatten(-2)
         output: Tensor = self.out_proj(attended)
         if not need_weights:
@@ -109,14 +109,14 @@ class MultiheadAttention(nn.MultiheadAttention):
         heads: Tensor = x.unflatten(-1, (-1, self.head_dim))
         return heads.movedim(self._time(1), -2)
 
-    def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, query: Tensor) -> Tensor | None:
+    def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
         """Both masks as one that is added to the scores, broadcast over heads."""
         if attn_mask is not None:
-            attn_mask = _additive(attn_mask, query)
+            attn_mask = _additive(attn_mask, q)
             if attn_mask.dim() == 3:
-                attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
+                attn_mask = attn_mask.reshape(q.shape[:-2] + attn_mask.shape[-2:])
         if key_padding_mask is not None:
-            padding = _additive(key_padding_mask, query).unsqueeze(-2).unsqueeze(-2)
+            padding = _additive(key_padding_mask, q).unsqueeze(-2).unsqueeze(-2)
             attn_mask = padding if attn_mask is None else attn_mask + padding
         added = int(self.bias_k is not None) + int(self.add_zero_attn)
         return attn_mask if attn_mask is None or not added else F.pad(attn_mask, (0, added))

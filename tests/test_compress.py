@@ -103,7 +103,7 @@ def test_a_model_without_channels_has_nothing_to_prune() -> None:
 
 def test_frozen_layers_are_given_as_the_reason() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Softmax(1), nn.Conv2d(8, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.warns(FxpruneWarning, match=r"nothing in Sequential can be pruned: .*0: .* takes a statistic over the channels"):
+    with pytest.warns(FxpruneWarning, match=r"nothing in Sequential can be pruned: .*0: .* takes a statistic"):
         compress(model)
 
 
