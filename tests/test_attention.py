@@ -149,6 +149,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("masks", ["none", "bool", "float", "each head", "padding", "both"])
 @pytest.mark.parametrize("batched", [True, False])
+@torch.no_grad()
 def test_lowered_attention_gives_what_the_original_gives(name: str, masks: str, batched: bool) -> None:
     options = {"batch_first": True} | OPTIONS[name]
     torch.manual_seed(0)
