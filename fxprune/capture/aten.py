@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torch._ops import OpOverload
 
 from fxprune.errors import CaptureError
@@ -42,6 +42,7 @@ ASSERTIONS = {
     "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "_functional_assert_async", "_functional_assert_scalar",
     "_functional_sym_constrain_range", "sym_constrain_range", "sym_constrain_range_for_size",
 }  # fmt: skip
+CREATIONS = {"arange", "eye", "full", "linspace", "logspace", "ones", "scalar_tensor", "zeros", "tril_indices"}
 _OPERATORS = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "pow": operator.pow,
     "neg": operator.neg, "eq": operator.eq, "ne": operator.ne, "gt": operator.gt, "ge": operator.ge, "lt": operator.lt,
@@ -64,6 +65,30 @@ def name_of(target: OpOverload) -> str:
 def is_assertion(target: Any) -> bool:
     """Whether a node only checks sizes or dtypes."""
     return isinstance(target, OpOverload) and target.namespace == "aten" and name_of(target) in ASSERTIONS
+
+
+def is_creation(node: fx.Node) -> bool:
+    """Whether a node makes a tensor of numbers that are all known."""
+    target = node.target
+    return isinstance(target, OpOverload) and name_of(target) in CREATIONS and not node.all_input_nodes
+
+
+def is_changed(node: fx.Node) -> bool:
+    """Whether something writes into the tensor of a node, or into a view of it."""
+    return any(
+        user.args[:1] == (node,) and (_writes(user.target) or (_is_view(user.target) and is_changed(user)))
+        for user in node.users
+    )
+
+
+def _writes(target: Any) -> bool:
+    return isinstance(target, OpOverload) and target._schema.is_mutable
+
+
+def _is_view(target: Any) -> bool:
+    return target is operator.getitem or (
+        isinstance(target, OpOverload) and any(a.alias_info is not None for a in target._schema.arguments)
+    )
 
 
 def spelled(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | Same:

@@ -82,15 +82,17 @@ def _repeated(t: Tensor, batch: int) -> Tensor:
 
 
 def _export_layers(model: nn.Module, example: Any, shapes: Shapes | None) -> ExportedProgram:
-    """Export with what goes into and comes out of every layer, but for those that are given computed sizes."""
-    whole, sized = set(layers(model)), set[str]()
-    with _watched(model, whole, sized):
-        try:
-            return _export(model, example, shapes, whole)
-        except AssertionError:
-            if not sized:
-                raise
-    return _export(model, example, shapes, whole - sized)
+    """Export with what goes into and comes out of every layer, but for those whose calls cannot be described."""
+    whole = set(layers(model))
+    while True:
+        odd = set[str]()
+        with _watched(model, whole, odd):
+            try:
+                return _export(model, example, shapes, whole)
+            except AssertionError:
+                if not odd:
+                    raise
+        whole -= odd
 
 
 def _export(model: nn.Module, example: Any, shapes: Shapes | None, whole: set[str]) -> ExportedProgram:
@@ -118,16 +120,19 @@ def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sh
 
 
 @contextmanager
-def _watched(model: nn.Module, whole: set[str], sized: set[str]) -> Iterator[None]:
-    """While exporting, let every layer give a value of its own, and note those that are given computed sizes.
+def _watched(model: nn.Module, whole: set[str], odd: set[str]) -> Iterator[None]:
+    """While exporting, note the layers that are given computed sizes, or now these arguments and now those.
 
-    A layer that hands on its input, as stochastic depth does in eval mode, would not be seen otherwise.
+    Every layer also gives a value of its own: one that hands on its input, as stochastic depth does in eval mode, would
+    not be seen otherwise.
     """
+    specs: dict[str, pytree.TreeSpec] = {}
 
     def before(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if any(isinstance(leaf, torch.SymInt) for leaf in pytree.tree_leaves((args, kwargs))):
-                sized.add(path)
+            leaves, spec = pytree.tree_flatten((args, kwargs))
+            if specs.setdefault(path, spec) != spec or any(isinstance(leaf, torch.SymInt) for leaf in leaves):
+                odd.add(path)
 
         return hook
 
@@ -137,8 +142,8 @@ def _watched(model: nn.Module, whole: set[str], sized: set[str]) -> Iterator[Non
     handles = []
     for path in whole:
         module = model.get_submodule(path)
-        handles += [module.register_forward_pre_hook(before(path), with_kwargs=True)]
-        handles += [module.register_forward_hook(after)]
+        handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
+        handles.append(module.register_forward_hook(after))
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.aten import Call, Same, spelled
+from fxprune.capture.aten import Call, Same, is_changed, is_creation, spelled
 from fxprune.capture.folding import fold
 from fxprune.capture.graph import must_be_none
 from fxprune.errors import CaptureError
@@ -50,8 +50,8 @@ class Builder:
     def _translated(self, node: fx.Node) -> Any:
         """The new node, or value, for a call of the program."""
         args, kwargs = self._values(node.args), self._values(node.kwargs)
-        if node.op == "get_attr":
-            raise CaptureError(f"the exported program holds {node.target}, a graph within the graph")
+        if is_creation(node):
+            return self._made(node)
         call: Call | Same = Call(node.op, node.target, args, kwargs)
         if isinstance(node.target, OpOverload):
             try:
@@ -65,6 +65,12 @@ class Builder:
         new = self.graph.create_node(call.op, call.target, call.args, call.kwargs)
         new.meta |= {key: node.meta[key] for key in ("stack_trace", "val") if node.meta.get(key) is not None}
         return new
+
+    def _made(self, node: fx.Node) -> fx.Node:
+        """A tensor that is made in the forward, from numbers alone, becomes a buffer: it moves and narrows with the rest."""
+        name = _constant(self.model, node.target(*node.args, **node.kwargs))  # type: ignore[operator]
+        made = self.graph.get_attr(name)
+        return self.graph.call_method("clone", (made,)) if is_changed(node) else made
 
     def _values(self, values: Any) -> Any:
         """Nested arguments with the new nodes in the place of the program's."""
