@@ -250,7 +250,7 @@ def einsum(equation: str, tensors: Sequence[Any], **kwargs: Any) -> Call:
 
 @spells("batch_norm")
 def batch_norm(
-    x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, cudnn: bool
+    x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: Any, momentum: Any, eps: Any, cudnn: Any
 ) -> Call:
     """Of the batch."""
     return _function(F.batch_norm, x, mean, var, weight, bias, training, momentum, eps)
@@ -258,29 +258,31 @@ def batch_norm(
 
 @spells("instance_norm")
 def instance_norm(
-    x: Any, weight: Any, bias: Any, mean: Any, var: Any, use: bool, momentum: float, eps: float, cudnn: bool
+    x: Any, weight: Any, bias: Any, mean: Any, var: Any, use: Any, momentum: Any, eps: Any, cudnn: Any
 ) -> Call:
     """Of each sample."""
     return _function(F.instance_norm, x, mean, var, weight, bias, use, momentum, eps)
 
 
 @spells("layer_norm")
-def layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True) -> Call:
+def layer_norm(x: Any, shape: Any, *rest: Any, cudnn_enable: Any = None, **kwargs: Any) -> Call:
     """Without the choice of a backend."""
-    return _function(F.layer_norm, x, shape, weight, bias, eps)
+    return _function(F.layer_norm, x, shape, *rest[:3], **kwargs)
 
 
 @spells("group_norm")
-def group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True) -> Call:
+def group_norm(x: Any, groups: int, *rest: Any, cudnn_enabled: Any = None, **kwargs: Any) -> Call:
     """Without the choice of a backend."""
-    return _function(F.group_norm, x, groups, weight, bias, eps)
+    return _function(F.group_norm, x, groups, *rest[:3], **kwargs)
 
 
 @spells("embedding")
-def embedding(weight: Any, x: Any, padding_idx: int = -1, by_frequency: bool = False, sparse: bool = False) -> Call:
+def embedding(weight: Any, x: Any, padding_idx: int = -1, *flags: Any) -> Call:
     """The numbers come first."""
     padding = None if padding_idx == -1 else padding_idx
-    return _function(F.embedding, x, weight, padding, None, 2.0, by_frequency, sparse)
+    return _function(
+        F.embedding, x, weight, padding, **dict(zip(("scale_grad_by_freq", "sparse"), flags, strict=False))
+    )
 
 
 @spells("im2col")
@@ -302,13 +304,13 @@ def log_sigmoid(x: Any) -> Call:
 
 
 @spells("_softmax")
-def softmax(x: Any, dim: int, half_to_float: bool) -> Call:
+def softmax(x: Any, dim: int, half_to_float: Any) -> Call:
     """Without the type of a backend."""
     return _function(torch.softmax, x, dim)
 
 
 @spells("_log_softmax")
-def log_softmax(x: Any, dim: int, half_to_float: bool) -> Call:
+def log_softmax(x: Any, dim: int, half_to_float: Any) -> Call:
     """Without the type of a backend."""
     return _function(torch.log_softmax, x, dim)
 
@@ -349,7 +351,7 @@ spells("upsample_bicubic2d")(_resized("bicubic", corners=True))
 def _dropped(kind: type[nn.Module], *, inplace: bool) -> Spell:
     """A dropout whose flag tracing has fixed becomes a module that follows the model's mode."""
 
-    def spell(x: Any, p: float, train: bool) -> Call:
+    def spell(x: Any, p: float, train: Any) -> Call:
         known = getattr(x, "meta", {}).get("val")
         rank = known.ndim if kind is nn.Dropout2d and isinstance(known, torch.Tensor) else 4
         of_rank = {2: nn.Dropout1d, 3: nn.Dropout1d, 5: nn.Dropout3d}.get(rank, kind)

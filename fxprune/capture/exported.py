@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,8 +98,7 @@ def _export_layers(model: nn.Module, example: Any, shapes: Shapes | None) -> Exp
 
 def _export(model: nn.Module, example: Any, shapes: Shapes | None, whole: set[str]) -> ExportedProgram:
     args, kwargs = as_call(example)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         return torch.export.export(
             model,
             args,
@@ -107,6 +107,19 @@ def _export(model: nn.Module, example: Any, shapes: Shapes | None, whole: set[st
             strict=False,
             preserve_module_call_signature=tuple(sorted(whole)),
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch.export warns and logs on its way; what it raises is told by us."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
 
 
 def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Shapes) -> Any:

@@ -36,7 +36,7 @@ def fold(program: ExportedProgram) -> fx.Graph:
     """The program's graph with its layers as call_module nodes, and without checks of sizes."""
     names = {node.name: node for node in program.graph.nodes}
     inline(program.graph_module, names)
-    graph = program.graph
+    graph: fx.Graph = program.graph
     calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         for call in _calls(node):
@@ -67,9 +67,7 @@ def _fold_call(graph: fx.Graph, path: str, nodes: list[fx.Node], signature: Any,
     after = max((order[node] for node in known), default=-1)
     first = next(node for node in nodes if order[node] > after)
     args, kwargs = pytree.tree_unflatten(inputs, signature.in_spec)
-    paths, _ = pytree.tree_flatten_with_path(
-        pytree.tree_unflatten(list(range(len(outputs))), signature.out_spec)
-    )
+    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(len(outputs))), signature.out_spec))
     with graph.inserting_before(first):
         called = graph.create_node("call_module", path, args, kwargs)
         called.meta = dict(nodes[0].meta)

@@ -67,7 +67,7 @@ class Builder:
         return new
 
     def _made(self, node: fx.Node) -> fx.Node:
-        """A tensor that is made in the forward, from numbers alone, becomes a buffer: it moves and narrows with the rest."""
+        """A tensor made of numbers alone becomes a buffer: it moves and narrows with the rest."""
         name = _constant(self.model, node.target(*node.args, **node.kwargs))  # type: ignore[operator]
         made = self.graph.get_attr(name)
         return self.graph.call_method("clone", (made,)) if is_changed(node) else made
@@ -100,7 +100,7 @@ class Builder:
             for keys, leaf in pytree.tree_flatten_with_path(value)[0]:
                 node = nodes[name]
                 for key in keys:
-                    node = self.graph.call_function(operator.getitem, (node, getattr(key, "idx", None) or _key(key)))
+                    node = self.graph.call_function(operator.getitem, (node, _key(key)))
                 leaves.append(node)
                 self._fix(node, leaf, name)
         for parameter in parameters:
@@ -109,7 +109,7 @@ class Builder:
         return leaves
 
     def _placeholder(self, parameter: inspect.Parameter) -> fx.Node:
-        stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        stars = "*" * (_place(parameter) - 1)
         default = () if parameter.default is inspect.Parameter.empty else (parameter.default,)
         return self.graph.create_node("placeholder", stars + parameter.name, default, name=parameter.name)
 
@@ -135,7 +135,9 @@ class Builder:
             return {key: self._structure(item) for key, item in value.items()}
         if value is None or isinstance(value, (fx.Node, *_CHECKED)):
             return value
-        raise CaptureError(f"the output holds a {type(value).__name__}: give tensors, tuples, lists, dicts or dataclasses")
+        raise CaptureError(
+            f"the output holds a {type(value).__name__}: give tensors, tuples, lists, dicts or dataclasses"
+        )
 
 
 def _filled(value: Any) -> Iterator[str]:
@@ -149,7 +151,7 @@ def _key(key: Any) -> Any:
 
 
 def _place(parameter: inspect.Parameter) -> int:
-    """Starred arguments come last, as in symbolic tracing."""
+    """Arguments by keyword come second, *args third and **kwargs last, as in symbolic tracing."""
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return kinds.index(parameter.kind) + 1 if parameter.kind in kinds else 0
 
