@@ -39,8 +39,9 @@ SPELLINGS: dict[str, Spell] = {}
 
 # Checks that export adds; the sizes that they look at are the example's.
 ASSERTIONS = {
-    "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "_functional_assert_async", "_functional_assert_scalar",
-    "_functional_sym_constrain_range", "sym_constrain_range", "sym_constrain_range_for_size",
+    "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "_functional_assert_async",
+    "_functional_assert_scalar", "_functional_sym_constrain_range", "sym_constrain_range",
+    "sym_constrain_range_for_size",
 }  # fmt: skip
 CREATIONS = {"arange", "eye", "full", "linspace", "logspace", "ones", "scalar_tensor", "zeros", "tril_indices"}
 _OPERATORS = {
