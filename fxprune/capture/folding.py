@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._ops import HigherOrderOperator
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, ModuleCallSignature
+from torch.export.graph_signature import ConstantArgument
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.aten import is_assertion
@@ -18,6 +19,7 @@ from fxprune.capture.symbolic import SymbolicTracer
 from fxprune.errors import CaptureError
 
 Names = dict[str, fx.Node]
+_tracepoint = torch.ops.higher_order._export_tracepoint
 _NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
@@ -37,14 +39,19 @@ def fold(program: ExportedProgram) -> fx.Graph:
     names = {node.name: node for node in program.graph.nodes}
     inline(program.graph_module, names)
     graph: fx.Graph = program.graph
+    marks = _take_tracepoints(graph)
     calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         for call in _calls(node):
             calls.setdefault(call, []).append(node)
     signatures = {entry.fqn: entry.signature for entry in program.module_call_graph if entry.signature}
     for call, nodes in calls.items():
+        path = call.partition("@")[0]
+        if call in marks and path in signatures:
+            specs = signatures[path].in_spec, signatures[path].out_spec
+            signatures[call] = ModuleCallSignature(**marks[call], in_spec=specs[0], out_spec=specs[1])
         if call in signatures and call:
-            _fold_call(graph, call.partition("@")[0], nodes, signatures[call], names)
+            _fold_call(graph, path, nodes, signatures[call], names)
     drop_checks(graph)
     return graph
 
@@ -112,7 +119,7 @@ def inline(module: fx.GraphModule, names: Names) -> None:
     Raises CaptureError for other graphs within the graph: torch.cond, scan, autocast.
     """
     for node in list(module.graph.nodes):
-        if not isinstance(node.target, HigherOrderOperator):
+        if not isinstance(node.target, HigherOrderOperator) or node.target is _tracepoint:
             continue
         body, operands, graded = _body(node)
         inner = getattr(module, body.target)
@@ -122,13 +129,29 @@ def inline(module: fx.GraphModule, names: Names) -> None:
             results = module.graph.graph_copy(inner.graph, copies)
             if not graded:
                 results = fx.node.map_arg(results, lambda n: _detached(module.graph, n))
-        names |= {old.name: new for old, new in copies.items() if old.op != "placeholder"}
+        names |= {new.name: new for old, new in copies.items() if old.op != "placeholder"}
         for user in list(node.users):
-            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+            names[user.name] = results[user.args[1]]  # type: ignore[index]
+            user.replace_all_uses_with(names[user.name])
             module.graph.erase_node(user)
         module.graph.erase_node(node)
         if not body.users:
             module.graph.erase_node(body)
+
+
+def _take_tracepoints(graph: fx.Graph) -> dict[str, dict[str, list[Any]]]:
+    """Call -> what goes into and comes out of it, where export left marks of that in an inlined graph."""
+    marks: dict[str, dict[str, list[Any]]] = {}
+    for node in list(graph.nodes):
+        if node.target is _tracepoint:
+            values = [a if isinstance(a, fx.Node) else ConstantArgument("", a) for a in node.args]
+            kind = str(node.kwargs["kind"]).removeprefix("module_call_")
+            marks.setdefault(list(_calls(node))[-1], {})[kind] = values
+            for user in list(node.users):
+                user.replace_all_uses_with(node.args[user.args[1]])
+                graph.erase_node(user)
+            graph.erase_node(node)
+    return marks
 
 
 def _body(node: fx.Node) -> tuple[Any, Sequence[Any], bool]:

@@ -93,8 +93,8 @@ class Builder:
 
     def _inputs(self, given: dict[str, Any]) -> list[Any]:
         """Placeholders for all parameters of the forward; the leaves of those that the example gives, in order."""
-        parameters = inspect.signature(self.model.forward).parameters.values()
-        nodes = {parameter.name: self._placeholder(parameter) for parameter in sorted(parameters, key=_place)}
+        parameters = sorted(inspect.signature(self.model.forward).parameters.values(), key=_place)
+        nodes = {parameter.name: self._placeholder(parameter) for parameter in parameters}
         leaves = []
         for name, value in given.items():
             for keys, leaf in pytree.tree_flatten_with_path(value)[0]:
@@ -109,8 +109,11 @@ class Builder:
         return leaves
 
     def _placeholder(self, parameter: inspect.Parameter) -> fx.Node:
+        """One argument of the forward; one that is required by keyword may come behind those with defaults."""
         stars = "*" * (_place(parameter) - 1)
         default = () if parameter.default is inspect.Parameter.empty else (parameter.default,)
+        if not stars and not default and any(node.args for node in self.graph.nodes):
+            default = (None,)
         return self.graph.create_node("placeholder", stars + parameter.name, default, name=parameter.name)
 
     def _fix(self, node: fx.Node, value: Any, name: str) -> None:
