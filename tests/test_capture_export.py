@@ -223,6 +223,27 @@ def test_a_named_tuple_is_one_again() -> None:
     assert found._fields == ("logits", "aux")
 
 
+class Answering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Answer:
+        return Answer(self.b(self.a(x).relu()))
+
+
+def test_a_dataclass_is_one_again() -> None:
+    model = randomise(Answering()).eval()
+    graph = export(model, tensors(6)(2))
+    found = graph(tensors(6)(3))
+    assert isinstance(found, Answer)
+    assert torch.allclose(found.logits, model(tensors(6)(3)).logits)
+    assert found.aux is None
+    plan = fxprune.Scores.random(graph, tensors(6)(2)).plan(alpha=1.0)
+    assert fxprune.verify(graph, plan, fxprune.apply(graph, plan), tensors(6)(3)) < 1e-6
+    assert len(plan.keep["a"]) < 8
+
+
 def test_an_example_of_one_sample_gives_a_graph_for_more() -> None:
     case = ZOO["channel_shuffle"]
     model = case.build()

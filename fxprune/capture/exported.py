@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 import warnings
@@ -35,10 +36,11 @@ def trace(model: nn.Module, example: Any) -> ModelGraph:
     symbolic._check_names(model)
     symbolic._register_constants(model)
     symbolic._left_out(model, example)
-    program = _exported(model, example)
+    with _plain_output(model) as records:
+        program = _exported(model, example)
     args, kwargs = as_call(example)
     given = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
-    graph = Builder(program, model).build(_in_order(model, given, kwargs))
+    graph = Builder(program, model, records[-1] if records else None).build(_in_order(model, given, kwargs))
     captured = ModelGraph(model, graph, type(model).__name__)
     captured.graph.lint()
     return captured
@@ -107,6 +109,24 @@ def _export(model: nn.Module, example: Any, shapes: Shapes | None, whole: set[st
             strict=False,
             preserve_module_call_signature=tuple(sorted(whole)),
         )
+
+
+@contextmanager
+def _plain_output(model: nn.Module) -> Iterator[list[type]]:
+    """While exporting, let a dataclass that pytree does not know come out as a dict; gives the list of its types."""
+    records: list[type] = []
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if not dataclasses.is_dataclass(output) or isinstance(output, type) or type(output) in pytree.SUPPORTED_NODES:
+            return output
+        records.append(type(output))
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield records
+    finally:
+        handle.remove()
 
 
 @contextmanager

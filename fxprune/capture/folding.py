@@ -126,12 +126,12 @@ def inline(module: fx.GraphModule, names: Names) -> None:
         inline(inner, names)
         copies = dict(zip((n for n in inner.graph.nodes if n.op == "placeholder"), operands, strict=True))
         with module.graph.inserting_before(node):
-            results = module.graph.graph_copy(inner.graph, copies)
+            results: Any = module.graph.graph_copy(inner.graph, copies)
             if not graded:
                 results = fx.node.map_arg(results, lambda n: _detached(module.graph, n))
         names |= {new.name: new for old, new in copies.items() if old.op != "placeholder"}
         for user in list(node.users):
-            names[user.name] = results[user.args[1]]  # type: ignore[index]
+            names[user.name] = results[user.args[1]]
             user.replace_all_uses_with(names[user.name])
             module.graph.erase_node(user)
         module.graph.erase_node(node)

@@ -26,7 +26,8 @@ _CHECKED = (bool, int, float, str)
 class Builder:
     """Translates the nodes of a program, one by one, into a new graph over `model`."""
 
-    def __init__(self, program: ExportedProgram, model: nn.Module) -> None:
+    def __init__(self, program: ExportedProgram, model: nn.Module, record: type | None = None) -> None:
+        self.record = record  # the class of an output that the program gives as a dict
         self.program, self.model, self.graph = program, model, fx.Graph()
         self.env: dict[fx.Node, Any] = {}
         self.stored = _stored(program, model)
@@ -42,7 +43,8 @@ class Builder:
                 leaves = self._values(node.args[0])
                 spec = self.program.call_spec.out_spec
                 assert spec is not None
-                self.graph.output(self._structure(pytree.tree_unflatten(leaves, spec)))
+                made = self._structure(pytree.tree_unflatten(leaves, spec))
+                self.graph.output(self.graph.call_function(self.record, (), made) if self.record else made)
             elif node.op != "placeholder":
                 self.env[node] = self._translated(node)
         return self.graph
