@@ -122,6 +122,30 @@ def test_statistics_move_in_training_as_they_do_in_the_model() -> None:
     assert found["norm.num_batches_tracked"] == 1
 
 
+class NormAct(nn.BatchNorm2d):
+    """A BatchNorm with a forward of its own, as timm has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        ).relu()
+
+
+def test_a_batchnorm_that_is_spelled_out_follows_its_mode() -> None:
+    model = randomise(nn.Sequential(conv(3, 8), NormAct(8), conv(8, 8), NormAct(8), head(8))).train()
+    model[3].eval()
+    graph = export(model, images()(2))
+    plan = fxprune.Scores.random(graph, images()(2)).plan(alpha=1.0)
+    assert fxprune.verify(graph, plan, fxprune.apply(graph, plan), images()(3)) < 1e-4
+    assert max(map(len, plan.keep.values())) < 8
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert list(graph.state_dict()) == list(before)
+    assert torch.allclose(graph(images()(4)), model(images()(4)), atol=1e-5)
+    for name in ("1.running_mean", "1.running_var", "3.running_mean"):
+        assert torch.allclose(graph.state_dict()[name], model.state_dict()[name])
+        assert torch.equal(graph.state_dict()[name], before[name]) == name.startswith("3")
+
+
 def test_gradients_are_those_of_the_model() -> None:
     model = ZOO["shuffle_units"].build().eval()
     graph = export(model, images()(2))

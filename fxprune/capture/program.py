@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
@@ -16,6 +17,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.aten import Call, Same, is_changed, is_creation, spelled
+from fxprune.capture.batchnorm import FollowingBatchNorm
 from fxprune.capture.folding import fold
 from fxprune.capture.graph import must_be_none
 from fxprune.errors import CaptureError
@@ -62,11 +64,22 @@ class Builder:
                 raise CaptureError(f"{error} ({node.target}, at {_line(node)})") from error
         if isinstance(call, Same):
             return call.value
+        if call.target is F.batch_norm:
+            call = self._following(call)
         if call.op == "new_module":
             call = Call("call_module", self._add(f"{node.name}_module", call.target.eval()), call.args)
         new = self.graph.create_node(call.op, call.target, call.args, call.kwargs)
         new.meta |= {key: node.meta[key] for key in ("stack_trace", "val") if node.meta.get(key) is not None}
         return new
+
+    def _following(self, call: Call) -> Call:
+        """Batch normalisation with the statistics of a BatchNorm module, which it then follows in its mode."""
+        path, _, name = str(getattr(call.args[1], "target", "")).rpartition(".")
+        owner = self.model.get_submodule(path) if name == "running_mean" else None
+        if not isinstance(owner, nn.modules.batchnorm._BatchNorm):
+            return call
+        new = FollowingBatchNorm(*call.args[6:8]).eval()
+        return Call("call_module", self._add("normalise", new, path), call.args[:5])
 
     def _made(self, node: fx.Node) -> fx.Node:
         """A tensor made of numbers alone becomes a buffer: it moves and narrows with the rest."""
@@ -84,12 +97,13 @@ class Builder:
             self.env[node].meta["val"] = node.meta.get("val")
         return self.env[node]
 
-    def _add(self, name: str, module: nn.Module) -> str:
-        """Add a module to the model under a free name."""
-        while hasattr(self.model, name):
+    def _add(self, name: str, module: nn.Module, path: str = "") -> str:
+        """Add a module to the model, or to the one at `path`, under a free name; returns where it is."""
+        owner = self.model.get_submodule(path)
+        while hasattr(owner, name):
             name += "_"
-        self.model.add_module(name, module)
-        return name
+        owner.add_module(name, module)
+        return f"{path}.{name}" if path else name
 
     # -- arguments and outputs -------------------------------------------------------------------------------------
 
