@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -89,4 +90,6 @@ def _compared(wanted: Any, found: Any, tolerance: float | None) -> float:
 
 def _tensors(values: Any) -> list[Tensor]:
     """The floating tensors of a nested output."""
-    return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor) and t.is_floating_point()]
+    leaves = pytree.tree_leaves(values)
+    records = [vars(leaf) for leaf in leaves if is_dataclass(leaf) and hasattr(leaf, "__dict__")]
+    return [t for t in pytree.tree_leaves((leaves, records)) if isinstance(t, Tensor) and t.is_floating_point()]

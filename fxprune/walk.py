@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,8 @@ def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
     if isinstance(node.target, type) and issubclass(node.target, tuple):
         make: Any = node.target
         return make(*args, **kwargs)
+    if is_dataclass(node.target):
+        return (*args, *kwargs.values())
     key = key_of(node, ctx.graph)
     if key not in RULES:
         return _unknown(ctx, node, inputs, unknown)

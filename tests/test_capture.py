@@ -198,4 +198,4 @@ def test_a_child_with_a_name_of_graph_module(name: str) -> None:
 @pytest.mark.parametrize("case", UNTRACEABLE.values(), ids=UNTRACEABLE.keys())
 def test_what_symbolic_tracing_cannot_follow_names_the_line(case: Case) -> None:
     with pytest.raises(fxprune.CaptureError, match=r"tracing .* fails .*zoo.hostile\.py:\d+: .*Use tensor operations"):
-        fxprune.capture(case.build(), case.example(2))
+        fxprune.capture(case.build(), case.example(2), method="fx")

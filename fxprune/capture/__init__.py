@@ -72,7 +72,7 @@ def _captured(model: nn.Module, example: Any, rung: str) -> ModelGraph:
     small = _annotate(graph, example)
     graph.meta["fxprune"] = {"example": to_json(small), "inputs": small, "rung": rung}
     for name, module in graph.named_modules():
-        module.training = modes.get(name, model.training)
+        module.training = modes.get(name, modes.get(name.rpartition(".")[0], model.training))
     return graph
 
 

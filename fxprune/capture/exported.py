@@ -2,14 +2,183 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
 
+from fxprune.capture import symbolic
+from fxprune.capture.folding import layers
 from fxprune.capture.graph import ModelGraph
-from fxprune.errors import CaptureError
+from fxprune.capture.program import Builder
+from fxprune.errors import CaptureError, first_line
+from fxprune.example import as_call
+
+Shapes = Callable[[Tensor, int], Any]
 
 
 def trace(model: nn.Module, example: Any) -> ModelGraph:
-    """Trace `model`, a copy of our own in eval mode, and return its graph."""
-    raise CaptureError(f"{type(model).__name__} cannot be exported yet")
+    """Trace `model`, a copy of our own in eval mode, and return its graph.
+
+    The sizes of its inputs may be other ones later, wherever the model allows it. Arguments of the forward that the
+    example leaves out are fixed at their defaults.
+
+    Raises CaptureError, with the line of the model, where torch.export fails or gives what has no plain form.
+    """
+    symbolic._check_names(model)
+    symbolic._register_constants(model)
+    symbolic._left_out(model, example)
+    with _plain_output(model) as records:
+        program = _exported(model, example)
+    args, kwargs = as_call(example)
+    given = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+    graph = Builder(program, model, records[-1] if records else None).build(_in_order(model, given, kwargs))
+    captured = ModelGraph(model, graph, type(model).__name__)
+    captured.graph.lint()
+    return captured
+
+
+def _in_order(model: nn.Module, given: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The given arguments in the order in which export flattens them: positional ones, then the named ones."""
+    kinds = inspect.signature(model.forward).parameters
+    starred = [name for name in given if kinds[name].kind is inspect.Parameter.VAR_KEYWORD]
+    named = {name: given[name] for name in kwargs if name in given}
+    return {name: value for name, value in given.items() if name not in named} | named if not starred else given
+
+
+# -- torch.export ------------------------------------------------------------------------------------------------------
+
+
+def _exported(model: nn.Module, example: Any) -> ExportedProgram:
+    """The program, with sizes as free as they can be."""
+    batch = next((t.shape[0] for t in pytree.tree_leaves(example) if isinstance(t, Tensor) and t.ndim), 0)
+    several = pytree.tree_map_only(Tensor, lambda t: _repeated(t, batch), example) if batch == 1 else example
+    size = max(batch, 2)
+    attempts: tuple[tuple[Any, Shapes | None], ...] = (
+        (several, lambda t, axis: Dim.AUTO),
+        (several, lambda t, axis: Dim.AUTO if axis == 0 and t.shape[0] == size else Dim.STATIC),
+        (example, None),
+    )
+    for inputs, shapes in attempts:
+        try:
+            return _export_layers(model, inputs, shapes)
+        except Exception as error:  # noqa: BLE001 - whatever torch.export or the user's model raises
+            failure = error
+    raise CaptureError(
+        f"exporting {type(model).__name__} fails with {type(failure).__name__}: {first_line(failure)} "
+        f"(at {symbolic._user_line(failure)}). Use tensor operations in place of Python control flow on tensor values, "
+        "or register a rule for the module that holds it with fxprune.rules.rule"
+    ) from failure
+
+
+def _repeated(t: Tensor, batch: int) -> Tensor:
+    """Two samples in the place of one: torch.export takes a size of 1 for a constant."""
+    return torch.cat([t, t]) if t.ndim and t.shape[0] == batch else t
+
+
+def _export_layers(model: nn.Module, example: Any, shapes: Shapes | None) -> ExportedProgram:
+    """Export with what goes into and comes out of every layer, but for those whose calls cannot be described."""
+    whole = set(layers(model))
+    while True:
+        odd = set[str]()
+        with _watched(model, whole, odd):
+            try:
+                return _export(model, example, shapes, whole)
+            except AssertionError:
+                if not odd:
+                    raise
+        whole -= odd
+
+
+def _export(model: nn.Module, example: Any, shapes: Shapes | None, whole: set[str]) -> ExportedProgram:
+    args, kwargs = as_call(example)
+    with _quiet():
+        return torch.export.export(
+            model,
+            args,
+            kwargs,
+            dynamic_shapes=_dynamic(model, args, kwargs, shapes) if shapes else None,
+            strict=False,
+            preserve_module_call_signature=tuple(sorted(whole)),
+        )
+
+
+@contextmanager
+def _plain_output(model: nn.Module) -> Iterator[list[type]]:
+    """While exporting, let a dataclass that pytree does not know come out as a dict; gives the list of its types."""
+    records: list[type] = []
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if not dataclasses.is_dataclass(output) or isinstance(output, type) or type(output) in pytree.SUPPORTED_NODES:
+            return output
+        records.append(type(output))
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield records
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch.export warns and logs on its way; what it raises is told by us."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+
+
+def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Shapes) -> Any:
+    """What torch.export is to take for variable: for every axis of every input tensor."""
+
+    def axes(value: Any) -> Any:
+        return {axis: shapes(value, axis) for axis in range(value.ndim)} if isinstance(value, Tensor) else None
+
+    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    return {name: pytree.tree_map(axes, value) for name, value in given.items()}
+
+
+@contextmanager
+def _watched(model: nn.Module, whole: set[str], odd: set[str]) -> Iterator[None]:
+    """While exporting, note the layers that are given computed sizes, or now these arguments and now those.
+
+    Every layer also gives a value of its own: one that hands on its input, as stochastic depth does in eval mode, would
+    not be seen otherwise.
+    """
+    specs: dict[str, pytree.TreeSpec] = {}
+
+    def before(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            leaves, spec = pytree.tree_flatten((args, kwargs))
+            if specs.setdefault(path, spec) != spec or any(isinstance(leaf, torch.SymInt) for leaf in leaves):
+                odd.add(path)
+
+        return hook
+
+    def after(module: nn.Module, args: Any, output: Any) -> Any:
+        return torch.ops.aten.alias(output) if any(output is value for value in args) else output
+
+    handles = []
+    for path in whole:
+        module = model.get_submodule(path)
+        handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
+        handles.append(module.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
