@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -348,6 +349,17 @@ def test_samples_that_nobody_collated() -> None:
         fxprune.score(detector(), pairs, **OPTIONS)
     collated = fxprune.score(detector(), pairs, **OPTIONS, unpack=lambda batch: tuple(zip(*batch, strict=True)))
     assert (collated.protect == fxprune.score(detector(), BATCHES, **OPTIONS).protect).all()
+
+
+def test_docs_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "parts.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    names = {"torch": torch, "fxprune": fxprune, "detector": detector(), "loader": BATCHES}
+    exec(first, names)
+    assert "Detector.backbone at alpha 0.05" in capsys.readouterr().out
+    names |= {"run": run, "classes": classes_of}
+    exec(second, names)
+    assert names["error"] < 1e-4
 
 
 # -- torchvision ---------------------------------------------------------------------------------------------------
