@@ -78,7 +78,7 @@ def compress(
     small = apply(whole, plan)
     if verify:
         _note_error(small, prove(whole, plan, small, example_of(graph)), submodule)
-    warn_if_unpruned(small)
+    warn_if_unpruned(part_of(small, submodule))
     return small
 
 

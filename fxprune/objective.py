@@ -24,7 +24,8 @@ Loss = Callable[[Any, Any], Tensor]
 class Part(nn.Module):
     """A gated graph in the place that its original has in a model; in eval mode, whatever mode the model is put into.
 
-    `samples` is the number of samples that its next input should have, where that is known; `seen` its last input.
+    `samples` is the number of samples that its first input of a batch should have, where that is known; `seen` its last
+    input of the batch.
     """
 
     def __init__(self, gated: fx.GraphModule, graph: ModelGraph, name: str) -> None:
@@ -44,7 +45,8 @@ class Part(nn.Module):
         example: Any = args or kwargs
         if args and kwargs:
             example = inspect.signature(self.gated.forward).bind(*args, **kwargs).arguments
-        self._check(example)
+        if not self.called:
+            self._check(example)
         values = placeholder_values(self.gated, example)
         self.seen = pytree.tree_map_only(Tensor, torch.detach, values)
         return self.gated(*values)
@@ -62,7 +64,7 @@ class Part(nn.Module):
     def _check(self, example: Any) -> None:
         if self.samples is not None and sample_count(example) != self.samples:
             raise CalibrationError(
-                f"{self.name} runs on {sample_count(example)} samples where the batch has {self.samples} classes: "
+                f"{self.name} runs on {sample_count(example)} samples, but the batch has classes for {self.samples}: "
                 "pass classes=, a function from targets to one class for each row of the part's input"
             )
 

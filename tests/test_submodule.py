@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -320,10 +321,34 @@ def test_a_part_that_sees_other_rows_than_the_batch_is_an_error_with_a_remedy() 
     def twice(model: Any, images: Any, targets: Any) -> Tensor:
         return run(model, images * 2, targets * 2)
 
-    with pytest.raises(CalibrationError, match="runs on 6 samples where the batch has 3 classes: pass classes="):
+    with pytest.raises(CalibrationError, match="runs on 6 samples, but the batch has classes for 3: pass classes="):
         fxprune.score(detector(), BATCHES, **OPTIONS | {"run": twice})
     scores = fxprune.score(detector(), BATCHES, **OPTIONS | {"run": twice, "classes": lambda t: classes_of(t * 2)})
     assert scores.about["samples"] == 10
+
+
+def test_a_part_that_is_called_several_times_is_sampled_at_the_first_call() -> None:
+    def again(model: Any, images: Any, targets: Any) -> Tensor:
+        return run(model, images, targets) + squares(model.backbone(torch.rand(1, 3, 7, 7)))
+
+    once, twice = (fxprune.score(detector(), BATCHES, **OPTIONS | {"run": which}) for which in (run, again))
+    assert twice.example == once.example == [{"tensor": [2, 3, 12, 12], "dtype": "float32"}]
+    assert (twice.propose == once.propose).all()
+    assert (twice.protect != once.protect).any()
+
+
+def test_two_parts_in_turn() -> None:
+    model = detector()
+    model.head = nn.Sequential(conv(6, 12, 1), nn.ReLU(), conv(12, 4, 1))
+    first = fxprune.compress(model, BATCHES, 0.3, **OPTIONS)
+    both = fxprune.compress(first, BATCHES, 0.3, **OPTIONS | {"submodule": "head"})
+    assert (width(first, "head.0"), type(first.head)) == (12, nn.Sequential)
+    assert width(both, "head.0") < 12
+    assert parameters(both.backbone) == parameters(first.backbone) < parameters(model.backbone)
+    assert fxprune.report(both.backbone).model == "Detector.backbone"
+    assert fxprune.report(both.head).whole == (parameters(first), parameters(both))
+    again = fxprune.compress(both, BATCHES, 0.3, **OPTIONS)
+    assert parameters(again.backbone) < parameters(both.backbone)
 
 
 def test_nan_in_the_part_is_named() -> None:
@@ -424,6 +449,8 @@ def test_compress_on_a_real_detector(name: str) -> None:
     assert report.params_after < 0.8 * report.params_before
     assert report.error is not None
     assert report.error < 1e-4
+    images = detection_batch(name)[0]
+    assert difference(outputs(small, (images,)), outputs(pickle.loads(pickle.dumps(small)), (images,))) == 0
 
 
 def test_frozen_batch_norms_are_arithmetic_on_buffers() -> None:
