@@ -57,7 +57,9 @@ def undisturbed() -> Iterator[None]:
 def seeded(seed: int) -> Iterator[None]:
     """Work `undisturbed`, with all random generators at `seed`."""
     with undisturbed():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -13,112 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
-from helpers import difference, outputs, parameters, picture, same_picture, squares, storages, width
+from detectors import BATCHES, OPTIONS, check_parts, classes_of, detector, pyramid_input, run
+from helpers import parameters, picture, same_picture, squares, width
 from torch import Tensor, nn
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops.misc import FrozenBatchNorm2d
 from zoo.case import conv, randomise
 
 import fxprune
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError
-
-Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
-
-
-class Pyramid(nn.Module):
-    """Two feature maps by name, and a number that the rest of the model reads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.out_channels = 6
-        self.stem = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU())
-        self.body = nn.Sequential(conv(8, 10), nn.BatchNorm2d(10), nn.ReLU())
-        self.fine, self.coarse = conv(8, 6, 1), conv(10, 6, 1)
-
-    def forward(self, x: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
-        x = self.stem(x) * scale
-        return OrderedDict(fine=self.fine(x), coarse=self.coarse(self.body(x)))
-
-
-class Detector(nn.Module):
-    """Pads images of different sizes, and picks positions whose score is high: no tracer can follow it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = Pyramid()
-        self.norm = nn.BatchNorm2d(6)
-        self.head = nn.Conv2d(self.backbone.out_channels, 4, 1)
-        self.noise = nn.Dropout(0.1)
-
-    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        maps = self.backbone(self.pad(images), scale=1.0)
-        assert self.backbone.out_channels == 6
-        logits = [self.head(self.noise(self.norm(x))).mean((2, 3)) for x in maps.values()]
-        if self.training:
-            assert targets is not None
-            wanted = torch.stack([target["labels"].max() for target in targets])
-            return {str(index): F.cross_entropy(x, wanted) for index, x in enumerate(logits)}
-        found = []
-        for scores in sum(logits).softmax(1):
-            best = int(scores.argmax())
-            found.append({"label": torch.tensor(best), "scores": scores} if float(scores[best].detach()) > 0 else {})
-        return found
-
-    def pad(self, images: list[Tensor]) -> Tensor:
-        side = max(max(image.shape[1:]) for image in images)
-        padded = images[0].new_zeros(len(images), 3, side, side)
-        for image, place in zip(images, padded, strict=True):
-            place[:, : image.shape[1], : image.shape[2]] = image
-        return padded
-
-
-def random_batch(sizes: tuple[tuple[int, int], ...], seed: int = 0, scale: int = 1) -> Batch:
-    """Images of the given sizes, each with one or two boxes."""
-    generator = torch.Generator().manual_seed(seed)
-    images = [torch.rand(3, height * scale, width * scale, generator=generator) for height, width in sizes]
-    corners = torch.tensor([[1.0, 1.0, 6.0, 7.0], [2.0, 3.0, 8.0, 8.0]]) * scale
-    return images, [
-        {"boxes": corners[: 1 + index % 2], "labels": torch.tensor([1 + (index + seed) % 3] * (1 + index % 2))}
-        for index in range(len(sizes))
-    ]
-
-
-BATCHES = [random_batch(((9, 10), (12, 9), (10, 10)), seed=0), random_batch(((10, 11), (9, 9)), seed=1)]
-
-
-def classes_of(targets: Any) -> Tensor:
-    return torch.stack([target["labels"].max() for target in targets])
-
-
-def run(model: Any, images: Any, targets: Any) -> Tensor:
-    total: Any = sum(model.train()(images, targets).values())
-    return total
-
-
-OPTIONS: dict[str, Any] = {"submodule": "backbone", "run": run, "classes": classes_of, "progress": False}
-
-
-def detector() -> Detector:
-    torch.manual_seed(0)
-    model = Detector()
-    randomise(model)
-    return model
-
-
-def pyramid_input() -> Tensor:
-    return torch.rand(2, 3, 10, 10, generator=torch.Generator().manual_seed(7))
-
-
-def check_parts(model: nn.Module, small: nn.Module) -> None:
-    """The rest is the model's own, copied; the part is smaller."""
-    assert type(small) is type(model)
-    assert isinstance(small.backbone, torch.fx.GraphModule)
-    assert list(small.state_dict()) == list(model.state_dict())
-    assert storages(small).isdisjoint(storages(model))
-    assert parameters(small) < parameters(model)
-    rest = {name: value for name, value in model.state_dict().items() if not name.startswith("backbone.")}
-    assert all(torch.equal(value, small.state_dict()[name]) for name, value in rest.items())
 
 
 def test_compress_prunes_the_part_by_the_loss_of_the_whole() -> None:
@@ -385,78 +285,3 @@ def test_docs_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
     names |= {"run": run, "classes": classes_of}
     exec(second, names)
     assert names["error"] < 1e-4
-
-
-# -- torchvision ---------------------------------------------------------------------------------------------------
-
-LIGHT = ("fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large")
-HEAVY = (
-    "fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fcos_resnet50_fpn", "keypointrcnn_resnet50_fpn",
-    "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "ssd300_vgg16",
-)  # fmt: skip
-
-
-def torchvision_detector(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    sizes = {} if name.startswith("ssd") else {"min_size": 64, "max_size": 96}
-    counts = {"num_classes": 4} | ({"num_keypoints": 3} if name.startswith("keypoint") else {})
-    model: nn.Module = torchvision.models.get_model(name, weights=None, weights_backbone=None, **counts, **sizes)
-    return model
-
-
-def detection_batch(name: str) -> Batch:
-    images, targets = random_batch(((9, 10), (12, 9)), scale=8)
-    for image, target in zip(images, targets, strict=True):
-        count = len(target["boxes"])
-        if name.startswith("mask"):
-            target["masks"] = torch.ones(count, *image.shape[1:], dtype=torch.uint8)
-        if name.startswith("keypoint"):
-            target["labels"] = torch.ones(count, dtype=torch.int64)
-            target["keypoints"] = torch.tensor([[[9.0, 9.0, 1.0], [16.0, 20.0, 1.0], [30.0, 40.0, 1.0]]] * count)
-    return images, targets
-
-
-@pytest.mark.parametrize("name", [*LIGHT, *(pytest.param(name, marks=pytest.mark.slow) for name in HEAVY)])
-def test_torchvisions_detectors(name: str) -> None:
-    model = torchvision_detector(name)
-    side = {"ssdlite320_mobilenet_v3_large": 320, "ssd300_vgg16": 300}.get(name, 64)
-    example = torch.randn(1, 3, side, side)
-    plan = fxprune.Scores.random(model, example, submodule="backbone").plan(alpha=0.5)
-    small = fxprune.apply(model, plan)
-    check_parts(model, small)
-    assert parameters(small.backbone) < 0.7 * parameters(model.backbone)
-    assert fxprune.verify(model, plan, small, torch.randn(2, 3, side, side)) < 1e-4
-    images, targets = detection_batch(name)
-    with torch.no_grad():
-        assert len(small.eval()(images)) == 2
-    loss = run(small, images, targets)
-    loss.backward()
-    assert loss.isfinite()
-    assert small.get_parameter(next(name for name, _ in small.named_parameters())).grad is not None
-    twin = fxprune.apply(torchvision_detector(name), plan)
-    twin.load_state_dict(small.state_dict())
-    assert difference(outputs(small.backbone, example), outputs(twin.backbone, example)) == 0
-
-
-@pytest.mark.parametrize("name", LIGHT)
-def test_compress_on_a_real_detector(name: str) -> None:
-    model = torchvision_detector(name)
-    before = picture(model)
-    small = fxprune.compress(model, [detection_batch(name)], 0.3, **OPTIONS)
-    assert same_picture(before, picture(model))
-    check_parts(model, small)
-    report = fxprune.report(small)
-    assert report.params_after < 0.8 * report.params_before
-    assert report.error is not None
-    assert report.error < 1e-4
-    images = detection_batch(name)[0]
-    assert difference(outputs(small, (images,)), outputs(pickle.loads(pickle.dumps(small)), (images,))) == 0
-
-
-def test_frozen_batch_norms_are_arithmetic_on_buffers() -> None:
-    backbone = randomise(resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=FrozenBatchNorm2d))
-    plan = fxprune.Scores.random(backbone, torch.randn(1, 3, 64, 64)).plan(alpha=0.5)
-    small = fxprune.apply(backbone, plan)
-    assert fxprune.verify(backbone, plan, small, torch.randn(2, 3, 64, 64)) < 1e-4
-    assert small.get_buffer("body.layer1.0.bn1.weight").shape[0] == width(small, "body.layer1.0.conv1") < 64
-    squares(small(torch.randn(2, 3, 64, 64))).backward()
