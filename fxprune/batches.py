@@ -49,12 +49,20 @@ def split(batch: Any) -> tuple[Any, Any]:
             f"a batch has the keys {sorted(map(str, batch))}, and {len(named)} of them say that they are the targets "
             f"({', '.join(TARGET_KEYS)}): pass unpack=, a function from a batch to (inputs, targets)"
         )
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and not _is_uncollated(batch):
         return batch[0], batch[1]
     length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
     raise CalibrationError(
         f"a batch is a {type(batch).__name__}{length}, not a pair (inputs, targets) or a dict: "
         "pass unpack=, a function from a batch to (inputs, targets)"
+        + (", here lambda batch: tuple(zip(*batch))" if _is_uncollated(batch) else "")
+    )
+
+
+def _is_uncollated(batch: Any) -> bool:
+    """Whether a batch is a list of (image, dict of targets), as the samples of a detector are."""
+    return isinstance(batch, (tuple, list)) and all(
+        isinstance(sample, (tuple, list)) and len(sample) == 2 and isinstance(sample[1], Mapping) for sample in batch
     )
 
 
@@ -81,21 +89,40 @@ def sample_count(inputs: Any) -> int:
     )
 
 
-def class_of_samples(targets: Any, samples: int, classes: Classes | None) -> Tensor:
-    """The class of each sample, (samples,) of int64, on the CPU.
+def class_of_samples(targets: Any, samples: int | None, classes: Classes | None) -> Tensor:
+    """The class of each sample, (samples,) of int64, on the CPU; as many as there are where `samples` is None.
 
     Raises CalibrationError where the targets are not one integer a sample and `classes` does not say what they are.
     """
-    labels = classes(targets) if classes else targets
+    try:
+        labels = classes(targets) if classes else targets
+    except Exception as error:
+        raise CalibrationError(
+            f"classes= fails on the targets of a batch ({type(error).__name__}: {error}): it takes the targets as the "
+            "loader gives them, and returns the class of each sample"
+        ) from error
     if not isinstance(labels, Tensor):
         raise CalibrationError(
-            f"the targets are a {type(labels).__name__}, not a tensor of class numbers: pass classes=, "
-            "a function from targets to the class of each sample"
+            f"{'classes= gave' if classes else 'the targets are'} a {type(labels).__name__}, not a tensor of class "
+            "numbers: pass classes=, a function from targets to the class of each sample" + _for_dicts(labels)
         )
-    if labels.is_floating_point() or labels.is_complex() or tuple(labels.shape) != (samples,):
+    wrong = labels.ndim != 1 if samples is None else tuple(labels.shape) != (samples,)
+    if labels.is_floating_point() or labels.is_complex() or wrong:
         raise CalibrationError(
             f"the targets have shape {tuple(labels.shape)} and dtype {str(labels.dtype).removeprefix('torch.')}; the "
-            f"U-Score needs one integer class for each of the {samples} samples: pass classes=, "
-            "a function from targets to the class of each sample (argmax for one-hot targets, bins for a regression)"
+            f"U-Score needs one integer class for each of the {'' if samples is None else f'{samples} '}samples: pass "
+            "classes=, a function from targets to the class of each sample (argmax for one-hot targets, bins for a "
+            "regression)"
         )
     return labels.detach().to("cpu", torch.int64)
+
+
+def _for_dicts(targets: Any) -> str:
+    """A word on the targets of detectors, one dict an image."""
+    dicts = isinstance(targets, (tuple, list)) and all(isinstance(target, Mapping) for target in targets)
+    return ", such as lambda targets: torch.stack([t['labels'].max() for t in targets])" if dicts else ""
+
+
+def to_device(values: Any, device: torch.device) -> Any:
+    """Every tensor in `values`, on `device`."""
+    return pytree.tree_map_only(Tensor, lambda t: (t.clone() if t.is_inference() else t).to(device), values)

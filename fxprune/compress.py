@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.batches import Classes, Unpack, fitted_example
+from fxprune.batches import Classes, Unpack
 from fxprune.capture import ModelGraph, capture, example_of
 from fxprune.cost import macs, parameters
 from fxprune.coupling import EXCLUDED, Coupling, Exclude
 from fxprune.errors import FxpruneWarning
 from fxprune.example import from_json
 from fxprune.isolation import device_of, undisturbed
+from fxprune.objective import Loss
 from fxprune.plan import Plan, coupling_of, kept_units
-from fxprune.report import Report, frozen_reports, group_reports
+from fxprune.report import Report, frozen_reports, group_reports, report
 from fxprune.rewrite import rewrite
-from fxprune.scoring import Loss, score
+from fxprune.scoring import score
+from fxprune.submodule import Run, name_of, part_of, with_captured_part, with_part
 from fxprune.verify import verify as prove
 from fxprune.walk import Unknown
 
@@ -43,55 +45,66 @@ def compress(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
+    submodule: str = "",
+    run: Run | None = None,
     **scoring: Any,
-) -> ModelGraph:
+) -> nn.Module:
     """A physically smaller model that equals `model` with its least useful units zeroed, made in one pass.
 
     Args:
         model: a trained model; it comes back untouched in every respect.
         loader: a small labelled calibration loader, see `score`.
         alpha: tolerance of difference between what proposes units and what protects them; 0 prunes least, 1 most.
-        loss, unpack, classes, seed, device, progress, scoring: see `score`.
+        loss, unpack, classes, seed, device, progress, run, scoring: see `score`.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
         unknown: "error", or "freeze" to keep what an operation without a rule touches.
         inexact, head_dim: see `couple`.
         min_keep, round_to: see `Scores.plan`.
+        submodule: path of the part to prune in place of the whole, for models that cannot be captured in one piece.
+            Its outputs stay whole, so the rest of the model fits; `exclude` takes names in the part.
         verify: prove the result against the zero-masked original before it is handed over.
 
     Returns:
-        A `torch.fx.GraphModule` on the model's device, in its dtype and training mode, with its state_dict keys.
+        A `torch.fx.GraphModule` on the model's device, in its dtype and training mode, with its state_dict keys; with
+        `submodule`, a copy of the whole model in which such a one stands in the part's place.
 
     Raises:
         FxpruneError: one of its children, from the stage that failed; see the stages.
     """
-    graph = capture(model, fitted_example(model, loader, unpack))
+    whole = with_captured_part(model, loader, submodule, unpack=unpack, run=run)
+    graph: Any = part_of(whole, submodule)
     scores = score(
-        graph, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim, unpack=unpack,
-        classes=classes, seed=seed, device=device, progress=progress, **scoring,
+        whole, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim, unpack=unpack,
+        classes=classes, seed=seed, device=device, progress=progress, submodule=submodule, run=run, **scoring,
     )  # fmt: skip
     plan = scores.plan(alpha, min_keep=min_keep, round_to=round_to)
-    small = apply(graph, plan)
+    small = apply(whole, plan)
     if verify:
-        _note_error(small, prove(graph, plan, small, example_of(graph)))
-    warn_if_unpruned(small)
+        _note_error(small, prove(whole, plan, small, example_of(graph)), submodule)
+    warn_if_unpruned(part_of(small, submodule))
     return small
 
 
-def apply(model: nn.Module, plan: Plan) -> ModelGraph:
-    """Rewrite `model` by a plan; everything was decided when the plan was made.
+def apply(model: nn.Module, plan: Plan) -> nn.Module:
+    """Rewrite `model`, or the part of it that the plan is for, by a plan; all was decided when the plan was made.
 
     Raises:
         PlanError: the plan does not fit the model.
         RewriteError: the graph cannot be rewritten.
     """
     with undisturbed():
-        example = from_json(plan.example, device=device_of(model))
-        graph = capture(model, example, method=plan.settings.get("method", "auto"))
+        part = part_of(model, plan.submodule)
+        example = from_json(plan.example, device=device_of(part))
+        graph = capture(part, example, method=plan.settings.get("method", "auto"))
         coupling = coupling_of(graph, plan)
         keep = kept_units(plan, coupling)
         small = rewrite(graph, coupling, keep)
-        small.meta["fxprune"] = {"plan": plan, "report": _report(graph, coupling, plan, small, keep)}
-    return small
+        whole = with_part(model, plan.submodule, small)
+        notes = _report(graph, coupling, plan, small, keep)
+        if plan.submodule:
+            notes = replace(notes, model=name_of(model, plan.submodule), whole=(parameters(model), parameters(whole)))
+        small.meta["fxprune"] = {"plan": plan, "report": notes}
+    return whole
 
 
 def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph, keep: Any) -> Report:
@@ -103,14 +116,14 @@ def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph
     )  # fmt: skip
 
 
-def _note_error(small: ModelGraph, error: float) -> None:
-    notes = small.meta["fxprune"]
-    notes["report"] = replace(notes["report"], error=error)
+def _note_error(small: nn.Module, error: float, submodule: str) -> None:
+    part: Any = part_of(small, submodule)
+    part.meta["fxprune"]["report"] = replace(part.meta["fxprune"]["report"], error=error)
 
 
-def warn_if_unpruned(small: ModelGraph) -> None:
+def warn_if_unpruned(small: nn.Module) -> None:
     """Say why nothing was pruned, where nothing was."""
-    notes: Report = small.meta["fxprune"]["report"]
+    notes = report(small)
     if not notes.groups:
         reasons = (
             "; ".join(f"{', '.join(f.sites[:3])}: {f.reason}" for f in notes.frozen) or "it has no layers with channels"

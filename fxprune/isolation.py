@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,12 +20,14 @@ _HOOKS = (
 )  # fmt: skip
 
 
-def isolated_copy(model: nn.Module) -> nn.Module:
+def isolated_copy(model: nn.Module, instead: Mapping[int, object] | None = None) -> nn.Module:
     """A deep copy of `model` that shares no storage with it and has none of its hooks.
+
+    `instead` maps ids of objects to what stands in their places in the copy.
 
     Raises CaptureError where the model cannot be copied.
     """
-    memo: dict[int, object] = {}
+    memo: dict[int, object] = dict(instead or {})
     for module in model.modules():
         memo |= {id(getattr(module, name)): OrderedDict() for name in _HOOKS if hasattr(module, name)}
     try:
@@ -49,6 +51,18 @@ def undisturbed() -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Work `undisturbed`, with all random generators at `seed`."""
+    with undisturbed():
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
 
 
 @contextmanager

@@ -41,6 +41,11 @@ class Plan:
     frozen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def submodule(self) -> str:
+        """The path of the part of the model that the plan is for; empty where it is for the whole."""
+        return str(self.settings.get("submodule", ""))
+
     def __str__(self) -> str:
         level = "" if self.alpha is None else f" at alpha {self.alpha:g}"
         total, stay = sum(self.widths.values()), sum(len(kept) for kept in self.keep.values())

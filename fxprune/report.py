@@ -37,7 +37,11 @@ class FrozenReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `compress` or `apply` did. `error` is verify's figure, or None where verify did not run."""
+    """What `compress` or `apply` did.
+
+    `error` is verify's figure, or None where verify did not run. `whole` are the parameters of the whole model before
+    and after, where only a part of it was pruned: then everything else is about that part.
+    """
 
     model: str
     alpha: float | None
@@ -48,6 +52,7 @@ class Report:
     error: float | None
     groups: tuple[GroupReport, ...]
     frozen: tuple[FrozenReport, ...]
+    whole: tuple[int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists and numbers."""
@@ -74,6 +79,7 @@ class Report:
         for name, before, after in (
             ("parameters", self.params_before, self.params_after),
             ("MACs a sample", self.macs_before, self.macs_after),
+            *([("parameters of the whole", *self.whole)] if self.whole else []),
         ):
             table.add_row(name, f"{before:,}", f"{after:,}", f"{after / max(before, 1):.1%}")
         proof = "not run" if self.error is None else f"{self.error:.1e}"
@@ -91,14 +97,15 @@ class Report:
 def report(small: nn.Module) -> Report:
     """The report of a model that `compress` or `apply` made.
 
+    Where parts of it were pruned, the first one's report: give another part, such as `small.backbone`, for its own.
+
     Raises FxpruneError where `small` is not such a model.
     """
-    found = small.meta.get("fxprune", {}).get("report") if isinstance(small, ModelGraph) else None
-    if not isinstance(found, Report):
-        raise FxpruneError(
-            f"{type(small).__name__} has no report: it did not come from fxprune.compress or fxprune.apply"
-        )
-    return found
+    for module in small.modules():
+        found = module.meta.get("fxprune", {}).get("report") if isinstance(module, ModelGraph) else None
+        if isinstance(found, Report):
+            return found
+    raise FxpruneError(f"{type(small).__name__} has no report: it did not come from fxprune.compress or fxprune.apply")
 
 
 def group_reports(coupling: Coupling, keep: NDArray[np.bool_], excluded: Iterable[str]) -> tuple[GroupReport, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
@@ -21,20 +21,22 @@ from rich.progress import Progress
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import Classes, Unpack, batches, class_of_samples, fitted, fitted_example, sample_count
-from fxprune.capture import ModelGraph, TensorSpec, capture, placeholder_values, rung_of, specs_on
+from fxprune.batches import Classes, Unpack, batches, class_of_samples, sample_count, to_device
+from fxprune.capture import ModelGraph, capture, example_of, rung_of, specs_on
 from fxprune.coupling import Coupling, Exclude, Index, Site, analyse
-from fxprune.errors import CalibrationError, PlanError, first_line
+from fxprune.errors import CalibrationError, PlanError
+from fxprune.example import TensorSpec
 from fxprune.gates import Draw, Probe, Rows, insert
-from fxprune.isolation import device_of, dtype_of, evaluating, undisturbed
+from fxprune.isolation import device_of, dtype_of, evaluating, seeded
+from fxprune.objective import Loss, Objective, Part
 from fxprune.plan import Plan, plan_of
 from fxprune.signals import separability
+from fxprune.submodule import Run, name_of, part_of, with_captured_part, with_part
 from fxprune.tod import removed
 from fxprune.walk import Unknown
 
 FORMAT = 1
 Scalars = NDArray[np.float64]
-Loss = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,13 +131,14 @@ class Scores:
         unknown: Unknown = "error",
         inexact: bool = False,
         head_dim: bool = False,
+        submodule: str = "",
     ) -> Scores:
-        """Seeded random scores, for baselines and for tests that need no data."""
-        graph = capture(model, example)
+        """Seeded random scores, for baselines and for tests that need no data; `example` is what the part takes."""
+        graph = capture(part_of(model, submodule), example)
         options = {"inexact": inexact, "head_dim": head_dim}
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         propose, protect = np.random.default_rng(seed).random((2, coupling.units))
-        return scores_of(graph, coupling, (propose, protect), options, {"random": seed})
+        return scores_of(graph, coupling, (propose, protect), options | {"submodule": submodule}, {"random": seed})
 
 
 def scores_of(
@@ -147,8 +150,9 @@ def scores_of(
 ) -> Scores:
     """Scores (those that propose, those that protect) for the units of a coupling that was made with some options."""
     groups = tuple((group.name, group.units.start, group.units.stop) for group in coupling.prunable)
-    example, settings = graph.meta["fxprune"]["example"], {"method": rung_of(graph), **options}
-    return Scores(*scores, groups, coupling.sites, coupling.pieces, example, coupling.frozen(), settings, about)
+    settings = {"method": rung_of(graph)} | {name: value for name, value in options.items() if value}
+    example, frozen = graph.meta["fxprune"]["example"], coupling.frozen()
+    return Scores(*scores, groups, coupling.sites, coupling.pieces, example, frozen, settings, about)
 
 
 def _names(frozen: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:
@@ -170,6 +174,8 @@ def score(
     head_dim: bool = False,
     unpack: Unpack | None = None,
     classes: Classes | None = None,
+    submodule: str = "",
+    run: Run | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -194,6 +200,10 @@ def score(
         unknown: "error", or "freeze" to keep what an operation without a rule touches.
         inexact, head_dim: see `couple`.
         classes: callable(targets) -> (samples,) integers, where the targets are not class numbers themselves.
+        submodule: path of the part to score, by the whole model's loss; `exclude` and all names are the part's own.
+        run: callable(model, inputs, targets) -> mean loss of the batch, in place of loss(model(inputs), targets), for
+            models that give their loss themselves. It may change the mode of `model`, a copy in eval mode; the part
+            that is scored stays in eval mode. `inputs` and `targets` are those of the loader, as they are.
         seed: of the directions and of the sampled classes.
         device: where to run; the model's own device by default.
         progress: show a progress bar on a terminal.
@@ -202,19 +212,20 @@ def score(
         CalibrationError: the loader is empty or one-shot, a batch or its labels have an unknown form, there is one
             class only, or an activation, the loss or a gradient is not finite.
     """
-    with undisturbed():
-        first = fitted_example(model, loader, unpack)
-        graph = capture(model, _on(first, device_of(model)))
+    with seeded(seed):
+        whole = with_captured_part(model, loader, submodule, unpack=unpack, run=run)
+        graph: Any = part_of(whole, submodule)
         options = {"inexact": inexact, "head_dim": head_dim}
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         sampler = Sampler(samples_per_class, max_classes, sample_memory, Draw(torch.empty(0), projections, seed))
         home, place = device_of(graph), torch.device(device) if device is not None else device_of(graph)
         try:
-            rows = rows_of(graph, first)
-            gated, probes = _gated(graph, coupling, sampler.draw, place, rows)
-            with evaluating(gated):
-                feed = _feed(gated, loader, unpack, place, progress=progress)
-                totals = _totals(gated, probes, feed, loss or F.cross_entropy, sampler, classes)
+            gated, probes = _gated(graph, coupling, sampler.draw, place, rows_of(graph))
+            part = Part(gated, graph, name_of(model, submodule))
+            objective = Objective(with_part(whole, submodule, part).to(place), part, loss or F.cross_entropy, run)
+            with evaluating(objective.whole):
+                feed = _feed(objective, loader, unpack, place, progress=progress)
+                totals = _totals(objective, probes, feed, sampler, classes)
         finally:
             graph.to(home)
         protect = _unit_sums(probes, totals, coupling.units)
@@ -223,7 +234,7 @@ def score(
         "samples": sampler.seen, "classes": len(sampler.counts), "samples_per_class": samples_per_class,
         "projections": sampler.draw.projections, "seed": seed,
     }  # fmt: skip
-    return scores_of(graph, coupling, (propose, protect), options, about)
+    return scores_of(graph, coupling, (propose, protect), options | {"submodule": submodule}, about)
 
 
 def _gated(
@@ -236,14 +247,14 @@ def _gated(
     return gated, [gate for gate in gates if isinstance(gate, Probe)]
 
 
-def rows_of(graph: ModelGraph, inputs: Any) -> dict[str, Rows | None]:
+def rows_of(graph: ModelGraph) -> dict[str, Rows | None]:
     """Where the samples of a batch lie in what every node gives, by its shapes on one sample and on two.
 
     Nodes are left out for which they do not tell.
     """
-    one, two = (pytree.tree_map_only(Tensor, partial(_samples, count=count), inputs) for count in (1, 2))
+    one, two = (pytree.tree_map_only(Tensor, partial(_samples, count=n), example_of(graph)) for n in (1, 2))
     try:
-        specs = [specs_on(graph, _on(example, device_of(graph))) for example in (one, two)]
+        specs = [specs_on(graph, example) for example in (one, two)]
     except Exception:  # noqa: BLE001 - a model that does not run on one sample has its samples along the first axis
         return {}
     found: dict[str, Rows | None] = {}
@@ -309,21 +320,19 @@ def _order(label: int, seed: int) -> int:
 
 
 def _feed(
-    gated: fx.GraphModule, loader: Iterable[Any], unpack: Unpack | None, place: torch.device, *, progress: bool
+    objective: Objective, loader: Iterable[Any], unpack: Unpack | None, place: torch.device, *, progress: bool
 ) -> Iterator[tuple[Any, Any]]:
-    """The inputs and targets of every batch, as the graph takes them, on the device, under a progress bar."""
-    names = [str(node.target) for node in gated.graph.nodes if node.op == "placeholder"]
+    """The inputs and targets of every batch, as the model takes them, on the device, under a progress bar."""
     length = len(loader) if isinstance(loader, Sized) else None
     with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
         for inputs, targets in bar.track(batches(loader, unpack), total=length, description="scoring"):
-            yield _on(fitted(inputs, names), place), _on(targets, place)
+            yield to_device(objective.fitted(inputs), place), to_device(targets, place)
 
 
 def _totals(
-    gated: fx.GraphModule,
+    objective: Objective,
     probes: list[Probe],
     feed: Iterable[tuple[Any, Any]],
-    loss: Loss,
     sampler: Sampler,
     classes: Classes | None,
 ) -> list[Tensor]:
@@ -331,8 +340,10 @@ def _totals(
     totals = [torch.zeros(len(probe.units), dtype=torch.float64) for probe in probes]
     weights: list[Tensor] = [probe.weight for probe in probes]
     for index, (inputs, targets) in enumerate(feed):
-        sampler.choose(class_of_samples(targets, sample_count(inputs), classes), probes)
-        for total, grad in zip(totals, _gradients(gated, weights, inputs, targets, loss, index), strict=False):
+        labels = class_of_samples(targets, sample_count(inputs) if objective.counts_rows else None, classes)
+        sampler.choose(labels, probes)
+        value = objective.value(inputs, targets, len(labels), index)
+        for total, grad in zip(totals, _gradients(value * len(labels), weights), strict=False):
             total.add_(grad)
         sampler.bound(probes)
     if len(sampler.counts) < 2 and weights:
@@ -340,17 +351,15 @@ def _totals(
             f"all {sampler.seen} samples of the loader are of one class ({next(iter(sampler.counts))}); the U-Score "
             "compares classes: give samples of at least two"
         )
+    objective.check_reached(totals)
     return totals
 
 
-def _gradients(
-    gated: fx.GraphModule, weights: list[Tensor], inputs: Any, targets: Any, loss: Loss, index: int
-) -> list[Tensor]:
-    """The gradients of a batch's summed loss by the gates, in float64 on the CPU; nothing else of the batch stays."""
-    value = _loss_of(gated, inputs, targets, loss, index)
+def _gradients(value: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """The gradients of a batch's summed loss by the gates, in float64 on the CPU."""
     if not weights or not value.requires_grad:
         return []
-    grads = torch.autograd.grad(value * sample_count(inputs), weights, materialize_grads=True)
+    grads = torch.autograd.grad(value, weights, materialize_grads=True)
     return [grad.double().cpu() for grad in grads]
 
 
@@ -381,58 +390,3 @@ def _separabilities(probes: list[Probe], sampler: Sampler, units: int) -> Scalar
         result[probe.own] += found
         probe.samples.clear()
     return result
-
-
-def _loss_of(gated: fx.GraphModule, inputs: Any, targets: Any, loss: Loss, index: int) -> Tensor:
-    """The loss of one batch. Raises CalibrationError where it is not one finite number."""
-    try:
-        output = gated(*placeholder_values(gated, inputs))
-    except Exception as error:
-        raise CalibrationError(
-            f"the model fails on batch {index} ({type(error).__name__}: {first_line(error)})"
-        ) from error
-    try:
-        value: Any = loss(output, targets)
-    except Exception as error:
-        name = getattr(loss, "__name__", type(loss).__name__)
-        raise CalibrationError(
-            f"the loss {name} fails on batch {index} ({type(error).__name__}: {error}): "
-            "pass loss=, a callable(output, target) that fits the model's output"
-        ) from error
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
-        raise CalibrationError(f"the loss of batch {index} has {what}: it must be one number, the mean over the batch")
-    if not bool(torch.isfinite(value.detach())):
-        raise CalibrationError(
-            f"the loss of batch {index} is {float(value.detach())}{_first_not_finite(gated, inputs)}"
-        )
-    return value
-
-
-def _first_not_finite(gated: fx.GraphModule, inputs: Any) -> str:
-    """Which value of the batch is the first that is not finite, in words."""
-    search = _Search(gated)
-    with torch.no_grad():
-        search.run(*placeholder_values(gated, inputs))
-    if search.found is None:
-        return ": the output is finite, look at the loss and the targets"
-    what = "the input" if search.found.op == "placeholder" else "the output of"
-    return f": {what} {search.found.target} holds NaN or infinity"
-
-
-class _Search(fx.Interpreter):
-    """Runs a graph and remembers the first node whose value is not finite."""
-
-    found: fx.Node | None = None
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        floats = (t for t in pytree.tree_leaves(value) if isinstance(t, Tensor) and t.is_floating_point())
-        if self.found is None and not all(bool(torch.isfinite(t).all()) for t in floats):
-            self.found = n
-        return value
-
-
-def _on(values: Any, device: torch.device) -> Any:
-    """Every tensor in `values`, on `device`."""
-    return pytree.tree_map_only(Tensor, lambda t: (t.clone() if t.is_inference() else t).to(device), values)

@@ -18,6 +18,7 @@ from fxprune.isolation import device_of, evaluating, undisturbed
 from fxprune.oracle import oracle
 from fxprune.plan import Plan, coupling_of, kept_units
 from fxprune.rewrite import MismatchError, check_labels
+from fxprune.submodule import part_of
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -29,6 +30,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
     run in eval mode on `example`, the original with a mask on every edge that reads a removed unit.
 
     Args:
+        example: one batch of inputs; where the plan is for a part of the model, inputs of that part.
         tolerance: of the returned error; by default 1e-9 in float64, 1e-4 in float32, 2e-2 in float16, 0.1 in bfloat16.
 
     Returns:
@@ -38,6 +40,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
         VerificationError: the labels disagree, or the error is above the tolerance.
     """
     with undisturbed(), torch.no_grad():
+        model, small = part_of(model, plan.submodule), part_of(small, plan.submodule)
         graph = capture(model, example, method=plan.settings.get("method", "auto"))
         coupling = coupling_of(graph, plan)
         keep = kept_units(plan, coupling)

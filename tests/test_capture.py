@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -199,3 +201,29 @@ def test_a_child_with_a_name_of_graph_module(name: str) -> None:
 def test_what_symbolic_tracing_cannot_follow_names_the_line(case: Case) -> None:
     with pytest.raises(fxprune.CaptureError, match=r"tracing .* fails .*zoo.hostile\.py:\d+: .*Use tensor operations"):
         fxprune.capture(case.build(), case.example(2), method="fx")
+
+
+def test_arguments_that_were_left_out_keep_their_names() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 2.0, *, flag: bool = True) -> Tensor:
+            return self.layer(x) * scale if mask is None and flag else x
+
+    graph, x = fxprune.capture(Scaled(), torch.ones(2, 4)), torch.ones(3, 4)
+    assert torch.equal(graph(x, None, scale=2.0, flag=True), graph(x))
+    assert torch.equal(graph(x=x, mask=None), graph(x))
+    with pytest.raises(CaptureError, match="the argument mask was left out of the example"):
+        graph(x, mask=x)
+
+
+def test_plain_attributes_are_kept() -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    model.num_classes, model.sizes, model.callback, model.training = 3, [1, 2], print, False
+    graph = fxprune.capture(model, torch.ones(2, 4))
+    for copied in (graph, copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
+        assert (copied.num_classes, copied.sizes) == (3, [1, 2])
+        assert "callback" not in vars(copied)
+    assert graph.sizes is not model.sizes

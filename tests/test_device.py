@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from detectors import BATCHES, OPTIONS, detector
 from helpers import difference, outputs
 from zoo import ZOO, images
 
@@ -52,3 +53,12 @@ def test_scores_agree_with_those_of_the_cpu() -> None:
     there = fxprune.score(model, batches, device="cuda", progress=False)
     assert np.allclose(here.propose, there.propose, rtol=1e-4)
     assert np.allclose(here.protect, there.protect, rtol=1e-6)
+
+
+@pytest.mark.parametrize("home", ["cpu", "cuda"])
+def test_a_part_is_scored_on_the_device(home: str) -> None:
+    model = detector().to(home)
+    small = fxprune.compress(model, BATCHES, 0.3, device="cuda", **OPTIONS)
+    tensors = (*small.parameters(), *small.buffers(), *model.parameters(), *model.buffers())
+    assert {tensor.device.type for tensor in tensors} == {home}
+    assert fxprune.report(small).params_after < fxprune.report(small).params_before

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
 
@@ -27,6 +28,7 @@ class ModelGraph(fx.GraphModule):
         self._non_persistent_buffers_set = set(root._non_persistent_buffers_set)
         self.meta = dict(root.__dict__.get("meta", {}))
         self.training = root.training
+        vars(self).update({name: value for name, value in plain_attributes(root).items() if name not in vars(self)})
 
     def _deepcopy_init(self) -> Callable[..., None]:
         """How fx initialises a deep copy: with the whole module tree and the name, too."""
@@ -37,6 +39,13 @@ class ModelGraph(fx.GraphModule):
         body = {name: value for name, value in self.__dict__.items() if name not in ("_graph", "forward")}
         nodes = [_packed(node) for node in self.graph.nodes]
         return _restore, (type(self).__name__, body, nodes)
+
+
+def plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """The numbers, strings and lists of them that a module keeps as attributes, such as `num_classes`."""
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
+    plain = (bool, int, float, str, type(None))
+    return {name: value for name, value in own.items() if all(isinstance(v, plain) for v in pytree.tree_leaves(value))}
 
 
 @dataclass(frozen=True, slots=True)

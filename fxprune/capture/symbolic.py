@@ -62,9 +62,10 @@ def trace(model: nn.Module, example: Any) -> ModelGraph:
             "that holds it with fxprune.rules.rule, so that it stays whole"
         ) from error
     _register_constants(model)
+    _name_left_out(graph, left_out)
     for node in graph.nodes:
         if node.target is _assert_is_none:
-            node.target, node.args = must_be_none, (node.args[0], str(node.args[0]))
+            node.target, node.args = must_be_none, (node.args[0], str(node.args[0].target))
     _drop_unused_attention_weights(graph)
     captured = ModelGraph(model, graph, type(model).__name__)
     _use_dropout_modules(captured)
@@ -107,6 +108,16 @@ def _left_out(model: nn.Module, example: Any) -> dict[str, Any]:
         for name, parameter in signature.parameters.items()
         if name not in given and parameter.kind in plain
     }
+
+
+def _name_left_out(graph: fx.Graph, left_out: dict[str, Any]) -> None:
+    """Call the arguments that were left out what the forward calls them; tracing has put numbers behind the names."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    given = {str(node.target) for node in placeholders} & left_out.keys()
+    for node in placeholders:
+        name, _, number = str(node.target).rpartition("_")
+        if name in left_out.keys() - given and number.isdigit() and node.target not in left_out:
+            node.target = name
 
 
 def _user_line(error: BaseException) -> str:

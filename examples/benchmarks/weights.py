@@ -1,0 +1,97 @@
+"""Models of torchvision with cheap seeded weights: none is initialised, all are filled from one block of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import detection, segmentation
+
+BLOCK = 1 << 16
+Norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def build(name: str, size: int, example: Any) -> nn.Module:
+    """The named model in eval mode, without trained weights; BatchNorm statistics near those of `example`.
+
+    `example` is what the model takes, or the backbone of a detector.
+    """
+    with skipped_initialisation():
+        model: nn.Module = torchvision.models.get_model(name, weights=None, **options_of(name, size)).eval()
+    is_detector = name in torchvision.models.list_models(module=detection)
+    with torch.no_grad():
+        fill(model)
+        calibrate(model.backbone if is_detector else model, example)  # type: ignore[arg-type]
+    return model
+
+
+def options_of(name: str, size: int) -> dict[str, Any]:
+    """What a builder has to be told."""
+    options: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        options["image_size"] = size
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    if name in torchvision.models.list_models(module=segmentation):
+        options["weights_backbone"] = None
+    if name in torchvision.models.list_models(module=detection):
+        options["weights_backbone"] = None
+        if not name.startswith("ssd"):
+            options |= {"min_size": size, "max_size": size}
+    return options
+
+
+@contextmanager
+def skipped_initialisation() -> Iterator[None]:
+    """Layers keep the memory that they are given: the functions of torch.nn.init do nothing."""
+    saved = {name: getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and name[0] != "_"}
+    for name in saved:
+        setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
+    try:
+        yield
+    finally:
+        for name, function in saved.items():
+            setattr(nn.init, name, function)
+
+
+def fill(model: nn.Module) -> None:
+    """Seeded numbers for every parameter: matrices scaled by their inputs, vectors near one, biases near zero."""
+    block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0))
+    for index, (name, parameter) in enumerate(model.named_parameters()):
+        parameter.copy_(scaled(name.rpartition(".")[2], parameter, tiled(block.roll(index), parameter)))
+
+
+def tiled(block: Tensor, tensor: Tensor) -> Tensor:
+    """The block over and over, in the shape of a tensor. Its length is no multiple of any width."""
+    length = BLOCK - 15  # a prime
+    return block[:length].repeat(-(-tensor.numel() // length))[: tensor.numel()].view(tensor.shape)
+
+
+def scaled(name: str, tensor: Tensor, numbers: Tensor) -> Tensor:
+    """The numbers as a parameter of this name takes them."""
+    if "bias" in name and "table" not in name:
+        return 0.1 * numbers
+    if tensor.numel() == max(tensor.shape, default=1):
+        return 1 + 0.2 * numbers.clamp(-3, 3)
+    return 1.4 * numbers * (tensor.shape[0] / tensor.numel()) ** 0.5
+
+
+def calibrate(model: nn.Module, example: Any) -> None:
+    """BatchNorm statistics a little off those of the example, so that activations keep their scale."""
+    norms = [module for module in model.modules() if isinstance(module, Norms)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = None  # the statistics become those of the one batch
+        norm.reset_running_stats()
+    model(*example) if isinstance(example, tuple) else model(example)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
+        mean, variance = norm.running_mean, norm.running_var
+        if mean is not None and variance is not None:
+            noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(len(mean)))
+            mean += 0.1 * variance.sqrt() * noise
+            variance *= 1 + 0.1 * noise.clamp(-3, 3)

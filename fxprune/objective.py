@@ -1,0 +1,171 @@
+"""The objective of scoring: the loss of one batch as a function of the gates."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.batches import fitted, sample_count
+from fxprune.capture import ModelGraph, placeholder_values
+from fxprune.capture.graph import plain_attributes
+from fxprune.errors import CalibrationError, first_line
+from fxprune.example import as_call
+from fxprune.submodule import Run, call_whole
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+class Part(nn.Module):
+    """A gated graph in the place that its original has in a model; in eval mode, whatever mode the model is put into.
+
+    `samples` is the number of samples that its first input of a batch should have, where that is known; `seen` its last
+    input of the batch.
+    """
+
+    def __init__(self, gated: fx.GraphModule, graph: ModelGraph, name: str) -> None:
+        super().__init__()
+        self.gated, self.name = gated, name
+        self.samples: int | None = None
+        self.seen: list[Any] | None = None
+        vars(self).update({name: value for name, value in plain_attributes(graph).items() if name not in vars(self)})
+
+    def train(self, mode: bool = True) -> Part:  # noqa: FBT001, FBT002 - torch's signature
+        """Stay in eval mode."""
+        del mode
+        return super().train(mode=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The gated graph's output."""
+        example: Any = args or kwargs
+        if args and kwargs:
+            example = inspect.signature(self.gated.forward).bind(*args, **kwargs).arguments
+        if not self.called:
+            self._check(example)
+        values = placeholder_values(self.gated, example)
+        self.seen = pytree.tree_map_only(Tensor, torch.detach, values)
+        return self.gated(*values)
+
+    def on(self, example: Any) -> Any:
+        """The output for an example: a tensor, a tuple of positional arguments or a dict of named ones."""
+        args, kwargs = as_call(example)
+        return self(*args, **kwargs)
+
+    @property
+    def called(self) -> bool:
+        """Whether there was an input since `seen` was cleared."""
+        return self.seen is not None
+
+    def _check(self, example: Any) -> None:
+        if self.samples is not None and sample_count(example) != self.samples:
+            raise CalibrationError(
+                f"{self.name} runs on {sample_count(example)} samples, but the batch has classes for {self.samples}: "
+                "pass classes=, a function from targets to one class for each row of the part's input"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The loss of a batch: of the whole model that `part` stands in, which is `part` itself where that is the whole."""
+
+    whole: nn.Module
+    part: Part
+    loss: Loss
+    run: Run | None
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether the batch's own axis says how many samples there are; else the classes do."""
+        return self.whole is self.part and self.run is None
+
+    def fitted(self, inputs: Any) -> Any:
+        """Inputs as the model takes them."""
+        if not self.counts_rows:
+            return inputs
+        return fitted(inputs, [str(node.target) for node in self.part.gated.graph.nodes if node.op == "placeholder"])
+
+    def value(self, inputs: Any, targets: Any, samples: int, index: int) -> Tensor:
+        """The loss of batch `index`. Raises CalibrationError where it is not one finite number."""
+        self.part.samples = None if self.counts_rows else samples
+        self.part.seen = None
+        value = self._ran(inputs, targets, index) if self.run else self._lost(inputs, targets, index)
+        if not self.part.called:
+            raise CalibrationError(f"{self.part.name} was not called on batch {index}: there is nothing to score there")
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+            raise CalibrationError(
+                f"the loss of batch {index} has {what}: it must be one number, the mean over the batch"
+            )
+        if not bool(torch.isfinite(value.detach())):
+            raise CalibrationError(
+                f"the loss of batch {index} is {float(value.detach())}{_first_not_finite(self.part)}"
+            )
+        return value
+
+    def check_reached(self, totals: list[Tensor]) -> None:
+        """Raise where a loss of the user's gave no gradient for any gate."""
+        if not self.counts_rows and totals and not any(bool(total.any()) for total in totals):
+            raise CalibrationError(
+                f"the loss does not depend on {self.part.name}: its gradient is 0 on every batch; look for "
+                "torch.no_grad(), detach() or a loss of 0 between the two"
+            )
+
+    def _ran(self, inputs: Any, targets: Any, index: int) -> Any:
+        """What `run` gives."""
+        try:
+            return call_whole(self.whole, inputs, targets, run=self.run)
+        except CalibrationError:
+            raise
+        except Exception as error:
+            raise CalibrationError(
+                f"run= fails on batch {index} ({type(error).__name__}: {first_line(error)}): "
+                "it is called as run(model, inputs, targets) and returns the mean loss of the batch"
+            ) from error
+
+    def _lost(self, inputs: Any, targets: Any, index: int) -> Any:
+        """The loss of the model's output."""
+        try:
+            output = self.part.on(inputs) if self.counts_rows else call_whole(self.whole, inputs, targets, run=None)
+        except CalibrationError:
+            raise
+        except Exception as error:
+            raise CalibrationError(
+                f"the model fails on batch {index} ({type(error).__name__}: {first_line(error)})"
+            ) from error
+        try:
+            return self.loss(output, targets)
+        except Exception as error:
+            name = getattr(self.loss, "__name__", type(self.loss).__name__)
+            raise CalibrationError(
+                f"the loss {name} fails on batch {index} ({type(error).__name__}: {error}): "
+                "pass loss=, a callable(output, target) that fits the model's output"
+            ) from error
+
+
+def _first_not_finite(part: Part) -> str:
+    """Which value of the batch is the first that is not finite, in words."""
+    search = _Search(part.gated)
+    with torch.no_grad():
+        search.run(*(part.seen or ()))
+    if search.found is None:
+        return ": the output is finite, look at the loss and the targets"
+    what = "the input" if search.found.op == "placeholder" else "the output of"
+    return f": {what} {search.found.target} holds NaN or infinity"
+
+
+class _Search(fx.Interpreter):
+    """Runs a graph and remembers the first node whose value is not finite."""
+
+    found: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        floats = (t for t in pytree.tree_leaves(value) if isinstance(t, Tensor) and t.is_floating_point())
+        if self.found is None and not all(bool(torch.isfinite(t).all()) for t in floats):
+            self.found = n
+        return value

@@ -1,0 +1,151 @@
+"""A named part of a model, for models that cannot be captured in one piece: finding it, its inputs, its replacement."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.batches import Unpack, batches, fitted, fitted_example, to_device
+from fxprune.capture import capture, is_captured
+from fxprune.errors import CaptureError, FxpruneError, first_line
+from fxprune.example import as_call
+from fxprune.isolation import device_of, isolated_copy, seeded
+
+Run = Callable[[Any, Any, Any], Tensor]
+
+
+def part_of(model: nn.Module, path: str) -> nn.Module:
+    """The module of `model` at `path`; the model itself at the empty path.
+
+    Raises FxpruneError where there is none.
+    """
+    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+    if path in modules:
+        return modules[path]
+    names = [name for name in modules if name]
+    close = difflib.get_close_matches(path, names, n=3) or [name for name in names if "." not in name][:6]
+    raise FxpruneError(
+        f"submodule is {path!r}, but {type(model).__name__} has no module of that name: "
+        + (f"did you mean {', '.join(close)}?" if close else "it has no modules in it")
+    )
+
+
+def with_part(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
+    """A copy of `model`, sharing nothing with it, in which `new` stands wherever the part at `path` stood.
+
+    Raises FxpruneError where a layer or parameter of the part is also held by the rest of the model.
+    """
+    if not path:
+        return new
+    part = part_of(model, path)
+    _check_apart(model, part, path)
+    return isolated_copy(model, {id(part): new})
+
+
+def name_of(model: nn.Module, path: str) -> str:
+    """What messages call the part: the model's class, and the path in it."""
+    return f"{type(model).__name__}.{path}" if path else type(model).__name__
+
+
+def with_captured_part(
+    model: nn.Module, loader: Iterable[Any], path: str = "", *, unpack: Unpack | None = None, run: Run | None = None
+) -> nn.Module:
+    """A copy of `model` whose part at `path` is a captured graph; the model as it is where its part is one already.
+
+    Raises CaptureError where the part is not run by the loader's first batch, or cannot be captured.
+    """
+    part = part_of(model, path)
+    if is_captured(part):
+        return model
+    if path or run:
+        example = _inputs_of(model, path, next(iter(batches(loader, unpack))), run)
+    else:
+        example = to_device(fitted_example(model, loader, unpack), device_of(model))
+    return with_part(model, path, capture(part, example))
+
+
+class _SeenError(Exception):
+    """Ends a forward pass once the part's inputs are known."""
+
+
+def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | None) -> Any:
+    """What the part at `path` is called with, first, when a copy of `model` runs on a batch in eval mode."""
+    calls: list[tuple[Any, Any]] = []
+
+    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+        calls.append(pytree.tree_map_only(Tensor, torch.clone, (args, kwargs)))
+        raise _SeenError
+
+    with seeded(0), torch.no_grad():
+        own = isolated_copy(model).eval()
+        part_of(own, path).register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            call_whole(own, *to_device(batch, device_of(own)), run=run)
+        except _SeenError:
+            pass
+        except Exception as error:
+            if not calls:
+                raise CaptureError(
+                    f"{type(model).__name__} fails on the loader's first batch ({type(error).__name__}: "
+                    f"{first_line(error)}) before it calls {name_of(model, path)}: "
+                    "pass unpack= to say what its inputs are, or run= to say how it is run"
+                ) from error
+    if not calls:
+        raise CaptureError(
+            f"{name_of(model, path)} is not called by a forward pass on the loader's first batch: name a module that "
+            "the model calls as model.part(...), or pass run= to say how the model is run"
+        )
+    return _example(part_of(model, path), *calls[0])
+
+
+def call_whole(model: nn.Module, inputs: Any, targets: Any, *, run: Run | None) -> Any:
+    """What `run` gives on a copy of a batch, or the model's output where there is none."""
+    inputs, targets = pytree.tree_map_only(Tensor, torch.clone, (inputs, targets))
+    if run:
+        return run(model, inputs, targets)
+    args, kwargs = as_call(fitted(inputs, list(inspect.signature(model.forward).parameters)))
+    return model(*args, **kwargs)
+
+
+def _example(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The example that a call stands for: by position, or all by name; what stands at its default is left out."""
+    signature = inspect.signature(part.forward)
+    bound = signature.bind(*args, **kwargs).arguments
+    if any(signature.parameters[name].kind in _VARIADIC for name in bound):
+        if kwargs:
+            raise CaptureError(
+                f"{type(part).__name__}.forward{signature} is called with {', '.join(kwargs)} by name beside *args: "
+                "give all arguments by position"
+            )
+        return args
+    given = {name: value for name, value in bound.items() if value is not signature.parameters[name].default}
+    return tuple(given.values()) if list(given) == list(signature.parameters)[: len(given)] else given
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _check_apart(model: nn.Module, part: nn.Module, path: str) -> None:
+    """Raise where the rest of the model holds a module, parameter or buffer of the part."""
+    inner = {id(held): name for name, held in _held(part.named_modules())}
+    for name, held in _held(model.named_modules(memo={part})):
+        if id(held) in inner:
+            raise FxpruneError(
+                f"{path}.{inner[id(held)]} is also {name}, outside of {path}, where it cannot be narrowed: "
+                "name a submodule that holds both, or prune the whole model"
+            )
+
+
+def _held(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, object]]:
+    """The modules and their tensors, each with its name."""
+    for path, module in modules:
+        yield path, module
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                yield f"{path}.{name}" if path else name, tensor
