@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from fxprune.rules.table import RULES, Key, key_of
 
 INDEX = "_fxprune_index_"  # prefix of the buffers that hold gathering indices; they are not part of the state_dict
 PERMUTE = f"{INDEX}before_"  # of those that permute channels in front of a movement
+SHARE = "share_of_size_"  # prefix of the nodes that compute a share of a size
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +183,27 @@ def shape_literals(repair: Repair) -> None:
         now = list(now[0])
         flat = now
     wanted = repair.expected.shape
-    mended = [old if value in (-1, want) else want for old, value, want in zip(flat, now, wanted, strict=True)]
+    mended = [
+        old if value in (-1, want) else _in_proportion(repair, old, value, want)
+        for old, value, want in zip(flat, now, wanted, strict=True)
+    ]
     repair.become(
         node.op,
         node.target,
         (node.args[0], tuple(mended)) if node.op == "call_function" else (node.args[0], *mended),
     )
+
+
+def _in_proportion(repair: Repair, size: Any, value: int, want: int) -> Any:
+    """A size that was computed (batch times heads, say) becomes a share of it, so that it follows the input's."""
+    if not isinstance(size, fx.Node) or value <= 0:
+        return want
+    graph, common = repair.graph.graph, math.gcd(value, want)
+    with graph.inserting_before(repair.node):
+        for function, number in ((operator.mul, want // common), (operator.floordiv, value // common)):
+            if number != 1:
+                size = graph.create_node("call_function", function, (size, number), name=f"{SHARE}{repair.node.name}")
+    return size
 
 
 @mends("new_zeros", "new_ones", "new_empty", "new_full")
@@ -306,10 +323,12 @@ def _permute_before(repair: Repair, axis: int, index: Tensor) -> None:
 
 
 def is_inserted(node: fx.Node, known: Collection[str]) -> bool:
-    """Whether mending put this node in: a gathering index, or a permutation in front of a movement.
+    """Whether mending put this node in: a gathering index, a permutation in front of a movement, a share of a size.
 
-    `known` are the names of the tensors that the graph had before.
+    `known` are the names of the nodes and tensors that the graph had before.
     """
+    if node.name.startswith(SHARE):
+        return node.name not in known
     holders = [node] if node.op == "get_attr" else [n for n in node.all_input_nodes if n.op == "get_attr"]
     prefix = INDEX if node.op == "get_attr" else PERMUTE
     return any(str(holder.target).startswith(prefix) and holder.target not in known for holder in holders)

@@ -54,6 +54,7 @@ def check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_],
     """
     checker = Checker(small, coupling, keep)
     known = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    known |= {node.name for node in graph.graph.nodes}
     own = [node for node in small.graph.nodes if not is_inserted(node, known)]
     if [_kind(node) for node in own] != [_kind(node) for node in graph.graph.nodes]:
         raise MismatchError("the rewritten graph has other nodes than the original")
