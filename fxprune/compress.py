@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxprune.batches import Classes, Unpack, fitted_example
-from fxprune.capture import ModelGraph, capture, example_of
+from fxprune.capture import ModelGraph, capture_around, capture_as, example_of
 from fxprune.cost import macs, parameters
 from fxprune.coupling import EXCLUDED, Coupling, Exclude, analyse
 from fxprune.errors import FxpruneWarning
@@ -61,7 +61,7 @@ def compress(
     Raises:
         FxpruneError: one of its children, from the stage that failed; see the stages.
     """
-    graph = capture(model, fitted_example(model, loader, unpack))
+    graph = capture_around(exclude, model, fitted_example(model, loader, unpack))
     scores = score(
         graph, loader, loss, exclude=exclude, unknown=unknown, unpack=unpack, classes=classes, seed=seed, device=device,
         progress=progress, **scoring,
@@ -83,7 +83,7 @@ def apply(model: nn.Module, plan: Plan) -> ModelGraph:
     """
     with undisturbed():
         example = from_json(plan.example, device=device_of(model))
-        graph = capture(model, example, method=plan.settings.get("method", "auto"))
+        graph = capture_as(plan.settings, model, example)
         coupling = analyse(graph, unknown="freeze")
         keep = kept_units(plan, coupling)
         small = rewrite(graph, coupling, keep)

@@ -200,6 +200,14 @@ def getitem(repair: Repair) -> None:
     repair.become("call_function", operator.getitem, (repair.source, tuple(spelled)))
 
 
+@mends(operator.setitem)
+def setitem(repair: Repair) -> None:
+    """As an index that picks; what is assigned is narrowed where it was made."""
+    value = repair.node.args[2]
+    getitem(repair)
+    repair.become("call_function", operator.setitem, (*repair.node.args, value))
+
+
 def _as_entry(repair: Repair, index: Tensor) -> Any:
     """An index of channels as a number, a slice where they are consecutive, or a buffer."""
     if index.ndim == 0:
@@ -272,7 +280,8 @@ def _trace(
     size = [1] * len(shape)
     size[axis] = shape[axis]
     places = torch.arange(shape[axis], dtype=torch.float64).reshape(size).expand(tuple(shape))
-    args, kwargs = map_arg((repair.node.args, repair.node.kwargs), value)
+    given = repair.node.args[:2] if repair.node.target is operator.setitem else repair.node.args
+    args, kwargs = map_arg((given, repair.node.kwargs), value)
     x = value(repair.source)
     args, kwargs = pytree.tree_map_only(Labels, lambda v: places if v is x else v.value.cpu(), (args, kwargs))
     result = movement.call(repair.node, repair.graph, args, kwargs)

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.batches import Classes, Unpack, batches, class_of_samples, fitted, fitted_example, sample_count
-from fxprune.capture import ModelGraph, capture, placeholder_values, rung_of
+from fxprune.capture import ModelGraph, capture_around, placeholder_values, settings_of
 from fxprune.coupling import Coupling, Exclude, Index, Site, analyse
 from fxprune.errors import CalibrationError, PlanError, first_line
 from fxprune.gates import Draw, Probe, insert
@@ -128,7 +128,7 @@ class Scores:
         unknown: Unknown = "error",
     ) -> Scores:
         """Seeded random scores, for baselines and for tests that need no data."""
-        graph = capture(model, example)
+        graph = capture_around(exclude, model, example)
         coupling = analyse(graph, exclude=exclude, unknown=unknown)
         propose, protect = np.random.default_rng(seed).random((2, coupling.units))
         return scores_of(graph, coupling, propose, protect, {"random": seed})
@@ -139,7 +139,7 @@ def scores_of(
 ) -> Scores:
     """Scores for the units of a coupling."""
     groups = tuple((group.name, group.units.start, group.units.stop) for group in coupling.prunable)
-    example, settings = graph.meta["fxprune"]["example"], {"method": rung_of(graph)}
+    example, settings = graph.meta["fxprune"]["example"], settings_of(graph)
     frozen = coupling.frozen()
     return Scores(propose, protect, groups, coupling.sites, coupling.pieces, example, frozen, settings, about)
 
@@ -193,7 +193,7 @@ def score(
             class only, or an activation, the loss or a gradient is not finite.
     """
     with undisturbed():
-        graph = capture(model, _on(fitted_example(model, loader, unpack), device_of(model)))
+        graph = capture_around(exclude, model, _on(fitted_example(model, loader, unpack), device_of(model)))
         coupling = analyse(graph, exclude=exclude, unknown=unknown)
         sampler = Sampler(samples_per_class, max_classes, sample_memory, Draw(torch.empty(0), projections, seed))
         home, place = device_of(graph), torch.device(device) if device is not None else device_of(graph)

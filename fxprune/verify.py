@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import ModelGraph, capture, placeholder_values
+from fxprune.capture import ModelGraph, capture_as, placeholder_values
 from fxprune.coupling import Coupling, analyse
 from fxprune.errors import FxpruneError, VerificationError
+from fxprune.example import opened
 from fxprune.gates import Mask, insert
 from fxprune.isolation import device_of, evaluating, undisturbed
 from fxprune.plan import Plan, kept_units
@@ -37,7 +38,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
         VerificationError: the labels disagree, or the error is above the tolerance.
     """
     with undisturbed(), torch.no_grad():
-        graph = capture(model, example, method=plan.settings.get("method", "auto"))
+        graph = capture_as(plan.settings, model, example)
         coupling = analyse(graph, unknown="freeze")
         keep = kept_units(plan, coupling)
         if isinstance(small, ModelGraph):
@@ -95,4 +96,4 @@ def _compared(wanted: Any, found: Any, tolerance: float | None) -> float:
 
 def _tensors(values: Any) -> list[Tensor]:
     """The floating tensors of a nested output."""
-    return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor) and t.is_floating_point()]
+    return [t for t in pytree.tree_leaves(opened(values)) if isinstance(t, Tensor) and t.is_floating_point()]

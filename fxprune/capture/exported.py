@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from fxprune.capture.graph import ModelGraph
+from fxprune.capture.symbolic import Leaves
 from fxprune.errors import CaptureError
 
 
-def trace(model: nn.Module, example: Any) -> ModelGraph:
+def trace(
+    model: nn.Module, example: Any, *, concrete_args: Mapping[str, Any] | None = None, leaves: Leaves = ()
+) -> ModelGraph:
     """Trace `model`, a copy of our own in eval mode, and return its graph."""
     raise CaptureError(f"{type(model).__name__} cannot be exported yet")

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import inspect
-import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import fx, nn
-from torch.fx._symbolic_trace import _assert_is_none
+from torch.fx import _symbolic_trace as fx_internals
+from torch.utils import _pytree as pytree
 
-from fxprune.capture.graph import ModelGraph, must_be_none
-from fxprune.errors import CaptureError
+from fxprune.capture.checks import signature_of
+from fxprune.capture.graph import ModelGraph, must_be
+from fxprune.errors import CaptureError, first_line
 from fxprune.example import as_call
-from fxprune.rules.table import module_class
+from fxprune.rules.table import RULES, module_class
+from fxprune.source import line_of
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+Leaves = Sequence[str | type[nn.Module]]
+
+_OPENED = (
+    nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
+    nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
+)  # fmt: skip
 _DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout,
     F.dropout1d: nn.Dropout1d,
@@ -27,56 +37,161 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
     torch.dropout: nn.Dropout,
 }
+_FIXED = (bool, str, type(None))  # arguments of these types decide the way through a forward
 
 
 class SymbolicTracer(fx.Tracer):
-    """Opens everything but the modules of torch.nn and those that have a rule of their own."""
+    """Opens everything but the modules of torch.nn and those that have a rule of their own.
+
+    `concrete` are arguments of the forward that leave its signature; those that the example leaves out keep their
+    places, and are fixed at their defaults. `leaves` are kept as single nodes, and `kept` names those that were met.
+    """
 
     proxy_buffer_attributes = True
     record_stack_traces = True
 
+    def __init__(self, example: Any = (), concrete: Mapping[str, Any] | None = None, leaves: Leaves = ()) -> None:
+        super().__init__()
+        self.example, self.concrete, self.leaves = example, dict(concrete or {}), leaves
+        self.kept: dict[str, None] = {}
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, _CONTAINERS):
-            return False
+        if is_named(self.leaves, m, module_qualified_name):
+            self.kept[module_qualified_name] = None
+            return True
+        if module_class(m) is not None:
+            return True
         owner = next(cls for cls in type(m).__mro__ if "forward" in vars(cls))
-        return module_class(m) is not None or owner.__module__.startswith("torch.nn")
+        return owner.__module__.startswith("torch.nn") and owner not in _OPENED
+
+    def create_arg(self, a: Any) -> Any:
+        if is_dataclass(a) and not isinstance(a, type) and _holds_proxy(a):
+            given = {field.name: getattr(a, field.name) for field in fields(a)}
+            some = {name: self.create_arg(value) for name, value in given.items() if value is not None}
+            return self.create_node("call_function", type(a), (), some)
+        return super().create_arg(a)
+
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,
+        concrete_args: Any = None,
+    ) -> tuple[Any, list[Any]]:
+        """Make a placeholder of every argument that the forward has, or that the example gives to its star ones."""
+        parameters = signature_of(self.root, self.concrete)
+        bound = parameters.bind(*as_call(self.example)[0], **as_call(self.example)[1])
+        positional: list[Any] = []
+        named = dict(self.concrete)
+        for name, parameter in parameters.parameters.items():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                given = bound.arguments.get(name, ())
+                positional += [self._argument(f"{name}_{i}", (), value) for i, value in enumerate(given)]
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                given = bound.arguments.get(name, {})
+                named |= {key: self._argument(key, (None,), value) for key, value in given.items()}
+            else:
+                value = self._parameter(parameter, bound.arguments)
+                if parameter.kind is parameter.KEYWORD_ONLY or self._comes_after_concrete(name):
+                    named[name] = value
+                else:
+                    positional.append(value)
+        return lambda: root_fn(self.root, *positional, **named), []
+
+    def _comes_after_concrete(self, name: str) -> bool:
+        """Whether an argument cannot be given by its place, because one before it is concrete."""
+        order = list(inspect.signature(self.root.forward).parameters)
+        return any(other in order and order.index(other) < order.index(name) for other in self.concrete)
+
+    def _parameter(self, parameter: inspect.Parameter, given: Mapping[str, Any]) -> Any:
+        """The placeholder of a parameter; the default where the example leaves it out."""
+        has_default = parameter.default is not parameter.empty
+        after_default = any(node.op == "placeholder" and node.args for node in self.graph.nodes)
+        default = (parameter.default if has_default else None,) if has_default or after_default else ()
+        if parameter.name in given:
+            return self._argument(parameter.name, default, given[parameter.name])
+        return self._fixed(parameter.name, default, parameter.default)
+
+    def _argument(self, name: str, default: tuple[Any, ...], value: Any) -> Any:
+        """A placeholder for an argument that the example gives."""
+        return self.create_proxy("placeholder", name, default, {})
+
+    def _fixed(self, name: str, default: tuple[Any, ...], value: Any) -> Any:
+        """A placeholder of an argument for which the graph stands at one value; a node checks that."""
+        if isinstance(value, (bool, int, float, str, type(None))):
+            node = self.create_node("placeholder", name, default, {})
+            self.create_node("call_function", must_be, (node, value, name), {})
+        return value
 
 
-def trace(model: nn.Module, example: Any) -> ModelGraph:
+def trace(
+    model: nn.Module,
+    example: Any,
+    *,
+    concrete_args: Mapping[str, Any] | None = None,
+    leaves: Leaves = (),
+    make: Callable[..., SymbolicTracer] = SymbolicTracer,
+) -> ModelGraph:
     """Trace `model`, a copy of our own in eval mode, and return its graph.
 
     Arguments of the forward that the example leaves out are fixed at their defaults.
 
     Raises CaptureError, with the line of the model, where tracing fails.
     """
-    _check_names(model)
     _register_constants(model)
-    left_out = _left_out(model, example)
+    own = make(example, concrete_args, leaves)
     try:
-        graph = SymbolicTracer().trace(model, concrete_args=left_out)
+        with _opened_functions(), _attributes_kept(model):
+            graph = own.trace(model)
     except Exception as error:
-        raise CaptureError(
-            f"tracing {type(model).__name__} fails with {type(error).__name__}: {error} (at {_user_line(error)}). "
-            "Use tensor operations in place of Python control flow on tensor values, or register a rule for the module "
-            "that holds it with fxprune.rules.rule, so that it stays whole"
-        ) from error
+        raise CaptureError(f"{type(error).__name__}: {first_line(error)} (at {line_of(error)})") from error
     _register_constants(model)
-    for node in graph.nodes:
-        if node.target is _assert_is_none:
-            node.target, node.args = must_be_none, (node.args[0], str(node.args[0]))
     captured = ModelGraph(model, graph, type(model).__name__)
+    captured.meta["fxprune"] = {"leaves": tuple(own.kept)}
     _use_dropout_modules(captured)
     return captured
 
 
-def _check_names(model: nn.Module) -> None:
-    """Raise where a child or parameter is called as something that every GraphModule has."""
-    for name in (*model._modules, *model._parameters, *model._buffers):
-        if isinstance(inspect.getattr_static(fx.GraphModule, name, None), property) or name == "meta":
-            raise CaptureError(
-                f"{type(model).__name__} has a child called {name!r}, a name that torch.fx.GraphModule keeps: "
-                "rename it, or wrap the model in a module of its own"
-            )
+def is_named(entries: Leaves, module: nn.Module, name: str) -> bool:
+    """Whether one of the entries (names, glob patterns, types) is that of the module called `name`."""
+    return any(fnmatchcase(name, e) if isinstance(e, str) else isinstance(module, e) for e in entries)
+
+
+def _holds_proxy(value: Any) -> bool:
+    """Whether a dataclass holds a proxy, in nested containers too."""
+    return any(
+        issubclass(type(leaf), fx.Proxy)
+        for field in fields(value)
+        for leaf in pytree.tree_leaves(vars(value)[field.name])
+    )
+
+
+@contextmanager
+def _opened_functions() -> Iterator[None]:
+    """Let those functions that torchvision has wrapped for torch.fx, and that have no rule, be traced into."""
+    table = fx_internals._wrapped_fns_to_patch
+    before = dict(table)
+    for (home, name), namespace in before.items():
+        if str(namespace.get("__name__")).startswith("torchvision.") and namespace[name] not in RULES:
+            del table[home, name]
+    try:
+        yield
+    finally:
+        table.clear()
+        table.update(before)
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Put back what the forward replaces by proxies: attributes and buffers that it assigns to."""
+    stores = [store for module in model.modules() for store in (vars(module), module._buffers, module._parameters)]
+    before = [dict(store) for store in stores]
+    try:
+        yield
+    finally:
+        for store, old in zip(stores, before, strict=True):
+            for name in [name for name, value in store.items() if issubclass(type(value), fx.Proxy)]:
+                del store[name]
+                store.update({name: old[name]} if name in old else {})
 
 
 def _register_constants(model: nn.Module) -> None:
@@ -86,35 +201,6 @@ def _register_constants(model: nn.Module) -> None:
             if isinstance(value, torch.Tensor):
                 delattr(module, name)
                 module.register_buffer(name, value.detach(), persistent=False)
-
-
-def _left_out(model: nn.Module, example: Any) -> dict[str, Any]:
-    """The parameters of the forward that `example` does not give, with their defaults."""
-    args, kwargs = as_call(example)
-    signature = inspect.signature(model.forward)
-    try:
-        given = signature.bind(*args, **kwargs).arguments
-    except TypeError as error:
-        raise CaptureError(
-            f"the example does not fit {type(model).__name__}.forward{signature}: {error}. "
-            "Give a tensor, a tuple of the positional arguments, or a dict of the named ones"
-        ) from error
-    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {
-        name: parameter.default
-        for name, parameter in signature.parameters.items()
-        if name not in given and parameter.kind in plain
-    }
-
-
-def _user_line(error: BaseException) -> str:
-    """The innermost line of the traceback that lies outside torch and fxprune."""
-    libraries = tuple(str(package.__file__).removesuffix("__init__.py") for package in (torch, torchvision))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries[:1])]
-    frames = [f for f in frames if f.filename != __file__ and "<eval_with_key>" not in f.filename]
-    if not frames:
-        return "a line inside torch"
-    return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
 
 
 def _use_dropout_modules(graph: ModelGraph) -> None:

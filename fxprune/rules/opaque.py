@@ -26,8 +26,6 @@ def recurrent(ctx: Context, *args: Any, **kwargs: Any) -> Any:
 
 
 @rule(nn.MultiheadAttention, F.scaled_dot_product_attention, F.multi_head_attention_forward)
-@rule(nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer)
-@rule(nn.TransformerDecoderLayer)
 def attention(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Its channels are heads, and tied across queries, keys and values."""
     return ctx.opaque(f"{_name(ctx)} is attention, and kept whole", args, kwargs)

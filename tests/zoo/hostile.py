@@ -42,7 +42,7 @@ class WriteThroughView(nn.Module):
         return self.head(y)
 
 
-@case(images(), shrinks=("a", "b"), any_size=True, symbolic=False)
+@case(images(), shrinks=("a", "b"), any_size=True)
 class WriteToSlice(nn.Module):
     """Part of the channels is overwritten by assignment (temporal shift)."""
 
@@ -58,7 +58,7 @@ class WriteToSlice(nn.Module):
         return self.head(self.b(out))
 
 
-@case(images(), shrinks=("a", "b", "c"), any_size=True, symbolic=False)
+@case(images(), shrinks=("a", "b", "c"), any_size=True)
 class LoopOverChunks(nn.Module):
     """Res2Net: the parts of a tensor are walked in a Python loop."""
 
@@ -79,7 +79,7 @@ class LoopOverChunks(nn.Module):
         return self.head(self.c(torch.cat(out, 1)))
 
 
-@case(images(), shrinks=("a", "b"), any_size=True, symbolic=False)
+@case(images(), shrinks=("a", "b"), any_size=True)
 class StarredShape(nn.Module):
     """A part of a shape is unpacked into the arguments of a view."""
 
@@ -94,7 +94,7 @@ class StarredShape(nn.Module):
         return self.head(self.b(x))
 
 
-@case(images(), shrinks=("a", "b", "c"), symbolic=False)
+@case(images(), shrinks=("a", "b", "c"))
 class BranchOnShape(nn.Module):
     """Python decisions that depend on shapes only."""
 
