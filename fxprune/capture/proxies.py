@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 _PLAIN = (type(None), str, bytes, type, torch.layout, torch.memory_format, torch.finfo, torch.iinfo)
 _MISSING = object()
+_OWN = frozenset({"node", "tracer", "concrete", "_call"})  # what a tensor's symbol has itself
 
 
 class ValueProxy(fx.Proxy):
@@ -87,6 +88,27 @@ class ValueProxy(fx.Proxy):
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, *args), {})
+
+
+class TensorProxy(ValueProxy, Tensor):
+    """The symbol of a tensor. It is a tensor, too: torch's parser of arguments looks into what calls itself one."""
+
+    @staticmethod
+    def of(node: fx.Node, tracer: Any, concrete: Tensor) -> Any:
+        """The symbol of a node whose value is a tensor."""
+        proxy: Any = Tensor._make_subclass(TensorProxy, concrete.detach())
+        proxy.__dict__.update(node=node, tracer=tracer, concrete=concrete)
+        return proxy
+
+    def __getattribute__(self, k: str) -> Any:
+        if k in _OWN or (k.startswith("__") and k.endswith("__")):
+            return object.__getattribute__(self, k)
+        return ValueProxy.__getattr__(self, k)
+
+
+def proxy_of(node: fx.Node, tracer: Any, value: Any) -> Any:
+    """The symbol of a node that has this value."""
+    return TensorProxy.of(node, tracer, value) if isinstance(value, Tensor) else ValueProxy(node, tracer, value)
 
 
 def _in_place(name: str) -> Callable[[ValueProxy, Any], Any]:

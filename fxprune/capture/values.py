@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture import symbolic
 from fxprune.capture.graph import ModelGraph
-from fxprune.capture.proxies import ValueProxy, is_plain
+from fxprune.capture.proxies import ValueProxy, is_plain, proxy_of
 from fxprune.errors import FxpruneWarning
 from fxprune.source import deciding_line, users_frame
 
@@ -85,7 +85,7 @@ class ValueTracer(symbolic.SymbolicTracer):
         value = self.values[node]
         if is_plain(value) and not (isinstance(value, bool) and node in self.told):
             return value
-        return ValueProxy(node, self, value)
+        return proxy_of(node, self, value)
 
     def method(self, proxy: ValueProxy, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a method; the rank is no symbol."""
