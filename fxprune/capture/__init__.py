@@ -63,11 +63,12 @@ def capture(
         return model  # type: ignore[return-value]
     if method not in METHODS:
         raise CaptureError(f"method is {method!r}: it is one of {', '.join(METHODS)}")
-    options = {"concrete_args": dict(concrete_args or {}), "leaves": tuple(leaves)}
+    concrete = dict(concrete_args or {})
+    options: dict[str, Any] = {"concrete_args": concrete, "leaves": tuple(leaves)}
     failures: dict[str, CaptureError] = {}
     with undisturbed():
         for rung in tuple(RUNGS) if method == "auto" else (method,):
-            own, batch = _prepared(model, example, options["concrete_args"], run=bool(failures))
+            own, batch = _prepared(model, example, concrete, run=bool(failures))
             try:
                 return _captured(model, own, batch, rung, options)
             except CaptureError as error:

@@ -78,8 +78,9 @@ def does_not_run(model: nn.Module, failure: Exception | None) -> CaptureError:
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Give every module the attributes back that it had."""
-    stores = [store for module in model.modules() for store in (vars(module), module._buffers)]
+    """Give every module the attributes back that it had, and what its dicts (of buffers, of hooks) held."""
+    own = [vars(module) for module in model.modules()]
+    stores = own + [value for store in own for value in store.values() if isinstance(value, dict)]
     before = [dict(store) for store in stores]
     try:
         yield

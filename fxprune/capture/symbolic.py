@@ -19,6 +19,7 @@ from fxprune.capture.checks import signature_of
 from fxprune.capture.graph import ModelGraph, must_be
 from fxprune.errors import CaptureError, first_line
 from fxprune.example import as_call
+from fxprune.isolation import HOOKS
 from fxprune.rules.table import RULES, module_class
 from fxprune.source import line_of
 
@@ -37,7 +38,7 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
     torch.dropout: nn.Dropout,
 }
-_FIXED = (bool, str, type(None))  # arguments of these types decide the way through a forward
+_NUMBERS = (bool, int, float, str, type(None))  # what a graph can compare and print
 
 
 class SymbolicTracer(fx.Tracer):
@@ -78,46 +79,49 @@ class SymbolicTracer(fx.Tracer):
         concrete_args: Any = None,
     ) -> tuple[Any, list[Any]]:
         """Make a placeholder of every argument that the forward has, or that the example gives to its star ones."""
-        parameters = signature_of(self.root, self.concrete)
-        bound = parameters.bind(*as_call(self.example)[0], **as_call(self.example)[1])
+        args, kwargs = as_call(self.example)
+        signature = signature_of(self.root, self.concrete)
+        given = signature.bind(*args, **kwargs).arguments
         positional: list[Any] = []
         named = dict(self.concrete)
-        for name, parameter in parameters.parameters.items():
+        for name, parameter in signature.parameters.items():
             if parameter.kind is parameter.VAR_POSITIONAL:
-                given = bound.arguments.get(name, ())
-                positional += [self._argument(f"{name}_{i}", (), value) for i, value in enumerate(given)]
+                values = enumerate(given.get(name, ()))
+                positional += [self._argument(f"{name}_{i}", (), value) for i, value in values]
             elif parameter.kind is parameter.VAR_KEYWORD:
-                given = bound.arguments.get(name, {})
-                named |= {key: self._argument(key, (None,), value) for key, value in given.items()}
+                named |= {key: self._argument(key, (None,), value) for key, value in given.get(name, {}).items()}
+            elif name not in given:
+                self._fixed(name, self._default(parameter), parameter.default)
+            elif name in kwargs or self._comes_after_concrete(name):
+                named[name] = self._argument(name, self._default(parameter), given[name])
             else:
-                value = self._parameter(parameter, bound.arguments)
-                if parameter.kind is parameter.KEYWORD_ONLY or self._comes_after_concrete(name):
-                    named[name] = value
-                else:
-                    positional.append(value)
+                positional.append(self._argument(name, self._default(parameter), given[name]))
         return lambda: root_fn(self.root, *positional, **named), []
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A module that the forward itself makes is traced into: the graph has no place for it."""
+        known = self.submodule_paths is None or m in self.submodule_paths
+        return super().call_module(m, forward, args, kwargs) if known else forward(*args, **kwargs)
 
     def _comes_after_concrete(self, name: str) -> bool:
         """Whether an argument cannot be given by its place, because one before it is concrete."""
         order = list(inspect.signature(self.root.forward).parameters)
         return any(other in order and order.index(other) < order.index(name) for other in self.concrete)
 
-    def _parameter(self, parameter: inspect.Parameter, given: Mapping[str, Any]) -> Any:
-        """The placeholder of a parameter; the default where the example leaves it out."""
-        has_default = parameter.default is not parameter.empty
+    def _default(self, parameter: inspect.Parameter) -> tuple[Any, ...]:
+        """The default that a placeholder has: the parameter's, or None where one before it has a default."""
         after_default = any(node.op == "placeholder" and node.args for node in self.graph.nodes)
-        default = (parameter.default if has_default else None,) if has_default or after_default else ()
-        if parameter.name in given:
-            return self._argument(parameter.name, default, given[parameter.name])
-        return self._fixed(parameter.name, default, parameter.default)
+        if parameter.default is parameter.empty:
+            return (None,) if after_default else ()
+        return (parameter.default if isinstance(parameter.default, _NUMBERS) else None,)
 
     def _argument(self, name: str, default: tuple[Any, ...], value: Any) -> Any:
         """A placeholder for an argument that the example gives."""
         return self.create_proxy("placeholder", name, default, {})
 
     def _fixed(self, name: str, default: tuple[Any, ...], value: Any) -> Any:
-        """A placeholder of an argument for which the graph stands at one value; a node checks that."""
-        if isinstance(value, (bool, int, float, str, type(None))):
+        """A placeholder of an argument at whose value the graph is fixed, and a node that checks it."""
+        if isinstance(value, _NUMBERS):
             node = self.create_node("placeholder", name, default, {})
             self.create_node("call_function", must_be, (node, value, name), {})
         return value
@@ -182,7 +186,7 @@ def _opened_functions() -> Iterator[None]:
 
 @contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Put back what the forward replaces by proxies: attributes and buffers that it assigns to."""
+    """Put back what the forward replaces by proxies (attributes and buffers that it assigns to), and take its hooks."""
     stores = [store for module in model.modules() for store in (vars(module), module._buffers, module._parameters)]
     before = [dict(store) for store in stores]
     try:
@@ -192,6 +196,9 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
             for name in [name for name, value in store.items() if issubclass(type(value), fx.Proxy)]:
                 del store[name]
                 store.update({name: old[name]} if name in old else {})
+        for module in model.modules():
+            for hooks in HOOKS:
+                getattr(module, hooks, {}).clear()
 
 
 def _register_constants(model: nn.Module) -> None:

@@ -58,7 +58,7 @@ class WriteToSlice(nn.Module):
         return self.head(self.b(out))
 
 
-@case(images(), shrinks=("a", "b", "c"), any_size=True)
+@case(images(), shrinks=("a", "b.0", "b.1", "c"), any_size=True)
 class LoopOverChunks(nn.Module):
     """Res2Net: the parts of a tensor are walked in a Python loop."""
 
