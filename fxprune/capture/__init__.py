@@ -10,9 +10,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import exported, symbolic, values
-from fxprune.capture.checks import check_example, check_names, does_not_run, runnable
+from fxprune.capture.checks import Leaves, check_example, check_leaves, check_names, does_not_run, is_named, runnable
 from fxprune.capture.graph import ModelGraph
-from fxprune.capture.symbolic import Leaves
 from fxprune.errors import CaptureError
 from fxprune.example import TensorSpec, as_call, spec_of, to_json, trim
 from fxprune.isolation import device_of, evaluating, isolated_copy, undisturbed
@@ -69,6 +68,7 @@ def capture(
     with undisturbed():
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own, batch = _prepared(model, example, concrete, run=bool(failures))
+            check_leaves(own, leaves)
             try:
                 return _captured(model, own, batch, rung, options)
             except CaptureError as error:
@@ -89,12 +89,13 @@ def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any) -> M
 
 def capture_around(exclude: Leaves, model: nn.Module, example: Any) -> ModelGraph:
     """Capture a model; where that fails, keep the modules whole that the caller excludes from pruning anyway."""
+    named = [entry for entry in exclude if any(is_named([entry], m, name) for name, m in model.named_modules())]
     try:
         return capture(model, example)
     except CaptureError:
-        if not exclude:
+        if not named:
             raise
-    return capture(model, example, leaves=exclude)
+    return capture(model, example, leaves=named)
 
 
 def settings_of(graph: ModelGraph) -> dict[str, Any]:

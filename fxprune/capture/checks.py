@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError, first_line
 from fxprune.example import as_call, trim
+
+Leaves = Sequence[str | type[nn.Module]]
 
 
 def signature_of(model: nn.Module, concrete: Mapping[str, Any]) -> inspect.Signature:
@@ -29,6 +32,20 @@ def check_names(model: nn.Module) -> None:
                 f"{type(model).__name__} has a child called {name!r}, a name that torch.fx.GraphModule keeps: "
                 "rename it, or wrap the model in a module of its own"
             )
+
+
+def is_named(entries: Leaves, module: nn.Module, name: str) -> bool:
+    """Whether one of the entries (names, glob patterns, types) is that of the module called `name`."""
+    return any(fnmatchcase(name, e) if isinstance(e, str) else isinstance(module, e) for e in entries)
+
+
+def check_leaves(model: nn.Module, leaves: Leaves) -> None:
+    """Raise where an entry of `leaves` names no module."""
+    for entry in leaves:
+        if isinstance(entry, str) and not any(
+            is_named([entry], module, name) for name, module in model.named_modules()
+        ):
+            raise CaptureError(f"leaves names {entry!r}, but no module of {type(model).__name__} is called so")
 
 
 def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> None:

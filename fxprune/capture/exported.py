@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from fxprune.capture.checks import Leaves
 from fxprune.capture.graph import ModelGraph
-from fxprune.capture.symbolic import Leaves
 from fxprune.errors import CaptureError
 
 

@@ -90,7 +90,7 @@ class ValueProxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", function, (self, *args), {})
 
 
-class TensorProxy(ValueProxy, Tensor):
+class TensorProxy(ValueProxy, Tensor):  # type: ignore[misc]
     """The symbol of a tensor. It is a tensor, too: torch's parser of arguments looks into what calls itself one."""
 
     @staticmethod

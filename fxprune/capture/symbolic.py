@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -15,15 +14,13 @@ from torch import fx, nn
 from torch.fx import _symbolic_trace as fx_internals
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.checks import signature_of
+from fxprune.capture.checks import Leaves, is_named, signature_of
 from fxprune.capture.graph import ModelGraph, must_be
 from fxprune.errors import CaptureError, first_line
 from fxprune.example import as_call
 from fxprune.isolation import HOOKS
 from fxprune.rules.table import RULES, module_class
 from fxprune.source import line_of
-
-Leaves = Sequence[str | type[nn.Module]]
 
 _OPENED = (
     nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
@@ -75,7 +72,7 @@ class SymbolicTracer(fx.Tracer):
     def create_args_for_root(
         self,
         root_fn: Callable[..., Any],
-        is_module: bool,
+        is_module: bool,  # noqa: FBT001 - as in torch.fx
         concrete_args: Any = None,
     ) -> tuple[Any, list[Any]]:
         """Make a placeholder of every argument that the forward has, or that the example gives to its star ones."""
@@ -153,11 +150,6 @@ def trace(
     captured.meta["fxprune"] = {"leaves": tuple(own.kept)}
     _use_dropout_modules(captured)
     return captured
-
-
-def is_named(entries: Leaves, module: nn.Module, name: str) -> bool:
-    """Whether one of the entries (names, glob patterns, types) is that of the module called `name`."""
-    return any(fnmatchcase(name, e) if isinstance(e, str) else isinstance(module, e) for e in entries)
 
 
 def _holds_proxy(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import operator
 import warnings
@@ -15,8 +16,9 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import symbolic
+from fxprune.capture.checks import Leaves
 from fxprune.capture.graph import ModelGraph
-from fxprune.capture.proxies import ValueProxy, is_plain, proxy_of
+from fxprune.capture.proxies import TensorProxy, ValueProxy, is_plain, proxy_of
 from fxprune.errors import FxpruneWarning
 from fxprune.source import deciding_line, users_frame
 
@@ -32,6 +34,8 @@ _ABOUT_SIZES = frozenset({
     "get_device", "storage_offset", "is_inference", "type", "zeros_like", "ones_like", "empty_like", "new_zeros",
     "new_ones", "new_empty", "new_full",
 })  # fmt: skip
+
+_LENGTH = builtins.len
 
 fx.node.has_side_effect(operator.setitem)  # an assignment to slots is no dead code
 
@@ -148,9 +152,11 @@ class ValueTracer(symbolic.SymbolicTracer):
         before = {name: getattr(torch, name) for name in wrappers if hasattr(torch, name)}
         for name, function in before.items():
             setattr(torch, name, wrappers[name](function))
+        builtins.len = _symbolic_length
         try:
             yield
         finally:
+            builtins.len = _LENGTH
             for name, function in before.items():
                 setattr(torch, name, function)
 
@@ -180,9 +186,14 @@ class ValueTracer(symbolic.SymbolicTracer):
 def _changes_input(node: fx.Node, name: str) -> bool:
     """Whether a node, called by this name, writes into its first input."""
     is_operator = getattr(operator, name, None) is node.target
-    return (is_operator and (name == "setitem" or name[0] == "i")) or (
+    return (is_operator and (name == "setitem" or name[:1] == "i")) or (
         not is_operator and name.endswith("_") and not name.endswith("__")
     )
+
+
+def _symbolic_length(obj: Any, /) -> Any:
+    """The `len` of Python, but a symbol for the length of a tensor, which Python itself takes for a number."""
+    return obj.size(0) if type(obj) is TensorProxy and obj.concrete.ndim else _LENGTH(obj)
 
 
 def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,7 +217,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def trace(
-    model: nn.Module, example: Any, *, concrete_args: Mapping[str, Any] | None = None, leaves: symbolic.Leaves = ()
+    model: nn.Module, example: Any, *, concrete_args: Mapping[str, Any] | None = None, leaves: Leaves = ()
 ) -> ModelGraph:
     """Trace `model`, a copy of our own in eval mode, with the values of the example, and return its graph.
 
