@@ -224,3 +224,58 @@ class ConvolvesItsOwnSum(nn.Module):
         y = self.b(x)
         same = (y * y).sum((1, 2, 3)) + torch.matmul(y.flatten(2).transpose(1, 2), y.flatten(2)).mean((1, 2))
         return self.head(y) + (gram + same)[:, None] * 1e-3
+
+
+@case(images(), shrinks=("a", "b", "c"), any_size=True)
+class AssignsInPlaces(nn.Module):
+    """Positions, and channels with numbers, are overwritten by assignment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), conv(8, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        shifted = torch.zeros_like(x)
+        shifted[:, :, 1:] = x[:, :, :-1]
+        x = self.b(shifted)
+        x[:, 2:5] = 0.5
+        x = self.c(x)
+        x[..., 0] = x[..., 1]
+        return self.head(x)
+
+
+@case(images(), shrinks=("a",), frozen=("b",), any_size=True)
+class AssignsToBare(nn.Module):
+    """Channels are written into a tensor that has none of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 6), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x).relu())
+        out = torch.ones(len(x), 10, *x.shape[2:], dtype=x.dtype, device=x.device)
+        out[:, 2:8] = x
+        return self.head(out)
+
+
+@case(images(size=8), shrinks=("a", "b", "c"), any_size=True)
+class WindowsWithPadding(nn.Module):
+    """Padded to whole windows, cut into them, put together again: sizes all the way, and a dict at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 8), nn.Linear(8, 8), conv(8, 8)
+        self.heads = nn.ModuleDict({"out": head(8), "aux": head(8)})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.a(x).relu().permute(0, 2, 3, 1)
+        b, h, w, c = x.shape
+        x = F.pad(x, (0, 0, 0, (3 - w % 3) % 3, 0, (3 - h % 3) % 3))
+        rows, columns = x.shape[1] // 3, x.shape[2] // 3
+        x = x.view(b, rows, 3, columns, 3, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 9, c)
+        x = self.b(x - x.mean(1, keepdim=True)).view(b, rows, columns, 3, 3, -1).permute(0, 1, 3, 2, 4, 5)
+        x = x.reshape(b, rows * 3, columns * 3, -1)[:, :h, :w].permute(0, 3, 1, 2)
+        assert x.shape[2:] == (h, w)
+        return {name: part(self.c(x).relu()) for name, part in self.heads.items()}
