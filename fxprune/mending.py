@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ class Repair:
     graph: fx.GraphModule
     node: Any  # a torch.fx.Node; its arguments are anything
     old: Mapping[str, Any]
-    env: Mapping[fx.Node, Any]
+    env: dict[fx.Node, Any]
     expected: Any
     masks: Callable[[Labels], list[Tensor]]
 
@@ -108,6 +108,8 @@ def shape_literals(repair: Repair) -> None:
     sizes = node.kwargs.get("shape", node.kwargs.get("size", node.args[1:]))
     flat = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
     now = [repair.env[size] if isinstance(size, fx.Node) else size for size in flat]
+    if len(now) == 1 and isinstance(flat[0], fx.Node) and _sum_literals(repair, flat[0]):
+        return
     if len(now) == 1 and isinstance(now[0], tuple):
         now = list(now[0])
         flat = now
@@ -118,6 +120,25 @@ def shape_literals(repair: Repair) -> None:
         node.target,
         (node.args[0], tuple(mended)) if node.op == "call_function" else (node.args[0], *mended),
     )
+
+
+def _sum_literals(repair: Repair, size: fx.Node) -> bool:
+    """Mend the literals of a shape that is another tensor's, with some put before or behind; whether that is enough."""
+    if size.target is not operator.add or len(size.users) > 1:
+        return False
+    parts: list[Any] = []
+    found: list[int] = []
+    for part in cast("tuple[Any, ...]", size.args):
+        sizes = repair.env[part] if isinstance(part, fx.Node) else part
+        wanted = repair.expected.shape[len(found) : len(found) + len(sizes)]
+        literal = tuple(old if old == -1 else want for old, want in zip(sizes, wanted, strict=True))
+        parts.append(part if isinstance(part, fx.Node) else literal)
+        found += sizes if isinstance(part, fx.Node) else literal
+    if any(have not in (-1, want) for have, want in zip(found, repair.expected.shape, strict=True)):
+        return False
+    size.args = tuple(parts)
+    repair.env[size] = torch.Size(found) if min(found) >= 0 else tuple(found)
+    return True
 
 
 @mends("new_zeros", "new_ones", "new_empty", "new_full")

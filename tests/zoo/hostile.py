@@ -279,3 +279,18 @@ class WindowsWithPadding(nn.Module):
         x = x.reshape(b, rows * 3, columns * 3, -1)[:, :h, :w].permute(0, 3, 1, 2)
         assert x.shape[2:] == (h, w)
         return {name: part(self.c(x).relu()) for name, part in self.heads.items()}
+
+
+@case(tensors(5, 6), shrinks=("weight", "b"))
+class ShapeAndLiteral(nn.Module):
+    """The layer of GPT-2: its view takes the shape of its input with its own width put behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 12)), nn.Parameter(torch.zeros(12))
+        self.b, self.head = nn.Linear(12, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.size()[:-1] + (12,)  # noqa: RUF005 - as it is written there
+        x = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(size)
+        return self.head(self.b(x.relu()).relu().mean(1))
