@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxprune.batches import Classes, Unpack
-from fxprune.capture import ModelGraph, capture, example_of
+from fxprune.capture import ModelGraph, capture_as, example_of
 from fxprune.cost import macs, parameters
 from fxprune.coupling import EXCLUDED, Coupling, Exclude
 from fxprune.errors import FxpruneWarning
@@ -71,7 +71,7 @@ def compress(
     Raises:
         FxpruneError: one of its children, from the stage that failed; see the stages.
     """
-    whole = with_captured_part(model, loader, submodule, unpack=unpack, run=run)
+    whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
     graph: Any = part_of(whole, submodule)
     scores = score(
         whole, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim, unpack=unpack,
@@ -95,7 +95,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     with undisturbed():
         part = part_of(model, plan.submodule)
         example = from_json(plan.example, device=device_of(part))
-        graph = capture(part, example, method=plan.settings.get("method", "auto"))
+        graph = capture_as(plan.settings, part, example)
         coupling = coupling_of(graph, plan)
         keep = kept_units(plan, coupling)
         small = rewrite(graph, coupling, keep)

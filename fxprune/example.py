@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -24,7 +24,19 @@ class TensorSpec:
 
 def spec_of(value: Any) -> Any:
     """`value` with a `TensorSpec` in the place of every tensor."""
-    return pytree.tree_map_only(Tensor, lambda t: TensorSpec(tuple(t.shape), t.dtype, t.device), value)
+    return pytree.tree_map_only(Tensor, lambda t: TensorSpec(tuple(t.shape), t.dtype, t.device), opened(value))
+
+
+def opened(value: Any) -> Any:
+    """`value`, where it is a dataclass of the user's, as a dict of those of its fields that are given.
+
+    >>> opened(TensorSpec((2,), torch.float32, torch.device("cpu")))["shape"]
+    (2,)
+    """
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    given = {field.name: getattr(value, field.name) for field in fields(value)}
+    return {name: entry for name, entry in given.items() if entry is not None}
 
 
 def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

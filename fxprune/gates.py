@@ -212,5 +212,6 @@ def _works_in_place(node: fx.Node, graph: ModelGraph) -> bool:
     if node.op == "call_module":
         return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    operators = node.op == "call_function" and getattr(operator, name, None) is node.target and name[:1] == "i"
+    in_place = name == "setitem" or name[:1] == "i"
+    operators = node.op == "call_function" and getattr(operator, name, None) is node.target and in_place
     return bool(node.kwargs.get("inplace")) or operators or (name.endswith("_") and not name.endswith("__"))

@@ -14,7 +14,7 @@ from torch import nn
 
 from fxprune.errors import CaptureError
 
-_HOOKS = (
+HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
     "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called",
 )  # fmt: skip
@@ -29,15 +29,22 @@ def isolated_copy(model: nn.Module, instead: Mapping[int, object] | None = None)
     """
     memo: dict[int, object] = dict(instead or {})
     for module in model.modules():
-        memo |= {id(getattr(module, name)): OrderedDict() for name in _HOOKS if hasattr(module, name)}
+        memo |= {id(getattr(module, name)): OrderedDict() for name in HOOKS if hasattr(module, name)}
     try:
-        return copy.deepcopy(model, memo)
+        return _hookless(copy.deepcopy(model, memo))
     except (RuntimeError, TypeError) as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be deep-copied ({error}): "
             "remove what cannot be copied, such as results of an earlier forward that are kept on a module, or weights "
             "computed by hooks (torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove)"
         ) from error
+
+
+def _hookless(model: nn.Module) -> nn.Module:
+    """A model whose hooks were left out, told so: transformers installs those that collect outputs but once."""
+    for module in model.modules():
+        vars(module).pop("_output_capturing_hooks_installed", None)
+    return model
 
 
 @contextmanager

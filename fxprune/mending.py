@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ class Repair:
     graph: fx.GraphModule
     node: Any  # a torch.fx.Node; its arguments are anything
     old: Mapping[str, Any]
-    env: Mapping[fx.Node, Any]
+    env: dict[fx.Node, Any]
     expected: Any
     masks: Callable[[Labels], list[Tensor]]
 
@@ -179,6 +179,8 @@ def shape_literals(repair: Repair) -> None:
     sizes = node.kwargs.get("shape", node.kwargs.get("size", node.args[1:]))
     flat = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
     now = [repair.env[size] if isinstance(size, fx.Node) else size for size in flat]
+    if len(now) == 1 and isinstance(flat[0], fx.Node) and _sum_literals(repair, flat[0]):
+        return
     if len(now) == 1 and isinstance(now[0], tuple):
         now = list(now[0])
         flat = now
@@ -204,6 +206,25 @@ def _in_proportion(repair: Repair, size: Any, value: int, want: int) -> Any:
             if number != 1:
                 size = graph.create_node("call_function", function, (size, number), name=f"{SHARE}{repair.node.name}")
     return size
+
+
+def _sum_literals(repair: Repair, size: fx.Node) -> bool:
+    """Mend the literals of a shape that is another tensor's, with some put before or behind; whether that is enough."""
+    if size.target is not operator.add or len(size.users) > 1:
+        return False
+    parts: list[Any] = []
+    found: list[int] = []
+    for part in cast("tuple[Any, ...]", size.args):
+        sizes = repair.env[part] if isinstance(part, fx.Node) else part
+        wanted = repair.expected.shape[len(found) : len(found) + len(sizes)]
+        literal = tuple(old if old == -1 else want for old, want in zip(sizes, wanted, strict=True))
+        parts.append(part if isinstance(part, fx.Node) else literal)
+        found += sizes if isinstance(part, fx.Node) else literal
+    if any(have not in (-1, want) for have, want in zip(found, repair.expected.shape, strict=True)):
+        return False
+    size.args = tuple(parts)
+    repair.env[size] = torch.Size(found) if min(found) >= 0 else tuple(found)
+    return True
 
 
 @mends("new_zeros", "new_ones", "new_empty", "new_full")
@@ -286,6 +307,14 @@ def getitem(repair: Repair) -> None:
     repair.become("call_function", operator.getitem, (repair.source, tuple(spelled)))
 
 
+@mends(operator.setitem)
+def setitem(repair: Repair) -> None:
+    """As an index that picks; what is assigned is narrowed where it was made."""
+    value = repair.node.args[2]
+    getitem(repair)
+    repair.become("call_function", operator.setitem, (*repair.node.args, value))
+
+
 def _as_entry(repair: Repair, index: Tensor) -> Any:
     """An index of channels as a number, a slice where they are consecutive, or a buffer."""
     if index.ndim == 0:
@@ -360,7 +389,8 @@ def _trace(
     size = [1] * len(shape)
     size[axis] = shape[axis]
     places = torch.arange(shape[axis], dtype=torch.float64).reshape(size).expand(tuple(shape))
-    args, kwargs = map_arg((repair.node.args, repair.node.kwargs), value)
+    given = repair.node.args[:2] if repair.node.target is operator.setitem else repair.node.args
+    args, kwargs = map_arg((given, repair.node.kwargs), value)
     x = value(repair.source)
     args, kwargs = pytree.tree_map_only(Labels, lambda v: places if v is x else v.value.cpu(), (args, kwargs))
     result = movement.call(repair.node, repair.graph, args, kwargs)

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.batches import Classes, Unpack, batches, class_of_samples, sample_count, to_device
-from fxprune.capture import ModelGraph, capture, example_of, rung_of, specs_on
+from fxprune.capture import ModelGraph, capture_around, example_of, settings_of, specs_on
 from fxprune.coupling import Coupling, Exclude, Index, Site, analyse
 from fxprune.errors import CalibrationError, PlanError
 from fxprune.example import TensorSpec
@@ -134,7 +134,7 @@ class Scores:
         submodule: str = "",
     ) -> Scores:
         """Seeded random scores, for baselines and for tests that need no data; `example` is what the part takes."""
-        graph = capture(part_of(model, submodule), example)
+        graph = capture_around(exclude, part_of(model, submodule), example)
         options = {"inexact": inexact, "head_dim": head_dim}
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         propose, protect = np.random.default_rng(seed).random((2, coupling.units))
@@ -150,7 +150,7 @@ def scores_of(
 ) -> Scores:
     """Scores (those that propose, those that protect) for the units of a coupling that was made with some options."""
     groups = tuple((group.name, group.units.start, group.units.stop) for group in coupling.prunable)
-    settings = {"method": rung_of(graph)} | {name: value for name, value in options.items() if value}
+    settings = settings_of(graph) | {name: value for name, value in options.items() if value}
     example, frozen = graph.meta["fxprune"]["example"], coupling.frozen()
     return Scores(*scores, groups, coupling.sites, coupling.pieces, example, frozen, settings, about)
 
@@ -213,7 +213,7 @@ def score(
             class only, or an activation, the loss or a gradient is not finite.
     """
     with seeded(seed):
-        whole = with_captured_part(model, loader, submodule, unpack=unpack, run=run)
+        whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         graph: Any = part_of(whole, submodule)
         options = {"inexact": inexact, "head_dim": head_dim}
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.batches import Unpack, batches, fitted, fitted_example, to_device
-from fxprune.capture import capture, is_captured
+from fxprune.capture import capture_around, is_captured
+from fxprune.capture.checks import Leaves
 from fxprune.errors import CaptureError, FxpruneError, first_line
 from fxprune.example import as_call
 from fxprune.isolation import device_of, isolated_copy, seeded
@@ -54,7 +55,13 @@ def name_of(model: nn.Module, path: str) -> str:
 
 
 def with_captured_part(
-    model: nn.Module, loader: Iterable[Any], path: str = "", *, unpack: Unpack | None = None, run: Run | None = None
+    model: nn.Module,
+    loader: Iterable[Any],
+    path: str = "",
+    exclude: Leaves = (),
+    *,
+    unpack: Unpack | None = None,
+    run: Run | None = None,
 ) -> nn.Module:
     """A copy of `model` whose part at `path` is a captured graph; the model as it is where its part is one already.
 
@@ -67,7 +74,7 @@ def with_captured_part(
         example = _inputs_of(model, path, next(iter(batches(loader, unpack))), run)
     else:
         example = to_device(fitted_example(model, loader, unpack), device_of(model))
-    return with_part(model, path, capture(part, example))
+    return with_part(model, path, capture_around(exclude, part, example))
 
 
 class _SeenError(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import ModelGraph, capture, placeholder_values
+from fxprune.capture import ModelGraph, capture_as, placeholder_values
 from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError, VerificationError
+from fxprune.example import opened
 from fxprune.isolation import device_of, evaluating, undisturbed
 from fxprune.oracle import oracle
 from fxprune.plan import Plan, coupling_of, kept_units
@@ -41,7 +41,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
     """
     with undisturbed(), torch.no_grad():
         model, small = part_of(model, plan.submodule), part_of(small, plan.submodule)
-        graph = capture(model, example, method=plan.settings.get("method", "auto"))
+        graph = capture_as(plan.settings, model, example)
         coupling = coupling_of(graph, plan)
         keep = kept_units(plan, coupling)
         if isinstance(small, ModelGraph):
@@ -93,6 +93,4 @@ def _compared(wanted: Any, found: Any, tolerance: float | None) -> float:
 
 def _tensors(values: Any) -> list[Tensor]:
     """The floating tensors of a nested output."""
-    leaves = pytree.tree_leaves(values)
-    records = [vars(leaf) for leaf in leaves if is_dataclass(leaf) and hasattr(leaf, "__dict__")]
-    return [t for t in pytree.tree_leaves((leaves, records)) if isinstance(t, Tensor) and t.is_floating_point()]
+    return [t for t in pytree.tree_leaves(opened(values)) if isinstance(t, Tensor) and t.is_floating_point()]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import is_dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,9 +15,9 @@ from fxprune.example import TensorSpec
 from fxprune.labels import Labels
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.table import RULES, describe, key_of
+from fxprune.source import HOMES
 
 Unknown = Literal["error", "freeze"]
-_HOMES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))  # frames in these are not the user's
 
 
 def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
@@ -36,18 +34,27 @@ def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
     if node.op == "output":
         return ctx.opaque("it is the model's output", args[0]) and None
     inputs = labels_in((args, kwargs))
+    if isinstance(node.target, type):
+        return _container(node.target, args, kwargs)
     if node.op != "call_module" and all(_is_known(x) for x in inputs):
         return _computed(ctx, node, args, kwargs)
-    if isinstance(node.target, type) and issubclass(node.target, tuple):
-        make: Any = node.target
-        return make(*args, **kwargs)
-    if is_dataclass(node.target):
-        return (*args, *kwargs.values())
     key = key_of(node, ctx.graph)
+    if key not in RULES and node.op == "call_module" and node.target in leaves_of(ctx.graph):
+        return ctx.opaque(f"{node.target} is kept whole as a leaf", inputs)
     if key not in RULES:
         return _unknown(ctx, node, inputs, unknown)
     args, kwargs = _by_position(ctx, node, args, kwargs)
     return RULES[key](ctx, *args, **kwargs)
+
+
+def _container(kind: Any, args: Any, kwargs: Any) -> Any:
+    """What a class whose instances hold tensors makes of its arguments: a named tuple, or the fields by their names."""
+    return kind(*args, **kwargs) if issubclass(kind, tuple) else kwargs
+
+
+def leaves_of(graph: fx.GraphModule) -> tuple[str, ...]:
+    """The modules that the caller asked to keep as single nodes."""
+    return tuple(graph.meta.get("fxprune", {}).get("leaves", ()))
 
 
 def _by_position(ctx: Context, node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -96,7 +103,7 @@ def _unknown(ctx: Context, node: fx.Node, inputs: list[Labels], unknown: Unknown
 def _line(node: fx.Node) -> str:
     """Where in the model's source a node comes from."""
     frames = (line.strip() for line in str(node.stack_trace or "").splitlines())
-    places = [frame for frame in frames if frame.startswith('File "') and not any(home in frame for home in _HOMES)]
+    places = [frame for frame in frames if frame.startswith('File "') and not any(home in frame for home in HOMES)]
     if places:
         return places[-1]
     owners = list((node.meta.get("nn_module_stack") or {}).values())

@@ -16,13 +16,13 @@ from helpers import call, difference, outputs, picture, same_picture, storages, 
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torchvision.ops import StochasticDepth
-from zoo import CLASSES, UNTRACEABLE, ZOO, Case, conv, head, images, randomise, tensors
+from zoo import CLASSES, ZOO, Case, conv, head, images, randomise, tensors
 
 import fxprune
 from fxprune.capture import ModelGraph
 from fxprune.errors import CaptureError
 
-CASES = ZOO | UNTRACEABLE
+CASES = ZOO
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 # Layers that are given computed sizes are opened: their weights shrink, but the numbers on the module stay.

@@ -130,7 +130,7 @@ def test_a_channel_that_meets_the_input_stays() -> None:
         ("group_norm", "2", "GroupNorm 3 takes a statistic over the channels"),
         ("normalised_over_channels", "b", "takes a statistic over the channels"),
         ("recurrent_inside", "b", "LSTM lstm is recurrent, and kept whole"),
-        ("transformer_layer", "2", "TransformerEncoderLayer 3 is attention in one piece, and kept whole"),
+        ("transformer_layer", "2", "LayerNorm 3.norm1 takes a statistic over the channels"),
     ],
 )
 def test_frozen_groups_say_why(name: str, site: str, reason: str) -> None:

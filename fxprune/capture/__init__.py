@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch.utils import _pytree as pytree
 
 from fxprune.attention import lower
 from fxprune.capture import exported, symbolic, values
+from fxprune.capture.checks import Leaves, check_example, check_leaves, check_names, does_not_run, is_named, runnable
 from fxprune.capture.graph import ModelGraph
-from fxprune.errors import CaptureError, first_line
+from fxprune.errors import CaptureError
 from fxprune.example import TensorSpec, as_call, spec_of, to_json, trim
 from fxprune.isolation import device_of, evaluating, isolated_copy, undisturbed
 
@@ -21,7 +23,14 @@ RUNGS = {"fx": symbolic.trace, "values": values.trace, "export": exported.trace}
 METHODS = ("auto", *RUNGS)
 
 
-def capture(model: nn.Module, example: Any, *, method: str = "auto") -> ModelGraph:
+def capture(
+    model: nn.Module,
+    example: Any,
+    *,
+    method: str = "auto",
+    concrete_args: Mapping[str, Any] | None = None,
+    leaves: Leaves = (),
+) -> ModelGraph:
     """Copy `model` into a `torch.fx.GraphModule` with the shapes of every activation on its nodes.
 
     Args:
@@ -32,6 +41,9 @@ def capture(model: nn.Module, example: Any, *, method: str = "auto") -> ModelGra
         method: the way to the graph: "fx" traces symbolically; "values" traces with the example's values beside the
             symbols, for models that branch on shapes; "export" takes the program of torch.export; "auto" is the first
             of these that works.
+        concrete_args: named arguments of the forward that are fixed at a value, and leave its signature.
+        leaves: module names, glob patterns of names, or module types that are not traced into: each is one node, and
+            what goes into it and comes out of it keeps its channels.
 
     Returns:
         A graph module named after the caller's class, with its module paths, module types and state_dict keys, in
@@ -39,6 +51,9 @@ def capture(model: nn.Module, example: Any, *, method: str = "auto") -> ModelGra
 
     Raises:
         CaptureError: the model cannot be copied, traced, or run on the example.
+
+    Warns:
+        FxpruneWarning: the model decides by the values of its input, and the graph goes the example's way.
 
     >>> graph = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(2, 4))
     >>> [node.name for node in graph.graph.nodes], graph.get_submodule("0")
@@ -48,32 +63,83 @@ def capture(model: nn.Module, example: Any, *, method: str = "auto") -> ModelGra
         return model  # type: ignore[return-value]
     if method not in METHODS:
         raise CaptureError(f"method is {method!r}: it is one of {', '.join(METHODS)}")
-    rungs = tuple(RUNGS) if method == "auto" else (method,)
+    concrete = dict(concrete_args or {})
+    options: dict[str, Any] = {"concrete_args": concrete, "leaves": tuple(leaves)}
     failures: dict[str, CaptureError] = {}
     with undisturbed():
-        for rung in rungs:
+        for rung in tuple(RUNGS) if method == "auto" else (method,):
+            own, batch = _prepared(model, example, concrete, run=bool(failures))
+            check_leaves(own, leaves)
             try:
-                return _captured(model, example, rung)
+                return _captured(model, own, batch, rung, options)
             except CaptureError as error:
                 failures[rung] = error
-    if len(failures) == 1:
-        raise failures[rungs[0]]
-    reasons = "; ".join(f"{rung}: {error}" for rung, error in failures.items())
-    raise CaptureError(f"{type(model).__name__} cannot be captured in any way: {reasons}")
+    raise CaptureError(_no_way(model, failures)) from next(iter(failures.values()))
 
 
-def _captured(model: nn.Module, example: Any, rung: str) -> ModelGraph:
-    """The graph that one rung of the ladder gives."""
-    own = lower(isolated_copy(model))
-    modes = {name: module.training for name, module in own.named_modules()}
-    own.eval()
+def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any) -> ModelGraph:
+    """Capture a model in the way that `settings`, those of scores or a plan, say; see `settings_of`."""
+    return capture(
+        model,
+        example,
+        method=str(settings.get("method", "auto")),
+        concrete_args=settings.get("concrete_args"),
+        leaves=tuple(settings.get("leaves", ())),
+    )
+
+
+def capture_around(exclude: Leaves, model: nn.Module, example: Any) -> ModelGraph:
+    """Capture a model; where that fails, keep the modules whole that the caller excludes from pruning anyway."""
+    named = [entry for entry in exclude if any(is_named([entry], m, name) for name, m in model.named_modules())]
+    try:
+        return capture(model, example)
+    except CaptureError:
+        if not named:
+            raise
+    return capture(model, example, leaves=named)
+
+
+def settings_of(graph: ModelGraph) -> dict[str, Any]:
+    """How `graph` was captured, as a plan's JSON can hold it."""
+    notes = graph.meta["fxprune"]
+    settings: dict[str, Any] = {"method": notes["rung"]}
+    settings |= {"leaves": list(notes["leaves"])} if notes["leaves"] else {}
+    return settings | ({"concrete_args": notes["concrete_args"]} if notes["concrete_args"] else {})
+
+
+def _prepared(model: nn.Module, example: Any, concrete_args: Mapping[str, Any], *, run: bool) -> tuple[nn.Module, Any]:
+    """A copy of the model in eval mode, and the example on its device, checked; by a run of the model, too."""
+    own = lower(isolated_copy(model)).eval()
+    check_names(own)
     example = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device_of(own)), example)
-    graph = RUNGS[rung](own, example)
+    check_example(own, example, concrete_args)
+    return own, runnable(own, example, concrete_args) if run else example
+
+
+def _captured(model: nn.Module, own: nn.Module, example: Any, rung: str, options: dict[str, Any]) -> ModelGraph:
+    """The graph that one rung of the ladder gives."""
+    graph = RUNGS[rung](own, example, **options)
+    notes = graph.meta.get("fxprune", {})
     small = _annotate(graph, example)
-    graph.meta["fxprune"] = {"example": to_json(small), "inputs": small, "rung": rung}
+    graph.meta["fxprune"] = {
+        "example": to_json(small), "inputs": small, "rung": rung, "leaves": notes.get("leaves", ()),
+        "concrete_args": to_json(options["concrete_args"]),
+    }  # fmt: skip
+    modes = {name: module.training for name, module in model.named_modules()}
     for name, module in graph.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], model.training))
     return graph
+
+
+def _no_way(model: nn.Module, failures: Mapping[str, CaptureError]) -> str:
+    """The message for a model that no way leads to a graph of: the reason of each, and the ways out."""
+    reasons = "".join(f"\n  {rung}: {error}" for rung, error in failures.items())
+    return (
+        f"{type(model).__name__} cannot be captured:{reasons}\n"
+        "Keep the submodule that holds the line whole with leaves=[its name] (compress and score do so for what "
+        "exclude= names), register a rule for it with fxprune.rules.rule, fix an argument of the forward with "
+        "concrete_args={name: value}, or use tensor operations in place of Python control flow on tensor values"
+    )
 
 
 def is_captured(model: nn.Module) -> bool:
@@ -86,11 +152,6 @@ def example_of(graph: ModelGraph) -> Any:
     return graph.meta["fxprune"]["inputs"]
 
 
-def rung_of(graph: ModelGraph) -> str:
-    """The way by which `graph` was captured."""
-    return str(graph.meta["fxprune"]["rung"])
-
-
 def _annotate(graph: ModelGraph, example: Any) -> Any:
     """Put the shapes of all activations on the nodes; returns the example that was run: two samples, or the whole."""
     failure: Exception | None = None
@@ -101,10 +162,7 @@ def _annotate(graph: ModelGraph, example: Any) -> Any:
             failure = error
         else:
             return batch
-    raise CaptureError(
-        f"{type(graph).__name__} does not run on the example ({type(failure).__name__}: {first_line(failure)}): "
-        "give one batch as its forward takes it"
-    ) from failure
+    raise does_not_run(graph, failure)
 
 
 class _Recorder(fx.Interpreter):

@@ -6,8 +6,9 @@ import dataclasses
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,17 +16,21 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import symbolic
+from fxprune.capture.checks import Leaves
 from fxprune.capture.folding import layers
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.program import Builder
+from fxprune.capture.symbolic import SymbolicTracer, register_constants
 from fxprune.errors import CaptureError, first_line
 from fxprune.example import as_call
+from fxprune.source import line_of
 
 Shapes = Callable[[Tensor, int], Any]
 
 
-def trace(model: nn.Module, example: Any) -> ModelGraph:
+def trace(
+    model: nn.Module, example: Any, *, concrete_args: Mapping[str, Any] | None = None, leaves: Leaves = ()
+) -> ModelGraph:
     """Trace `model`, a copy of our own in eval mode, and return its graph.
 
     The sizes of its inputs may be other ones later, wherever the model allows it. Arguments of the forward that the
@@ -33,15 +38,19 @@ def trace(model: nn.Module, example: Any) -> ModelGraph:
 
     Raises CaptureError, with the line of the model, where torch.export fails or gives what has no plain form.
     """
-    symbolic._check_names(model)
-    symbolic._register_constants(model)
-    symbolic._left_out(model, example)
+    register_constants(model)
+    if concrete_args:
+        model.forward = partial(model.forward, **concrete_args)
+    tracer = SymbolicTracer(leaves=leaves)
+    whole = set(layers(model, tracer))
     with _plain_output(model) as records:
-        program = _exported(model, example)
+        program = _exported(model, example, whole)
     args, kwargs = as_call(example)
     given = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     graph = Builder(program, model, records[-1] if records else None).build(_in_order(model, given, kwargs))
+    vars(model).pop("forward", None)
     captured = ModelGraph(model, graph, type(model).__name__)
+    captured.meta["fxprune"] = {"leaves": tuple(tracer.kept)}
     captured.graph.lint()
     return captured
 
@@ -57,7 +66,7 @@ def _in_order(model: nn.Module, given: dict[str, Any], kwargs: dict[str, Any]) -
 # -- torch.export ------------------------------------------------------------------------------------------------------
 
 
-def _exported(model: nn.Module, example: Any) -> ExportedProgram:
+def _exported(model: nn.Module, example: Any, whole: set[str]) -> ExportedProgram:
     """The program, with sizes as free as they can be."""
     batch = next((t.shape[0] for t in pytree.tree_leaves(example) if isinstance(t, Tensor) and t.ndim), 0)
     several = pytree.tree_map_only(Tensor, lambda t: _repeated(t, batch), example) if batch == 1 else example
@@ -69,14 +78,10 @@ def _exported(model: nn.Module, example: Any) -> ExportedProgram:
     )
     for inputs, shapes in attempts:
         try:
-            return _export_layers(model, inputs, shapes)
+            return _export_layers(model, inputs, shapes, set(whole))
         except Exception as error:  # noqa: BLE001 - whatever torch.export or the user's model raises
             failure = error
-    raise CaptureError(
-        f"exporting {type(model).__name__} fails with {type(failure).__name__}: {first_line(failure)} "
-        f"(at {symbolic._user_line(failure)}). Use tensor operations in place of Python control flow on tensor values, "
-        "or register a rule for the module that holds it with fxprune.rules.rule"
-    ) from failure
+    raise CaptureError(f"{type(failure).__name__}: {first_line(failure)} (at {line_of(failure)})") from failure
 
 
 def _repeated(t: Tensor, batch: int) -> Tensor:
@@ -84,9 +89,8 @@ def _repeated(t: Tensor, batch: int) -> Tensor:
     return torch.cat([t, t]) if t.ndim and t.shape[0] == batch else t
 
 
-def _export_layers(model: nn.Module, example: Any, shapes: Shapes | None) -> ExportedProgram:
+def _export_layers(model: nn.Module, example: Any, shapes: Shapes | None, whole: set[str]) -> ExportedProgram:
     """Export with what goes into and comes out of every layer, but for those whose calls cannot be described."""
-    whole = set(layers(model))
     while True:
         odd = set[str]()
         with _watched(model, whole, odd):

@@ -23,15 +23,14 @@ _tracepoint = torch.ops.higher_order._export_tracepoint
 _NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
-def layers(model: nn.Module, prefix: str = "") -> Iterator[str]:
+def layers(model: nn.Module, tracer: SymbolicTracer, prefix: str = "") -> Iterator[str]:
     """The paths of all modules that stay whole, under each of their names."""
-    tracer = SymbolicTracer()
     for name, child in model._modules.items():
         path = f"{prefix}{name}"
         if child is not None and tracer.is_leaf_module(child, path):
             yield path
         elif child is not None:
-            yield from layers(child, f"{path}.")
+            yield from layers(child, tracer, f"{path}.")
 
 
 def fold(program: ExportedProgram) -> fx.Graph:

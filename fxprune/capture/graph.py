@@ -101,13 +101,13 @@ def _restore(class_name: str, body: dict[str, Any], nodes: list[tuple[Any, ...]]
     return ModelGraph(root, graph, class_name)
 
 
-def must_be_none(value: Any, name: str) -> None:
-    """Stands in a graph for an argument that the example left out, and that tracing has fixed at None.
+def must_be(value: Any, fixed: Any, name: str) -> None:
+    """Stands in a graph for an argument at whose value tracing has fixed the graph.
 
-    Raises CaptureError where the argument is given after all.
+    Raises CaptureError where the argument has another value after all.
     """
-    if value is not None:
+    if value is not fixed and value != fixed:
         raise CaptureError(
-            f"the argument {name} was left out of the example, so the graph was made for {name}=None: "
-            f"capture the model with an example that gives {name}"
+            f"the graph was made for {name}={fixed!r}, as the example has it or leaves it out: "
+            f"capture the model with an example that gives {name} as it is to be"
         )

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.aten import Call, Same, is_changed, is_creation, spelled
 from fxprune.capture.batchnorm import FollowingBatchNorm
 from fxprune.capture.folding import fold
-from fxprune.capture.graph import must_be_none
+from fxprune.capture.graph import must_be
 from fxprune.errors import CaptureError
 
 _CHECKED = (bool, int, float, str)
@@ -134,12 +134,8 @@ class Builder:
 
     def _fix(self, node: fx.Node, value: Any, name: str) -> None:
         """Check in the graph that an argument that is no tensor is what the graph was made for."""
-        if value is None:
-            self.graph.call_function(must_be_none, (node, name))
-        elif isinstance(value, _CHECKED):
-            equal = self.graph.call_function(operator.eq, (node, value))
-            message = f"{name} was {value!r} when the graph was made: capture the model with the value that it has now"
-            self.graph.call_function(torch._assert, (equal, message))
+        if value is None or isinstance(value, _CHECKED):
+            self.graph.call_function(must_be, (node, value, name))
 
     def _structure(self, value: Any) -> Any:
         """A nested output as arguments of nodes; named tuples and dataclasses are made by nodes of their own."""

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import inspect
-import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import fx, nn
-from torch.fx._symbolic_trace import _assert_is_none
+from torch.fx import _symbolic_trace as fx_internals
+from torch.utils import _pytree as pytree
 
 from fxprune.attention import MultiheadAttention
-from fxprune.capture.graph import ModelGraph, must_be_none
-from fxprune.errors import CaptureError
+from fxprune.capture.checks import Leaves, is_named, signature_of
+from fxprune.capture.graph import ModelGraph, must_be
+from fxprune.errors import CaptureError, first_line
 from fxprune.example import as_call
-from fxprune.rules.table import module_class
+from fxprune.isolation import HOOKS
+from fxprune.rules.table import RULES, module_class
+from fxprune.source import line_of
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_OPENED = (
+    nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
+    nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
+)  # fmt: skip
 _DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout,
     F.dropout1d: nn.Dropout1d,
@@ -28,106 +36,172 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
     torch.dropout: nn.Dropout,
 }
+_NUMBERS = (bool, int, float, str, type(None))  # what a graph can compare and print
 
 
 class SymbolicTracer(fx.Tracer):
-    """Opens everything but the modules of torch.nn and those that have a rule of their own."""
+    """Opens everything but the modules of torch.nn and those that have a rule of their own.
+
+    `concrete` are arguments of the forward that leave its signature; those that the example leaves out keep their
+    places, and are fixed at their defaults. `leaves` are kept as single nodes, and `kept` names those that were met.
+    """
 
     proxy_buffer_attributes = True
     record_stack_traces = True
 
+    def __init__(self, example: Any = (), concrete: Mapping[str, Any] | None = None, leaves: Leaves = ()) -> None:
+        super().__init__()
+        self.example, self.concrete, self.leaves = example, dict(concrete or {}), leaves
+        self.kept: dict[str, None] = {}
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, _CONTAINERS):
-            return False
+        if is_named(self.leaves, m, module_qualified_name):
+            self.kept[module_qualified_name] = None
+            return True
+        if module_class(m) is not None:
+            return True
         owner = next(cls for cls in type(m).__mro__ if "forward" in vars(cls))
-        return module_class(m) is not None or owner.__module__.startswith("torch.nn")
+        return owner.__module__.startswith("torch.nn") and owner not in _OPENED
+
+    def create_arg(self, a: Any) -> Any:
+        if is_dataclass(a) and not isinstance(a, type) and _holds_proxy(a):
+            given = {field.name: getattr(a, field.name) for field in fields(a)}
+            some = {name: self.create_arg(value) for name, value in given.items() if value is not None}
+            return self.create_node("call_function", type(a), (), some)
+        return super().create_arg(a)
+
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,  # noqa: FBT001 - as in torch.fx
+        concrete_args: Any = None,
+    ) -> tuple[Any, list[Any]]:
+        """Make a placeholder of every argument that the forward has, or that the example gives to its star ones."""
+        args, kwargs = as_call(self.example)
+        signature = signature_of(self.root, self.concrete)
+        given = signature.bind(*args, **kwargs).arguments
+        positional: list[Any] = []
+        named = dict(self.concrete)
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                values = enumerate(given.get(name, ()))
+                positional += [self._argument(f"{name}_{i}", (), value) for i, value in values]
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                named |= {key: self._argument(key, (None,), value) for key, value in given.get(name, {}).items()}
+            elif name not in given:
+                self._fixed(name, self._default(parameter), parameter.default)
+            elif name in kwargs or self._comes_after_concrete(name):
+                named[name] = self._argument(name, self._default(parameter), given[name])
+            else:
+                positional.append(self._argument(name, self._default(parameter), given[name]))
+        return lambda: root_fn(self.root, *positional, **named), []
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A module that the forward itself makes is traced into: the graph has no place for it."""
+        known = self.submodule_paths is None or m in self.submodule_paths
+        return super().call_module(m, forward, args, kwargs) if known else forward(*args, **kwargs)
+
+    def _comes_after_concrete(self, name: str) -> bool:
+        """Whether an argument cannot be given by its place, because one before it is concrete."""
+        order = list(inspect.signature(self.root.forward).parameters)
+        return any(other in order and order.index(other) < order.index(name) for other in self.concrete)
+
+    def _default(self, parameter: inspect.Parameter) -> tuple[Any, ...]:
+        """The default that a placeholder has: the parameter's, or None where one before it has a default."""
+        after_default = any(node.op == "placeholder" and node.args for node in self.graph.nodes)
+        if parameter.default is parameter.empty:
+            return (None,) if after_default else ()
+        return (parameter.default if isinstance(parameter.default, _NUMBERS) else None,)
+
+    def _argument(self, name: str, default: tuple[Any, ...], value: Any) -> Any:
+        """A placeholder for an argument that the example gives."""
+        return self.create_proxy("placeholder", name, default, {})
+
+    def _fixed(self, name: str, default: tuple[Any, ...], value: Any) -> Any:
+        """A placeholder of an argument at whose value the graph is fixed, and a node that checks it."""
+        if isinstance(value, _NUMBERS):
+            node = self.create_node("placeholder", name, default, {})
+            self.create_node("call_function", must_be, (node, value, name), {})
+        return value
 
 
-def trace(model: nn.Module, example: Any) -> ModelGraph:
+def trace(
+    model: nn.Module,
+    example: Any,
+    *,
+    concrete_args: Mapping[str, Any] | None = None,
+    leaves: Leaves = (),
+    make: Callable[..., SymbolicTracer] = SymbolicTracer,
+) -> ModelGraph:
     """Trace `model`, a copy of our own in eval mode, and return its graph.
 
     Arguments of the forward that the example leaves out are fixed at their defaults.
 
     Raises CaptureError, with the line of the model, where tracing fails.
     """
-    _check_names(model)
-    _register_constants(model)
-    left_out = _left_out(model, example)
+    register_constants(model)
+    own = make(example, concrete_args, leaves)
     try:
-        graph = SymbolicTracer().trace(model, concrete_args=left_out)
+        with _opened_functions(), _attributes_kept(model):
+            graph = own.trace(model)
     except Exception as error:
-        raise CaptureError(
-            f"tracing {type(model).__name__} fails with {type(error).__name__}: {error} (at {_user_line(error)}). "
-            "Use tensor operations in place of Python control flow on tensor values, or register a rule for the module "
-            "that holds it with fxprune.rules.rule, so that it stays whole"
-        ) from error
-    _register_constants(model)
-    _name_left_out(graph, left_out)
-    for node in graph.nodes:
-        if node.target is _assert_is_none:
-            node.target, node.args = must_be_none, (node.args[0], str(node.args[0].target))
+        raise CaptureError(f"{type(error).__name__}: {first_line(error)} (at {line_of(error)})") from error
+    register_constants(model)
     _drop_unused_attention_weights(graph)
     captured = ModelGraph(model, graph, type(model).__name__)
+    captured.meta["fxprune"] = {"leaves": tuple(own.kept)}
     _use_dropout_modules(captured)
     return captured
 
 
-def _check_names(model: nn.Module) -> None:
-    """Raise where a child or parameter is called as something that every GraphModule has."""
-    for name in (*model._modules, *model._parameters, *model._buffers):
-        if isinstance(inspect.getattr_static(fx.GraphModule, name, None), property) or name == "meta":
-            raise CaptureError(
-                f"{type(model).__name__} has a child called {name!r}, a name that torch.fx.GraphModule keeps: "
-                "rename it, or wrap the model in a module of its own"
-            )
+def _holds_proxy(value: Any) -> bool:
+    """Whether a dataclass holds a proxy, in nested containers too."""
+    return any(
+        issubclass(type(leaf), fx.Proxy)
+        for field in fields(value)
+        for leaf in pytree.tree_leaves(vars(value)[field.name])
+    )
 
 
-def _register_constants(model: nn.Module) -> None:
+@contextmanager
+def _opened_functions() -> Iterator[None]:
+    """Let those functions that torchvision has wrapped for torch.fx, and that have no rule, be traced into."""
+    table = fx_internals._wrapped_fns_to_patch
+    before = dict(table)
+    for (home, name), namespace in before.items():
+        if str(namespace.get("__name__")).startswith("torchvision.") and namespace[name] not in RULES:
+            del table[home, name]
+    try:
+        yield
+    finally:
+        table.clear()
+        table.update(before)
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Put back what the forward replaces by proxies (attributes and buffers that it assigns to), and take its hooks."""
+    stores = [store for module in model.modules() for store in (vars(module), module._buffers, module._parameters)]
+    before = [dict(store) for store in stores]
+    try:
+        yield
+    finally:
+        for store, old in zip(stores, before, strict=True):
+            for name in [name for name, value in store.items() if issubclass(type(value), fx.Proxy)]:
+                del store[name]
+                store.update({name: old[name]} if name in old else {})
+        for module in model.modules():
+            for hooks in HOOKS:
+                getattr(module, hooks, {}).clear()
+
+
+def register_constants(model: nn.Module) -> None:
     """Make tensors kept as plain attributes buffers outside the state_dict: these move and narrow with the rest."""
     for module in model.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor):
                 delattr(module, name)
                 module.register_buffer(name, value.detach(), persistent=False)
-
-
-def _left_out(model: nn.Module, example: Any) -> dict[str, Any]:
-    """The parameters of the forward that `example` does not give, with their defaults."""
-    args, kwargs = as_call(example)
-    signature = inspect.signature(model.forward)
-    try:
-        given = signature.bind(*args, **kwargs).arguments
-    except TypeError as error:
-        raise CaptureError(
-            f"the example does not fit {type(model).__name__}.forward{signature}: {error}. "
-            "Give a tensor, a tuple of the positional arguments, or a dict of the named ones"
-        ) from error
-    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {
-        name: parameter.default
-        for name, parameter in signature.parameters.items()
-        if name not in given and parameter.kind in plain
-    }
-
-
-def _name_left_out(graph: fx.Graph, left_out: dict[str, Any]) -> None:
-    """Call the arguments that were left out what the forward calls them; tracing has put numbers behind the names."""
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    given = {str(node.target) for node in placeholders} & left_out.keys()
-    for node in placeholders:
-        name, _, number = str(node.target).rpartition("_")
-        if name in left_out.keys() - given and number.isdigit() and node.target not in left_out:
-            node.target = name
-
-
-def _user_line(error: BaseException) -> str:
-    """The innermost line of the traceback that lies outside torch and fxprune."""
-    libraries = tuple(str(package.__file__).removesuffix("__init__.py") for package in (torch, torchvision))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries[:1])]
-    frames = [f for f in frames if f.filename != __file__ and "<eval_with_key>" not in f.filename]
-    if not frames:
-        return "a line inside torch"
-    return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
 
 
 def _drop_unused_attention_weights(graph: fx.Graph) -> None:

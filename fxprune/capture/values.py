@@ -2,14 +2,239 @@
 
 from __future__ import annotations
 
+import builtins
+import functools
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
+from fxprune.capture import symbolic
+from fxprune.capture.checks import Leaves
 from fxprune.capture.graph import ModelGraph
-from fxprune.errors import CaptureError
+from fxprune.capture.proxies import TensorProxy, ValueProxy, is_plain, proxy_of
+from fxprune.errors import FxpruneWarning
+from fxprune.source import deciding_line, users_frame
+
+_FACTORIES = (
+    "zeros", "ones", "full", "empty", "arange", "range", "linspace", "logspace", "rand", "randn", "randint", "randperm",
+    "tensor", "as_tensor", "scalar_tensor", "eye", "tril_indices", "triu_indices", "normal", "hann_window", "complex",
+    "broadcast_shapes", "meshgrid", "cartesian_prod",
+)  # fmt: skip
+_ON_TYPES = ("finfo", "iinfo", "promote_types", "can_cast")  # functions of dtypes, which take no symbols
+_ABOUT_SIZES = frozenset({
+    "shape", "dtype", "device", "is_cuda", "requires_grad", "layout", "itemsize", "nbytes", "is_sparse", "is_nested",
+    "size", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "is_complex", "element_size", "len",
+    "get_device", "storage_offset", "is_inference", "type", "zeros_like", "ones_like", "empty_like", "new_zeros",
+    "new_ones", "new_empty", "new_full",
+})  # fmt: skip
+
+_LENGTH = builtins.len
+
+fx.node.has_side_effect(operator.setitem)  # an assignment to slots is no dead code
 
 
-def trace(model: nn.Module, example: Any) -> ModelGraph:
-    """Trace `model`, a copy of our own in eval mode, and return its graph."""
-    raise CaptureError(f"{type(model).__name__} cannot be traced with values yet")
+class ValueTracer(symbolic.SymbolicTracer):
+    """Runs every node that it makes on the example, in the order of the program.
+
+    `values` are those of the nodes; `told` are the nodes whose values depend on those of the inputs, not only on their
+    sizes; `branches` are the lines that decide by such values.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.values: dict[fx.Node, Any] = {}
+        self.told: set[fx.Node] = set()
+        self.branches: dict[str, None] = {}
+        self.inputs: dict[str, Any] = {}
+        self.running = False
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        with self._symbols_understood():
+            graph = super().trace(root, concrete_args)
+        self._drop_unused(graph)
+        return graph
+
+    # -- arguments -------------------------------------------------------------------------------------------------
+
+    def _argument(self, name: str, default: tuple[Any, ...], value: Any) -> Any:
+        if isinstance(value, (bool, str, type(None))):
+            return self._fixed(name, default, value)
+        self.inputs[name] = pytree.tree_map_only(Tensor, torch.clone, value)
+        return super()._argument(name, default, value)
+
+    def _fixed(self, name: str, default: tuple[Any, ...], value: Any) -> Any:
+        self.inputs[name] = value
+        return super()._fixed(name, default, value)
+
+    # -- nodes -----------------------------------------------------------------------------------------------------
+
+    def create_arg(self, a: Any) -> Any:
+        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
+        node = super().create_node(kind, target, args, kwargs, *rest, **named)
+        if kind != "output":
+            self.values[node] = self._run(node)
+            self._tell(node)
+        return node
+
+    def proxy(self, node: fx.Node) -> Any:
+        value = self.values[node]
+        if is_plain(value) and not (isinstance(value, bool) and node in self.told):
+            return value
+        return proxy_of(node, self, value)
+
+    def method(self, proxy: ValueProxy, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a method; the rank is no symbol."""
+        if name in ("dim", "ndimension"):
+            return proxy.concrete.ndim
+        return self.create_proxy("call_method", name, (proxy, *args), kwargs)
+
+    def keys(self, obj: Any) -> Any:
+        return list(obj.concrete)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return forward(*args, **kwargs) if self.running else super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _run(self, node: fx.Node) -> Any:
+        """The value of a node on the example. Buffers are copied: the program may change them."""
+        args, kwargs = map_arg((node.args, node.kwargs), self.values.__getitem__)
+        target: Any = node.target
+        self.running = True
+        try:
+            with torch.no_grad():
+                if node.op == "placeholder":
+                    return self.inputs[target]
+                if node.op == "get_attr":
+                    found = operator.attrgetter(target)(self.root)
+                    return found.clone() if type(found) is Tensor else found
+                if node.op == "call_method":
+                    return getattr(args[0], target)(*args[1:], **kwargs)
+                function = self.root.get_submodule(target) if node.op == "call_module" else target
+                return function(*args, **kwargs)
+        finally:
+            self.running = False
+
+    # -- what depends on values ------------------------------------------------------------------------------------
+
+    def _tell(self, node: fx.Node) -> None:
+        """Note whether the value of a node depends on the values of the inputs."""
+        name = node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
+        if node.op != "placeholder" and (name in _ABOUT_SIZES or not self.told.intersection(node.all_input_nodes)):
+            return
+        self.told.add(node)
+        if node.all_input_nodes and _changes_input(node, str(name)):
+            self.told.add(node.all_input_nodes[0])
+
+    def fixed(self, proxy: ValueProxy) -> Any:
+        """The value of a symbol where Python needs it; the line is noted where the input's values decide there."""
+        frame = users_frame()
+        if proxy.node in self.told and frame is not None and (line := deciding_line(frame)):
+            self.branches[line] = None
+        return proxy.concrete
+
+    # -- the functions that take no symbols ------------------------------------------------------------------------
+
+    @contextmanager
+    def _symbols_understood(self) -> Iterator[None]:
+        """Let the functions of torch that make tensors out of numbers, and those on dtypes, take symbols."""
+        wrappers = dict.fromkeys(_FACTORIES, self._recorded) | dict.fromkeys(_ON_TYPES, _unwrapped)
+        before = {name: getattr(torch, name) for name in wrappers if hasattr(torch, name)}
+        for name, function in before.items():
+            setattr(torch, name, wrappers[name](function))
+        builtins.len = _symbolic_length
+        try:
+            yield
+        finally:
+            builtins.len = _LENGTH
+            for name, function in before.items():
+                setattr(torch, name, function)
+
+    def _recorded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that makes a tensor, as one that makes a node: what it made may be changed in place."""
+
+        @functools.wraps(function)
+        def record(*args: Any, **kwargs: Any) -> Any:
+            if self.running or not _can_be_written((args, kwargs)):
+                return function(*args, **kwargs)
+            return self.create_proxy("call_function", function, args, kwargs)
+
+        return record
+
+    def _drop_unused(self, graph: fx.Graph) -> None:
+        """Erase questions about sizes, and tensors made of nothing, that no node reads."""
+        made = {getattr(torch, name, None) for name in _FACTORIES}
+        for node in reversed(list(graph.nodes)):
+            if node.users or node.op in ("placeholder", "output", "call_module"):
+                continue
+            value = self.values[node]
+            is_number = value is not None and not _tensors(value)
+            if is_number or node.op == "get_attr" or node.target in made:
+                graph.erase_node(node)
+
+
+def _changes_input(node: fx.Node, name: str) -> bool:
+    """Whether a node, called by this name, writes into its first input."""
+    is_operator = getattr(operator, name, None) is node.target
+    return (is_operator and (name == "setitem" or name[:1] == "i")) or (
+        not is_operator and name.endswith("_") and not name.endswith("__")
+    )
+
+
+def _symbolic_length(obj: Any, /) -> Any:
+    """The `len` of Python, but a symbol for the length of a tensor, which Python itself takes for a number."""
+    return obj.size(0) if type(obj) is TensorProxy and obj.concrete.ndim else _LENGTH(obj)
+
+
+def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of plain values, as one that takes symbols for them."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = pytree.tree_map_only(ValueProxy, lambda p: p.concrete, (args, kwargs))
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _can_be_written(arguments: Any) -> bool:
+    """Whether a graph can name these arguments."""
+    kinds = (fx.Proxy, *fx.node.base_types, type(None))
+    return all(issubclass(type(leaf), kinds) for leaf in pytree.tree_leaves(arguments))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def trace(
+    model: nn.Module, example: Any, *, concrete_args: Mapping[str, Any] | None = None, leaves: Leaves = ()
+) -> ModelGraph:
+    """Trace `model`, a copy of our own in eval mode, with the values of the example, and return its graph.
+
+    Warns where the values of the example decide which way the graph goes. Raises as `symbolic.trace`.
+    """
+    tracers: list[ValueTracer] = []
+
+    def make(*args: Any) -> ValueTracer:
+        tracers.append(ValueTracer(*args))
+        return tracers[0]
+
+    graph = symbolic.trace(model, example, concrete_args=concrete_args, leaves=leaves, make=make)
+    if tracers[0].branches:
+        warnings.warn(
+            f"{type(model).__name__} decides by the values of its input, and the graph always goes the way that the "
+            f"example went, at {'; '.join(tracers[0].branches)}",
+            FxpruneWarning,
+            stacklevel=4,
+        )
+    return graph

@@ -19,13 +19,18 @@ _VIEWS = {"view": "reshape", "view_as": "reshape_as"}
 
 
 def call(node: fx.Node, graph: fx.GraphModule, args: Any, kwargs: Any) -> Any:
-    """Run a call node's operation on other arguments; a view of expanded labels may have to copy."""
+    """Run a call node's operation on other arguments; a view of expanded labels may have to copy.
+
+    Of an assignment to slots it gives the slots.
+    """
     if node.op == "call_module":
         return graph.get_submodule(str(node.target))(*args, **kwargs)
     if node.op == "call_method":
         name = _VIEWS.get(str(node.target), str(node.target))
         name = name.rstrip("_") if name in _IN_PLACE else name
         return getattr(args[0], name)(*args[1:], **kwargs)
+    if node.target is operator.setitem:
+        return args[0][args[1]]
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
@@ -73,6 +78,19 @@ def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
 def _constant(value: Labels) -> Tensor:
     """The numbers of a constant (an index, say), or a tensor of its shape where only that matters."""
     return torch.zeros(()).expand(value.shape) if value.value is None else value.value.cpu()
+
+
+@rule(operator.setitem)
+def assign(ctx: Context, x: Labels, index: Any, value: Any) -> Any:
+    """The labels of the slots meet those of what is assigned to them; the node's value is that of the slots."""
+    source = ctx.source(x)
+    if x.value is not None and source is not None:
+        ctx.env[source] = Labels(x.shape, x.planes)  # its numbers are known no more
+    region = move(ctx, x, index)
+    if region is None:
+        return ctx.opaque(f"assigned at a computed index in {ctx.describe()}", value)
+    ctx.meet([region, *labels_in(value)], region.shape)
+    return region
 
 
 @rule(torch.cat, torch.concat, torch.concatenate)

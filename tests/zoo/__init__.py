@@ -1,11 +1,10 @@
 """A zoo of small networks: one case for every construct that the package claims to handle."""
 
 from zoo import arithmetic, attention, dense, frozen, functional, grouped, hostile, layers, movement, structure
-from zoo.case import CLASSES, UNTRACEABLE, ZOO, Case, Inputs, conv, head, images, randomise, tensors
+from zoo.case import CLASSES, ZOO, Case, Inputs, conv, head, images, randomise, tensors
 
 __all__ = [
     "CLASSES",
-    "UNTRACEABLE",
     "ZOO",
     "Case",
     "Inputs",

@@ -90,7 +90,7 @@ def with_bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def with_baddbmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     b, h, t, d = q.shape
     q, k, v = (x.reshape(-1, t, d) for x in (q, k, v))
-    scores = torch.baddbmm(torch.zeros(1, 1, 1), q, k.transpose(1, 2), beta=1.0, alpha=0.5)
+    scores = torch.baddbmm(q.new_zeros(1, 1, 1), q, k.transpose(1, 2), beta=1.0, alpha=0.5)
     return (scores.softmax(-1) @ v).view(b, h, t, d)
 
 

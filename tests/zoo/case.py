@@ -29,19 +29,16 @@ class Case:
     frozen: tuple[str, ...] = ()
     any_size: bool = False  # runs at other image sizes too
     any_batch: bool = True
-    symbolic: bool = True  # symbolic tracing can follow it
 
 
 ZOO: dict[str, Case] = {}
-UNTRACEABLE: dict[str, Case] = {}  # those with Python control flow on shapes, or assignment to slices
 
 
 def add(name: str, build: Callable[[], nn.Module], example: Callable[..., Inputs], **expectations: Any) -> None:
     """Register ``build`` under ``name``; its weights are drawn from a seed of its own."""
-    if name in ZOO or name in UNTRACEABLE:
+    if name in ZOO:
         raise ValueError(f"two cases are called {name}")
-    case = Case(lambda: _built(name, build), example, **expectations)
-    (ZOO if case.symbolic else UNTRACEABLE)[name] = case
+    ZOO[name] = Case(lambda: _built(name, build), example, **expectations)
 
 
 def case(example: Callable[..., Inputs], **expectations: Any) -> Callable[[type[nn.Module]], type[nn.Module]]:

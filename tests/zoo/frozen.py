@@ -165,6 +165,6 @@ add(
         nn.Linear(12, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 5, CLASSES),
     ),
     tensors(5, 6),
-    shrinks=("0", "4"),
+    shrinks=("0", "3.linear1", "4"),
     frozen=("2",),
 )  # fmt: skip

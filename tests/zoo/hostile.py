@@ -42,7 +42,7 @@ class WriteThroughView(nn.Module):
         return self.head(y)
 
 
-@case(images(), shrinks=("a", "b"), any_size=True, symbolic=False)
+@case(images(), shrinks=("a", "b"), any_size=True)
 class WriteToSlice(nn.Module):
     """Part of the channels is overwritten by assignment (temporal shift)."""
 
@@ -58,7 +58,7 @@ class WriteToSlice(nn.Module):
         return self.head(self.b(out))
 
 
-@case(images(), shrinks=("a", "b", "c"), any_size=True, symbolic=False)
+@case(images(), shrinks=("a", "b.0", "b.1", "c"), any_size=True)
 class LoopOverChunks(nn.Module):
     """Res2Net: the parts of a tensor are walked in a Python loop."""
 
@@ -79,7 +79,7 @@ class LoopOverChunks(nn.Module):
         return self.head(self.c(torch.cat(out, 1)))
 
 
-@case(images(), shrinks=("a", "b"), any_size=True, symbolic=False)
+@case(images(), shrinks=("a", "b"), any_size=True)
 class StarredShape(nn.Module):
     """A part of a shape is unpacked into the arguments of a view."""
 
@@ -94,7 +94,7 @@ class StarredShape(nn.Module):
         return self.head(self.b(x))
 
 
-@case(images(), shrinks=("a", "b", "c"), symbolic=False)
+@case(images(), shrinks=("a", "b", "c"))
 class BranchOnShape(nn.Module):
     """Python decisions that depend on shapes only."""
 
@@ -224,3 +224,73 @@ class ConvolvesItsOwnSum(nn.Module):
         y = self.b(x)
         same = (y * y).sum((1, 2, 3)) + torch.matmul(y.flatten(2).transpose(1, 2), y.flatten(2)).mean((1, 2))
         return self.head(y) + (gram + same)[:, None] * 1e-3
+
+
+@case(images(), shrinks=("a", "b", "c"), any_size=True)
+class AssignsInPlaces(nn.Module):
+    """Positions, and channels with numbers, are overwritten by assignment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), conv(8, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        shifted = torch.zeros_like(x)
+        shifted[:, :, 1:] = x[:, :, :-1]
+        x = self.b(shifted)
+        x[:, 2:5] = 0.5
+        x = self.c(x)
+        x[..., 0] = x[..., 1]
+        return self.head(x)
+
+
+@case(images(), shrinks=("a",), frozen=("b",), any_size=True)
+class AssignsToBare(nn.Module):
+    """Channels are written into a tensor that has none of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 6), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x).relu())
+        out = torch.ones(len(x), 10, *x.shape[2:], dtype=x.dtype, device=x.device)
+        out[:, 2:8] = x
+        return self.head(out)
+
+
+@case(images(size=8), shrinks=("a", "b", "c"), any_size=True)
+class WindowsWithPadding(nn.Module):
+    """Padded to whole windows, cut into them, put together again: sizes all the way, and a dict at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 8), nn.Linear(8, 8), conv(8, 8)
+        self.heads = nn.ModuleDict({"out": head(8), "aux": head(8)})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.a(x).relu().permute(0, 2, 3, 1)
+        b, h, w, c = x.shape
+        x = F.pad(x, (0, 0, 0, (3 - w % 3) % 3, 0, (3 - h % 3) % 3))
+        rows, columns = x.shape[1] // 3, x.shape[2] // 3
+        x = x.view(b, rows, 3, columns, 3, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 9, c)
+        x = self.b(x - x.mean(1, keepdim=True)).view(b, rows, columns, 3, 3, -1).permute(0, 1, 3, 2, 4, 5)
+        x = x.reshape(b, rows * 3, columns * 3, -1)[:, :h, :w].permute(0, 3, 1, 2)
+        assert x.shape[2:] == (h, w)
+        return {name: part(self.c(x).relu()) for name, part in self.heads.items()}
+
+
+@case(tensors(5, 6), shrinks=("weight", "b"))
+class ShapeAndLiteral(nn.Module):
+    """The layer of GPT-2: its view takes the shape of its input with its own width put behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 12)), nn.Parameter(torch.zeros(12))
+        self.b, self.head = nn.Linear(12, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.size()[:-1] + (12,)  # noqa: RUF005 - as it is written there
+        x = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(size)
+        return self.head(self.b(x.relu()).relu().mean(1))

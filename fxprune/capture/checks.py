@@ -1,0 +1,107 @@
+"""Whether a model and an example can be captured at all, whatever the way."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import CaptureError, first_line
+from fxprune.example import as_call, trim
+
+Leaves = Sequence[str | type[nn.Module]]
+
+
+def signature_of(model: nn.Module, concrete: Mapping[str, Any]) -> inspect.Signature:
+    """The signature of the model's forward without the arguments that are concrete."""
+    signature = inspect.signature(model.forward)
+    return signature.replace(parameters=[p for p in signature.parameters.values() if p.name not in concrete])
+
+
+def check_names(model: nn.Module) -> None:
+    """Raise where a child or parameter is called as something that every GraphModule has."""
+    for name in (*model._modules, *model._parameters, *model._buffers):
+        if isinstance(inspect.getattr_static(fx.GraphModule, name, None), property) or name == "meta":
+            raise CaptureError(
+                f"{type(model).__name__} has a child called {name!r}, a name that torch.fx.GraphModule keeps: "
+                "rename it, or wrap the model in a module of its own"
+            )
+
+
+def is_named(entries: Leaves, module: nn.Module, name: str) -> bool:
+    """Whether one of the entries (names, glob patterns, types) is that of the module called `name`."""
+    return any(fnmatchcase(name, e) if isinstance(e, str) else isinstance(module, e) for e in entries)
+
+
+def check_leaves(model: nn.Module, leaves: Leaves) -> None:
+    """Raise where an entry of `leaves` names no module."""
+    for entry in leaves:
+        if isinstance(entry, str) and not any(
+            is_named([entry], module, name) for name, module in model.named_modules()
+        ):
+            raise CaptureError(f"leaves names {entry!r}, but no module of {type(model).__name__} is called so")
+
+
+def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> None:
+    """Raise where the example does not fit the forward, or an argument that it does not have is fixed."""
+    whole, signature = inspect.signature(model.forward), signature_of(model, concrete)
+    stars = any(parameter.kind is parameter.VAR_KEYWORD for parameter in whole.parameters.values())
+    for name in concrete:
+        if name not in whole.parameters and not stars:
+            raise CaptureError(f"concrete_args names {name!r}, but it is {type(model).__name__}.forward{whole}")
+    args, kwargs = as_call(example)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise CaptureError(
+            f"the example does not fit {type(model).__name__}.forward{signature}: {error}. "
+            "Give a tensor, a tuple of the positional arguments, or a dict of the named ones"
+        ) from error
+
+
+def runnable(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any:
+    """The first two samples of the example where the model, a copy of our own, runs on them, or else the whole.
+
+    Raises CaptureError where it runs on neither.
+    """
+    failure: Exception | None = None
+    for batch in (trim(example, samples=2), example):
+        args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, batch))
+        try:
+            with torch.no_grad(), _restored(model):
+                model(*args, **kwargs, **concrete)
+        except Exception as error:  # noqa: BLE001 - whatever the user's model raises becomes the cause of ours
+            failure = error
+        else:
+            return batch
+    raise does_not_run(model, failure)
+
+
+def does_not_run(model: nn.Module, failure: Exception | None) -> CaptureError:
+    """The error that says that a model fails on the example."""
+    error = CaptureError(
+        f"{type(model).__name__} does not run on the example ({type(failure).__name__}: {first_line(failure)}): "
+        "give one batch as its forward takes it"
+    )
+    error.__cause__ = failure
+    return error
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Give every module the attributes back that it had, and what its dicts (of buffers, of hooks) held."""
+    own = [vars(module) for module in model.modules()]
+    stores = own + [value for store in own for value in store.values() if isinstance(value, dict)]
+    before = [dict(store) for store in stores]
+    try:
+        yield
+    finally:
+        for store, old in zip(stores, before, strict=True):
+            store.clear()
+            store.update(old)

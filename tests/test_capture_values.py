@@ -1,0 +1,438 @@
+"""Capture with values: traces that follow Python's decisions on shapes, and keep sizes symbolic."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import random
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from helpers import call, difference, outputs, tensors_of
+from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace as fx_internals
+from zoo import ZOO, conv, head, images, tensors
+
+import fxprune
+from fxprune.errors import CaptureError, FxpruneWarning
+from fxprune.scoring import Scores
+
+Forward = Callable[..., Any]
+
+
+class Net(nn.Module):
+    """Two layers, and a forward that a test brings along."""
+
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        self.a, self.b, self.how = conv(3, 8), conv(8, 8), forward
+        self.register_buffer("scale", torch.ones(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.how(self, x)
+
+
+def starred(net: Any, x: Tensor) -> Tensor:
+    b, *rest = net.a(x).shape
+    return net.a(x).reshape(b, math.prod(rest))
+
+
+def loop_over_channels(net: Any, x: Tensor) -> Tensor:
+    parts = net.a(x).unbind(1)
+    assert len(parts) == 8
+    return torch.stack([part * index for index, part in enumerate(parts)], 1)
+
+
+def loop_over_rows(net: Any, x: Tensor) -> Tensor:
+    return sum(row.relu() for row in net.a(x).transpose(0, 1))
+
+
+def branch(net: Any, x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.size(1) != 3:
+        raise ValueError(f"expected images, got {x.shape}")
+    x = net.a(x)
+    assert x.dtype in (torch.float32, torch.float64)
+    assert x.shape[1:2] == (8,)
+    return net.b(x) if x.shape[-1] % 4 == 0 and isinstance(x.shape[-1], int) else x
+
+
+def padded(net: Any, x: Tensor) -> Tensor:
+    _, _, h, w = x.shape
+    x = F.pad(net.a(x), (0, (3 - w % 3) % 3, 0, (3 - h % 3) % 3))
+    b, c, h, w = x.shape
+    return x.view(b, c, h // 3, 3, w // 3, 3).mean((3, 5)) / math.sqrt(h * w)
+
+
+def factories(net: Any, x: Tensor) -> Tensor:
+    b, _, h, w = x.shape
+    grid = torch.arange(w, device=x.device, dtype=x.dtype) + torch.linspace(0, 1, h, device=x.device)[:, None]
+    bias = torch.full((b, 1, h, w), torch.finfo(x.dtype).eps, device=x.device, dtype=x.dtype)
+    ones, zeros = torch.ones(b, 8, 1, 1, dtype=x.dtype), torch.zeros((), device=x.device)
+    return torch.where(grid > 2, net.a(x) * ones + bias, zeros) + torch.tensor([b], dtype=x.dtype)
+
+
+def assigned(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    out = torch.zeros(x.shape, dtype=x.dtype)
+    out[:, :, 1:] = x[:, :, :-1]
+    out[:, :, 0] += 1
+    out *= 2
+    mask = x.new_zeros((x.shape[-2], x.shape[-1]))
+    for count, rows in enumerate((slice(0, -2), slice(-2, None))):
+        mask[rows] = count
+    return out + mask.masked_fill(mask != 0, 0.5)
+
+
+def aliased(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    view = x[:, 2:4]
+    view += 1
+    return x * net.scale
+
+
+def changed_types(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    if y.is_floating_point() and y.device.type == x.device.type and y.device == x.device:
+        y = y.to(x.dtype).to(y.device)
+    return y * y.new_ones((len(y), *(1 for _ in range(y.dim() - 1)))) * round(y.shape[0] * 0.5 + 1)
+
+
+FORWARDS = (
+    starred, loop_over_channels, loop_over_rows, branch, padded, factories, assigned, aliased, changed_types,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_the_graph_computes_the_same(forward: Forward) -> None:
+    model = Net(forward)
+    graph = fxprune.capture(model, images()(2), method="values")
+    for batch in (2, 1, 5):
+        assert difference(outputs(model, images()(batch)), outputs(graph, images()(batch))) == 0
+
+
+@pytest.mark.parametrize("forward", [starred, padded, factories, assigned, aliased, loop_over_rows])
+def test_other_image_sizes(forward: Forward) -> None:
+    model = Net(forward)
+    graph = fxprune.capture(model, images(size=7)(2), method="values")
+    for size in (7, 10, 5):
+        x = images(size=size)(3)
+        assert difference(outputs(model, x), outputs(graph, x)) == 0
+
+
+def test_the_model_and_torch_are_left_alone() -> None:
+    """Functions of torch are replaced while tracing, also where tracing fails."""
+    names = ("zeros", "ones", "arange", "finfo", "tensor", "full")
+    before = [getattr(torch, name) for name in names], dict(fx_internals._wrapped_fns_to_patch)
+    model = Net(assigned)
+    weights = copy.deepcopy(model.state_dict())
+    fxprune.capture(model, images()(2), method="values")
+    with pytest.raises(CaptureError, match=r"ValueError: no \(at .*test_capture_values.py:\d+: raise ValueError"):
+        fxprune.capture(Net(unable), images()(2), method="values")
+    assert ([getattr(torch, name) for name in names], dict(fx_internals._wrapped_fns_to_patch)) == before
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights.items())
+
+
+def unable(net: Any, x: Tensor) -> Tensor:
+    if torch.fx._symbolic_trace.is_fx_tracing():
+        raise ValueError("no")
+    return net.a(x)
+
+
+def test_a_buffer_that_the_forward_changes() -> None:
+    class Counts(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            self.scale += 1
+            self.seen = self.a(x) * self.scale
+            return self.seen
+
+    model = Counts(branch)
+    graph = fxprune.capture(model, images()(2), method="values")
+    assert torch.equal(model.scale, torch.ones(8, 1, 1))
+    assert not any(issubclass(type(value), fx.Proxy) for value in vars(graph).values())
+
+
+# -- outputs -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+    features: Tensor | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: Tensor
+
+
+def as_dict(net: Any, x: Tensor) -> dict[str, Any]:
+    x = net.a(x)
+    return OrderedDict(out=net.b(x), aux={"x": x, "sizes": [x.mean()]}) if len(x) else {}
+
+
+def as_dataclass(net: Any, x: Tensor) -> Answer:
+    x = net.a(x)
+    return Answer(net.b(x) * len([*x.shape]), attentions=(x, x + 1))
+
+
+def as_pair(net: Any, x: Tensor) -> Pair:
+    return Pair(net.a(x), second=net.b(net.a(x).reshape(*net.a(x).shape)))
+
+
+@pytest.mark.parametrize(("forward", "kind"), [(as_dict, dict), (as_dataclass, Answer), (as_pair, Pair)])
+def test_outputs_in_containers(forward: Forward, kind: type) -> None:
+    model = Net(forward)
+    graph = fxprune.capture(model, images()(2), method="values")
+    for twin in (graph, pickle.loads(pickle.dumps(graph)), copy.deepcopy(graph)):
+        for batch in (2, 3):
+            expected, found = call(model, images()(batch)), call(twin, images()(batch))
+            assert type(found) is kind
+            pairs = zip(_leaves(expected), _leaves(found), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def _leaves(output: Any) -> list[Tensor]:
+    fields = vars(output) if isinstance(output, Answer) else output
+    return tensors_of(dict(fields) if isinstance(fields, dict) else fields)
+
+
+def test_the_channels_of_a_dataclass_stay_and_the_rest_is_pruned() -> None:
+    model = Net(lambda net, x: Answer(net.b(net.a(x).relu()), features=None if len(x) > 99 else x))
+    example = images()(2)
+    plan = Scores.random(model, example).plan(alpha=1.0)
+    small = fxprune.apply(model, plan)
+    assert plan.settings["method"] == "values"
+    assert (small.a.out_channels < 8, small.b.out_channels) == (True, 8)
+    assert fxprune.verify(model, plan, small, images()(3)) < 1e-5
+
+
+# -- decisions ---------------------------------------------------------------------------------------------------------
+
+
+def decides(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    if x.abs().sum() > 0:
+        x = x * 2
+    return net.b(x)
+
+
+def checks(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    assert torch.isfinite(x).all()
+    torch._assert(bool((x < 1e9).all()), "large")
+    if (x > 1e9).any():
+        raise ValueError("large")
+    if net.scale.sum() > 0 and torch.zeros_like(x).sum() == 0:
+        x = x * 2
+    return net.b(x) if len(x) else x
+
+
+def test_a_decision_on_values_is_the_examples_and_says_so() -> None:
+    model = Net(decides)
+    with pytest.warns(
+        FxpruneWarning, match=r"Net decides by the values of its input.*if x.abs\(\).sum\(\) > 0:"
+    ) as told:
+        graph = fxprune.capture(model, images()(2))
+    assert len([warning for warning in told if warning.category is FxpruneWarning]) == 1
+    assert difference(outputs(model, images()(3)), outputs(graph, images()(3))) == 0
+
+
+def test_assertions_and_decisions_on_constants_do_not_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fxprune.capture(Net(checks), images()(2), method="values")
+
+
+def test_the_batch_size_of_the_example_is_not_frozen_in() -> None:
+    for forward in (starred, lambda net, x: net.a(x).view(len(x), -1)):
+        graph = fxprune.capture(Net(forward), images()(2), method="values")
+        assert call(graph, images()(7)).shape == (7, 8 * 64)
+
+
+# -- modules that are opened, and those that are not -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.TransformerEncoderLayer(12, 2, 16, batch_first=True),
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 2, 16, batch_first=True), 2),
+        lambda: nn.TransformerEncoderLayer(12, 3, 16, norm_first=True),
+    ],
+)
+def test_transformer_layers_are_opened(build: Callable[[], nn.Module]) -> None:
+    model, x = build().eval(), tensors(5, 12)(4)
+    graph = fxprune.capture(model, x)
+    assert any(str(node.target).endswith("linear1") for node in graph.graph.nodes)
+    assert difference(outputs(model, x), outputs(graph, x)) < 1e-6  # torch takes a fused way through the layer
+
+
+def test_a_decoder_and_a_whole_transformer() -> None:
+    model = nn.Transformer(12, 2, 1, 1, 16, batch_first=True).eval()
+    example = {"src": tensors(5, 12)(2), "tgt": tensors(4, 12)(2)}
+    graph = fxprune.capture(model, example)
+    other = {"src": tensors(5, 12)(3), "tgt": tensors(4, 12)(3)}
+    assert difference(outputs(model, other), outputs(graph, other)) < 1e-6
+
+
+def test_a_module_made_in_the_forward() -> None:
+    model = Net(lambda net, x: net.b(nn.ReLU()(net.a(x))))
+    for method in ("fx", "values"):
+        graph = fxprune.capture(model, images()(2), method=method)
+        assert difference(outputs(model, images()(3)), outputs(graph, images()(3))) == 0
+
+
+TORCHVISION = {
+    "swin_t": (torchvision.models.swin_t, 32),
+    "swin_v2_t": (torchvision.models.swin_v2_t, 32),
+    "convnext_tiny": (torchvision.models.convnext_tiny, 32),
+    "lraspp": (lambda: torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None), 32),
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision(name: str) -> None:
+    build, size = TORCHVISION[name]
+    model = build().eval()
+    graph = fxprune.capture(model, images(size=size)(2))
+    wrapped = {node.target.__module__ for node in graph.graph.nodes if node.op == "call_function"}
+    assert not {home for home in wrapped if str(home).startswith("torchvision.models")}
+    x = images(size=size)(3)
+    assert difference(outputs(model, x), outputs(graph, x)) == 0
+
+
+class Stubborn(nn.Module):
+    """Its forward cannot be traced, but it can be kept whole."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.inner = conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + torch.from_numpy(x.detach().numpy().copy())
+
+
+class Holder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.hard, self.c, self.head = conv(3, 8), conv(8, 8), Stubborn(8), conv(8, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.c(self.hard(self.b(self.a(x).relu()))).relu())
+
+
+@pytest.mark.parametrize("leaves", [["hard"], ["h?rd"], [Stubborn]])
+def test_leaves_are_kept_whole(leaves: list[Any]) -> None:
+    model = Holder()
+    graph = fxprune.capture(model, images()(2), leaves=leaves)
+    assert [n.target for n in graph.graph.nodes if str(n.target).startswith("hard")] == ["hard"]
+    found = {group.name: group for group in fxprune.couple(graph)}
+    assert "hard is kept whole as a leaf" in str(found["b"])
+
+
+def test_what_cannot_be_captured_says_why_in_a_line_a_way() -> None:
+    with pytest.raises(CaptureError) as found:
+        fxprune.capture(Holder(), images()(2))
+    lines = str(found.value).splitlines()
+    assert lines[0] == "Holder cannot be captured:"
+    assert lines[1].startswith("  fx: ")
+    assert lines[2].startswith("  values: ")
+    assert all("test_capture_values.py" in line and "from_numpy" in line for line in lines[1:3])
+    assert "leaves=" in lines[-1]
+    assert "concrete_args=" in lines[-1]
+    assert "fxprune.rules.rule" in lines[-1]
+
+
+def test_what_is_excluded_is_kept_whole_where_it_cannot_be_captured() -> None:
+    model, example = Holder(), images()(2)
+    plan = Scores.random(model, example, exclude=["hard"]).plan(alpha=1.0)
+    assert plan.settings["leaves"] == ["hard"]
+    small = fxprune.apply(model, plan)
+    assert fxprune.verify(model, plan, small, images()(3)) < 1e-5
+    assert (small.a.out_channels < 8, small.b.out_channels, small.c.out_channels < 8) == (True, 8, True)
+    loader = [(images()(8), torch.arange(8) % 5)]
+    assert fxprune.compress(model, loader, alpha=1.0, exclude=["hard"], progress=False).b.out_channels == 8
+
+
+class Moded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, mode: str, x: Tensor, *, twice: bool = False, gain: float = 2.0) -> Tensor:
+        x = self.a(x)
+        x = x.relu() if mode == "relu" else x.tanh()
+        return self.b(x * 2 if twice else x) * gain
+
+
+@pytest.mark.parametrize("method", ["fx", "values"])
+def test_concrete_args_leave_the_signature(method: str) -> None:
+    model, x = Moded(), tensors(6)(3)
+    concrete = {"mode": "relu", "twice": True}
+    graph = fxprune.capture(model, tensors(6)(2), method=method, concrete_args=concrete)
+    assert torch.equal(graph(x), model("relu", x, twice=True))
+    plan = Scores.random(graph, None).plan(alpha=1.0)
+    assert plan.settings["concrete_args"] == concrete
+    assert fxprune.apply(model, plan).a.out_features < 8
+    with pytest.raises(CaptureError, match=r"the graph was made for gain=2.0, .* an example that gives gain"):
+        graph(x, gain=3.0)
+
+
+def test_concrete_args_that_the_forward_does_not_have() -> None:
+    with pytest.raises(CaptureError, match=r"concrete_args names 'speed', but it is Moded.forward"):
+        fxprune.capture(Moded(), tensors(6)(2), concrete_args={"speed": 1})
+
+
+def test_star_arguments() -> None:
+    class Stars(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(6, 4)
+
+        def forward(self, *xs: Tensor, **more: Tensor) -> Tensor:
+            return sum(self.a(x) for x in xs) + sum(more.values())
+
+    model, example = Stars(), (tensors(6)(2), tensors(6)(2) + 1)
+    for method in ("fx", "values"):
+        graph = fxprune.capture(model, example, method=method)
+        assert torch.equal(graph(*example), model(*example))
+    named = {"shift": tensors(4)(2)}
+    assert torch.equal(fxprune.capture(model, named)(**named), model(**named))
+
+
+def test_random_numbers_are_drawn_anew_and_tracing_draws_none() -> None:
+    model = Net(lambda net, x: net.a(x) + torch.rand(len(x), *x.shape[2:])[:, None])
+    state, drawn = torch.get_rng_state(), random.getstate()
+    graph = fxprune.capture(model, images()(2), method="values")
+    assert torch.equal(state, torch.get_rng_state())
+    assert drawn == random.getstate()
+    assert not torch.equal(graph(images()(2)), graph(images()(2)))
+
+
+def test_the_graph_moves_with_its_dtype() -> None:
+    model = Net(assigned)
+    graph = fxprune.capture(model, images()(2), method="values").double()
+    x = images()(2).double()
+    assert difference(outputs(model.double(), x), outputs(graph, x)) < 1e-12
+
+
+def test_the_four_ways_of_the_zoo() -> None:
+    """What symbolic tracing cannot follow goes the second way by itself."""
+    for name in ("write_to_slice", "loop_over_chunks", "starred_shape", "branch_on_shape"):
+        case = ZOO[name]
+        graph = fxprune.capture(case.build(), case.example(2))
+        assert graph.meta["fxprune"]["rung"] == "values"
+
+
+def test_an_unknown_leaf_is_an_error() -> None:
+    with pytest.raises(CaptureError, match="leaves names 'missing', but no module of Holder is called so"):
+        fxprune.capture(Holder(), images()(2), leaves=["missing"])
