@@ -60,8 +60,6 @@ def _repeated(x: Labels, times: int) -> Labels:
 
 
 @rule(nn.MultiheadAttention, F.multi_head_attention_forward)
-@rule(nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer)
-@rule(nn.TransformerDecoderLayer)
 def unopened(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Attention in one piece, as where a subclass brings a forward of its own: kept whole."""
     return ctx.opaque(f"{ctx.describe()} is attention in one piece, and kept whole", args, kwargs)
