@@ -24,11 +24,11 @@ from typing import Any
 import cifar
 import torch
 import torch.nn.functional as F
+import torchvision
 from measure import CONSOLE, Table, child, interleaved, parser, peak_growth, publish, seconds, short, write
 from original import measure_original
 from rich.progress import track
 from torch import nn
-from torchvision_zoo import build
 
 import fxprune
 
@@ -41,7 +41,7 @@ def workload(name: str, images: int) -> Work:
     """A model and batches of 100: ResNet-56's checkpoint on CIFAR-10, or vgg11_bn on noise at 64 x 64."""
     if name == "resnet56":
         return cifar.trained(name), cifar.batches_of(*cifar.calibration_set(images // cifar.CLASSES))
-    return build(name, classes=cifar.CLASSES, size=64), noise(images, side=64)
+    return torchvision.models.get_model(name, num_classes=cifar.CLASSES).eval(), noise(images, side=64)
 
 
 def noise(images: int, *, side: int = 32, classes: int = cifar.CLASSES) -> cifar.Batches:
@@ -164,7 +164,7 @@ def measure_growth(*, quick: bool) -> tuple[Table, dict[str, Any]]:
 def measure_plans(*, quick: bool) -> tuple[Table, dict[str, Any]]:
     """Median and longest seconds of `Scores.plan` for torchvision's ResNet-50, over a row of alphas."""
     repeats = 20 if quick else 200
-    scores = fxprune.Scores.random(build("resnet50"), torch.randn(1, 3, 224, 224), seed=0)
+    scores = fxprune.Scores.random(torchvision.models.resnet50(), torch.randn(1, 3, 224, 224), seed=0)
     scores.plan()
     taken = [seconds(partial(scores.plan, alpha=step / repeats / 2)) for step in range(repeats)]
     data = {"median": statistics.median(taken), "longest": max(taken), "repeats": repeats}

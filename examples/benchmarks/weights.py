@@ -1,4 +1,7 @@
-"""Models of torchvision with cheap seeded weights: none is initialised, all are filled from one block of numbers."""
+"""Models of torchvision with cheap seeded weights: none is initialised, all are filled from one block of numbers.
+
+Those of transformers are small, and initialise themselves.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import language
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -20,6 +24,9 @@ def build(name: str, size: int, example: Any) -> nn.Module:
 
     `example` is what the model takes, or the backbone of a detector.
     """
+    if name in language.MODELS:
+        torch.manual_seed(0)
+        return language.MODELS[name][0]().eval()
     with skipped_initialisation():
         model: nn.Module = torchvision.models.get_model(name, weights=None, **options_of(name, size)).eval()
     is_detector = name in torchvision.models.list_models(module=detection)

@@ -1,9 +1,9 @@
-"""Every model that torchvision builds, through capture, coupling, rewriting and verifying, one process a model.
+"""Every model that torchvision builds, and small ones of transformers: captured, coupled, rewritten and verified.
 
-    python examples/benchmarks/zoo.py [--quick] [--only vit_b_16 raft_small] [--resume]
+    python examples/benchmarks/zoo.py [--quick] [--only vit_b_16 raft_small BERT] [--resume]
 
-Detectors are pruned through submodule="backbone". Weights and rankings are seeded random numbers: what is tried here
-is the coupling and the rewriting, not the choice. accuracy.py tries the choice.
+Each runs in a process of its own. Detectors are pruned through submodule="backbone". Weights and rankings are seeded
+random numbers: what is tried here is the coupling and the rewriting, not the choice. accuracy.py tries the choice.
 """
 
 from __future__ import annotations
@@ -11,60 +11,80 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import language
 import torch
 import torchvision
-from measure import CONSOLE, DOCS, Table, child, environment, millions, parser, percent, short
+from measure import CONSOLE, DOCS, Table, child, environment, millions, parser, percent, seconds, short
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torchvision.models import detection, optical_flow, segmentation, video
-from torchvision_zoo import timed
 from weights import build
 
 import fxprune
 from fxprune.coupling import analyse
 
-FAMILIES = {
+_MODULES = {
     "classification": torchvision.models, "segmentation": segmentation, "video": video,
     "optical flow": optical_flow, "detection": detection,
 }  # fmt: skip
+FAMILIES = {family: torchvision.models.list_models(module=module) for family, module in _MODULES.items()}
+FAMILIES["transformers"] = list(language.MODELS)
 QUICK = ("mobilenet_v3_small", "lraspp_mobilenet_v3_large", "ssdlite320_mobilenet_v3_large")
+Result = TypeVar("Result")
 ALPHA = 0.1
 LIMIT = 900.0
-HEADING = "What fxprune does with the models of torchvision"
+HEADING = "What fxprune does with the models of torchvision and transformers"
 SIZES = {  # height and width of the images, where a model does not take the usual ones, or would take very long
     "vit_h_14": 28, "vit_l_16": 32, "vit_l_32": 64, "regnet_y_128gf": 32, "maxvit_t": 224, "s3d": 224,
     "mvit_v1_b": 224, "mvit_v2_s": 224, "ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320,
 }  # fmt: skip
-USUAL = {"classification": 224, "segmentation": 128, "video": 112, "optical flow": 128, "detection": 128}
+USUAL = {
+    "classification": 224,
+    "segmentation": 128,
+    "video": 112,
+    "optical flow": 128,
+    "detection": 128,
+    "transformers": 32,
+}
 FRAMES = 16
 COLUMNS = (
     "model", "input", "rung", "groups", "units", "parameters in them", "mostly frozen by", "parameters", "after",
-    "MACs", "after", "error", "forward, backward, state_dict", "capture", "couple", "rewrite",
+    "MACs", "after", "error", "forward, backward, state_dict", "capture", "couple", "three forward passes", "rewrite",
 )  # fmt: skip
 NOTE = (
     f"alpha {ALPHA:g} on random rankings. rung: the way to the graph. groups, units: the prunable ones; parameters in "
     "them: the share that stands in tensors which a prunable group narrows, and where that is under half, the reason "
-    "that freezes most of the rest. error: verify's, in float32. Of detectors, everything is about the backbone, and "
+    "that freezes most of the rest. error: verify's, in float32. couple: median of three; three forward passes: of the "
+    "input, which is two samples (one of the heavy video models). Of detectors, everything is about the backbone, and "
     "forward, backward and state_dict about the whole."
 )
 
 
+def timed(call: Callable[[], Result]) -> tuple[Result, float]:
+    """A result and the seconds that it took."""
+    results: list[Result] = []
+    spent = seconds(lambda: results.append(call()))
+    return results[0], spent
+
+
 def family_of(name: str) -> str:
     """The family that a model belongs to."""
-    return next(family for family, module in FAMILIES.items() if name in torchvision.models.list_models(module=module))
+    return next(family for family, names in FAMILIES.items() if name in names)
 
 
 def example_of(name: str, size: int) -> Any:
     """Two samples as the model, or the backbone of a detector, takes them; one of the heavy video models."""
-    generator = torch.Generator().manual_seed(1)
-    family = family_of(name)
+    generator, family = torch.Generator().manual_seed(1), family_of(name)
+    if family == "transformers":
+        return language.MODELS[name][1]()
     if family == "video":
         return torch.randn(1 if size > 112 else 2, 3, FRAMES, size, size, generator=generator)
     images = torch.randn(2, 2, 3, size, size, generator=generator)
@@ -78,6 +98,8 @@ def try_model(name: str, size: int) -> dict[str, Any]:
     graph, capture_s = timed(partial(fxprune.capture, model.get_submodule(path), example))
     found: dict[str, Any] = {"size": size, "rung": graph.meta["fxprune"]["rung"], "capture_s": capture_s}
     coupling, found["couple_s"], found["unknown"] = coupled(graph)
+    with torch.inference_mode():
+        found["three_s"] = 3 * statistics.median([timed(partial(run, graph.eval(), example))[1] for _ in range(4)][1:])
     found |= coverage(graph, coupling)
     unknown = "freeze" if found["unknown"] else "error"
     keys, whole = list(model.state_dict()), model if path else graph
@@ -91,7 +113,7 @@ def try_model(name: str, size: int) -> dict[str, Any]:
         found[figure] = getattr(report, figure)
     jobs = {"forward": forward, "backward": backward, "state_dict": partial(round_trip, keys=keys)}
     inputs = detector_batch(size) if path else example
-    return found | {job: outcome(partial(run, small, inputs)) for job, run in jobs.items()}
+    return found | {name: outcome(partial(job, small, inputs)) for name, job in jobs.items()}
 
 
 def tried(name: str, size: int) -> dict[str, Any]:
@@ -105,9 +127,10 @@ def tried(name: str, size: int) -> dict[str, Any]:
 def coupled(graph: Any) -> tuple[Any, float, str]:
     """The coupling, the seconds that it took, and the first operation without a rule, which then was frozen."""
     try:
-        return *timed(lambda: analyse(graph)), ""
+        runs, unknown = [timed(lambda: analyse(graph)) for _ in range(3)], ""
     except fxprune.UnsupportedOpError as error:
-        return *timed(lambda: analyse(graph, unknown="freeze")), str(error)
+        runs, unknown = [timed(lambda: analyse(graph, unknown="freeze"))], str(error)
+    return runs[0][0], statistics.median(spent for _, spent in runs), unknown
 
 
 def coverage(graph: nn.Module, coupling: Any) -> dict[str, Any]:
@@ -141,9 +164,16 @@ def detector_batch(size: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     return images, [target, target]
 
 
+def run(model: nn.Module, inputs: Any) -> Any:
+    """The output for a tensor, a pair of them, named ones, or a detector's batch."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
 def called(model: nn.Module, inputs: Any) -> list[Tensor]:
-    """The floating tensors of the output for a tensor, a pair of them, or a detector's batch."""
-    output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    """The floating tensors of the output."""
+    output = run(model, inputs)
     return [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
 
 
@@ -196,7 +226,7 @@ def cells(result: dict[str, Any]) -> tuple[str, ...]:
         percent(result["share"]), reason, millions(result["params_before"]), millions(result["params_after"]),
         millions(result["macs_before"]), millions(result["macs_after"]), f"{result['error']:.1e}",
         ", ".join(result[job] for job in ("forward", "backward", "state_dict")),
-        *(short(result[f"{stage}_s"]) for stage in ("capture", "couple", "rewrite")),
+        *(short(result[f"{stage}_s"]) for stage in ("capture", "couple", "three", "rewrite")),
     )  # fmt: skip
 
 
@@ -234,7 +264,7 @@ def finished(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def options_of() -> argparse.Namespace:
     """The command line."""
-    options = parser("every model that torchvision builds: pruned and verified", "coverage")
+    options = parser("models of torchvision and transformers: pruned and verified", "coverage")
     options.add_argument("--size", type=int, help="height and width of the images, for models that take any")
     options.add_argument("--resume", action="store_true", help="keep the models that an earlier run wrote")
     options.add_argument("--only", nargs="+", metavar="MODEL", help="only these models")
@@ -250,7 +280,7 @@ def main() -> None:
         size = SIZES.get(options.child, options.size or USUAL[family_of(options.child)])
         CONSOLE.file.write(json.dumps(tried(options.child, size)) + "\n")
         return
-    known = [name for module in FAMILIES.values() for name in torchvision.models.list_models(module=module)]
+    known = [name for names in FAMILIES.values() for name in names]
     chosen = options.only or (QUICK if options.quick else known)
     results = finished(options) if options.resume else []
     done = {result["model"] for result in results}
