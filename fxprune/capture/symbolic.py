@@ -156,11 +156,12 @@ def trace(
 
 def _holds_proxy(value: Any) -> bool:
     """Whether a dataclass holds a proxy, in nested containers too."""
-    return any(
-        issubclass(type(leaf), fx.Proxy)
-        for field in fields(value)
-        for leaf in pytree.tree_leaves(vars(value)[field.name])
-    )
+    return any(_is_traced(vars(value)[field.name]) for field in fields(value))
+
+
+def _is_traced(value: Any) -> bool:
+    """Whether a value is a proxy, or a container of some."""
+    return any(issubclass(type(leaf), fx.Proxy) for leaf in pytree.tree_leaves(value))
 
 
 @contextmanager
@@ -187,7 +188,7 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for store, old in zip(stores, before, strict=True):
-            for name in [name for name, value in store.items() if issubclass(type(value), fx.Proxy)]:
+            for name in [name for name, value in store.items() if _is_traced(value)]:
                 del store[name]
                 store.update({name: old[name]} if name in old else {})
         for module in model.modules():
