@@ -27,6 +27,7 @@ class Reading:
     dim: int
     labels: Tensor
     through: Tensor | None
+    parameter: str | None
 
 
 class Collector(Context):
@@ -42,6 +43,8 @@ class Collector(Context):
         self.choices: list[Sequence[Option]] = []
         self.produced: list[tuple[Tensor, str]] = []
         self.edges: list[Reading] = []
+        self.balanced: list[tuple[str, ...]] = []
+        self.larger: list[tuple[str, str]] = []
         self.slots: dict[Slot, tuple[int, int]] = {}
         self.remembered: dict[tuple[str, str], int] = {}
         self.axes: dict[tuple[str, int, int], tuple[int, ...]] = {}
@@ -61,8 +64,17 @@ class Collector(Context):
         if any(self._matches(pattern, site) for pattern in range(len(self.exclude))):
             self.freeze(labels, EXCLUDED)
 
-    def edge(self, source: fx.Node, dim: int, labels: Tensor, through: Tensor | None) -> None:
-        self.edges.append(Reading(self.node.name, source.name, dim, labels, through))
+    def balance(self, *sites: str) -> None:
+        if len(sites) > 1 and sites not in self.balanced:
+            self.balanced.append(sites)
+
+    def outnumber(self, site: str, other: str) -> None:
+        self.larger.append((site, other))
+
+    def edge(
+        self, source: fx.Node, dim: int, labels: Tensor, through: Tensor | None, parameter: str | None = None
+    ) -> None:
+        self.edges.append(Reading(self.node.name, source.name, dim, labels, through, parameter))
 
     def fresh(self, slot: Slot, size: int) -> Tensor:
         if slot not in self.slots:

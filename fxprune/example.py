@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError, PlanError
@@ -22,9 +23,20 @@ class TensorSpec:
     device: torch.device
 
 
+@dataclass(frozen=True, slots=True)
+class PackedSpec(TensorSpec):
+    """Shape, dtype and device of the data of a packed sequence: (steps of all sequences, channels)."""
+
+
 def spec_of(value: Any) -> Any:
-    """`value` with a `TensorSpec` in the place of every tensor."""
-    return pytree.tree_map_only(Tensor, lambda t: TensorSpec(tuple(t.shape), t.dtype, t.device), value)
+    """`value` with a `TensorSpec` in the place of every tensor, and a `PackedSpec` in that of packed sequences."""
+    return pytree.tree_map(_leaf_spec, value, is_leaf=lambda leaf: isinstance(leaf, PackedSequence))
+
+
+def _leaf_spec(value: Any) -> Any:
+    if isinstance(value, PackedSequence):
+        return PackedSpec(tuple(value.data.shape), value.data.dtype, value.data.device)
+    return TensorSpec(tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else value
 
 
 def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import fx, nn
 from torch.fx._symbolic_trace import _assert_is_none
+from torch.nn.utils import rnn
 
 from fxprune.capture.graph import ModelGraph, must_be_none
 from fxprune.errors import CaptureError
@@ -27,6 +28,7 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
     torch.dropout: nn.Dropout,
 }
+_WHOLE = (rnn.pack_padded_sequence, rnn.pad_packed_sequence, torch.zeros, torch.ones)  # nodes, under whatever name
 
 
 class SymbolicTracer(fx.Tracer):
@@ -34,6 +36,10 @@ class SymbolicTracer(fx.Tracer):
 
     proxy_buffer_attributes = True
     record_stack_traces = True
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=_WHOLE)
+        self._autowrap_search += [torch, rnn]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, _CONTAINERS):

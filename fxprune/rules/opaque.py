@@ -19,12 +19,6 @@ def statistics(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     return ctx.opaque(f"{_name(ctx)} takes a statistic over the channels", args, kwargs)
 
 
-@rule(nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
-def recurrent(ctx: Context, *args: Any, **kwargs: Any) -> Any:
-    """Its hidden units are read by its own next step."""
-    return ctx.opaque(f"{_name(ctx)} is recurrent, and kept whole", args, kwargs)
-
-
 @rule(nn.MultiheadAttention, F.scaled_dot_product_attention, F.multi_head_attention_forward)
 @rule(nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer)
 @rule(nn.TransformerDecoderLayer)
