@@ -35,5 +35,6 @@ _RECURRENT = {torch.ops.aten.mkldnn_rnn_layer: _layer_flops, torch.ops.aten._cud
 def macs(model: Any, example: Any) -> int:
     """Multiply-accumulates of one sample of `example`, of matrix products and convolutions (torch's flop counter)."""
     with torch.no_grad(), evaluating(model), FlopCounterMode(display=False, custom_mapping=_RECURRENT) as counter:
-        model(*placeholder_values(model, example))
+        weights = {name: weight.detach() for name, weight in model.named_parameters()}  # the counter minds gradients
+        torch.func.functional_call(model, weights, tuple(placeholder_values(model, example)))
     return int(counter.get_total_flops() // 2 // sample_count(example))

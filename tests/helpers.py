@@ -62,7 +62,7 @@ def width(model: nn.Module, name: str) -> int:
     )
     if isinstance(found, Tensor):
         return found.numel()
-    for attribute in ("out_channels", "out_features", "num_features", "num_parameters"):
+    for attribute in ("out_channels", "out_features", "num_features", "num_parameters", "hidden_size"):
         if hasattr(found, attribute):
             return int(getattr(found, attribute))
     raise AssertionError(f"{name} is a {type(found).__name__}, which has no width")

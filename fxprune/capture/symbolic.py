@@ -70,6 +70,8 @@ def trace(model: nn.Module, example: Any) -> ModelGraph:
     for node in graph.nodes:
         if node.target is _assert_is_none:
             node.target, node.args = must_be_none, (node.args[0], str(node.args[0]))
+        if node.target in _WHOLE:
+            node.meta.pop("is_wrapped", None)  # fx would wrap it under a dotted name, and later traces would fail
     captured = ModelGraph(model, graph, type(model).__name__)
     _use_dropout_modules(captured)
     return captured

@@ -1,6 +1,6 @@
 """A zoo of small networks: one case for every construct that the package claims to handle."""
 
-from zoo import arithmetic, dense, frozen, functional, grouped, hostile, layers, movement, structure
+from zoo import arithmetic, dense, frozen, functional, grouped, hostile, layers, movement, recurrent, structure
 from zoo.case import CLASSES, UNTRACEABLE, ZOO, Case, Inputs, conv, head, images, randomise, tensors
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "layers",
     "movement",
     "randomise",
+    "recurrent",
     "structure",
     "tensors",
 ]
