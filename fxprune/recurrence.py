@@ -72,12 +72,17 @@ class GatedLayers(nn.Module):
             if gate := self.gates.get(f"weight_ih_l{index}"):
                 x = _gated_sequence(gate, x, batch_first=self.module.batch_first)
             layer._flat_weights = [self._weight(name) for name in names]
-            rows = slice(index * self.directions, (index + 1) * self.directions)
             with torch.backends.cudnn.flags(enabled=False):  # whose backward pass runs in training mode only
-                x, state = layer(x, pytree.tree_map_only(Tensor, lambda t, rows=rows: t[rows], hx))
+                x, state = layer(x, self._rows(hx, index))
             self._sample_cells(names, state)
             states.append(state)
         return x, pytree.tree_map(lambda *parts: torch.cat(parts), *states)
+
+    def _rows(self, hx: Any, index: int) -> Any:
+        """The initial states of one layer."""
+        if isinstance(hx, tuple):
+            return tuple(self._rows(state, index) for state in hx)
+        return None if hx is None else hx[index * self.directions : (index + 1) * self.directions]
 
     def _weight(self, name: str) -> Tensor:
         weight = self.module.get_parameter(name)
@@ -91,11 +96,12 @@ class GatedLayers(nn.Module):
 
 def _single_layer(module: nn.RNNBase, names: list[str]) -> Any:
     """A layer without weights of its own, which takes those that are put into it."""
-    options = {"proj_size": module.proj_size} if module.proj_size else {}
+    kind: Any = type(module)
+    options: dict[str, Any] = {"proj_size": module.proj_size} if module.proj_size else {}
     if isinstance(module, nn.RNN):
         options["nonlinearity"] = module.nonlinearity
     inputs = module.get_parameter(names[0]).shape[1]
-    return type(module)(
+    return kind(
         inputs, module.hidden_size, bias=module.bias, batch_first=module.batch_first,
         bidirectional=module.bidirectional, device="meta", **options,
     )  # fmt: skip

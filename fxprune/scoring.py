@@ -346,7 +346,9 @@ def _separabilities(probes: list[Probe], sampler: Sampler, units: int) -> Scalar
     for probe in probes:
         if not probe.samples:  # it reads through a weight, and sees no activations
             continue
-        samples = torch.cat([s[..., : sampler.draw.projections] for s in probe.samples])[chosen]
+        width = min(sampler.draw.projections, max(s.shape[-1] for s in probe.samples))
+        parts = [s[..., :width].expand(*s.shape[:2], width) for s in probe.samples]  # single positions project on one
+        samples = torch.cat(parts)[chosen]
         found = separability(samples, labels[chosen]).double().numpy()
         if not np.isfinite(found).all():
             raise CalibrationError(

@@ -66,10 +66,12 @@ def is_zero(hx: Any) -> bool:
 def _units(ctx: Context, inputs: Tensor, suffix: str) -> tuple[Tensor, Tensor]:
     """Tie the parameters of one layer and direction; returns its hidden units, projected or not, and its cells."""
     weights = [ctx.own(f"{name}{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    read, recurrent, *_ = weights
     projection = ctx.own(f"weight_hr{suffix}")
-    assert weights[0] is not None and weights[1] is not None
-    ctx.tie(inputs, ctx.vector(weights[0], 1))
-    hidden = cells = ctx.vector(weights[1], 1)
+    if read is None or recurrent is None:
+        raise TypeError(f"{ctx.site()} keeps no weight_ih{suffix} and weight_hh{suffix} of its own")
+    ctx.tie(inputs, ctx.vector(read, 1))
+    hidden = cells = ctx.vector(recurrent, 1)
     ctx.recur(f"weight_hh{suffix}", hidden)
     site = f"{ctx.site()}{suffix.replace('_', '.', 1)}"
     if projection is not None:

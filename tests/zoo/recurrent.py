@@ -46,7 +46,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 for _kind, (_class, _extra) in KINDS.items():
     for _layout, _options in LAYOUTS.items():
-        if _kind not in ("rnn_relu",) or _layout in ("one", "deep_both_ways"):
+        if _kind != "rnn_relu" or _layout in ("one", "deep_both_ways"):
             add(
                 f"{_kind}_{_layout}",
                 lambda kind=_class, options=_extra | _options: Classifier(kind, **options),
