@@ -154,13 +154,13 @@ def insert(graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate]) 
             gated.add_module(name, gates[-1])
         consumers = dict.fromkeys(by_name[edge.consumer] for edge in edges)
         _insert_gate(copied, by_name[source], name, consumers, changes.get(source, ()))
-    for path, inner in _inside(coupling, graph).items():
+    for index, (path, inner) in enumerate(_inside(coupling, graph).items()):
         own = {parameter: make(edge) for parameter, edge in inner.items()}
         gates += own.values()
-        gated.add_module(f"gated_{path.replace('.', '_')}", gated_module(graph.get_submodule(path), own))
+        gated.add_module(f"gated_{index}", gated_module(graph.get_submodule(path), own))
         for node in copied.nodes:
             if node.op == "call_module" and node.target == path:
-                node.target = f"gated_{path.replace('.', '_')}"
+                node.target = f"gated_{index}"
     copied.lint()
     gated.recompile()
     return gated, gates
