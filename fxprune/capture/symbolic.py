@@ -28,7 +28,13 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
     torch.dropout: nn.Dropout,
 }
-_WHOLE = (rnn.pack_padded_sequence, rnn.pad_packed_sequence, torch.zeros, torch.ones)  # nodes, under whatever name
+_WHOLE = (
+    rnn.pack_padded_sequence,
+    rnn.pad_packed_sequence,
+    torch.zeros,
+    torch.ones,
+    torch.arange,
+)  # nodes, under whatever name
 
 
 class SymbolicTracer(fx.Tracer):

@@ -55,7 +55,7 @@ def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
         return call(ctx.node, ctx.graph, args, kwargs)
 
     others = [value for value in labels_in((args, kwargs)) if value is not x and value.value is None]
-    if others and not str(ctx.node.target).endswith("_as"):
+    if others and not str(ctx.node.target).endswith("_as") and not _picks_beside(ctx, x, args, others):
         return ctx.opaque(f"picked by a computed index in {ctx.describe()}", args, kwargs)
 
     def run(tensor: Tensor) -> Any:
@@ -75,6 +75,16 @@ def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     return tuple(ctx.settle([m[i] for m in moved], part.shape, i, ragged=ragged) for i, part in enumerate(bare))
 
 
+def _picks_beside(ctx: Context, x: Labels, args: Any, computed: list[Labels]) -> bool:
+    """Whether computed indices, such as the last steps of sequences, pick along axes without channels only."""
+    entries = args[1] if len(args) > 1 and isinstance(args[1], tuple) else ()
+    if ctx.node.target is not operator.getitem or any(entry is None or entry is Ellipsis for entry in entries):
+        return False
+    beside = all(not x.along(axis) or entry == slice(None) for axis, entry in enumerate(entries))
+    sources = [ctx.source(value) for value in computed]
+    return beside and all(node and ctx.spec(node).dtype in (torch.int32, torch.int64) for node in sources)
+
+
 def _moves_rows(run: Callable[[Tensor], Any], x: Labels) -> bool:
     """Whether an operation moves the last axis of `x` in one piece: whole, in order, and along the last axis."""
     places = torch.arange(x.shape[-1], dtype=torch.float64)
@@ -88,8 +98,8 @@ def _moves_rows(run: Callable[[Tensor], Any], x: Labels) -> bool:
 
 
 def _constant(value: Labels) -> Tensor:
-    """The numbers of a constant (an index, say), or a tensor of its shape where only that matters."""
-    return torch.zeros(()).expand(value.shape) if value.value is None else value.value.cpu()
+    """The numbers of a constant (an index, say), or zeros of its shape where only that matters."""
+    return torch.zeros((), dtype=torch.int64).expand(value.shape) if value.value is None else value.value.cpu()
 
 
 @rule(torch.cat, torch.concat, torch.concatenate)

@@ -173,6 +173,35 @@ class PackedThere(nn.Module):
         return self.head(self.rnn(x)[0].mean(1))
 
 
+@case(sequences, shrinks=("a", "rnn"))
+class LastSteps(nn.Module):
+    """The last step of each sequence is picked by an index that is computed from the lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.rnn, self.head = nn.Linear(7, 8), nn.LSTM(8, 9, batch_first=True), nn.Linear(9, CLASSES)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        x, _ = self.rnn(self.a(x).relu())
+        return self.head(x[torch.arange(x.shape[0]), lengths - 1])
+
+
+@case(images(1, 8), shrinks=("a", "first", "between", "second"))
+class ColumnsOfAnImage(nn.Module):
+    """As in text recognition: maps are cut into columns, which two layers read in both directions, time first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.first = conv(1, 6), nn.LSTM(48, 9, bidirectional=True)
+        self.between, self.second = nn.Linear(18, 8), nn.LSTM(8, 7, bidirectional=True)
+        self.head = nn.Linear(14, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu().permute(3, 0, 1, 2).flatten(2)
+        x = self.between(self.first(x)[0])
+        return self.head(self.second(input=x)[0]).mean(0)
+
+
 class Loop(nn.Module):
     """A cell, called once a step; its states start at zero, or at a parameter."""
 
