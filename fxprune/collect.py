@@ -34,6 +34,8 @@ class Collector(Context):
         self.choices: list[tuple[Sequence[Option], bool]] = []
         self.produced: list[tuple[Tensor, str]] = []
         self.edges: list[Reading] = []
+        self.balanced: list[tuple[str, ...]] = []
+        self.larger: list[tuple[str, str]] = []
         self.slots: dict[Slot, tuple[int, int]] = {}
         self.remembered: dict[tuple[str, str], int] = {}
         self.axes: dict[tuple[str, int, int], tuple[int, ...]] = {}
@@ -58,6 +60,13 @@ class Collector(Context):
         self.produced.append((labels.reshape(-1), site))
         if any(self._matches(pattern, site) for pattern in range(len(self.exclude))):
             self.freeze(labels, EXCLUDED)
+
+    def balance(self, *sites: str) -> None:
+        if len(sites) > 1 and sites not in self.balanced:
+            self.balanced.append(sites)
+
+    def outnumber(self, site: str, other: str) -> None:
+        self.larger.append((site, other))
 
     def edge(self, reading: Reading) -> None:
         self.edges.append(reading)

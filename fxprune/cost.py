@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,8 +19,22 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def _layer_flops(x: torch.Size, inputs: torch.Size, hidden: torch.Size, *rest: Any, **kwargs: Any) -> int:
+    """Flops of one recurrent layer, which has a weight for its inputs and one for its hidden units."""
+    return _flops(x, [inputs, hidden])
+
+
+def _flops(x: torch.Size, weights: list[torch.Size], *rest: Any, **kwargs: Any) -> int:
+    """Flops of recurrent layers: every step of every sequence meets every matrix."""
+    return 2 * math.prod(x[:-1]) * sum(math.prod(shape) for shape in weights if len(shape) == 2)
+
+
+_RECURRENT = {torch.ops.aten.mkldnn_rnn_layer: _layer_flops, torch.ops.aten._cudnn_rnn: _flops}  # unknown to torch
+
+
 def macs(model: Any, example: Any) -> int:
     """Multiply-accumulates of one sample of `example`, of matrix products and convolutions (torch's flop counter)."""
-    with torch.no_grad(), evaluating(model), FlopCounterMode(display=False) as counter:
-        model(*placeholder_values(model, example))
+    with torch.no_grad(), evaluating(model), FlopCounterMode(display=False, custom_mapping=_RECURRENT) as counter:
+        weights = {name: weight.detach() for name, weight in model.named_parameters()}  # the counter minds gradients
+        torch.func.functional_call(model, weights, tuple(placeholder_values(model, example)))
     return int(counter.get_total_flops() // 2 // sample_count(example))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError, PlanError
@@ -22,9 +23,20 @@ class TensorSpec:
     device: torch.device
 
 
+@dataclass(frozen=True, slots=True)
+class PackedSpec(TensorSpec):
+    """Shape, dtype and device of the data of a packed sequence: (steps of all sequences, channels)."""
+
+
 def spec_of(value: Any) -> Any:
-    """`value` with a `TensorSpec` in the place of every tensor."""
-    return pytree.tree_map_only(Tensor, lambda t: TensorSpec(tuple(t.shape), t.dtype, t.device), opened(value))
+    """`value` with a `TensorSpec` in the place of every tensor, and a `PackedSpec` in that of packed sequences."""
+    return pytree.tree_map(_leaf_spec, opened(value), is_leaf=lambda leaf: isinstance(leaf, PackedSequence))
+
+
+def _leaf_spec(value: Any) -> Any:
+    if isinstance(value, PackedSequence):
+        return PackedSpec(tuple(value.data.shape), value.data.dtype, value.data.device)
+    return TensorSpec(tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else value
 
 
 def opened(value: Any) -> Any:
@@ -62,7 +74,9 @@ def to_json(example: Any) -> Any:
     [{'tensor': [2, 3], 'dtype': 'float32'}, {'flag': None}]
     """
     if isinstance(example, Tensor):
-        return {"tensor": list(example.shape), "dtype": str(example.dtype).removeprefix("torch.")}
+        described = {"tensor": list(example.shape), "dtype": str(example.dtype).removeprefix("torch.")}
+        counts = example.dtype in (torch.int32, torch.int64) and example.numel()
+        return described | ({"largest": int(example.max())} if counts else {})
     if isinstance(example, Mapping):
         return {str(name): to_json(value) for name, value in example.items()}
     if isinstance(example, (tuple, list)):
@@ -76,7 +90,7 @@ def to_json(example: Any) -> Any:
 
 
 def from_json(description: Any, *, device: torch.device | str = "cpu") -> Any:
-    """An example of the described shapes and dtypes: seeded normal numbers for floats, zeros for all other tensors."""
+    """An example of the described shapes and dtypes: seeded normal numbers for floats, the largest of integers."""
     if isinstance(description, Mapping) and "tensor" in description:
         dtype = getattr(torch, str(description.get("dtype")), None)
         if not isinstance(dtype, torch.dtype):
@@ -84,7 +98,7 @@ def from_json(description: Any, *, device: torch.device | str = "cpu") -> Any:
                 f"the plan's example names the dtype {description.get('dtype')!r}, which torch does not have"
             )
         if not dtype.is_floating_point:
-            return torch.zeros(description["tensor"], dtype=dtype, device=device)
+            return torch.full(description["tensor"], description.get("largest", 0), dtype=dtype, device=device)
         generator = torch.Generator().manual_seed(0)
         return torch.randn(description["tensor"], generator=generator, dtype=torch.float64).to(device, dtype)
     if isinstance(description, Mapping):

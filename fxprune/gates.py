@@ -6,7 +6,7 @@ import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling, Edge, Index
+from fxprune.example import PackedSpec
+from fxprune.recurrence import PackedGate, gated_module
 from fxprune.rules.movement import move
 from fxprune.rules.table import RULES, key_of
 from fxprune.signals import Through, directions
@@ -31,6 +33,10 @@ class Gate(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Look at `x`, or change it."""
 
+    @abstractmethod
+    def weigh(self, weight: Tensor) -> Tensor:
+        """Do the same to the columns of a weight that reads the units; nothing is sampled."""
+
 
 class Mask(Gate):
     """The oracle's gate: zeroes the positions of the units that are removed."""
@@ -43,6 +49,9 @@ class Mask(Gate):
         shape = [1] * x.ndim
         shape[self.dim] = len(self.kept)
         return torch.where(self.kept.to(x.device).view(shape), x, x.new_zeros(()))
+
+    def weigh(self, weight: Tensor) -> Tensor:
+        return torch.where(self.kept.to(weight.device), weight, weight.new_zeros(()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +120,16 @@ class Probe(Gate):
             self.samples.append(self._sample(x.detach()))
         return Through.apply(x, self.weight, self.dim)  # type: ignore[no-any-return, no-untyped-call]
 
+    def weigh(self, weight: Tensor) -> Tensor:
+        return Through.apply(weight, self.weight, 1)  # type: ignore[no-any-return, no-untyped-call]
+
     def _sample(self, x: Tensor) -> Tensor:
         """The projected activations of the drawn rows: (rows, own units, projections)."""
         by_row, dim = (x.unsqueeze(0), self.dim + 1) if self.rows is None else self.rows.first(x, self.dim)
         drawn = self.draw.rows.to(x.device)
         chosen = by_row.expand(len(drawn), *x.shape) if self.rows is None else by_row
         if len(drawn) != len(chosen):
-            chosen = chosen[drawn]
+            chosen = chosen[drawn % len(chosen)]
         spread = chosen.movedim(dim, 1)
         if self.positions is not None:
             spread = torch.cat([spread, spread.new_zeros(spread[:, :1].shape)], 1)[:, self.positions.to(x.device)]
@@ -158,11 +170,22 @@ def insert(graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate]) 
     gates: list[Gate] = []
     changes = _changes(graph)
     for (source, dim), edges in _shared(coupling).items():
-        gates.append(make(edges[0]))
         name = f"gate_{source}_{dim}"
-        gated.add_module(name, gates[-1])
+        if isinstance(coupling.specs[source], PackedSpec):
+            gates.append(make(replace(edges[0], dim=2)))
+            gated.add_module(name, PackedGate(gates[-1]))
+        else:
+            gates.append(make(edges[0]))
+            gated.add_module(name, gates[-1])
         consumers = dict.fromkeys(by_name[edge.consumer] for edge in edges)
         _insert_gate(copied, by_name[source], name, consumers, changes.get(source, ()))
+    for index, (path, inner) in enumerate(_inside(coupling, graph).items()):
+        own = {parameter: make(edge) for parameter, edge in inner.items()}
+        gates += own.values()
+        gated.add_module(f"gated_{index}", gated_module(graph.get_submodule(path), own))
+        for node in copied.nodes:
+            if node.op == "call_module" and node.target == path:
+                node.target = f"gated_{index}"
     copied.lint()
     gated.recompile()
     return gated, gates
@@ -172,9 +195,23 @@ def _shared(coupling: Coupling) -> dict[tuple[str, int], list[Edge]]:
     """The edges that have units, by the node and the axis that they read."""
     shared: dict[tuple[str, int], list[Edge]] = {}
     for edge in coupling.edges:
-        if (edge.units >= 0).any():
+        if edge.parameter is None and (edge.units >= 0).any():
             shared.setdefault((edge.source, edge.dim), []).append(edge)
     return shared
+
+
+def _inside(coupling: Coupling, graph: ModelGraph) -> dict[str, dict[str, Edge]]:
+    """Module -> its parameters that read units inside it, and the edges on which they do.
+
+    An upper layer's input is gated as (samples, steps, channels).
+    """
+    targets = {node.name: str(node.target) for node in graph.graph.nodes}
+    found: dict[str, dict[str, Edge]] = {}
+    for edge in coupling.edges:
+        if edge.parameter is not None and (edge.units >= 0).any():
+            dim = 2 if edge.parameter.startswith("weight_ih") else 1
+            found.setdefault(targets[edge.consumer], {})[edge.parameter] = replace(edge, dim=dim)
+    return found
 
 
 def _insert_gate(

@@ -62,12 +62,17 @@ class Group:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edge:
-    """Node `consumer` reads, along axis `dim` of what node `source` gives, channels of the units `units` (-1: none)."""
+    """Node `consumer` reads, along axis `dim` of what node `source` gives, channels of the units `units` (-1: none).
+
+    Where it names a `parameter`, the two are one node, whose module reads the units inside, through axis `dim` of that
+    parameter of its own.
+    """
 
     consumer: str
     source: str
     dim: int
     units: Index
+    parameter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +83,9 @@ class Coupling:
     values of all nodes, `axes` the axes of their planes, `remembered` numbers that rules
     asked to be kept, `specs` their shapes on the example; `slots` the first label
     and the size of every slot. `pieces` are the sets of units that are all that some tensor has along an axis, so that
-    one of each has to stay. `statistics` are the nodes that take a statistic over channels that may go.
+    one of each has to stay. `statistics` are the nodes that take a statistic over channels that may go. `balanced` are
+    sets of sites that keep the same number of channels each, `larger` pairs of which the first keeps more than the
+    second.
     """
 
     groups: tuple[Group, ...]
@@ -93,6 +100,8 @@ class Coupling:
     specs: dict[str, Any]
     pieces: tuple[Index, ...]
     statistics: tuple[str, ...] = ()
+    balanced: tuple[tuple[str, ...], ...] = ()
+    larger: tuple[tuple[str, str], ...] = ()
 
     @property
     def units(self) -> int:

@@ -20,11 +20,18 @@ class Plane:
     """Labels that vary along `axes` of a tensor.
 
     `core` is float64 (so that every data-movement op takes it; integers up to 2**53 are exact) and has the tensor's
-    rank, with size 1 along every axis that is not in `axes`.
+    rank, with size 1 along every axis that is not in `axes`. Where it is `ragged`, the last of its axes is the
+    tensor's last axis, along which each slice keeps channels of its own, as many as every other slice.
     """
 
     core: Tensor
     axes: tuple[int, ...]
+    ragged: bool = False
+
+    @property
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """What is tied where the same channels stay in every slice along the last axis: the first slice, and all."""
+        return self.core.reshape(-1, self.core.shape[-1])[:1], self.core.reshape(-1, self.core.shape[-1])
 
     def over(self, shape: Iterable[int]) -> Tensor:
         """The labels in the tensor's full shape, as an expanded view."""

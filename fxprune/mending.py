@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import RewriteError
 from fxprune.labels import Labels, varying_axes
-from fxprune.rules import movement
+from fxprune.rules import movement, recurrent
 from fxprune.rules.table import RULES, Key, key_of
 
 INDEX = "_fxprune_index_"  # prefix of the buffers that hold gathering indices; they are not part of the state_dict
@@ -290,6 +290,16 @@ def group_count(repair: Repair) -> None:
     axis = x.ndim - (weight.ndim - 2) - 1
     channels = repair.expected.shape[axis] if transposed else x.shape[axis]
     repair.become("call_function", node.target, (), given | {"groups": channels // weight.shape[1]})
+
+
+@mends(nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+def initial_states(repair: Repair) -> None:
+    """Initial states of zeros are left out: zeros of the right size are what the layer starts with by itself."""
+    args, kwargs = repair.arguments()
+    if not recurrent.is_zero(kwargs.get("hx", args[1:])):
+        raise RewriteError(f"the initial states of {repair.node.target} are no zeros that could be left out")
+    given = repair.node.args[0] if repair.node.args else repair.node.kwargs["input"]
+    repair.become("call_module", repair.node.target, (given,))
 
 
 @mends(operator.getitem, "__getitem__")

@@ -116,7 +116,8 @@ def kept_units(plan: Plan, coupling: Coupling) -> NDArray[np.bool_]:
     """Which units stay under a plan, one bool a unit.
 
     Raises PlanError where the plan names layers that the model lacks or gives them other widths, drops a channel that
-    has to stay, drops only a part of what is coupled, or leaves a layer without channels or inputs.
+    has to stay, drops only a part of what is coupled, leaves a layer without channels or inputs, or does not keep the
+    same number in layers that have one size in common.
     """
     sites = {site.name: site for site in coupling.sites}
     total = np.zeros(coupling.units, dtype=np.int64)
@@ -135,6 +136,7 @@ def kept_units(plan: Plan, coupling: Coupling) -> NDArray[np.bool_]:
         raise PlanError(_torn(plan, coupling, int(torn[0])))
     keep: NDArray[np.bool_] = gone == 0
     _check_pieces(coupling, keep)
+    _check_balance(coupling, keep)
     return keep
 
 
@@ -180,4 +182,23 @@ def _check_pieces(coupling: Coupling, keep: NDArray[np.bool_]) -> None:
             raise PlanError(
                 f"the plan drops all {len(units)} units of a slice that the model reads (of {', '.join(names[:3])}): "
                 "one at least has to stay"
+            )
+
+
+def _check_balance(coupling: Coupling, keep: NDArray[np.bool_]) -> None:
+    """Raise where layers that have one size in common would get different ones, or a projection too large a one."""
+    padded = np.append(keep, True)
+    counts = {site.name: int(padded[site.units].sum()) for site in coupling.sites}
+    kept = {site.name: f"{counts[site.name]} of {site.width} units of {site.name}" for site in coupling.sites}
+    for first, *others in coupling.balanced:
+        for other in others:
+            if counts[first] != counts[other]:
+                raise PlanError(
+                    f"the plan keeps {kept[first]} but {kept[other]}, which have one size in common: "
+                    "keep the same number of each"
+                )
+    for first, second in coupling.larger:
+        if counts[first] <= counts[second]:
+            raise PlanError(
+                f"the plan keeps {kept[first]} and {kept[second]}: keep more units than they are projected to"
             )

@@ -31,12 +31,13 @@ def resolve(collector: Collector) -> Coupling:
     for options, ordered in sorted(collector.choices, key=lambda choice: not choice[1]):
         _choose(united, frozen, merged, options, ordered=ordered)
     merged = united[merged]
+    _freeze_balanced(collector, frozen, merged)
     groups, sites, unit_of = _grouped(collector, merged, _reasons(collector, merged, np.flatnonzero(frozen)))
     values = {node.name: value for node, value in collector.env.items()}
     edges = tuple(
-        Edge(reading.consumer, reading.source, reading.dim, _units_at(unit_of, _signed(reading.labels)))
-        for reading in collector.edges
-        if not _passes(reading, merged)
+        Edge(r.consumer, r.source, r.dim, _units_at(unit_of, _signed(r.labels)), r.parameter)
+        for r in collector.edges
+        if not _passes(r, merged)
     )
     return Coupling(
         groups=_with_inexactness(_with_consumers(groups, edges), collector, unit_of),
@@ -55,6 +56,8 @@ def resolve(collector: Collector) -> Coupling:
                 name for labels, name, _ in collector.statistics if (_units_at(unit_of, _signed(labels)) >= 0).any()
             )
         ),
+        balanced=tuple(collector.balanced),
+        larger=tuple(collector.larger),
     )
 
 
@@ -150,6 +153,21 @@ def _trial(united: Index, frozen: Flags, merged: Index, option: Option) -> tuple
     stuck = frozen[touched] | np.isin(touched, held)
     _, first = np.unique(parts, return_index=True)
     return len(first) - len(np.unique(parts[stuck])), touched, touched[first][parts], held
+
+
+def _freeze_balanced(collector: Collector, frozen: Flags, merged: Index) -> None:
+    """Freeze, in the collector and in `frozen`, the layers that keep as many channels as one that stays whole."""
+    channels = _site_channels(collector)
+    classes = {name: merged[labels[labels >= 0]] for name, labels in channels.items()}
+    sets = list(collector.balanced)
+    while held := next((names for names in sets if any(frozen[classes[name]].all() for name in names)), None):
+        sets.remove(held)
+        whole = next(name for name in held if frozen[classes[name]].all())
+        for name in held:
+            reason = f"keeps as many channels as {whole}, which stays whole"
+            if not frozen[classes[name]].all():
+                collector.frozen.append((torch.from_numpy(channels[name]), reason))
+                frozen[classes[name]] = True
 
 
 def _reasons(collector: Collector, merged: Index, stays: Index) -> tuple[Index, list[str]]:

@@ -186,6 +186,12 @@ class Checker(Context):
     def produce(self, labels: Tensor, site: str) -> None:
         """Nothing: sites are known."""
 
+    def balance(self, *sites: str) -> None:
+        """Nothing: the plan was checked for it."""
+
+    def outnumber(self, site: str, other: str) -> None:
+        """Nothing: the plan was checked for it."""
+
     def edge(self, reading: Reading) -> None:
         """Nothing: edges are known."""
 
@@ -224,8 +230,11 @@ class Checker(Context):
     def restrict(self, x: Labels) -> Labels:
         """A value with the indices of every axis that carry only channels that go left out."""
         indices = [mask.nonzero().flatten() for mask in self.masks(x)]
-        shape = tuple(len(index) for index in indices)
-        return Labels(shape, tuple(self._restricted(plane, indices) for plane in x.planes), x.value, x.single)
+        shape = [len(index) for index in indices]
+        planes = tuple(self._restricted(plane, indices) for plane in x.planes)
+        if any(plane.ragged for plane in planes):
+            shape[-1] = planes[0].core.shape[-1]
+        return Labels(tuple(shape), planes, x.value, x.single)
 
     def masks(self, x: Labels) -> list[Tensor]:
         """For every axis of a value of the original graph, which of its indices stay."""
@@ -237,11 +246,21 @@ class Checker(Context):
 
     def _restricted(self, plane: Plane, indices: list[Tensor]) -> Plane:
         core = plane.core
+        if plane.ragged:
+            return self._restricted_rows(core, plane.axes)
         for axis in plane.axes:
             core = core.index_select(axis, indices[axis])
         if not bool(self._stays(core).all()):
             raise MismatchError("what stays is not rectangular")
         return Plane(core, plane.axes)
+
+    def _restricted_rows(self, core: Tensor, axes: tuple[int, ...]) -> Plane:
+        """A ragged plane: each of its slices along the last axis keeps channels of its own."""
+        rows = core.reshape(-1, core.shape[-1])
+        stays = self._stays(rows)
+        if len(stays.sum(1).unique()) != 1:
+            raise MismatchError("the rows of a state keep different numbers of channels")
+        return Plane(rows[stays].reshape(*core.shape[:-1], -1), axes, ragged=True)
 
     def _stays(self, labels: Tensor) -> Tensor:
         return self.stays[labels.long()]

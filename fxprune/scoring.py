@@ -32,7 +32,7 @@ from fxprune.objective import Loss, Objective, Part
 from fxprune.plan import Plan, plan_of
 from fxprune.signals import separability
 from fxprune.submodule import Run, name_of, part_of, with_captured_part, with_part
-from fxprune.tod import removed
+from fxprune.tod import balanced, removed
 from fxprune.walk import Unknown
 
 FORMAT = 1
@@ -46,7 +46,8 @@ class Scores:
     `propose` and `protect` hold one number a unit (U-Score and R-Score). `groups` are (name, first unit, end) of the
     groups, `sites` the layers with the unit of each channel, `pieces` sets of units of which one at least has
     to stay. `frozen` says why some layers stay whole, `settings` how the model was captured and coupled, and `about`
-    how the scores were made.
+    how the scores were made. `balanced` are sets of sites that keep the same number of channels each, and
+    `larger` pairs of which the first keeps more than the second.
     """
 
     propose: Scalars
@@ -58,6 +59,8 @@ class Scores:
     frozen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    balanced: tuple[tuple[str, ...], ...] = ()
+    larger: tuple[tuple[str, ...], ...] = ()
 
     def plan(self, alpha: float = 0.05, *, min_keep: int = 1, round_to: int = 1) -> Plan:
         """The plan at level alpha: every group loses its lowest U-Scores for the largest ToD <= alpha.
@@ -79,6 +82,9 @@ class Scores:
         for units in self.pieces:
             if not keep[units].any():
                 keep[units[np.argmax(self.propose[units])]] = True
+        sites = {site.name: site.units for site in self.sites}
+        equal, larger = ([[sites[n] for n in names] for names in sets] for sets in (self.balanced, self.larger))
+        keep = balanced(keep, self.propose, equal, larger, round_to=round_to)
         return plan_of(self.sites, keep, self.example, alpha, self.frozen, self.settings)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -92,6 +98,8 @@ class Scores:
             "frozen": self.frozen,
             "settings": dict(self.settings),
             "about": self.about,
+            "balanced": self.balanced,
+            "larger": self.larger,
         }
         arrays: dict[str, Any] = {f"site{i}": site.units for i, site in enumerate(self.sites)}
         arrays |= {f"piece{i}": units for i, units in enumerate(self.pieces)}
@@ -114,7 +122,8 @@ class Scores:
                 groups = tuple((str(name), int(start), int(end)) for name, start, end in header["groups"])
                 scores = content["propose"], content["protect"]
                 rest = header["example"], _names(header["frozen"]), header["settings"], header["about"]
-                return cls(*scores, groups, sites, pieces, *rest)
+                sets = (tuple(map(tuple, header.get(name, ()))) for name in ("balanced", "larger"))
+                return cls(*scores, groups, sites, pieces, *rest, *sets)
         except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise PlanError(
                 f"{path} is not a score file that Scores.save wrote ({type(error).__name__}: {error})"
@@ -152,7 +161,10 @@ def scores_of(
     groups = tuple((group.name, group.units.start, group.units.stop) for group in coupling.prunable)
     settings = settings_of(graph) | {name: value for name, value in options.items() if value}
     example, frozen = graph.meta["fxprune"]["example"], coupling.frozen()
-    return Scores(*scores, groups, coupling.sites, coupling.pieces, example, frozen, settings, about)
+    return Scores(
+        *scores, groups, coupling.sites, coupling.pieces, example, frozen, settings, about, coupling.balanced,
+        coupling.larger,
+    )  # fmt: skip
 
 
 def _names(frozen: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:
@@ -260,7 +272,7 @@ def rows_of(graph: ModelGraph) -> dict[str, Rows | None]:
     found: dict[str, Rows | None] = {}
     for name, spec in specs[0].items():
         other = specs[1][name]
-        if isinstance(spec, TensorSpec) and isinstance(other, TensorSpec) and len(spec.shape) == len(other.shape):
+        if type(spec) is TensorSpec and type(other) is TensorSpec and len(spec.shape) == len(other.shape):
             changed = [axis for axis, (a, b) in enumerate(zip(spec.shape, other.shape, strict=True)) if a != b]
             if len(changed) <= 1:
                 found[name] = Rows(changed[0], spec.shape[changed[0]]) if changed else None
@@ -381,7 +393,11 @@ def _separabilities(probes: list[Probe], sampler: Sampler, units: int) -> Scalar
     labels = torch.cat([torch.empty(0, dtype=torch.int64), *sampler.labels])
     chosen = torch.isin(labels, torch.tensor(sorted(sampler.counts), dtype=torch.int64))
     for probe in probes:
-        samples = torch.cat([s[..., : sampler.draw.projections] for s in probe.samples])[chosen]
+        if not probe.samples:  # it reads through a weight, and sees no activations
+            continue
+        width = min(sampler.draw.projections, max(s.shape[-1] for s in probe.samples))
+        parts = [s[..., :width].expand(*s.shape[:2], width) for s in probe.samples]  # single positions project on one
+        samples = torch.cat(parts)[chosen]
         found = separability(samples, labels[chosen]).double().numpy()
         if not np.isfinite(found).all():
             raise CalibrationError(

@@ -14,7 +14,7 @@ from fxprune.errors import UnsupportedOpError
 from fxprune.example import TensorSpec
 from fxprune.labels import Labels
 from fxprune.rules.context import Context, labels_in
-from fxprune.rules.table import RULES, describe, key_of
+from fxprune.rules.table import RAGGED, RULES, describe, key_of
 from fxprune.source import HOMES
 
 Unknown = Literal["error", "freeze"]
@@ -43,6 +43,8 @@ def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
         return ctx.opaque(f"{node.target} is kept whole as a leaf", inputs)
     if key not in RULES:
         return _unknown(ctx, node, inputs, unknown)
+    for plane in (plane for x in inputs for plane in x.planes if plane.ragged and RULES[key] not in RAGGED):
+        ctx.tie(*plane.columns)
     args, kwargs = _by_position(ctx, node, args, kwargs)
     return RULES[key](ctx, *args, **kwargs)
 

@@ -73,7 +73,8 @@ def width(model: nn.Module, name: str) -> int:
     )
     if isinstance(found, Tensor):
         return found.numel()
-    for attribute in ("out_channels", "out_features", "num_features", "num_parameters", "embedding_dim"):
+    attributes = ("out_channels", "out_features", "num_features", "num_parameters", "embedding_dim", "hidden_size")
+    for attribute in attributes:
         if hasattr(found, attribute):
             return int(getattr(found, attribute))
     raise AssertionError(f"{name} is a {type(found).__name__}, which has no width")

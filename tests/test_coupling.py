@@ -129,7 +129,7 @@ def test_a_channel_that_meets_the_input_stays() -> None:
         ("softmax_over_channels", "b", "softmax (node softmax) takes a statistic over the channels"),
         ("group_norm", "2", "GroupNorm 3 takes a statistic over the channels"),
         ("normalised_over_channels", "b", "takes a statistic over the channels"),
-        ("recurrent_inside", "b", "LSTM lstm is recurrent, and kept whole"),
+        ("state_given", "rnn.l0", "the initial state of rnn is given"),
         ("transformer_layer", "2", "LayerNorm 3.norm1 takes a statistic over the channels"),
     ],
 )

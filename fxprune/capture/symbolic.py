@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx import _symbolic_trace as fx_internals
+from torch.nn.utils import rnn
 from torch.utils import _pytree as pytree
 
 from fxprune.attention import MultiheadAttention
@@ -37,6 +38,8 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
     torch.dropout: nn.Dropout,
 }
 _NUMBERS = (bool, int, float, str, type(None))  # what a graph can compare and print
+PACKING: tuple[Callable[..., Any], ...] = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
+_MAKERS: tuple[Callable[..., Any], ...] = (torch.zeros, torch.ones, torch.arange)
 
 
 class SymbolicTracer(fx.Tracer):
@@ -49,8 +52,11 @@ class SymbolicTracer(fx.Tracer):
     proxy_buffer_attributes = True
     record_stack_traces = True
 
+    whole = (*PACKING, *_MAKERS)  # functions that are nodes, under whatever name
+
     def __init__(self, example: Any = (), concrete: Mapping[str, Any] | None = None, leaves: Leaves = ()) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=self.whole)
+        self._autowrap_search += [torch, rnn]
         self.example, self.concrete, self.leaves = example, dict(concrete or {}), leaves
         self.kept: dict[str, None] = {}
 
@@ -148,6 +154,9 @@ def trace(
         raise CaptureError(f"{type(error).__name__}: {first_line(error)} (at {line_of(error)})") from error
     register_constants(model)
     _drop_unused_attention_weights(graph)
+    for node in graph.nodes:
+        if node.target in own.whole:
+            node.meta.pop("is_wrapped", None)  # fx would wrap it under a dotted name, and later traces would fail
     captured = ModelGraph(model, graph, type(model).__name__)
     captured.meta["fxprune"] = {"leaves": tuple(own.kept)}
     _use_dropout_modules(captured)

@@ -47,6 +47,8 @@ class ValueTracer(symbolic.SymbolicTracer):
     sizes; `branches` are the lines that decide by such values.
     """
 
+    whole = symbolic.PACKING
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.values: dict[fx.Node, Any] = {}

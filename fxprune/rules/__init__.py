@@ -6,9 +6,9 @@ from fxprune.rules import (
     layers,
     movement,
     norms,
-    opaque,
     pointwise,
     queries,
+    recurrent,
     reductions,
     tables,
 )  # fmt: skip
@@ -16,6 +16,6 @@ from fxprune.rules.context import Context
 from fxprune.rules.table import RULES, rule
 
 __all__ = [
-    "RULES", "Context", "attention", "contractions", "layers", "movement", "norms", "opaque", "pointwise", "queries",
+    "RULES", "Context", "attention", "contractions", "layers", "movement", "norms", "pointwise", "queries", "recurrent",
     "reductions", "rule", "tables",
 ]  # fmt: skip

@@ -83,7 +83,8 @@ class Reading:
     `through` are the labels that each of them is turned into, where a channel is turned into one alone; where these
     are tied to `labels`, as in a depthwise convolution, the channel only passes and is read further on. `across`
     (channels, n) are all that lie in the slice of each, where the axis is that of a grid: only if they are tied to
-    `labels` do slices along this axis leave.
+    `labels` do slices along this axis leave. `parameter` names the parameter of the module at hand whose columns read
+    them inside the module.
     """
 
     consumer: str
@@ -92,6 +93,7 @@ class Reading:
     labels: Tensor
     through: Tensor | None = None
     across: Tensor | None = None
+    parameter: str | None = None
 
 
 class Context(ABC):
@@ -128,6 +130,14 @@ class Context(ABC):
     @abstractmethod
     def produce(self, labels: Tensor, site: str) -> None:
         """Say that the layer `site` computes these channels."""
+
+    @abstractmethod
+    def balance(self, *sites: str) -> None:
+        """Say that these sites keep the same number of channels each, whichever."""
+
+    @abstractmethod
+    def outnumber(self, site: str, other: str) -> None:
+        """Say that `site` keeps more channels than `other`."""
 
     @abstractmethod
     def edge(self, reading: Reading) -> None:
@@ -188,6 +198,11 @@ class Context(ABC):
         source = self.source(x)
         if source is not None and bool((labels != NO_CHANNEL).any()):
             self.edge(Reading(self.node.name, source.name, dim, labels, through, across))
+
+    def recur(self, parameter: str, labels: Tensor) -> None:
+        """Say that the module at hand reads its own units `labels` through axis 1 of its parameter `parameter`."""
+        if bool((labels != NO_CHANNEL).any()):
+            self.edge(Reading(self.node.name, self.node.name, 1, labels, parameter=parameter))
 
     def parameter(self, name: str) -> Labels | None:
         """The parameter or buffer `name` with a plane for each axis, or None where the module has none."""
@@ -292,8 +307,13 @@ class Context(ABC):
         """Say that what the node at hand gives changes when channels of `plane` leave: they stay."""
         self.freeze(plane.core, reason)
 
-    def settle(self, tensors: Sequence[Tensor], shape: Sequence[int], output: int = 0) -> Labels:
-        """The value of a data-movement op, from its results on the label tensors of each plane."""
+    def settle(
+        self, tensors: Sequence[Tensor], shape: Sequence[int], output: int = 0, *, ragged: Sequence[bool] = ()
+    ) -> Labels:
+        """The value of a data-movement op, from its results on the label tensors of each plane.
+
+        `ragged` tells for each plane whether its slices along the last axis keep channels of their own.
+        """
         planes, single = [], []
         for index, tensor in enumerate(tensors):
             axes = self.axes_of(tensor, output, index)
@@ -302,9 +322,10 @@ class Context(ABC):
                 self.freeze(core, f"a single channel is taken out by {self.describe()}")
                 single.append(float(core.reshape(-1)[0]) if core.numel() else NO_CHANNEL)
                 continue
-            if len(axes) > 1:
+            apart = len(axes) > 1 and any(ragged[index : index + 1])
+            if len(axes) > 1 and not apart:
                 self.choose(grid_options(core, axes))
-            planes.append(Plane(core, axes))
+            planes.append(Plane(core, axes, apart))
         return Labels(tuple(shape), tuple(planes), single=tuple(single))
 
     def describe(self) -> str:

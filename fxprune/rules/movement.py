@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.labels import NO_CHANNEL, Labels, Plane, vector_plane
+from fxprune.labels import NO_CHANNEL, Labels, Plane, core_of, varying_axes, vector_plane
 from fxprune.rules.context import Context, Slot, grid_options, labels_in
-from fxprune.rules.table import rule
+from fxprune.rules.table import rule, takes_ragged
 
 _VIEWS = {"view": "reshape", "view_as": "reshape_as"}
 
@@ -50,6 +50,7 @@ _IN_PLACE = {"squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdim
     "gather", "hsplit", "vsplit", "dsplit", "__getitem__", *_IN_PLACE,
     nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
 )  # fmt: skip
+@takes_ragged
 def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Run the op on the labels of each plane, and on a tensor of no labels for the shapes of its results."""
     if ctx.node.op == "call_module":
@@ -59,7 +60,7 @@ def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
         return call(ctx.node, ctx.graph, args, kwargs)
 
     others = [value for value in labels_in((args, kwargs)) if value is not x and value.value is None]
-    if others and not str(ctx.node.target).endswith("_as"):
+    if others and not str(ctx.node.target).endswith("_as") and not _picks_beside(ctx, x, args, others):
         return ctx.opaque(f"picked by a computed index in {ctx.describe()}", args, kwargs)
 
     def run(tensor: Tensor) -> Any:
@@ -70,14 +71,40 @@ def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
 
     bare = run(torch.zeros(()).expand(x.shape))
     moved = [run(plane.over(x.shape)) for plane in x.planes]
+    ragged = [plane.ragged and _moves_rows(run, x) for plane in x.planes]
+    for plane, apart in zip(x.planes, ragged, strict=True):
+        if plane.ragged and not apart:
+            ctx.tie(*plane.columns)
     if isinstance(bare, Tensor):
-        return ctx.settle(moved, bare.shape)
-    return tuple(ctx.settle([m[i] for m in moved], part.shape, i) for i, part in enumerate(bare))
+        return ctx.settle(moved, bare.shape, ragged=ragged)
+    return tuple(ctx.settle([m[i] for m in moved], part.shape, i, ragged=ragged) for i, part in enumerate(bare))
+
+
+def _picks_beside(ctx: Context, x: Labels, args: Any, computed: list[Labels]) -> bool:
+    """Whether computed indices, such as the last steps of sequences, pick along axes without channels only."""
+    entries = args[1] if len(args) > 1 and isinstance(args[1], tuple) else ()
+    if ctx.node.target is not operator.getitem or any(entry is None or entry is Ellipsis for entry in entries):
+        return False
+    beside = all(not x.along(axis) or entry == slice(None) for axis, entry in enumerate(entries))
+    sources = [ctx.source(value) for value in computed]
+    return beside and all(node and ctx.spec(node).dtype in (torch.int32, torch.int64) for node in sources)
+
+
+def _moves_rows(run: Callable[[Tensor], Any], x: Labels) -> bool:
+    """Whether an operation moves the last axis of `x` in one piece: whole, in order, and along the last axis."""
+    places = torch.arange(x.shape[-1], dtype=torch.float64)
+    for result in pytree.tree_leaves(run(places.expand(x.shape))):
+        row = core_of(result, (result.ndim - 1,)).reshape(-1)
+        if set(varying_axes(result)) - {result.ndim - 1} or len(row) % len(places):
+            return False
+        if not torch.equal(row, places.repeat(len(row) // len(places))):
+            return False
+    return True
 
 
 def _constant(value: Labels) -> Tensor:
-    """The numbers of a constant (an index, say), or a tensor of its shape where only that matters."""
-    return torch.zeros(()).expand(value.shape) if value.value is None else value.value.cpu()
+    """The numbers of a constant (an index, say), or zeros of its shape where only that matters."""
+    return torch.zeros((), dtype=torch.int64).expand(value.shape) if value.value is None else value.value.cpu()
 
 
 @rule(operator.setitem)

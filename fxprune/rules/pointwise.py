@@ -64,6 +64,8 @@ def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """The result carries the labels of its operands; operands of one broadcast shape meet."""
     if ctx.node.target in ("to", "type_as"):
         args, kwargs = args[:1], {}
+        if args[0].value is not None and not args[0].planes:
+            return args[0]
     inputs = labels_in((args, kwargs))
     return ctx.meet(inputs, torch.broadcast_shapes(*(x.shape for x in inputs)))
 

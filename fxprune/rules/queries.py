@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
+from fxprune.example import TensorSpec
 from fxprune.labels import Labels
 from fxprune.rules.context import Context
 from fxprune.rules.movement import move
@@ -41,6 +43,8 @@ def attribute(ctx: Context, x: Any, name: str) -> Any:
         return torch.Size(x.shape)
     if name == "ndim":
         return x.ndim
+    if name in ("batch_sizes", "sorted_indices", "unsorted_indices"):  # of a packed sequence
+        return pytree.tree_map_only(TensorSpec, lambda spec: Labels(spec.shape), ctx.spec())
     spec = ctx.spec(ctx.source(x))
     return getattr(torch.empty(0, dtype=spec.dtype, device=spec.device), name)
 
@@ -55,7 +59,8 @@ def property_of(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
 def new(ctx: Context, x: Labels, *size: Any, **kwargs: Any) -> Labels:
     """A new tensor of the given size: it has no channels of its own."""
     given = kwargs.get("size", size)
-    return Labels(tuple(given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given))
+    shape = tuple(given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given)
+    return Labels(shape, value=torch.zeros(()).expand(shape) if ctx.node.target == "new_zeros" else None)
 
 
 @rule("new_full")

@@ -53,6 +53,21 @@ def normalisation(module: Any, x: Labels, output: Labels) -> None:
     module.num_features = x.shape[1] if x.ndim > 1 and module.weight is None else len(module.weight)
 
 
+@resizes(nn.RNN, nn.LSTM, nn.GRU)
+def recurrent(module: Any, x: Labels, output: Labels) -> None:
+    """Sizes are those of the weights, of which the module keeps a list of its own."""
+    module._init_flat_weights()
+    module.input_size, module.hidden_size = module.weight_ih_l0.shape[1], module.weight_hh_l0.shape[1]
+    if module.proj_size:
+        module.proj_size, module.hidden_size = module.weight_hr_l0.shape
+
+
+@resizes(nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+def cell(module: Any, x: Labels, output: Labels) -> None:
+    """Sizes are those of the weights."""
+    module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+
+
 @resizes(nn.PReLU)
 def prelu(module: nn.PReLU, x: Labels, output: Labels) -> None:
     """One slope a channel, or one for all."""

@@ -16,6 +16,7 @@ Rule = Callable[..., Any]
 AnyRule = TypeVar("AnyRule", bound=Rule)
 
 RULES: dict[Key, Rule] = {}
+RAGGED: set[Rule] = set()
 
 
 def rule(*keys: Key) -> Callable[[AnyRule], AnyRule]:
@@ -35,6 +36,12 @@ def rule(*keys: Key) -> Callable[[AnyRule], AnyRule]:
         return function
 
     return register
+
+
+def takes_ragged(function: AnyRule) -> AnyRule:
+    """Mark a rule that leaves the slices of a ragged plane apart; for any other, they keep the same channels."""
+    RAGGED.add(function)
+    return function
 
 
 def describe(key: Key) -> str:

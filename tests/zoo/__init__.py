@@ -1,6 +1,18 @@
 """A zoo of small networks: one case for every construct that the package claims to handle."""
 
-from zoo import arithmetic, attention, dense, frozen, functional, grouped, hostile, layers, movement, structure
+from zoo import (
+    arithmetic,
+    attention,
+    dense,
+    frozen,
+    functional,
+    grouped,
+    hostile,
+    layers,
+    movement,
+    recurrent,
+    structure,
+)  # fmt: skip
 from zoo.case import CLASSES, ZOO, Case, Inputs, conv, head, images, randomise, tensors
 
 __all__ = [
@@ -21,6 +33,7 @@ __all__ = [
     "layers",
     "movement",
     "randomise",
+    "recurrent",
     "structure",
     "tensors",
 ]

@@ -124,20 +124,6 @@ class RunningSum(nn.Module):
         return self.head(self.c(self.b(self.a(x).relu()).cumsum(1)).relu())
 
 
-@case(images(), shrinks=("a", "after"), frozen=("b",))
-class RecurrentInside(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.lstm = conv(3, 8), conv(8, 6), nn.LSTM(6, 10, batch_first=True, bidirectional=True)
-        self.gru, self.after, self.head = nn.GRU(20, 8), nn.Linear(8, 12), nn.Linear(12, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.b(self.a(x).relu()).flatten(2).transpose(1, 2)
-        x, (last, _) = self.lstm(x)
-        x, _ = self.gru(x.transpose(0, 1))
-        return self.head(self.after(x[-1] + last[0, :, :8]).relu())
-
-
 @case(images(size=4), shrinks=("a", "mlp.0"), frozen=("b", "mlp.2"))
 class AttentionInside(nn.Module):
     """A transformer block on the positions of a map: its stream stays whole, its hidden layer does not."""

@@ -1,0 +1,329 @@
+"""Recurrent layers: what is scored, what is balanced, and what trained ones lose."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import batches, difference, double, outputs
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from zoo import CLASSES, ZOO
+
+import fxprune
+from fxprune.capture import capture
+from fxprune.cost import macs
+from fxprune.coupling import Coupling, Edge, analyse
+from fxprune.errors import PlanError
+from fxprune.tod import balanced
+
+READ_BY_LAYERS = [
+    "rnn_tanh_both_ways", "rnn_relu_deep_both_ways", "lstm_deep", "lstm_time_major", "gru_deep_both_ways",
+    "lstm_projected_deep_both_ways", "lstm_projected_one", "lstm_both_states", "gru_last_states", "lstm_all_states",
+    "lstm_cell_from_none", "gru_cell_from_parameter", "packed_lstm_states_samples_first",
+    "packed_gru_outputs_samples_first", "lstm_from_layer", "encoder_decoder", "shared_recurrent",
+]  # fmt: skip
+
+
+def weights_that_read(model: nn.Module, edge: Edge, target: str) -> list[Tensor]:
+    """The weights whose columns (axis 1) read the units of an edge."""
+    layer: Any = model.get_submodule(target)
+    if not isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
+        return [layer.weight]
+    name = edge.parameter or ("weight_ih" if isinstance(layer, nn.RNNCellBase) else "weight_ih_l0")
+    both = "_ih_l" in name and layer.bidirectional
+    return [getattr(layer, name), *([getattr(layer, f"{name}_reverse")] if both else [])]
+
+
+@torch.no_grad()
+def scale(model: nn.Module, coupling: Coupling, example: Any, factors: Tensor) -> nn.Module:
+    """A plain copy of the model, the columns that read each unit multiplied by the unit's factor."""
+    scaled = copy.deepcopy(model).eval()
+    graph = capture(model, example)
+    targets = {node.name: str(node.target) for node in graph.graph.nodes if node.op == "call_module"}
+    done: set[int] = set()
+    for edge in coupling.edges:
+        for weight in weights_that_read(scaled, edge, targets[edge.consumer]):
+            if id(weight) not in done:
+                done.add(id(weight))
+                weight.mul_(torch.cat([factors, torch.ones(1)])[torch.from_numpy(edge.units)])
+    return scaled
+
+
+@pytest.mark.parametrize("name", READ_BY_LAYERS)
+def test_r_score_is_the_derivative_of_the_loss_by_the_gate(name: str) -> None:
+    """A factor on a unit is a factor on its recurrent column and on all weights that read what it gives."""
+    model, x = ZOO[name].build().double(), double(ZOO[name].example(8))
+    labels = torch.arange(8) % CLASSES
+    coupling = analyse(capture(model, x))
+    scores = fxprune.score(model, [(x, labels)], progress=False)
+
+    def loss(unit: int, factor: float) -> float:
+        factors = torch.ones(coupling.units, dtype=torch.float64)
+        factors[unit] = factor
+        (logits,) = outputs(scale(model, coupling, x, factors), x)
+        return float(F.cross_entropy(logits, labels, reduction="sum"))
+
+    step = 1e-5
+    for unit in range(0, coupling.units, max(1, coupling.units // 7)):
+        slope = (loss(unit, 1 + step) - loss(unit, 1 - step)) / (2 * step)
+        assert scores.protect[unit] == pytest.approx(abs(slope), rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", READ_BY_LAYERS)
+def test_deleting_equals_zeroing_the_weights_that_read(name: str) -> None:
+    """An oracle without gates: the columns that read removed units, recurrent ones among them, are set to zero."""
+    model, x = ZOO[name].build().double(), double(ZOO[name].example(3))
+    coupling = analyse(capture(model, x))
+    plan = fxprune.Scores.random(model, x, seed=1).plan(alpha=0.6)
+    factors = torch.ones(coupling.units, dtype=torch.float64)
+    for site in coupling.sites:
+        factors[np.delete(site.units, plan.keep[site.name])] = 0.0
+    assert (factors == 0).any()
+    zeroed = scale(model, coupling, x, factors)
+    assert difference(outputs(zeroed, x), outputs(fxprune.apply(model, plan), x)) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["gru_deep_both_ways", "lstm_deep_both_ways", "lstm_projected_deep_both_ways"])
+def test_layers_and_directions_keep_as_many_units_but_not_the_same(name: str) -> None:
+    plan = fxprune.Scores.random(ZOO[name].build(), ZOO[name].example(2)).plan(alpha=0.8)
+    for suffix in ("", ".projection") if "projected" in name else ("",):
+        kept = [plan.keep[f"rnn.{layer}{suffix}"] for layer in ("l0", "l0_reverse", "l1", "l1_reverse")]
+        assert len({len(channels) for channels in kept}) == 1
+        assert len(set(kept)) > 1
+
+
+def test_units_high_by_u_score_come_back_first() -> None:
+    keep = np.array([True, False, False, False, True, True, True, False])
+    sites = np.array([0, 1, 2, 3]), np.array([4, 5, 6, 7])
+    propose = np.array([0.0, 5.0, 4.0, 9.0, 0.0, 0.0, 0.0, 0.0])
+    assert balanced(keep, propose, [sites]).tolist() == [True, True, False, True, True, True, True, False]
+
+
+def test_units_of_several_channels_come_back_whole() -> None:
+    keep = np.array([False, False, True, True, False])
+    sites = np.array([0, 0, 1, 1]), np.array([2, 3, 4, -1])
+    assert balanced(keep, np.arange(5.0), [sites]).all()
+
+
+@pytest.mark.parametrize(("min_keep", "round_to"), [(1, 4), (5, 1), (3, 2)])
+def test_round_to_and_min_keep_hold_for_balanced_layers(min_keep: int, round_to: int) -> None:
+    for name in ("gru_deep_both_ways", "lstm_projected_deep"):
+        case = ZOO[name]
+        for seed in range(3):
+            scores = fxprune.Scores.random(case.build(), case.example(2), seed=seed)
+            plan = scores.plan(alpha=0.7, min_keep=min_keep, round_to=round_to)
+            for site, kept in plan.keep.items():
+                assert len(kept) % round_to == 0 or len(kept) == plan.widths[site], site
+                assert len(kept) >= min_keep
+
+
+def test_a_plan_that_is_not_balanced_is_refused() -> None:
+    case = ZOO["lstm_both_ways"]
+    plan = fxprune.Scores.random(case.build(), case.example(2)).plan(alpha=0.5)
+    keep = dict(plan.keep) | {"rnn.l0": (0, 1, 2), "rnn.l0_reverse": (4, 5, 6, 7)}
+    message = (
+        r"the plan keeps 3 of 10 units of rnn\.l0 but 4 of 10 units of rnn\.l0_reverse, which have one size in common: "
+        "keep the same number of each"
+    )
+    with pytest.raises(PlanError, match=message):
+        fxprune.apply(case.build(), dataclasses.replace(plan, keep=keep))
+
+
+def test_a_projection_smaller_than_what_it_projects_is_kept() -> None:
+    case = ZOO["lstm_projected_one"]
+    plan = fxprune.Scores.random(case.build(), case.example(2)).plan(alpha=1.0)
+    assert len(plan.keep["rnn.l0"]) > len(plan.keep["rnn.l0.projection"])
+    keep = dict(plan.keep) | {"rnn.l0": (0, 1, 2), "rnn.l0.projection": (3, 4, 5)}
+    message = r"3 of 10 units of rnn\.l0 and 3 of 6 units of rnn\.l0\.projection: keep more units than they are"
+    with pytest.raises(PlanError, match=message):
+        fxprune.apply(case.build(), dataclasses.replace(plan, keep=keep))
+
+
+def test_the_balance_is_saved_with_the_scores(tmp_path: Path) -> None:
+    case = ZOO["lstm_projected_deep_both_ways"]
+    scores = fxprune.Scores.random(case.build(), case.example(2))
+    scores.save(tmp_path / "scores.npz")
+    loaded = fxprune.Scores.load(tmp_path / "scores.npz")
+    assert loaded.balanced == scores.balanced
+    assert loaded.larger == scores.larger == (("rnn.l0", "rnn.l0.projection"),)
+    assert loaded.plan(alpha=0.5) == scores.plan(alpha=0.5)
+
+
+def test_a_layer_that_stays_whole_holds_the_others() -> None:
+    class LastLayerOut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.rnn = nn.Linear(6, 8), nn.LSTM(8, 7, num_layers=2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(self.a(x))[0]
+
+    frozen = {g.name: g.frozen for g in fxprune.couple(capture(LastLayerOut(), torch.zeros(2, 5, 6)))}
+    assert frozen == {
+        "a": None,
+        "rnn.l0": "keeps as many channels as rnn.l1, which stays whole",
+        "rnn.l1": "it is the model's output",
+    }
+
+
+def test_a_given_initial_state_holds_the_units() -> None:
+    groups = fxprune.couple(capture(ZOO["state_given"].build(), ZOO["state_given"].example(2)))
+    assert {g.name: g.frozen for g in groups}["rnn.l0"] == "the initial state of rnn is given"
+
+
+def test_layers_can_be_excluded() -> None:
+    model, x = ZOO["lstm_deep"].build(), ZOO["lstm_deep"].example(2)
+    for exclude in (["rnn"], [nn.LSTM], ["rnn.*"], ["rnn.l1"]):
+        groups = fxprune.couple(capture(model, x), exclude=exclude)
+        assert {g.name for g in groups if g.frozen is None} == {"a"}
+
+
+def test_unused_states_bind_nothing_and_single_ones_no_rows() -> None:
+    listing = fxprune.couple(capture(ZOO["lstm_both_states"].build(), ZOO["lstm_both_states"].example(2)))
+    assert [len(g) for g in listing if g.frozen is None] == [8, 8, 8, 8]
+    tied = fxprune.couple(capture(ZOO["lstm_mean_states"].build(), ZOO["lstm_mean_states"].example(2)))
+    assert [len(g) for g in tied if g.frozen is None] == [8]
+
+
+def test_the_gates_inside_leave_the_numbers_alone() -> None:
+    """With every gate at one, the gated graph gives what the model gives, packed and through any layout."""
+    for name in READ_BY_LAYERS:
+        model, x = ZOO[name].build().double(), double(ZOO[name].example(5))
+        plan = fxprune.Scores.random(model, x).plan(alpha=0.5)
+        whole = dataclasses.replace(plan, keep={site: tuple(range(of)) for site, of in plan.widths.items()})
+        assert fxprune.verify(model, whole, fxprune.apply(model, whole), x) < 1e-12, name
+
+
+def test_a_smaller_layer_is_a_layer_of_torch() -> None:
+    case = ZOO["lstm_projected_deep_both_ways"]
+    model = case.build()
+    plan = fxprune.Scores.random(model, case.example(2)).plan(alpha=0.5)
+    small: Any = fxprune.apply(model, plan)
+    assert type(small.rnn) is nn.LSTM
+    hidden, projected = len(plan.keep["rnn.l0"]), len(plan.keep["rnn.l1_reverse.projection"])
+    assert (small.rnn.input_size, small.rnn.hidden_size) == (len(plan.keep["a"]), hidden)
+    assert small.rnn.proj_size == projected < 6
+    twin = nn.LSTM(small.rnn.input_size, hidden, 2, bidirectional=True, proj_size=projected)
+    twin.load_state_dict(small.rnn.state_dict())
+    x = torch.randn(5, 3, small.rnn.input_size)
+    assert difference(outputs(twin, x), outputs(small.rnn, x)) < 1e-6
+    assert all(a is b for a, b in zip(small.rnn._flat_weights, small.rnn.parameters(), strict=True))
+
+
+def test_weights_put_in_later_are_used() -> None:
+    case = ZOO["gru_deep"]
+    small: Any = fxprune.apply(case.build(), fxprune.Scores.random(case.build(), case.example(2)).plan(alpha=0.5))
+    before = outputs(small, case.example(2))
+    other = copy.deepcopy(small)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    assert difference(before, outputs(other, case.example(2))) > 1e-3
+    small.load_state_dict(other.state_dict())
+    assert difference(outputs(other, case.example(2)), outputs(small, case.example(2))) == 0
+
+
+def test_dropout_between_layers_follows_the_mode() -> None:
+    case = ZOO["lstm_deep"]
+    small = fxprune.apply(case.build().train(), fxprune.Scores.random(case.build(), case.example(2)).plan(alpha=0.3))
+    x = case.example(2)
+    assert small.training
+    assert not torch.equal(small(x), small(x))
+    assert torch.equal(small.eval()(x), small(x))
+
+
+def test_macs_of_recurrent_layers_are_counted() -> None:
+    model = nn.Sequential(nn.LSTM(8, 16, 2, bidirectional=True))
+    expected = 5 * 2 * 4 * 16 * (8 + 16 + 32 + 16)
+    assert macs(capture(model, torch.zeros(5, 1, 8)), torch.zeros(5, 1, 8)) == expected // 5  # samples are axis 0
+
+
+def test_u_scores_of_a_lower_layer_come_from_what_the_upper_reads() -> None:
+    """An upper layer reads the lower one's outputs; so does a linear layer that is put there."""
+    torch.manual_seed(1)
+    x = torch.randn(12, 5, 6, dtype=torch.float64)
+    deep = nn.Sequential(nn.LSTM(6, 7, 2, batch_first=True), Outputs(), nn.Flatten(), nn.Linear(35, CLASSES)).double()
+    lower: Any = nn.LSTM(6, 7, batch_first=True).double()
+    lower.load_state_dict({k: v for k, v in deep[0].state_dict().items() if k.endswith("l0")})
+    flat = nn.Sequential(lower, Outputs(), nn.Linear(7, 3), nn.Flatten(), nn.Linear(15, CLASSES)).double()
+    scores = [fxprune.score(m, [(x, torch.arange(12) % 3)], progress=False) for m in (deep, flat)]
+    first = [s.propose[s.sites[0].units] for s in scores]
+    assert np.allclose(*first)
+    assert (first[0] > 0).all()
+
+
+class Outputs(nn.Module):
+    def forward(self, pair: Any) -> Tensor:
+        return pair[0]
+
+
+@pytest.mark.parametrize("name", ["lstm_projected_one", "packed_lstm_outputs_samples_first", "lstm_time_major"])
+def test_every_unit_has_a_u_score(name: str) -> None:
+    scores = fxprune.score(ZOO[name].build(), batches(ZOO[name].example, CLASSES, (8, 5)), progress=False)
+    assert (scores.propose > 0).all()
+
+
+# -- trained models ----------------------------------------------------------------------------------------------------
+
+
+class Reader(nn.Module):
+    """Reads an image row by row, and names it by its last state."""
+
+    def __init__(self, kind: type[nn.RNNBase], hidden: int) -> None:
+        super().__init__()
+        self.rnn, self.head = kind(8, hidden, batch_first=True), nn.Linear(hidden, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def norms_of_units(model: Any) -> Tensor:
+    """The norm of all weights of each hidden unit, those that make it and those that read it."""
+    rnn = model.rnn
+    rows = torch.cat([rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0[:, None], rnn.bias_hh_l0[:, None]], 1)
+    rows = rows.view(-1, rnn.hidden_size, rows.shape[1]).transpose(0, 1).flatten(1)
+    return torch.cat([rows, rnn.weight_hh_l0.t(), model.head.weight.t()], 1).norm(dim=1)
+
+
+def trained(model: nn.Module, x: Tensor, y: Tensor, *, epochs: int = 30) -> nn.Module:
+    """Weight decay by the unit lets the units that the task does not need shrink together."""
+    steps = len(x) // 64
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=epochs * steps)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x))[: steps * 64].split(64):
+            optimizer.zero_grad()
+            (F.cross_entropy(model(x[rows]), y[rows]) + 3e-3 * norms_of_units(model).sum()).backward()
+            optimizer.step()
+            schedule.step()
+    return model
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    return float((outputs(model, x)[0].argmax(1) == y).double().mean())
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_trained_classifier_keeps_its_accuracy(kind: type[nn.RNNBase]) -> None:
+    """Digits of 8 rows of 8 pixels, without any training after pruning.
+
+    Measured: LSTM 98.2 % -> 98.0 % with 25 % of the parameters, GRU 97.8 % -> 97.0 % with 25 %.
+    """
+    digits = load_digits()
+    order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
+    x, y = torch.tensor(digits.images / 16, dtype=torch.float32)[order], torch.tensor(digits.target)[order]
+    model = trained(Reader(kind, 128), x[:1300], y[:1300])
+    loader = list(zip(x[:1300].split(100), y[:1300].split(100), strict=True))
+    small = fxprune.compress(model, loader, alpha=0.1, progress=False)
+    report = fxprune.report(small)
+    before, after = accuracy(model, x[1300:], y[1300:]), accuracy(small, x[1300:], y[1300:])
+    assert before > 0.96
+    assert report.params_after < 0.8 * report.params_before
+    assert after > before - 0.02
