@@ -132,6 +132,12 @@ def scale(repair: Repair) -> None:
         repair.node.kwargs = dict(repair.node.kwargs) | {"scale": before**-0.5}
 
 
+@preserves(torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.full)
+def number_as_tensor(repair: Repair) -> None:
+    """A number that was read from a size and becomes a tensor stays the original's."""
+    _restore(repair.node, repair)
+
+
 @preserves(F.group_norm, torch.group_norm)
 def groups_of_norm(repair: Repair) -> None:
     """Groups keep their size, where there are several."""

@@ -358,3 +358,19 @@ class TiedWords(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.words(x)
         return self.out(self.norm(y + self.back(self.mix(y).relu())))
+
+
+@case(images(), shrinks=("a", "b"), any_size=True)
+class Correlation(nn.Module):
+    """Every place of one map against every place of another, over the root of the width as a tensor, as in RAFT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 6), nn.Linear(1, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu())
+        b, c, h, w = y.shape
+        one, two = y.view(b, c, h * w), y.flip(3).reshape(b, c, h * w)
+        volume = torch.matmul(one.transpose(1, 2), two) / torch.sqrt(torch.tensor(c).to(y.dtype))
+        return self.head(volume.tanh().sum((1, 2)).unsqueeze(1))
