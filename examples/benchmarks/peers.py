@@ -1,0 +1,181 @@
+"""torch-pruning beside fxprune over the models of torchvision: how many each handles, how many are right, how long.
+
+    python examples/benchmarks/peers.py [--quick] [--only resnet18 swin_t] [--resume]
+
+Both get the same model with the same seeded weights. torch-pruning is called as its documentation has it: an example,
+group magnitude as importance, a third of each group, the output layer ignored, nothing that is specific to a model.
+Its result is right if it equals the original with zeros in the place of the input channels that it says it removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from measure import CONSOLE, DOCS, Table, child, parser, short, show, version, write
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from weights import build
+from zoo import SIZES, USUAL, example_of, family_of, run, timed
+
+import fxprune
+
+LIMIT = 300.0
+RATIO = 1 / 3
+MEMBERS = (
+    "alexnet", "vgg11_bn", "resnet18", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "densenet161",
+    "inception_v3", "googlenet", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5",
+    "efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf", "regnet_y_400mf", "shufflenet_v2_x0_5", "convnext_tiny",
+    "vit_b_32", "swin_t", "swin_v2_t", "maxvit_t", "fcn_resnet50", "deeplabv3_mobilenet_v3_large",
+    "lraspp_mobilenet_v3_large", "r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t", "mvit_v1_b", "raft_small",
+    "fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large",
+)  # fmt: skip
+QUICK = ("resnet18", "shufflenet_v2_x0_5", "swin_t")
+
+
+def ours(model: nn.Module, example: Any, path: str) -> dict[str, Any]:
+    """Seconds of capture, coupling and rewriting, verify's error, and the parameters that are left."""
+
+    def pruned() -> tuple[fxprune.Plan, nn.Module, nn.Module]:
+        whole = model if path else fxprune.capture(model, example)
+        plan = fxprune.Scores.random(whole, example, submodule=path).plan(alpha=0.1)
+        return plan, whole, fxprune.apply(whole, plan)
+
+    (plan, whole, small), spent = timed(pruned)
+    error = fxprune.verify(whole, plan, small, example)
+    return {"seconds": spent, "error": error, "after": sum(p.numel() for p in small.parameters())}
+
+
+def theirs(model: nn.Module, example: Any, path: str) -> dict[str, Any]:
+    """The same of torch-pruning; its error is against the original whose removed input channels are zeroed."""
+    import torch_pruning as tp
+
+    part, masked = model.get_submodule(path), copy.deepcopy(model.get_submodule(path)).eval()
+    last = [module for module in part.modules() if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d))][-1:]
+    readings: list[tuple[str, list[int]]] = []
+
+    def pruned() -> None:
+        pruner = tp.pruner.BasePruner(
+            part, example, importance=tp.importance.GroupMagnitudeImportance(), pruning_ratio=RATIO, ignored_layers=last
+        )
+        names = {module: name for name, module in part.named_modules()}
+        for group in pruner.step(interactive=True):
+            for dependency, channels in group:
+                if dependency.handler.__name__ == "prune_in_channels":
+                    readings.append((names.get(dependency.target.module, ""), list(channels)))
+            group.prune()
+
+    _, spent = timed(pruned)
+    zero_inputs(masked, readings)
+    with torch.no_grad():
+        wanted, found = (floats(run(m.eval(), example)) for m in (masked, part))
+    if [t.shape for t in wanted] != [t.shape for t in found]:
+        return {"failed": "the outputs have other shapes than the original's"}
+    error = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(wanted, found, strict=True))
+    return {"seconds": spent, "error": error, "after": sum(p.numel() for p in model.parameters())}
+
+
+def zero_inputs(model: nn.Module, readings: Sequence[tuple[str, list[int]]]) -> None:
+    """Zero what the layers of weights read of removed input channels; indices count what is left at the time."""
+    left: dict[str, list[int]] = {}
+    for name, channels in readings:
+        layer = dict(model.named_modules()).get(name)
+        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and getattr(layer, "groups", 1) == 1:
+            size = layer.weight.shape[1]
+            present = left.setdefault(name, list(range(size)))
+            gone = [present[channel] for channel in channels]
+            left[name] = [channel for channel in present if channel not in set(gone)]
+            layer.weight.data[:, gone] = 0
+
+
+def floats(output: Any) -> list[Tensor]:
+    """The floating tensors of an output."""
+    return [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+TOOLS = {"fxprune": ours, "torch-pruning": theirs}
+
+
+def tried(tool: str, name: str) -> dict[str, Any]:
+    """What a tool makes of a model, or why it fails."""
+    size = SIZES.get(name, min(USUAL[family_of(name)], 128))
+    example, path = example_of(name, size), "backbone" if family_of(name) == "detection" else ""
+    model = build(name, size, example)
+    before = sum(p.numel() for p in model.parameters())
+    try:
+        return {"before": before, **TOOLS[tool](model, example, path)}
+    except Exception as error:  # noqa: BLE001 - the table says why
+        return {"failed": f"{type(error).__name__}: {error}"[:200]}
+
+
+def cells(result: dict[str, Any]) -> tuple[str, ...]:
+    """One row as text."""
+    row = [result["model"]]
+    for tool in TOOLS:
+        found = result[tool]
+        if "failed" in found:
+            row += ["", "", f"failed: {found['failed'][:100]}"]
+        else:
+            row += [short(found["seconds"]), f"{found['after'] / found['before']:.0%}", verdict(found)]
+    return tuple(row)
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """Whether a result equals the original with what was removed at zero."""
+    return f"right ({found['error']:.0e})" if found["error"] < 1e-4 else f"other outputs ({found['error']:.0e})"
+
+
+def table(results: Sequence[dict[str, Any]]) -> Table:
+    """All models, and how many each tool handles."""
+    columns = ["model"]
+    for tool in TOOLS:
+        columns += [f"{tool}", "parameters left", "result"]
+    counts = []
+    for tool in TOOLS:
+        done = [r[tool] for r in results if "failed" not in r[tool]]
+        right = sum(found["error"] < 1e-4 for found in done)
+        counts.append(f"{tool} handles {len(done)} of {len(results)} models, {right} of its results are right.")
+    slower = [r["model"] for r in results if all("failed" not in r[t] for t in TOOLS)
+              and r["fxprune"]["seconds"] > r["torch-pruning"]["seconds"]]  # fmt: skip
+    note = (
+        " ".join(counts)
+        + f" fxprune takes longer on {', '.join(slower) or 'none'}. "
+        + (
+            "Seconds: analysis and pruning, of fxprune with its capture and its measure of the MACs. right: equal to "
+            "the original whose removed input channels are zeroed, within 1e-4 of the output's scale."
+        )
+    )
+    title = f"fxprune beside torch-pruning {version('torch-pruning')}"
+    return Table(title, tuple(columns), tuple(cells(r) for r in results), note)
+
+
+def main() -> None:
+    """Run both tools on every model, each in a process of its own; write the page after each model."""
+    options_parser = parser("torch-pruning beside fxprune", "peers")
+    options_parser.add_argument("--resume", action="store_true", help="keep the models that an earlier run wrote")
+    options_parser.add_argument("--only", nargs="+", metavar="MODEL", help="only these models")
+    options: argparse.Namespace = options_parser.parse_args()
+    if options.child:
+        warnings.simplefilter("ignore")
+        CONSOLE.file.write(json.dumps(tried(*options.child.split(","))) + "\n")
+        return
+    page = (options.out or DOCS) / "peers.json"
+    results = json.loads(page.read_text()) if options.resume and page.exists() else []
+    done = {result["model"] for result in results}
+    chosen = [n for n in options.only or (QUICK if options.quick else MEMBERS) if n not in done]
+    for name in track(chosen, description="models", console=CONSOLE):
+        found = {tool: child(__file__, "--child", f"{tool},{name}", limit=LIMIT) for tool in TOOLS}
+        results.append({"model": name, **found})
+        CONSOLE.print("  ".join(cells(results[-1])))
+        write("peers", "fxprune beside its peers", [table(results)], results, options)
+    show([table(results)])
+
+
+if __name__ == "__main__":
+    main()
