@@ -113,6 +113,7 @@ def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph
         type(graph).__name__, plan.alpha,
         parameters(graph), parameters(small), macs(graph, example), macs(small, example), None,
         group_reports(coupling, keep, frozen.get(EXCLUDED, ())), frozen_reports(frozen),
+        captured=graph.meta["fxprune"]["rung"],
     )  # fmt: skip
 
 

@@ -19,12 +19,16 @@ from fxprune.errors import FxpruneError
 
 @dataclass(frozen=True, slots=True)
 class GroupReport:
-    """One group: its number of units before and after, and the width of each of its sites before and after."""
+    """One group: its number of units before and after, and the width of each of its sites before and after.
+
+    `inexact` says which statistic changes with the removal, or is None where the removal is exact.
+    """
 
     name: str
     before: int
     after: int
     sites: Mapping[str, tuple[int, int]]
+    inexact: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,9 @@ class FrozenReport:
 class Report:
     """What `compress` or `apply` did.
 
-    `error` is verify's figure, or None where verify did not run. `whole` are the parameters of the whole model before
-    and after, where only a part of it was pruned: then everything else is about that part.
+    `captured` is the way by which the model became a graph: "fx", "values" or "export". `error` is verify's figure, or
+    None where verify did not run. `whole` are the parameters of the whole model before and after, where only a part of
+    it was pruned: then everything else is about that part.
     """
 
     model: str
@@ -53,6 +58,7 @@ class Report:
     groups: tuple[GroupReport, ...]
     frozen: tuple[FrozenReport, ...]
     whole: tuple[int, int] | None = None
+    captured: str = "fx"
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists and numbers."""
@@ -84,6 +90,7 @@ class Report:
             table.add_row(name, f"{before:,}", f"{after:,}", f"{after / max(before, 1):.1%}")
         proof = "not run" if self.error is None else f"{self.error:.1e}"
         table.add_row("verify's error", "", proof, "")
+        table.add_row("captured by", "", self.captured, "")
         return table
 
     def _widths(self) -> Table:
@@ -91,6 +98,8 @@ class Report:
         for group in self.groups:
             sites = ", ".join(f"{name} {before}->{after}" for name, (before, after) in group.sites.items())
             table.add_row(group.name, f"{group.before} -> {group.after}", sites)
+            if group.inexact:
+                table.add_row("", "", f"inexact: {group.inexact}")
         return table
 
 
@@ -117,6 +126,7 @@ def group_reports(coupling: Coupling, keep: NDArray[np.bool_], excluded: Iterabl
             len(group),
             int(keep[group.units.start : group.units.stop].sum()),
             {site.name: (site.width, int(padded[_free(site.units, len(keep))].sum())) for site in group.sites},
+            group.inexact,
         )
         for group in coupling.prunable
         if not out.issuperset(site.name for site in group.sites)

@@ -57,6 +57,12 @@ def test_a_plan_remembers_how_grids_and_statistics_were_taken(tmp_path: Any) -> 
     assert small.embed.out_features < E
     assert small.attention.inner.out_proj.in_features % H == 0
     assert fxprune.verify(model, again, small, example) < 1e-4
+    report = fxprune.report(small)
+    assert report.captured == "fx"
+    assert {g.inexact for g in report.groups if "embed" in g.sites} == {
+        "LayerNorm norm takes a statistic over the channels"
+    }
+    assert "inexact: LayerNorm norm" in str(report)
 
 
 def test_inexact_groups_say_so() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
-from helpers import parameters
-from torch import nn
+from helpers import outputs, parameters
+from torch import Tensor, nn
 from zoo import images, randomise
 
 import fxprune
@@ -43,7 +44,6 @@ FAMILIES = (
     "mobilenet", "mnasnet", "efficientnet", "regnet", "shufflenet",
 )  # fmt: skip
 ALL = [name for name in torchvision.models.list_models(torchvision.models) if name.startswith(FAMILIES)]
-OTHERS = ("convnext_tiny", "vit_b_16", "swin_t", "swin_v2_t")
 
 
 def build(name: str) -> nn.Module:
@@ -81,28 +81,48 @@ def test_all_classification_networks(name: str, alpha: float) -> None:
     check(name, size_of(name), alpha)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
-def test_transformers_keep_what_attention_touches(name: str) -> None:
-    model, example = build(name), images(size=224)(1)
+def videos(size: int) -> Tensor:
+    return torch.randn(1, 3, 8, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def pairs(size: int) -> tuple[Tensor, Tensor]:
+    first, second = torch.randn(2, 1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return first, second
+
+
+slow = pytest.mark.slow
+BACKBONES = [  # transformers, segmentation, video, optical flow: a small member of each, and what it takes
+    ("vit_b_32", {"image_size": 64}, images(size=64)(2)),
+    ("swin_t", {}, images(size=64)(2)),
+    ("swin_v2_t", {}, images(size=64)(2)),
+    ("convnext_tiny", {}, images(size=64)(2)),
+    ("lraspp_mobilenet_v3_large", {"weights_backbone": None}, images(size=64)(2)),
+    ("deeplabv3_mobilenet_v3_large", {"weights_backbone": None}, images(size=64)(2)),
+    ("r3d_18", {}, videos(32)),
+    ("r2plus1d_18", {}, videos(32)),
+    ("swin3d_t", {}, videos(32)),
+    ("raft_small", {}, pairs(128)),
+    pytest.param("maxvit_t", {}, images(size=224)(1), marks=slow),
+    pytest.param("fcn_resnet50", {"weights_backbone": None}, images(size=64)(2), marks=slow),
+    pytest.param("mc3_18", {}, videos(32), marks=slow),
+    pytest.param("s3d", {}, torch.randn(1, 3, 16, 224, 224), marks=slow),
+    pytest.param("mvit_v1_b", {}, torch.randn(1, 3, 16, 224, 224), marks=slow),
+    pytest.param("mvit_v2_s", {}, torch.randn(1, 3, 16, 224, 224), marks=slow),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "example"), BACKBONES)
+def test_a_member_of_each_other_family(name: str, options: dict[str, Any], example: Any) -> None:
+    torch.manual_seed(0)
+    model = randomise(torchvision.models.get_model(name, weights=None, **options)).eval()
     graph = fxprune.capture(model, example)
     plan = fxprune.Scores.random(graph, example, seed=1).plan(alpha=0.5)
     small = fxprune.apply(graph, plan)
     assert fxprune.verify(graph, plan, small, example) < 1e-4
     assert parameters(small) < 0.9 * parameters(model)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50"])
-def test_segmentation_networks(name: str) -> None:
-    torch.manual_seed(0)
-    model = torchvision.models.get_model(name, weights=None, weights_backbone=None)
-    example = images(size=64)(2)
-    graph = fxprune.capture(randomise(model).eval(), example)
-    plan = fxprune.Scores.random(graph, example, seed=1).plan(alpha=0.5)
-    small = fxprune.apply(graph, plan)
-    assert fxprune.verify(graph, plan, small, example) < 1e-4
-    assert small(example)["out"].shape == (2, 21, 64, 64)
+    assert list(small.state_dict()) == list(model.state_dict())
+    found, wanted = outputs(small, example), outputs(model, example)
+    assert [t.shape for t in found] == [t.shape for t in wanted]
 
 
 def listing(name: str) -> str:

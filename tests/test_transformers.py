@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,3 +57,33 @@ def test_captured_pruned_and_proved(name: str, how: str) -> None:
     small = fxprune.apply(model, plan)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     assert fxprune.verify(model, plan, small, sentences(3, 9)) < 1e-5
+
+
+def small_models() -> dict[str, Any]:
+    """The small models of the benchmarks: the usual families of transformers."""
+    path = Path(__file__).parents[1] / "examples" / "benchmarks" / "language.py"
+    spec = importlib.util.spec_from_file_location("language", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return dict(module.MODELS)
+
+
+SMALL = small_models()
+
+
+@pytest.mark.parametrize("inexact", [False, True])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_member_of_each_family(name: str, inexact: bool) -> None:
+    torch.manual_seed(0)
+    make, example = SMALL[name]
+    model, inputs = make().eval(), example()
+    plan = Scores.random(model, inputs, seed=1, inexact=inexact).plan(alpha=0.5)
+    small = fxprune.apply(model, plan)
+    assert fxprune.verify(model, plan, small, inputs) < 1e-5
+    assert sum(p.numel() for p in small.parameters()) < 0.85 * sum(p.numel() for p in model.parameters())
+    assert list(small.state_dict()) == list(model.state_dict())
+    groups = fxprune.couple(fxprune.capture(model, inputs))
+    heads = [g for g in groups if g.frozen is None and any(len(g) <= 4 and s.width > len(g) for s in g.sites)]
+    assert heads or name == "ConvNeXt", "no group of whole heads"

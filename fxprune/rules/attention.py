@@ -38,7 +38,7 @@ def dot_product(
     enable_gqa: bool = False,  # noqa: FBT001, FBT002
 ) -> Labels:
     """Softmax(q k^T) v: a head leaves from all three, or a place of every head from two of them."""
-    if enable_gqa and ctx.remember("shared", query.shape[-3] // key.shape[-3]) > 1:
+    if enable_gqa and ctx.remember("keys", key.shape[-3]) > 1:  # a single head of keys is broadcast
         key, value = (_repeated(x, query.shape[-3] // x.shape[-3]) for x in (key, value))
     batch = _BATCH[: max(query.ndim, key.ndim) - 2]
     terms = [batch[len(batch) - x.ndim + 2 :] + names for x, names in ((query, "LE"), (key, "SE"))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -194,17 +194,32 @@ def pad_arguments(
 
 @rule("expand", "expand_as", "broadcast_to", torch.broadcast_to, torch.expand_copy)
 def expand(ctx: Context, x: Labels, *size: Any, **kwargs: Any) -> Labels:
-    """Labels stay; an axis that is spread out over the channels of another tensor carries that tensor's labels."""
+    """Labels stay; an axis that is spread out over the channels of another tensor carries that tensor's labels.
+
+    One that is spread out over a number of places that is written down has labels of its own: these may be heads.
+    """
     like = size[0] if size and isinstance(size[0], Labels) else None
     bare = call(ctx.node, ctx.graph, *pytree.tree_map_only(Labels, _blank, ((x, *size), kwargs)))
     by = len(bare.shape) - x.ndim
     own = Labels(tuple(bare.shape), tuple(plane.shifted(by) for plane in x.planes))
-    if like is None:
-        return own
     sizes = (1,) * by + x.shape
+    if like is None:
+        return Labels(own.shape, own.planes + tuple(_written(ctx, x, own.shape, sizes)))
     taken = {axis for plane in own.planes for axis in plane.axes}
     spread = (p for p in like.planes if all(sizes[axis] == 1 and axis not in taken for axis in p.axes))
     return Labels(own.shape, own.planes + tuple(spread))
+
+
+def _written(ctx: Context, x: Labels, shape: Sequence[int], before: Sequence[int]) -> Iterator[Plane]:
+    """Labels for the axes, but the first, that `expand` spreads out over a number in its arguments."""
+    written: Any = ctx.node.kwargs.get("size", ctx.node.args[1:])
+    flat = written[0] if len(written) == 1 and isinstance(written[0], (tuple, list)) else written
+    if any(len(plane.axes) > 1 for plane in x.planes) or not isinstance(flat, (tuple, list)):
+        return
+    for axis, number in enumerate(flat):
+        if axis > 0 and isinstance(number, int) and number > 1 and before[axis] == 1:
+            labels = ctx.fresh(Slot(ctx.node.name, f"spread{axis}"), shape[axis])
+            yield vector_plane(labels, axis, len(shape))
 
 
 def _blank(value: Labels) -> Tensor:
