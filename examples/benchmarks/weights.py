@@ -1,12 +1,12 @@
-"""Models of torchvision with cheap seeded weights: none is initialised, all are filled from one block of numbers.
+"""Models of torchvision and transformers with seeded random weights, statistics and biases, none of them 0 or 1.
 
-Those of transformers are small, and initialise themselves.
+The largest are not initialised, but filled from one block of numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import language
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import detection, segmentation
 
 BLOCK = 1 << 16
+GIANTS = ("vit_h_14", "vit_l_16", "vit_l_32", "regnet_y_128gf")
 Norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -27,11 +28,12 @@ def build(name: str, size: int, example: Any) -> nn.Module:
     if name in language.MODELS:
         torch.manual_seed(0)
         return language.MODELS[name][0]().eval()
-    with skipped_initialisation():
+    torch.manual_seed(0)
+    with skipped_initialisation() if name in GIANTS else nullcontext():
         model: nn.Module = torchvision.models.get_model(name, weights=None, **options_of(name, size)).eval()
     is_detector = name in torchvision.models.list_models(module=detection)
     with torch.no_grad():
-        fill(model)
+        fill(model) if name in GIANTS else roughen(model)
         calibrate(model.backbone if is_detector else model, example)  # type: ignore[arg-type]
     return model
 
@@ -63,6 +65,16 @@ def skipped_initialisation() -> Iterator[None]:
     finally:
         for name, function in saved.items():
             setattr(nn.init, name, function)
+
+
+def roughen(model: nn.Module) -> None:
+    """Scales, shifts and biases of their own."""
+    for module in model.modules():
+        if isinstance(module, Norms) and module.affine:
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.2)
+        elif getattr(module, "bias", None) is not None:
+            module.bias.normal_(0, 0.05)  # type: ignore[union-attr,operator]
 
 
 def fill(model: nn.Module) -> None:
