@@ -34,7 +34,13 @@ _RECURRENT = {torch.ops.aten.mkldnn_rnn_layer: _layer_flops, torch.ops.aten._cud
 
 def macs(model: Any, example: Any) -> int:
     """Multiply-accumulates of one sample of `example`, of matrix products and convolutions (torch's flop counter)."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.no_grad(), evaluating(model), FlopCounterMode(display=False, custom_mapping=_RECURRENT) as counter:
-        weights = {name: weight.detach() for name, weight in model.named_parameters()}  # the counter minds gradients
-        torch.func.functional_call(model, weights, tuple(placeholder_values(model, example)))
+        try:
+            for parameter in learned:
+                parameter.requires_grad_(requires_grad=False)  # the counter fails on views of those with gradients
+            model(*placeholder_values(model, example))
+        finally:
+            for parameter in learned:
+                parameter.requires_grad_()
     return int(counter.get_total_flops() // 2 // sample_count(example))

@@ -29,7 +29,9 @@ def some_quick(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=[] if i % 5 == 0 else pytest.mark.slow) for i, name in enumerate(names)]
 
 
-every_case = pytest.mark.parametrize("name", some_quick(ZOO))
+# torch.export knows no packed sequences, and opens a cell that is called once with a state and once without.
+BEYOND = [name for name in ZOO if name.startswith("packed_") or name in ("last_steps", "lstm_cell_from_none")]
+every_case = pytest.mark.parametrize("name", some_quick(name for name in ZOO if name not in BEYOND))
 
 # Layers that are given computed sizes are opened: their weights shrink, but the numbers on the module stay.
 OPENED = {"transposed_to_size": {"up"}, "loop_over_chunks": {"b"}}
@@ -240,7 +242,7 @@ def test_arguments_and_outputs_keep_their_structure() -> None:
 
 def test_what_the_example_leaves_out_is_fixed() -> None:
     graph = export(Options(), options())
-    with pytest.raises(CaptureError, match="the argument mask was left out of the example"):
+    with pytest.raises(CaptureError, match="the graph was made for mask=None"):
         graph(**options(), mask=torch.ones(2, 1))
     with pytest.raises(AssertionError, match=r"scale was 0.5 when the graph was made: capture"):
         graph(**options(), scale=0.7)
@@ -329,7 +331,7 @@ class BranchesOnValue(nn.Module):
 
 
 def test_control_flow_on_values_names_the_line() -> None:
-    message = r"(?s)exporting BranchesOnValue fails with .*if x.sum\(\) > 0.*Use tensor operations"
+    message = r"(?s)BranchesOnValue cannot be captured:.*export: .*if x.sum\(\) > 0.*use tensor operations"
     with pytest.raises(CaptureError, match=message):
         export(BranchesOnValue(), tensors(6)(2))
 

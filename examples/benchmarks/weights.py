@@ -106,7 +106,10 @@ def calibrate(model: nn.Module, example: Any) -> None:
     for norm in norms:
         norm.train().momentum = None  # the statistics become those of the one batch
         norm.reset_running_stats()
-    model(*example) if isinstance(example, tuple) else model(example)
+    if isinstance(example, tuple):
+        model(*example)
+    else:
+        model(torch.cat([example, example.flip(-1), -example]))  # two samples are few where maps are small
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval().momentum = momentum
         mean, variance = norm.running_mean, norm.running_var

@@ -125,7 +125,7 @@ def _captured(model: nn.Module, own: nn.Module, example: Any, rung: str, options
         "example": to_json(small), "inputs": small, "rung": rung, "leaves": notes.get("leaves", ()),
         "concrete_args": to_json(options["concrete_args"]),
     }  # fmt: skip
-    modes = {name: module.training for name, module in model.named_modules()}
+    modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
     for name, module in graph.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], model.training))
     return graph

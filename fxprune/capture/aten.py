@@ -6,6 +6,7 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import GetSetDescriptorType
 from typing import Any
 
 import torch
@@ -127,7 +128,9 @@ def _functions(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
         function = getattr(home, key, None)
         if callable(function) and _takes(function, target, args, kwargs):
             yield Call("call_function", function, args, kwargs)
-    if hasattr(torch.Tensor, name):
+    if isinstance(inspect.getattr_static(torch.Tensor, name, None), GetSetDescriptorType):
+        yield Call("call_function", getattr, (args[0], name))
+    elif hasattr(torch.Tensor, name):
         yield Call("call_method", name, args, kwargs)
 
 

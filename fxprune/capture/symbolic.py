@@ -25,7 +25,7 @@ from fxprune.rules.table import RULES, module_class
 from fxprune.source import line_of
 
 _OPENED = (
-    nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
+    nn.Module, nn.Sequential, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
     nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
 )  # fmt: skip
 _DROPOUTS: dict[Any, type[nn.Module]] = {
