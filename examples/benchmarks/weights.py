@@ -75,6 +75,11 @@ def roughen(model: nn.Module) -> None:
             module.bias.normal_(0, 0.2)
         elif getattr(module, "bias", None) is not None:
             module.bias.normal_(0, 0.05)  # type: ignore[union-attr,operator]
+    for name, parameter in model.named_parameters():
+        if "layer_scale" in name:
+            parameter.uniform_(0.1, 1)  # one of 1e-6 would hide its block
+        elif not parameter.any():
+            parameter.normal_(0, 0.05)  # a head of zeros would hide everything
 
 
 def fill(model: nn.Module) -> None:
