@@ -29,8 +29,10 @@ def some_quick(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=[] if i % 5 == 0 else pytest.mark.slow) for i, name in enumerate(names)]
 
 
-# torch.export knows no packed sequences, and opens a cell that is called once with a state and once without.
-BEYOND = [name for name in ZOO if name.startswith("packed_") or name in ("last_steps", "lstm_cell_from_none")]
+# torch.export knows no packed sequences, opens recurrent layers that are called now with a state and now without, and
+# fixes the size of a tensor that is made and then assigned to.
+BEYOND = ("last_steps", "lstm_cell_from_none", "shared_recurrent", "assigns_to_bare")
+BEYOND += tuple(name for name in ZOO if name.startswith("packed_"))
 every_case = pytest.mark.parametrize("name", some_quick(name for name in ZOO if name not in BEYOND))
 
 # Layers that are given computed sizes are opened: their weights shrink, but the numbers on the module stay.
@@ -244,7 +246,7 @@ def test_what_the_example_leaves_out_is_fixed() -> None:
     graph = export(Options(), options())
     with pytest.raises(CaptureError, match="the graph was made for mask=None"):
         graph(**options(), mask=torch.ones(2, 1))
-    with pytest.raises(AssertionError, match=r"scale was 0.5 when the graph was made: capture"):
+    with pytest.raises(CaptureError, match=r"the graph was made for scale=0.5"):
         graph(**options(), scale=0.7)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,13 +13,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.checks import Leaves
 from fxprune.capture.folding import layers
-from fxprune.capture.graph import ModelGraph
+from fxprune.capture.graph import ModelGraph, must_be
 from fxprune.capture.program import Builder
 from fxprune.capture.symbolic import SymbolicTracer, register_constants
 from fxprune.errors import CaptureError, first_line
@@ -49,10 +50,21 @@ def trace(
     given = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     graph = Builder(program, model, records[-1] if records else None).build(_in_order(model, given, kwargs))
     vars(model).pop("forward", None)
+    _drop_unused(graph)
     captured = ModelGraph(model, graph, type(model).__name__)
     captured.meta["fxprune"] = {"leaves": tuple(tracer.kept)}
     captured.graph.lint()
     return captured
+
+
+def _drop_unused(graph: fx.Graph) -> None:
+    """Remove what nobody looks at (the weights of an attention, say), but for checks and for writes in place."""
+    for node in reversed(list(graph.nodes)):
+        name = str(getattr(node.target, "__name__", node.target))
+        in_place = name.endswith("_") or (name[:1] == "i" and getattr(operator, name, None) is node.target)
+        keeps = in_place or node.target in (must_be, torch._assert, operator.setitem)
+        if node.op in ("call_function", "call_method") and not node.users and not keeps:
+            graph.erase_node(node)
 
 
 def _in_order(model: nn.Module, given: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
