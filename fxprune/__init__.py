@@ -15,7 +15,8 @@ from fxprune.errors import (
 )
 from fxprune.plan import Plan
 from fxprune.report import Report, report
-from fxprune.scoring import Scores, score
+from fxprune.scores import Scores
+from fxprune.scoring import score
 from fxprune.verify import verify
 
 __version__ = "0.1.0"

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from fxprune import literals  # noqa: F401 - registers its ways of mending
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError, RewriteError

@@ -23,7 +23,7 @@ from zoo import ZOO, conv, head, images, tensors
 
 import fxprune
 from fxprune.errors import CaptureError, FxpruneWarning
-from fxprune.scoring import Scores
+from fxprune.scores import Scores
 
 Forward = Callable[..., Any]
 

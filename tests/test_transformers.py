@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fxprune
-from fxprune.scoring import Scores
+from fxprune.scores import Scores
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -1,0 +1,182 @@
+"""Mending by numbers: new literals in the calls that name the sizes of channels, or numbers that follow from them."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from fxprune.mending import PERMUTE, SHARE, Repair, index_node, mends, preserves, restore
+from fxprune.rules import movement
+
+
+@preserves(F.scaled_dot_product_attention)
+def scale(repair: Repair) -> None:
+    """The scale follows from the size of a head in the original."""
+    before = repair.old[repair.source.name].shape[-1]
+    if repair.node.kwargs.get("scale") is None and repair.env[repair.source].shape[-1] != before:
+        repair.node.kwargs = dict(repair.node.kwargs) | {"scale": before**-0.5}
+
+
+@preserves(torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.full)
+def number_as_tensor(repair: Repair) -> None:
+    """A number that was read from a size and becomes a tensor stays the original's."""
+    restore(repair.node, repair)
+
+
+@preserves(F.group_norm, torch.group_norm)
+def groups_of_norm(repair: Repair) -> None:
+    """Groups keep their size, where there are several."""
+    now, before = repair.env[repair.source].shape[1], repair.old[repair.source.name].shape[1]
+    count = repair.node.kwargs.get("num_groups", repair.node.args[1] if len(repair.node.args) > 1 else 1)
+    if now != before and count != 1:
+        _set_argument(repair, 1, "num_groups", now // (before // count))
+
+
+@preserves(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
+def normalized_shape(repair: Repair) -> None:
+    """The last axes of the input."""
+    node, now = repair.node, repair.env[repair.source].shape
+    named = node.kwargs.get("normalized_shape", node.args[1] if len(node.args) > 1 else ())
+    if now != repair.old[repair.source.name].shape and isinstance(named, (tuple, list)):
+        _set_argument(repair, 1, "normalized_shape", tuple(now[len(now) - len(named) :]))
+
+
+def _set_argument(repair: Repair, place: int, name: str, value: Any) -> None:
+    """Give the node another argument, by position or by name, as it had it."""
+    node = repair.node
+    if name in node.kwargs:
+        node.kwargs = dict(node.kwargs) | {name: value}
+    else:
+        node.update_arg(place, value)
+
+
+@mends("view_as", "reshape_as", "expand_as")
+def shape_of_another(repair: Repair) -> None:
+    """The other tensor, whose shape is taken, is cut to the shape that is wanted."""
+    node, other = repair.node, repair.node.args[1]
+    sizes, wanted = repair.env[other].shape, repair.expected.shape
+    for axis, (size, want) in enumerate(zip(sizes, wanted, strict=True)):
+        if size != want:
+            buffer = index_node(repair, torch.arange(want) % size, f"{PERMUTE}{node.name}")
+            with repair.graph.graph.inserting_before(node):
+                other = repair.graph.graph.call_function(torch.index_select, (other, axis, buffer))
+    node.args = (node.args[0], other)
+
+
+@mends("view", "reshape", torch.reshape, "expand", "broadcast_to", torch.broadcast_to)
+def shape_literals(repair: Repair) -> None:
+    """Sizes that do not hold become those that do; -1 and those read from another tensor stay."""
+    node = repair.node
+    sizes = node.kwargs.get("shape", node.kwargs.get("size", node.args[1:]))
+    flat = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    now = [repair.env[size] if isinstance(size, fx.Node) else size for size in flat]
+    if len(now) == 1 and isinstance(flat[0], fx.Node) and _sum_literals(repair, flat[0]):
+        return
+    if len(now) == 1 and isinstance(now[0], tuple):
+        now = list(now[0])
+        flat = now
+    wanted = repair.expected.shape
+    mended = [
+        old if value in (-1, want) else _in_proportion(repair, old, value, want)
+        for old, value, want in zip(flat, now, wanted, strict=True)
+    ]
+    repair.become(
+        node.op,
+        node.target,
+        (node.args[0], tuple(mended)) if node.op == "call_function" else (node.args[0], *mended),
+    )
+
+
+def _in_proportion(repair: Repair, size: Any, value: int, want: int) -> Any:
+    """A size that was computed (batch times heads, say) becomes a share of it, so that it follows the input's."""
+    if not isinstance(size, fx.Node) or value <= 0:
+        return want
+    graph, common = repair.graph.graph, math.gcd(value, want)
+    with graph.inserting_before(repair.node):
+        for function, number in ((operator.mul, want // common), (operator.floordiv, value // common)):
+            if number != 1:
+                size = graph.create_node("call_function", function, (size, number), name=f"{SHARE}{repair.node.name}")
+    return size
+
+
+def _sum_literals(repair: Repair, size: fx.Node) -> bool:
+    """Mend the literals of a shape that is another tensor's, with some put before or behind; whether that is enough."""
+    if size.target is not operator.add or len(size.users) > 1:
+        return False
+    parts: list[Any] = []
+    found: list[int] = []
+    for part in cast("tuple[Any, ...]", size.args):
+        sizes = repair.env[part] if isinstance(part, fx.Node) else part
+        wanted = repair.expected.shape[len(found) : len(found) + len(sizes)]
+        literal = tuple(old if old == -1 else want for old, want in zip(sizes, wanted, strict=True))
+        parts.append(part if isinstance(part, fx.Node) else literal)
+        found += sizes if isinstance(part, fx.Node) else literal
+    if any(have not in (-1, want) for have, want in zip(found, repair.expected.shape, strict=True)):
+        return False
+    size.args = tuple(parts)
+    repair.env[size] = torch.Size(found) if min(found) >= 0 else tuple(found)
+    return True
+
+
+@mends("unflatten", torch.unflatten, nn.Unflatten)
+def unflatten(repair: Repair) -> None:
+    """The sizes that the axis is split into."""
+    before, after = repair.old[repair.source.name].shape, repair.expected.shape
+    rank = len(after) - len(before) + 1
+    if repair.node.op == "call_module":
+        dim: Any = repair.graph.get_submodule(str(repair.node.target)).dim
+    else:
+        dim = repair.node.kwargs.get("dim", repair.node.args[1] if len(repair.node.args) > 1 else 0)
+    dim = int(dim) % len(before)
+    repair.become("call_method", "unflatten", (repair.source, dim, tuple(after[dim : dim + rank])))
+
+
+@mends("chunk", "split", "tensor_split", torch.chunk, torch.split, torch.tensor_split)
+def split_sizes(repair: Repair) -> None:
+    """Whatever way a tensor was split, the pieces get the sizes that they should have."""
+    args, kwargs = repair.arguments()
+    dim = int(kwargs.get("dim", args[2] if len(args) > 2 else 0))
+    sizes = [piece.shape[dim] for piece in repair.expected]
+    repair.become("call_function", torch.split, (repair.source, sizes, dim))
+
+
+@mends(F.pad, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+def pad_amounts(repair: Repair) -> None:
+    """Padding channels that went are padded no more."""
+    args, kwargs = repair.arguments()
+    _, amounts, mode = movement.pad_arguments(repair.graph, repair.node, args, kwargs)
+    stays = repair.masks(repair.old[repair.node.name])
+    flat: list[int] = []
+    for dim, (before, after) in amounts.items():
+        kept_after = int(stays[dim][len(stays[dim]) - after :].sum()) if after > 0 else after
+        flat += [int(stays[dim][:before].sum()) if before > 0 else before, kept_after]
+    if repair.node.op == "call_module":
+        value = getattr(repair.graph.get_submodule(str(repair.node.target)), "value", 0.0)
+    else:
+        value = kwargs.get("value", args[3] if len(args) > 3 else None)
+    repair.become("call_function", F.pad, (repair.source, flat, mode, value))
+
+
+@mends(torch._assert)
+def assertion(repair: Repair) -> None:
+    """What the model asserts of the number of channels held for the original."""
+    repair.become("call_function", torch._assert, (True, *repair.node.args[1:]))
+
+
+@mends(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def group_count(repair: Repair) -> None:
+    """A functional convolution names its number of groups."""
+    node = repair.node
+    transposed = "transpose" in str(getattr(node.target, "__name__", ""))
+    names = ["input", "weight", "bias", "stride", "padding"]
+    names += ["output_padding", "groups", "dilation"] if transposed else ["dilation", "groups"]
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    x, weight = repair.env[given["input"]], repair.env[given["weight"]]
+    axis = x.ndim - (weight.ndim - 2) - 1
+    channels = repair.expected.shape[axis] if transposed else x.shape[axis]
+    repair.become("call_function", node.target, (), given | {"groups": channels // weight.shape[1]})
