@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
@@ -97,6 +98,8 @@ def try_model(name: str, size: int) -> dict[str, Any]:
     model = build(name, size, example)
     graph, capture_s = timed(partial(fxprune.capture, model.get_submodule(path), example))
     found: dict[str, Any] = {"size": size, "rung": graph.meta["fxprune"]["rung"], "capture_s": capture_s}
+    if found["rung"] != "fx":
+        found["fx_fails"] = why_not_fx(model.get_submodule(path), example)
     coupling, found["couple_s"], found["unknown"] = coupled(graph)
     with torch.inference_mode():
         found["three_s"] = 3 * statistics.median([timed(partial(run, graph.eval(), example))[1] for _ in range(4)][1:])
@@ -122,6 +125,16 @@ def tried(name: str, size: int) -> dict[str, Any]:
         return try_model(name, size)
     except Exception as error:  # noqa: BLE001 - the table says why
         return {"failed": f"{type(error).__name__}: {error}"}
+
+
+def why_not_fx(model: nn.Module, example: Any) -> str:
+    """Why symbolic tracing does not get through a model: the error, and the line."""
+    try:
+        fxprune.capture(model, example, method="fx")
+    except fxprune.CaptureError as error:
+        line = str(error).splitlines()[1] if "\n" in str(error) else str(error)
+        return re.sub(r"/\S*/(?=site-packages/)", "", line.strip().removeprefix("fx: "))
+    return ""
 
 
 def coupled(graph: Any) -> tuple[Any, float, str]:
@@ -245,6 +258,9 @@ def write(results: Sequence[dict[str, Any]], folder: Path | None) -> None:
     page, data = (DOCS.parent, DOCS) if folder is None else (folder, folder)
     data.mkdir(parents=True, exist_ok=True)
     tables = [table(family, results).markdown() for family in FAMILIES if any_of(family, results)]
+    fails = [f"- {r['model']}: {r['fx_fails']}" for r in results if r.get("fx_fails")]
+    if fails:
+        tables += ["\n".join(["## Where symbolic tracing fails, and tracing with values does not", "", *fails, ""])]
     head = [f"# {HEADING}", "", summary(results), "", NOTE, "", environment(), ""]
     (page / "coverage.md").write_text("\n".join([*head, *tables]))
     (data / "coverage.json").write_text(json.dumps(results, indent=1) + "\n")
