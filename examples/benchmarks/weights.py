@@ -115,10 +115,11 @@ def calibrate(model: nn.Module, example: Any) -> None:
         model(*example)
     else:
         model(torch.cat([example, example.flip(-1), -example]))  # two samples are few where maps are small
+    generator = torch.Generator().manual_seed(0)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval().momentum = momentum
         mean, variance = norm.running_mean, norm.running_var
         if mean is not None and variance is not None:
-            noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(len(mean)))
-            mean += 0.1 * variance.sqrt() * noise
-            variance *= 1 + 0.1 * noise.clamp(-3, 3)
+            noise, other = torch.randn(2, *mean.shape, generator=generator)
+            mean += 0.02 * variance.sqrt() * noise
+            variance *= 1 + 0.02 * other.clamp(-3, 3)
