@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import os
 import traceback
 from pathlib import Path
 from types import FrameType
 
 import torch
 
-HOMES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))  # frames in these are not the user's
+HOMES = tuple(f"{Path(file).parent}{os.sep}" for file in (str(torch.__file__), __file__))  # not the user's
 _STATEMENTS = ("assert", "if ", "elif ", "while ", "return", "for ")
 
 
