@@ -86,12 +86,16 @@ def zero_inputs(model: nn.Module, readings: Sequence[tuple[str, list[int]]]) -> 
     left: dict[str, list[int]] = {}
     for name, channels in readings:
         layer = dict(model.named_modules()).get(name)
-        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and getattr(layer, "groups", 1) == 1:
-            size = layer.weight.shape[1]
-            present = left.setdefault(name, list(range(size)))
+        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            groups, width = getattr(layer, "groups", 1), layer.weight.shape[1]
+            if groups > 1 and width == 1:
+                continue  # depthwise: what it gives is read, and zeroed, further on
+            present = left.setdefault(name, list(range(groups * width)))
             gone = [present[channel] for channel in channels]
             left[name] = [channel for channel in present if channel not in set(gone)]
-            layer.weight.data[:, gone] = 0
+            weight = layer.weight.data.unflatten(0, (groups, -1))
+            for channel in gone:
+                weight[channel // width, :, channel % width] = 0
 
 
 def floats(output: Any) -> list[Tensor]:
