@@ -60,7 +60,7 @@ def new(ctx: Context, x: Labels, *size: Any, **kwargs: Any) -> Labels:
     """A new tensor of the given size: it has no channels of its own."""
     given = kwargs.get("size", size)
     shape = tuple(given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given)
-    return Labels(shape, value=torch.zeros(()).expand(shape) if ctx.node.target == "new_zeros" else None)
+    return Labels(shape, value=torch.zeros(shape) if ctx.node.target == "new_zeros" else None)
 
 
 @rule("new_full")
