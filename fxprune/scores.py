@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from fxprune.allocate import Allocate, Allocation, levels
 from fxprune.capture import ModelGraph, capture_around, settings_of
 from fxprune.coupling import Coupling, Exclude, Index, Site, analyse
 from fxprune.errors import PlanError
 from fxprune.plan import Plan, plan_of
 from fxprune.submodule import part_of
-from fxprune.tod import balanced, removed
 from fxprune.walk import Unknown
 
 FORMAT = 1
@@ -49,30 +49,34 @@ class Scores:
     balanced: tuple[tuple[str, ...], ...] = ()
     larger: tuple[tuple[str, ...], ...] = ()
 
-    def plan(self, alpha: float = 0.05, *, min_keep: int = 1, round_to: int = 1) -> Plan:
-        """The plan at level alpha: every group loses its lowest U-Scores for the largest ToD <= alpha.
+    def plan(
+        self, alpha: float = 0.05, *, allocate: str | Allocate = "tod", min_keep: int = 1, round_to: int = 1
+    ) -> Plan:
+        """The plan at level alpha: every unit goes whose level, by the allocation, is at most alpha.
 
         Args:
-            alpha: tolerance of difference, 0 <= alpha <= 1, shared by all groups.
+            alpha: the level, 0 <= alpha <= 1, shared by all groups; of "tod", the tolerance of difference.
+            allocate: "tod" (every group loses its lowest U-Scores for the largest ToD <= alpha), "uniform" (the same
+                share of every group), "global" (one ranking of all units), or a function (propose, protect, groups) ->
+                the lowest level at which each unit goes, inf where it never does.
             min_keep: the fewest units that a group keeps.
             round_to: the number of units that a group keeps is rounded up to a multiple of this.
         """
         if not 0 <= alpha <= 1:
             raise PlanError(f"alpha is {alpha}; it is a share of units and lies between 0 and 1")
+        keep = self.allocation(allocate, min_keep=min_keep, round_to=round_to).keep(alpha)
+        return plan_of(self.sites, keep, self.example, alpha, self.frozen, self.settings)
+
+    def allocation(self, allocate: str | Allocate = "tod", *, min_keep: int = 1, round_to: int = 1) -> Allocation:
+        """The level at which each unit goes, and what has to hold at every level; arguments as of `plan`."""
         if min_keep < 1 or round_to < 1:
             raise PlanError(f"min_keep is {min_keep} and round_to is {round_to}; both are at least 1")
-        keep = np.ones(len(self.propose), dtype=bool)
-        for _, start, end in self.groups:
-            part = slice(start, end)
-            gone = removed(self.propose[part], self.protect[part], alpha, min_keep=min_keep, round_to=round_to)
-            keep[start + gone] = False
-        for units in self.pieces:
-            if not keep[units].any():
-                keep[units[np.argmax(self.propose[units])]] = True
-        sites = {site.name: site.units for site in self.sites}
-        equal, larger = ([[sites[n] for n in names] for names in sets] for sets in (self.balanced, self.larger))
-        keep = balanced(keep, self.propose, equal, larger, round_to=round_to)
-        return plan_of(self.sites, keep, self.example, alpha, self.frozen, self.settings)
+        level = levels(allocate, self.propose, self.protect, self.groups)
+        units = {site.name: site.units for site in self.sites}
+        equal, larger = (
+            tuple(tuple(units[n] for n in names) for names in sets) for sets in (self.balanced, self.larger)
+        )
+        return Allocation(level, self.propose, self.groups, self.pieces, equal, larger, min_keep, round_to)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the scores as a compressed .npz of plain arrays; nothing in it is pickled."""

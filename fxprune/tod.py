@@ -1,4 +1,4 @@
-"""Tolerance of Difference: how many units a group loses at a level alpha (arXiv 2508.02291)."""
+"""Tolerance of Difference: how far two rankings of a group disagree (arXiv 2508.02291), and even widths."""
 
 from __future__ import annotations
 
@@ -73,26 +73,3 @@ def _bring_back(padded: Flags, propose: NDArray[np.float64], units: NDArray[np.i
     order = np.argsort(-propose[gone], kind="stable")
     kept = padded[units].sum() + np.cumsum(channels[order]) - channels[order]
     padded[gone[order[kept < count]]] = True
-
-
-def removed(
-    propose: NDArray[np.float64],
-    protect: NDArray[np.float64],
-    alpha: float,
-    *,
-    min_keep: int = 1,
-    round_to: int = 1,
-) -> NDArray[np.int64]:
-    """The units that a group loses: its k lowest by `propose`, for the largest k <= 0.99 n with ToD(k) <= alpha.
-
-    At least `min_keep` units stay, and the number that stays is rounded up to a multiple of `round_to`.
-
-    >>> removed(np.array([0.1, 0.2, 0.3, 0.4]), np.array([1.0, 2.0, 3.0, 4.0]), 0.0)
-    array([0, 1])
-    """
-    n = len(propose)
-    most = min(int(LARGEST_SHARE * n), n - min_keep)
-    allowed = np.flatnonzero(tod_curve(propose, protect)[: max(most, 0)] <= alpha + 1e-12) + 1
-    count = int(allowed[-1]) if len(allowed) else 0
-    stay = min(n, -(-(n - count) // round_to) * round_to)
-    return np.sort(np.argsort(propose, kind="stable")[: n - stay])

@@ -1,0 +1,121 @@
+"""Allocation: from scores to the level at which each unit goes, and from a level to the units that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.errors import PlanError
+from fxprune.tod import LARGEST_SHARE, Flags, balanced, ranks, tod_curve
+
+Scalars = NDArray[np.float64]
+Index = NDArray[np.int64]
+Groups = Sequence[tuple[str, int, int]]
+Allocate = Callable[[Scalars, Scalars, Groups], Scalars]
+EVEN = 1e-12  # levels that differ by less are one
+
+
+def tod(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
+    """The tolerance of difference, group by group (arXiv 2508.02291): the k-th unit goes at min ToD(j) over j >= k.
+
+    Only j <= 0.99 n count, and the units behind them never go.
+
+    >>> tod(np.array([0.1, 0.2, 0.3, 0.4]), np.array([1.0, 2.0, 4.0, 3.0]), [("conv", 0, 4)])
+    array([0.        , 0.        , 0.66666667,        inf])
+    """
+    level = np.full(len(propose), np.inf)
+    for _, start, end in groups:
+        most = int(LARGEST_SHARE * (end - start))
+        curve = tod_curve(propose[start:end], protect[start:end])[:most]
+        order = np.argsort(propose[start:end], kind="stable")[:most]
+        level[start + order] = np.minimum.accumulate(curve[::-1])[::-1]
+    return level
+
+
+def uniform(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
+    """The same share of every group: the k-th of n units goes at k / n.
+
+    >>> uniform(np.array([0.1, 0.4, 0.3, 0.2]), np.zeros(4), [("conv", 0, 4)])
+    array([0.25, 1.  , 0.75, 0.5 ])
+    """
+    level = np.full(len(propose), np.inf)
+    for _, start, end in groups:
+        level[start:end] = (ranks(propose[start:end]) + 1) / (end - start)
+    return level
+
+
+def over_all(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
+    """One ranking of the whole network, of the scores divided by their group's mean size: the k-th of n goes at k / n.
+
+    >>> over_all(np.array([1.0, 3.0, 10.0, 20.0]), np.zeros(4), [("a", 0, 2), ("b", 2, 4)])
+    array([0.25, 1.  , 0.5 , 0.75])
+    """
+    scaled = np.zeros(len(propose))
+    for _, start, end in groups:
+        mean = float(np.abs(propose[start:end]).mean())
+        scaled[start:end] = propose[start:end] / mean if mean > 0 else 1.0
+    return (ranks(scaled) + 1) / max(len(scaled), 1)
+
+
+ALLOCATIONS: dict[str, Allocate] = {"tod": tod, "uniform": uniform, "global": over_all}
+
+
+def levels(allocate: str | Allocate, propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
+    """The lowest level at which each unit goes, by a named allocation or one of the caller's.
+
+    Raises PlanError where there is none of that name, or what it gives is not one number a unit.
+    """
+    if isinstance(allocate, str) and allocate not in ALLOCATIONS:
+        raise PlanError(
+            f"allocate is {allocate!r}: it is one of {', '.join(ALLOCATIONS)}, or a function "
+            "(propose, protect, groups) -> levels"
+        )
+    function = ALLOCATIONS[allocate] if isinstance(allocate, str) else allocate
+    level = np.asarray(function(propose, protect, groups), dtype=np.float64)
+    if level.shape != propose.shape or np.isnan(level).any():
+        raise PlanError(
+            f"the allocation gives levels of shape {level.shape}, {int(np.isnan(level).sum())} of them nan, "
+            f"for {len(propose)} units: give one level a unit, inf where it never goes"
+        )
+    return level
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Allocation:
+    """The level of every unit, and what has to hold whatever the level.
+
+    A group keeps at least `min_keep` units, and a multiple of `round_to`. `pieces` are sets of units of which one at
+    least stays; `equal` and `larger` are what `balanced` takes. In a group those of lower level leave first, of equal
+    level those of lower `propose`.
+    """
+
+    level: Scalars
+    propose: Scalars
+    groups: Groups
+    pieces: tuple[Index, ...] = ()
+    equal: tuple[tuple[Index, ...], ...] = ()
+    larger: tuple[tuple[Index, ...], ...] = ()
+    min_keep: int = 1
+    round_to: int = 1
+
+    def keep(self, alpha: float) -> Flags:
+        """The units that stay at a level: one bool a unit."""
+        keep = np.ones(len(self.level), dtype=bool)
+        for _, start, end in self.groups:
+            level = self.level[start:end]
+            stay = max(int((level > alpha + EVEN).sum()), self.min_keep)
+            stay = min(end - start, -(-stay // self.round_to) * self.round_to)
+            order = np.lexsort((self.propose[start:end], level))
+            keep[start + order[: end - start - stay]] = False
+        return self.mended(keep)
+
+    def mended(self, keep: Flags) -> Flags:
+        """The units that stay once every piece has one, and every site as many as those that it is balanced with."""
+        keep = keep.copy()
+        for units in self.pieces:
+            if not keep[units].any():
+                keep[units[np.argmax(self.propose[units])]] = True
+        return balanced(keep, self.propose, self.equal, self.larger, round_to=self.round_to)
