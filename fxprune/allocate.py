@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +89,7 @@ class Allocation:
 
     A group keeps at least `min_keep` units, and a multiple of `round_to`. `pieces` are sets of units of which one at
     least stays; `equal` and `larger` are what `balanced` takes. In a group those of lower level leave first, of equal
-    level those of lower `propose`.
+    level those of lower `propose`. `groups` follow each other and hold all units.
     """
 
     level: Scalars
@@ -100,22 +100,45 @@ class Allocation:
     larger: tuple[tuple[Index, ...], ...] = ()
     min_keep: int = 1
     round_to: int = 1
+    sizes: Index = field(init=False)
+    order: Index = field(init=False)
+
+    def __post_init__(self) -> None:
+        sizes = np.array([end - start for _, start, end in self.groups], dtype=np.int64)
+        number = np.repeat(np.arange(len(sizes)), sizes)
+        object.__setattr__(self, "sizes", sizes)
+        object.__setattr__(self, "order", np.lexsort((self.propose, self.level, number)))
 
     def keep(self, alpha: float) -> Flags:
         """The units that stay at a level: one bool a unit."""
-        keep = np.ones(len(self.level), dtype=bool)
-        for _, start, end in self.groups:
-            level = self.level[start:end]
-            stay = max(int((level > alpha + EVEN).sum()), self.min_keep)
-            stay = min(end - start, -(-stay // self.round_to) * self.round_to)
-            order = np.lexsort((self.propose[start:end], level))
-            keep[start + order[: end - start - stay]] = False
-        return self.mended(keep)
+        return self.settled(self.level > alpha + EVEN)
 
-    def mended(self, keep: Flags) -> Flags:
-        """The units that stay once every piece has one, and every site as many as those that it is balanced with."""
-        keep = keep.copy()
+    def settled(self, keep: Flags) -> Flags:
+        """The units that stay once enough are brought back, those that left last first, that all holds."""
+        keep = self._rounded(keep)
         for units in self.pieces:
             if not keep[units].any():
                 keep[units[np.argmax(self.propose[units])]] = True
         return balanced(keep, self.propose, self.equal, self.larger, round_to=self.round_to)
+
+    def late(self) -> Scalars:
+        """How late in its group each unit leaves, as a share of the group: 1 the last."""
+        late = np.empty(len(self.order))
+        late[self.order] = (np.arange(len(self.order)) - self._before() + 1) / np.repeat(self.sizes, self.sizes)
+        return late
+
+    def _before(self) -> Index:
+        """The number of units in the groups before that of each unit."""
+        return np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes)
+
+    def _rounded(self, keep: Flags) -> Flags:
+        """The units that stay once each group keeps enough of them."""
+        gone = ~keep[self.order]
+        ends = np.cumsum(np.append(0, gone))[np.append(0, np.cumsum(self.sizes))]
+        stay = self.sizes - np.diff(ends)
+        wanted = -(-np.maximum(stay, self.min_keep) // self.round_to) * self.round_to
+        back = np.minimum(wanted, self.sizes) - stay
+        from_last = np.repeat(ends[1:], self.sizes) - np.cumsum(gone) + 1  # 1 at the unit of a group that left last
+        rounded = np.empty_like(keep)
+        rounded[self.order] = ~gone | (from_last <= np.repeat(back, self.sizes))
+        return rounded

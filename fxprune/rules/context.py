@@ -104,7 +104,7 @@ class Context(ABC):
         self.env: dict[fx.Node, Any] = {}
         self.node: fx.Node = next(iter(graph.graph.nodes))
         self._dynamic = _depend_on_inputs(graph)
-        self.owners = _owners(graph)
+        self.owners = owners_of(graph)
         self.by_heads = True  # of an attention grid, whole heads go; otherwise the same places of every head
 
     # -- what the two passes do differently ------------------------------------------------------------------------
@@ -384,7 +384,7 @@ def _depend_on_inputs(graph: fx.GraphModule) -> set[fx.Node]:
     return dynamic
 
 
-def _owners(graph: nn.Module) -> dict[str, str]:
+def owners_of(graph: nn.Module) -> dict[str, str]:
     """Every name of every parameter and buffer -> the first name of the same tensor."""
     first: dict[int, str] = {}
     named = (*graph.named_parameters(remove_duplicate=False), *graph.named_buffers(remove_duplicate=False))

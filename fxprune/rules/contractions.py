@@ -42,7 +42,7 @@ def addmm(ctx: Context, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> La
 def einsum(ctx: Context, equation: str, *operands: Any) -> Labels:
     """Axes of one letter are tied; a letter that the output lacks is read, the others go through."""
     inputs = list(operands[0]) if isinstance(operands[0], (tuple, list)) else list(operands)
-    terms, output = _terms(equation, inputs)
+    terms, output = terms_of(equation, inputs)
     return contract(ctx, terms, inputs, output)
 
 
@@ -124,7 +124,7 @@ def _read(
     ctx.read(x, dim, slices[:, 0], across=slices if slices.shape[1] > 1 else None)
 
 
-def _terms(equation: str, inputs: list[Labels]) -> tuple[list[str], str]:
+def terms_of(equation: str, inputs: list[Labels]) -> tuple[list[str], str]:
     """The letters of every input's axes and of the output's, with an ellipsis or an implicit output spelled out."""
     left, arrow, output = equation.replace(" ", "").partition("->")
     terms = left.split(",")

@@ -1,0 +1,176 @@
+"""Products of widths: how many channels stay along axes of tensors under any plan, and what follows from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from fxprune.coupling import Coupling
+from fxprune.labels import Labels
+from fxprune.rules.context import Slot
+
+Index = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+Axes = tuple[int, ...]  # the numbers of the widths of the axes of one tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Widths:
+    """The sizes of axes as functions of a plan: width i is `fixed[i]` and one for each of its units that stays.
+
+    The units of width i are `units[starts[i] : starts[i + 1]]`.
+    """
+
+    fixed: Index
+    units: Index
+    starts: Index
+
+    def under(self, keep: Flags) -> Index:
+        """All widths where the units `keep` stay.
+
+        >>> Widths(np.array([1, 2]), np.array([0, 0, 1]), np.array([0, 0, 3])).under(np.array([True, False]))
+        array([1, 4])
+        """
+        ones = np.ones(len(self.units), dtype=np.int64)
+        table = csr_array((ones, self.units, self.starts), shape=(len(self.fixed), len(keep)))
+        under: Index = self.fixed + table @ keep.astype(np.int64)
+        return under
+
+    def arrays(self) -> dict[str, Index]:
+        """The numbers, as arrays by their names."""
+        return {"fixed": self.fixed, "units": self.units, "starts": self.starts}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, Index]) -> Widths:
+        """The widths that `arrays` were taken from."""
+        return cls(arrays["fixed"], arrays["units"], arrays["starts"])
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A factor times the widths of some axes; nothing, where all of the axes `vanishing` have one index left."""
+
+    factor: int
+    axes: Axes = ()
+    vanishing: Axes = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Products:
+    """Many products: their factors, (products, n) numbers of their axes, and of those that they vanish with (-1: none).
+
+    Rows are filled up with the width of size 1, which is the first.
+    """
+
+    factor: Index
+    axes: Index
+    vanishing: Index
+
+    def of(self, widths: Index) -> Index:
+        """The numbers under some widths.
+
+        >>> Products(np.array([9, 1]), np.array([[1, 2], [3, 0]]), np.array([[-1], [0]])).of(np.array([1, 3, 8, 5]))
+        array([216,   0])
+        """
+        numbers = self.factor * widths[self.axes].prod(1)
+        gone = (self.vanishing >= 0).any(1) & ((self.vanishing < 0) | (widths[self.vanishing] == 1)).all(1)
+        result: Index = np.where(gone, 0, numbers)
+        return result
+
+    def arrays(self, name: str) -> dict[str, Index]:
+        """The numbers, as arrays whose names begin with `name`."""
+        return {f"{name}_factor": self.factor, f"{name}_axes": self.axes, f"{name}_vanishing": self.vanishing}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, Index], name: str) -> Products:
+        """The products that `arrays` were taken from."""
+        return cls(arrays[f"{name}_factor"], arrays[f"{name}_axes"], arrays[f"{name}_vanishing"])
+
+
+def products(rows: Sequence[Product]) -> Products:
+    """The products in arrays."""
+    factor = np.array([row.factor for row in rows], dtype=np.int64)
+    return Products(factor, _table([row.axes for row in rows], 0), _table([row.vanishing for row in rows], -1))
+
+
+def _table(rows: Sequence[Axes], fill: int) -> Index:
+    table = np.full((len(rows), max(map(len, rows), default=0)), fill, dtype=np.int64)
+    for row, numbers in enumerate(rows):
+        table[row, : len(numbers)] = numbers
+    return table
+
+
+@dataclass(slots=True)
+class Ruler:
+    """Gives the axes of a coupled graph's tensors their widths, equal ones the same; the first has size 1."""
+
+    coupling: Coupling
+    known: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    found: list[tuple[int, Index]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._width(np.full(1, -1, dtype=np.int64))
+
+    def widths(self) -> Widths:
+        """All widths that were given so far."""
+        units = [units for _, units in self.found]
+        starts = np.cumsum([0, *map(len, units)])
+        fixed = np.array([fixed for fixed, _ in self.found], dtype=np.int64)
+        return Widths(fixed, np.concatenate(units).astype(np.int64), starts.astype(np.int64))
+
+    def parameter(self, owner: str, shape: Iterable[int]) -> Axes:
+        """The axes of a parameter."""
+        return tuple(self._slot(Slot(owner, axis), size) for axis, size in enumerate(shape))
+
+    def tensor(self, x: Labels) -> Axes:
+        """The axes of an activation."""
+        return tuple(self._axis(x, axis) for axis in range(x.ndim))
+
+    def size(self, axes: Axes) -> int:
+        """The product of the original sizes of some axes."""
+        return math.prod(self.found[axis][0] + len(self.found[axis][1]) for axis in axes)
+
+    def product(self, axes: Axes, factor: int = 1, vanishing: Axes = ()) -> Product:
+        """A product in which the axes that never change are a part of the factor."""
+        fixed = tuple(axis for axis in axes if not self.changes(axis))
+        free = tuple(axis for axis in axes if self.changes(axis))
+        return Product(factor * self.size(fixed), free, vanishing if any(map(self.changes, vanishing)) else ())
+
+    def changes(self, axis: int) -> bool:
+        """Whether a plan can change a width."""
+        return len(self.found[axis][1]) > 0
+
+    def _slot(self, slot: Slot, size: int) -> int:
+        if slot not in self.coupling.slots:
+            return self._width(np.full(size, -1, dtype=np.int64))
+        start, size = self.coupling.slots[slot]
+        return self._width(self.coupling.unit_of[start : start + size])
+
+    def _axis(self, x: Labels, axis: int) -> int:
+        """An index leaves with the one unit that its whole slice belongs to; a slice of several units stays."""
+        units = np.full(x.shape[axis], -1, dtype=np.int64)
+        for plane in x.along(axis):
+            if plane.ragged and axis == x.ndim - 1:
+                return self._width(self._units(plane.columns[0])[0])
+            slices = self._units(plane.core.movedim(axis, 0).reshape(x.shape[axis], -1))
+            low, high = slices.min(1, initial=np.iinfo(np.int64).max), slices.max(1, initial=-1)
+            units = np.where(low == high, low, units)
+        return self._width(units)
+
+    def _units(self, labels: Tensor) -> Index:
+        numbers = labels.numpy().astype(np.int64)
+        return np.append(self.coupling.unit_of, -1)[np.where(numbers < 0, -1, numbers)]
+
+    def _width(self, units: Index) -> int:
+        free = np.sort(units[units >= 0])
+        key = (len(units) - len(free), free.tobytes())
+        if key not in self.known:
+            self.known[key] = len(self.found)
+            self.found.append((key[0], free))
+        return self.known[key]
