@@ -13,7 +13,7 @@ from fxprune.errors import (
     UnsupportedOpError,
     VerificationError,
 )
-from fxprune.plan import Plan
+from fxprune.plan import Budget, Plan
 from fxprune.report import Report, report
 from fxprune.scores import Scores
 from fxprune.scoring import score
@@ -22,7 +22,7 @@ from fxprune.verify import verify
 __version__ = "0.1.0"
 
 __all__ = [
-    "CalibrationError", "CaptureError", "Coupling", "FxpruneError", "FxpruneWarning", "Group", "Plan", "PlanError",
-    "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError", "VerificationError", "apply", "capture",
-    "compress", "couple", "report", "score", "verify",
+    "Budget", "CalibrationError", "CaptureError", "Coupling", "FxpruneError", "FxpruneWarning", "Group", "Plan",
+    "PlanError", "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError", "VerificationError", "apply",
+    "capture", "compress", "couple", "report", "score", "verify",
 ]  # fmt: skip

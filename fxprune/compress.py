@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.allocate import Allocate
 from fxprune.batches import Classes, Unpack
+from fxprune.budgets import given
 from fxprune.capture import ModelGraph, capture_as, example_of
 from fxprune.cost import macs, parameters
 from fxprune.coupling import EXCLUDED, Coupling, Exclude
@@ -21,17 +23,26 @@ from fxprune.objective import Loss
 from fxprune.plan import Plan, coupling_of, kept_units
 from fxprune.report import Report, frozen_reports, group_reports, report
 from fxprune.rewrite import rewrite
+from fxprune.rounds import Asked, Fit, in_rounds
 from fxprune.scoring import score
 from fxprune.submodule import Run, name_of, part_of, with_captured_part, with_part
+from fxprune.tod import Flags
 from fxprune.verify import verify as prove
 from fxprune.walk import Unknown
+
+Planned = tuple[ModelGraph, Coupling, Flags]
 
 
 def compress(
     model: nn.Module,
     loader: Iterable[Any],
-    alpha: float = 0.05,
+    alpha: float | None = None,
     *,
+    params: float | None = None,
+    macs: float | None = None,
+    latency: float | None = None,
+    allocate: str | Allocate = "tod",
+    rounds: int = 1,
     loss: Loss | None = None,
     exclude: Exclude = (),
     unknown: Unknown = "error",
@@ -49,12 +60,16 @@ def compress(
     run: Run | None = None,
     **scoring: Any,
 ) -> nn.Module:
-    """A physically smaller model that equals `model` with its least useful units zeroed, made in one pass.
+    """A physically smaller model that equals `model` with its least useful units zeroed.
 
     Args:
         model: a trained model; it comes back untouched in every respect.
         loader: a small labelled calibration loader, see `score`.
-        alpha: tolerance of difference between what proposes units and what protects them; 0 prunes least, 1 most.
+        alpha: tolerance of difference between what proposes units and what protects them; 0 prunes least, 1 most. 0.05
+            where no budget is given either.
+        params, macs, latency: budgets, as shares of what the original has, of which one may stand in place of alpha.
+        allocate: how a level becomes widths, see `Scores.plan`.
+        rounds: how often to score and prune. A budget is gone for in equal factors; alpha holds for each round anew.
         loss, unpack, classes, seed, device, progress, run, scoring: see `score`.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
         unknown: "error", or "freeze" to keep what an operation without a rule touches.
@@ -71,16 +86,30 @@ def compress(
     Raises:
         FxpruneError: one of its children, from the stage that failed; see the stages.
     """
+    asked: Asked = {"alpha": alpha, "params": params, "macs": macs, "latency": latency}
+    given(**asked)
+
+    def one(model: nn.Module, asked: Asked, fit: Fit) -> nn.Module:
+        whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
+        scores = score(
+            whole, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim, unpack=unpack,
+            classes=classes, seed=seed, device=device, progress=progress, submodule=submodule, run=run, **scoring,
+        )  # fmt: skip
+        scores = scores if latency is None else scores.with_latency(whole)
+        plan = fit(scores.plan(**asked, allocate=allocate, min_keep=min_keep, round_to=round_to))
+        small = apply(whole, plan)
+        if verify:
+            example: Any = example_of(part_of(whole, submodule))  # type: ignore[arg-type]
+            _note_error(small, prove(whole, plan, small, example), submodule)
+        return small
+
     whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
-    graph: Any = part_of(whole, submodule)
-    scores = score(
-        whole, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim, unpack=unpack,
-        classes=classes, seed=seed, device=device, progress=progress, submodule=submodule, run=run, **scoring,
-    )  # fmt: skip
-    plan = scores.plan(alpha, min_keep=min_keep, round_to=round_to)
-    small = apply(whole, plan)
-    if verify:
-        _note_error(small, prove(whole, plan, small, example_of(graph)), submodule)
+    if rounds == 1:
+        small = one(whole, asked, lambda plan: plan)
+    else:
+        outcome = in_rounds(whole, submodule, one, asked, rounds)
+        small = outcome.small
+        _note(whole, small, outcome.plan, _planned(whole, outcome.plan), outcome.error)
     warn_if_unpruned(part_of(small, submodule))
     return small
 
@@ -93,18 +122,28 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         RewriteError: the graph cannot be rewritten.
     """
     with undisturbed():
-        part = part_of(model, plan.submodule)
-        example = from_json(plan.example, device=device_of(part))
-        graph = capture_as(plan.settings, part, example)
-        coupling = coupling_of(graph, plan)
-        keep = kept_units(plan, coupling)
-        small = rewrite(graph, coupling, keep)
-        whole = with_part(model, plan.submodule, small)
-        notes = _report(graph, coupling, plan, small, keep)
-        if plan.submodule:
-            notes = replace(notes, model=name_of(model, plan.submodule), whole=(parameters(model), parameters(whole)))
-        small.meta["fxprune"] = {"plan": plan, "report": notes}
-    return whole
+        planned = _planned(model, plan)
+        small = with_part(model, plan.submodule, rewrite(*planned))
+        _note(model, small, plan, planned)
+    return small
+
+
+def _planned(model: nn.Module, plan: Plan) -> Planned:
+    """The graph that a plan is for, its coupling, and the units that stay."""
+    part = part_of(model, plan.submodule)
+    graph = capture_as(plan.settings, part, from_json(plan.example, device=device_of(part)))
+    coupling = coupling_of(graph, plan)
+    return graph, coupling, kept_units(plan, coupling)
+
+
+def _note(model: nn.Module, small: nn.Module, plan: Plan, planned: Planned, error: float | None = None) -> None:
+    """Put the plan that leads from `model` to `small`, and its report, into `small`."""
+    graph, coupling, keep = planned
+    part: Any = part_of(small, plan.submodule)
+    notes = replace(_report(graph, coupling, plan, part, keep), error=error)
+    if plan.submodule:
+        notes = replace(notes, model=name_of(model, plan.submodule), whole=(parameters(model), parameters(small)))
+    part.meta["fxprune"] = {"plan": plan, "report": notes}
 
 
 def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph, keep: Any) -> Report:
@@ -113,7 +152,7 @@ def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph
         type(graph).__name__, plan.alpha,
         parameters(graph), parameters(small), macs(graph, example), macs(small, example), None,
         group_reports(coupling, keep, frozen.get(EXCLUDED, ())), frozen_reports(frozen),
-        captured=graph.meta["fxprune"]["rung"],
+        captured=graph.meta["fxprune"]["rung"], budget=plan.budget,
     )  # fmt: skip
 
 
@@ -130,7 +169,7 @@ def warn_if_unpruned(small: nn.Module) -> None:
             "; ".join(f"{', '.join(f.sites[:3])}: {f.reason}" for f in notes.frozen) or "it has no layers with channels"
         )
         warnings.warn(f"nothing in {notes.model} can be pruned: {reasons}", FxpruneWarning, stacklevel=3)
-    elif all(group.before == group.after for group in notes.groups):
+    elif notes.budget is None and all(group.before == group.after for group in notes.groups):
         warnings.warn(
             f"nothing was pruned from {notes.model} at alpha {notes.alpha}: no group has units that are low by U-Score "
             "without being high by R-Score; raise alpha",

@@ -73,7 +73,7 @@ class _NodeByNode(fx.Interpreter):
 
 
 @contextmanager
-def _counting(model: nn.Module) -> Iterator[FlopCounterMode]:
+def _counting(model: Any) -> Iterator[FlopCounterMode]:
     """Count the flops of what runs inside, in eval mode."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with (

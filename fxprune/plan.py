@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,27 @@ from fxprune.errors import PlanError
 FORMAT = 1
 
 
+BUDGETS = {"params": "parameters", "macs": "MACs", "latency": "latency"}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A share of the original's parameters ("params"), MACs ("macs") or latency that a plan was asked to keep to.
+
+    `achieved` is what it costs: exact for parameters and MACs, an estimate for latency.
+
+    >>> print(Budget("macs", 0.5, 0.4971))
+    asked for 50.0% of the MACs, achieved 49.7%
+    """
+
+    of: str
+    asked: float
+    achieved: float
+
+    def __str__(self) -> str:
+        return f"asked for {self.asked:.1%} of the {BUDGETS[self.of]}, achieved {self.achieved:.1%}"
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The channels that stay, site by site.
@@ -26,7 +47,7 @@ class Plan:
     `keep` maps a site (a layer's module path, or a raw parameter's name) to the indices of its channels that stay;
     `widths` to the number that it has. `example` describes the batch that capture needs (see `Plan.save`), and
     `alpha` is the level that the plan was made at, or None. `frozen` says why some layers were left whole, and
-    `settings` how the model was captured and coupled.
+    `settings` how the model was captured and coupled. `budget` is what was asked for in place of a level, if it was.
 
     >>> plan = Plan({"0": (0, 2)}, {"0": 3}, [{"tensor": [2, 4], "dtype": "float32"}], alpha=0.05)
     >>> print(plan)
@@ -40,6 +61,7 @@ class Plan:
     alpha: float | None = None
     frozen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    budget: Budget | None = None
 
     @property
     def submodule(self) -> str:
@@ -49,6 +71,7 @@ class Plan:
     def __str__(self) -> str:
         level = "" if self.alpha is None else f" at alpha {self.alpha:g}"
         total, stay = sum(self.widths.values()), sum(len(kept) for kept in self.keep.values())
+        level += "" if self.budget is None else f" ({self.budget})"
         lines = [f"plan{level}: {stay} of {total} channels stay"]
         return "\n".join(lines + [f"  {site}: {len(kept)} of {self.widths[site]}" for site, kept in self.keep.items()])
 
@@ -56,6 +79,7 @@ class Plan:
         """Write the plan as JSON: format, alpha, the example's names, shapes and dtypes, and each site's channels."""
         sites = {site: {"of": self.widths[site], "keep": list(kept)} for site, kept in self.keep.items()}
         content = {"fxprune_plan": FORMAT, "alpha": self.alpha, "example": self.example, "frozen": self.frozen}
+        content |= {"budget": None if self.budget is None else asdict(self.budget)}
         content |= {"settings": dict(self.settings), "sites": sites}
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -73,7 +97,8 @@ class Plan:
             keep = {name: kept for name, (_, kept) in sites.items()}
             widths = {name: width for name, (width, _) in sites.items()}
             frozen = {str(reason): tuple(map(str, names)) for reason, names in content["frozen"].items()}
-            return cls(keep, widths, content["example"], alpha, frozen, content["settings"])
+            budget = Budget(**content["budget"]) if content.get("budget") else None
+            return cls(keep, widths, content["example"], alpha, frozen, content["settings"], budget)
         except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
             raise PlanError(f"{path} is not a plan that Plan.save wrote ({type(error).__name__}: {error})") from error
 
@@ -99,11 +124,12 @@ def plan_of(
     alpha: float | None,
     frozen: Mapping[str, tuple[str, ...]],
     settings: Mapping[str, Any],
+    budget: Budget | None = None,
 ) -> Plan:
     """The plan that keeps the units `keep` (one bool a unit); sites that lose nothing are listed whole."""
     padded = np.append(keep, True)
     kept = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in sites}
-    return Plan(kept, {site.name: site.width for site in sites}, example, alpha, frozen, settings)
+    return Plan(kept, {site.name: site.width for site in sites}, example, alpha, frozen, settings, budget)
 
 
 def coupling_of(graph: ModelGraph, plan: Plan) -> Coupling:

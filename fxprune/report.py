@@ -15,6 +15,7 @@ from torch import nn
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError
+from fxprune.plan import Budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Report:
 
     `captured` is the way by which the model became a graph: "fx", "values" or "export". `error` is verify's figure, or
     None where verify did not run. `whole` are the parameters of the whole model before and after, where only a part of
-    it was pruned: then everything else is about that part.
+    it was pruned: then everything else is about that part. `budget` is what was asked for in place of alpha.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Report:
     frozen: tuple[FrozenReport, ...]
     whole: tuple[int, int] | None = None
     captured: str = "fx"
+    budget: Budget | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists and numbers."""
@@ -72,6 +74,7 @@ class Report:
 
     def __rich_console__(self, console: Console, options: Any) -> Any:
         yield self._summary()
+        yield from [] if self.budget is None else [str(self.budget)]
         yield self._widths()
         for frozen in self.frozen:
             names = ", ".join(frozen.sites[:6]) + (", ..." if len(frozen.sites) > 6 else "")

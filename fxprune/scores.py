@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fxprune.allocate import Allocate, Allocation, levels
-from fxprune.capture import ModelGraph, capture_around, settings_of
+from fxprune.budgets import Cost, given, meet, remedies
+from fxprune.capture import ModelGraph, capture_around, capture_as, settings_of
+from fxprune.costing import Costs, costs_of
 from fxprune.coupling import Coupling, Exclude, Index, Site, analyse
-from fxprune.errors import PlanError
-from fxprune.plan import Plan, plan_of
+from fxprune.errors import FxpruneWarning, PlanError
+from fxprune.example import from_json
+from fxprune.isolation import device_of
+from fxprune.latency import Latency, measure
+from fxprune.plan import Budget, Plan, coupling_of, plan_of
 from fxprune.submodule import part_of
 from fxprune.walk import Unknown
 
-FORMAT = 1
+FORMAT = 2
 Scalars = NDArray[np.float64]
 
 
@@ -34,7 +40,8 @@ class Scores:
     groups, `sites` the layers with the unit of each channel, `pieces` sets of units of which one at least has
     to stay. `frozen` says why some layers stay whole, `settings` how the model was captured and coupled, and `about`
     how the scores were made. `balanced` are sets of sites that keep the same number of channels each, and
-    `larger` pairs of which the first keeps more than the second.
+    `larger` pairs of which the first keeps more than the second. `costs` says what the model costs under any plan, and
+    `times`, from `with_latency`, how long it takes.
     """
 
     propose: Scalars
@@ -48,24 +55,67 @@ class Scores:
     about: Mapping[str, Any] = field(default_factory=dict)
     balanced: tuple[tuple[str, ...], ...] = ()
     larger: tuple[tuple[str, ...], ...] = ()
+    costs: Costs | None = None
+    times: Latency | None = None
 
     def plan(
-        self, alpha: float = 0.05, *, allocate: str | Allocate = "tod", min_keep: int = 1, round_to: int = 1
+        self,
+        alpha: float | None = None,
+        *,
+        params: float | None = None,
+        macs: float | None = None,
+        latency: float | None = None,
+        allocate: str | Allocate = "tod",
+        min_keep: int = 1,
+        round_to: int = 1,
     ) -> Plan:
-        """The plan at level alpha: every unit goes whose level, by the allocation, is at most alpha.
+        """The plan at level alpha, or at the lowest level that keeps to a budget.
+
+        Every unit goes whose level, by the allocation, is at most alpha. A budget is met from below, within 1 % of it
+        where single units are that small: units come back to a level that lies further below.
 
         Args:
-            alpha: the level, 0 <= alpha <= 1, shared by all groups; of "tod", the tolerance of difference.
+            alpha: the level, 0 <= alpha <= 1, shared by all groups; of "tod", the tolerance of difference. 0.05 where
+                nothing else is given either.
+            params: the share of the parameters to keep, 0 < params <= 1; exact.
+            macs: the share of the multiply-accumulates to keep; exact.
+            latency: the share of the time to keep, as estimated from the times that `with_latency` took.
             allocate: "tod" (every group loses its lowest U-Scores for the largest ToD <= alpha), "uniform" (the same
                 share of every group), "global" (one ranking of all units), or a function (propose, protect, groups) ->
                 the lowest level at which each unit goes, inf where it never does.
             min_keep: the fewest units that a group keeps.
             round_to: the number of units that a group keeps is rounded up to a multiple of this.
+
+        Raises:
+            PlanError: several of alpha and the budgets are given, or the budget is below all that can be reached.
         """
-        if not 0 <= alpha <= 1:
-            raise PlanError(f"alpha is {alpha}; it is a share of units and lies between 0 and 1")
-        keep = self.allocation(allocate, min_keep=min_keep, round_to=round_to).keep(alpha)
-        return plan_of(self.sites, keep, self.example, alpha, self.frozen, self.settings)
+        what, value = given(alpha=alpha, params=params, macs=macs, latency=latency) or ("alpha", 0.05)
+        allocation = self.allocation(allocate, min_keep=min_keep, round_to=round_to)
+        if what == "alpha":
+            return plan_of(self.sites, allocation.keep(value), self.example, value, self.frozen, self.settings)
+        found = meet(allocation, self._cost(what), value, what, remedies(allocate, allocation, self.settings))
+        budget = Budget(what, value, found.achieved)
+        return plan_of(self.sites, found.keep, self.example, found.level, self.frozen, self.settings, budget)
+
+    def with_latency(self, model: nn.Module, example: Any = None, *, repeats: int = 20) -> Scores:
+        """These scores, with a table of the times of the model's nodes for `plan(latency=...)`.
+
+        Every node is timed at five widths on the device where the model is. The estimate adds the nodes up, on straight
+        lines between their widths, and a rest so that it is right for the whole model.
+
+        Args:
+            model: the model that the scores are of.
+            example: the batch to run, as the model (or its part) takes it; the two samples of scoring by default.
+            repeats: runs of which the median is taken.
+        """
+        part = part_of(model, str(self.settings.get("submodule", "")))
+        graph = capture_as(self.settings, part, from_json(self.example, device=device_of(part)))
+        coupling = coupling_of(graph, self.plan(0))
+        if [(s.name, s.units.tolist()) for s in coupling.sites] != [(s.name, s.units.tolist()) for s in self.sites]:
+            raise PlanError(
+                f"the scores are not of {type(model).__name__}: score it, or give the model that was scored"
+            )
+        return replace(self, times=measure(graph, coupling, self.allocation("uniform"), example, repeats=repeats))
 
     def allocation(self, allocate: str | Allocate = "tod", *, min_keep: int = 1, round_to: int = 1) -> Allocation:
         """The level at which each unit goes, and what has to hold at every level; arguments as of `plan`."""
@@ -77,6 +127,19 @@ class Scores:
             tuple(tuple(units[n] for n in names) for names in sets) for sets in (self.balanced, self.larger)
         )
         return Allocation(level, self.propose, self.groups, self.pieces, equal, larger, min_keep, round_to)
+
+    def _cost(self, what: str) -> Cost:
+        """What a budget of one kind is a share of, as a function of the units that stay."""
+        if what == "latency":
+            if self.times is None:
+                raise PlanError("latency is given, but no times were taken: scores = scores.with_latency(model) first")
+            return self.times.estimate
+        if self.costs is None:
+            raise PlanError(f"{what} is given, but these scores do not know what the model costs: score it again")
+        if what == "macs" and self.costs.inexact:
+            names = ", ".join(self.costs.inexact)
+            warnings.warn(f"the MACs of {names} count as if no plan changed them", FxpruneWarning, stacklevel=3)
+        return self.costs.parameters if what == "params" else self.costs.macs
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the scores as a compressed .npz of plain arrays; nothing in it is pickled."""
@@ -91,9 +154,13 @@ class Scores:
             "about": self.about,
             "balanced": self.balanced,
             "larger": self.larger,
+            "costs": self.costs and {"samples": self.costs.samples, "inexact": self.costs.inexact},
+            "times": self.times and {"rest": self.times.rest, "device": self.times.device},
         }
         arrays: dict[str, Any] = {f"site{i}": site.units for i, site in enumerate(self.sites)}
         arrays |= {f"piece{i}": units for i, units in enumerate(self.pieces)}
+        arrays |= _named("costs", self.costs.arrays() if self.costs else {})
+        arrays |= _named("times", self.times.arrays() if self.times else {})
         text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
         with Path(path).open("wb") as file:
             np.savez_compressed(file, header=text, propose=self.propose, protect=self.protect, **arrays)
@@ -113,8 +180,10 @@ class Scores:
                 groups = tuple((str(name), int(start), int(end)) for name, start, end in header["groups"])
                 scores = content["propose"], content["protect"]
                 rest = header["example"], _names(header["frozen"]), header["settings"], header["about"]
-                sets = (tuple(map(tuple, header.get(name, ()))) for name in ("balanced", "larger"))
-                return cls(*scores, groups, sites, pieces, *rest, *sets)
+                balanced, larger = (tuple(map(tuple, header[name])) for name in ("balanced", "larger"))
+                costs = header["costs"] and Costs.of_arrays(_part(content, "costs"), **header["costs"])
+                times = header["times"] and Latency.of_arrays(_part(content, "times"), **header["times"])
+                return cls(*scores, groups, sites, pieces, *rest, balanced, larger, costs, times)
         except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise PlanError(
                 f"{path} is not a score file that Scores.save wrote ({type(error).__name__}: {error})"
@@ -154,8 +223,17 @@ def scores_of(
     example, frozen = graph.meta["fxprune"]["example"], coupling.frozen()
     return Scores(
         *scores, groups, coupling.sites, coupling.pieces, example, frozen, settings, about, coupling.balanced,
-        coupling.larger,
+        coupling.larger, costs_of(graph, coupling),
     )  # fmt: skip
+
+
+def _named(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}_{name}": array for name, array in arrays.items()}
+
+
+def _part(content: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The arrays that `_named` gave their names."""
+    return {name.removeprefix(f"{prefix}_"): content[name] for name in content if name.startswith(f"{prefix}_")}
 
 
 def _names(frozen: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:

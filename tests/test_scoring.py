@@ -439,7 +439,7 @@ def test_an_archive_of_something_else(tmp_path: Path) -> None:
 def test_scores_of_a_later_format(tmp_path: Path) -> None:
     header = np.frombuffer(b'{"fxprune_scores": 99}', dtype=np.uint8)
     np.savez(tmp_path / "scores.npz", header=header)
-    with pytest.raises(PlanError, match="has score format 99, this fxprune reads 1: update it"):
+    with pytest.raises(PlanError, match="has score format 99, this fxprune reads 2: update it"):
         fxprune.Scores.load(tmp_path / "scores.npz")
 
 

@@ -1,0 +1,108 @@
+"""Budgets: the level at which a plan costs a given share of the original, and not more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fxprune.allocate import Allocate, Allocation
+from fxprune.errors import PlanError
+from fxprune.plan import BUDGETS
+from fxprune.tod import Flags
+
+Cost = Callable[[Flags], float]
+TOLERANCE = 0.01  # of the budget, that may be left unspent
+NOTHING = -1.0  # the level at which every unit stays
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """The units that stay within a budget, the share of the original that they cost, and the level."""
+
+    keep: Flags
+    achieved: float
+    level: float | None
+
+
+def meet(allocation: Allocation, cost: Cost, share: float, what: str, remedies: Iterable[str]) -> Found:
+    """The lowest level at which what stays costs at most `share` of the whole, found by bisection.
+
+    Where more than 1 % of the budget is left there, units come back that the level before would have kept: those that
+    left last, as a share of their group, first.
+
+    Raises PlanError where no level costs so little; `remedies` say what would.
+    """
+    steps = allocation.level[allocation.level <= 1]
+    levels = np.unique(np.append(steps, NOTHING))
+    whole = cost(np.ones(len(allocation.level), dtype=bool))
+    limit = share * whole
+    least = cost(allocation.keep(float(levels[-1]))) / max(whole, 1e-300)
+    if least * whole > limit:
+        raise PlanError(
+            f"{what}={share:g} asks for {share:.1%} of the {BUDGETS[what]}, but {least:.1%} is the least that can be "
+            f"reached in one pass: {' or '.join(remedies)}"
+        )
+    low, high = -1, len(levels) - 1  # too dear, and within the budget
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(allocation.keep(float(levels[middle]))) <= limit else (middle, high)
+    keep = allocation.keep(float(levels[high]))
+    if low >= 0:
+        keep = _filled(allocation, cost, limit, keep, allocation.keep(float(levels[low])))
+    level = None if high == 0 else float(max(levels[high], 0))
+    return Found(keep, cost(keep) / max(whole, 1e-300), level)
+
+
+def _filled(allocation: Allocation, cost: Cost, limit: float, keep: Flags, before: Flags) -> Flags:
+    """The units `keep`, and as many of those `before` as the limit lets come back, until less than 1 % of it is left.
+
+    As long as each fits, they come back in their order; one that does not is passed over.
+    """
+    waiting = np.flatnonzero(before & ~keep)
+    waiting = waiting[np.argsort(-allocation.late()[waiting], kind="stable")]
+
+    def with_first(count: int) -> Flags:
+        back = keep.copy()
+        back[waiting[:count]] = True
+        return allocation.settled(back)
+
+    while len(waiting) and cost(keep) < (1 - TOLERANCE) * limit:
+        fits, fails = 0, len(waiting) + 1
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            fits, fails = (middle, fails) if cost(with_first(middle)) <= limit else (fits, middle)
+        keep, waiting = with_first(fits), waiting[fits + 1 :]
+        waiting = waiting[~keep[waiting]]
+    return keep
+
+
+def remedies(allocate: str | Allocate, allocation: Allocation, settings: Mapping[str, Any]) -> list[str]:
+    """What may help where a budget cannot be reached."""
+    found = ["prune in several rounds=, as compress does"]
+    found += [] if allocate == "uniform" else ['pass allocate="uniform"']
+    found += [] if allocation.min_keep == 1 else [f"lower min_keep={allocation.min_keep}"]
+    found += [] if allocation.round_to == 1 else [f"lower round_to={allocation.round_to}"]
+    found += [] if settings.get("inexact") else ["score with inexact=True"]
+    return [*found, "exclude less"]
+
+
+def given(**asked: float | None) -> tuple[str, float] | None:
+    """The one of alpha and the budgets that was given, and its value; None where none was.
+
+    Raises PlanError where several were, or a budget is no share.
+    """
+    present = {name: value for name, value in asked.items() if value is not None}
+    if len(present) > 1:
+        values = " and ".join(f"{name}={value:g}" for name, value in present.items())
+        raise PlanError(f"{values} are given: one of {', '.join(asked)} decides how much goes")
+    for name, value in present.items():
+        if name in BUDGETS and not 0 < value <= 1:
+            raise PlanError(
+                f"{name} is {value:g}; it is a share of the original's {BUDGETS[name]}: more than 0, at most 1"
+            )
+        if name == "alpha" and not 0 <= value <= 1:
+            raise PlanError(f"alpha is {value}; it is a share of units and lies between 0 and 1")
+    return next(iter(present.items()), None)

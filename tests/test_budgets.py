@@ -1,0 +1,212 @@
+"""Budgets: shares of parameters, MACs and time, kept to from below."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from helpers import parameters
+from hypothesis import given
+from hypothesis import strategies as st
+from zoo import ZOO
+
+import fxprune
+from fxprune.allocate import ALLOCATIONS, Allocation
+from fxprune.budgets import meet
+from fxprune.capture import example_of
+from fxprune.cost import macs
+from fxprune.errors import PlanError
+
+RESNET = torchvision.models.resnet18(weights=None).eval()
+IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+GRAPH = fxprune.capture(RESNET, IMAGE)
+SCORES = fxprune.Scores.random(GRAPH, IMAGE, seed=0)
+
+
+def of_zoo(name: str, **options: Any) -> fxprune.Scores:
+    case = ZOO[name]
+    return fxprune.Scores.random(case.build(), case.example(2), seed=0, **options)
+
+
+def shares(plan: fxprune.Plan) -> dict[str, float]:
+    """What the rewritten ResNet-18 costs, relative to the original."""
+    small, example = fxprune.apply(GRAPH, plan), example_of(GRAPH)
+    return {
+        "params": parameters(small) / parameters(GRAPH),
+        "macs": macs(small, example) / macs(GRAPH, example),
+    }
+
+
+@pytest.mark.parametrize("allocate", ALLOCATIONS)
+@pytest.mark.parametrize("what", ["params", "macs"])
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.3])
+def test_a_budget_is_met_from_below_within_a_percent(allocate: str, what: str, share: float) -> None:
+    plan = SCORES.plan(**{what: share}, allocate=allocate)
+    found = shares(plan)[what]
+    assert 0.99 * share <= found <= share
+    assert plan.budget == fxprune.Budget(what, share, found)
+    assert plan.alpha is not None
+
+
+@pytest.mark.parametrize("options", [{"round_to": 8}, {"round_to": 16, "min_keep": 20}])
+def test_widths_keep_to_floor_and_multiple(options: dict[str, int]) -> None:
+    plan = SCORES.plan(macs=0.6, **options)
+    for site, kept in plan.keep.items():
+        assert len(kept) == plan.widths[site] or len(kept) % options["round_to"] == 0, site
+        assert len(kept) >= min(options.get("min_keep", 1), plan.widths[site])
+    assert 0.97 * 0.6 <= shares(plan)["macs"] <= 0.6
+
+
+@pytest.mark.parametrize("name", ["lstm_projected_deep_both_ways", "gru_deep_both_ways"])
+def test_layers_of_one_size_stay_so(name: str) -> None:
+    case = ZOO[name]
+    plan = of_zoo(name).plan(params=0.7)
+    model = case.build()
+    small = fxprune.apply(model, plan)
+    assert parameters(small) <= 0.7 * parameters(model)
+    assert fxprune.verify(model, plan, small, case.example(3)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["channel_slices", "grouped_chain", "shuffle_units", "stack_and_unbind", "unet"])
+def test_pieces_keep_one_unit(name: str) -> None:
+    case = ZOO[name]
+    model, plan = case.build(), of_zoo(name).plan(macs=0.6)
+    small = fxprune.apply(model, plan)
+    assert fxprune.verify(model, plan, small, case.example(3)) < 1e-4
+    assert macs(small, case.example(2)) <= 0.6 * macs(model_graph(name), case.example(2))
+
+
+def model_graph(name: str) -> Any:
+    case = ZOO[name]
+    return fxprune.capture(case.build(), case.example(2))
+
+
+def test_the_whole_as_budget_keeps_the_whole() -> None:
+    plan = SCORES.plan(macs=1.0)
+    assert {site: len(kept) for site, kept in plan.keep.items()} == plan.widths
+    assert plan.alpha is None
+    assert str(plan).startswith("plan (asked for 100.0% of the MACs, achieved 100.0%): 5800 of 5800")
+
+
+def test_a_plan_with_the_level_found_is_no_wider() -> None:
+    plan = SCORES.plan(params=0.5, allocate="uniform")
+    assert plan.alpha is not None
+    at_level = SCORES.plan(plan.alpha, allocate="uniform")
+    assert all(set(kept) <= set(plan.keep[site]) for site, kept in at_level.keep.items())
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Allocation, np.ndarray[Any, Any], float]:
+    """Groups of units with levels, in coarse steps, a price for each unit, and a share."""
+    sizes = draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
+    n = sum(sizes)
+    ends = np.cumsum(sizes).tolist()
+    groups = [(f"g{i}", end - size, end) for i, (size, end) in enumerate(zip(sizes, ends, strict=True))]
+    level = np.array(draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, np.inf]), min_size=n, max_size=n)))
+    propose = np.array(draw(st.lists(st.integers(0, 9), min_size=n, max_size=n)), dtype=np.float64)
+    price = np.array(draw(st.lists(st.integers(1, 20), min_size=n, max_size=n)), dtype=np.float64)
+    multiple = draw(st.integers(1, 4))
+    return Allocation(level, propose, groups, round_to=multiple), price, draw(st.floats(0.05, 1.0))
+
+
+@given(problems())
+def test_never_above_the_budget_and_no_unit_fits_any_more(
+    problem: tuple[Allocation, np.ndarray[Any, Any], float],
+) -> None:
+    """What stays is within the budget; within 1 %, or else no unit of the level before could come back."""
+    allocation, price, share = problem
+
+    def cost(keep: Any) -> float:
+        return float(price[keep].sum())
+
+    limit = share * price.sum()
+    least = cost(allocation.keep(1.0))
+    if least > limit:
+        with pytest.raises(PlanError, match=r"is the least that can be reached in one pass: exclude less"):
+            meet(allocation, cost, share, "macs", ["exclude less"])
+        return
+    found = meet(allocation, cost, share, "macs", ["exclude less"])
+    assert cost(found.keep) <= limit
+    assert found.achieved == pytest.approx(cost(found.keep) / price.sum())
+    assert (allocation.settled(found.keep) == found.keep).all()
+    if cost(found.keep) < 0.99 * limit and found.level is not None:
+        lower = allocation.level[allocation.level < found.level]
+        before = allocation.keep(float(lower.max()) if len(lower) else -1.0)
+        assert cost(before) > limit
+        for unit in np.flatnonzero(before & ~found.keep):
+            more = found.keep.copy()
+            more[unit] = True
+            assert cost(allocation.settled(more)) > limit
+
+
+# -- what is said ------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_and_the_report_say_what_was_asked(tmp_path: Path) -> None:
+    plan = SCORES.plan(macs=0.5)
+    assert plan.budget is not None
+    said = f"asked for 50.0% of the MACs, achieved {plan.budget.achieved:.1%}"
+    assert str(plan).startswith(f"plan at alpha {plan.alpha:g} ({said}): ")
+    plan.save(tmp_path / "plan.json")
+    assert fxprune.Plan.load(tmp_path / "plan.json") == plan
+    notes = fxprune.report(fxprune.apply(GRAPH, plan))
+    assert f"\n{said}\n" in str(notes)
+    assert notes.to_dict()["budget"] == {"of": "macs", "asked": 0.5, "achieved": plan.budget.achieved}
+    assert notes.macs_after / notes.macs_before == plan.budget.achieved
+
+
+@pytest.mark.parametrize("value", [0.0, -0.5, 1.5, float("nan")])
+def test_a_budget_is_a_share(value: float) -> None:
+    with pytest.raises(PlanError, match=f"params is {value:g}; it is a share of the original's parameters: more"):
+        SCORES.plan(params=value)
+
+
+def test_one_thing_decides() -> None:
+    with pytest.raises(PlanError, match=r"alpha=0.1 and macs=0.5 are given: one of alpha, params, macs, latency"):
+        SCORES.plan(0.1, macs=0.5)
+
+
+def test_what_cannot_be_reached() -> None:
+    remedies = 'several rounds=, as compress does or pass allocate="uniform" or lower min_keep=60 or score with inexact'
+    with pytest.raises(PlanError, match=f"macs=0.2 asks for 20.0% of the MACs, but .*% is the least .* {remedies}"):
+        SCORES.plan(macs=0.2, min_keep=60)
+
+
+# -- latency -----------------------------------------------------------------------------------------------------------
+
+
+def test_latency_needs_times() -> None:
+    with pytest.raises(PlanError, match=r"latency is given, but no times were taken: scores = scores.with_latency"):
+        SCORES.plan(latency=0.5)
+
+
+def test_the_estimate_is_calibrated_and_falls(tmp_path: Path) -> None:
+    timed = SCORES.with_latency(RESNET, torch.randn(4, 3, 32, 32), repeats=3)
+    assert timed.times is not None
+    whole = timed.times.estimate(np.ones(len(SCORES.propose), dtype=bool))
+    assert whole > timed.times.rest >= 0
+    estimates = [timed.times.estimate(timed.allocation("uniform").keep(a)) for a in (0.1, 0.3, 0.5, 0.7)]
+    assert sorted([whole, *estimates], reverse=True) == [whole, *estimates]
+    share = (1 + min(estimates) / whole) / 2
+    plan = timed.plan(latency=share, allocate="uniform")
+    assert plan.budget is not None
+    assert plan.budget.achieved <= share
+    timed.save(tmp_path / "scores.npz")
+    assert fxprune.Scores.load(tmp_path / "scores.npz").plan(latency=share, allocate="uniform") == plan
+
+
+def test_times_of_another_model() -> None:
+    with pytest.raises(PlanError, match="the scores are not of ResNet: score it, or give the"):
+        SCORES.with_latency(torchvision.models.resnet34(weights=None), repeats=1)
+
+
+def test_planning_is_quick() -> None:
+    """Not a benchmark: it would notice units that come back one by one, each at the price of a plan."""
+    start = time.perf_counter()
+    SCORES.plan(macs=0.95)
+    assert time.perf_counter() - start < 5

@@ -1,0 +1,164 @@
+"""Several rounds: each prunes what the one before left, and one plan leads to the result from the original."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import difference, outputs, parameters
+from torch import nn
+from zoo import CLASSES, ZOO, conv, head, images
+
+import fxprune
+from fxprune.capture import example_of
+from fxprune.cost import macs
+from fxprune.errors import FxpruneWarning, PlanError
+from fxprune.rounds import composed
+
+CASES = ["residual", "inception", "resnext_block", "shuffle_units", "attention_chunk_matmul", "lstm_deep_both_ways"]
+
+
+def loader(name: str) -> list[tuple[Any, torch.Tensor]]:
+    return [(ZOO[name].example(20), torch.arange(20) % CLASSES)]
+
+
+def compress(name: str, **options: Any) -> Any:
+    return fxprune.compress(ZOO[name].build(), loader(name), progress=False, **options)
+
+
+def plan_in(small: Any) -> fxprune.Plan:
+    found = small.meta["fxprune"]["plan"]
+    assert isinstance(found, fxprune.Plan)
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_plan_leads_to_the_result_from_the_original(name: str, tmp_path: Path) -> None:
+    case = ZOO[name]
+    small = compress(name, alpha=0.2, rounds=3)
+    plan = plan_in(small)
+    plan.save(tmp_path / "plan.json")
+    again = fxprune.apply(case.build(), fxprune.Plan.load(tmp_path / "plan.json"))
+    assert {key: t.shape for key, t in small.state_dict().items()} == {
+        k: t.shape for k, t in again.state_dict().items()
+    }
+    assert list(small.state_dict()) == list(again.state_dict())
+    assert all(torch.equal(t, again.state_dict()[key]) for key, t in small.state_dict().items())
+    assert difference(outputs(again, case.example(3)), outputs(small, case.example(3))) < 1e-6
+    assert fxprune.verify(case.build(), plan, small, case.example(3)) < 1e-4
+
+
+def test_rounds_go_further_than_one() -> None:
+    once, often = compress("residual", alpha=0.0), compress("residual", alpha=0.0, rounds=3)
+    assert parameters(often) < parameters(once)
+    assert plan_in(often).alpha == 0.0
+
+
+def test_two_rounds_are_two_calls() -> None:
+    first = compress("residual", alpha=0.1)
+    second = fxprune.compress(first, loader("residual"), alpha=0.1, progress=False)
+    both = compress("residual", alpha=0.1, rounds=2)
+    assert all(torch.equal(t, both.state_dict()[key]) for key, t in second.state_dict().items())
+    assert plan_in(both).keep == composed(plan_in(first), plan_in(second)).keep
+
+
+@pytest.mark.parametrize("what", ["params", "macs"])
+def test_a_budget_is_that_of_the_original(what: str) -> None:
+    graph = fxprune.capture(ZOO["residual"].build(), ZOO["residual"].example(2))
+    small = compress("residual", **{what: 0.4}, rounds=3)
+    example = example_of(graph)
+    left = {
+        "params": parameters(small) / parameters(graph),
+        "macs": macs(small, example) / macs(graph, example),
+    }[what]
+    assert 0.35 < left <= 0.4
+    budget = plan_in(small).budget
+    assert budget is not None
+    assert (budget.of, budget.asked) == (what, 0.4)
+    assert budget.achieved == pytest.approx(left)
+
+
+def test_the_report_is_about_the_original() -> None:
+    model = ZOO["residual"].build()
+    small = compress("residual", params=0.5, rounds=2)
+    notes = fxprune.report(small)
+    assert notes.params_before == parameters(model)
+    assert notes.params_after == parameters(small)
+    assert {group.name: group.before for group in notes.groups} == {
+        "stem": 8,
+        "a.conv1": 8,
+        "b.conv1": 12,
+        "b.conv2": 12,
+    }
+    assert notes.error is not None
+    assert notes.error < 1e-4
+    assert f"\n{notes.budget}\n" in str(notes)
+    assert str(notes.budget).startswith("asked for 50.0% of the parameters, achieved 4")
+
+
+def test_each_round_meets_a_geometric_share() -> None:
+    seen: list[float] = []
+    whole = fxprune.Scores.plan
+
+    def spy(self: fxprune.Scores, alpha: float | None = None, **options: Any) -> fxprune.Plan:
+        seen.append(options["params"])
+        return whole(self, alpha, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fxprune.Scores, "plan", spy)
+        compress("inception", params=0.49, rounds=2)
+    assert seen[0] == pytest.approx(0.7)
+    assert seen[1] == pytest.approx(0.7, rel=0.02)
+
+
+class Backbone(nn.Module):
+    """A part that is pruned, in a model that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv(3, 12), nn.ReLU(), conv(12, 12), nn.ReLU(), conv(12, 4))
+        self.head = head(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))  # type: ignore[no-any-return]
+
+
+def test_a_part_in_rounds() -> None:
+    torch.manual_seed(0)
+    model = Backbone()
+    batches = [(images()(20), torch.arange(20) % CLASSES)]
+    small = fxprune.compress(model, batches, params=0.5, rounds=2, submodule="body", progress=False)
+    part: Any = small.body
+    plan = part.meta["fxprune"]["plan"]
+    assert parameters(part) <= 0.5 * parameters(model.body)
+    assert difference(outputs(fxprune.apply(model, plan), images()(3)), outputs(small, images()(3))) < 1e-6
+    assert fxprune.report(small).whole == (parameters(model), parameters(small))
+
+
+def test_places_of_a_last_head_stay_with_it() -> None:
+    """Once one head is left, a round by itself would take its places apart, which the original cannot."""
+    case = ZOO["attention_chunk_matmul"]
+    with pytest.warns(FxpruneWarning, match=r"asked for 30.0% of the parameters, achieved .*%: what could"):
+        small = compress("attention_chunk_matmul", params=0.3, rounds=4, allocate="uniform")
+    again = fxprune.apply(case.build(), plan_in(small))
+    assert all(torch.equal(t, again.state_dict()[key]) for key, t in small.state_dict().items())
+
+
+def test_the_round_that_falls_short_says_so() -> None:
+    with pytest.raises(
+        PlanError, match=r"round \d of 2, which should leave .*% of the original's MACs: macs=.* the least"
+    ):
+        compress("residual", macs=0.01, rounds=2)
+
+
+def test_rounds_are_at_least_one() -> None:
+    with pytest.raises(PlanError, match="rounds is 0; it is at least 1"):
+        compress("mlp", rounds=0)
+
+
+def test_plans_that_do_not_follow() -> None:
+    first = fxprune.Plan({"a": (0, 2)}, {"a": 3}, None)
+    with pytest.raises(PlanError, match="the second plan is for 3 channels of a, of which the first keeps 2: make it"):
+        composed(first, first)
