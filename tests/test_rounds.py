@@ -147,9 +147,7 @@ def test_places_of_a_last_head_stay_with_it() -> None:
 
 
 def test_the_round_that_falls_short_says_so() -> None:
-    with pytest.raises(
-        PlanError, match=r"round \d of 2, which should leave .*% of the original"
-    ):
+    with pytest.raises(PlanError, match=r"round \d of 2, which should leave .*% of the original"):
         compress("residual", macs=0.01, rounds=2)
 
 
