@@ -1,5 +1,6 @@
 """fxprune: structured pruning as a torch.fx compiler pass, after FAIR-Pruner (arXiv 2508.02291)."""
 
+from fxprune import classes
 from fxprune.capture import capture
 from fxprune.compress import apply, compress
 from fxprune.coupling import Coupling, Group, Site, couple
@@ -24,5 +25,5 @@ __version__ = "0.1.0"
 __all__ = [
     "CalibrationError", "CaptureError", "Coupling", "FxpruneError", "FxpruneWarning", "Group", "Plan", "PlanError",
     "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError", "VerificationError", "apply", "capture",
-    "compress", "couple", "report", "score", "verify",
+    "classes", "compress", "couple", "report", "score", "verify",
 ]  # fmt: skip
