@@ -14,8 +14,9 @@ from fxprune.errors import (
     UnsupportedOpError,
     VerificationError,
 )
+from fxprune.finetune import finetune
 from fxprune.plan import Plan
-from fxprune.report import Report, report
+from fxprune.report import Finetuning, Report, report
 from fxprune.scores import Scores
 from fxprune.scoring import score
 from fxprune.verify import verify
@@ -23,7 +24,7 @@ from fxprune.verify import verify
 __version__ = "0.1.0"
 
 __all__ = [
-    "CalibrationError", "CaptureError", "Coupling", "FxpruneError", "FxpruneWarning", "Group", "Plan", "PlanError",
-    "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError", "VerificationError", "apply", "capture",
-    "classes", "compress", "couple", "report", "score", "verify",
+    "CalibrationError", "CaptureError", "Coupling", "Finetuning", "FxpruneError", "FxpruneWarning", "Group", "Plan",
+    "PlanError", "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError", "VerificationError", "apply",
+    "capture", "classes", "compress", "couple", "finetune", "report", "score", "verify",
 ]  # fmt: skip
