@@ -31,10 +31,10 @@ class Distillation:
     temperature: float
     logits: Logits
 
-    def divergence(self, output: Any, inputs: Any, targets: Any) -> Tensor:
+    def divergence(self, output: Any, inputs: Any, targets: Any, where: str) -> Tensor:
         """T^2 KL(teacher || student) of the softened classes, mean over samples and positions (arXiv 1503.02531)."""
         with torch.no_grad():
-            wanted = self.logits(call_whole(self.teacher, inputs, targets, run=None))
+            wanted = self.logits(_called(self.teacher, inputs, targets, None, f"the teacher fails on {where}"))
         found = self.logits(output)
         if found.shape != wanted.shape:
             raise FxpruneError(
@@ -81,12 +81,12 @@ class Goal:
 
     def value(self, inputs: Any, targets: Any, where: str) -> Tensor:
         """The loss to train by. Raises CalibrationError, with the batch, where it is not one finite number."""
-        output = self._output(inputs, targets, where)
+        output = _called(self.model, inputs, targets, self.run, self._failing(where))
         parts = []
         if self.share < 1:
             parts.append((1 - self.share) * self._lost(output, targets, where))
         if self.distillation:
-            parts.append(self.share * self.distillation.divergence(output, inputs, targets))
+            parts.append(self.share * self.distillation.divergence(output, inputs, targets, where))
         value = _one_number(sum(parts), "loss", where)
         if not value.requires_grad:
             raise CalibrationError(
@@ -98,21 +98,16 @@ class Goal:
     @torch.no_grad()
     def judged(self, inputs: Any, targets: Any, where: str) -> tuple[float, float]:
         """The loss, the teacher's only where there is no other, and the metric (0 where there is none)."""
-        output = self._output(inputs, targets, where)
+        output = _called(self.model, inputs, targets, self.run, self._failing(where))
         if self.distillation and self.share == 1:
-            lost = self.distillation.divergence(output, inputs, targets)
+            lost = self.distillation.divergence(output, inputs, targets, where)
         else:
             lost = self._lost(output, targets, where)
         metric = self.metric(output, targets) if self.metric else 0.0
         return float(_one_number(lost, "loss", where)), float(_one_number(torch.as_tensor(metric), "metric", where))
 
-    def _output(self, inputs: Any, targets: Any, where: str) -> Any:
-        """The model's output, or what `run` gives."""
-        try:
-            return call_whole(self.model, inputs, targets, run=self.run)
-        except Exception as error:
-            what = "run=" if self.run else "the model"
-            raise CalibrationError(f"{what} fails on {where} ({type(error).__name__}: {first_line(error)})") from error
+    def _failing(self, where: str) -> str:
+        return f"{'run=' if self.run else 'the model'} fails on {where}"
 
     def _lost(self, output: Any, targets: Any, where: str) -> Any:
         """The loss of an output; what `run` gave is one already."""
@@ -126,6 +121,14 @@ class Goal:
                 f"the loss {name} fails on {where} ({type(error).__name__}: {first_line(error)}): pass loss=, a "
                 "callable(output, target) that fits the model's output"
             ) from error
+
+
+def _called(model: nn.Module, inputs: Any, targets: Any, run: Run | None, failing: str) -> Any:
+    """A model's output, or what `run` gives; an error begins with `failing`."""
+    try:
+        return call_whole(model, inputs, targets, run=run)
+    except Exception as error:
+        raise CalibrationError(f"{failing} ({type(error).__name__}: {first_line(error)})") from error
 
 
 def _one_number(value: Any, name: str, where: str) -> Tensor:

@@ -97,8 +97,10 @@ def finetune(
     report(small)  # raises where there is none
     place = torch.device(device) if device is not None else device_of(small)
     precision = precision or _precision_for(small, place)
-    settings = {"epochs": epochs, "lr": lr, "seed": seed, "precision": precision, "model": fingerprint(small)}
-    settings |= {"distill": distill, "temperature": temperature} if teacher else {}
+    settings = {
+        "epochs": epochs, "lr": lr, "seed": seed, "precision": precision, "distill": distill if teacher else 0.0,
+        "temperature": temperature, "model": fingerprint(small),
+    }  # fmt: skip
     with seeded(seed), Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
         model = isolated_copy(small).to(place)
         guide = isolated_copy(teacher).to(place).eval() if teacher else None

@@ -200,4 +200,3 @@ def _same_buffers(goal: Goal) -> Iterator[None]:
     finally:
         for buffer, value in kept:
             buffer.copy_(value)
-        goal.model.zero_grad(set_to_none=True)

@@ -201,7 +201,7 @@ def test_checkpoints_of_other_runs(small: nn.Module, tmp_path: Path) -> None:
     torch.save({"fxprune_finetune": 9, "settings": {}, "state": {}}, path)
     with pytest.raises(FxpruneError, match=r"has checkpoint format 9, this fxprune reads 1"):
         tune(small, epochs=1, checkpoint=path)
-    with pytest.raises(FxpruneError, match="there is no folder .*nowhere: make it first"):
+    with pytest.raises(FxpruneError, match=r"there is no folder .*nowhere: make it first"):
         tune(small, epochs=1, checkpoint=tmp_path / "nowhere" / "tuning")
 
 
@@ -253,7 +253,7 @@ def test_a_loader_without_a_length(small: nn.Module) -> None:
 def test_the_divergence_is_that_of_the_paper() -> None:
     student, teacher = torch.randn(6, 4), nn.Linear(3, 4).requires_grad_(False)
     x = torch.randn(6, 3)
-    found = Distillation(teacher, 0.5, 3.0, classes_last).divergence(student, x, None)
+    found = Distillation(teacher, 0.5, 3.0, classes_last).divergence(student, x, None, "batch 0")
     p, q = (F.softmax(z / 3, 1) for z in (teacher(x), student))
     assert float(found) == pytest.approx(float(9 * (p * (p / q).log()).sum(1).mean()), rel=1e-5)
     assert not found.requires_grad
@@ -291,6 +291,12 @@ def test_a_teacher_of_other_classes(small: nn.Module) -> None:
     with pytest.raises(
         FxpruneError, match=r"the logits have shape \(64, 10\), the teacher's \(64, 3\): give a teacher"
     ):
+        tune(small, epochs=1, teacher=other)
+
+
+def test_a_teacher_of_other_inputs(small: nn.Module) -> None:
+    other = nn.Sequential(nn.Flatten(), nn.Linear(10, 3))
+    with pytest.raises(FxpruneError, match=r"the teacher fails on epoch 1, batch 0 of train_loader \(RuntimeError"):
         tune(small, epochs=1, teacher=other)
 
 
@@ -426,7 +432,7 @@ def test_nothing_to_train(small: nn.Module) -> None:
 
 
 def test_a_model_that_was_not_pruned(trained: nn.Module) -> None:
-    with pytest.raises(FxpruneError, match="Digits has no report: it did not come from fxprune.compress"):
+    with pytest.raises(FxpruneError, match=r"Digits has no report: it did not come from fxprune\.compress"):
         tune(trained, epochs=1)
 
 
