@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -128,6 +129,14 @@ def test_mode_dtype_and_frozen_parameters_stay(small: nn.Module, training: bool)
     assert {parameter.dtype for parameter in tuned.parameters()} == {torch.float64}
     assert torch.equal(tuned.get_parameter("a.weight"), given.get_parameter("a.weight"))
     assert not torch.equal(tuned.get_parameter("b.weight"), given.get_parameter("b.weight"))
+
+
+def test_mixed_precision_where_it_is_asked_for(small: nn.Module) -> None:
+    tuned = tune(small, epochs=1, precision="bf16-mixed")
+    assert done(tuned).precision == "bf16-mixed"
+    assert {parameter.dtype for parameter in tuned.parameters()} == {torch.float32}
+    assert done(tuned).val_losses[0] == pytest.approx(done(tune(small, epochs=1)).val_losses[0], rel=0.02)
+    assert not same_state(tuned, tune(small, epochs=1))
 
 
 def test_it_repeats_bit_for_bit_and_follows_the_seed(small: nn.Module) -> None:
@@ -372,6 +381,21 @@ def test_validation_by_run_leaves_batch_norms_alone() -> None:
     assert before == first == [start, start + step]
     assert judged == second == [start + 2 * step, start + 3 * step]
     assert last == [start + 4 * step, start + 5 * step]
+
+
+def test_the_page_on_it_runs(
+    trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    train, val = loaders()
+    names = {"fxprune": fxprune, "model": trained, "loader": [(PIXELS[:200], LABELS[:200])]}
+    names |= {"train_loader": train, "val_loader": val}
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec(block, names)
+        assert done(names["tuned"]).epochs == 5  # type: ignore[arg-type]
+    assert capsys.readouterr().out.startswith("Finetuning(epochs=5, ")
+    assert (tmp_path / "tuning.pt").is_file()
 
 
 # -- what is said where it cannot be done ------------------------------------------------------------------------------
