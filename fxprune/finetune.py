@@ -98,13 +98,15 @@ def finetune(
     place = torch.device(device) if device is not None else device_of(small)
     precision = precision or _precision_for(small, place)
     settings = {
-        "epochs": epochs, "lr": lr, "seed": seed, "precision": precision, "distill": distill if teacher else 0.0,
-        "temperature": temperature, "model": fingerprint(small),
+        "epochs": epochs, "lr": lr, "seed": seed, "precision": precision, "model": fingerprint(small),
+        "distill": 0.0 if teacher is None else distill, "temperature": temperature,
     }  # fmt: skip
     with seeded(seed), Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
         model = isolated_copy(small).to(place)
-        guide = isolated_copy(teacher).to(place).eval() if teacher else None
-        distillation = Distillation(guide, distill, temperature, logits or classes_last) if guide else None
+        distillation = None
+        if teacher is not None:
+            guide = isolated_copy(teacher).to(place).eval()
+            distillation = Distillation(guide, distill, temperature, logits or classes_last)
         goal = Goal(model, loss or F.cross_entropy, run, metric, distillation)
         trained = (optimizer or partial(SGD, lr=lr, momentum=MOMENTUM))(_trainable(model))
         course = _course(goal, trained, length_of(train_loader), Finetuning(epochs, precision))
@@ -128,7 +130,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         if value is not None and wrong(value):
             raise FxpruneError(f"{name} is {value!r}; {remedy}")
-    if options.get("run") and (options.get("metric") or options.get("teacher")):
+    if options.get("run") and (options.get("metric") or options.get("teacher") is not None):
         raise FxpruneError(
             "run= gives a loss and no output, and metric= and teacher= need one: leave run= or these out"
         )
