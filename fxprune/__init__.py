@@ -1,5 +1,6 @@
 """fxprune: structured pruning as a torch.fx compiler pass, after FAIR-Pruner (arXiv 2508.02291)."""
 
+from fxprune import classes
 from fxprune.capture import capture
 from fxprune.compress import apply, compress
 from fxprune.coupling import Coupling, Group, Site, couple
@@ -13,8 +14,9 @@ from fxprune.errors import (
     UnsupportedOpError,
     VerificationError,
 )
+from fxprune.finetune import finetune
 from fxprune.plan import Budget, Plan
-from fxprune.report import Report, report
+from fxprune.report import Finetuning, Report, report
 from fxprune.scores import Scores
 from fxprune.scoring import score
 from fxprune.verify import verify
@@ -22,7 +24,7 @@ from fxprune.verify import verify
 __version__ = "0.1.0"
 
 __all__ = [
-    "Budget", "CalibrationError", "CaptureError", "Coupling", "FxpruneError", "FxpruneWarning", "Group", "Plan",
-    "PlanError", "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError", "VerificationError", "apply",
-    "capture", "compress", "couple", "report", "score", "verify",
+    "Budget", "CalibrationError", "CaptureError", "Coupling", "Finetuning", "FxpruneError", "FxpruneWarning", "Group",
+    "Plan", "PlanError", "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError", "VerificationError", "apply",
+    "capture", "classes", "compress", "couple", "finetune", "report", "score", "verify",
 ]  # fmt: skip

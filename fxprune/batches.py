@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -17,14 +17,16 @@ Unpack = Callable[[Any], tuple[Any, Any]]
 Classes = Callable[[Any], Tensor]
 
 
-def batches(loader: Iterable[Any], unpack: Unpack | None = None) -> Iterator[tuple[Any, Any]]:
-    """The (inputs, targets) of every batch of a loader.
+def batches(
+    loader: Iterable[Any], unpack: Unpack | None = None, *, name: str = "the loader"
+) -> Iterator[tuple[Any, Any]]:
+    """The (inputs, targets) of every batch of a loader, which messages call by `name`.
 
     Raises CalibrationError where the loader is empty, can be read only once, or gives batches of an unknown form.
     """
     if iter(loader) is loader:
         raise CalibrationError(
-            f"the loader is a {type(loader).__name__}, which can be read only once: give a list of batches, a "
+            f"{name} is a {type(loader).__name__}, which can be read only once: give a list of batches, a "
             "DataLoader, or another object that starts anew each time it is iterated"
         )
     empty = True
@@ -32,11 +34,19 @@ def batches(loader: Iterable[Any], unpack: Unpack | None = None) -> Iterator[tup
         empty = False
         yield (unpack or split)(batch)
     if empty:
-        raise CalibrationError("the loader gives no batch: scoring needs at least one, with two classes in all")
+        raise CalibrationError(f"{name} gives no batch: at least one is needed")
+
+
+def length_of(loader: Iterable[Any]) -> int | None:
+    """The number of batches of a loader, or None where it does not know."""
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader over an iterable dataset has a length that fails
+        return None
 
 
 def split(batch: Any) -> tuple[Any, Any]:
-    """The inputs and targets of a batch: a pair, or a dict that names its targets.
+    """The inputs and targets of a batch: a pair, or a dict that names its targets; inputs alone have the targets None.
 
     >>> split({"x": 1, "labels": 2})
     ({'x': 1}, 2)
@@ -49,11 +59,13 @@ def split(batch: Any) -> tuple[Any, Any]:
             f"a batch has the keys {sorted(map(str, batch))}, and {len(named)} of them say that they are the targets "
             f"({', '.join(TARGET_KEYS)}): pass unpack=, a function from a batch to (inputs, targets)"
         )
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and not _is_uncollated(batch):
-        return batch[0], batch[1]
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, (tuple, list)) and len(batch) in (1, 2) and not _is_uncollated(batch):
+        return batch[0], batch[1] if len(batch) == 2 else None
     length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
     raise CalibrationError(
-        f"a batch is a {type(batch).__name__}{length}, not a pair (inputs, targets) or a dict: "
+        f"a batch is a {type(batch).__name__}{length}, not a pair (inputs, targets), a dict or inputs alone: "
         "pass unpack=, a function from a batch to (inputs, targets)"
         + (", here lambda batch: tuple(zip(*batch))" if _is_uncollated(batch) else "")
     )
@@ -90,29 +102,37 @@ def sample_count(inputs: Any) -> int:
 
 
 def class_of_samples(targets: Any, samples: int | None, classes: Classes | None) -> Tensor:
-    """The class of each sample, (samples,) of int64, on the CPU; as many as there are where `samples` is None.
+    """The class of each sample, (samples,), or of each position, (samples, ...), as int64 on the CPU.
 
+    As many samples as there are where `samples` is None. Positions have classes only where `classes` gives them.
     Raises CalibrationError where the targets are not one integer a sample and `classes` does not say what they are.
     """
+    if targets is None and classes is None:
+        raise CalibrationError(
+            "the batches have no targets, and the U-Score compares classes: pass classes=, or unpack= where the "
+            "batches have targets after all; or pass propose= with a signal that needs no classes"
+        )
     try:
         labels = classes(targets) if classes else targets
     except Exception as error:
         raise CalibrationError(
             f"classes= fails on the targets of a batch ({type(error).__name__}: {error}): it takes the targets as the "
-            "loader gives them, and returns the class of each sample"
+            "loader gives them, and returns the class of each sample, or of each position"
         ) from error
     if not isinstance(labels, Tensor):
         raise CalibrationError(
             f"{'classes= gave' if classes else 'the targets are'} a {type(labels).__name__}, not a tensor of class "
             "numbers: pass classes=, a function from targets to the class of each sample" + _for_dicts(labels)
         )
-    wrong = labels.ndim != 1 if samples is None else tuple(labels.shape) != (samples,)
+    wrong = labels.ndim < 1 if classes else labels.ndim != 1
+    wrong = wrong or (samples is not None and len(labels) != samples)
     if labels.is_floating_point() or labels.is_complex() or wrong:
         raise CalibrationError(
-            f"the targets have shape {tuple(labels.shape)} and dtype {str(labels.dtype).removeprefix('torch.')}; the "
-            f"U-Score needs one integer class for each of the {'' if samples is None else f'{samples} '}samples: pass "
-            "classes=, a function from targets to the class of each sample (argmax for one-hot targets, bins for a "
-            "regression)"
+            f"the {'classes' if classes else 'targets'} have shape {tuple(labels.shape)} and dtype "
+            f"{str(labels.dtype).removeprefix('torch.')}; the U-Score needs one integer class for each of the "
+            f"{'' if samples is None else f'{samples} '}samples: pass classes=, a function from targets to the class "
+            "of each sample, or of each position of it; fxprune.classes has ready-made ones (argmax for one-hot "
+            "targets, quantile_bins for a regression, each_position for masks)"
         )
     return labels.detach().to("cpu", torch.int64)
 

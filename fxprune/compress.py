@@ -1,9 +1,9 @@
-"""The compiler: capture -> couple -> score -> allocate -> rewrite -> verify -> report."""
+"""The compiler: capture -> couple -> score -> allocate -> rewrite -> verify -> report (-> fine-tune)."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from fxprune.cost import macs, parameters
 from fxprune.coupling import EXCLUDED, Coupling, Exclude
 from fxprune.errors import FxpruneWarning
 from fxprune.example import from_json
+from fxprune.finetune import check_options
+from fxprune.finetune import finetune as tune
 from fxprune.isolation import device_of, undisturbed
 from fxprune.objective import Loss
 from fxprune.plan import Plan, coupling_of, kept_units
@@ -58,6 +60,7 @@ def compress(
     progress: bool = True,
     submodule: str = "",
     run: Run | None = None,
+    finetune: Mapping[str, Any] | None = None,
     **scoring: Any,
 ) -> nn.Module:
     """A physically smaller model that equals `model` with its least useful units zeroed.
@@ -78,6 +81,9 @@ def compress(
         submodule: path of the part to prune in place of the whole, for models that cannot be captured in one piece.
             Its outputs stay whole, so the rest of the model fits; `exclude` takes names in the part.
         verify: prove the result against the zero-masked original before it is handed over.
+        finetune: arguments of `finetune`, at least train_loader and val_loader, to train the result with at the end;
+            loss, unpack, run, seed, device and progress are those above where it does not name them. The proof, and the
+            error in the report, are of the model before that.
 
     Returns:
         A `torch.fx.GraphModule` on the model's device, in its dtype and training mode, with its state_dict keys; with
@@ -86,6 +92,9 @@ def compress(
     Raises:
         FxpruneError: one of its children, from the stage that failed; see the stages.
     """
+    shared = {"loss": loss, "unpack": unpack, "run": run, "seed": seed, "device": device, "progress": progress}
+    if finetune is not None:
+        check_options(finetune := shared | dict(finetune))
     asked: Asked = {"alpha": alpha, "params": params, "macs": macs, "latency": latency}
     given(**asked)
 
@@ -109,9 +118,10 @@ def compress(
     else:
         outcome = in_rounds(whole, submodule, one, asked, rounds)
         small = outcome.small
-        _note(whole, small, outcome.plan, _planned(whole, outcome.plan), outcome.error)
+        with undisturbed():
+            _note(whole, small, outcome.plan, _planned(whole, outcome.plan), outcome.error)
     warn_if_unpruned(part_of(small, submodule))
-    return small
+    return small if finetune is None else tune(small, **finetune)
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:

@@ -17,6 +17,7 @@ from fxprune.batches import sample_count
 from fxprune.capture import ModelGraph, example_of
 from fxprune.cost import flops
 from fxprune.coupling import Coupling
+from fxprune.isolation import undisturbed
 from fxprune.labels import Labels
 from fxprune.rules.context import labels_in, owners_of
 from fxprune.rules.contractions import terms_of
@@ -66,7 +67,8 @@ def costs_of(graph: ModelGraph, coupling: Coupling) -> Costs:
     ruler, example = Ruler(coupling), example_of(graph)
     params = [ruler.product(ruler.parameter(name, p.shape)) for name, p in graph.named_parameters()]
     accounts = Accounts(graph, ruler)
-    counted = flops(graph, example)
+    with undisturbed():
+        counted = flops(graph, example)
     work = [row for node in graph.graph.nodes if counted[node.name] for row in accounts.rows(node, counted[node.name])]
     inexact = tuple(accounts.inexact)
     return Costs(ruler.widths(), products(params), products(work), sample_count(example), inexact)

@@ -16,7 +16,7 @@ class UnsupportedOpError(FxpruneError):
 
 
 class CalibrationError(FxpruneError):
-    """The calibration loader, its batches or the loss cannot be used for scoring."""
+    """A loader, its batches or the loss cannot be used for scoring or fine-tuning."""
 
 
 class PlanError(FxpruneError):

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling, Edge, Index
 from fxprune.example import PackedSpec
+from fxprune.positions import PositionDraw, first_of_each
 from fxprune.recurrence import PackedGate, gated_module
 from fxprune.rules.movement import move
 from fxprune.rules.table import RULES, key_of
@@ -73,11 +74,16 @@ class Rows:
 
 @dataclass(slots=True)
 class Draw:
-    """What the gates have in common while scoring: the rows of the batch to sample, how finely, and from which seed."""
+    """What the gates have in common while scoring: the rows of the batch to sample, how finely, and from which seed.
+
+    `labels` are the classes of the rows. Where positions have classes of their own, `positions` draws them.
+    """
 
     rows: Tensor
     projections: int
     seed: int
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    positions: PositionDraw | None = None
     batch: int = 0
     room: Tensor = field(default_factory=lambda: torch.empty(0))
     used: int = 0
@@ -90,17 +96,18 @@ class Draw:
         self.room, self.used = torch.empty(size, dtype=dtype), 0
 
     def take(self, *shape: int) -> Tensor:
-        """The next part of the block, of the given shape."""
+        """The next part of the block, of the given shape; a block of its own where the rest is too small."""
         start, self.used = self.used, self.used + math.prod(shape)
-        return self.room[start : self.used].view(shape)
+        enough = self.used <= len(self.room)
+        return self.room[start : self.used].view(shape) if enough else self.room.new_empty(shape)
 
 
 class Probe(Gate):
     """The scoring gate: takes samples in the forward pass and the R-Score's sums in the backward pass.
 
     `weight` stands at one for every position along the axis; its gradient is that of the loss by a factor there.
-    `samples` collects tensors of shape (rows, own units, projections). `rows` says where the samples of a batch lie;
-    None where the tensor does not depend on them.
+    `samples` collects tensors of shape (rows, own units, projections), `labels` the classes of their rows. `rows` says
+    where the samples of a batch lie; None where the tensor does not depend on them.
     """
 
     def __init__(
@@ -112,35 +119,66 @@ class Probe(Gate):
         self.draw = draw
         self.own, self.positions = _positions(edge.units)
         self.samples: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.keys = torch.empty(0, dtype=torch.float64)
         self.seen = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(self.draw.rows) and self.seen < self.draw.batch:
+        if self.seen < self.draw.batch:
             self.seen = self.draw.batch
-            self.samples.append(self._sample(x.detach()))
+            self._take(x.detach())
         return Through.apply(x, self.weight, self.dim)  # type: ignore[no-any-return, no-untyped-call]
 
     def weigh(self, weight: Tensor) -> Tensor:
         return Through.apply(weight, self.weight, 1)  # type: ignore[no-any-return, no-untyped-call]
 
-    def _sample(self, x: Tensor) -> Tensor:
-        """The projected activations of the drawn rows: (rows, own units, projections)."""
+    def _take(self, x: Tensor) -> None:
+        """Sample position by position where the positions have classes and `x` has the positions; else row by row."""
         by_row, dim = (x.unsqueeze(0), self.dim + 1) if self.rows is None else self.rows.first(x, self.dim)
-        drawn = self.draw.rows.to(x.device)
-        chosen = by_row.expand(len(drawn), *x.shape) if self.rows is None else by_row
+        draw = self.draw.positions
+        # Several places of a sample in a row are its steps, flattened, where they are all that it has; else windows.
+        aligned = self.rows is not None and dim > 0 and (self.rows.times == 1 or by_row.ndim == 3)
+        if draw is not None and aligned and draw.fits(by_row.movedim(dim, -1).shape[:-1]):
+            self._take_positions(by_row.movedim(dim, -1), draw)
+        elif len(self.draw.rows):
+            self.samples.append(self._sample(by_row, dim))
+            self.labels.append(self.draw.labels)
+
+    def _take_positions(self, x: Tensor, draw: PositionDraw) -> None:
+        """Add the chosen positions of `x`, (samples, *positions, channels), and keep those with the lowest keys."""
+        places = draw.places(x.shape[:-1])
+        chosen = x[tuple(index.to(x.device) for index in places.index)]
+        samples = torch.cat([*self.samples, self._projected(self._by_unit(chosen, 1))])
+        labels = torch.cat([*self.labels, places.labels])
+        keys = torch.cat([self.keys, places.keys])
+        kept = first_of_each(labels, keys, draw.per_class)
+        self.samples, self.labels, self.keys = [samples[kept]], [labels[kept]], keys[kept]
+
+    def _sample(self, by_row: Tensor, dim: int) -> Tensor:
+        """The projected activations of the drawn rows: (rows, own units, projections)."""
+        drawn = self.draw.rows.to(by_row.device)
+        chosen = by_row.expand(len(drawn), *by_row.shape[1:]) if self.rows is None else by_row
         if len(drawn) != len(chosen):
             chosen = chosen[drawn % len(chosen)]
+        return self._projected(self._by_unit(chosen, dim))
+
+    def _by_unit(self, chosen: Tensor, dim: int) -> Tensor:
+        """The values of each own unit along axis 1, whatever positions along axis `dim` it has."""
         spread = chosen.movedim(dim, 1)
-        if self.positions is not None:
-            spread = torch.cat([spread, spread.new_zeros(spread[:, :1].shape)], 1)[:, self.positions.to(x.device)]
-        flat = spread.reshape(len(chosen) * len(self.own), -1)
+        if self.positions is None:
+            return spread
+        return torch.cat([spread, spread.new_zeros(spread[:, :1].shape)], 1)[:, self.positions.to(chosen.device)]
+
+    def _projected(self, spread: Tensor) -> Tensor:
+        """Values (rows, own units, ...) on the seeded directions: (rows, own units, projections)."""
+        flat = spread.reshape(len(spread) * len(self.own), -1)
         axes = directions(flat.shape[-1], self.draw.projections, seed=self.draw.seed)
         room = self.draw.take(len(flat), axes.shape[1])
         if flat.device == room.device and flat.dtype == room.dtype:
             torch.mm(flat, axes.to(flat.dtype), out=room)
         else:
             room.copy_(flat @ axes.to(flat))
-        return room.view(len(chosen), len(self.own), -1)
+        return room.view(len(spread), len(self.own), -1)
 
 
 def _positions(units: Index) -> tuple[Index, Tensor | None]:

@@ -17,7 +17,7 @@ from fxprune.capture import ModelGraph, example_of, placeholder_values
 from fxprune.cost import flops
 from fxprune.costing import Accounts
 from fxprune.coupling import Coupling
-from fxprune.isolation import device_of, evaluating
+from fxprune.isolation import device_of, evaluating, undisturbed
 from fxprune.rewrite import rewrite
 from fxprune.rules.context import labels_in
 from fxprune.widths import Flags, Index, Product, Products, Ruler, Widths, products
@@ -76,7 +76,7 @@ def measure(
     example = example_of(graph) if example is None else example
     names = [node.name for node in graph.graph.nodes]
     keeps = [allocation.keep(1 - share) for share in SHARES]
-    with torch.no_grad(), evaluating(graph):
+    with undisturbed(), torch.no_grad(), evaluating(graph):
         times = [_node_times(rewrite(graph, coupling, keep), names, example, repeats) for keep in keeps]
         whole = _median_time(lambda: graph(*placeholder_values(graph, example)), graph, repeats)
     widths, work, node = _work(graph, coupling)
@@ -91,7 +91,9 @@ def measure(
 def _work(graph: ModelGraph, coupling: Coupling) -> tuple[Widths, Products, Index]:
     """The work of every node as products of widths, and the node of each product."""
     ruler = Ruler(coupling)
-    accounts, counted = Accounts(graph, ruler), flops(graph, example_of(graph))
+    accounts = Accounts(graph, ruler)
+    with undisturbed():
+        counted = flops(graph, example_of(graph))
     rows: list[Product] = []
     owner: list[int] = []
     for index, node in enumerate(graph.graph.nodes):

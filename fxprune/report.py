@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,35 @@ class FrozenReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Finetuning:
+    """What `finetune` did.
+
+    `epochs` were asked for; `train_losses` has one entry for each that ran. `val_losses` and `metrics` (empty where no
+    metric was given) begin with the model as it was given, and go on with one entry an epoch. `best` is the epoch whose
+    weights were kept, 0 being the model as given.
+    """
+
+    epochs: int
+    precision: str
+    train_losses: tuple[float, ...] = ()
+    val_losses: tuple[float, ...] = ()
+    metrics: tuple[float, ...] = ()
+    best: int = 0
+
+    @property
+    def ran(self) -> int:
+        """The number of epochs that ran."""
+        return len(self.train_losses)
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What `compress` or `apply` did.
 
     `captured` is the way by which the model became a graph: "fx", "values" or "export". `error` is verify's figure, or
     None where verify did not run. `whole` are the parameters of the whole model before and after, where only a part of
-    it was pruned: then everything else is about that part. `budget` is what was asked for in place of alpha.
+    it was pruned: then everything else is about that part. `finetuned` says what `finetune` did since; `error` is of
+    the model before that. `budget` is what was asked for in place of alpha.
     """
 
     model: str
@@ -60,6 +83,7 @@ class Report:
     frozen: tuple[FrozenReport, ...]
     whole: tuple[int, int] | None = None
     captured: str = "fx"
+    finetuned: Finetuning | None = None
     budget: Budget | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,8 +116,10 @@ class Report:
         ):
             table.add_row(name, f"{before:,}", f"{after:,}", f"{after / max(before, 1):.1%}")
         proof = "not run" if self.error is None else f"{self.error:.1e}"
-        table.add_row("verify's error", "", proof, "")
+        table.add_row("verify's error" + (", before fine-tuning" if self.finetuned else ""), "", proof, "")
         table.add_row("captured by", "", self.captured, "")
+        if self.finetuned:
+            table.add_row(*_tuned(self.finetuned))
         return table
 
     def _widths(self) -> Table:
@@ -106,6 +132,12 @@ class Report:
         return table
 
 
+def _tuned(done: Finetuning) -> tuple[str, str, str, str]:
+    """The line of the summary on fine-tuning: the metric, or the validation loss, and the epoch that was kept."""
+    name, values = ("metric", done.metrics) if done.metrics else ("validation loss", done.val_losses)
+    return f"fine-tuning: {name}", f"{values[0]:.4g}", f"{values[done.best]:.4g}", f"epoch {done.best} of {done.ran}"
+
+
 def report(small: nn.Module) -> Report:
     """The report of a model that `compress` or `apply` made.
 
@@ -113,11 +145,23 @@ def report(small: nn.Module) -> Report:
 
     Raises FxpruneError where `small` is not such a model.
     """
+    for _, found in _reported(small):
+        return found
+    raise FxpruneError(f"{type(small).__name__} has no report: it did not come from fxprune.compress or fxprune.apply")
+
+
+def note_finetuning(small: nn.Module, done: Finetuning) -> None:
+    """Add what fine-tuning did to the reports of a model, one for each part that was pruned."""
+    for module, found in _reported(small):
+        module.meta["fxprune"] = module.meta["fxprune"] | {"report": replace(found, finetuned=done)}
+
+
+def _reported(small: nn.Module) -> Iterator[tuple[ModelGraph, Report]]:
+    """The graphs in a model that have a report, and these."""
     for module in small.modules():
         found = module.meta.get("fxprune", {}).get("report") if isinstance(module, ModelGraph) else None
-        if isinstance(found, Report):
-            return found
-    raise FxpruneError(f"{type(small).__name__} has no report: it did not come from fxprune.compress or fxprune.apply")
+        if isinstance(module, ModelGraph) and isinstance(found, Report):
+            yield module, found
 
 
 def group_reports(coupling: Coupling, keep: NDArray[np.bool_], excluded: Iterable[str]) -> tuple[GroupReport, ...]:

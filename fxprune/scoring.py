@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from rich.progress import Progress
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import Classes, Unpack, batches, class_of_samples, sample_count, to_device
+from fxprune.batches import Classes, Unpack, batches, class_of_samples, length_of, sample_count, to_device
 from fxprune.capture import ModelGraph, example_of, specs_on
 from fxprune.coupling import Coupling, Exclude, analyse
 from fxprune.errors import CalibrationError
@@ -24,6 +24,7 @@ from fxprune.example import TensorSpec
 from fxprune.gates import Draw, Probe, Rows, insert
 from fxprune.isolation import device_of, dtype_of, evaluating, seeded
 from fxprune.objective import Loss, Objective, Part
+from fxprune.positions import PositionDraw, majority
 from fxprune.scores import Scalars, Scores, scores_of
 from fxprune.signals import separability
 from fxprune.submodule import Run, name_of, part_of, with_captured_part, with_part
@@ -63,14 +64,17 @@ def score(
         loader: re-iterable; batches are (inputs, targets), ((in1, in2), targets), or dicts with a "labels", "label",
             "targets" or "target"; `unpack` turns any other batch into (inputs, targets).
         loss: callable(output, target) -> mean over the batch, a scalar; cross-entropy by default.
-        samples_per_class: how many samples of each class the U-Score compares: the first ones of the loader.
+        samples_per_class: how many samples of each class the U-Score compares: the first ones of the loader; of
+            positions with classes, as many from the whole loader, drawn by `seed`.
         projections: directions of the sliced distance.
         max_classes: more classes than this are sampled, seeded.
         sample_memory: bytes that the stored samples may take; the number of projections is halved to stay below.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
         unknown: "error", or "freeze" to keep what an operation without a rule touches.
         inexact, head_dim: see `couple`.
-        classes: callable(targets) -> (samples,) integers, where the targets are not class numbers themselves.
+        classes: callable(targets) -> (samples,) integers, where the targets are not class numbers themselves; or the
+            classes of positions, (samples, ...) integers: of steps, (N, T), or pixels, (N, H, W). Negative ones are
+            left out. `fxprune.classes` has ready-made ones.
         submodule: path of the part to score, by the whole model's loss; `exclude` and all names are the part's own.
         run: callable(model, inputs, targets) -> mean loss of the batch, in place of loss(model(inputs), targets), for
             models that give their loss themselves. It may change the mode of `model`, a copy in eval mode; the part
@@ -152,23 +156,33 @@ class Sampler:
     memory: int
     draw: Draw
     counts: dict[int, int] = field(default_factory=dict)
-    labels: list[Tensor] = field(default_factory=list)
     left_out: set[int] = field(default_factory=set)
     seen: int = 0
 
-    def choose(self, labels: Tensor, probes: list[Probe]) -> None:
-        """Set the rows of the batch that the probes sample, and make room for their samples."""
-        self._admit(set(labels.tolist()))
+    def choose(self, classes: Tensor, probes: list[Probe]) -> None:
+        """Set what the probes sample of the batch, and make room for their samples.
+
+        Where positions have classes, a sample's own is that of most of them.
+        """
+        self._admit({label for label in classes.unique().tolist() if label >= 0})
+        if classes.ndim > 1:
+            self._show(classes)
+        labels = majority(classes) if classes.ndim > 1 else classes
         rows = []
         for row, label in enumerate(labels.tolist()):
             if label in self.counts and self.counts[label] < self.per_class:
                 self.counts[label] += 1
                 rows.append(row)
         self.draw.rows = torch.tensor(rows, dtype=torch.int64)
-        self.labels.append(labels[self.draw.rows])
+        self.draw.labels = labels[self.draw.rows]
         self.seen += len(labels)
         self.draw.batch += 1
         self.draw.make_room(probes)
+
+    def _show(self, classes: Tensor) -> None:
+        """Have positions drawn, of the classes that are compared."""
+        self.draw.positions = self.draw.positions or PositionDraw(self.per_class, self.draw.seed)
+        self.draw.positions.show(torch.where(torch.isin(classes, torch.tensor(list(self.counts))), classes, -1))
 
     def _admit(self, present: set[int]) -> None:
         """Keep the `max_classes` classes that come first in a seeded order of all classes."""
@@ -194,9 +208,8 @@ def _feed(
     objective: Objective, loader: Iterable[Any], unpack: Unpack | None, place: torch.device, *, progress: bool
 ) -> Iterator[tuple[Any, Any]]:
     """The inputs and targets of every batch, as the model takes them, on the device, under a progress bar."""
-    length = len(loader) if isinstance(loader, Sized) else None
     with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
-        for inputs, targets in bar.track(batches(loader, unpack), total=length, description="scoring"):
+        for inputs, targets in bar.track(batches(loader, unpack), total=length_of(loader), description="scoring"):
             yield to_device(objective.fitted(inputs), place), to_device(targets, place)
 
 
@@ -218,9 +231,10 @@ def _totals(
             total.add_(grad)
         sampler.bound(probes)
     if len(sampler.counts) < 2 and weights:
+        which = f"of one class ({next(iter(sampler.counts))})" if sampler.counts else "left out by a negative class"
         raise CalibrationError(
-            f"all {sampler.seen} samples of the loader are of one class ({next(iter(sampler.counts))}); the U-Score "
-            "compares classes: give samples of at least two"
+            f"all {sampler.seen} samples of the loader are {which}; the U-Score compares classes, and leaves negative "
+            "ones out: give samples of at least two, or pass classes="
         )
     objective.check_reached(totals)
     return totals
@@ -249,19 +263,20 @@ def _unit_sums(probes: list[Probe], totals: list[Tensor], units: int) -> Scalars
 def _separabilities(probes: list[Probe], sampler: Sampler, units: int) -> Scalars:
     """The U-Score of each unit, summed over the edges that read it."""
     result = np.zeros(units)
-    labels = torch.cat([torch.empty(0, dtype=torch.int64), *sampler.labels])
-    chosen = torch.isin(labels, torch.tensor(sorted(sampler.counts), dtype=torch.int64))
+    compared = torch.tensor(sorted(sampler.counts), dtype=torch.int64)
     for probe in probes:
         if not probe.samples:  # it reads through a weight, and sees no activations
             continue
         width = min(sampler.draw.projections, max(s.shape[-1] for s in probe.samples))
         parts = [s[..., :width].expand(*s.shape[:2], width) for s in probe.samples]  # single positions project on one
-        samples = torch.cat(parts)[chosen]
-        found = separability(samples, labels[chosen]).double().numpy()
+        labels = torch.cat(probe.labels)
+        chosen = torch.isin(labels, compared)
+        found = separability(torch.cat(parts)[chosen], labels[chosen]).double().numpy()
         if not np.isfinite(found).all():
             raise CalibrationError(
                 f"an activation on the edge {probe.reads} is not finite: look for overflow in the model"
             )
         result[probe.own] += found
         probe.samples.clear()
+        probe.labels.clear()
     return result

@@ -62,3 +62,28 @@ def test_a_part_is_scored_on_the_device(home: str) -> None:
     tensors = (*small.parameters(), *small.buffers(), *model.parameters(), *model.buffers())
     assert {tensor.device.type for tensor in tensors} == {home}
     assert fxprune.report(small).params_after < fxprune.report(small).params_before
+
+
+def test_positions_have_classes_on_the_device() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1)).double()
+    masks = torch.randint(0, 4, (20, 8, 8), generator=torch.Generator().manual_seed(0))
+    batches = [(images()(20).double(), masks)]
+    options = {"classes": fxprune.classes.each_position(), "progress": False}
+    here, there = (fxprune.score(model, batches, device=device, **options) for device in ("cpu", "cuda"))
+    assert np.allclose(here.propose, there.propose, rtol=1e-6)
+
+
+@pytest.mark.parametrize("precision", [None, "16-mixed", "32-true"])
+@pytest.mark.parametrize("home", ["cpu", "cuda"])
+def test_fine_tuning_on_the_device(home: str, precision: str | None) -> None:
+    model = ZOO["residual"].build().to(home)
+    small = fxprune.compress(model, CPU_BATCHES, 0.4, progress=False)
+    options = {"epochs": 3, "device": "cuda", "precision": precision, "progress": False, "teacher": model}
+    tuned = fxprune.finetune(small, CPU_BATCHES, CPU_BATCHES, **options)
+    done = fxprune.report(tuned).finetuned
+    assert done is not None
+    assert done.precision == (precision or ("bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"))
+    assert done.val_losses[done.best] < done.val_losses[0]
+    assert {t.device.type for t in (*tuned.parameters(), *tuned.buffers(), *model.parameters())} == {home}
+    assert {parameter.dtype for parameter in tuned.parameters()} == {torch.float32}

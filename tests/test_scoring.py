@@ -314,7 +314,7 @@ def test_labels_that_are_no_tensor() -> None:
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (IMAGES, "a batch is a Tensor, not a pair"),
+        (7, "a batch is a int, not a pair"),
         ((IMAGES, LABELS, LABELS), "a batch is a tuple of length 3, not a pair"),
         ({"x": IMAGES, "y": LABELS}, r"keys \['x', 'y'\], and 0 of them"),
         ({"x": IMAGES, "label": LABELS, "target": LABELS}, r"and 2 of them say that they are the targets"),

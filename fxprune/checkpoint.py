@@ -1,0 +1,61 @@
+"""Checkpoints of fine-tuning: one file, replaced after every epoch, that goes on where it stopped."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import FxpruneError
+
+FORMAT = 1
+
+
+def write(path: str | PathLike[str], settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint in one step: whoever reads the file sees the old one or the new one, never a part."""
+    unfinished = Path(path).with_name(Path(path).name + ".part")
+    torch.save({"fxprune_finetune": FORMAT, "settings": dict(settings), "state": dict(state)}, unfinished)
+    unfinished.replace(path)
+
+
+def read(path: str | PathLike[str], settings: Mapping[str, Any], device: torch.device) -> dict[str, Any] | None:
+    """The state in a checkpoint that was written with the same settings; None where there is no file.
+
+    Raises FxpruneError where the file is no checkpoint, or is one of another run.
+    """
+    if not Path(path).parent.is_dir():
+        raise FxpruneError(f"checkpoint is {path}, but there is no folder {Path(path).parent}: make it first")
+    if not Path(path).exists():
+        return None
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        made, state, made_by = content["settings"], dict(content["state"]), content["fxprune_finetune"]
+    except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
+        raise FxpruneError(
+            f"{path} is not a checkpoint that finetune wrote ({type(error).__name__}): remove it, or name another file"
+        ) from error
+    if made_by != FORMAT:
+        raise FxpruneError(f"{path} has checkpoint format {made_by}, this fxprune reads {FORMAT}: update it")
+    for name, value in settings.items():
+        if made.get(name) != value:
+            raise FxpruneError(
+                f"{path} was written with {name}={made.get(name)!r}, and now it is {value!r}: go on with the same "
+                "model and options, or name another file"
+            )
+    return state
+
+
+def fingerprint(model: nn.Module) -> int:
+    """A checksum of a model's names, parameters and buffers."""
+    total = 0
+    for name, value in model.state_dict().items():
+        total = zlib.crc32(name.encode(), total)
+        if isinstance(value, Tensor):
+            total = zlib.crc32(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data, total)
+    return total

@@ -1,0 +1,144 @@
+"""What fine-tuning minimises: a loss, mixed with the divergence from a teacher's logits where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxprune.errors import CalibrationError, FxpruneError, first_line
+from fxprune.example import opened
+from fxprune.objective import Loss
+from fxprune.submodule import Run, call_whole
+
+Metric = Callable[[Any, Any], Any]
+Logits = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """A teacher in eval mode, the share that it has in the loss, and how its logits are compared.
+
+    `logits` takes logits with the classes along the last axis from an output; see `classes_last` for the default.
+    """
+
+    teacher: nn.Module
+    share: float
+    temperature: float
+    logits: Logits
+
+    def divergence(self, output: Any, inputs: Any, targets: Any, where: str) -> Tensor:
+        """T^2 KL(teacher || student) of the softened classes, mean over samples and positions (arXiv 1503.02531)."""
+        with torch.no_grad():
+            wanted = self.logits(_called(self.teacher, inputs, targets, None, f"the teacher fails on {where}"))
+        found = self.logits(output)
+        if found.shape != wanted.shape:
+            raise FxpruneError(
+                f"the logits have shape {tuple(found.shape)}, the teacher's {tuple(wanted.shape)}: give a teacher of "
+                "the same classes, or logits=, a function from an output to what is compared"
+            )
+        student, teacher = (F.log_softmax(x / self.temperature, -1) for x in (found, wanted))
+        divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1).mean()
+        return divergence * self.temperature**2
+
+
+def classes_last(output: Any) -> Tensor:
+    """The logits of an output, a tensor or what has `logits`, with the classes along the last axis.
+
+    They are taken to lie along axis 1, as in (N, C) and (N, C, H, W); of three axes along the last, as in (N, T, C).
+
+    >>> classes_last(torch.zeros(2, 5, 8, 8)).shape
+    torch.Size([2, 8, 8, 5])
+    """
+    named = opened(output)
+    found = named.get("logits") if isinstance(named, Mapping) else output
+    if not isinstance(found, Tensor) or found.ndim < 2:
+        raise FxpruneError(
+            f"the model gives a {type(output).__name__}, which is no tensor of logits and has none by that name: pass "
+            "logits=, a function from an output to logits with the classes along the last axis"
+        )
+    return found if found.ndim == 3 else found.movedim(1, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """The loss and the metric of one batch, of `model`."""
+
+    model: nn.Module
+    loss: Loss
+    run: Run | None = None
+    metric: Metric | None = None
+    distillation: Distillation | None = None
+
+    @property
+    def share(self) -> float:
+        """The teacher's share in the loss."""
+        return self.distillation.share if self.distillation else 0.0
+
+    def value(self, inputs: Any, targets: Any, where: str) -> Tensor:
+        """The loss to train by. Raises CalibrationError, with the batch, where it is not one finite number."""
+        output = _called(self.model, inputs, targets, self.run, self._failing(where))
+        parts = []
+        if self.share < 1:
+            parts.append((1 - self.share) * self._lost(output, targets, where))
+        if self.distillation:
+            parts.append(self.share * self.distillation.divergence(output, inputs, targets, where))
+        value = _one_number(sum(parts), "loss", where)
+        if not value.requires_grad:
+            raise CalibrationError(
+                f"the loss of {where} does not depend on a parameter that is trained: look for torch.no_grad() or "
+                "detach() between the two"
+            )
+        return value
+
+    @torch.no_grad()
+    def judged(self, inputs: Any, targets: Any, where: str) -> tuple[float, float]:
+        """The loss, the teacher's only where there is no other, and the metric (0 where there is none)."""
+        output = _called(self.model, inputs, targets, self.run, self._failing(where))
+        if self.distillation and self.share == 1:
+            lost = self.distillation.divergence(output, inputs, targets, where)
+        else:
+            lost = self._lost(output, targets, where)
+        metric = self.metric(output, targets) if self.metric else 0.0
+        return float(_one_number(lost, "loss", where)), float(_one_number(torch.as_tensor(metric), "metric", where))
+
+    def _failing(self, where: str) -> str:
+        return f"{'run=' if self.run else 'the model'} fails on {where}"
+
+    def _lost(self, output: Any, targets: Any, where: str) -> Any:
+        """The loss of an output; what `run` gave is one already."""
+        if self.run:
+            return output
+        try:
+            return self.loss(output, targets)
+        except Exception as error:
+            name = getattr(self.loss, "__name__", type(self.loss).__name__)
+            raise CalibrationError(
+                f"the loss {name} fails on {where} ({type(error).__name__}: {first_line(error)}): pass loss=, a "
+                "callable(output, target) that fits the model's output"
+            ) from error
+
+
+def _called(model: nn.Module, inputs: Any, targets: Any, run: Run | None, failing: str) -> Any:
+    """A model's output, or what `run` gives; an error begins with `failing`."""
+    try:
+        return call_whole(model, inputs, targets, run=run)
+    except Exception as error:
+        raise CalibrationError(f"{failing} ({type(error).__name__}: {first_line(error)})") from error
+
+
+def _one_number(value: Any, name: str, where: str) -> Tensor:
+    """`value`. Raises CalibrationError where it is not one finite number."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+        raise CalibrationError(f"the {name} of {where} has {what}: it must be one number, the mean over the batch")
+    if not bool(torch.isfinite(value.detach())):
+        raise CalibrationError(
+            f"the {name} of {where} is {float(value.detach())}: look at the inputs and the targets of that batch, and "
+            "lower lr= where earlier batches were finite"
+        )
+    return value

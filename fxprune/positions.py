@@ -1,0 +1,98 @@
+"""Classes of positions: a class for every step of a sequence, or every pixel of a map, in place of one a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def majority(classes: Tensor) -> Tensor:
+    """The class that most positions of a sample have: (samples, *positions) -> (samples,); negative ones do not count.
+
+    A sample whose positions all have negative classes gets -1; of classes with equally many, the lowest is taken.
+
+    >>> majority(torch.tensor([[2, 2, 5], [-1, -1, 3], [-1, -1, -1]]))
+    tensor([ 2,  3, -1])
+    """
+    flat = classes.flatten(1)
+    present, inverse = torch.unique(flat, return_inverse=True)
+    if not flat.numel():
+        return flat.new_full((len(flat),), -1)
+    counts = torch.zeros(len(flat), len(present), dtype=torch.int64)
+    counts.scatter_add_(1, inverse, torch.ones_like(inverse))
+    counts[:, present < 0] = 0
+    best = counts.argmax(1)
+    return torch.where(counts.amax(1) > 0, present[best], -1)
+
+
+def resized(classes: Tensor, size: Sequence[int]) -> Tensor:
+    """A class map (samples, *positions) at other sizes of the positions: the nearest position's class.
+
+    >>> resized(torch.tensor([[0, 0, 1, 1]]), (2,))
+    tensor([[0, 1]])
+    """
+    for axis, (before, after) in enumerate(zip(classes.shape[1:], size, strict=True), start=1):
+        nearest = ((torch.arange(after, dtype=torch.float64) + 0.5) * before / after).long()
+        classes = classes.index_select(axis, nearest)
+    return classes
+
+
+def first_of_each(labels: Tensor, keys: Tensor, count: int) -> Tensor:
+    """Where the `count` lowest keys of each label stand, label by label.
+
+    >>> first_of_each(torch.tensor([1, 0, 1, 1]), torch.tensor([0.3, 0.9, 0.2, 0.7]), 2)
+    tensor([1, 2, 0])
+    """
+    order = torch.argsort(keys)
+    order = order[torch.argsort(labels[order], stable=True)]
+    ordered = labels[order]
+    rank = torch.arange(len(order)) - torch.searchsorted(ordered, ordered)
+    return order[rank < count]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Chosen positions of a tensor: their index along the samples and along each axis of positions, class and key."""
+
+    index: tuple[Tensor, ...]
+    labels: Tensor
+    keys: Tensor
+
+
+@dataclass(slots=True)
+class PositionDraw:
+    """Draws positions of each class, uniformly over the whole loader, by a seeded random key for each position.
+
+    Of every class the positions with the `per_class` lowest keys are wanted. All tensors of one size get one choice.
+    """
+
+    per_class: int
+    seed: int
+    classes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    chosen: dict[tuple[int, ...], Places] = field(default_factory=dict)
+    generators: dict[tuple[int, ...], np.random.Generator] = field(default_factory=dict)
+
+    def show(self, classes: Tensor) -> None:
+        """Take the class map of the next batch: (samples, *positions), negative where a position is left out."""
+        self.classes = classes
+        self.chosen.clear()
+
+    def fits(self, size: Sequence[int]) -> bool:
+        """Whether a tensor of shape (samples, *positions) has as many axes as the classes, and as many samples."""
+        return self.classes.ndim > 1 and len(size) == self.classes.ndim and size[0] == len(self.classes)
+
+    def places(self, size: Sequence[int]) -> Places:
+        """The positions of the batch that are wanted, in a tensor of shape (samples, *positions)."""
+        key = tuple(size[1:])
+        if key not in self.chosen:
+            labels = resized(self.classes, key).flatten()
+            generator = self.generators.setdefault(key, np.random.default_rng([self.seed, *key]))
+            keys = torch.from_numpy(generator.random(len(labels)))
+            counted = torch.nonzero(labels >= 0)[:, 0]
+            first = counted[first_of_each(labels[counted], keys[counted], self.per_class)]
+            self.chosen[key] = Places(torch.unravel_index(first, tuple(size)), labels[first], keys[first])
+        return self.chosen[key]
