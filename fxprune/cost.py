@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fxprune.batches import sample_count
-from fxprune.capture import placeholder_values
-from fxprune.isolation import evaluating
+from fxprune.capture.passes import Shapes, on_shapes
 
 
 def parameters(model: nn.Module) -> int:
@@ -29,18 +28,32 @@ def _flops(x: torch.Size, weights: list[torch.Size], *rest: Any, **kwargs: Any) 
     return 2 * math.prod(x[:-1]) * sum(math.prod(shape) for shape in weights if len(shape) == 2)
 
 
-_RECURRENT = {torch.ops.aten.mkldnn_rnn_layer: _layer_flops, torch.ops.aten._cudnn_rnn: _flops}  # unknown to torch
+def _attention_flops(q: torch.Size, k: torch.Size, v: torch.Size, *rest: Any, **kwargs: Any) -> int:
+    """Flops of attention, as torch counts them on other devices: those of its two matrix products."""
+    return int(sdpa_flop_count(q, k, v))
+
+
+FORMULAS = {
+    torch.ops.aten.mkldnn_rnn_layer: _layer_flops,
+    torch.ops.aten._cudnn_rnn: _flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+}  # those that torch's counter does not have
 
 
 def macs(model: Any, example: Any) -> int:
-    """Multiply-accumulates of one sample of `example`, of matrix products and convolutions (torch's flop counter)."""
+    """Multiply-accumulates of one sample of `example`, of matrix products and convolutions (torch's formulas)."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with torch.no_grad(), evaluating(model), FlopCounterMode(display=False, custom_mapping=_RECURRENT) as counter:
-        try:
-            for parameter in learned:
-                parameter.requires_grad_(requires_grad=False)  # the counter fails on views of those with gradients
-            model(*placeholder_values(model, example))
-        finally:
-            for parameter in learned:
-                parameter.requires_grad_()
-    return int(counter.get_total_flops() // 2 // sample_count(example))
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(requires_grad=False)  # the formulas fail on views of those with gradients
+        flops = on_shapes(model, example, lambda inputs: _counted(model, inputs))
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_()
+    return flops // 2 // sample_count(example)
+
+
+def _counted(model: Any, inputs: list[Any]) -> int:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        Shapes(model).run(*inputs)
+    return int(counter.get_total_flops())
