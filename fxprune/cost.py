@@ -12,8 +12,7 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fxprune.batches import sample_count
-from fxprune.capture import placeholder_values
-from fxprune.isolation import evaluating
+from fxprune.capture.passes import Shapes, on_shapes
 
 
 def parameters(model: nn.Module) -> int:
@@ -31,34 +30,44 @@ def _flops(x: torch.Size, weights: list[torch.Size], *rest: Any, **kwargs: Any) 
     return 2 * math.prod(x[:-1]) * sum(math.prod(shape) for shape in weights if len(shape) == 2)
 
 
-def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *rest: Any, **kwargs: Any) -> int:
-    """Flops of attention on the CPU, as torch counts them elsewhere."""
-    return int(sdpa_flop_count(query, key, value))
+def _attention_flops(q: torch.Size, k: torch.Size, v: torch.Size, *rest: Any, **kwargs: Any) -> int:
+    """Flops of attention, as torch counts them on other devices: those of its two matrix products."""
+    return int(sdpa_flop_count(q, k, v))
 
 
-_UNKNOWN_TO_TORCH = {
+FORMULAS = {
     torch.ops.aten.mkldnn_rnn_layer: _layer_flops,
     torch.ops.aten._cudnn_rnn: _flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-}
+}  # those that torch's counter does not have
 
 
 def macs(model: Any, example: Any) -> int:
-    """Multiply-accumulates of one sample of `example`, of matrix products and convolutions (torch's flop counter)."""
-    with _counting(model) as counter:
-        model(*placeholder_values(model, example))
-    return int(counter.get_total_flops() // 2 // sample_count(example))
+    """Multiply-accumulates of one sample of `example`, of matrix products and convolutions (torch's formulas)."""
+    with _frozen(model):
+        return on_shapes(model, example, lambda inputs: _counted(model, inputs)) // 2 // sample_count(example)
 
 
 def flops(graph: fx.GraphModule, example: Any) -> dict[str, int]:
     """The flops of every node of `graph` on the whole of `example`; those of all are 2 macs a sample."""
-    with _counting(graph) as counter:
+    with _frozen(graph):
+        return on_shapes(graph, example, lambda inputs: _by_node(graph, inputs))
+
+
+def _counted(model: Any, inputs: list[Any]) -> int:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        Shapes(model).run(*inputs)
+    return int(counter.get_total_flops())
+
+
+def _by_node(graph: fx.GraphModule, inputs: list[Any]) -> dict[str, int]:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         run = _NodeByNode(graph, counter)
-        run.run(*placeholder_values(graph, example))
+        run.run(*inputs)
     return run.flops
 
 
-class _NodeByNode(fx.Interpreter):
+class _NodeByNode(Shapes):
     """Runs a graph and reads the counter after every node."""
 
     def __init__(self, graph: fx.GraphModule, counter: FlopCounterMode) -> None:
@@ -73,18 +82,13 @@ class _NodeByNode(fx.Interpreter):
 
 
 @contextmanager
-def _counting(model: Any) -> Iterator[FlopCounterMode]:
-    """Count the flops of what runs inside, in eval mode."""
+def _frozen(model: Any) -> Iterator[None]:
+    """Take the gradients from the parameters for a while: the formulas fail on views of those that have them."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with (
-        torch.no_grad(),
-        evaluating(model),
-        FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_TORCH) as counter,
-    ):
-        try:
-            for parameter in learned:
-                parameter.requires_grad_(requires_grad=False)  # the counter fails on views of those with gradients
-            yield counter
-        finally:
-            for parameter in learned:
-                parameter.requires_grad_()
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(requires_grad=False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_()

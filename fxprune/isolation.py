@@ -7,10 +7,11 @@ import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.errors import CaptureError
 
@@ -45,6 +46,38 @@ def _hookless(model: nn.Module) -> nn.Module:
     for module in model.modules():
         vars(module).pop("_output_capturing_hooks_installed", None)
     return model
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Give every module the attributes back that it had, and what its dicts (of buffers, of hooks) held."""
+    own = [vars(module) for module in model.modules()]
+    stores = own + [value for store in own for value in store.values() if isinstance(value, dict)]
+    before = [dict(store) for store in stores]
+    try:
+        yield
+    finally:
+        for store, old in zip(stores, before, strict=True):
+            store.clear()
+            store.update(old)
+
+
+@contextmanager
+def weightless(model: nn.Module) -> Iterator[None]:
+    """Let every parameter and buffer be on the meta device, with a shape and no numbers; then give its own back."""
+    with restored(model):
+        for module in model.modules():
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for store in stores:
+                store.update({name: None if tensor is None else shape_only(tensor) for name, tensor in store.items()})
+            if isinstance(module, nn.RNNBase):  # which keeps a list of its own
+                module._flat_weights = [None if t is None else shape_only(t) for t in module._flat_weights]
+        yield
+
+
+def shape_only(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape and dtype on the meta device, where nothing is computed."""
+    return torch.empty_like(tensor, device="meta", requires_grad=False)
 
 
 @contextmanager

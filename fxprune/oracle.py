@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from fxprune.gates import Mask, insert
 from fxprune.isolation import device_of
 from fxprune.labels import Labels
 from fxprune.mending import Repair, preserve
-from fxprune.rewrite import Checker, narrow_parameters
+from fxprune.rewrite import Checker, narrowed_copy
 from fxprune.rules.resize import resize
 
 
@@ -47,8 +46,7 @@ def _on_kept(gated: fx.GraphModule, node: fx.Node, checker: Checker) -> None:
             old[picked.name] = value
     if node.op == "call_module":
         name = f"kept_{node.name}"
-        module = copy.deepcopy(gated.get_submodule(str(node.target)))
-        narrow_parameters(module, checker, prefix=str(node.target))
+        module = narrowed_copy(gated.get_submodule(str(node.target)), checker, prefix=str(node.target))
         resize(module, next(iter(env.values()), None), repair.expected)
         gated.add_module(name, module)
         node.target = name

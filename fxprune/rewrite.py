@@ -33,9 +33,8 @@ def rewrite(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> M
 
     Raises RewriteError where no literal and no gather makes a node's labels hold.
     """
-    small = copy.deepcopy(graph)
+    small: ModelGraph = narrowed_copy(graph, Checker(graph, coupling, keep))
     checker = Checker(small, coupling, keep)
-    narrow_parameters(small, checker)
     for node in list(small.graph.nodes):
         checker.env[node] = _settle(checker, node)
     small.graph.lint()
@@ -102,35 +101,30 @@ def _see_inserted(checker: Checker, node: fx.Node, original: fx.Node) -> None:
         checker.env[node] = step(checker, node)
 
 
-def narrow_parameters(small: nn.Module, checker: Checker, prefix: str = "") -> None:
-    """Replace every parameter and buffer that loses channels, under all its names, by a narrower one.
+def narrowed_copy(module: Any, checker: Checker, prefix: str = "") -> Any:
+    """A deep copy of a module in which every parameter and buffer that loses channels is narrower, under all its names.
 
-    `prefix` is the path of `small` in the model.
+    No weight is copied whole and narrowed then. `prefix` is the path of `module` in the model.
     """
-    narrowed: dict[int, Tensor] = {}
-    originals = []  # kept alive, so that no id is used twice
-    for path, module in small.named_modules(remove_duplicate=False):
-        for store in (module._parameters, module._buffers):
-            for name, tensor in list(store.items()):
-                if tensor is None:
-                    continue
-                if id(tensor) not in narrowed:
-                    owner = checker.owners[".".join(part for part in (prefix, path, name) if part)]
-                    small_tensor = _narrow(tensor, [checker.kept(Slot(owner, axis)) for axis in range(tensor.ndim)])
-                    narrowed[id(tensor)] = narrowed[id(small_tensor)] = small_tensor
-                    originals.append(tensor)
-                store[name] = narrowed[id(tensor)]
+    memo: dict[int, Any] = {}
+    for path, inner in module.named_modules():
+        for name, tensor in (*inner._parameters.items(), *inner._buffers.items()):
+            if tensor is not None and id(tensor) not in memo:
+                owner = checker.owners[".".join(part for part in (prefix, path, name) if part)]
+                small = _narrow(tensor, [checker.kept(Slot(owner, axis)) for axis in range(tensor.ndim)])
+                memo |= {id(tensor): small} if small is not tensor else {}
+    return copy.deepcopy(module, memo)
 
 
 def _narrow(tensor: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
-    """The tensor with only the kept indices of each axis; itself where all stay."""
+    """A new tensor with only the kept indices of each axis; the tensor itself where all stay."""
     data = tensor.detach()
     for axis, mask in enumerate(keep):
         if mask is not None and not bool(mask.all()):
             data = data.index_select(axis, mask.nonzero().flatten().to(data.device))
     if data.shape == tensor.shape:
         return tensor
-    data = data.clone(memory_format=_memory_format(tensor))
+    data = data.contiguous(memory_format=_memory_format(tensor))
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(data, requires_grad=tensor.requires_grad)
     return data

@@ -34,6 +34,16 @@ def users_frame() -> FrameType | None:
     return frame
 
 
+def users_line() -> str | None:
+    """The innermost line of the stack that is the user's, as a traceback has it."""
+    frame = users_frame()
+    if frame is None:
+        return None
+    filename, number = frame.f_code.co_filename, frame.f_lineno
+    line = linecache.getline(filename, number).strip()
+    return f'File "{filename}", line {number}, in {frame.f_code.co_name}\n    {line}'
+
+
 def deciding_line(frame: FrameType) -> str | None:
     """The line at which a frame stands, or None where the statement there is an assertion, or an `if` that raises."""
     filename, number = frame.f_code.co_filename, frame.f_lineno

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.attention import lower
 from fxprune.capture import exported, symbolic, values
 from fxprune.capture.checks import Leaves, check_example, check_leaves, check_names, does_not_run, is_named, runnable
 from fxprune.capture.graph import ModelGraph
+from fxprune.capture.passes import annotate, placeholder_values, specs_on
 from fxprune.errors import CaptureError
-from fxprune.example import TensorSpec, as_call, spec_of, to_json, trim
-from fxprune.isolation import device_of, evaluating, isolated_copy, undisturbed
+from fxprune.example import TensorSpec, to_json, trim
+from fxprune.isolation import device_of, isolated_copy, undisturbed
 
-__all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture"]
+__all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "placeholder_values", "specs_on"]
 
 RUNGS = {"fx": symbolic.trace, "values": values.trace, "export": exported.trace}
 METHODS = ("auto", *RUNGS)
@@ -163,52 +163,3 @@ def _annotate(graph: ModelGraph, example: Any) -> Any:
         else:
             return batch
     raise does_not_run(graph, failure)
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a graph and records the spec of the value of each node."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__(graph)
-        self.specs: dict[str, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.specs[n.name] = spec_of(value)
-        return value
-
-
-def annotate(graph: fx.GraphModule, example: Any) -> None:
-    """Run `graph` in eval mode on `example` and put the spec of every value into `node.meta["spec"]`."""
-    specs = specs_on(graph, example)
-    for node in graph.graph.nodes:
-        node.meta["spec"] = specs[node.name]
-
-
-def specs_on(graph: fx.GraphModule, example: Any) -> dict[str, Any]:
-    """The shapes of all values of `graph` on another example, by node name; the graph stays as it is."""
-    recorder = _Recorder(graph)
-    with torch.no_grad(), evaluating(graph):
-        recorder.run(*placeholder_values(graph, example))
-    return recorder.specs
-
-
-def placeholder_values(graph: fx.GraphModule, example: Any) -> list[Any]:
-    """The values of the graph's placeholders, in order, for an example; those left out take their defaults.
-
-    Tensors are copied: a model may change its inputs in place.
-    """
-    args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, example))
-    rest, values = list(args), []
-    for node in graph.graph.nodes:
-        if node.op != "placeholder":
-            continue
-        name = str(node.target)
-        if name.startswith("*"):
-            values.extend(rest if not name.startswith("**") else [])
-            rest = []
-        elif rest:
-            values.append(rest.pop(0))
-        else:
-            values.append(kwargs[name] if name in kwargs else node.args[0])
-    return values

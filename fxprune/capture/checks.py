@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError, first_line
 from fxprune.example import as_call, trim
+from fxprune.isolation import restored
 
 Leaves = Sequence[str | type[nn.Module]]
 
@@ -74,7 +74,7 @@ def runnable(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any
     for batch in (trim(example, samples=2), example):
         args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, batch))
         try:
-            with torch.no_grad(), _restored(model):
+            with torch.no_grad(), restored(model):
                 model(*args, **kwargs, **concrete)
         except Exception as error:  # noqa: BLE001 - whatever the user's model raises becomes the cause of ours
             failure = error
@@ -91,17 +91,3 @@ def does_not_run(model: nn.Module, failure: Exception | None) -> CaptureError:
     )
     error.__cause__ = failure
     return error
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Give every module the attributes back that it had, and what its dicts (of buffers, of hooks) held."""
-    own = [vars(module) for module in model.modules()]
-    stores = own + [value for store in own for value in store.values() if isinstance(value, dict)]
-    before = [dict(store) for store in stores]
-    try:
-        yield
-    finally:
-        for store, old in zip(stores, before, strict=True):
-            store.clear()
-            store.update(old)

@@ -22,7 +22,7 @@ from fxprune.errors import CaptureError, first_line
 from fxprune.example import as_call
 from fxprune.isolation import HOOKS
 from fxprune.rules.table import RULES, module_class
-from fxprune.source import line_of
+from fxprune.source import line_of, users_line
 
 _OPENED = (
     nn.Module, nn.Sequential, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
@@ -50,8 +50,6 @@ class SymbolicTracer(fx.Tracer):
     """
 
     proxy_buffer_attributes = True
-    record_stack_traces = True
-
     whole = (*PACKING, *_MAKERS)  # functions that are nodes, under whatever name
 
     def __init__(self, example: Any = (), concrete: Mapping[str, Any] | None = None, leaves: Leaves = ()) -> None:
@@ -59,6 +57,12 @@ class SymbolicTracer(fx.Tracer):
         self._autowrap_search += [torch, rnn]
         self.example, self.concrete, self.leaves = example, dict(concrete or {}), leaves
         self.kept: dict[str, None] = {}
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """A node that knows the user's line it comes from; what torch.fx would record takes longer than the trace."""
+        node = super().create_node(*args, **kwargs)
+        node.stack_trace = users_line()
+        return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if is_named(self.leaves, m, module_qualified_name):

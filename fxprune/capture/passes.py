@@ -1,0 +1,127 @@
+"""Passes over a graph for what its values are like: on shapes alone where that is possible, or on the numbers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import first_line
+from fxprune.example import TensorSpec, as_call, spec_of
+from fxprune.isolation import evaluating, shape_only, weightless
+
+Found = TypeVar("Found")
+
+_LOG = logging.getLogger(__name__)
+_PLAIN = (Tensor, bool, int, float, str, type(None))
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_ABOUT_PLACES = frozenset({
+    "device", "is_cuda", "is_cpu", "is_meta", "get_device", "type", "data_ptr",
+})  # fmt: skip
+
+
+def annotate(graph: fx.GraphModule, example: Any) -> None:
+    """Put the spec of every value that `graph` has in eval mode on `example` into `node.meta["spec"]`."""
+    specs = specs_on(graph, example)
+    for node in graph.graph.nodes:
+        node.meta["spec"] = specs[node.name]
+
+
+def specs_on(graph: fx.GraphModule, example: Any) -> dict[str, Any]:
+    """The shapes of all values of `graph` on an example, by node name; the graph stays as it is."""
+
+    def specs(inputs: list[Any]) -> dict[str, Any]:
+        recorder = _Recorder(graph)
+        recorder.run(*inputs)
+        return recorder.specs
+
+    places = places_of(graph, example)
+    found = on_shapes(graph, example, specs)
+    return pytree.tree_map_only(TensorSpec, lambda spec: _placed(spec, next(iter(places))), found) if places else found
+
+
+def _placed(spec: TensorSpec, device: torch.device) -> TensorSpec:
+    """The spec of a value that was computed on shapes alone, on the device where it belongs."""
+    return replace(spec, device=device) if spec.device.type == "meta" else spec
+
+
+def on_shapes(graph: fx.GraphModule, example: Any, run: Callable[[list[Any]], Found]) -> Found:
+    """What `run` gives for the inputs of `graph` in eval mode, for a result that depends on their shapes only.
+
+    The graph and its inputs are on the meta device, where nothing is computed. Where they cannot be (an operation
+    that needs numbers, or one that asks for the device; tensors on several devices) `run` is given the numbers.
+    """
+    with torch.no_grad(), evaluating(graph):
+        if len(places_of(graph, example)) == 1 and not any(map(_asks_for_place, graph.graph.nodes)):
+            try:
+                with weightless(graph):
+                    return run(placeholder_values(graph, pytree.tree_map_only(Tensor, shape_only, example)))
+            except Exception as error:  # noqa: BLE001 - whatever an operation says that needs numbers
+                _LOG.debug("%s runs on numbers: %s", type(graph).__name__, first_line(error))
+        return run(placeholder_values(graph, example))
+
+
+def places_of(graph: fx.GraphModule, example: Any) -> set[torch.device]:
+    """The devices of all tensors of a graph and an example; none where the example holds something else, too."""
+    leaves = pytree.tree_leaves(example)
+    if not all(isinstance(leaf, _PLAIN) for leaf in leaves):
+        return set()
+    tensors = (leaf for leaf in leaves if isinstance(leaf, Tensor))
+    return {tensor.device for tensor in (*graph.parameters(), *graph.buffers(), *tensors)}
+
+
+def _asks_for_place(node: fx.Node) -> bool:
+    """Whether a node's result may depend on the device that a tensor is on."""
+    name = node.args[1] if node.target is getattr else node.target
+    return node.op in ("call_method", "call_function") and name in _ABOUT_PLACES
+
+
+class Shapes(fx.Interpreter):
+    """Runs a graph, and steps over what is slow on the meta device although the shape of its result is plain."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module: Any = self.fetch_attr(target)
+        if type(module) in _BATCH_NORMS and args and args[0].is_meta and not module.training:
+            module._check_input_dim(args[0])
+            if args[0].shape[1] == module.num_features:
+                return torch.empty_like(args[0])
+        return super().call_module(target, args, kwargs)
+
+
+class _Recorder(Shapes):
+    """Runs a graph and records the spec of the value of each node."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.specs: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.specs[n.name] = spec_of(value)
+        return value
+
+
+def placeholder_values(graph: fx.GraphModule, example: Any) -> list[Any]:
+    """The values of the graph's placeholders, in order, for an example; those left out take their defaults.
+
+    Tensors are copied: a model may change its inputs in place.
+    """
+    args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, example))
+    rest, values = list(args), []
+    for node in graph.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        name = str(node.target)
+        if name.startswith("*"):
+            values.extend(rest if not name.startswith("**") else [])
+            rest = []
+        elif rest:
+            values.append(rest.pop(0))
+        else:
+            values.append(kwargs[name] if name in kwargs else node.args[0])
+    return values

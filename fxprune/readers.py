@@ -1,0 +1,196 @@
+"""Layers with weights as linear maps of windows: what every reader of channels is, however it is spelled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fxprune.rules.table import key_of
+
+Pads = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reader:
+    """A layer that gives W x + b, x being the values under its window.
+
+    `windows` is None for a linear layer, whose channels lie along the last axis. `owner` is the module that holds the
+    weight, or None where the graph passes the weight to a function.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    groups: int = 1
+    windows: Windows | None = None
+    owner: nn.Module | None = None
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the channels of inputs and outputs, from the end."""
+        return -1 if self.windows is None else -1 - self.windows.nd
+
+    def matrix(self) -> Tensor:
+        """The weight as (groups, outputs a group, inputs a group, places of the window)."""
+        return as_matrix(self.weight, self.groups, transposed=self.windows is not None and self.windows.transposed)
+
+    def write(self, matrix: Tensor) -> None:
+        """Put a matrix, shaped as that of `matrix()`, into the weight."""
+        transposed = self.windows is not None and self.windows.transposed
+        self.weight.data.copy_(from_matrix(matrix, tuple(self.weight.shape), transposed=transposed))
+
+
+def as_matrix(weight: Tensor, groups: int, *, transposed: bool) -> Tensor:
+    """A weight as (groups, outputs a group, inputs a group, places of the window).
+
+    >>> as_matrix(torch.zeros(6, 2, 3, 3), 3, transposed=False).shape
+    torch.Size([3, 2, 2, 9])
+    >>> as_matrix(torch.zeros(6, 4, 3, 3), 3, transposed=True).shape
+    torch.Size([3, 4, 2, 9])
+    """
+    flat = weight.detach().reshape(groups, len(weight) // groups, weight.shape[1], -1)
+    return flat.transpose(1, 2).flip(-1) if transposed else flat
+
+
+def from_matrix(matrix: Tensor, shape: Sequence[int], *, transposed: bool) -> Tensor:
+    """The weight of a shape that `as_matrix` gives a matrix for."""
+    return (matrix.flip(-1).transpose(1, 2) if transposed else matrix).reshape(tuple(shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Where the windows of a convolution lie. A transposed one is a plain one over its input with zeros in between."""
+
+    nd: int
+    size: Pads
+    stride: Pads
+    padding: Pads
+    dilation: Pads
+    transposed: bool = False
+    mode: str = "constant"
+
+    def values(self, x: Tensor, places: Tensor, positions: Sequence[int]) -> Tensor:
+        """What lies under the windows of some output positions.
+
+        Args:
+            x: inputs, (samples, channels, *positions).
+            places: (n,) flat indices into the grid of output positions.
+            positions: the size of that grid.
+
+        Returns:
+            (samples, channels, n, places of the window).
+        """
+        padded = self._padded(x, positions)
+        sizes = padded.shape[-self.nd :]
+        steps = (1,) * self.nd if self.transposed else self.stride
+        starts, offsets = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        for axis, index in enumerate(_unraveled(places.cpu(), positions)):
+            starts = starts * sizes[axis] + index * steps[axis]
+            taps = torch.arange(self.size[axis]) * self.dilation[axis]
+            offsets = (offsets[:, None] * sizes[axis] + taps).reshape(-1)
+        index = (starts[:, None] + offsets).to(x.device)
+        return padded.flatten(-self.nd)[:, :, index]
+
+    def _padded(self, x: Tensor, positions: Sequence[int]) -> Tensor:
+        """The input with all that a window may reach."""
+        if not self.transposed:
+            pads = [pad for low in reversed(self.padding) for pad in (low, low)]
+            return F.pad(x, pads, self.mode) if any(pads) else x
+        spread = x.new_zeros(*x.shape[: -self.nd], *((n - 1) * s + 1 for n, s in zip(x.shape[-self.nd :], self.stride, strict=True)))
+        spread[(..., *(slice(None, None, s) for s in self.stride))] = x
+        pads = []
+        for axis in reversed(range(self.nd)):
+            reach = self.dilation[axis] * (self.size[axis] - 1)
+            low = reach - self.padding[axis]
+            pads += [low, positions[axis] + reach - low - spread.shape[axis - self.nd]]
+        return F.pad(spread, pads)
+
+
+def _unraveled(places: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """The indices along every axis of flat indices."""
+    found = []
+    for size in reversed(sizes):
+        found.append(places % size)
+        places = places // size
+    return found[::-1]
+
+
+Make = Callable[[Any, fx.Node], Reader | None]
+MODULES: dict[type[nn.Module], Make] = {}
+FUNCTIONS: dict[Any, Callable[..., Reader | None]] = {}
+
+
+def reader_of(graph: fx.GraphModule, node: fx.Node) -> Reader | None:
+    """The layer that a node calls, or None where it is no linear map of windows, or has its weight from elsewhere."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        make = next((MODULES[kind] for kind in type(module).__mro__ if kind in MODULES), None)
+        return make(module, node) if make and isinstance(module._parameters.get("weight"), nn.Parameter) else None
+    function = FUNCTIONS.get(key_of(node, graph)) if node.op == "call_function" else None
+    return function(graph, *node.args, **node.kwargs) if function else None
+
+
+def _linear_module(module: Any, node: fx.Node) -> Reader:
+    return Reader(module.weight, module.bias, owner=module)
+
+
+def _convolution_module(module: Any, node: fx.Node) -> Reader | None:
+    nd, transposed = len(module.kernel_size), isinstance(module, nn.modules.conv._ConvTransposeNd)
+    reach = module._reversed_padding_repeated_twice[::-1]
+    if any(low != high for low, high in zip(reach[::2], reach[1::2], strict=True)) or len(node.args) > 1:
+        return None  # "same" padding of an even window; an output size that is given in the call
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    windows = Windows(nd, module.kernel_size, module.stride, tuple(reach[::2]), module.dilation, transposed, mode)
+    return Reader(module.weight, module.bias, module.groups, windows, module)
+
+
+MODULES[nn.Linear] = _linear_module
+MODULES[nn.modules.conv._ConvNd] = _convolution_module
+
+
+def _linear_function(graph: fx.GraphModule, input: Any, weight: Any, bias: Any = None) -> Reader | None:  # noqa: A002
+    found = _parameter(graph, weight)
+    return None if found is None else Reader(found, _parameter(graph, bias))
+
+
+def _convolution_function(
+    graph: fx.GraphModule, input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,  # noqa: A002
+    dilation: Any = 1, groups: int = 1, *, nd: int,
+) -> Reader | None:  # fmt: skip
+    found = _parameter(graph, weight)
+    if found is None or not isinstance(groups, int) or isinstance(padding, str):
+        return None
+    sizes = [_each(value, nd) for value in (stride, padding, dilation)]
+    if any(size is None for size in sizes):
+        return None
+    stride, padding, dilation = sizes
+    windows = Windows(nd, tuple(found.shape[2:]), stride, padding, dilation)
+    return Reader(found, _parameter(graph, bias), groups, windows)
+
+
+FUNCTIONS[F.linear] = _linear_function
+for _nd in (1, 2, 3):
+    from functools import partial
+
+    FUNCTIONS[getattr(F, f"conv{_nd}d")] = partial(_convolution_function, nd=_nd)
+
+
+def _each(value: Any, nd: int) -> Pads | None:
+    """One number for each axis."""
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    return sizes * nd if len(sizes) == 1 else sizes
+
+
+def _parameter(graph: fx.GraphModule, node: Any) -> nn.Parameter | None:
+    """The parameter that an argument stands for."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    path, _, name = str(node.target).rpartition(".")
+    found = graph.get_submodule(path)._parameters.get(name)
+    return found if isinstance(found, nn.Parameter) else None
