@@ -19,11 +19,34 @@ EVEN = 1e-12  # levels that differ by less are one
 
 
 def tod(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
+    """The tolerance of difference, with what is protected chosen over the whole network.
+
+    As `tod_by_group`, but a unit is protected at depth k of its group of n where it is among the k / n of all units of
+    the network that are highest by `protect`: a group that the network needs keeps more of its units than others do.
+
+    >>> tod(np.array([0.1, 0.2, 0.1, 0.2]), np.array([1.0, 2.0, 3.0, 4.0]), [("a", 0, 2), ("b", 2, 4)])
+    array([ 0., inf,  1., inf])
+    """
+    level = np.full(len(propose), np.inf)
+    share = ranks(protect) / max(len(protect), 1)  # of the network's units that are lower
+    for _, start, end in groups:
+        n = end - start
+        most = int(LARGEST_SHARE * n)
+        order = np.argsort(propose[start:end], kind="stable")
+        from_depth = np.ceil(n * (1 - share[start:end]) - EVEN).astype(np.int64)  # at which it is protected
+        first = np.maximum(ranks(propose[start:end]) + 1, np.minimum(np.maximum(from_depth, 1), n))
+        both = np.cumsum(np.bincount(first, minlength=n + 1)[1 : n + 1])
+        curve = (both / np.arange(1, n + 1))[:most]
+        level[start + order[:most]] = np.minimum.accumulate(curve[::-1])[::-1]
+    return level
+
+
+def tod_by_group(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
     """The tolerance of difference, group by group (arXiv 2508.02291): the k-th unit goes at min ToD(j) over j >= k.
 
     Only j <= 0.99 n count, and the units behind them never go.
 
-    >>> tod(np.array([0.1, 0.2, 0.3, 0.4]), np.array([1.0, 2.0, 4.0, 3.0]), [("conv", 0, 4)])
+    >>> tod_by_group(np.array([0.1, 0.2, 0.3, 0.4]), np.array([1.0, 2.0, 4.0, 3.0]), [("conv", 0, 4)])
     array([0.        , 0.        , 0.66666667,        inf])
     """
     level = np.full(len(propose), np.inf)
@@ -60,11 +83,15 @@ def over_all(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
     return (ranks(scaled) + 1) / max(len(scaled), 1)
 
 
-ALLOCATIONS: dict[str, Allocate] = {"tod": tod, "uniform": uniform, "global": over_all}
+ALLOCATIONS: dict[str, Allocate] = {"tod": tod, "tod-by-group": tod_by_group, "uniform": uniform, "global": over_all}
 
 
-def levels(allocate: str | Allocate, propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
+def levels(
+    allocate: str | Allocate, propose: Scalars, protect: Scalars, groups: Groups, worth: Scalars | None = None
+) -> Scalars:
     """The lowest level at which each unit goes, by a named allocation or one of the caller's.
+
+    `worth` is what the model costs less without each unit; what is protected is then protected for its share of that.
 
     Raises PlanError where there is none of that name, or what it gives is not one number a unit.
     """
@@ -74,6 +101,8 @@ def levels(allocate: str | Allocate, propose: Scalars, protect: Scalars, groups:
             "(propose, protect, groups) -> levels"
         )
     function = ALLOCATIONS[allocate] if isinstance(allocate, str) else allocate
+    if worth is not None:
+        protect = protect / np.maximum(worth, 1.0)
     level = np.asarray(function(propose, protect, groups), dtype=np.float64)
     if level.shape != propose.shape or np.isnan(level).any():
         raise PlanError(

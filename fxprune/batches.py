@@ -101,6 +101,13 @@ def sample_count(inputs: Any) -> int:
     )
 
 
+def count_of(inputs: Any, targets: Any) -> int:
+    """The number of samples in a batch: of its targets, where they are a tensor or a list, or else of its inputs."""
+    if isinstance(targets, Tensor) and targets.ndim:
+        return len(targets)
+    return len(targets) if isinstance(targets, (tuple, list)) and targets else sample_count(inputs)
+
+
 def class_of_samples(targets: Any, samples: int | None, classes: Classes | None) -> Tensor:
     """The class of each sample, (samples,), or of each position, (samples, ...), as int64 on the CPU.
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import fx, nn
 from torch.fx.node import map_arg
 
@@ -24,6 +26,7 @@ from fxprune.rules.contractions import terms_of
 from fxprune.rules.table import key_of
 from fxprune.widths import Axes, Flags, Index, Product, Products, Ruler, Widths, products
 
+Scalars = NDArray[np.float64]
 Formula = Callable[..., Sequence[Product]]
 FORMULAS: dict[Any, Formula] = {}
 
@@ -49,6 +52,14 @@ class Costs:
     def macs(self, keep: Flags) -> int:
         """Multiply-accumulates of one sample where the units `keep` stay."""
         return int(self.flops.of(self.widths.under(keep)).sum() // 2 // self.samples)
+
+    def unit_params(self, units: int) -> Scalars:
+        """The parameters that go with each unit alone."""
+        return self.params.slopes(self.widths, np.ones(units, dtype=bool))
+
+    def unit_macs(self, units: int) -> Scalars:
+        """The multiply-accumulates of one sample that go with each unit alone."""
+        return self.flops.slopes(self.widths, np.ones(units, dtype=bool)) / 2 / self.samples
 
     def arrays(self) -> dict[str, Index]:
         """The numbers, as arrays of their names."""

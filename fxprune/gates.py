@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling, Edge, Index
 from fxprune.example import PackedSpec
+from fxprune.moments import Gathering
 from fxprune.positions import PositionDraw, first_of_each
 from fxprune.recurrence import PackedGate, gated_module
 from fxprune.rules.movement import move
@@ -29,6 +30,7 @@ class Gate(nn.Module, ABC):
     def __init__(self, edge: Edge) -> None:
         super().__init__()
         self.dim, self.units, self.reads = edge.dim, edge.units, f"{edge.source} -> {edge.consumer}"
+        self.key = edge.source, edge.parameter or str(edge.dim)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -37,6 +39,9 @@ class Gate(nn.Module, ABC):
     @abstractmethod
     def weigh(self, weight: Tensor) -> Tensor:
         """Do the same to the columns of a weight that reads the units; nothing is sampled."""
+
+    def watch(self, x: Tensor) -> None:
+        """See the activations, channels last, that the weight of `weigh` reads."""
 
 
 class Mask(Gate):
@@ -76,12 +81,13 @@ class Rows:
 class Draw:
     """What the gates have in common while scoring: the rows of the batch to sample, how finely, and from which seed.
 
-    `labels` are the classes of the rows. Where positions have classes of their own, `positions` draws them.
+    `moments` says whether to gather them. `labels` are the classes of the rows. Where positions have classes of their own, `positions` draws them.
     """
 
     rows: Tensor
     projections: int
     seed: int
+    moments: bool = False
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     positions: PositionDraw | None = None
     batch: int = 0
@@ -122,15 +128,22 @@ class Probe(Gate):
         self.labels: list[Tensor] = []
         self.keys = torch.empty(0, dtype=torch.float64)
         self.seen = 0
+        self.gathering = Gathering(draw.seed) if draw.moments else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.seen < self.draw.batch:
             self.seen = self.draw.batch
             self._take(x.detach())
+            if self.gathering is not None:
+                self.gathering.add(x, self.dim)
         return Through.apply(x, self.weight, self.dim)  # type: ignore[no-any-return, no-untyped-call]
 
     def weigh(self, weight: Tensor) -> Tensor:
         return Through.apply(weight, self.weight, 1)  # type: ignore[no-any-return, no-untyped-call]
+
+    def watch(self, x: Tensor) -> None:
+        if self.gathering is not None:
+            self.gathering.add(x, x.ndim - 1)
 
     def _take(self, x: Tensor) -> None:
         """Sample position by position where the positions have classes and `x` has the positions; else row by row."""
@@ -273,7 +286,7 @@ def _changes(graph: ModelGraph) -> dict[str, list[str]]:
     roots: dict[fx.Node, fx.Node] = {}
     changes: dict[fx.Node, list[str]] = {}
     for node in graph.graph.nodes:
-        in_place = _works_in_place(node, graph)
+        in_place = works_in_place(node, graph)
         inputs = node.all_input_nodes
         aliases = inputs and (in_place or (key_of(node, graph) in RULES and RULES[key_of(node, graph)] is move))
         roots[node] = roots[inputs[0]] if aliases else node
@@ -282,7 +295,7 @@ def _changes(graph: ModelGraph) -> dict[str, list[str]]:
     return {node.name: changes[root] for node, root in roots.items() if root in changes}
 
 
-def _works_in_place(node: fx.Node, graph: ModelGraph) -> bool:
+def works_in_place(node: fx.Node, graph: ModelGraph) -> bool:
     """Whether a node writes into its first input."""
     if node.op == "call_module":
         return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))

@@ -89,7 +89,7 @@ class Objective:
             return inputs
         return fitted(inputs, [str(node.target) for node in self.part.gated.graph.nodes if node.op == "placeholder"])
 
-    def value(self, inputs: Any, targets: Any, samples: int, index: int) -> Tensor:
+    def value(self, inputs: Any, targets: Any, samples: int | None, index: int) -> Tensor:
         """The loss of batch `index`. Raises CalibrationError where it is not one finite number."""
         self.part.samples = None if self.counts_rows else samples
         self.part.seen = None

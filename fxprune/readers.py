@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from fxprune.groups import Edge
 from fxprune.rules.table import key_of
 
 Pads = tuple[int, ...]
@@ -37,6 +41,17 @@ class Reader:
     def matrix(self) -> Tensor:
         """The weight as (groups, outputs a group, inputs a group, places of the window)."""
         return as_matrix(self.weight, self.groups, transposed=self.windows is not None and self.windows.transposed)
+
+    def columns(self) -> NDArray[np.float64]:
+        """What stands on each input channel: (outputs and places of the window, channels)."""
+        matrix = self.matrix().double().cpu().numpy()
+        groups, outputs, inputs, places = matrix.shape
+        result = np.zeros((outputs * places * groups, groups * inputs))
+        for group in range(groups):  # each has rows of its own
+            rows = slice(group * outputs * places, (group + 1) * outputs * places)
+            columns = slice(group * inputs, (group + 1) * inputs)
+            result[rows, columns] = matrix[group].transpose(0, 2, 1).reshape(-1, inputs)
+        return result
 
     def write(self, matrix: Tensor) -> None:
         """Put a matrix, shaped as that of `matrix()`, into the weight."""
@@ -119,6 +134,24 @@ def _unraveled(places: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     return found[::-1]
 
 
+def readers_on(graph: fx.GraphModule, edge: Edge) -> list[Reader]:
+    """The layers that read the channels of an edge along their input axis, in order; of a recurrent one, its matrices."""
+    node = next(node for node in graph.graph.nodes if node.name == edge.consumer)
+    module: Any = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return [Reader(module.get_parameter(name), module._parameters.get(name.replace("weight", "bias"))) for name in _recurrent(module, edge)]
+    found = reader_of(graph, node)
+    fits = found is not None and found.matrix().shape[0] * found.matrix().shape[2] == len(edge.units)
+    return [found] if found is not None and fits else []
+
+
+def _recurrent(module: nn.Module, edge: Edge) -> list[str]:
+    """The weights of a recurrent module that read an edge: those of a cell, or of a layer in each direction."""
+    name = edge.parameter or ("weight_ih" if isinstance(module, nn.RNNCellBase) else "weight_ih_l0")
+    names = [name, f"{name}_reverse"] if "_ih" in name else [name]
+    return [n for n in names if n in module._parameters and "_hr_" not in n and module.get_parameter(n).shape[1] == len(edge.units)]
+
+
 Make = Callable[[Any, fx.Node], Reader | None]
 MODULES: dict[type[nn.Module], Make] = {}
 FUNCTIONS: dict[Any, Callable[..., Reader | None]] = {}
@@ -174,8 +207,6 @@ def _convolution_function(
 
 FUNCTIONS[F.linear] = _linear_function
 for _nd in (1, 2, 3):
-    from functools import partial
-
     FUNCTIONS[getattr(F, f"conv{_nd}d")] = partial(_convolution_function, nd=_nd)
 
 

@@ -20,6 +20,9 @@ class Columns(Protocol):
     def weigh(self, weight: Tensor) -> Tensor:
         """The weight with gated columns; nothing is sampled."""
 
+    def watch(self, x: Tensor) -> None:
+        """See the activations, channels last, that the weight reads."""
+
 
 class PackedGate(nn.Module):
     """Puts a gate, made for padded sequences (samples, steps, channels), on packed ones."""
@@ -46,7 +49,10 @@ class GatedCell(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         weights = {name: gate.weigh(self.module.get_parameter(name)) for name, gate in self.gates.items()}
-        return torch.func.functional_call(self.module, weights, args, kwargs)
+        states = torch.func.functional_call(self.module, weights, args, kwargs)
+        for gate in self.gates.values():
+            gate.watch(states[0] if isinstance(states, tuple) else states)
+        return states
 
 
 class GatedLayers(nn.Module):
@@ -75,6 +81,7 @@ class GatedLayers(nn.Module):
             with torch.backends.cudnn.flags(enabled=False):  # whose backward pass runs in training mode only
                 x, state = layer(x, self._rows(hx, index))
             self._sample_cells(names, state)
+            self._show_steps(names, x)
             states.append(state)
         return x, pytree.tree_map(lambda *parts: torch.cat(parts), *states)
 
@@ -87,6 +94,14 @@ class GatedLayers(nn.Module):
     def _weight(self, name: str) -> Tensor:
         weight = self.module.get_parameter(name)
         return self.gates[name].weigh(weight) if name in self.gates and "_ih_" not in name else weight
+
+    def _show_steps(self, names: list[str], x: Any) -> None:
+        """Show what a layer gives to the gates of the weights that read it a step later, of each direction its own."""
+        recurrent = [name for name in names if name.startswith("weight_hh")]
+        steps = x.data if isinstance(x, PackedSequence) else x
+        for name, part in zip(recurrent, steps.chunk(self.directions, -1), strict=True):
+            if name in self.gates:
+                self.gates[name].watch(part)
 
     def _sample_cells(self, names: list[str], state: Any) -> None:
         projections = [name for name in names if name.startswith("weight_hr") and name in self.gates]

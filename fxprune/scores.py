@@ -24,11 +24,12 @@ from fxprune.errors import FxpruneWarning, PlanError
 from fxprune.example import from_json
 from fxprune.isolation import device_of
 from fxprune.latency import Latency, measure
+from fxprune.moments import Key, Moments
 from fxprune.plan import Budget, Plan, coupling_of, plan_of
 from fxprune.submodule import part_of
 from fxprune.walk import Unknown
 
-FORMAT = 2
+FORMAT = 3
 Scalars = NDArray[np.float64]
 
 
@@ -36,12 +37,12 @@ Scalars = NDArray[np.float64]
 class Scores:
     """The scores of every prunable unit, and all that a plan needs.
 
-    `propose` and `protect` hold one number a unit (U-Score and R-Score). `groups` are (name, first unit, end) of the
+    `propose` and `protect` hold one number a unit: the lowest go first, the highest are protected. `groups` are (name, first unit, end) of the
     groups, `sites` the layers with the unit of each channel, `pieces` sets of units of which one at least has
     to stay. `frozen` says why some layers stay whole, `settings` how the model was captured and coupled, and `about`
     how the scores were made. `balanced` are sets of sites that keep the same number of channels each, and
     `larger` pairs of which the first keeps more than the second. `costs` says what the model costs under any plan, and
-    `times`, from `with_latency`, how long it takes.
+    `times`, from `with_latency`, how long it takes. `moments` are those of what every edge reads.
     """
 
     propose: Scalars
@@ -57,6 +58,7 @@ class Scores:
     larger: tuple[tuple[str, ...], ...] = ()
     costs: Costs | None = None
     times: Latency | None = None
+    moments: Mapping[Key, Moments] = field(default_factory=dict)
 
     def plan(
         self,
@@ -80,9 +82,11 @@ class Scores:
             params: the share of the parameters to keep, 0 < params <= 1; exact.
             macs: the share of the multiply-accumulates to keep; exact.
             latency: the share of the time to keep, as estimated from the times that `with_latency` took.
-            allocate: "tod" (every group loses its lowest U-Scores for the largest ToD <= alpha), "uniform" (the same
-                share of every group), "global" (one ranking of all units), or a function (propose, protect, groups) ->
-                the lowest level at which each unit goes, inf where it never does.
+            allocate: "tod" (every group loses those proposed first, to the largest depth at which the share of them that
+                the whole network protects, weighed by what they cost, is at most alpha), "tod-by-group" (protection is
+                a matter of the group alone, as published), "uniform" (the same share of every group), "global" (one
+                ranking of all units), or a function (propose, protect, groups) -> the lowest level at which each unit
+                goes, inf where it never does.
             min_keep: the fewest units that a group keeps.
             round_to: the number of units that a group keeps is rounded up to a multiple of this.
 
@@ -90,7 +94,7 @@ class Scores:
             PlanError: several of alpha and the budgets are given, or the budget is below all that can be reached.
         """
         what, value = given(alpha=alpha, params=params, macs=macs, latency=latency) or ("alpha", 0.05)
-        allocation = self.allocation(allocate, min_keep=min_keep, round_to=round_to)
+        allocation = self.allocation(allocate, min_keep=min_keep, round_to=round_to, per=what)
         if what == "alpha":
             return plan_of(self.sites, allocation.keep(value), self.example, value, self.frozen, self.settings)
         found = meet(allocation, self._cost(what), value, what, remedies(allocate, allocation, self.settings))
@@ -117,11 +121,19 @@ class Scores:
             )
         return replace(self, times=measure(graph, coupling, self.allocation("uniform"), example, repeats=repeats))
 
-    def allocation(self, allocate: str | Allocate = "tod", *, min_keep: int = 1, round_to: int = 1) -> Allocation:
-        """The level at which each unit goes, and what has to hold at every level; arguments as of `plan`."""
+    def allocation(
+        self, allocate: str | Allocate = "tod", *, min_keep: int = 1, round_to: int = 1, per: str = "macs"
+    ) -> Allocation:
+        """The level at which each unit goes, and what has to hold at every level; arguments as of `plan`.
+
+        `per` is what protection is weighed by: "params" or, for all else, MACs.
+        """
         if min_keep < 1 or round_to < 1:
             raise PlanError(f"min_keep is {min_keep} and round_to is {round_to}; both are at least 1")
-        level = levels(allocate, self.propose, self.protect, self.groups)
+        worth = None
+        if self.costs is not None and allocate == "tod":
+            worth = (self.costs.unit_params if per == "params" else self.costs.unit_macs)(len(self.propose))
+        level = levels(allocate, self.propose, self.protect, self.groups, worth)
         units = {site.name: site.units for site in self.sites}
         equal, larger = (
             tuple(tuple(units[n] for n in names) for names in sets) for sets in (self.balanced, self.larger)
@@ -156,11 +168,14 @@ class Scores:
             "larger": self.larger,
             "costs": self.costs and {"samples": self.costs.samples, "inexact": self.costs.inexact},
             "times": self.times and {"rest": self.times.rest, "device": self.times.device},
+            "moments": list(self.moments),
         }
         arrays: dict[str, Any] = {f"site{i}": site.units for i, site in enumerate(self.sites)}
         arrays |= {f"piece{i}": units for i, units in enumerate(self.pieces)}
         arrays |= _named("costs", self.costs.arrays() if self.costs else {})
         arrays |= _named("times", self.times.arrays() if self.times else {})
+        for index, moments in enumerate(self.moments.values()):
+            arrays |= _named(f"moments{index}", moments.arrays())
         text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
         with Path(path).open("wb") as file:
             np.savez_compressed(file, header=text, propose=self.propose, protect=self.protect, **arrays)
@@ -183,7 +198,11 @@ class Scores:
                 balanced, larger = (tuple(map(tuple, header[name])) for name in ("balanced", "larger"))
                 costs = header["costs"] and Costs.of_arrays(_part(content, "costs"), **header["costs"])
                 times = header["times"] and Latency.of_arrays(_part(content, "times"), **header["times"])
-                return cls(*scores, groups, sites, pieces, *rest, balanced, larger, costs, times)
+                moments = {
+                    (str(source), str(how)): Moments(**_part(content, f"moments{index}"))
+                    for index, (source, how) in enumerate(header["moments"])
+                }
+                return cls(*scores, groups, sites, pieces, *rest, balanced, larger, costs, times, moments)
         except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise PlanError(
                 f"{path} is not a score file that Scores.save wrote ({type(error).__name__}: {error})"

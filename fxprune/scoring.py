@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,15 +16,17 @@ from rich.progress import Progress
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import Classes, Unpack, batches, class_of_samples, length_of, sample_count, to_device
+from fxprune.batches import Classes, Unpack, batches, class_of_samples, count_of, length_of, sample_count, to_device
 from fxprune.capture import ModelGraph, example_of, specs_on
 from fxprune.coupling import Coupling, Exclude, analyse
 from fxprune.errors import CalibrationError
 from fxprune.example import TensorSpec
 from fxprune.gates import Draw, Probe, Rows, insert
 from fxprune.isolation import device_of, dtype_of, evaluating, seeded
+from fxprune.moments import Key, Moments
 from fxprune.objective import Loss, Objective, Part
 from fxprune.positions import PositionDraw, majority
+from fxprune.ranking import Evidence, Signal, check_names, name_of_signal, need_classes, ranked
 from fxprune.scores import Scalars, Scores, scores_of
 from fxprune.signals import separability
 from fxprune.submodule import Run, name_of, part_of, with_captured_part, with_part
@@ -36,6 +38,8 @@ def score(
     loader: Iterable[Any],
     loss: Loss | None = None,
     *,
+    propose: str | Signal = "reconstruction",
+    protect: str | Signal = "taylor",
     samples_per_class: int = 32,
     projections: int = 64,
     max_classes: int = 100,
@@ -54,16 +58,19 @@ def score(
 ) -> Scores:
     """Score every prunable unit of `model` in one pass over a small labelled calibration loader.
 
-    The model runs in eval mode. The R-Score of a unit is |sum over samples of the first-order change of the loss when
-    the unit goes|; its U-Score the largest class-to-class 1-Wasserstein distance of its activations, sliced over seeded
-    directions for maps and sequences (arXiv 2508.02291). Both are taken where a unit is read, and summed where it is
-    read in several places.
+    The model runs in eval mode. One signal ranks the units of each group for leaving, another protects them. By default
+    those are proposed first whose loss the others can make up for best ("reconstruction"), and those are protected that
+    the loss depends on most to first order ("taylor", the R-Score of arXiv 2508.02291). The paper's U-Score is
+    "separability": the largest class-to-class 1-Wasserstein distance of a unit's activations, sliced over seeded
+    directions for maps and sequences. All are taken where a unit is read, and summed where it is read in several places.
 
     Args:
         model: a trained model, or a graph from `capture`; it is not changed.
         loader: re-iterable; batches are (inputs, targets), ((in1, in2), targets), or dicts with a "labels", "label",
             "targets" or "target"; `unpack` turns any other batch into (inputs, targets).
         loss: callable(output, target) -> mean over the batch, a scalar; cross-entropy by default.
+        propose, protect: "separability", "magnitude", "activation", "taylor", "reconstruction" or "random"; or a
+            function from `Evidence` to one number a unit. The lowest go first, the highest are protected.
         samples_per_class: how many samples of each class the U-Score compares: the first ones of the loader; of
             positions with classes, as many from the whole loader, drawn by `seed`.
         projections: directions of the sliced distance.
@@ -84,15 +91,17 @@ def score(
         progress: show a progress bar on a terminal.
 
     Raises:
-        CalibrationError: the loader is empty or one-shot, a batch or its labels have an unknown form, there is one
-            class only, or an activation, the loss or a gradient is not finite.
+        CalibrationError: the loader is empty or one-shot, a batch has an unknown form, an activation, the loss or a
+            gradient is not finite; where classes are compared, their labels have an unknown form or there is only one.
     """
+    check_names(propose, protect)
     with seeded(seed):
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         graph: Any = part_of(whole, submodule)
         options = {"inexact": inexact, "head_dim": head_dim}
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
-        sampler = Sampler(samples_per_class, max_classes, sample_memory, Draw(torch.empty(0), projections, seed))
+        draw = Draw(torch.empty(0), projections, seed, moments=True)
+        sampler = Sampler(samples_per_class, max_classes, sample_memory, draw, need_classes([propose, protect]))
         home, place = device_of(graph), torch.device(device) if device is not None else device_of(graph)
         try:
             gated, probes = _gated(graph, coupling, sampler.draw, place, rows_of(graph))
@@ -103,13 +112,18 @@ def score(
                 totals = _totals(objective, probes, feed, sampler, classes)
         finally:
             graph.to(home)
-        protect = _unit_sums(probes, totals, coupling.units)
-        propose = _separabilities(probes, sampler, coupling.units)
-    about = {
-        "samples": sampler.seen, "classes": len(sampler.counts), "samples_per_class": samples_per_class,
-        "projections": sampler.draw.projections, "seed": seed,
-    }  # fmt: skip
-    return scores_of(graph, coupling, (propose, protect), options | {"submodule": submodule}, about)
+        sums = _unit_sums(probes, totals, coupling.units)
+        separable = _separabilities(probes, sampler, coupling.units) if sampler.compares else None
+        evidence = Evidence(graph, coupling, sums, _moments(probes), separable, seed)
+        scores = ranked(propose, evidence), ranked(protect, evidence)
+    about = {"samples": sampler.seen, "propose": name_of_signal(propose), "protect": name_of_signal(protect), "seed": seed}
+    if sampler.compares:
+        about |= {
+            "classes": len(sampler.counts), "samples_per_class": samples_per_class,
+            "projections": sampler.draw.projections,
+        }  # fmt: skip
+    settings = options | {"submodule": submodule}
+    return replace(scores_of(graph, coupling, scores, settings, about), moments=evidence.moments)
 
 
 def _gated(
@@ -149,15 +163,24 @@ def _samples(x: Tensor, *, count: int) -> Tensor:
 
 @dataclass(slots=True)
 class Sampler:
-    """Chooses the samples that the U-Score compares: the first of each class, of at most `max_classes` classes."""
+    """Chooses the samples that the U-Score compares: the first of each class, of at most `max_classes` classes.
+
+    Where nothing `compares` classes, it only counts.
+    """
 
     per_class: int
     max_classes: int
     memory: int
     draw: Draw
+    compares: bool = True
     counts: dict[int, int] = field(default_factory=dict)
     left_out: set[int] = field(default_factory=set)
     seen: int = 0
+
+    def count(self, samples: int) -> None:
+        """Count a batch of which nothing is sampled."""
+        self.seen += samples
+        self.draw.batch += 1
 
     def choose(self, classes: Tensor, probes: list[Probe]) -> None:
         """Set what the probes sample of the batch, and make room for their samples.
@@ -224,13 +247,19 @@ def _totals(
     totals = [torch.zeros(len(probe.units), dtype=torch.float64) for probe in probes]
     weights: list[Tensor] = [probe.weight for probe in probes]
     for index, (inputs, targets) in enumerate(feed):
-        labels = class_of_samples(targets, sample_count(inputs) if objective.counts_rows else None, classes)
-        sampler.choose(labels, probes)
-        value = objective.value(inputs, targets, len(labels), index)
-        for total, grad in zip(totals, _gradients(value * len(labels), weights), strict=False):
+        samples = sample_count(inputs) if objective.counts_rows else None
+        if sampler.compares:
+            labels = class_of_samples(targets, samples, classes)
+            samples, count = len(labels), len(labels)
+            sampler.choose(labels, probes)
+        else:
+            count = samples or count_of(inputs, targets)
+            sampler.count(count)
+        value = objective.value(inputs, targets, samples, index)
+        for total, grad in zip(totals, _gradients(value * count, weights), strict=False):
             total.add_(grad)
         sampler.bound(probes)
-    if len(sampler.counts) < 2 and weights:
+    if sampler.compares and len(sampler.counts) < 2 and weights:
         which = f"of one class ({next(iter(sampler.counts))})" if sampler.counts else "left out by a negative class"
         raise CalibrationError(
             f"all {sampler.seen} samples of the loader are {which}; the U-Score compares classes, and leaves negative "
@@ -249,7 +278,7 @@ def _gradients(value: Tensor, weights: list[Tensor]) -> list[Tensor]:
 
 
 def _unit_sums(probes: list[Probe], totals: list[Tensor], units: int) -> Scalars:
-    """|sum over all positions of a unit, on all edges, of the gates' gradients|."""
+    """The sum over all positions of a unit, on all edges, of the gates' gradients."""
     sums = np.zeros(units + 1)
     for probe, total in zip(probes, totals, strict=True):
         if not bool(torch.isfinite(total).all()):
@@ -257,7 +286,18 @@ def _unit_sums(probes: list[Probe], totals: list[Tensor], units: int) -> Scalars
                 f"a gradient on the edge {probe.reads} is not finite: look for overflow in the model or the loss"
             )
         np.add.at(sums, probe.units, total.numpy())
-    return np.abs(sums[:-1])
+    return sums[:-1]
+
+
+def _moments(probes: list[Probe]) -> dict[Key, Moments]:
+    """The moments of every edge that saw activations."""
+    found = {p.key: p.gathering.moments() for p in probes if p.gathering is not None and p.gathering.rows}
+    for probe in probes:
+        if probe.key in found and not np.isfinite(found[probe.key].covariance).all():
+            raise CalibrationError(
+                f"an activation on the edge {probe.reads} is not finite: look for overflow in the model"
+            )
+    return found
 
 
 def _separabilities(probes: list[Probe], sampler: Sampler, units: int) -> Scalars:

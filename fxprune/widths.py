@@ -83,6 +83,19 @@ class Products:
         result: Index = np.where(gone, 0, numbers)
         return result
 
+    def slopes(self, widths: Widths, keep: Flags) -> NDArray[np.float64]:
+        """How much the sum of all products falls for each unit that goes, to first order, where the units `keep` stay.
+
+        >>> widths = Widths(np.array([1, 2]), np.array([0, 1]), np.array([0, 0, 2]))
+        >>> Products(np.array([9]), np.array([[1, 1]]), np.array([[-1]])).slopes(widths, np.array([True, True]))
+        array([72., 72.])
+        """
+        sizes = np.maximum(widths.under(keep), 1).astype(np.float64)
+        numbers = self.factor * sizes[self.axes].prod(1)
+        of_width = np.bincount(self.axes.ravel(), (numbers[:, None] / sizes[self.axes]).ravel(), minlength=len(sizes))
+        each = np.repeat(of_width, np.diff(np.append(widths.starts, len(widths.units))[: len(sizes) + 1]))
+        return np.bincount(widths.units, each, minlength=len(keep))
+
     def arrays(self, name: str) -> dict[str, Index]:
         """The numbers, as arrays whose names begin with `name`."""
         return {f"{name}_factor": self.factor, f"{name}_axes": self.axes, f"{name}_vanishing": self.vanishing}

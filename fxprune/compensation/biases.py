@@ -1,0 +1,22 @@
+"""Where a constant goes that is to be added to what a layer gives."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fxprune.readers import Reader
+
+
+def takes_bias(reader: Reader, norm: nn.Module | None) -> bool:
+    """Whether a constant can be added to the output of a layer, before the BatchNorm that follows, if one does."""
+    return reader.bias is not None or norm is not None or reader.owner is not None
+
+
+def add_to_bias(reader: Reader, norm: nn.Module | None, constant: Tensor) -> None:
+    """Add a constant (channels,) to what a layer gives: to its bias, by the BatchNorm that follows, or by a new bias."""
+    if reader.bias is not None:
+        reader.bias.data += constant.to(reader.bias)
+    elif norm is not None and isinstance(norm.running_mean, Tensor):
+        norm.running_mean -= constant.to(norm.running_mean)
+    elif reader.owner is not None and bool(constant.any()):
+        reader.owner.bias = nn.Parameter(constant.to(reader.weight), requires_grad=reader.weight.requires_grad)

@@ -1,0 +1,150 @@
+"""Regularised least squares for the weights of one layer, from inputs and the outputs that are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, by the mean variance of the inputs
+ROUNDS = 3  # of refitting behind a rectifier
+TINY = 1e-12
+DEAD = 1e-6  # of the mean variance: outputs below it do not count
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Inputs (groups, n, features) and wanted outputs (groups, n, outputs) of a layer; `held` (n,) are held out."""
+
+    inputs: Tensor
+    wanted: Tensor
+    held: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rectified:
+    """What lies between a layer's output z and a rectifier: max(0, z * scale + shift), both (groups, n or 1, outputs).
+
+    How far below zero a wanted value lies does not matter then.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def aim(self, wanted: Tensor, found: Tensor) -> Tensor:
+        """The outputs nearest to those found that are as good as those wanted."""
+        goal, given = (z * self.scale + self.shift for z in (wanted, found))
+        nearest = torch.where(goal > 0, goal, torch.minimum(given, torch.zeros_like(given)))
+        steep = self.scale.abs() > TINY
+        safe = torch.where(steep, self.scale, torch.ones_like(self.scale))
+        return torch.where(steep, (nearest - self.shift) / safe, wanted)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """Weights (groups, outputs, features) and biases (groups, outputs); `strength` is the ridge's, None where nothing
+    helped. `before` and `after` are the errors on what was held out, in shares of the wanted outputs' variance.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    strength: float | None
+    before: float
+    after: float
+
+
+def refitted(
+    rows: Rows, weight: Tensor, bias: Tensor, *, intercept: bool = True, rectified: Rectified | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+) -> Fit:  # fmt: skip
+    """The weights nearest to those given that give the wanted outputs best.
+
+    The ridge pulls towards the weights given; its strength is the one that does best on what is held out, and the fit
+    is kept only if it does better there than the weights given. It is then made once more from all rows.
+
+    Args:
+        rows: inputs and wanted outputs.
+        weight: (groups, outputs, features) of float64.
+        bias: (groups, outputs) of float64.
+        intercept: whether the bias may change; where not, `wanted` is without it, and it is zero.
+        rectified: what follows, where that is a rectifier: the fit is repeated towards outputs that are as good.
+    """
+    part = _Normal.of(rows.inputs[:, ~rows.held], rows.wanted[:, ~rows.held], intercept=intercept)
+    held = Rows(rows.inputs[:, rows.held], rows.wanted[:, rows.held], rows.held[rows.held])
+    before = _error(held, weight, bias)
+    best = Fit(weight, bias, None, before, before)
+    for strength in strengths:
+        solved = part.solve(weight, bias, strength)
+        error = _error(held, *solved)
+        if error < best.after:
+            best = Fit(*solved, strength, before, error)
+    if best.strength is None:
+        return best
+    whole = _Normal.of(rows.inputs, rows.wanted, intercept=intercept)
+    solved = whole.solve(weight, bias, best.strength)
+    if rectified is not None:
+        solved = _behind_rectifier(rows, whole, (weight, bias), solved, best.strength, rectified)
+    return Fit(*solved, best.strength, before, best.after)
+
+
+def _behind_rectifier(
+    rows: Rows, normal: _Normal, start: tuple[Tensor, Tensor], solved: tuple[Tensor, Tensor], strength: float,
+    rectified: Rectified,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    for _ in range(ROUNDS):
+        wanted = rectified.aim(rows.wanted, _outputs(rows.inputs, *solved))
+        solved = normal.towards(rows.inputs, wanted).solve(*start, strength)
+    return solved
+
+
+@dataclass(slots=True, eq=False)
+class _Normal:
+    """The normal equations: means, covariance of the inputs, and their covariance with the wanted outputs."""
+
+    mean: Tensor
+    wanted_mean: Tensor
+    covariance: Tensor
+    cross: Tensor
+    intercept: bool
+    factors: dict[float, Tensor]
+
+    @classmethod
+    def of(cls, inputs: Tensor, wanted: Tensor, *, intercept: bool) -> _Normal:
+        mean = inputs.mean(1, dtype=torch.float64) if intercept else inputs.new_zeros(len(inputs), inputs.shape[2]).double()
+        centred = inputs - mean[:, None].to(inputs.dtype)
+        covariance = (centred.transpose(1, 2) @ centred).double() / inputs.shape[1]
+        empty = cls(mean, mean, covariance, covariance, intercept, {})
+        return empty.towards(inputs, wanted)
+
+    def towards(self, inputs: Tensor, wanted: Tensor) -> _Normal:
+        """The same for other wanted outputs."""
+        mean = wanted.mean(1, dtype=torch.float64) if self.intercept else torch.zeros_like(wanted[:, 0], dtype=torch.float64)
+        centred = inputs - self.mean[:, None].to(inputs.dtype)
+        cross = (centred.transpose(1, 2) @ (wanted - mean[:, None].to(wanted.dtype))).double() / inputs.shape[1]
+        return _Normal(self.mean, mean, self.covariance, cross, self.intercept, self.factors)
+
+    def solve(self, weight: Tensor, bias: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+        """The weights and biases, pulled towards those given."""
+        if strength not in self.factors:
+            scale = self.covariance.diagonal(dim1=1, dim2=2).mean(-1).clamp_min(TINY)
+            eye = torch.eye(self.covariance.shape[-1], dtype=torch.float64, device=self.covariance.device)
+            self.factors[strength] = torch.linalg.cholesky(self.covariance + strength * scale[:, None, None] * eye)
+        step = torch.cholesky_solve(self.cross - self.covariance @ weight.transpose(1, 2), self.factors[strength])
+        moved = weight + step.transpose(1, 2)
+        if not self.intercept:
+            return moved, bias
+        return moved, self.wanted_mean - (moved @ self.mean[..., None]).squeeze(-1)
+
+
+def _outputs(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.baddbmm(bias.to(inputs.dtype)[:, None], inputs, weight.to(inputs.dtype).transpose(1, 2))
+
+
+def _error(rows: Rows, weight: Tensor, bias: Tensor) -> float:
+    """The mean over the outputs of the squared error, in shares of the wanted output's variance."""
+    errors = (_outputs(rows.inputs, weight, bias) - rows.wanted).square().mean(1)
+    spread = rows.wanted.var(1, unbiased=False)
+    counts = spread > DEAD * spread.mean()
+    return float((errors / spread)[counts].mean()) if bool(counts.any()) else 0.0

@@ -1,0 +1,164 @@
+"""Signals: what the units of a network are ranked by, by name or by a function of the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.capture import ModelGraph
+from fxprune.coupling import Coupling, Edge
+from fxprune.elimination import Reading, eliminated
+from fxprune.errors import CalibrationError
+from fxprune.moments import Key, Moments
+from fxprune.readers import readers_on
+from fxprune.rules.context import Slot
+
+Scalars = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What the scoring pass saw, for signals to make one number a unit from.
+
+    `taylor` (units,) is the derivative of the loss, summed over the samples, by a factor on all that is read of a unit.
+    `separability` (units,) is the U-Score; it is there only where a signal of that name was asked for. `moments` are
+    those of every edge that sees activations.
+    """
+
+    graph: ModelGraph
+    coupling: Coupling
+    taylor: Scalars
+    moments: Mapping[Key, Moments]
+    separability: Scalars | None
+    seed: int
+
+    @property
+    def edges(self) -> list[tuple[Edge, Moments | None]]:
+        """The edges that read units which may go, each with its moments."""
+        edges = [edge for edge in self.coupling.edges if (edge.units >= 0).any()]
+        return [(edge, self.moments.get(key_of_edge(edge))) for edge in edges]
+
+
+Signal = Callable[[Evidence], Scalars]
+SIGNALS: dict[str, Signal] = {}
+
+
+def key_of_edge(edge: Edge) -> Key:
+    """By what moments are kept: what is read, and how."""
+    return edge.source, edge.parameter or str(edge.dim)
+
+
+def signal(name: str) -> Callable[[Signal], Signal]:
+    """Register the decorated function as the signal of a name."""
+
+    def register(function: Signal) -> Signal:
+        SIGNALS[name] = function
+        return function
+
+    return register
+
+
+def ranked(by: str | Signal, evidence: Evidence) -> Scalars:
+    """One number for each unit, the lowest for the one to go first, by a named signal or one of the caller's.
+
+    Raises CalibrationError where a caller's signal does not give one number a unit.
+    """
+    found = np.asarray((SIGNALS[by] if isinstance(by, str) else by)(evidence), dtype=np.float64)
+    if found.shape != (evidence.coupling.units,) or not np.isfinite(found).all():
+        raise CalibrationError(
+            f"the signal {name_of_signal(by)} gives shape {found.shape}, "
+            f"{int((~np.isfinite(found)).sum())} of it not finite, for {evidence.coupling.units} units: "
+            "give one finite number a unit"
+        )
+    return found
+
+
+def check_names(*signals: str | Signal) -> None:
+    """Raise where a signal is named that there is not."""
+    for name in signals:
+        if isinstance(name, str) and name not in SIGNALS:
+            raise CalibrationError(
+                f"{name!r} is no signal: take {', '.join(SIGNALS)}, or a function from fxprune.Evidence to one number "
+                "a unit"
+            )
+
+
+@signal("separability")
+def separability(evidence: Evidence) -> Scalars:
+    """U-Score: the largest distance between the activations of two classes (arXiv 2508.02291)."""
+    if evidence.separability is None:
+        raise CalibrationError('the U-Score was not gathered: ask for it by its name, "separability"')
+    return evidence.separability
+
+
+@signal("taylor")
+def taylor(evidence: Evidence) -> Scalars:
+    """R-Score: the size of the first-order change of the loss when a unit goes (arXiv 2508.02291)."""
+    return np.abs(evidence.taylor)
+
+
+@signal("reconstruction")
+def reconstruction(evidence: Evidence) -> Scalars:
+    """The error in what reads the units that is left once others stand in for them, when units go one after another.
+
+    Of every edge, the share of its readers' output variance that no linear map of the units that stay can give back.
+    In each group the unit that costs least goes first, and the costs add up (the order of Optimal Brain Surgeon).
+    """
+    result = np.zeros(evidence.coupling.units)
+    readings = [_reading(evidence, edge, moments) for edge, moments in evidence.edges if moments is not None]
+    for group in evidence.coupling.prunable:
+        own = range(group.units.start, group.units.stop)
+        result[own.start : own.stop] = eliminated([r.within(own) for r in readings], len(own))
+    return result
+
+
+def _reading(evidence: Evidence, edge: Edge, moments: Moments) -> Reading:
+    """What an edge's readers make of its channels, as the products of their columns."""
+    columns = [reader.columns() for reader in readers_on(evidence.graph, edge)]
+    weights = np.concatenate(columns) if columns else np.eye(len(edge.units))
+    return Reading(edge.units, moments.covariance, weights)
+
+
+@signal("activation")
+def activation(evidence: Evidence) -> Scalars:
+    """The root mean square of what is read of a unit, summed over its readers."""
+    result = np.zeros(evidence.coupling.units + 1)
+    for edge, moments in evidence.edges:
+        if moments is not None:
+            np.add.at(result, edge.units, np.sqrt(np.maximum(moments.mean**2 + moments.variance, 0)))
+    return result[:-1]
+
+
+@signal("magnitude")
+def magnitude(evidence: Evidence) -> Scalars:
+    """The L2 norm of all weights that would go with a unit: filters, columns, and entries of norms."""
+    coupling = evidence.coupling
+    result = np.zeros(coupling.units + 1)
+    for name, parameter in evidence.graph.named_parameters():
+        for axis in range(parameter.ndim):
+            start, size = coupling.slots.get(Slot(name, axis), (0, 0))
+            if size == parameter.shape[axis]:
+                squares = parameter.detach().double().square().movedim(axis, 0).reshape(size, -1).sum(1)
+                units = coupling.unit_of[start : start + size]
+                np.add.at(result, np.where(units < coupling.units, units, -1), squares.cpu().numpy())
+    return np.sqrt(result[:-1])
+
+
+@signal("random")
+def random(evidence: Evidence) -> Scalars:
+    """Seeded random numbers: what any other signal has to beat."""
+    found: Scalars = np.random.default_rng(evidence.seed).random(evidence.coupling.units)
+    return found
+
+
+def name_of_signal(by: str | Signal) -> str:
+    """What a signal is called."""
+    return by if isinstance(by, str) else str(getattr(by, "__name__", type(by).__name__))
+
+
+def need_classes(signals: Sequence[str | Signal]) -> bool:
+    """Whether one of the signals compares classes."""
+    return "separability" in signals
