@@ -22,7 +22,6 @@ from oneshot_search import AtBudget, at_budgets
 from original import quietly_elsewhere
 from torch import nn
 
-OUTPUTS = ("linear", "head")
 SAMPLES = 32  # of each class, for network-pruner's distances, as by default
 
 
@@ -55,7 +54,8 @@ def _pruned(
     for mine, theirs in zip(small.parameters(), model.parameters(), strict=True):
         mine.grad = theirs.grad  # a deep copy leaves gradients behind
     layers = dict(small.named_modules())
-    ignored = [layers[name] for name in (*kept, *OUTPUTS) if name in layers] or [list(layers.values())[-1]]
+    output = [layer for layer in layers.values() if isinstance(layer, nn.Linear)][-1]
+    ignored = [output, *(layers[name] for name in kept)]
     pruner = tp.pruner.BasePruner(
         small, work.example, importance=importances[signal](), pruning_ratio=ratio, ignored_layers=ignored,
         global_pruning=scope != "local", isomorphic=scope == "isomorphic", **_attention(small),
