@@ -52,11 +52,11 @@ TITLES = {
 NOTES = {
     "pruned": (
         "Columns: the budget. Cells: accuracy (share of the MACs, share of the parameters that are left); every method "
-        "has to land at or below the budget, as near as it can. Calibration: 1,000 training images of CIFAR-10, 100 a "
-        "class; for the digits, their training split. Accuracy on 5,000 test images; for the digits, on the third that "
-        "is held out. torch-pruning {torch_pruning}: the pruning ratio is found by bisection; stream kept: "
-        "layers that write to the residual stream are ignored. network-pruner {network_pruner}: the ToD level is found "
-        "by bisection."
+        "has to land at or below the budget, as near as it can; a ratio that all layers share comes in few steps. "
+        "Calibration: 1,000 training images of CIFAR-10, 100 a class; for the digits, their training split. Accuracy "
+        "on 5,000 test images; for the digits, on the third that is held out. torch-pruning {torch_pruning}: the "
+        "pruning ratio is found by bisection; stream kept: layers that write to the residual stream are ignored. "
+        "network-pruner {network_pruner}: the ToD level is found by bisection."
     ),
     "tuned": (
         "Cells as above. Training: {epochs} epochs over {images:,} training images of CIFAR-10, batches of 100, SGD "

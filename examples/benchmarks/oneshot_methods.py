@@ -91,9 +91,6 @@ METHODS: dict[str, Method] = {
     "torch-pruning, L2, global, stream kept": Method(
         peers.torch_pruning("L2", scope="global", stream=False), RESIDUAL, drawn=True
     ),
-    "torch-pruning, L2, isomorphic, stream kept": Method(
-        peers.torch_pruning("L2", scope="isomorphic", stream=False), RESIDUAL
-    ),
     "torch-pruning, BN scale": Method(peers.torch_pruning("BN scale"), CIFAR),
     "torch-pruning, BN scale, global": Method(peers.torch_pruning("BN scale", scope="global"), CIFAR),
     "torch-pruning, BN scale, stream kept": Method(peers.torch_pruning("BN scale", stream=False), RESNETS),
