@@ -24,7 +24,8 @@ def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
     drawn = [name for name, method in METHODS.items() if method.drawn and any(name == other for _, other in found)]
     if not drawn:
         return
-    colours = dict(zip(drawn, mpl.colormaps["tab20"].colors, strict=False))
+    lines = [name for name, method in METHODS.items() if method.drawn]
+    colours = dict(zip(lines, mpl.colormaps["tab20"].colors, strict=False))
     figure, axes = plt.subplots(2, len(models), figsize=(4 * len(models), 7.5), squeeze=False, layout="constrained")
     for column, model in enumerate(models):
         whole = found.get((model, WHOLE), {"rows": []})["rows"]
