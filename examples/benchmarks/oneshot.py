@@ -55,7 +55,8 @@ NOTES = {
         "has to land at or below the budget, as near as it can; a ratio that all layers share comes in few steps. "
         "Calibration: 1,000 training images of CIFAR-10, 100 a class; for the digits, their training split. Accuracy "
         "on 5,000 test images; for the digits, on the third that is held out. torch-pruning {torch_pruning}: the "
-        "pruning ratio is found by bisection; stream kept: layers that write to the residual stream are ignored. "
+        "pruning ratio is found by bisection; stream kept: layers that write to the residual stream are ignored; "
+        "otherwise it prunes the stream, too, and the padding of the ResNets' shortcuts no longer fits. "
         "network-pruner {network_pruner}: the ToD level is found by bisection."
     ),
     "tuned": (
