@@ -60,7 +60,7 @@ def original(model: nn.Module, images: Tensor, labels: Tensor, samples: int) -> 
     loader, metrics = cifar.loader_of(images, labels), []
     test = cifar.batches_of(*cifar.load_images("test", range(0, 5000, 5)), batch_size=250)
     before = cifar.accuracy(model, test)
-    with _quietly_elsewhere():
+    with quietly_elsewhere():
         spent = seconds(
             lambda: metrics.append(
                 FAIR_Pruner.get_metrics(
@@ -84,7 +84,7 @@ def _rest(package: Any, model: nn.Module, metrics: dict[str, Any], example: Tens
 
 
 @contextlib.contextmanager
-def _quietly_elsewhere() -> Any:
+def quietly_elsewhere() -> Any:
     """Without standard output, in a temporary folder: the package prints, and saves files where it stands."""
     here = os.getcwd()  # noqa: PTH109
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

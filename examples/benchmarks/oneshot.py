@@ -1,0 +1,206 @@
+"""Accuracy right after pruning, of fxprune and of its peers, at a row of budgets; and after the same short training.
+
+    FXPRUNE_DATA=... python examples/benchmarks/oneshot.py [--quick] [--resume] [--only resnet20] [--methods fxprune]
+
+Every method gets the same trained model and calibration data and has to come down to the same shares of the MACs,
+at or just below each. MACs and parameters are counted alike for all. Each method on each model runs in a process
+of its own, one after the other; the page is written after each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cifar
+from measure import CONSOLE, DOCS, Table, child, parser, percent, show, version, write
+from oneshot_methods import METHODS, WHOLE
+from oneshot_models import (
+    DIGITS,
+    MODELS,
+    TUNING_EPOCHS,
+    TUNING_IMAGES,
+    TUNING_RATE,
+    Workload,
+    macs,
+    params,
+    train_digits,
+    tune,
+    tuning_set,
+    workload,
+)
+from oneshot_plot import plot
+from oneshot_search import MissedError
+from rich.progress import track
+from torch import nn
+
+LIMIT = 1500.0
+BUDGETS: dict[str, tuple[float, ...]] = {"pruned": (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3), "tuned": (0.7, 0.5, 0.3)}
+TUNED_MODELS = ("resnet20",)
+QUICK_MODELS, QUICK_BUDGETS = ("resnet20", "lstm"), (0.7,)
+HEADING = "Accuracy right after pruning"
+TITLES = {
+    "pruned": "Accuracy after pruning to a share of the MACs, without training",
+    "tuned": "The same after a short training that all methods share",
+}
+NOTES = {
+    "pruned": (
+        "Columns: the budget. Cells: accuracy (share of the MACs, share of the parameters that are left); every method "
+        "has to land at or below the budget, as near as it can; a ratio that all layers share comes in few steps. "
+        "Calibration: 1,000 training images of CIFAR-10, 100 a class; for the digits, their training split. Accuracy "
+        "on 5,000 test images; for the digits, on the third that is held out. torch-pruning {torch_pruning}: the "
+        "pruning ratio is found by bisection; stream kept: layers that write to the residual stream are ignored; "
+        "otherwise it prunes the stream, too, and the padding of the ResNets' shortcuts no longer fits. "
+        "network-pruner {network_pruner}: the ToD level is found by bisection."
+    ),
+    "tuned": (
+        "Cells as above. Training: {epochs} epochs over {images:,} training images of CIFAR-10, batches of 100, SGD "
+        "with momentum 0.9 and weight decay 5e-4, learning rate {rate:g} falling to zero along a cosine, mirrored and "
+        "shifted images, one seed."
+    ),
+}
+
+Run = dict[str, Any]
+
+
+def measured(stage: str, model: str, method: str, weights: Path, *, quick: bool) -> Run:
+    """In a child: a row for every budget of one method on one model, and the model's own."""
+    work = workload(model, weights, quick=quick)
+    full = {"macs": macs(work.model, work.example), "params": params(work.model)}
+    start = time.perf_counter()
+    at = METHODS[method].prepare(work)
+    prepared = time.perf_counter() - start
+    rows: list[dict[str, Any]] = []
+    for budget in (1.0,) if method == WHOLE else QUICK_BUDGETS if quick else BUDGETS[stage]:
+        try:
+            small, level = at(budget)
+            rows.append({"budget": budget, "level": level, **result(small, work, stage, quick=quick)})
+        except Exception as error:  # noqa: BLE001 - the table says why
+            rows.append({"budget": budget, "failed": reason(error)})
+    return {"full": full, "seconds": prepared, "rows": rows}
+
+
+def result(model: nn.Module, work: Workload, stage: str, *, quick: bool) -> dict[str, Any]:
+    """MACs, parameters and accuracy, after the short training where the stage has one."""
+    if stage == "tuned":
+        tune(model, *tuning_set(quick=quick))
+    return {
+        "macs": macs(model, work.example), "params": params(model), "accuracy": cifar.accuracy(model, work.test),
+    }  # fmt: skip
+
+
+def reason(error: Exception) -> str:
+    """An error in one line."""
+    text = str(error).strip()
+    return text if isinstance(error, MissedError) else f"{type(error).__name__}: {text}"[:200]
+
+
+def tables(runs: Sequence[Run]) -> list[Table]:
+    """One table for each stage that was run."""
+    facts = {
+        "torch_pruning": version("torch-pruning"), "network_pruner": version("network-pruner"),
+        "epochs": TUNING_EPOCHS, "images": TUNING_IMAGES * cifar.CLASSES, "rate": TUNING_RATE,
+    }  # fmt: skip
+    found = []
+    for stage, title in TITLES.items():
+        rows = [row for model in MODELS for row in rows_of(stage, model, runs)]
+        budgets = tuple(f"{budget:g}" for budget in BUDGETS[stage])
+        if rows:
+            found.append(Table(title, ("model", "method", *budgets), tuple(rows), NOTES[stage].format(**facts)))
+    return found
+
+
+def rows_of(stage: str, model: str, runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """The rows of one model, in the order of METHODS."""
+    chosen = {run["method"]: run for run in runs if (run["stage"], run["model"]) == (stage, model)}
+    return [(model, method, *cells(stage, chosen[method])) for method in METHODS if method in chosen]
+
+
+def cells(stage: str, run: Run) -> list[str]:
+    """One cell a budget; where all of them fail for one reason, it is said once."""
+    empty = [""] * (len(BUDGETS[stage]) - 1)
+    reasons = {row.get("failed") for row in run.get("rows", ())}
+    if "failed" in run or (len(reasons) == 1 and None not in reasons):
+        return [f"failed: {run.get('failed') or reasons.pop()}", *empty]
+    found = {row["budget"]: row for row in run["rows"]}
+    if 1.0 in found:
+        return [percent(found[1.0]["accuracy"]), *empty]
+    return [cell(found.get(budget), run["full"]) for budget in BUDGETS[stage]]
+
+
+def cell(row: dict[str, Any] | None, full: dict[str, Any]) -> str:
+    """Accuracy and what is left, or why there is none."""
+    if row is None:
+        return ""
+    if "failed" in row:
+        return str(row["failed"])
+    return f"{percent(row['accuracy'])} ({row['macs'] / full['macs']:.2f}, {row['params'] / full['params']:.2f})"
+
+
+def options_of() -> argparse.Namespace:
+    """The command line."""
+    options = parser("accuracy right after pruning", "oneshot")
+    options.add_argument("--resume", action="store_true", help="keep what an earlier run wrote")
+    options.add_argument("--only", nargs="+", metavar="MODEL", choices=MODELS, help="only these models")
+    options.add_argument("--methods", nargs="+", metavar="NAME", help="only the methods whose names begin so")
+    options.add_argument("--stages", nargs="+", choices=TITLES, default=list(TITLES), help="without or with training")
+    return options.parse_args()
+
+
+def jobs_of(options: argparse.Namespace) -> list[tuple[str, str, str]]:
+    """(stage, model, method) of all that the command line asks for."""
+    models = options.only or (QUICK_MODELS if options.quick else MODELS)
+    chosen = [name for name in METHODS if name.startswith((WHOLE, *(options.methods or ("",))))]
+    return [
+        (stage, model, method)
+        for stage in options.stages
+        for model in models
+        if stage == "pruned" or model in TUNED_MODELS
+        for method in chosen
+        if model in METHODS[method].models
+    ]
+
+
+def main() -> None:
+    """Run every method on every model, each in a process of its own; write oneshot.md, .json and .png after each."""
+    options = options_of()
+    if options.child:
+        warnings.simplefilter("ignore")
+        job = json.loads(options.child)
+        found = measured(*job, Path(options.out), quick=options.quick)
+        CONSOLE.file.write(json.dumps(found) + "\n")
+        return
+    page = (options.out or DOCS) / "oneshot.json"
+    runs: list[Run] = json.loads(page.read_text()) if options.resume and page.exists() else []
+    done = {(run["stage"], run["model"], run["method"]) for run in runs}
+    jobs = [job for job in jobs_of(options) if job not in done]
+    with tempfile.TemporaryDirectory() as weights:
+        for model in {model for _, model, _ in jobs} & set(DIGITS):
+            train_digits(model, Path(weights))
+        for job in track(jobs, description="methods", console=CONSOLE):
+            flags = ["--quick"] if options.quick else []
+            found = child(__file__, "--child", json.dumps(job), "--out", weights, *flags, limit=LIMIT)
+            runs.append({**dict(zip(("stage", "model", "method"), job, strict=True)), **found})
+            CONSOLE.print("  ".join((*job, *cells(job[0], runs[-1]))))
+            publish(runs, options)
+    publish(runs, options)
+    show(tables(runs))
+
+
+def publish(runs: Sequence[Run], options: argparse.Namespace) -> None:
+    """Write the page, the figures and the plot."""
+    folder = write("oneshot", HEADING, tables(runs), runs, options)
+    if folder is not None and any("rows" in run for run in runs):
+        plot(runs, folder / "oneshot.png")
+        with (folder / "oneshot.md").open("a") as text:
+            text.write("\n![accuracy over what is left](oneshot.png)\n")
+
+
+if __name__ == "__main__":
+    main()

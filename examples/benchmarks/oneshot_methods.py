@@ -1,0 +1,107 @@
+"""The methods of the one-shot benchmark: fxprune in its configurations, and its peers, as one table.
+
+A method prepares a model once (its scores, its gradients), and gives a function from a budget, a share of the MACs, to
+a pruned copy. Where a method knows no budgets, its one number (a pruning ratio, a level) is found by bisection.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import oneshot_peers as peers
+from oneshot_models import CIFAR, MODELS, Workload
+from oneshot_search import AtBudget, at_budgets
+from torch import nn
+
+import fxprune
+
+WHOLE = "not pruned"
+SIGNALS = ("separability", "magnitude", "activation", "taylor", "fisher", "reconstruction", "random")
+ALLOCATIONS = ("tod", "uniform", "global")
+LEVELS = ("none", "bias", "ridge", "sequential")
+RESNETS = ("resnet20", "resnet56")
+RESIDUAL = tuple(name for name in MODELS if name not in ("vgg", "lstm"))
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How to prune a workload to budgets; the models that it is for; whether it is drawn, and whether it is bold."""
+
+    prepare: Callable[[Workload], AtBudget]
+    models: tuple[str, ...] = MODELS
+    drawn: bool = False
+    bold: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What fxprune's three stages are told beside their defaults."""
+
+    score: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    apply: Mapping[str, Any] = field(default_factory=dict)
+
+
+def ours(options: Options) -> Callable[[Workload], AtBudget]:
+    """Scores once, then for every budget a plan and its network."""
+
+    def prepare(work: Workload) -> AtBudget:
+        scores = fxprune.score(work.model, work.calibration, progress=False, **options.score)
+
+        def at(budget: float) -> tuple[nn.Module, float | None]:
+            plan = scores.plan(macs=budget, **options.plan)
+            small = fxprune.apply(work.model, plan, scores=scores, loader=work.calibration, **options.apply)
+            return small, plan.alpha
+
+        return at
+
+    return prepare
+
+
+def by_alpha(work: Workload) -> AtBudget:
+    """The method of the paper: the tolerance of difference alone, at the lowest alpha that meets the budget."""
+    scores = fxprune.score(work.model, work.calibration, progress=False)
+    return at_budgets(lambda alpha: fxprune.apply(work.model, scores.plan(alpha)), work)
+
+
+DEFAULT = Options()
+CONFIGURATIONS: dict[str, Options] = {
+    "fxprune": DEFAULT,
+    **{f"fxprune, compensate {level}": replace(DEFAULT, apply={"compensate": level}) for level in LEVELS},
+    **{f"fxprune, allocate {way}": replace(DEFAULT, plan={"allocate": way}) for way in ALLOCATIONS},
+    **{f"fxprune, propose {signal}": replace(DEFAULT, score={"propose": signal}) for signal in SIGNALS},
+    **{f"fxprune, protect {signal}": replace(DEFAULT, score={"protect": signal}) for signal in SIGNALS},
+}
+DRAWN = ("fxprune", "fxprune, compensate none", "fxprune, compensate bias")
+
+METHODS: dict[str, Method] = {
+    WHOLE: Method(lambda work: lambda budget: (copy.deepcopy(work.model), budget)),
+    **{
+        name: Method(ours(options), drawn=name in DRAWN, bold=name == "fxprune")
+        for name, options in CONFIGURATIONS.items()
+    },
+    "fxprune, alpha only": Method(by_alpha, drawn=True),
+    "torch-pruning, L2": Method(peers.torch_pruning("L2"), drawn=True),
+    "torch-pruning, L2, global": Method(peers.torch_pruning("L2", scope="global"), drawn=True),
+    "torch-pruning, L2, isomorphic": Method(peers.torch_pruning("L2", scope="isomorphic")),
+    "torch-pruning, L2, stream kept": Method(peers.torch_pruning("L2", stream=False), RESIDUAL, drawn=True),
+    "torch-pruning, L2, global, stream kept": Method(
+        peers.torch_pruning("L2", scope="global", stream=False), RESIDUAL, drawn=True
+    ),
+    "torch-pruning, BN scale": Method(peers.torch_pruning("BN scale"), CIFAR),
+    "torch-pruning, BN scale, global": Method(peers.torch_pruning("BN scale", scope="global"), CIFAR),
+    "torch-pruning, BN scale, stream kept": Method(peers.torch_pruning("BN scale", stream=False), RESNETS),
+    "torch-pruning, BN scale, global, stream kept": Method(
+        peers.torch_pruning("BN scale", scope="global", stream=False), RESNETS
+    ),
+    "torch-pruning, Taylor": Method(peers.torch_pruning("Taylor"), drawn=True),
+    "torch-pruning, Taylor, global": Method(peers.torch_pruning("Taylor", scope="global"), drawn=True),
+    "torch-pruning, Taylor, stream kept": Method(peers.torch_pruning("Taylor", stream=False), RESIDUAL, drawn=True),
+    "torch-pruning, Taylor, global, stream kept": Method(
+        peers.torch_pruning("Taylor", scope="global", stream=False), RESIDUAL, drawn=True
+    ),
+    "network-pruner": Method(peers.network_pruner, drawn=True),
+}
