@@ -15,7 +15,7 @@ Scalars = NDArray[np.float64]
 Index = NDArray[np.int64]
 Groups = Sequence[tuple[str, int, int]]
 Allocate = Callable[[Scalars, Scalars, Groups], Scalars]
-EVEN = 1e-12  # levels that differ by less are one
+EVEN = 1e-9  # levels that differ by less are one for alpha; a budget tells them apart
 
 
 def tod(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
@@ -24,7 +24,7 @@ def tod(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
     As `tod_by_group`, but a unit is protected at depth k of its group of n where it is among the k / n of all units of
     the network that are highest by `protect`: a group that the network needs keeps more of its units than others do.
 
-    >>> tod(np.array([0.1, 0.2, 0.1, 0.2]), np.array([1.0, 2.0, 3.0, 4.0]), [("a", 0, 2), ("b", 2, 4)])
+    >>> tod(np.array([0.1, 0.2, 0.1, 0.2]), np.array([1.0, 2.0, 3.0, 4.0]), [("a", 0, 2), ("b", 2, 4)]).round(3)
     array([ 0., inf,  1., inf])
     """
     level = np.full(len(propose), np.inf)
@@ -37,7 +37,8 @@ def tod(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
         first = np.maximum(ranks(propose[start:end]) + 1, np.minimum(np.maximum(from_depth, 1), n))
         both = np.cumsum(np.bincount(first, minlength=n + 1)[1 : n + 1])
         curve = (both / np.arange(1, n + 1))[:most]
-        level[start + order[:most]] = np.minimum.accumulate(curve[::-1])[::-1]
+        within = np.maximum.accumulate(share[start:end][order])[:most]  # of one level, what the network needs goes last
+        level[start + order[:most]] = np.minimum.accumulate(curve[::-1])[::-1] + EVEN / 2 * within
     return level
 
 
@@ -140,7 +141,7 @@ class Allocation:
 
     def keep(self, alpha: float) -> Flags:
         """The units that stay at a level: one bool a unit."""
-        return self.settled(self.level > alpha + EVEN)
+        return self.settled(self.level > alpha)
 
     def settled(self, keep: Flags) -> Flags:
         """The units that stay once enough are brought back, those that left last first, that all holds."""

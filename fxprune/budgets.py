@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fxprune.allocate import Allocate, Allocation
+from fxprune.allocate import EVEN, Allocate, Allocation
 from fxprune.errors import PlanError
 from fxprune.plan import BUDGETS
 from fxprune.tod import Flags
@@ -35,7 +35,7 @@ def meet(allocation: Allocation, cost: Cost, share: float, what: str, remedies: 
 
     Raises PlanError where no level costs so little; `remedies` say what would.
     """
-    steps = allocation.level[allocation.level <= 1]
+    steps = allocation.level[allocation.level <= 1 + EVEN]
     levels = np.unique(np.append(steps, NOTHING))
     whole = cost(np.ones(len(allocation.level), dtype=bool))
     limit = share * whole
@@ -52,7 +52,7 @@ def meet(allocation: Allocation, cost: Cost, share: float, what: str, remedies: 
     keep = allocation.keep(float(levels[high]))
     if low >= 0:
         keep = _filled(allocation, cost, limit, keep, allocation.keep(float(levels[low])))
-    level = None if high == 0 else float(max(levels[high], 0))
+    level = None if high == 0 else round(float(max(levels[high], 0)), 8)
     return Found(keep, cost(keep) / max(whole, 1e-300), level)
 
 

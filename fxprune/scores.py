@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from fxprune.allocate import Allocate, Allocation, levels
+from fxprune.allocate import EVEN, Allocate, Allocation, levels
 from fxprune.budgets import Cost, given, meet, remedies
 from fxprune.capture import ModelGraph, capture_around, capture_as, settings_of
 from fxprune.costing import Costs, costs_of
@@ -96,7 +96,7 @@ class Scores:
         what, value = given(alpha=alpha, params=params, macs=macs, latency=latency) or ("alpha", 0.05)
         allocation = self.allocation(allocate, min_keep=min_keep, round_to=round_to, per=what)
         if what == "alpha":
-            return plan_of(self.sites, allocation.keep(value), self.example, value, self.frozen, self.settings)
+            return plan_of(self.sites, allocation.keep(value + EVEN), self.example, value, self.frozen, self.settings)
         found = meet(allocation, self._cost(what), value, what, remedies(allocate, allocation, self.settings))
         budget = Budget(what, value, found.achieved)
         return plan_of(self.sites, found.keep, self.example, found.level, self.frozen, self.settings, budget)

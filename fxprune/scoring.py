@@ -285,7 +285,9 @@ def _unit_sums(probes: list[Probe], totals: list[Tensor], units: int) -> Scalars
             raise CalibrationError(
                 f"a gradient on the edge {probe.reads} is not finite: look for overflow in the model or the loss"
             )
-        np.add.at(sums, probe.units, total.numpy())
+        own = np.zeros(units + 1)
+        np.add.at(own, probe.units, total.numpy())
+        sums += np.abs(own)
     return sums[:-1]
 
 
