@@ -1,4 +1,4 @@
-"""The compiler: capture -> couple -> score -> allocate -> rewrite -> verify -> report (-> fine-tune)."""
+"""The compiler: capture -> couple -> score -> allocate -> rewrite -> verify -> compensate -> report (-> fine-tune)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ from fxprune.allocate import Allocate
 from fxprune.batches import Classes, Unpack
 from fxprune.budgets import given
 from fxprune.capture import ModelGraph, capture_as, example_of
+from fxprune.compensation import Level, check_level, compensated
+from fxprune.compensation.calibration import inputs_of
 from fxprune.cost import macs, parameters
 from fxprune.coupling import EXCLUDED, Coupling, Exclude
 from fxprune.errors import FxpruneWarning
 from fxprune.example import from_json
 from fxprune.finetune import check_options
 from fxprune.finetune import finetune as tune
-from fxprune.isolation import device_of, undisturbed
+from fxprune.isolation import device_of, placed, seeded, undisturbed
 from fxprune.objective import Loss
 from fxprune.plan import Plan, coupling_of, kept_units
+from fxprune.ranking import Signal
 from fxprune.report import Report, frozen_reports, group_reports, report
 from fxprune.rewrite import rewrite
 from fxprune.rounds import Asked, Fit, in_rounds
+from fxprune.scores import Scores
 from fxprune.scoring import score
 from fxprune.submodule import Run, name_of, part_of, with_captured_part, with_part
 from fxprune.tod import Flags
@@ -45,6 +49,9 @@ def compress(
     latency: float | None = None,
     allocate: str | Allocate = "tod",
     rounds: int = 1,
+    compensate: Level = "sequential",
+    propose: str | Signal = "reconstruction",
+    protect: str | Signal = "taylor",
     loss: Loss | None = None,
     exclude: Exclude = (),
     unknown: Unknown = "error",
@@ -63,7 +70,10 @@ def compress(
     finetune: Mapping[str, Any] | None = None,
     **scoring: Any,
 ) -> nn.Module:
-    """A physically smaller model that equals `model` with its least useful units zeroed.
+    """A physically smaller model: `model` without its least useful units, and the rest made to stand in for them.
+
+    What is rewritten equals the original with those units zeroed; that is proved before the weights of what stays are
+    changed in closed form.
 
     Args:
         model: a trained model; it comes back untouched in every respect.
@@ -72,6 +82,9 @@ def compress(
             where no budget is given either.
         params, macs, latency: budgets, as shares of what the original has, of which one may stand in place of alpha.
         allocate: how a level becomes widths, see `Scores.plan`.
+        propose, protect: the signals that rank the units, see `score`.
+        compensate: "none", "bias" (what went is replaced by its mean), "ridge" (by what stays, linearly) or "sequential"
+            (every layer behind is refitted to the original's values, front to back). See `apply`.
         rounds: how often to score and prune. A budget is gone for in equal factors; alpha holds for each round anew.
         loss, unpack, classes, seed, device, progress, run, scoring: see `score`.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
@@ -102,7 +115,8 @@ def compress(
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         scores = score(
             whole, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim, unpack=unpack,
-            classes=classes, seed=seed, device=device, progress=progress, submodule=submodule, run=run, **scoring,
+            classes=classes, seed=seed, device=device, progress=progress, submodule=submodule, run=run,
+            propose=propose, protect=protect, **scoring,
         )  # fmt: skip
         scores = scores if latency is None else scores.with_latency(whole)
         plan = fit(scores.plan(**asked, allocate=allocate, min_keep=min_keep, round_to=round_to))
@@ -110,7 +124,7 @@ def compress(
         if verify:
             example: Any = example_of(part_of(whole, submodule))  # type: ignore[arg-type]
             _note_error(small, prove(whole, plan, small, example), submodule)
-        return small
+        return _repaired(whole, plan, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device)
 
     whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
     if rounds == 1:
@@ -124,18 +138,69 @@ def compress(
     return small if finetune is None else tune(small, **finetune)
 
 
-def apply(model: nn.Module, plan: Plan) -> nn.Module:
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    scores: Scores | None = None,
+    loader: Iterable[Any] | None = None,
+    compensate: Level = "none",
+    unpack: Unpack | None = None,
+    run: Run | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> nn.Module:
     """Rewrite `model`, or the part of it that the plan is for, by a plan; all was decided when the plan was made.
 
+    Args:
+        plan: from `Scores.plan`.
+        scores: what `score` gave: "bias" and "ridge" work with its moments, and "sequential" does for recurrent layers.
+        loader: calibration batches, whose targets are not looked at. "sequential" fits layers to them. A fifth of the
+            samples is held out, and every step is kept only where it brings the outputs there nearer to the original's.
+        compensate: what to do about the units that went: "none" leaves the plain removal that `verify` proves; "bias",
+            "ridge" and "sequential" make up for them in closed form (docs/compensation.md).
+        unpack, run, device: see `score`.
+        seed: of the positions that "sequential" samples.
+
     Raises:
-        PlanError: the plan does not fit the model.
+        PlanError: the plan does not fit the model, or scores or loader are missing.
         RewriteError: the graph cannot be rewritten.
     """
     with undisturbed():
         planned = _planned(model, plan)
         small = with_part(model, plan.submodule, rewrite(*planned))
         _note(model, small, plan, planned)
-    return small
+    return _repaired(model, plan, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device)
+
+
+def _repaired(
+    model: nn.Module,
+    plan: Plan,
+    small: nn.Module,
+    scores: Scores | None,
+    loader: Iterable[Any] | None,
+    level: Level,
+    *,
+    unpack: Unpack | None,
+    run: Run | None,
+    seed: int,
+    device: torch.device | str | None,
+) -> nn.Module:
+    """`small`, which a plan made of `model`, compensated, with a note of it in its report."""
+    moments = scores.moments if scores else {}
+    check_level(level, moments, loader)
+    if level == "none":
+        return small
+    with seeded(seed):
+        graph, coupling, keep = _planned(model, plan)
+        part: Any = part_of(small, plan.submodule)
+        with placed(device, graph, part):
+            inputs = loader and inputs_of(model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run)
+            part, done = compensated(
+                graph, part, coupling, keep, level=level, moments=moments, inputs=inputs, seed=seed
+            )  # fmt: skip
+        part.meta["fxprune"]["report"] = replace(part.meta["fxprune"]["report"], compensation=done)
+        return with_part(small, plan.submodule, part.to(device_of(graph)))
 
 
 def _planned(model: nn.Module, plan: Plan) -> Planned:
@@ -153,6 +218,8 @@ def _note(model: nn.Module, small: nn.Module, plan: Plan, planned: Planned, erro
     notes = replace(_report(graph, coupling, plan, part, keep), error=error)
     if plan.submodule:
         notes = replace(notes, model=name_of(model, plan.submodule), whole=(parameters(model), parameters(small)))
+    before = part.meta.get("fxprune", {}).get("report")
+    notes = replace(notes, compensation=before.compensation if isinstance(before, Report) else None)
     part.meta["fxprune"] = {"plan": plan, "report": notes}
 
 

@@ -224,6 +224,7 @@ def insert(graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate]) 
         name = f"gate_{source}_{dim}"
         if isinstance(coupling.specs[source], PackedSpec):
             gates.append(make(replace(edges[0], dim=2)))
+            gates[-1].key = edges[0].source, str(edges[0].dim)
             gated.add_module(name, PackedGate(gates[-1]))
         else:
             gates.append(make(edges[0]))

@@ -106,6 +106,19 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
+def placed(device: torch.device | str | None, *models: nn.Module) -> Iterator[None]:
+    """Move models to a device, None being where they are, and each back to its own afterwards."""
+    homes = [device_of(model) for model in models]
+    try:
+        for model in models if device is not None else ():
+            model.to(device)
+        yield
+    finally:
+        for model, home in zip(models, homes, strict=True):
+            model.to(home)
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every submodule into eval mode, and each back into its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from fxprune.capture import ModelGraph
+from fxprune.compensation import Compensation
 from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError
 from fxprune.plan import Budget
@@ -69,7 +70,8 @@ class Report:
     `captured` is the way by which the model became a graph: "fx", "values" or "export". `error` is verify's figure, or
     None where verify did not run. `whole` are the parameters of the whole model before and after, where only a part of
     it was pruned: then everything else is about that part. `finetuned` says what `finetune` did since; `error` is of
-    the model before that. `budget` is what was asked for in place of alpha.
+    the model before that. `budget` is what was asked for in place of alpha. `compensation` says what was done about the
+    units that went; `error` is of the plain removal.
     """
 
     model: str
@@ -85,6 +87,7 @@ class Report:
     captured: str = "fx"
     finetuned: Finetuning | None = None
     budget: Budget | None = None
+    compensation: Compensation | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists and numbers."""

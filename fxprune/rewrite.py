@@ -111,12 +111,12 @@ def narrowed_copy(module: Any, checker: Checker, prefix: str = "") -> Any:
         for name, tensor in (*inner._parameters.items(), *inner._buffers.items()):
             if tensor is not None and id(tensor) not in memo:
                 owner = checker.owners[".".join(part for part in (prefix, path, name) if part)]
-                small = _narrow(tensor, [checker.kept(Slot(owner, axis)) for axis in range(tensor.ndim)])
+                small = narrow(tensor, [checker.kept(Slot(owner, axis)) for axis in range(tensor.ndim)])
                 memo |= {id(tensor): small} if small is not tensor else {}
     return copy.deepcopy(module, memo)
 
 
-def _narrow(tensor: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
+def narrow(tensor: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
     """A new tensor with only the kept indices of each axis; the tensor itself where all stay."""
     data = tensor.detach()
     for axis, mask in enumerate(keep):

@@ -15,19 +15,19 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture import ModelGraph
 from fxprune.compensation.biases import add_to_bias, takes_bias
+from fxprune.compensation.calibration import held_out, length
 from fxprune.compensation.least_squares import Fit, Rectified, Rows, refitted
 from fxprune.compensation.lockstep import Stepper
 from fxprune.compensation.targets import Aim, aim_of, scale_and_shift
 from fxprune.coupling import Coupling
 from fxprune.labels import Labels
 from fxprune.readers import Reader, reader_of
-from fxprune.rewrite import Checker
+from fxprune.rewrite import Checker, narrow
 
 WIDEST = 4096  # features of a layer; wider ones are fitted by channel
 ROWS_A_FEATURE = 24
 FEWEST_ROWS, MOST_ROWS = 8192, 32768
 MOST_NUMBERS = 1 << 26  # rows times features
-EVERY = 5  # the last of so many samples is held out
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class _Work:
         self.calls = Counter(str(node.target) for node in self.narrow.nodes if node.op == "call_module")
         names = Counter(id(p) for _, p in small.named_parameters(remove_duplicate=False))
         self.shared = {key for key, count in names.items() if count > 1}
-        self.samples = [_length(batch) for batch in inputs]
+        self.samples = [length(batch) for batch in inputs]
 
     def is_narrowed(self, node: fx.Node) -> bool:
         """Whether something is missing from the values of a node."""
@@ -142,14 +142,14 @@ class _Work:
         parts: list[tuple[Tensor, ...]] = []
         seen = 0
         for index, x in enumerate(given):
-            wanted = _narrowed(original[index], masks)
+            wanted = narrow(original[index], masks)
             places = self._places(wanted, reader, a_sample)
             goal = _at(wanted, reader, places)
             other = _at(others[index].expand_as(wanted), reader, places) if others is not None else torch.zeros_like(goal)
             values = _inputs(x, wanted, reader, places)
-            held = (seen + torch.arange(self.samples[index])) % EVERY == EVERY - 1
+            held = held_out(self.samples[index], seen)
             seen += self.samples[index]
-            parts.append((values, goal, other, held.repeat_interleave(len(goal) // len(held)) if len(goal) % len(held) == 0 else torch.arange(len(goal)) % EVERY == EVERY - 1))
+            parts.append((_precise(values), _precise(goal), _precise(other), held.repeat_interleave(len(goal) // len(held))))
         values, goal, other, held = (torch.cat(column) for column in zip(*parts, strict=True))
         scale, shift = torch.ones_like(goal[:1]), torch.zeros_like(goal[:1])
         if aim.behind and aim.norm is not None:
@@ -199,12 +199,6 @@ def _grouped(values: Tensor, groups: int) -> Tensor:
     return values.unflatten(1, (groups, -1)).movedim(1, 0)
 
 
-def _narrowed(value: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    for axis, mask in enumerate(masks):
-        if not bool(mask.all()):
-            value = value.index_select(axis, mask.nonzero().flatten().to(value.device))
-    return value
-
-
-def _length(batch: Sequence[Any]) -> int:
-    return next((len(x) for x in batch if isinstance(x, Tensor) and x.ndim), 1)
+def _precise(x: Tensor) -> Tensor:
+    """In single precision at least."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -38,7 +38,7 @@ def aim_of(graph: fx.GraphModule, layer: fx.Node, known: Any) -> Aim:
     Aiming at the sum lets the layer mend what went wrong in the other summand, too: in a residual network each block
     takes back what the ones before it did to the stream.
     """
-    norm_node, end = _norm_after(graph, layer)
+    norm_node, end = norm_after(graph, layer)
     norm = None if norm_node is None else graph.get_submodule(str(norm_node.target))
     user = next(iter(end.users)) if len(end.users) == 1 else None
     if user is not None and user.target in _ADDITIONS and not user.kwargs and len(user.all_input_nodes) == 2:
@@ -49,7 +49,7 @@ def aim_of(graph: fx.GraphModule, layer: fx.Node, known: Any) -> Aim:
     return Aim(end if rectified else layer, norm, rectified, None, rectified)
 
 
-def _norm_after(graph: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node | None, fx.Node]:
+def norm_after(graph: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node | None, fx.Node]:
     """The BatchNorm that alone follows a layer, and the last node before anything else follows."""
     norm, end = None, layer
     while len(end.users) == 1:
