@@ -103,7 +103,7 @@ def levels(
         )
     function = ALLOCATIONS[allocate] if isinstance(allocate, str) else allocate
     if worth is not None:
-        protect = protect / np.maximum(worth, 1.0)
+        protect = protect / np.maximum(worth, 1e-9)  # what saves nothing stays
     level = np.asarray(function(propose, protect, groups), dtype=np.float64)
     if level.shape != propose.shape or np.isnan(level).any():
         raise PlanError(

@@ -124,7 +124,9 @@ def compress(
         if verify:
             example: Any = example_of(part_of(whole, submodule))  # type: ignore[arg-type]
             _note_error(small, prove(whole, plan, small, example), submodule)
-        return _repaired(whole, plan, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device)
+        return _repaired(
+            whole, plan, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device
+        )
 
     whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
     if rounds == 1:

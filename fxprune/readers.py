@@ -115,7 +115,9 @@ class Windows:
         if not self.transposed:
             pads = [pad for low in reversed(self.padding) for pad in (low, low)]
             return F.pad(x, pads, self.mode) if any(pads) else x
-        spread = x.new_zeros(*x.shape[: -self.nd], *((n - 1) * s + 1 for n, s in zip(x.shape[-self.nd :], self.stride, strict=True)))
+        spread = x.new_zeros(
+            *x.shape[: -self.nd], *((n - 1) * s + 1 for n, s in zip(x.shape[-self.nd :], self.stride, strict=True))
+        )
         spread[(..., *(slice(None, None, s) for s in self.stride))] = x
         pads = []
         for axis in reversed(range(self.nd)):
@@ -139,7 +141,10 @@ def readers_on(graph: fx.GraphModule, edge: Edge) -> list[Reader]:
     node = next(node for node in graph.graph.nodes if node.name == edge.consumer)
     module: Any = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        return [Reader(module.get_parameter(name), module._parameters.get(name.replace("weight", "bias"))) for name in _recurrent(module, edge)]
+        return [
+            Reader(module.get_parameter(name), module._parameters.get(name.replace("weight", "bias")))
+            for name in _recurrent(module, edge)
+        ]
     found = reader_of(graph, node)
     fits = found is not None and found.matrix().shape[0] * found.matrix().shape[2] == len(edge.units)
     return [found] if found is not None and fits else []
@@ -149,7 +154,11 @@ def _recurrent(module: nn.Module, edge: Edge) -> list[str]:
     """The weights of a recurrent module that read an edge: those of a cell, or of a layer in each direction."""
     name = edge.parameter or ("weight_ih" if isinstance(module, nn.RNNCellBase) else "weight_ih_l0")
     names = [name, f"{name}_reverse"] if "_ih" in name else [name]
-    return [n for n in names if n in module._parameters and "_hr_" not in n and module.get_parameter(n).shape[1] == len(edge.units)]
+    return [
+        n
+        for n in names
+        if n in module._parameters and "_hr_" not in n and module.get_parameter(n).shape[1] == len(edge.units)
+    ]
 
 
 Make = Callable[[Any, fx.Node], Reader | None]

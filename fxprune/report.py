@@ -121,6 +121,8 @@ class Report:
         proof = "not run" if self.error is None else f"{self.error:.1e}"
         table.add_row("verify's error" + (", before fine-tuning" if self.finetuned else ""), "", proof, "")
         table.add_row("captured by", "", self.captured, "")
+        if self.compensation:
+            table.add_row(*_compensated(self.compensation))
         if self.finetuned:
             table.add_row(*_tuned(self.finetuned))
         return table
@@ -133,6 +135,15 @@ class Report:
             if group.inexact:
                 table.add_row("", "", f"inexact: {group.inexact}")
         return table
+
+
+def _compensated(done: Compensation) -> tuple[str, str, str, str]:
+    """The line of the summary on compensation: the output's error without it and with it, and what was changed."""
+    name = f"output's error, compensation: {done.level}"
+    layers = f"{sum(layer.strength is not None for layer in done.layers) + len(done.filled)} layers"
+    if done.before is None or done.after is None:
+        return name, "", "not measured", layers
+    return name, f"{done.before:.1%}", f"{done.after:.1%}", layers
 
 
 def _tuned(done: Finetuning) -> tuple[str, str, str, str]:

@@ -42,7 +42,8 @@ class Scores:
     to stay. `frozen` says why some layers stay whole, `settings` how the model was captured and coupled, and `about`
     how the scores were made. `balanced` are sets of sites that keep the same number of channels each, and
     `larger` pairs of which the first keeps more than the second. `costs` says what the model costs under any plan, and
-    `times`, from `with_latency`, how long it takes. `moments` are those of what every edge reads.
+    `times`, from `with_latency`, how long it takes. `moments` are those of what every edge reads,
+    and `readers` the number of edges that read each unit.
     """
 
     propose: Scalars
@@ -59,6 +60,7 @@ class Scores:
     costs: Costs | None = None
     times: Latency | None = None
     moments: Mapping[Key, Moments] = field(default_factory=dict)
+    readers: Index | None = None
 
     def plan(
         self,
@@ -131,8 +133,11 @@ class Scores:
         if min_keep < 1 or round_to < 1:
             raise PlanError(f"min_keep is {min_keep} and round_to is {round_to}; both are at least 1")
         worth = None
-        if self.costs is not None and allocate == "tod":
-            worth = (self.costs.unit_params if per == "params" else self.costs.unit_macs)(len(self.propose))
+        if self.costs is not None and self.readers is not None and allocate == "tod":
+            costs = (self.costs.unit_params if per == "params" else self.costs.unit_macs)(len(self.propose))
+            worth = costs / np.maximum(
+                self.readers, 1
+            )  # a unit with many readers is hard to make up for in all of them
         level = levels(allocate, self.propose, self.protect, self.groups, worth)
         units = {site.name: site.units for site in self.sites}
         equal, larger = (
@@ -172,6 +177,7 @@ class Scores:
         }
         arrays: dict[str, Any] = {f"site{i}": site.units for i, site in enumerate(self.sites)}
         arrays |= {f"piece{i}": units for i, units in enumerate(self.pieces)}
+        arrays |= {} if self.readers is None else {"readers": self.readers}
         arrays |= _named("costs", self.costs.arrays() if self.costs else {})
         arrays |= _named("times", self.times.arrays() if self.times else {})
         for index, moments in enumerate(self.moments.values()):
@@ -202,7 +208,8 @@ class Scores:
                     (str(source), str(how)): Moments(**_part(content, f"moments{index}"))
                     for index, (source, how) in enumerate(header["moments"])
                 }
-                return cls(*scores, groups, sites, pieces, *rest, balanced, larger, costs, times, moments)
+                readers = content.get("readers")
+                return cls(*scores, groups, sites, pieces, *rest, balanced, larger, costs, times, moments, readers)
         except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise PlanError(
                 f"{path} is not a score file that Scores.save wrote ({type(error).__name__}: {error})"
@@ -242,8 +249,16 @@ def scores_of(
     example, frozen = graph.meta["fxprune"]["example"], coupling.frozen()
     return Scores(
         *scores, groups, coupling.sites, coupling.pieces, example, frozen, settings, about, coupling.balanced,
-        coupling.larger, costs_of(graph, coupling),
+        coupling.larger, costs_of(graph, coupling), readers=_readers(coupling),
     )  # fmt: skip
+
+
+def _readers(coupling: Coupling) -> Index:
+    """The number of edges that read each unit."""
+    counts = np.zeros(coupling.units + 1, dtype=np.int64)
+    for edge in coupling.edges:
+        np.add.at(counts, np.unique(edge.units), 1)
+    return counts[:-1]
 
 
 def _named(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,12 @@ def score(
         separable = _separabilities(probes, sampler, coupling.units) if sampler.compares else None
         evidence = Evidence(graph, coupling, sums, _moments(probes), separable, seed)
         scores = ranked(propose, evidence), ranked(protect, evidence)
-    about = {"samples": sampler.seen, "propose": name_of_signal(propose), "protect": name_of_signal(protect), "seed": seed}
+    about = {
+        "samples": sampler.seen,
+        "propose": name_of_signal(propose),
+        "protect": name_of_signal(protect),
+        "seed": seed,
+    }
     if sampler.compares:
         about |= {
             "classes": len(sampler.counts), "samples_per_class": samples_per_class,

@@ -48,7 +48,9 @@ def check_level(level: str, moments: Mapping[Key, Moments], inputs: object) -> N
     if level not in LEVELS:
         raise PlanError(f"compensate is {level!r}; it is one of {', '.join(LEVELS)}")
     if level in ("bias", "ridge") and not moments:
-        raise PlanError(f"compensate={level!r} works with the moments of the scoring pass: pass scores= from fxprune.score")
+        raise PlanError(
+            f"compensate={level!r} works with the moments of the scoring pass: pass scores= from fxprune.score"
+        )
     if level == "sequential" and inputs is None:
         raise PlanError('compensate="sequential" fits layers to data: pass loader=, the one that was scored with, say')
 
@@ -103,7 +105,9 @@ def compensated(
     filled = filled if attempt(fill_in) else ()
     if level == "sequential":
         layers = layers if attempt(fit) else ()
-    norms = len(norms_of(best)) if inputs and norms_of(best) and attempt(lambda tried: re_estimate(tried, inputs)) else 0
+    norms = (
+        len(norms_of(best)) if inputs and norms_of(best) and attempt(lambda tried: re_estimate(tried, inputs)) else 0
+    )
     done = Compensation(level, plain, least, layers, filled, norms)
     return best, done
 

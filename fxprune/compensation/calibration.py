@@ -76,7 +76,11 @@ def fitting(inputs: Sequence[Inputs]) -> list[Inputs]:
     for values in inputs:
         samples = length(values)
         mask = ~held_out(samples, seen)
-        found.append(pytree.tree_map_only(Tensor, lambda t, m=mask: t[m.to(t.device)] if t.ndim and len(t) == len(m) else t, list(values)))
+        found.append(
+            pytree.tree_map_only(
+                Tensor, lambda t, m=mask: t[m.to(t.device)] if t.ndim and len(t) == len(m) else t, list(values)
+            )
+        )
         seen += samples
     return found
 

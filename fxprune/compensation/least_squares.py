@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, by the mean variance of the inputs
+MANY = 1024  # features, from which on fewer strengths are tried
 ROUNDS = 3  # of refitting behind a rectifier
 TINY = 1e-12
 DEAD = 1e-6  # of the mean variance: outputs below it do not count
@@ -57,7 +58,7 @@ class Fit:
 
 def refitted(
     rows: Rows, weight: Tensor, bias: Tensor, *, intercept: bool = True, rectified: Rectified | None = None,
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] | None = None,
 ) -> Fit:  # fmt: skip
     """The weights nearest to those given that give the wanted outputs best.
 
@@ -70,12 +71,13 @@ def refitted(
         bias: (groups, outputs) of float64.
         intercept: whether the bias may change; where not, `wanted` is without it, and it is zero.
         rectified: what follows, where that is a rectifier: the fit is repeated towards outputs that are as good.
+        strengths: of the ridge, to choose from; fewer where there are many features, by default.
     """
     part = _Normal.of(rows.inputs[:, ~rows.held], rows.wanted[:, ~rows.held], intercept=intercept)
     held = Rows(rows.inputs[:, rows.held], rows.wanted[:, rows.held], rows.held[rows.held])
     before = _error(held, weight, bias)
     best = Fit(weight, bias, None, before, before)
-    for strength in strengths:
+    for strength in strengths or (STRENGTHS if weight.shape[-1] <= MANY else STRENGTHS[1:4]):
         solved = part.solve(weight, bias, strength)
         error = _error(held, *solved)
         if error < best.after:
@@ -112,7 +114,11 @@ class _Normal:
 
     @classmethod
     def of(cls, inputs: Tensor, wanted: Tensor, *, intercept: bool) -> _Normal:
-        mean = inputs.mean(1, dtype=torch.float64) if intercept else inputs.new_zeros(len(inputs), inputs.shape[2]).double()
+        mean = (
+            inputs.mean(1, dtype=torch.float64)
+            if intercept
+            else inputs.new_zeros(len(inputs), inputs.shape[2]).double()
+        )
         centred = inputs - mean[:, None].to(inputs.dtype)
         covariance = (centred.transpose(1, 2) @ centred).double() / inputs.shape[1]
         empty = cls(mean, mean, covariance, covariance, intercept, {})
@@ -120,7 +126,11 @@ class _Normal:
 
     def towards(self, inputs: Tensor, wanted: Tensor) -> _Normal:
         """The same for other wanted outputs."""
-        mean = wanted.mean(1, dtype=torch.float64) if self.intercept else torch.zeros_like(wanted[:, 0], dtype=torch.float64)
+        mean = (
+            wanted.mean(1, dtype=torch.float64)
+            if self.intercept
+            else torch.zeros_like(wanted[:, 0], dtype=torch.float64)
+        )
         centred = inputs - self.mean[:, None].to(inputs.dtype)
         cross = (centred.transpose(1, 2) @ (wanted - mean[:, None].to(wanted.dtype))).double() / inputs.shape[1]
         return _Normal(self.mean, mean, self.covariance, cross, self.intercept, self.factors)
@@ -130,7 +140,8 @@ class _Normal:
         if strength not in self.factors:
             scale = self.covariance.diagonal(dim1=1, dim2=2).mean(-1).clamp_min(TINY)
             eye = torch.eye(self.covariance.shape[-1], dtype=torch.float64, device=self.covariance.device)
-            self.factors[strength] = torch.linalg.cholesky(self.covariance + strength * scale[:, None, None] * eye)
+            regular = self.covariance + strength * scale[:, None, None] * eye
+            self.factors[strength] = torch.linalg.cholesky_ex(regular).L  # where it fails, the error is not finite
         step = torch.cholesky_solve(self.cross - self.covariance @ weight.transpose(1, 2), self.factors[strength])
         moved = weight + step.transpose(1, 2)
         if not self.intercept:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxprune.capture import ModelGraph
 from fxprune.compensation.biases import add_to_bias, takes_bias
@@ -79,7 +79,12 @@ class _Work:
     """The two runs, and what has to be known to fit one layer."""
 
     def __init__(
-        self, graph: ModelGraph, small: ModelGraph, checker: Checker, inputs: Sequence[Sequence[Any]], draw: torch.Generator
+        self,
+        graph: ModelGraph,
+        small: ModelGraph,
+        checker: Checker,
+        inputs: Sequence[Sequence[Any]],
+        draw: torch.Generator,
     ) -> None:
         self.small, self.checker, self.draw = small, checker, draw
         self.whole, self.narrow = Stepper(graph, inputs), Stepper(small, inputs)
@@ -145,11 +150,15 @@ class _Work:
             wanted = narrow(original[index], masks)
             places = self._places(wanted, reader, a_sample)
             goal = _at(wanted, reader, places)
-            other = _at(others[index].expand_as(wanted), reader, places) if others is not None else torch.zeros_like(goal)
+            other = (
+                _at(others[index].expand_as(wanted), reader, places) if others is not None else torch.zeros_like(goal)
+            )
             values = _inputs(x, wanted, reader, places)
             held = held_out(self.samples[index], seen)
             seen += self.samples[index]
-            parts.append((_precise(values), _precise(goal), _precise(other), held.repeat_interleave(len(goal) // len(held))))
+            parts.append(
+                (_precise(values), _precise(goal), _precise(other), held.repeat_interleave(len(goal) // len(held)))
+            )
         values, goal, other, held = (torch.cat(column) for column in zip(*parts, strict=True))
         scale, shift = torch.ones_like(goal[:1]), torch.zeros_like(goal[:1])
         if aim.behind and aim.norm is not None:

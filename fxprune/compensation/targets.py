@@ -65,6 +65,7 @@ def norm_after(graph: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node | None, f
 
 def _is_rectified(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether all that reads a node are rectifiers."""
+
     def rectifies(user: fx.Node) -> bool:
         if user.op == "call_module":
             return isinstance(graph.get_submodule(str(user.target)), nn.ReLU)
