@@ -15,7 +15,7 @@ from fxprune.batches import Classes, Unpack
 from fxprune.budgets import given
 from fxprune.capture import ModelGraph, capture_as, example_of
 from fxprune.compensation import Level, check_level, compensated
-from fxprune.compensation.calibration import inputs_of
+from fxprune.compensation.calibration import calibration_of
 from fxprune.cost import macs, parameters
 from fxprune.coupling import EXCLUDED, Coupling, Exclude
 from fxprune.errors import FxpruneWarning
@@ -83,8 +83,8 @@ def compress(
         params, macs, latency: budgets, as shares of what the original has, of which one may stand in place of alpha.
         allocate: how a level becomes widths, see `Scores.plan`.
         propose, protect: the signals that rank the units, see `score`.
-        compensate: "none", "bias" (what went is replaced by its mean), "ridge" (by what stays, linearly) or "sequential"
-            (every layer behind is refitted to the original's values, front to back). See `apply`.
+        compensate: "none", "bias" (what went is replaced by its mean), "ridge" (by what stays, linearly) or
+            "sequential" (every layer behind is refitted to the original's values, front to back). See `apply`.
         rounds: how often to score and prune. A budget is gone for in equal factors; alpha holds for each round anew.
         loss, unpack, classes, seed, device, progress, run, scoring: see `score`.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
@@ -197,10 +197,10 @@ def _repaired(
         graph, coupling, keep = _planned(model, plan)
         part: Any = part_of(small, plan.submodule)
         with placed(device, graph, part):
-            inputs = loader and inputs_of(model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run)
-            part, done = compensated(
-                graph, part, coupling, keep, level=level, moments=moments, inputs=inputs, seed=seed
-            )  # fmt: skip
+            data = None
+            if loader is not None:
+                data = calibration_of(model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run)
+            part, done = compensated(graph, part, coupling, keep, level=level, moments=moments, data=data, seed=seed)
         part.meta["fxprune"]["report"] = replace(part.meta["fxprune"]["report"], compensation=done)
         return with_part(small, plan.submodule, part.to(device_of(graph)))
 
