@@ -51,7 +51,8 @@ class Rectified:
 class Fit:
     """Weights (groups, outputs, features) and biases (groups, outputs).
 
-    `strength` is the ridge's, None where nothing helped. `before` and `after` are the errors on what was held out, in shares of the wanted outputs' variance.
+    `strength` is the ridge's, None where nothing helped. `before` and `after` are the errors on what was held out, in
+    shares of the wanted outputs' variance.
     """
 
     weight: Tensor

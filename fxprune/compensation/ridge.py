@@ -80,7 +80,8 @@ def fill(
             if counts[id(reader.weight)] == 1 and (reader.bias is None or counts[id(reader.bias)] == 1):
                 found_here = filling(known, stays, linear=linear, groups=whole.groups)
                 norm = _norm(small, node, reader, coupling)
-                _Outputs(checker, owners[id(whole.weight)], whole, reader).give(found_here, norm)
+                outputs = None if is_recurrent(small, node) else checker.masks(checker.old[node.name])
+                _Outputs(checker, owners[id(whole.weight)], whole, reader, outputs).give(found_here, norm)
                 found[edge.consumer] = None
     return tuple(found)
 
@@ -105,12 +106,16 @@ def _norm(small: ModelGraph, node: fx.Node, reader: Reader, coupling: Coupling) 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Outputs:
-    """A reader of the original, whose weight is called `owner`, and the narrowed one."""
+    """A reader of the original, whose weight is called `owner`, and the narrowed one.
+
+    `masks` say for every axis of what it gives which indices stay; None for recurrent layers, whose rows are gates.
+    """
 
     checker: Checker
     owner: str
     whole: Reader
     reader: Reader
+    masks: list[Tensor] | None
 
     def give(self, found: Filling, norm: nn.Module | None) -> None:
         """Put what the channels that went are predicted to be into the narrowed reader."""
@@ -136,6 +141,7 @@ class _Outputs:
 
     def _kept_outputs(self, constant: Tensor) -> Tensor:
         """Constants of the outputs that stay."""
-        grouped = self._transposed and self.whole.groups > 1
-        mask = self.checker.kept(Slot(self.owner, "out" if grouped else int(self._transposed)))
+        mask = self.checker.kept(Slot(self.owner, 0))
+        if self.masks is not None:
+            mask = self.masks[self.reader.channel_axis]
         return constant if mask is None else constant[mask.to(constant.device)]

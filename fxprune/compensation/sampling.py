@@ -111,7 +111,8 @@ class Pick:
             return precise(self.of(grid(x, reader, axis))[:, None])
         batched, positions = _batched(x, reader)[self.first.to(x.device)], output.shape[-reader.windows.nd :]
         values = precise(reader.windows.values(batched, self.places, positions))
-        return values.unflatten(1, (reader.groups, -1)).permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
+        rows: Tensor = values.unflatten(1, (reader.groups, -1)).permute(0, 3, 1, 2, 4)
+        return rows.flatten(3).flatten(0, 1)
 
 
 def rows_for(features: int, groups: int = 1) -> int:

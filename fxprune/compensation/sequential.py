@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ WIDEST = 4096  # features of a group of a layer; wider ones are fitted by channe
 class Refit:
     """One layer that was refitted.
 
-    The errors of its output before and after are on what was held out, in shares of the output's variance; `strength` is that of the ridge, or None where the layer was left as it was.
+    The errors of its output before and after are on what was held out, in shares of the output's variance;
+    `strength` is that of the ridge, or None where the layer was left as it was.
     """
 
     layer: str
@@ -98,7 +100,8 @@ def _layer(pair: Pair, node: fx.Node, counts: Counter[int]) -> Reader | None:
     if counts[id(reader.weight)] > 1 or (reader.bias is not None and counts[id(reader.bias)] > 1):
         return None
     original = pair.whole.by_name[node.name]
-    written = len(original.users) > 1 and any(works_in_place(user, pair.checker.graph) for user in original.users)
+    graph: Any = pair.checker.graph
+    written = len(original.users) > 1 and any(works_in_place(user, graph) for user in original.users)
     return None if written else reader
 
 
