@@ -342,16 +342,10 @@ def test_the_part_of_a_detector() -> None:
         loader.append(
             ([torch.randn(3, s, s) for s in sides], [{"labels": torch.tensor([i % 4])} for i in range(len(sides))])
         )
-    options: dict[str, Any] = {"submodule": "backbone", "run": run, "unpack": lambda batch: batch}
+    options: dict[str, Any] = {"submodule": "backbone", "run": run, "unpack": lambda batch: batch, "progress": False}
+    options["classes"] = lambda targets: torch.stack([target["labels"].max() for target in targets])
     before = picture(model)
-    small = fxprune.compress(
-        model,
-        loader,
-        alpha=0.5,
-        progress=False,
-        classes=lambda t: torch.stack([x["labels"].max() for x in t]),
-        **options,
-    )
+    small = fxprune.compress(model, loader, alpha=0.5, **options)
     assert same_picture(before, picture(model))
     done = fxprune.report(small.backbone).compensation
     assert done is not None
@@ -380,6 +374,8 @@ def test_errors_say_what_is_missing() -> None:
     plan = fxprune.Scores.random(model, ZOO["residual"].example(2)).plan(alpha=0.4)
     with pytest.raises(PlanError, match="compensate is 'all'; it is one of none, bias, ridge, sequential"):
         fxprune.apply(model, plan, compensate="all")  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="compensate is 'more'"):
+        fxprune.compress(model, [], compensate="more")  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="compensate='ridge' works with the moments of the scoring pass: pass scores="):
         fxprune.apply(model, plan, compensate="ridge")
     with pytest.raises(PlanError, match='compensate="sequential" fits layers to data: pass loader='):

@@ -43,11 +43,11 @@ class Compensation:
     norms: int = 0
 
 
-def check_level(level: str, moments: Mapping[Key, Moments], loader: object) -> None:
-    """Raise where a level of compensation is unknown, or lacks what it works with."""
+def check_level(level: str, moments: Mapping[Key, Moments] | None, loader: object) -> None:
+    """Raise where a level of compensation is unknown, or lacks what it works with; moments of None are yet to come."""
     if level not in LEVELS:
         raise PlanError(f"compensate is {level!r}; it is one of {', '.join(LEVELS)}")
-    if level in ("bias", "ridge") and not moments:
+    if level in ("bias", "ridge") and moments is not None and not moments:
         raise PlanError(
             f"compensate={level!r} works with the moments of the scoring pass: pass scores= from fxprune.score"
         )

@@ -35,11 +35,11 @@ def by_channel(pair: Pair, node: fx.Node, reader: Reader, norm: nn.Module | None
     """
     original = reader_of(pair.whole.graph, pair.whole.by_name[node.name])
     channels = None if original is None or original.groups > 1 or reader.groups > 1 else _channels(pair, node, reader)
-    judged = None if channels is None else pair.rows(node, reader, Aim(node, norm), JUDGED)
-    if original is None or channels is None or judged is None:
+    if original is None or channels is None:
         return None
-    rows = _channel_rows(pair, node, reader, channels)
-    if rows is None:
+    rows = _channel_rows(pair, node, reader, channels)  # before the original's layer runs, which lets go of its input
+    judged = pair.rows(node, reader, Aim(node, norm), JUDGED)
+    if rows is None or judged is None:
         return None
     held = judged[0].part(judged[0].held)
     matrix = _kept_outputs(pair, node, original, reader)
