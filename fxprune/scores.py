@@ -43,7 +43,7 @@ class Scores:
     how the scores were made. `balanced` are sets of sites that keep the same number of channels each, and
     `larger` pairs of which the first keeps more than the second. `costs` says what the model costs under any plan, and
     `times`, from `with_latency`, how long it takes. `moments` are those of what every edge reads,
-    and `readers` the number of edges that read each unit.
+    and `channels` the number of channels that go with each unit.
     """
 
     propose: Scalars
@@ -60,7 +60,7 @@ class Scores:
     costs: Costs | None = None
     times: Latency | None = None
     moments: Mapping[Key, Moments] = field(default_factory=dict)
-    readers: Index | None = None
+    channels: Index | None = None
 
     def plan(
         self,
@@ -133,10 +133,10 @@ class Scores:
         if min_keep < 1 or round_to < 1:
             raise PlanError(f"min_keep is {min_keep} and round_to is {round_to}; both are at least 1")
         worth = None
-        if self.costs is not None and self.readers is not None and allocate == "tod":
+        if self.costs is not None and self.channels is not None and allocate == "tod":
             costs = (self.costs.unit_params if per == "params" else self.costs.unit_macs)(len(self.propose))
             worth = costs / np.maximum(
-                self.readers, 1
+                self.channels, 1
             )  # a unit with many readers is hard to make up for in all of them
         level = levels(allocate, self.propose, self.protect, self.groups, worth)
         units = {site.name: site.units for site in self.sites}
@@ -177,7 +177,7 @@ class Scores:
         }
         arrays: dict[str, Any] = {f"site{i}": site.units for i, site in enumerate(self.sites)}
         arrays |= {f"piece{i}": units for i, units in enumerate(self.pieces)}
-        arrays |= {} if self.readers is None else {"readers": self.readers}
+        arrays |= {} if self.channels is None else {"channels": self.channels}
         arrays |= _named("costs", self.costs.arrays() if self.costs else {})
         arrays |= _named("times", self.times.arrays() if self.times else {})
         for index, moments in enumerate(self.moments.values()):
@@ -208,8 +208,8 @@ class Scores:
                     (str(source), str(how)): Moments(**_part(content, f"moments{index}"))
                     for index, (source, how) in enumerate(header["moments"])
                 }
-                readers = content.get("readers")
-                return cls(*scores, groups, sites, pieces, *rest, balanced, larger, costs, times, moments, readers)
+                channels = content.get("channels")
+                return cls(*scores, groups, sites, pieces, *rest, balanced, larger, costs, times, moments, channels)
         except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise PlanError(
                 f"{path} is not a score file that Scores.save wrote ({type(error).__name__}: {error})"
@@ -249,15 +249,15 @@ def scores_of(
     example, frozen = graph.meta["fxprune"]["example"], coupling.frozen()
     return Scores(
         *scores, groups, coupling.sites, coupling.pieces, example, frozen, settings, about, coupling.balanced,
-        coupling.larger, costs_of(graph, coupling), readers=_readers(coupling),
+        coupling.larger, costs_of(graph, coupling), channels=_channels(coupling),
     )  # fmt: skip
 
 
-def _readers(coupling: Coupling) -> Index:
-    """The number of edges that read each unit."""
+def _channels(coupling: Coupling) -> Index:
+    """The number of channels that go with each unit."""
     counts = np.zeros(coupling.units + 1, dtype=np.int64)
-    for edge in coupling.edges:
-        np.add.at(counts, np.unique(edge.units), 1)
+    for site in coupling.sites:
+        np.add.at(counts, np.where(site.units < coupling.units, site.units, -1), 1)
     return counts[:-1]
 
 

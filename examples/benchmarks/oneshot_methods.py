@@ -13,15 +13,16 @@ from typing import Any
 
 import oneshot_peers as peers
 from oneshot_models import CIFAR, MODELS, Workload
-from oneshot_search import AtBudget, at_budgets
+from oneshot_search import AtBudget
 from torch import nn
 
 import fxprune
 
 WHOLE = "not pruned"
-SIGNALS = ("separability", "magnitude", "activation", "taylor", "fisher", "reconstruction", "random")
-ALLOCATIONS = ("tod", "uniform", "global")
-LEVELS = ("none", "bias", "ridge", "sequential")
+PROPOSE = ("separability", "magnitude", "activation", "taylor", "random")
+PROTECT = ("separability", "magnitude", "activation", "reconstruction", "random")
+ALLOCATIONS = ("tod-by-group", "uniform", "global")
+LEVELS = ("none", "bias", "ridge")
 RESNETS = ("resnet20", "resnet56")
 RESIDUAL = tuple(name for name in MODELS if name not in ("vgg", "lstm"))
 
@@ -61,21 +62,17 @@ def ours(options: Options) -> Callable[[Workload], AtBudget]:
     return prepare
 
 
-def by_alpha(work: Workload) -> AtBudget:
-    """The method of the paper: the tolerance of difference alone, at the lowest alpha that meets the budget."""
-    scores = fxprune.score(work.model, work.calibration, progress=False)
-    return at_budgets(lambda alpha: fxprune.apply(work.model, scores.plan(alpha)), work)
-
-
-DEFAULT = Options()
+DEFAULT = Options(apply={"compensate": "sequential"})
+PUBLISHED = Options(score={"propose": "separability"}, plan={"allocate": "tod-by-group"})
 CONFIGURATIONS: dict[str, Options] = {
     "fxprune": DEFAULT,
     **{f"fxprune, compensate {level}": replace(DEFAULT, apply={"compensate": level}) for level in LEVELS},
     **{f"fxprune, allocate {way}": replace(DEFAULT, plan={"allocate": way}) for way in ALLOCATIONS},
-    **{f"fxprune, propose {signal}": replace(DEFAULT, score={"propose": signal}) for signal in SIGNALS},
-    **{f"fxprune, protect {signal}": replace(DEFAULT, score={"protect": signal}) for signal in SIGNALS},
+    **{f"fxprune, propose {signal}": replace(DEFAULT, score={"propose": signal}) for signal in PROPOSE},
+    **{f"fxprune, protect {signal}": replace(DEFAULT, score={"protect": signal}) for signal in PROTECT},
+    "fxprune, as published": PUBLISHED,
 }
-DRAWN = ("fxprune", "fxprune, compensate none", "fxprune, compensate bias")
+DRAWN = ("fxprune", "fxprune, compensate none", "fxprune, compensate ridge", "fxprune, as published")
 
 METHODS: dict[str, Method] = {
     WHOLE: Method(lambda work: lambda budget: (copy.deepcopy(work.model), budget)),
@@ -83,7 +80,6 @@ METHODS: dict[str, Method] = {
         name: Method(ours(options), drawn=name in DRAWN, bold=name == "fxprune")
         for name, options in CONFIGURATIONS.items()
     },
-    "fxprune, alpha only": Method(by_alpha, drawn=True),
     "torch-pruning, L2": Method(peers.torch_pruning("L2"), drawn=True),
     "torch-pruning, L2, global": Method(peers.torch_pruning("L2", scope="global"), drawn=True),
     "torch-pruning, L2, isomorphic": Method(peers.torch_pruning("L2", scope="isomorphic")),
