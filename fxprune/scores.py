@@ -37,9 +37,9 @@ Scalars = NDArray[np.float64]
 class Scores:
     """The scores of every prunable unit, and all that a plan needs.
 
-    `propose` and `protect` hold one number a unit: the lowest go first, the highest are protected. `groups` are (name, first unit, end) of the
-    groups, `sites` the layers with the unit of each channel, `pieces` sets of units of which one at least has
-    to stay. `frozen` says why some layers stay whole, `settings` how the model was captured and coupled, and `about`
+    `propose` and `protect` hold one number a unit: the lowest go first, the highest are protected. `groups` are (name,
+    first unit, end) of the groups, `sites` the layers with the unit of each channel, `pieces` sets of units of which
+    one at least has to stay. `frozen` says why some layers stay whole, `settings` how the model was captured and coupled, and `about`
     how the scores were made. `balanced` are sets of sites that keep the same number of channels each, and
     `larger` pairs of which the first keeps more than the second. `costs` says what the model costs under any plan, and
     `times`, from `with_latency`, how long it takes. `moments` are those of what every edge reads,
@@ -135,9 +135,7 @@ class Scores:
         worth = None
         if self.costs is not None and self.channels is not None and allocate == "tod":
             costs = (self.costs.unit_params if per == "params" else self.costs.unit_macs)(len(self.propose))
-            worth = costs / np.maximum(
-                self.channels, 1
-            )  # a unit with many readers is hard to make up for in all of them
+            worth = costs / np.maximum(self.channels, 1)  # a unit of many layers saves more, and is read by more
         level = levels(allocate, self.propose, self.protect, self.groups, worth)
         units = {site.name: site.units for site in self.sites}
         equal, larger = (
@@ -205,7 +203,7 @@ class Scores:
                 costs = header["costs"] and Costs.of_arrays(_part(content, "costs"), **header["costs"])
                 times = header["times"] and Latency.of_arrays(_part(content, "times"), **header["times"])
                 moments = {
-                    (str(source), str(how)): Moments(**_part(content, f"moments{index}"))
+                    (str(source), str(how)): Moments.of_arrays(_part(content, f"moments{index}"))
                     for index, (source, how) in enumerate(header["moments"])
                 }
                 channels = content.get("channels")
