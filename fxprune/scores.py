@@ -39,11 +39,11 @@ class Scores:
 
     `propose` and `protect` hold one number a unit: the lowest go first, the highest are protected. `groups` are (name,
     first unit, end) of the groups, `sites` the layers with the unit of each channel, `pieces` sets of units of which
-    one at least has to stay. `frozen` says why some layers stay whole, `settings` how the model was captured and coupled, and `about`
-    how the scores were made. `balanced` are sets of sites that keep the same number of channels each, and
-    `larger` pairs of which the first keeps more than the second. `costs` says what the model costs under any plan, and
-    `times`, from `with_latency`, how long it takes. `moments` are those of what every edge reads,
-    and `channels` the number of channels that go with each unit.
+    one at least has to stay. `frozen` says why some layers stay whole, `settings` how the model was captured and
+    coupled, and `about` how the scores were made. `balanced` are sets of sites that keep the same number of channels
+    each, and `larger` pairs of which the first keeps more than the second. `costs` says what the model costs under any
+    plan, and `times`, from `with_latency`, how long it takes. `moments` are those of what every edge reads, and
+    `channels` the number of channels that go with each unit.
     """
 
     propose: Scalars
@@ -84,11 +84,11 @@ class Scores:
             params: the share of the parameters to keep, 0 < params <= 1; exact.
             macs: the share of the multiply-accumulates to keep; exact.
             latency: the share of the time to keep, as estimated from the times that `with_latency` took.
-            allocate: "tod" (every group loses those proposed first, to the largest depth at which the share of them that
-                the whole network protects, weighed by what they cost, is at most alpha), "tod-by-group" (protection is
-                a matter of the group alone, as published), "uniform" (the same share of every group), "global" (one
-                ranking of all units), or a function (propose, protect, groups) -> the lowest level at which each unit
-                goes, inf where it never does.
+            allocate: "tod" (every group loses those proposed first, to the largest depth at which the share of them
+                that the whole network protects, weighed by what they cost a channel, is at most alpha), "tod-by-group"
+                (protection is a matter of the group alone, as published), "uniform" (the same share of every group),
+                "global" (one ranking of all units), or a function (propose, protect, groups) -> the lowest level at
+                which each unit goes, inf where it never does.
             min_keep: the fewest units that a group keeps.
             round_to: the number of units that a group keeps is rounded up to a multiple of this.
 
