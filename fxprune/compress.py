@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,30 +12,26 @@ from torch import nn
 from fxprune.allocate import Allocate
 from fxprune.batches import Classes, Unpack
 from fxprune.budgets import given
-from fxprune.capture import ModelGraph, capture_as, example_of
-from fxprune.compensation import Level, check_level, compensated
-from fxprune.compensation.calibration import inputs_of
-from fxprune.cost import macs, parameters
-from fxprune.coupling import EXCLUDED, Coupling, Exclude
+from fxprune.capture import example_of
+from fxprune.compensation import Level, check_level
+from fxprune.coupling import Exclude
 from fxprune.errors import FxpruneWarning
-from fxprune.example import from_json
 from fxprune.finetune import check_options
 from fxprune.finetune import finetune as tune
-from fxprune.isolation import device_of, placed, seeded, undisturbed
+from fxprune.isolation import undisturbed
+from fxprune.notes import note, note_error, planned
 from fxprune.objective import Loss
-from fxprune.plan import Plan, coupling_of, kept_units
+from fxprune.plan import Plan
 from fxprune.ranking import Signal
-from fxprune.report import Report, frozen_reports, group_reports, report
+from fxprune.repair import repaired
+from fxprune.report import report
 from fxprune.rewrite import rewrite
 from fxprune.rounds import Asked, Fit, in_rounds
 from fxprune.scores import Scores
 from fxprune.scoring import score
-from fxprune.submodule import Run, name_of, part_of, with_captured_part, with_part
-from fxprune.tod import Flags
+from fxprune.submodule import Run, part_of, with_captured_part, with_part
 from fxprune.verify import verify as prove
 from fxprune.walk import Unknown
-
-Planned = tuple[ModelGraph, Coupling, Flags]
 
 
 def compress(
@@ -83,8 +78,8 @@ def compress(
         params, macs, latency: budgets, as shares of what the original has, of which one may stand in place of alpha.
         allocate: how a level becomes widths, see `Scores.plan`.
         propose, protect: the signals that rank the units, see `score`.
-        compensate: "none", "bias" (what went is replaced by its mean), "ridge" (by what stays, linearly) or "sequential"
-            (every layer behind is refitted to the original's values, front to back). See `apply`.
+        compensate: "none", "bias" (what went is replaced by its mean), "ridge" (by what stays, linearly) or
+            "sequential" (every layer behind is refitted to the original's values, front to back). See `apply`.
         rounds: how often to score and prune. A budget is gone for in equal factors; alpha holds for each round anew.
         loss, unpack, classes, seed, device, progress, run, scoring: see `score`.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
@@ -110,6 +105,7 @@ def compress(
         check_options(finetune := shared | dict(finetune))
     asked: Asked = {"alpha": alpha, "params": params, "macs": macs, "latency": latency}
     given(**asked)
+    check_level(compensate, None, loader)
 
     def one(model: nn.Module, asked: Asked, fit: Fit) -> nn.Module:
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
@@ -123,8 +119,8 @@ def compress(
         small = apply(whole, plan)
         if verify:
             example: Any = example_of(part_of(whole, submodule))  # type: ignore[arg-type]
-            _note_error(small, prove(whole, plan, small, example), submodule)
-        return _repaired(
+            note_error(small, prove(whole, plan, small, example), submodule)
+        return repaired(
             whole, plan, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device
         )
 
@@ -135,7 +131,7 @@ def compress(
         outcome = in_rounds(whole, submodule, one, asked, rounds)
         small = outcome.small
         with undisturbed():
-            _note(whole, small, outcome.plan, _planned(whole, outcome.plan), outcome.error)
+            note(whole, small, outcome.plan, planned(whole, outcome.plan), outcome.error)
     warn_if_unpruned(part_of(small, submodule))
     return small if finetune is None else tune(small, **finetune)
 
@@ -169,75 +165,10 @@ def apply(
         RewriteError: the graph cannot be rewritten.
     """
     with undisturbed():
-        planned = _planned(model, plan)
-        small = with_part(model, plan.submodule, rewrite(*planned))
-        _note(model, small, plan, planned)
-    return _repaired(model, plan, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device)
-
-
-def _repaired(
-    model: nn.Module,
-    plan: Plan,
-    small: nn.Module,
-    scores: Scores | None,
-    loader: Iterable[Any] | None,
-    level: Level,
-    *,
-    unpack: Unpack | None,
-    run: Run | None,
-    seed: int,
-    device: torch.device | str | None,
-) -> nn.Module:
-    """`small`, which a plan made of `model`, compensated, with a note of it in its report."""
-    moments = scores.moments if scores else {}
-    check_level(level, moments, loader)
-    if level == "none":
-        return small
-    with seeded(seed):
-        graph, coupling, keep = _planned(model, plan)
-        part: Any = part_of(small, plan.submodule)
-        with placed(device, graph, part):
-            inputs = loader and inputs_of(model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run)
-            part, done = compensated(
-                graph, part, coupling, keep, level=level, moments=moments, inputs=inputs, seed=seed
-            )  # fmt: skip
-        part.meta["fxprune"]["report"] = replace(part.meta["fxprune"]["report"], compensation=done)
-        return with_part(small, plan.submodule, part.to(device_of(graph)))
-
-
-def _planned(model: nn.Module, plan: Plan) -> Planned:
-    """The graph that a plan is for, its coupling, and the units that stay."""
-    part = part_of(model, plan.submodule)
-    graph = capture_as(plan.settings, part, from_json(plan.example, device=device_of(part)))
-    coupling = coupling_of(graph, plan)
-    return graph, coupling, kept_units(plan, coupling)
-
-
-def _note(model: nn.Module, small: nn.Module, plan: Plan, planned: Planned, error: float | None = None) -> None:
-    """Put the plan that leads from `model` to `small`, and its report, into `small`."""
-    graph, coupling, keep = planned
-    part: Any = part_of(small, plan.submodule)
-    notes = replace(_report(graph, coupling, plan, part, keep), error=error)
-    if plan.submodule:
-        notes = replace(notes, model=name_of(model, plan.submodule), whole=(parameters(model), parameters(small)))
-    before = part.meta.get("fxprune", {}).get("report")
-    notes = replace(notes, compensation=before.compensation if isinstance(before, Report) else None)
-    part.meta["fxprune"] = {"plan": plan, "report": notes}
-
-
-def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph, keep: Any) -> Report:
-    example, frozen = example_of(graph), plan.frozen or coupling.frozen()
-    return Report(
-        type(graph).__name__, plan.alpha,
-        parameters(graph), parameters(small), macs(graph, example), macs(small, example), None,
-        group_reports(coupling, keep, frozen.get(EXCLUDED, ())), frozen_reports(frozen),
-        captured=graph.meta["fxprune"]["rung"], budget=plan.budget,
-    )  # fmt: skip
-
-
-def _note_error(small: nn.Module, error: float, submodule: str) -> None:
-    part: Any = part_of(small, submodule)
-    part.meta["fxprune"]["report"] = replace(part.meta["fxprune"]["report"], error=error)
+        whole = planned(model, plan)
+        small = with_part(model, plan.submodule, rewrite(*whole))
+        note(model, small, plan, whole)
+    return repaired(model, plan, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device)
 
 
 def warn_if_unpruned(small: nn.Module) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -115,10 +116,10 @@ class Windows:
         if not self.transposed:
             pads = [pad for low in reversed(self.padding) for pad in (low, low)]
             return F.pad(x, pads, self.mode) if any(pads) else x
-        spread = x.new_zeros(
-            *x.shape[: -self.nd], *((n - 1) * s + 1 for n, s in zip(x.shape[-self.nd :], self.stride, strict=True))
-        )
-        spread[(..., *(slice(None, None, s) for s in self.stride))] = x
+        sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[-self.nd :], self.stride, strict=True)]
+        spread = x.new_zeros([*x.shape[: -self.nd], *sizes])
+        between: Any = (..., *(slice(None, None, s) for s in self.stride))
+        spread[between] = x
         pads = []
         for axis in reversed(range(self.nd)):
             reach = self.dilation[axis] * (self.size[axis] - 1)
@@ -137,8 +138,10 @@ def _unraveled(places: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 
 
 def readers_on(graph: fx.GraphModule, edge: Edge) -> list[Reader]:
-    """The layers that read the channels of an edge along their input axis, in order; of a recurrent one, its matrices."""
-    node = next(node for node in graph.graph.nodes if node.name == edge.consumer)
+    """The layers that read the channels of an edge along their input axis; of a recurrent one, its matrices."""
+    node = next((node for node in graph.graph.nodes if node.name == edge.consumer), None)
+    if node is None:
+        return []
     module: Any = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return [
@@ -183,7 +186,10 @@ def _linear_module(module: Any, node: fx.Node) -> Reader:
 def _convolution_module(module: Any, node: fx.Node) -> Reader | None:
     nd, transposed = len(module.kernel_size), isinstance(module, nn.modules.conv._ConvTransposeNd)
     reach = module._reversed_padding_repeated_twice[::-1]
-    if any(low != high for low, high in zip(reach[::2], reach[1::2], strict=True)) or len(node.args) > 1:
+    if (
+        any(low != high for low, high in zip(reach[::2], reach[1::2], strict=True))
+        or len(node.args) + len(node.kwargs) > 1
+    ):
         return None  # "same" padding of an even window; an output size that is given in the call
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     windows = Windows(nd, module.kernel_size, module.stride, tuple(reach[::2]), module.dilation, transposed, mode)
@@ -195,28 +201,33 @@ MODULES[nn.modules.conv._ConvNd] = _convolution_module
 
 
 def _linear_function(graph: fx.GraphModule, input: Any, weight: Any, bias: Any = None) -> Reader | None:  # noqa: A002
-    found = _parameter(graph, weight)
-    return None if found is None else Reader(found, _parameter(graph, bias))
+    found = _held(graph, weight, bias)
+    return None if found is None else Reader(*found)
 
 
 def _convolution_function(
     graph: fx.GraphModule, input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,  # noqa: A002
-    dilation: Any = 1, groups: int = 1, *, nd: int,
+    dilation: Any = 1, groups: Any = 1, *, nd: int,
 ) -> Reader | None:  # fmt: skip
-    found = _parameter(graph, weight)
-    if found is None or not isinstance(groups, int) or isinstance(padding, str):
-        return None
-    sizes = [_each(value, nd) for value in (stride, padding, dilation)]
-    if any(size is None for size in sizes):
+    found, sizes = _held(graph, weight, bias), [_each(value, nd) for value in (stride, padding, dilation)]
+    if found is None or not isinstance(groups, int) or None in sizes:
         return None
     stride, padding, dilation = sizes
-    windows = Windows(nd, tuple(found.shape[2:]), stride, padding, dilation)
-    return Reader(found, _parameter(graph, bias), groups, windows)
+    return Reader(*found, groups, Windows(nd, tuple(found[0].shape[2:]), stride, padding, dilation))
+
+
+def _transposed_function(
+    graph: fx.GraphModule, input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,  # noqa: A002
+    output_padding: Any = 0, groups: Any = 1, dilation: Any = 1, *, nd: int,
+) -> Reader | None:  # fmt: skip
+    plain = _convolution_function(graph, input, weight, bias, stride, padding, dilation, groups, nd=nd)
+    return plain and replace(plain, windows=plain.windows and replace(plain.windows, transposed=True))
 
 
 FUNCTIONS[F.linear] = _linear_function
 for _nd in (1, 2, 3):
     FUNCTIONS[getattr(F, f"conv{_nd}d")] = partial(_convolution_function, nd=_nd)
+    FUNCTIONS[getattr(F, f"conv_transpose{_nd}d")] = partial(_transposed_function, nd=_nd)
 
 
 def _each(value: Any, nd: int) -> Pads | None:
@@ -227,6 +238,12 @@ def _each(value: Any, nd: int) -> Pads | None:
     return sizes * nd if len(sizes) == 1 else sizes
 
 
+def _held(graph: fx.GraphModule, weight: Any, bias: Any) -> tuple[nn.Parameter, nn.Parameter | None] | None:
+    """The parameters that a function is given, or None where one of them is computed."""
+    found, added = _parameter(graph, weight), _parameter(graph, bias)
+    return None if found is None or (added is None and bias is not None) else (found, added)
+
+
 def _parameter(graph: fx.GraphModule, node: Any) -> nn.Parameter | None:
     """The parameter that an argument stands for."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
@@ -234,3 +251,16 @@ def _parameter(graph: fx.GraphModule, node: Any) -> nn.Parameter | None:
     path, _, name = str(node.target).rpartition(".")
     found = graph.get_submodule(path)._parameters.get(name)
     return found if isinstance(found, nn.Parameter) else None
+
+
+def uses(graph: fx.GraphModule) -> Counter[int]:
+    """How often a graph reads each of its parameters and buffers, by their ids."""
+    found: Counter[int] = Counter()
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            module = graph.get_submodule(str(node.target))
+            found.update(id(tensor) for tensor in (*module.parameters(), *module.buffers()))
+        elif node.op == "get_attr":
+            path, _, name = str(node.target).rpartition(".")
+            found[id(getattr(graph.get_submodule(path), name))] += len(node.users)
+    return found

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from numpy.typing import NDArray
-from torch import fx, nn
 
 from fxprune.capture import ModelGraph
-from fxprune.compensation.batchnorm import norms_of, re_estimate
-from fxprune.compensation.calibration import Inputs, distance
-from fxprune.compensation.ridge import fill
+from fxprune.compensation.batchnorm import re_estimate
+from fxprune.compensation.calibration import Calibration
+from fxprune.compensation.judging import Judge
+from fxprune.compensation.ridge import fill, is_recurrent
 from fxprune.compensation.sequential import Refit, refit
 from fxprune.coupling import Coupling
 from fxprune.errors import PlanError
@@ -30,7 +30,7 @@ class Compensation:
     """What was done about the units that went.
 
     `before` and `after` are the mean squared errors of the outputs against the original's, in shares of their variance,
-    on the calibration samples held out: of plain removal, and of what was handed over; None where there was no loader.
+    on the calibration samples held out: of plain removal, and of what was handed over; None where none was held out.
     `layers` are those that were refitted, `filled` the nodes whose weights took over what went, and `norms` the number
     of BatchNorms whose statistics were taken anew.
     """
@@ -43,15 +43,15 @@ class Compensation:
     norms: int = 0
 
 
-def check_level(level: str, moments: Mapping[Key, Moments], inputs: object) -> None:
-    """Raise where a level of compensation is unknown, or lacks what it works with."""
+def check_level(level: str, moments: Mapping[Key, Moments] | None, loader: object) -> None:
+    """Raise where a level of compensation is unknown, or lacks what it works with; moments of None are yet to come."""
     if level not in LEVELS:
         raise PlanError(f"compensate is {level!r}; it is one of {', '.join(LEVELS)}")
-    if level in ("bias", "ridge") and not moments:
+    if level in ("bias", "ridge") and moments is not None and not moments:
         raise PlanError(
             f"compensate={level!r} works with the moments of the scoring pass: pass scores= from fxprune.score"
         )
-    if level == "sequential" and inputs is None:
+    if level == "sequential" and loader is None:
         raise PlanError('compensate="sequential" fits layers to data: pass loader=, the one that was scored with, say')
 
 
@@ -63,60 +63,55 @@ def compensated(
     *,
     level: str,
     moments: Mapping[Key, Moments],
-    inputs: Sequence[Inputs] | None,
+    data: Calibration | None,
     seed: int = 0,
 ) -> tuple[ModelGraph, Compensation]:
     """A copy of `small`, compensated; each step is kept only where it brings the outputs nearer to the original's.
+
+    Where no sample is held out, what follows from the moments is kept unseen, and nothing is fitted to the data.
 
     Args:
         graph, small: the original and the rewritten graph; neither is changed.
         level: "bias", "ridge" or "sequential".
         moments: those of the scoring pass.
-        inputs: for each calibration batch, the values of the placeholders; None where every step is to be kept unseen.
+        data: the calibration batches, or None.
         seed: of the positions that "sequential" samples.
     """
-    done = Compensation(level)
-    best, least = small, distance(graph, small, inputs) if inputs else None
-    plain = least
+    data = data if data is not None and data.judges else None
+    best = _Best(graph, small, None if data is None else Judge(graph, data))
 
-    def attempt(change: Callable[[ModelGraph], None]) -> bool:
-        nonlocal best, least
-        tried = copy.deepcopy(best)
-        with torch.no_grad(), evaluating(tried), evaluating(graph):
-            change(tried)
-        error = distance(graph, tried, inputs) if inputs else None
-        if error is not None and least is not None and not error < least:
-            return False
-        best, least = tried, error
-        return True
+    def fill_in(tried: ModelGraph) -> tuple[str, ...]:
+        only = (lambda node: is_recurrent(tried, node)) if level == "sequential" else None
+        return fill(graph, tried, coupling, keep, moments, linear=level != "bias", only=only)
 
+    filled = best.attempt(fill_in) or ()
     layers: tuple[Refit, ...] = ()
-    filled: tuple[str, ...] = ()
-
-    def fill_in(tried: ModelGraph) -> None:
-        nonlocal filled
-        only = _is_recurrent(graph) if level == "sequential" else None
-        filled = fill(graph, tried, coupling, keep, moments, linear=level != "bias", only=only)
-
-    def fit(tried: ModelGraph) -> None:
-        nonlocal layers
-        layers = refit(graph, tried, coupling, keep, inputs or (), seed=seed)
-
-    filled = filled if attempt(fill_in) else ()
-    if level == "sequential":
-        layers = layers if attempt(fit) else ()
-    norms = (
-        len(norms_of(best)) if inputs and norms_of(best) and attempt(lambda tried: re_estimate(tried, inputs)) else 0
-    )
-    done = Compensation(level, plain, least, layers, filled, norms)
-    return best, done
+    norms = 0
+    if data is not None and level == "sequential":
+        layers = best.attempt(lambda tried: refit(graph, tried, coupling, keep, data, seed=seed)) or ()
+    if data is not None:
+        norms = best.attempt(lambda tried: re_estimate(tried, data)) or 0
+    return best.graph, Compensation(level, best.before, best.error, layers, filled, norms)
 
 
-def _is_recurrent(graph: fx.GraphModule) -> Callable[[fx.Node], bool]:
-    """Whether a node calls a recurrent layer: those are filled in, others are refitted."""
+class _Best:
+    """The best graph so far, by its error on what is held out; the latest where nothing is."""
 
-    def calls(node: fx.Node) -> bool:
-        module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-        return isinstance(module, nn.RNNBase | nn.RNNCellBase)
+    def __init__(self, original: ModelGraph, small: ModelGraph, judge: Judge | None) -> None:
+        self.original, self.graph, self.judge = original, small, judge
+        self.before = self.error = None if judge is None else judge.error(small)
 
-    return calls
+    def attempt(self, change: Callable[[ModelGraph], Any]) -> Any:
+        """What a change of the graph gives, if there was one and it was kept; else None."""
+        tried = copy.deepcopy(self.graph)
+        with torch.no_grad(), evaluating(tried), evaluating(self.original):
+            done = change(tried)
+        if not done:
+            return None
+        if self.judge is not None and self.error is not None:
+            error = self.judge.error(tried)
+            if not error < self.error:
+                return None
+            self.error = error
+        self.graph = tried
+        return done

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fxprune.readers import Reader
+
+
+def bias_of(reader: Reader) -> Tensor:
+    """The bias of a layer as (groups, outputs) of float64; zeros where it has none."""
+    shape = reader.matrix().shape[:2]
+    if reader.bias is None:
+        return torch.zeros(shape, dtype=torch.float64, device=reader.weight.device)
+    return reader.bias.detach().double().reshape(shape)
 
 
 def takes_bias(reader: Reader, norm: nn.Module | None) -> bool:
@@ -13,7 +22,7 @@ def takes_bias(reader: Reader, norm: nn.Module | None) -> bool:
 
 
 def add_to_bias(reader: Reader, norm: nn.Module | None, constant: Tensor) -> None:
-    """Add a constant (channels,) to what a layer gives: to its bias, by the BatchNorm that follows, or by a new bias."""
+    """Add a constant (channels,) to what a layer gives: to its bias, by the BatchNorm behind it, or by a new bias."""
     if reader.bias is not None:
         reader.bias.data += constant.to(reader.bias)
     elif norm is not None and isinstance(norm.running_mean, Tensor):

@@ -1,20 +1,22 @@
-"""The calibration batches as a captured graph takes them, and how far a rewritten graph is from the original on them."""
+"""The calibration batches as a captured graph takes them, and which of their samples are held out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.batches import Unpack, batches, fitted, sample_count, to_device
 from fxprune.capture import ModelGraph, example_of, placeholder_values
 from fxprune.compensation.lockstep import live_bytes
-from fxprune.example import opened
+from fxprune.gates import Rows as Samples
 from fxprune.isolation import device_of, evaluating
 from fxprune.objective import Part
+from fxprune.scoring import rows_of
 from fxprune.submodule import Run, call_whole, name_of, with_part
 
 MEMORY = 2 << 30  # bytes for the values of the calibration batches
@@ -22,7 +24,60 @@ EVERY = 5  # the last of so many samples is held out
 Inputs = Sequence[Any]  # of one batch: the values of a graph's placeholders
 
 
-def inputs_of(
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """What a graph is given for each batch, and for each batch (samples,) which of its samples are held out.
+
+    Every fifth sample is; of fewer than five the last, and of one none. `samples` says for the nodes of the graph where
+    the samples lie in what they give; None for those that do not depend on how many there are.
+    """
+
+    inputs: Sequence[Inputs]
+    held: Sequence[Tensor]
+    samples: Mapping[str, Samples | None]
+
+    @classmethod
+    def of(cls, graph: ModelGraph, inputs: Sequence[Inputs]) -> Calibration:
+        """The batches of a graph, split into those to fit to and those held out."""
+        sizes = [length(values) for values in inputs]
+        return cls(inputs, held_out(sum(sizes)).split(sizes), rows_of(graph))
+
+    @property
+    def judges(self) -> bool:
+        """Whether there is something to fit to, and something held out to judge by."""
+        return any(bool(mask.any()) for mask in self.held)
+
+    def mask(self, node: str, values: Tensor, batch: int, channels: int) -> Tensor:
+        """Which places of the value of a node are held out, as a tensor that broadcasts to its shape.
+
+        Where samples cannot be told apart, every fifth place is of the longest axis that is not that of the `channels`.
+        """
+        samples, held = self.samples.get(node, Samples()), self.held[batch]
+        sizes = [1 if axis == channels % values.ndim else size for axis, size in enumerate(values.shape)]
+        if samples is not None and samples.axis < values.ndim and sizes[samples.axis] == samples.times * len(held):
+            axis, found = samples.axis, held.repeat_interleave(samples.times)
+        else:
+            axis = sizes.index(max(sizes))
+            found = held_out(sizes[axis])
+        return found.to(values.device).reshape([-1 if a == axis else 1 for a in range(values.ndim)])
+
+
+def held_out(count: int) -> Tensor:
+    """Which of so many samples are held out.
+
+    >>> held_out(6), held_out(2)
+    (tensor([False, False, False, False,  True, False]), tensor([False,  True]))
+    """
+    order = torch.arange(count)
+    return order % EVERY == EVERY - 1 if count >= EVERY else (order == count - 1) & (order > 0)
+
+
+def length(values: Inputs) -> int:
+    """The number of samples of a batch."""
+    return next((len(x) for x in pytree.tree_leaves(values) if isinstance(x, Tensor) and x.ndim), 1)
+
+
+def calibration_of(
     model: nn.Module,
     graph: ModelGraph,
     loader: Iterable[Any],
@@ -31,85 +86,51 @@ def inputs_of(
     unpack: Unpack | None = None,
     run: Run | None = None,
     memory: int = MEMORY,
-) -> list[Inputs]:
+) -> Calibration:
     """What the graph, a capture of the part of `model` at `submodule`, is given for the batches of a loader.
 
-    As many batches, one at least, as the values of two graphs take no more than `memory` bytes for.
+    As many batches, one at least, as the values of two graphs take no more than `memory` bytes for. A part that is
+    called several times for a batch gives as many batches.
     """
-    device = device_of(graph)
-    a_sample = live_bytes(graph) / max(sample_count(example_of(graph)), 1)
-    names = [str(node.target) for node in graph.graph.nodes if node.op == "placeholder"]
-    part = Part(graph, graph, name_of(model, submodule))
-    whole = with_part(model, submodule, part) if submodule or run else part
+    a_sample = 2 * live_bytes(graph) / max(sample_count(example_of(graph)), 1)
+    feed = _from_run if submodule or run else _from_loader
     found: list[Inputs] = []
     samples = 0
-    with torch.no_grad(), evaluating(whole):
-        for inputs, targets in batches(loader, unpack):
-            inputs, targets = to_device((inputs, targets), device)
-            if whole is part:
-                values = placeholder_values(graph, fitted(inputs, names))
-            else:
-                part.seen = None
-                call_whole(whole, inputs, targets, run=run)
-                values = part.seen or []
+    with torch.no_grad():
+        for values in feed(model, graph, loader, submodule, unpack, run):
             samples += length(values)
-            if found and 2 * a_sample * samples > memory:
+            if found and a_sample * samples > memory:
                 break
-            found += [values] if values else []
-    return found
+            found.append(values)
+    return Calibration.of(graph, found)
 
 
-def length(values: Inputs) -> int:
-    """The number of samples of a batch."""
-    return next((len(x) for x in pytree.tree_leaves(values) if isinstance(x, Tensor) and x.ndim), 1)
+def _from_loader(
+    model: nn.Module, graph: ModelGraph, loader: Iterable[Any], submodule: str, unpack: Unpack | None, run: Run | None
+) -> Iterable[Inputs]:
+    """The batches of a loader as the graph takes them, it being all of the model."""
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "placeholder"]
+    for inputs, _ in batches(loader, unpack):
+        yield placeholder_values(graph, to_device(fitted(inputs, names), device_of(graph)))
 
 
-def held_out(samples: int, before: int = 0) -> Tensor:
-    """Which of so many samples, that follow `before` others, are held out."""
-    return (before + torch.arange(samples)) % EVERY == EVERY - 1
+def _from_run(
+    model: nn.Module, graph: ModelGraph, loader: Iterable[Any], submodule: str, unpack: Unpack | None, run: Run | None
+) -> Iterable[Inputs]:
+    """What a part of a model is called with on the batches of a loader."""
+    device, calls = device_of(graph), list[Inputs]()
 
+    def record(_: nn.Module, values: Inputs) -> None:
+        calls.append(pytree.tree_map_only(Tensor, torch.clone, list(values)))
 
-def fitting(inputs: Sequence[Inputs]) -> list[Inputs]:
-    """The batches without the samples that are held out."""
-    found: list[Inputs] = []
-    seen = 0
-    for values in inputs:
-        samples = length(values)
-        mask = ~held_out(samples, seen)
-        found.append(
-            pytree.tree_map_only(
-                Tensor, lambda t, m=mask: t[m.to(t.device)] if t.ndim and len(t) == len(m) else t, list(values)
-            )
-        )
-        seen += samples
-    return found
-
-
-def distance(graph: fx.GraphModule, small: fx.GraphModule, inputs: Sequence[Inputs]) -> float:
-    """The mean squared error of what `small` gives on the samples held out, in shares of the original's variance.
-
-    The outputs' floating tensors count alike; of those whose first axis is not that of the samples, all samples do.
-    """
-    wanted, found = ([_outputs(g, values) for values in inputs] for g in (graph, small))
-    errors = []
-    for index in range(len(wanted[0])):
-        goal, given = ([] for _ in range(2))
-        seen = 0
-        for a, b, values in zip(wanted, found, inputs, strict=True):
-            samples = length(values)
-            mask = held_out(samples, seen).to(a[index].device)
-            by_sample = a[index].ndim > 0 and len(a[index]) == samples
-            goal.append((a[index][mask] if by_sample else a[index]).double().reshape(-1))
-            given.append((b[index][mask] if by_sample else b[index]).double().reshape(-1))
-            seen += samples
-        goal, given = torch.cat(goal), torch.cat(given)
-        if goal.numel():
-            errors.append(float((goal - given).square().mean() / goal.var(unbiased=False).clamp_min(1e-12)))
-    return sum(errors) / max(len(errors), 1)
-
-
-def _outputs(graph: fx.GraphModule, values: Inputs) -> list[Tensor]:
-    """The floating tensors of what a graph gives in eval mode."""
-    with torch.no_grad(), evaluating(graph):
-        output = graph(*pytree.tree_map_only(Tensor, torch.clone, list(values)))
-    return [t for t in pytree.tree_leaves(opened(output)) if isinstance(t, Tensor) and t.is_floating_point()]
+    part = Part(graph, graph, name_of(model, submodule))
+    whole = with_part(model, submodule, part).to(device)
+    handle = graph.register_forward_pre_hook(record)
+    try:
+        with evaluating(whole):
+            for inputs, targets in batches(loader, unpack):
+                call_whole(whole, *to_device((inputs, targets), device), run=run)
+                yield from calls
+                calls.clear()
+    finally:
+        handle.remove()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, by the mean variance of the inputs
+STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, by the mean variance of the inputs
 MANY = 1024  # features, from which on fewer strengths are tried
 ROUNDS = 3  # of refitting behind a rectifier
 TINY = 1e-12
@@ -22,6 +22,10 @@ class Rows:
     inputs: Tensor
     wanted: Tensor
     held: Tensor
+
+    def part(self, chosen: Tensor) -> Rows:
+        """Those of the rows that a mask (n,) chooses."""
+        return Rows(self.inputs[:, chosen], self.wanted[:, chosen], self.held[chosen])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,8 +49,10 @@ class Rectified:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """Weights (groups, outputs, features) and biases (groups, outputs); `strength` is the ridge's, None where nothing
-    helped. `before` and `after` are the errors on what was held out, in shares of the wanted outputs' variance.
+    """Weights (groups, outputs, features) and biases (groups, outputs).
+
+    `strength` is the ridge's, None where nothing helped. `before` and `after` are the errors on what was held out, in
+    shares of the wanted outputs' variance.
     """
 
     weight: Tensor
@@ -73,26 +79,27 @@ def refitted(
         rectified: what follows, where that is a rectifier: the fit is repeated towards outputs that are as good.
         strengths: of the ridge, to choose from; fewer where there are many features, by default.
     """
-    part = _Normal.of(rows.inputs[:, ~rows.held], rows.wanted[:, ~rows.held], intercept=intercept)
-    held = Rows(rows.inputs[:, rows.held], rows.wanted[:, rows.held], rows.held[rows.held])
-    before = _error(held, weight, bias)
+    fitting, held = rows.part(~rows.held), rows.part(rows.held)
+    part = Normal.of(fitting.inputs, fitting.wanted, intercept=intercept)
+    before = error_of(held, weight, bias)
     best = Fit(weight, bias, None, before, before)
-    for strength in strengths or (STRENGTHS if weight.shape[-1] <= MANY else STRENGTHS[1:4]):
+    for strength in strengths or (STRENGTHS if weight.shape[-1] <= MANY else STRENGTHS[2:5]):
         solved = part.solve(weight, bias, strength)
-        error = _error(held, *solved)
+        error = error_of(held, *solved)
         if error < best.after:
             best = Fit(*solved, strength, before, error)
     if best.strength is None:
         return best
-    whole = _Normal.of(rows.inputs, rows.wanted, intercept=intercept)
+    whole = Normal.of(rows.inputs, rows.wanted, intercept=intercept)
     solved = whole.solve(weight, bias, best.strength)
     if rectified is not None:
         solved = _behind_rectifier(rows, whole, (weight, bias), solved, best.strength, rectified)
-    return Fit(*solved, best.strength, before, best.after)
+    finite = all(bool(values.isfinite().all()) for values in solved)
+    return Fit(*solved, best.strength, before, best.after) if finite else best
 
 
 def _behind_rectifier(
-    rows: Rows, normal: _Normal, start: tuple[Tensor, Tensor], solved: tuple[Tensor, Tensor], strength: float,
+    rows: Rows, normal: Normal, start: tuple[Tensor, Tensor], solved: tuple[Tensor, Tensor], strength: float,
     rectified: Rectified,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     for _ in range(ROUNDS):
@@ -102,7 +109,7 @@ def _behind_rectifier(
 
 
 @dataclass(slots=True, eq=False)
-class _Normal:
+class Normal:
     """The normal equations: means, covariance of the inputs, and their covariance with the wanted outputs."""
 
     mean: Tensor
@@ -113,27 +120,19 @@ class _Normal:
     factors: dict[float, Tensor]
 
     @classmethod
-    def of(cls, inputs: Tensor, wanted: Tensor, *, intercept: bool) -> _Normal:
-        mean = (
-            inputs.mean(1, dtype=torch.float64)
-            if intercept
-            else inputs.new_zeros(len(inputs), inputs.shape[2]).double()
-        )
+    def of(cls, inputs: Tensor, wanted: Tensor, *, intercept: bool) -> Normal:
+        """Those of inputs (groups, n, features) and outputs (groups, n, outputs)."""
+        mean = _mean(inputs, intercept)
         centred = inputs - mean[:, None].to(inputs.dtype)
         covariance = (centred.transpose(1, 2) @ centred).double() / inputs.shape[1]
-        empty = cls(mean, mean, covariance, covariance, intercept, {})
-        return empty.towards(inputs, wanted)
+        return cls(mean, mean, covariance, covariance, intercept, {}).towards(inputs, wanted)
 
-    def towards(self, inputs: Tensor, wanted: Tensor) -> _Normal:
+    def towards(self, inputs: Tensor, wanted: Tensor) -> Normal:
         """The same for other wanted outputs."""
-        mean = (
-            wanted.mean(1, dtype=torch.float64)
-            if self.intercept
-            else torch.zeros_like(wanted[:, 0], dtype=torch.float64)
-        )
+        mean = _mean(wanted, self.intercept)
         centred = inputs - self.mean[:, None].to(inputs.dtype)
         cross = (centred.transpose(1, 2) @ (wanted - mean[:, None].to(wanted.dtype))).double() / inputs.shape[1]
-        return _Normal(self.mean, mean, self.covariance, cross, self.intercept, self.factors)
+        return Normal(self.mean, mean, self.covariance, cross, self.intercept, self.factors)
 
     def solve(self, weight: Tensor, bias: Tensor, strength: float) -> tuple[Tensor, Tensor]:
         """The weights and biases, pulled towards those given."""
@@ -149,11 +148,17 @@ class _Normal:
         return moved, self.wanted_mean - (moved @ self.mean[..., None]).squeeze(-1)
 
 
+def _mean(rows: Tensor, intercept: bool) -> Tensor:  # noqa: FBT001
+    """The mean of rows (groups, n, columns), or zero where there is no intercept to make up for it."""
+    mean = rows.mean(1, dtype=torch.float64)
+    return mean if intercept else torch.zeros_like(mean)
+
+
 def _outputs(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias.to(inputs.dtype)[:, None], inputs, weight.to(inputs.dtype).transpose(1, 2))
 
 
-def _error(rows: Rows, weight: Tensor, bias: Tensor) -> float:
+def error_of(rows: Rows, weight: Tensor, bias: Tensor) -> float:
     """The mean over the outputs of the squared error, in shares of the wanted output's variance."""
     errors = (_outputs(rows.inputs, weight, bias) - rows.wanted).square().mean(1)
     spread = rows.wanted.var(1, unbiased=False)

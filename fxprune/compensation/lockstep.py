@@ -1,4 +1,4 @@
-"""Two graphs, original and rewritten, run side by side over the calibration batches, node by node."""
+"""Running a graph node by node over all calibration batches at once, so that two graphs can go in lockstep."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from fxprune.gates import works_in_place
 
@@ -17,7 +18,7 @@ Values = list[Any]  # one a batch
 class Stepper:
     """Runs a graph node by node, all batches at each, and lets go of values once nothing needs them any more.
 
-    A value is needed until its last user has run and `passed` was called for its node.
+    A value is needed until its last user has run and `passed` was called for its node. The inputs stay as they are.
     """
 
     def __init__(self, graph: fx.GraphModule, inputs: Sequence[Sequence[Any]]) -> None:
@@ -27,47 +28,61 @@ class Stepper:
         self.by_name = {node.name: node for node in self.nodes}
         self.waiting = {node: len(node.users) + 1 for node in self.nodes}
         self.values: dict[fx.Node, Values] = {}
-        self.next = 0
+        self.next = self.behind = 0
         self._arguments = [iter(batch) for batch in inputs]
 
     def to(self, node: fx.Node) -> Values:
         """Run all up to a node, and give its values."""
         while self.next <= self.place[node]:
             current = self.nodes[self.next]
-            self.values[current] = self._run(current)
+            self.values[current] = [self._run(current, batch) for batch in range(len(self.inputs))]
             for source in current.all_input_nodes:
                 self._release(source)
             self.next += 1
         return self.values[node]
 
+    def seen(self, node: fx.Node) -> Values | None:
+        """The values of a node, or None where they were let go of."""
+        return self.values.get(node) if self.next > self.place[node] else self.to(node)
+
     def passed(self, node: fx.Node) -> None:
-        """Say that nobody will ask for the values of a node any more."""
-        self._release(node)
+        """Say that nobody will ask for the values of a node, or of one before it, any more."""
+        self.to(node)
+        while self.behind <= self.place[node]:
+            self._release(self.nodes[self.behind])
+            self.behind += 1
 
     def _release(self, node: fx.Node) -> None:
         self.waiting[node] -= 1
         if not self.waiting[node]:
-            self.values.pop(node, None)
+            del self.values[node]
 
-    def _run(self, node: fx.Node) -> Values:
-        return [self._run_batch(node, index) for index in range(len(self.inputs))]
-
-    def _run_batch(self, node: fx.Node, index: int) -> Any:
+    def _run(self, node: fx.Node, batch: int) -> Any:
+        """What a node gives on a batch."""
         if node.op == "placeholder":
-            return next(self._arguments[index])
+            return pytree.tree_map_only(Tensor, torch.clone, next(self._arguments[batch]))
         if node.op == "get_attr":
             path, _, name = str(node.target).rpartition(".")
             return getattr(self.graph.get_submodule(path), name)
-        args, kwargs = map_arg((node.args, node.kwargs), lambda source: self.values[source][index])
+        args: tuple[Any, ...]
+        args, kwargs = map_arg((node.args, node.kwargs), lambda source: self.values[source][batch])
         if node.op == "output":
             return args[0]
-        if works_in_place(node, self.graph) and len(node.all_input_nodes[0].users) == 1:
-            args = (args[0].clone(), *args[1:])  # its own value may still be asked for
+        return self._called(node, self._apart(node, args), kwargs)
+
+    def _apart(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of a call; what only it reads, and would write into, is cloned: it may still be asked for."""
+        graph: Any = self.graph
+        written = args and isinstance(args[0], Tensor) and works_in_place(node, graph)
+        return (args[0].clone(), *args[1:]) if written and len(node.all_input_nodes[0].users) == 1 else args
+
+    def _called(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if node.op == "call_module":
             return self.graph.get_submodule(str(node.target))(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        call: Any = node.target
+        return call(*args, **kwargs)
 
 
 def live_bytes(graph: fx.GraphModule) -> int:

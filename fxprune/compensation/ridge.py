@@ -16,7 +16,7 @@ from fxprune.compensation.targets import norm_after
 from fxprune.coupling import Coupling, Edge
 from fxprune.moments import Key, Moments
 from fxprune.ranking import key_of_edge
-from fxprune.readers import Reader, from_matrix, readers_on
+from fxprune.readers import Reader, from_matrix, readers_on, uses
 from fxprune.rewrite import Checker, narrow
 from fxprune.rules.context import Slot
 
@@ -25,28 +25,29 @@ STRENGTH = 1e-3  # of the ridge, by the mean variance of the channels that stay
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Filling:
-    """How the channels that go follow from those that stay: gone = stay @ map.T + offset, by their places on an edge."""
+    """How channels that go follow from those that stay: map @ x + offset, both of them zero for those that stay."""
 
-    stay: NDArray[np.int64]
-    gone: NDArray[np.int64]
     map: NDArray[np.float64]
     offset: NDArray[np.float64]
 
 
-def filling(moments: Moments, stays: NDArray[np.bool_], *, linear: bool) -> Filling:
-    """The ridge regression of the channels that go on those that stay; of their means alone where not `linear`.
+def filling(moments: Moments, stays: NDArray[np.bool_], *, linear: bool, groups: int = 1) -> Filling:
+    """The ridge regression of the channels that go on those that stay in their group; on nothing where not `linear`.
 
     >>> moments = Moments(np.array([1.0, 2.0]), np.array([[1.0, 2.0], [2.0, 4.0]]))
     >>> filling(moments, np.array([True, False]), linear=True).map.round(2)
-    array([[2.]])
+    array([[0., 0.],
+           [2., 0.]])
     """
-    stay, gone = np.flatnonzero(stays), np.flatnonzero(~stays)
-    shares = np.zeros((len(gone), len(stay)))
-    if linear and moments.covariance.ndim == 2 and len(stay):
-        own = moments.covariance[np.ix_(stay, stay)]
-        ridge = STRENGTH * max(float(np.trace(own)) / len(stay), np.finfo(float).tiny)
-        shares = np.linalg.solve(own + ridge * np.eye(len(stay)), moments.covariance[np.ix_(stay, gone)]).T
-    return Filling(stay, gone, shares, moments.mean[gone] - shares @ moments.mean[stay])
+    shares, places = np.zeros((len(stays), len(stays))), np.arange(len(stays))
+    for own in np.split(places, groups):
+        stay, gone = own[stays[own]], own[~stays[own]]
+        if linear and moments.covariance.ndim == 2 and len(stay) and len(gone):
+            within = moments.covariance[np.ix_(stay, stay)]
+            ridge = STRENGTH * max(float(np.trace(within)) / len(stay), np.finfo(np.float32).tiny)
+            across = moments.covariance[np.ix_(stay, gone)]
+            shares[np.ix_(gone, stay)] = np.linalg.solve(within + ridge * np.eye(len(stay)), across).T
+    return Filling(shares, np.where(stays, 0.0, moments.mean - shares @ moments.mean))
 
 
 def fill(
@@ -63,70 +64,72 @@ def fill(
 
     Args:
         linear: whether by ridge regression on what stays, or by the mean alone.
-        only: which nodes of `graph` to go over; all where it is None.
+        only: which nodes of `small` to go over; all where it is None.
     """
     checker, padded = Checker(graph, coupling, keep), np.append(keep, True)
     owners = {id(parameter): name for name, parameter in graph.named_parameters()}
-    shared = _shared(small)
-    nodes = {node.name: node for node in graph.graph.nodes}
+    nodes, counts = {node.name: node for node in small.graph.nodes}, uses(small)
     found = dict[str, None]()
     for edge in coupling.edges:
-        stays = padded[edge.units]
+        stays, node = padded[edge.units], nodes.get(edge.consumer)
         known = moments.get(key_of_edge(edge))
-        if known is None or bool(stays.all()) or (only and not only(nodes[edge.consumer])):
+        if known is None or node is None or bool(stays.all()) or (only and not only(node)):
             continue
-        pairs = zip(readers_on(graph, edge), readers_on(small, _narrowed(edge, stays)), strict=True)
-        for whole, narrow_ in pairs:
-            if id(narrow_.weight) not in shared:
-                outputs = _Outputs(checker, owners, whole, small, edge)
-                outputs.give(narrow_, filling(known, stays, linear=linear), stays)
+        wide, thin = readers_on(graph, edge), readers_on(small, _narrowed(edge, stays))
+        for whole, reader in zip(wide, thin, strict=True) if len(wide) == len(thin) else ():
+            if counts[id(reader.weight)] == 1 and (reader.bias is None or counts[id(reader.bias)] == 1):
+                found_here = filling(known, stays, linear=linear, groups=whole.groups)
+                norm = _norm(small, node, reader, coupling)
+                outputs = None if is_recurrent(small, node) else checker.masks(checker.old[node.name])
+                _Outputs(checker, owners[id(whole.weight)], whole, reader, outputs).give(found_here, norm)
                 found[edge.consumer] = None
     return tuple(found)
-
-
-def _shared(small: nn.Module) -> set[int]:
-    """The ids of parameters that several layers have, or a layer that is called several times."""
-    counts: dict[int, int] = {}
-    for _, parameter in small.named_parameters(remove_duplicate=False):
-        counts[id(parameter)] = counts.get(id(parameter), 0) + 1
-    return {key for key, count in counts.items() if count > 1}
 
 
 def _narrowed(edge: Edge, stays: NDArray[np.bool_]) -> Edge:
     return Edge(edge.consumer, edge.source, edge.dim, edge.units[stays], edge.parameter)
 
 
+def is_recurrent(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node calls a recurrent layer: those are filled in, others are refitted."""
+    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return isinstance(module, nn.RNNBase | nn.RNNCellBase)
+
+
+def _norm(small: ModelGraph, node: fx.Node, reader: Reader, coupling: Coupling) -> nn.Module | None:
+    """The BatchNorm that can take a constant in place of the reader."""
+    if is_recurrent(small, node):
+        return None
+    norm, _ = norm_after(small, node, reader, coupling.specs)
+    return None if norm is None else small.get_submodule(str(norm.target))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Outputs:
-    """A reader of the original, and where what it computes went."""
+    """A reader of the original, whose weight is called `owner`, and the narrowed one.
+
+    `masks` say for every axis of what it gives which indices stay; None for recurrent layers, whose rows are gates.
+    """
 
     checker: Checker
-    owners: Mapping[int, str]
+    owner: str
     whole: Reader
-    small: ModelGraph
-    edge: Edge
+    reader: Reader
+    masks: list[Tensor] | None
 
-    def give(self, reader: Reader, found: Filling, stays: NDArray[np.bool_]) -> None:
+    def give(self, found: Filling, norm: nn.Module | None) -> None:
         """Put what the channels that went are predicted to be into the narrowed reader."""
         matrix = self.whole.matrix().double()
         groups, _, inputs, _ = matrix.shape
-        places = torch.arange(groups * inputs).reshape(groups, inputs)
-        moved = torch.zeros_like(matrix)
-        constant = torch.zeros(matrix.shape[:2], dtype=torch.float64, device=matrix.device)
-        shares = torch.zeros(groups * inputs, groups * inputs, dtype=torch.float64)
-        shares[np.ix_(found.gone, found.stay)] = torch.from_numpy(found.map)
-        offset = torch.zeros(groups * inputs, dtype=torch.float64)
-        offset[found.gone] = torch.from_numpy(found.offset)
-        for group, own in enumerate(places):  # a group sees its own channels only
-            part = shares[own][:, own].to(matrix.device)
-            moved[group] = torch.einsum("orp,rs->osp", matrix[group], part)
-            constant[group] = matrix[group].sum(-1) @ offset[own].to(matrix.device)
+        moved, constant = torch.zeros_like(matrix), matrix.new_zeros(matrix.shape[:2])
+        for group in range(groups):  # a group sees its own channels only
+            own = slice(group * inputs, (group + 1) * inputs)
+            shares, offset = (torch.from_numpy(x).to(matrix) for x in (found.map[own, own], found.offset[own]))
+            moved[group] = torch.einsum("orp,rs->osp", matrix[group], shares)
+            constant[group] = matrix[group].sum(-1) @ offset
         weight = from_matrix(moved, tuple(self.whole.weight.shape), transposed=self._transposed)
-        reader.weight.data += self._kept(weight).to(reader.weight)
-        node = next(node for node in self.small.graph.nodes if node.name == self.edge.consumer)
-        norm_node, _ = norm_after(self.small, node)
-        norm = None if norm_node is None else self.small.get_submodule(str(norm_node.target))
-        add_to_bias(reader, norm, self._kept_outputs(constant.reshape(-1)))
+        self.reader.weight.data += self._kept(weight).to(self.reader.weight)
+        add_to_bias(self.reader, norm, self._kept_outputs(constant.reshape(-1)))
 
     @property
     def _transposed(self) -> bool:
@@ -134,14 +137,11 @@ class _Outputs:
 
     def _kept(self, weight: Tensor) -> Tensor:
         """A weight of the original's shape, narrowed as the original's was."""
-        owner = self.owners[id(self.whole.weight)]
-        return narrow(weight, [self.checker.kept(Slot(owner, axis)) for axis in range(weight.ndim)])
+        return narrow(weight, [self.checker.kept(Slot(self.owner, axis)) for axis in range(weight.ndim)])
 
     def _kept_outputs(self, constant: Tensor) -> Tensor:
         """Constants of the outputs that stay."""
-        owner = self.owners[id(self.whole.weight)]
-        if self._transposed and self.whole.groups > 1:
-            mask = self.checker.kept(Slot(owner, "out"))
-        else:
-            mask = self.checker.kept(Slot(owner, int(self._transposed)))
+        mask = self.checker.kept(Slot(self.owner, 0))
+        if self.masks is not None:
+            mask = self.masks[self.reader.channel_axis]
         return constant if mask is None else constant[mask.to(constant.device)]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+
+from fxprune.gates import works_in_place
+from fxprune.readers import Reader, uses
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _THROUGH = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -27,40 +31,76 @@ class Aim:
 
     node: fx.Node
     norm: nn.Module | None
-    behind: bool
-    other: fx.Node | None
-    rectified: bool
+    behind: bool = False
+    other: fx.Node | None = None
+    rectified: bool = False
+
+    def scale_and_shift(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What the layer's outputs are multiplied by on the way, and what is added then: both (1, channels)."""
+        if not self.behind or self.norm is None:
+            return torch.ones_like(like[:1]), torch.zeros_like(like[:1])
+        scale, shift = scale_and_shift(self.norm)
+        return scale.to(like)[None], shift.to(like)[None]
 
 
-def aim_of(graph: fx.GraphModule, layer: fx.Node, known: Any) -> Aim:
+def aim_of(
+    graph: fx.GraphModule, layer: fx.Node, reader: Reader, known: Container[fx.Node], specs: Mapping[str, Any]
+) -> Aim:
     """Where the output of the node `layer` is aimed: at the sum that it goes into, if the other summand is `known`.
 
     Aiming at the sum lets the layer mend what went wrong in the other summand, too: in a residual network each block
     takes back what the ones before it did to the stream.
+
+    Args:
+        specs: of the original's nodes, by their names; what is aimed at has the shape of what the layer gives.
     """
-    norm_node, end = norm_after(graph, layer)
+    norm_node, end = norm_after(graph, layer, reader, specs)
     norm = None if norm_node is None else graph.get_submodule(str(norm_node.target))
     user = next(iter(end.users)) if len(end.users) == 1 else None
-    if user is not None and user.target in _ADDITIONS and not user.kwargs and len(user.all_input_nodes) == 2:
+    if user is not None and _is_sum(user) and _shape(specs, user) == _shape(specs, layer) is not None:
         (other,) = (source for source in user.all_input_nodes if source is not end)
-        if other in known:
-            return Aim(user, norm, True, other, _is_rectified(graph, user))
-    rectified = _is_rectified(graph, end)
-    return Aim(end if rectified else layer, norm, rectified, None, rectified)
+        if other in known and not _is_written(graph, other, user):
+            return Aim(user, norm, behind=True, other=other, rectified=_is_rectified(graph, user))
+    if end.name in specs and _is_rectified(graph, end):
+        return Aim(end, norm, behind=True, rectified=True)
+    return Aim(layer, norm)
 
 
-def norm_after(graph: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node | None, fx.Node]:
-    """The BatchNorm that alone follows a layer, and the last node before anything else follows."""
+def norm_after(
+    graph: fx.GraphModule, layer: fx.Node, reader: Reader, specs: Mapping[str, Any]
+) -> tuple[fx.Node | None, fx.Node]:
+    """The BatchNorm that alone follows a layer and is its alone, and the last node before anything else follows."""
     norm, end = None, layer
     while len(end.users) == 1:
         (user,) = end.users
         module = graph.get_submodule(str(user.target)) if user.op == "call_module" else None
-        if norm is None and isinstance(module, _BATCH_NORMS) and module.running_mean is not None:
+        if norm is None and isinstance(module, _BATCH_NORMS) and _is_own(graph, module, reader, _shape(specs, layer)):
             norm = user
         elif not isinstance(module, _THROUGH):
             break
         end = user
     return norm, end
+
+
+def _is_own(graph: fx.GraphModule, norm: Any, reader: Reader, shape: tuple[int, ...] | None) -> bool:
+    """Whether a BatchNorm has statistics that it alone uses, once, over the channels that the layer gives."""
+    if norm.running_mean is None or uses(graph)[id(norm.running_mean)] > 1:
+        return False
+    return shape is not None and len(shape) + reader.channel_axis == 1
+
+
+def _is_sum(node: fx.Node) -> bool:
+    """Whether a node adds two values, one to one."""
+    return node.target in _ADDITIONS and not node.kwargs and len(node.args) == len(node.all_input_nodes) == 2
+
+
+def _is_written(graph: Any, node: fx.Node, but: fx.Node) -> bool:
+    """Whether something else than the node `but` writes into the value of `node`."""
+    return any(user is not but and works_in_place(user, graph) for user in node.users)
+
+
+def _shape(specs: Mapping[str, Any], node: fx.Node) -> tuple[int, ...] | None:
+    return getattr(specs.get(node.name), "shape", None)
 
 
 def _is_rectified(graph: fx.GraphModule, node: fx.Node) -> bool:

@@ -1,0 +1,58 @@
+"""How far a rewritten graph is from the original, on the samples that are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxprune.compensation.calibration import Calibration, Inputs
+from fxprune.example import opened
+from fxprune.isolation import evaluating
+
+TINY = 1e-12  # the least variance of an output
+
+
+class Judge:
+    """Knows what the original gives on the samples held out, and compares others with it."""
+
+    def __init__(self, graph: fx.GraphModule, data: Calibration) -> None:
+        self.data = data
+        self.goals = self._outputs(graph)
+
+    def error(self, small: fx.GraphModule) -> float:
+        """The mean squared error of what `small` gives, in shares of the variance of what the original gives.
+
+        Outputs count alike; those that are no floating tensors, and numbers that are not finite, do not count.
+        """
+        errors = []
+        for goal, found in zip(self.goals, self._outputs(small), strict=True):
+            counts = goal.isfinite()
+            if bool(counts.any()):
+                variance = goal[counts].var(correction=0).clamp_min(TINY)
+                errors.append(float((found - goal)[counts].square().mean() / variance))
+        return sum(errors) / max(len(errors), 1)
+
+    def _outputs(self, graph: fx.GraphModule) -> list[Tensor]:
+        """Each of the graph's floating outputs, on all samples held out, in one row."""
+        batches = [
+            [_held(output, mask) for output in _floating(graph, values)]
+            for values, mask in zip(self.data.inputs, self.data.held, strict=True)
+        ]
+        return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+
+def _held(output: Tensor, mask: Tensor) -> Tensor:
+    """The numbers of the samples held out; all of an output whose first axis is not that of the samples."""
+    by_sample = output.ndim > 0 and len(output) == len(mask)
+    return (output[mask.to(output.device)] if by_sample else output).double().reshape(-1)
+
+
+def _floating(graph: fx.GraphModule, values: Inputs) -> Sequence[Tensor]:
+    """The floating tensors of what a graph gives in eval mode."""
+    with torch.no_grad(), evaluating(graph):
+        output: Any = graph(*pytree.tree_map_only(Tensor, torch.clone, list(values)))
+    return [t for t in pytree.tree_leaves(opened(output)) if isinstance(t, Tensor) and t.is_floating_point()]

@@ -1,0 +1,49 @@
+"""The last stage but one: a rewritten model, compensated, in its place and with a note of it in its report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.batches import Unpack
+from fxprune.compensation import Level, check_level, compensated
+from fxprune.compensation.calibration import calibration_of
+from fxprune.isolation import device_of, placed, seeded
+from fxprune.notes import planned
+from fxprune.plan import Plan
+from fxprune.scores import Scores
+from fxprune.submodule import Run, part_of, with_part
+
+
+def repaired(
+    model: nn.Module,
+    plan: Plan,
+    small: nn.Module,
+    scores: Scores | None,
+    loader: Iterable[Any] | None,
+    level: Level,
+    *,
+    unpack: Unpack | None,
+    run: Run | None,
+    seed: int,
+    device: torch.device | str | None,
+) -> nn.Module:
+    """`small`, which a plan made of `model`, compensated, with a note of it in its report."""
+    moments = scores.moments if scores else {}
+    check_level(level, moments, loader)
+    if level == "none":
+        return small
+    with seeded(seed):
+        graph, coupling, keep = planned(model, plan)
+        part: Any = part_of(small, plan.submodule)
+        with placed(device, graph, part):
+            data = None
+            if loader is not None:
+                data = calibration_of(model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run)
+            part, done = compensated(graph, part, coupling, keep, level=level, moments=moments, data=data, seed=seed)
+        part.meta["fxprune"]["report"] = replace(part.meta["fxprune"]["report"], compensation=done)
+        return with_part(small, plan.submodule, part.to(device_of(graph)))

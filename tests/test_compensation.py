@@ -1,0 +1,408 @@
+"""Compensation: what each level recovers, what it leaves alone, and what it says where something is missing."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import cifar
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from detectors import Detector
+from helpers import batches, difference, outputs, picture, same_picture, squares, storages
+from torch import Tensor, nn
+from zoo import CLASSES, ZOO, Case, images, tensors
+
+import fxprune
+from fxprune.compensation import sequential
+from fxprune.compensation.calibration import Calibration, calibration_of, held_out
+from fxprune.errors import PlanError
+
+LEVELS = ("bias", "ridge", "sequential")
+SIZES = (12, 7, 1)
+
+
+def scored(model: nn.Module, loader: Any, **options: Any) -> fxprune.Scores:
+    return fxprune.score(model, loader, squares, propose="magnitude", protect="random", progress=False, **options)
+
+
+def keeping(scores: fxprune.Scores, **keep: tuple[int, ...]) -> fxprune.Plan:
+    """The plan that keeps everything but of some sites what is given."""
+    plan = scores.plan(alpha=0)
+    whole = {site: tuple(range(of)) for site, of in plan.widths.items()}
+    return fxprune.Plan(whole | {name.replace("__", "."): kept for name, kept in keep.items()}, **_rest(plan))
+
+
+def _rest(plan: fxprune.Plan) -> dict[str, Any]:
+    return {name: getattr(plan, name) for name in plan.__slots__ if name != "keep"}
+
+
+def errors(model: nn.Module, plan: fxprune.Plan, scores: fxprune.Scores, loader: Any) -> dict[str, tuple[float, float]]:
+    """The error on what is held out, before and after, at every level."""
+    found = {}
+    for level in LEVELS:
+        small = fxprune.apply(model, plan, scores=scores, loader=loader, compensate=level)
+        done = fxprune.report(small).compensation
+        assert done is not None
+        assert done.before is not None
+        assert done.after is not None
+        found[level] = done.before, done.after
+    return found
+
+
+@pytest.mark.parametrize("case", list(ZOO.values())[::5], ids=list(ZOO)[::5])
+def test_every_level_holds_what_is_promised(case: Case) -> None:
+    model = case.build()
+    for index, module in enumerate(model.modules()):
+        module.training = index % 3 != 1
+    loader = batches(case.example, CLASSES, SIZES) if case.any_batch else [(case.example(2), torch.arange(2))]
+    scores = scored(model, loader, classes=None if case.any_batch else lambda t: t)
+    plan, before = scores.plan(alpha=0.5), picture(model)
+    for level in LEVELS:
+        small = fxprune.apply(model, plan, scores=scores, loader=loader, compensate=level)
+        assert same_picture(before, picture(model))
+        assert storages(model).isdisjoint(storages(small))
+        assert all(t.isfinite().all() for t in outputs(small, case.example(2)))
+        done = fxprune.report(small).compensation
+        assert done is not None
+        assert done.before is None or done.after is None or done.after <= done.before
+        new = small.state_dict().keys() - model.state_dict().keys()
+        assert [key for key in small.state_dict() if key not in new] == list(model.state_dict())
+        assert all(key.endswith("bias") for key in new)
+        modes = {name: module.training for name, module in small.named_modules()}
+        assert all(modes[name] == m.training for name, m in model.named_modules() if name in modes)
+
+
+@pytest.mark.parametrize("name", ["residual", "multihead_no_bias", "grouped_transposed", "words_and_places"])
+def test_the_result_is_repeatable_and_can_be_copied(name: str) -> None:
+    model, example = ZOO[name].build(), ZOO[name].example(2)
+    loader = batches(ZOO[name].example, CLASSES, SIZES)
+    scores = scored(model, loader)
+    first, second = (
+        fxprune.apply(model, scores.plan(alpha=0.4), scores=scores, loader=loader, compensate="sequential")
+        for _ in range(2)
+    )
+    assert list(first.state_dict()) == list(second.state_dict())
+    assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+    for twin in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        assert difference(outputs(first, example), outputs(twin, example)) == 0
+    stream = io.BytesIO()
+    torch.save(first.state_dict(), stream)
+    stream.seek(0)
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.zero_()
+    second.load_state_dict(torch.load(stream, weights_only=True))
+    assert difference(outputs(first, example), outputs(second, example)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_dtype_stays(dtype: torch.dtype) -> None:
+    model = ZOO["residual"].build().to(dtype)
+    loader = [(x.to(dtype), y) for x, y in batches(ZOO["residual"].example, CLASSES, SIZES)]
+    scores = scored(model, loader)
+    for before, after in errors(model, scores.plan(alpha=0.4), scores, loader).values():
+        assert after < before
+    small = fxprune.apply(model, scores.plan(alpha=0.4), loader=loader, compensate="sequential")
+    assert {t.dtype for t in small.state_dict().values() if t.is_floating_point()} == {dtype}
+
+
+def dependent(inputs: int = 4, *, conv: bool = False) -> nn.Sequential:
+    """A network whose third hidden channel is a linear function of the first two."""
+    first: nn.Module = nn.Conv2d(inputs, 3, 3) if conv else nn.Linear(inputs, 3)
+    last: nn.Module = nn.Conv2d(3, 5, 3) if conv else nn.Linear(3, 5)
+    with torch.no_grad():
+        for parameter in (first.weight, first.bias):
+            parameter[2] = 0.7 * parameter[0] - 0.4 * parameter[1]
+    return nn.Sequential(first, last)
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_a_channel_that_follows_from_others_is_made_up_for(*, conv: bool) -> None:
+    model = dependent(conv=conv)
+    shape = (4, 9, 9) if conv else (4,)
+    loader = batches(tensors(*shape), CLASSES, (40, 40))
+    scores = scored(model, loader, classes=lambda t: t)
+    found = errors(model, plan := keeping(scores, **{"0": (0, 1)}), scores, loader)
+    assert found["bias"][1] > 1e-3
+    assert found["ridge"][1] < 1e-5
+    assert found["sequential"][1] < 1e-10
+    small = fxprune.apply(model, plan, loader=loader, compensate="sequential")
+    assert difference(outputs(model, tensors(*shape)(3)), outputs(small, tensors(*shape)(3))) < 1e-5
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_constant_channel_is_made_up_for_by_its_mean(*, norm: bool) -> None:
+    """A bias is made where the layer has none, unless a BatchNorm behind it can take the constant."""
+    behind = [nn.BatchNorm2d(5)] if norm else []
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 3, bias=False), *behind)
+    with torch.no_grad():
+        model[0].weight[3], model[0].bias[3] = 0, 2
+    loader = batches(images(3, 8), CLASSES, (10, 10))
+    scores = scored(model, loader)
+    small = fxprune.apply(model, keeping(scores, **{"0": (0, 1, 2)}), scores=scores, loader=loader, compensate="bias")
+    assert difference(outputs(model, images(3, 8)(3)), outputs(small, images(3, 8)(3))) < 1e-5
+    assert ("1.bias" in small.state_dict()) is not norm
+
+
+class Shared(nn.Module):
+    """One layer called twice, another whose weight is read by a function as well, and a BatchNorm for two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice, self.tied = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.a, self.b, self.norm = (nn.Linear(8, 5, bias=False), nn.Linear(8, 5, bias=False), nn.BatchNorm1d(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        x = self.twice(self.twice(x).relu()).relu()
+        y = F.linear(self.tied(x).relu(), self.tied.weight)
+        return self.norm(self.a(y)) + self.norm(self.b(x))
+
+
+def test_what_serves_others_too_is_left_alone() -> None:
+    model = Shared()
+    loader = batches(tensors(6), CLASSES, (30, 20))
+    scores = scored(model, loader)
+    small = fxprune.apply(model, scores.plan(alpha=1.0), scores=scores, loader=loader, compensate="sequential")
+    plain = fxprune.apply(model, scores.plan(alpha=1.0))
+    done = fxprune.report(small).compensation
+    assert done is not None
+    assert {layer.layer for layer in done.layers} <= {"a", "b"}
+    for name in ("twice.weight", "tied.weight", "norm.running_mean"):
+        assert torch.equal(small.state_dict()[name], plain.state_dict()[name])
+
+
+def test_levels_differ_in_order_on_a_trained_network() -> None:
+    """scikit-learn's digits, a residual network, no training after pruning: each level is nearer to the original."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    x, y = torch.tensor(data.images / 16, dtype=torch.float32)[:, None], torch.tensor(data.target)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+            self.a, self.b = (
+                nn.Sequential(
+                    nn.Conv2d(16, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(),
+                    nn.Conv2d(24, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16),
+                )
+                for _ in range(2)
+            )  # fmt: skip
+            self.head = nn.Linear(16, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x = F.relu(x + self.a(x))
+            x = F.relu(x + self.b(x))
+            return self.head(x.mean((2, 3)))
+
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for step in range(60):
+        rows = torch.randperm(1200, generator=torch.Generator().manual_seed(step))[:100]
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+    model.eval()
+    loader = list(zip(x[:400].split(100), y[:400].split(100), strict=True))
+    scores = fxprune.score(model, loader, progress=False)
+    plan = scores.plan(macs=0.5)
+    found = errors(model, plan, scores, loader)
+    assert found["sequential"][1] < found["ridge"][1] <= found["bias"][1] < found["bias"][0]
+    test = x[1200:]
+    expected = outputs(model, test)[0]
+    far = {
+        level: float((outputs(fxprune.apply(model, plan, scores=scores, loader=loader, compensate=level), test)[0]
+                      - expected).square().mean())
+        for level in ("none", "sequential")
+    }  # fmt: skip
+    assert far["sequential"] < 0.25 * far["none"]
+
+
+WIDE = {
+    "conv": nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3), nn.ReLU(), nn.Conv2d(5, 5, 3)),
+    "flattened": nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_layers_are_fitted_by_channel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = copy.deepcopy(WIDE[name])
+    with torch.no_grad():  # the last channel behind the rectifier is half of the one before it
+        model[0].weight[7], model[0].bias[7] = 0.5 * model[0].weight[6], 0.5 * model[0].bias[6]
+    loader = batches(images(3, 8), CLASSES, (40, 40))
+    scores = scored(model, loader)
+    plan = keeping(scores, **{"0": tuple(range(7))})
+    monkeypatch.setattr(sequential, "WIDEST", 16)
+    small = fxprune.apply(model, plan, loader=loader, compensate="sequential")
+    done = fxprune.report(small).compensation
+    assert done is not None
+    assert done.layers[0].strength is not None
+    assert done.layers[0].after < 1e-6
+    assert difference(outputs(model, images(3, 8)(3)), outputs(small, images(3, 8)(3))) < 1e-3
+
+
+def test_wide_layers_with_more_channels_than_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequential, "WIDEST", 2)
+    monkeypatch.setattr("fxprune.compensation.wide.MOST_CHANNELS", 2)
+    model, loader = dependent(), batches(tensors(4), CLASSES, (40, 40))
+    plan = keeping(scored(model, loader), **{"0": (0, 1, 2)})
+    small = fxprune.apply(model, plan, loader=loader, compensate="sequential")
+    done = fxprune.report(small).compensation
+    assert done is not None
+    assert done.layers == ()
+
+
+def test_recurrent_layers_are_filled_in() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.rnn, self.head = nn.Linear(5, 12), nn.LSTM(12, 10, batch_first=True), nn.Linear(10, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(self.embed(x).relu())[0][:, -1])
+
+    model, loader = Net(), batches(tensors(7, 5), CLASSES, (40, 40))
+    scores = scored(model, loader)
+    small = fxprune.apply(model, scores.plan(alpha=0.5), scores=scores, loader=loader, compensate="sequential")
+    done = fxprune.report(small).compensation
+    assert done is not None
+    assert "rnn" in done.filled
+    assert done.after is not None
+    assert done.before is not None
+    assert done.after < done.before
+
+
+def test_what_is_held_out() -> None:
+    assert [int(held_out(count).sum()) for count in (1, 2, 4, 5, 9, 10)] == [0, 1, 1, 1, 1, 2]
+    model, example = nn.Linear(4, 3), tensors(4)
+    graph = fxprune.capture(model, example(2))
+    data = Calibration.of(graph, [[example(3)], [example(3)], [example(1)]])
+    assert [mask.tolist() for mask in data.held] == [[False] * 3, [False, True, False], [False]]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_with_one_sample_nothing_is_fitted_to_it(level: str) -> None:
+    model = ZOO["residual"].build()
+    scores = scored(model, batches(ZOO["residual"].example, CLASSES, SIZES))
+    plan, loader = scores.plan(alpha=0.4), [(ZOO["residual"].example(1), torch.tensor([0]))]
+    small = fxprune.apply(model, plan, scores=scores, loader=loader, compensate=level)  # type: ignore[arg-type]
+    done = fxprune.report(small).compensation
+    assert done is not None
+    assert (done.before, done.after, done.layers, done.norms) == (None, None, (), 0)
+    assert bool(done.filled) is (level != "sequential")
+
+
+def test_as_many_batches_as_there_is_memory_for() -> None:
+    model, example = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), tensors(4)
+    graph = fxprune.capture(model, example(2))
+    loader = batches(example, CLASSES, (10, 10, 10))
+    a_sample = 2 * (8 + 8) * 4
+    for memory, count in ((0, 1), (20 * a_sample, 2), (30 * a_sample, 3)):
+        assert len(calibration_of(model, graph, loader, memory=memory).inputs) == count
+
+
+def test_a_part_that_is_called_several_times() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(self.part(x))
+
+    model, loader = Twice(), batches(tensors(4), CLASSES, (20, 10))
+    scores = scored(model, loader, submodule="part")
+    small = fxprune.apply(model, scores.plan(alpha=0.5), scores=scores, loader=loader, compensate="sequential")
+    done = fxprune.report(small.part).compensation  # type: ignore[arg-type]
+    assert done is not None
+    assert done.before is not None
+    assert done.after is not None
+    assert done.after < done.before
+
+
+def test_the_part_of_a_detector() -> None:
+    def run(model: Any, inputs: Any, targets: Any) -> Tensor:
+        model.train()
+        return torch.stack(list(model(inputs, targets).values())).sum()
+
+    model = Detector()
+    draw = np.random.default_rng(0)
+    loader = []
+    for _ in range(3):
+        sides = draw.integers(8, 12, 6).tolist()
+        loader.append(
+            ([torch.randn(3, s, s) for s in sides], [{"labels": torch.tensor([i % 4])} for i in range(len(sides))])
+        )
+    options: dict[str, Any] = {"submodule": "backbone", "run": run, "unpack": lambda batch: batch, "progress": False}
+    options["classes"] = lambda targets: torch.stack([target["labels"].max() for target in targets])
+    before = picture(model)
+    small = fxprune.compress(model, loader, alpha=0.5, **options)
+    assert same_picture(before, picture(model))
+    done = fxprune.report(small.backbone).compensation
+    assert done is not None
+    assert done.after is not None
+    assert done.before is not None
+    assert done.after < done.before
+
+
+def test_batchnorms_get_the_statistics_of_what_they_read() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.Tanh())
+    graph = fxprune.capture(model.eval(), images(3, 8)(2))
+    data = Calibration.of(graph, [[images(3, 8)(9)], [images(3, 8)(6)]])
+    from fxprune.compensation.batchnorm import re_estimate
+
+    assert re_estimate(graph, data) == 1
+    rows = torch.cat([x[~mask] for (x,), mask in zip(data.inputs, data.held, strict=True)])
+    with torch.no_grad():
+        read = model[2](model[1](model[0](rows))).movedim(1, 0).flatten(1)
+    norm: Any = graph.get_submodule("3")
+    torch.testing.assert_close(norm.running_mean, read.mean(1), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(norm.running_var, read.var(1), atol=1e-6, rtol=1e-5)
+
+
+def test_errors_say_what_is_missing() -> None:
+    model = ZOO["residual"].build()
+    plan = fxprune.Scores.random(model, ZOO["residual"].example(2)).plan(alpha=0.4)
+    with pytest.raises(PlanError, match="compensate is 'all'; it is one of none, bias, ridge, sequential"):
+        fxprune.apply(model, plan, compensate="all")  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="compensate is 'more'"):
+        fxprune.compress(model, [], compensate="more")  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="compensate='ridge' works with the moments of the scoring pass: pass scores="):
+        fxprune.apply(model, plan, compensate="ridge")
+    with pytest.raises(PlanError, match='compensate="sequential" fits layers to data: pass loader='):
+        fxprune.apply(model, plan, compensate="sequential")
+
+
+def test_the_report_says_what_was_done() -> None:
+    model, loader = ZOO["residual"].build(), batches(ZOO["residual"].example, CLASSES, SIZES)
+    small = fxprune.compress(model, loader, alpha=0.4, loss=squares, progress=False)
+    assert "output's error, compensation: sequential" in str(fxprune.report(small))
+    plain = fxprune.compress(model, loader, alpha=0.4, loss=squares, progress=False, compensate="none")
+    assert "compensation" not in str(fxprune.report(plain))
+
+
+@pytest.mark.slow
+def test_resnet20_keeps_its_accuracy(data: Path) -> None:
+    """CIFAR-10, 65 % of the MACs, no training."""
+    model = cifar.load(cifar.resnet20, data)
+    x, y = cifar.images(data, "train", 1000)
+    test, labels = cifar.images(data, "test", 2000)
+    loader = list(zip(x.split(250), y.split(250), strict=True))
+    scores = fxprune.score(model, loader, progress=False)
+    plan = scores.plan(macs=0.65)
+    found = {}
+    for level in ("none", *LEVELS):
+        small = fxprune.apply(model, plan, scores=scores, loader=loader, compensate=level)  # type: ignore[arg-type]
+        found[level] = float((outputs(small, test)[0].argmax(1) == labels).float().mean())
+    assert found["none"] < 0.70
+    assert found["sequential"] >= 0.82
+    assert found["none"] < found["bias"] < found["ridge"] < found["sequential"]
