@@ -16,7 +16,7 @@ STEPS = 256  # units of a larger group go several at a time
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """One edge: the unit of each of its channels (-1: none), their covariance, and the weights (rows, channels) on them.
+    """One edge: the unit of each of its channels (-1: none), their covariance, and the weights (rows, channels) on it.
 
     Where the edge is too wide, the covariance is a vector of variances.
     """
@@ -67,20 +67,20 @@ class _Independent:
     def costs(self, count: int) -> Matrix:
         """The cost of each unit."""
         inside = self.units >= 0
-        return np.bincount(self.units[inside], self.shares[inside], minlength=count)
+        return np.bincount(self.units[inside], self.shares[inside], minlength=count).astype(np.float64)
 
     def remove(self, gone: Index) -> None:
         """Nothing: what is left costs what it did."""
 
 
 class _Refitted:
-    """An edge whose weights are refitted as its channels go: its inverse covariance, and the products of its weights."""
+    """An edge whose weights are refitted as its channels go: its inverse covariance, and its weights' products."""
 
     def __init__(self, reading: Reading) -> None:
         self.units = reading.units.copy()
-        covariance, weights = reading.covariance, reading.weights
-        ridge = RIDGE * max(float(np.trace(covariance)) / len(covariance), np.finfo(float).tiny)
-        regular = covariance + ridge * np.eye(len(covariance))
+        weights, unit = reading.weights, np.eye(len(reading.units))
+        mean = float(np.trace(reading.covariance)) / len(unit)
+        regular = reading.covariance / mean + RIDGE * unit if mean > 0 else unit  # nothing varies: only weights count
         self.inverse = np.linalg.inv(regular)
         self.products = weights.T @ weights
         self.scale = max(float((self.products * regular).sum()), np.finfo(float).tiny)

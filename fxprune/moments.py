@@ -32,6 +32,11 @@ class Moments:
         """The numbers in single precision, as arrays of their names."""
         return {"mean": self.mean.astype(np.float32), "covariance": self.covariance.astype(np.float32)}
 
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, Any]) -> Moments:
+        """The moments that `arrays` were taken from."""
+        return cls(arrays["mean"].astype(np.float64), arrays["covariance"].astype(np.float64))
+
 
 class Gathering:
     """Adds up rows of activations, seeded ones of each tensor.
@@ -46,6 +51,7 @@ class Gathering:
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.rows = 0
+        self.origin: Tensor | None = None
         self.sums: Tensor | None = None
         self.products: Tensor | None = None
 
@@ -53,6 +59,9 @@ class Gathering:
         """Add rows of a tensor whose channels lie along axis `dim`."""
         rows = self._sampled(x.detach().movedim(dim, -1))
         rows = rows if rows.dtype == torch.float64 else rows.float()
+        if self.origin is None:  # squares of what lies far from zero would drown the covariance
+            self.origin = rows.mean(0)
+        rows = rows - self.origin
         products = rows.T @ rows if rows.shape[1] <= WIDEST else rows.square().sum(0)
         if self.sums is None or self.products is None:
             self.sums, self.products = rows.sum(0).double(), products.double()
@@ -63,11 +72,12 @@ class Gathering:
 
     def moments(self) -> Moments:
         """The moments of all rows so far."""
-        if self.sums is None or self.products is None:
+        if self.origin is None or self.sums is None or self.products is None:
             raise ValueError("nothing was added")
         mean = self.sums / self.rows
         square = mean.square() if self.products.ndim == 1 else mean.outer(mean)
-        return Moments(mean.cpu().numpy(), (self.products / self.rows - square).cpu().numpy())
+        covariance = (self.products / self.rows - square).cpu().numpy()
+        return Moments((mean + self.origin.double()).cpu().numpy(), covariance)
 
     def _sampled(self, x: Tensor) -> Tensor:
         """Some rows (n, channels) of a tensor (..., channels)."""

@@ -23,7 +23,8 @@ Scalars = NDArray[np.float64]
 class Evidence:
     """What the scoring pass saw, for signals to make one number a unit from.
 
-    `taylor` (units,) is the derivative of the loss, summed over the samples, by a factor on all that is read of a unit.
+    `taylor` (units,) is the size of the derivative of the loss, summed over the samples, by a factor on what a reader
+    reads of a unit, summed over its readers.
     `separability` (units,) is the U-Score; it is there only where a signal of that name was asked for. `moments` are
     those of every edge that sees activations.
     """
@@ -96,8 +97,8 @@ def separability(evidence: Evidence) -> Scalars:
 
 @signal("taylor")
 def taylor(evidence: Evidence) -> Scalars:
-    """R-Score: the size of the first-order change of the loss when a unit goes (arXiv 2508.02291)."""
-    return np.abs(evidence.taylor)
+    """R-Score: the size of the first-order change of the loss when a unit goes, by reader (arXiv 2508.02291)."""
+    return evidence.taylor
 
 
 @signal("reconstruction")

@@ -14,14 +14,14 @@ from torch.utils import _pytree as pytree
 class Columns(Protocol):
     """A gate that stands on activations, and can stand on the columns of a weight that reads them."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The gated activations; scoring samples them."""
+    def __call__(self, x: Tensor, *, padded: bool = False) -> Tensor:
+        """The gated activations; scoring samples them, and looks for moments where they are not `padded`."""
 
     def weigh(self, weight: Tensor) -> Tensor:
         """The weight with gated columns; nothing is sampled."""
 
     def watch(self, x: Tensor) -> None:
-        """See the activations, channels last, that the weight reads."""
+        """See activations, channels last: those that the weight reads, or packed ones."""
 
 
 class PackedGate(nn.Module):
@@ -134,7 +134,8 @@ def _gated_sequence(gate: Columns, x: Any, *, batch_first: bool) -> Any:
 def _gated_packed(gate: Columns, x: PackedSequence) -> PackedSequence:
     """Packed sequences through a gate: padded, gated, and packed again in the order that they had."""
     padded, lengths = pad_packed_sequence(x, batch_first=True)
-    gated = gate(padded)
+    gate.watch(x.data)
+    gated = gate(padded, padded=True)
     if x.sorted_indices is not None:
         gated, lengths = gated.index_select(0, x.sorted_indices), lengths[x.sorted_indices.cpu()]
     data, _ = torch._VF._pack_padded_sequence(gated, lengths, batch_first=True)

@@ -37,13 +37,13 @@ Scalars = NDArray[np.float64]
 class Scores:
     """The scores of every prunable unit, and all that a plan needs.
 
-    `propose` and `protect` hold one number a unit: the lowest go first, the highest are protected. `groups` are (name, first unit, end) of the
-    groups, `sites` the layers with the unit of each channel, `pieces` sets of units of which one at least has
-    to stay. `frozen` says why some layers stay whole, `settings` how the model was captured and coupled, and `about`
-    how the scores were made. `balanced` are sets of sites that keep the same number of channels each, and
-    `larger` pairs of which the first keeps more than the second. `costs` says what the model costs under any plan, and
-    `times`, from `with_latency`, how long it takes. `moments` are those of what every edge reads,
-    and `channels` the number of channels that go with each unit.
+    `propose` and `protect` hold one number a unit: the lowest go first, the highest are protected. `groups` are (name,
+    first unit, end) of the groups, `sites` the layers with the unit of each channel, `pieces` sets of units of which
+    one at least has to stay. `frozen` says why some layers stay whole, `settings` how the model was captured and
+    coupled, and `about` how the scores were made. `balanced` are sets of sites that keep the same number of channels
+    each, and `larger` pairs of which the first keeps more than the second. `costs` says what the model costs under any
+    plan, and `times`, from `with_latency`, how long it takes. `moments` are those of what every edge reads, and
+    `channels` the number of channels that go with each unit.
     """
 
     propose: Scalars
@@ -84,11 +84,11 @@ class Scores:
             params: the share of the parameters to keep, 0 < params <= 1; exact.
             macs: the share of the multiply-accumulates to keep; exact.
             latency: the share of the time to keep, as estimated from the times that `with_latency` took.
-            allocate: "tod" (every group loses those proposed first, to the largest depth at which the share of them that
-                the whole network protects, weighed by what they cost, is at most alpha), "tod-by-group" (protection is
-                a matter of the group alone, as published), "uniform" (the same share of every group), "global" (one
-                ranking of all units), or a function (propose, protect, groups) -> the lowest level at which each unit
-                goes, inf where it never does.
+            allocate: "tod" (every group loses those proposed first, to the largest depth at which the share of them
+                that the whole network protects, weighed by what they cost a channel, is at most alpha), "tod-by-group"
+                (protection is a matter of the group alone, as published), "uniform" (the same share of every group),
+                "global" (one ranking of all units), or a function (propose, protect, groups) -> the lowest level at
+                which each unit goes, inf where it never does.
             min_keep: the fewest units that a group keeps.
             round_to: the number of units that a group keeps is rounded up to a multiple of this.
 
@@ -135,9 +135,7 @@ class Scores:
         worth = None
         if self.costs is not None and self.channels is not None and allocate == "tod":
             costs = (self.costs.unit_params if per == "params" else self.costs.unit_macs)(len(self.propose))
-            worth = costs / np.maximum(
-                self.channels, 1
-            )  # a unit with many readers is hard to make up for in all of them
+            worth = costs / np.maximum(self.channels, 1)  # a unit of many layers saves more, and is read by more
         level = levels(allocate, self.propose, self.protect, self.groups, worth)
         units = {site.name: site.units for site in self.sites}
         equal, larger = (
@@ -205,7 +203,7 @@ class Scores:
                 costs = header["costs"] and Costs.of_arrays(_part(content, "costs"), **header["costs"])
                 times = header["times"] and Latency.of_arrays(_part(content, "times"), **header["times"])
                 moments = {
-                    (str(source), str(how)): Moments(**_part(content, f"moments{index}"))
+                    (str(source), str(how)): Moments.of_arrays(_part(content, f"moments{index}"))
                     for index, (source, how) in enumerate(header["moments"])
                 }
                 channels = content.get("channels")

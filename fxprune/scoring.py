@@ -1,11 +1,9 @@
-"""Scoring: one forward and one backward pass over the loader gives the U-Score and R-Score of every unit."""
+"""Scoring: one forward and one backward pass over the loader gives what the signals rank the units by."""
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,19 +12,18 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.batches import Classes, Unpack, batches, class_of_samples, count_of, length_of, sample_count, to_device
-from fxprune.capture import ModelGraph, example_of, specs_on
+from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling, Exclude, analyse
 from fxprune.errors import CalibrationError
-from fxprune.example import TensorSpec
-from fxprune.gates import Draw, Probe, Rows, insert
+from fxprune.gates import insert
 from fxprune.isolation import device_of, dtype_of, evaluating, seeded
 from fxprune.moments import Key, Moments
 from fxprune.objective import Loss, Objective, Part
-from fxprune.positions import PositionDraw, majority
+from fxprune.probes import Draw, Probe, Rows, rows_of
 from fxprune.ranking import Evidence, Signal, check_names, name_of_signal, need_classes, ranked
+from fxprune.sampling import Sampler
 from fxprune.scores import Scalars, Scores, scores_of
 from fxprune.signals import separability
 from fxprune.submodule import Run, name_of, part_of, with_captured_part, with_part
@@ -56,13 +53,14 @@ def score(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Scores:
-    """Score every prunable unit of `model` in one pass over a small labelled calibration loader.
+    """Score every prunable unit of `model` in one pass over a small calibration loader.
 
     The model runs in eval mode. One signal ranks the units of each group for leaving, another protects them. By default
     those are proposed first whose loss the others can make up for best ("reconstruction"), and those are protected that
     the loss depends on most to first order ("taylor", the R-Score of arXiv 2508.02291). The paper's U-Score is
     "separability": the largest class-to-class 1-Wasserstein distance of a unit's activations, sliced over seeded
-    directions for maps and sequences. All are taken where a unit is read, and summed where it is read in several places.
+    directions for maps and sequences; it alone needs classes. All are taken where a unit is read, and summed over the
+    places where it is.
 
     Args:
         model: a trained model, or a graph from `capture`; it is not changed.
@@ -86,7 +84,7 @@ def score(
         run: callable(model, inputs, targets) -> mean loss of the batch, in place of loss(model(inputs), targets), for
             models that give their loss themselves. It may change the mode of `model`, a copy in eval mode; the part
             that is scored stays in eval mode. `inputs` and `targets` are those of the loader, as they are.
-        seed: of the directions and of the sampled classes.
+        seed: of the directions, of the sampled classes and positions, and of "random".
         device: where to run; the model's own device by default.
         progress: show a progress bar on a terminal.
 
@@ -141,97 +139,6 @@ def _gated(
     return gated, [gate for gate in gates if isinstance(gate, Probe)]
 
 
-def rows_of(graph: ModelGraph) -> dict[str, Rows | None]:
-    """Where the samples of a batch lie in what every node gives, by its shapes on one sample and on two.
-
-    Nodes are left out for which they do not tell.
-    """
-    one, two = (pytree.tree_map_only(Tensor, partial(_samples, count=n), example_of(graph)) for n in (1, 2))
-    try:
-        specs = [specs_on(graph, example) for example in (one, two)]
-    except Exception:  # noqa: BLE001 - a model that does not run on one sample has its samples along the first axis
-        return {}
-    found: dict[str, Rows | None] = {}
-    for name, spec in specs[0].items():
-        other = specs[1][name]
-        if type(spec) is TensorSpec and type(other) is TensorSpec and len(spec.shape) == len(other.shape):
-            changed = [axis for axis, (a, b) in enumerate(zip(spec.shape, other.shape, strict=True)) if a != b]
-            if len(changed) <= 1:
-                found[name] = Rows(changed[0], spec.shape[changed[0]]) if changed else None
-    return found
-
-
-def _samples(x: Tensor, *, count: int) -> Tensor:
-    """The first `count` rows of a tensor, repeated where it has fewer."""
-    return x[torch.arange(count, device=x.device) % len(x)] if x.ndim and len(x) else x
-
-
-@dataclass(slots=True)
-class Sampler:
-    """Chooses the samples that the U-Score compares: the first of each class, of at most `max_classes` classes.
-
-    Where nothing `compares` classes, it only counts.
-    """
-
-    per_class: int
-    max_classes: int
-    memory: int
-    draw: Draw
-    compares: bool = True
-    counts: dict[int, int] = field(default_factory=dict)
-    left_out: set[int] = field(default_factory=set)
-    seen: int = 0
-
-    def count(self, samples: int) -> None:
-        """Count a batch of which nothing is sampled."""
-        self.seen += samples
-        self.draw.batch += 1
-
-    def choose(self, classes: Tensor, probes: list[Probe]) -> None:
-        """Set what the probes sample of the batch, and make room for their samples.
-
-        Where positions have classes, a sample's own is that of most of them.
-        """
-        self._admit({label for label in classes.unique().tolist() if label >= 0})
-        if classes.ndim > 1:
-            self._show(classes)
-        labels = majority(classes) if classes.ndim > 1 else classes
-        rows = []
-        for row, label in enumerate(labels.tolist()):
-            if label in self.counts and self.counts[label] < self.per_class:
-                self.counts[label] += 1
-                rows.append(row)
-        self.draw.rows = torch.tensor(rows, dtype=torch.int64)
-        self.draw.labels = labels[self.draw.rows]
-        self.seen += len(labels)
-        self.draw.batch += 1
-        self.draw.make_room(probes)
-
-    def _show(self, classes: Tensor) -> None:
-        """Have positions drawn, of the classes that are compared."""
-        self.draw.positions = self.draw.positions or PositionDraw(self.per_class, self.draw.seed)
-        self.draw.positions.show(torch.where(torch.isin(classes, torch.tensor(list(self.counts))), classes, -1))
-
-    def _admit(self, present: set[int]) -> None:
-        """Keep the `max_classes` classes that come first in a seeded order of all classes."""
-        known = (set(self.counts) | present) - self.left_out
-        admitted = set(heapq.nsmallest(self.max_classes, known, key=lambda label: _order(label, self.draw.seed)))
-        self.left_out |= known - admitted
-        self.counts = {label: self.counts.get(label, 0) for label in sorted(admitted)}
-
-    def bound(self, probes: list[Probe]) -> None:
-        """Halve the number of projections as often as the stored samples outgrow their memory."""
-        while self.draw.projections > 1 and sum(s.nbytes for p in probes for s in p.samples) > self.memory:
-            self.draw.projections //= 2
-            for probe in probes:
-                probe.samples = [s[..., : self.draw.projections].clone() for s in probe.samples]
-
-
-def _order(label: int, seed: int) -> int:
-    """A seeded random number for a class, the same in every process."""
-    return int(np.random.SeedSequence([abs(label), int(label < 0), seed]).generate_state(1, np.uint64)[0])
-
-
 def _feed(
     objective: Objective, loader: Iterable[Any], unpack: Unpack | None, place: torch.device, *, progress: bool
 ) -> Iterator[tuple[Any, Any]]:
@@ -283,7 +190,10 @@ def _gradients(value: Tensor, weights: list[Tensor]) -> list[Tensor]:
 
 
 def _unit_sums(probes: list[Probe], totals: list[Tensor], units: int) -> Scalars:
-    """The sum over all positions of a unit, on all edges, of the gates' gradients."""
+    """The size of the gradients' sum over all positions of a unit on an edge, summed over the edges.
+
+    What one reader gains and another loses does not cancel: compensation repairs each reader by itself.
+    """
     sums = np.zeros(units + 1)
     for probe, total in zip(probes, totals, strict=True):
         if not bool(torch.isfinite(total).all()):

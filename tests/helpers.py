@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from fxprune.capture import capture
+from fxprune.coupling import Edge, analyse
+from fxprune.gates import Gate, insert
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -139,3 +144,43 @@ def batches(example: Any, classes: int, sizes: tuple[int, ...] = (4, 3, 1)) -> l
     for index, size in enumerate(sizes):
         made.append((example(size), (torch.arange(size) + index) % classes))
     return made
+
+
+class Factor(Gate):
+    """Multiplies what is read of one unit by a factor."""
+
+    def __init__(self, edge: Edge) -> None:
+        super().__init__(edge)
+        self.unit, self.factor = -1, 1.0
+
+    def forward(self, x: Tensor, *, padded: bool = False) -> Tensor:
+        shape = [1] * x.ndim
+        shape[self.dim] = len(self.units)
+        return x * self.factors().view(shape)
+
+    def weigh(self, weight: Tensor) -> Tensor:
+        return weight * self.factors()
+
+    def factors(self) -> Tensor:
+        factors = torch.ones(len(self.units), dtype=torch.float64)
+        factors[torch.from_numpy(self.units == self.unit)] = self.factor
+        return factors
+
+
+def sizes_of_slopes(model: nn.Module, example: Any, loss: Callable[[Tensor], Tensor]) -> Callable[[int], float]:
+    """Unit -> the sum over the edges that read it of |d loss / d factor there|, by central differences."""
+    graph = capture(model, example)
+    gated, gates = insert(graph, analyse(graph), Factor)
+    gated.eval()
+
+    def at(gate: Factor, unit: int, factor: float) -> float:
+        gate.unit, gate.factor = unit, factor
+        value = float(loss(outputs(gated, example)[0]))
+        gate.factor = 1.0
+        return value
+
+    def size(unit: int, step: float = 1e-5) -> float:
+        own = [gate for gate in gates if isinstance(gate, Factor) and (gate.units == unit).any()]
+        return sum(abs(at(gate, unit, 1 + step) - at(gate, unit, 1 - step)) / (2 * step) for gate in own)
+
+    return size

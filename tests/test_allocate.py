@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +14,7 @@ from test_tod import lowest, rankings, tod
 from zoo import ZOO
 
 import fxprune
-from fxprune.allocate import ALLOCATIONS, Allocation, levels
+from fxprune.allocate import ALLOCATIONS, EVEN, Allocation, levels
 from fxprune.errors import PlanError
 from fxprune.tod import tod_curve
 
@@ -21,7 +22,9 @@ Scores = NDArray[np.float64]
 NAMES = tuple(ALLOCATIONS)
 
 
-def removed(propose: Scores, protect: Scores, alpha: float, allocate: str = "tod", **limits: int) -> NDArray[np.int64]:
+def removed(
+    propose: Scores, protect: Scores, alpha: float, allocate: str = "tod-by-group", **limits: int
+) -> NDArray[np.int64]:
     """The units that the only group loses."""
     groups = [("only", 0, len(propose))]
     allocation = Allocation(levels(allocate, propose, protect, groups), propose, groups, **limits)
@@ -93,11 +96,11 @@ def networks(draw: st.DrawFn) -> tuple[Scores, Scores, list[tuple[str, int, int]
 
 
 @given(networks(), st.floats(0, 1))
-def test_tod_treats_every_group_as_if_it_were_alone(
+def test_tod_by_group_treats_every_group_as_if_it_were_alone(
     network: tuple[Scores, Scores, list[tuple[str, int, int]]], alpha: float
 ) -> None:
     propose, protect, groups = network
-    keep = Allocation(levels("tod", propose, protect, groups), propose, groups).keep(alpha)
+    keep = Allocation(levels("tod-by-group", propose, protect, groups), propose, groups).keep(alpha)
     for _, start, end in groups:
         curve = tod_curve(propose[start:end], protect[start:end])[: int(0.99 * (end - start))]
         k = max((i + 1 for i, share in enumerate(curve.tolist()) if share <= alpha + 1e-12), default=0)
@@ -116,7 +119,7 @@ def test_units_leave_each_group_by_rising_score(
         ordered = level[start:end][order]
         assert ((ordered[1:] >= ordered[:-1]) | np.isinf(ordered[1:])).all()
     assert (level >= 0).all()
-    assert (level[np.isfinite(level)] <= 1).all()
+    assert (level[np.isfinite(level)] <= 1 + EVEN).all()
 
 
 @given(networks(), st.integers(0, 10))
@@ -138,6 +141,99 @@ def test_global_compares_scores_relative_to_their_groups() -> None:
 
 def test_global_does_without_a_mean() -> None:
     assert levels("global", np.zeros(3), np.zeros(3), [("a", 0, 3)]).tolist() == [1 / 3, 2 / 3, 1.0]
+
+
+# -- protection over the whole network ---------------------------------------------------------------------------------
+
+
+def protected(protect: Scores, groups: list[tuple[str, int, int]], k: int, n: int) -> set[int]:
+    """The units that are among the k / n of all units that are highest by `protect`."""
+    total = len(protect)
+    order = sorted(range(total), key=lambda i: (protect[i], i), reverse=True)
+    return set(order[: k * total // n])
+
+
+@given(networks(), st.integers(0, 20))
+def test_tod_protects_over_the_whole_network(
+    network: tuple[Scores, Scores, list[tuple[str, int, int]]], twentieths: int
+) -> None:
+    """The definition, with sets: in every group the largest k of which a share of at most alpha is protected."""
+    propose, protect, groups = network
+    alpha = Fraction(twentieths, 20)
+    keep = Allocation(levels("tod", propose, protect, groups), propose, groups).keep(float(alpha) + EVEN)
+    for _, start, end in groups:
+        n, k = end - start, 0
+        for depth in range(1, 99 * n // 100 + 1):
+            first = {start + unit for unit in lowest(propose[start:end], depth)}
+            if Fraction(len(first & protected(protect, groups, depth, n)), depth) <= alpha:
+                k = depth
+        assert set(np.flatnonzero(~keep[start:end]).tolist()) == lowest(propose[start:end], min(k, n - 1))
+
+
+@given(rankings())
+def test_tod_of_a_single_group_is_tod_by_group(scores: tuple[Scores, Scores]) -> None:
+    one, two = (levels(name, *scores, [("only", 0, len(scores[0]))]) for name in ("tod", "tod-by-group"))
+    assert (np.isinf(one) == np.isinf(two)).all()
+    finite = np.isfinite(one)
+    assert np.abs(one[finite] - two[finite]).max(initial=0) <= EVEN / 2
+
+
+@given(networks(), st.floats(0, 1), st.floats(0, 1))
+def test_tod_is_monotone(network: tuple[Scores, Scores, list[tuple[str, int, int]]], one: float, two: float) -> None:
+    propose, protect, groups = network
+    allocation = Allocation(levels("tod", propose, protect, groups), propose, groups)
+    low, high = sorted((one, two))
+    assert (allocation.keep(high) <= allocation.keep(low)).all()
+
+
+def test_a_group_that_the_network_needs_keeps_more() -> None:
+    """Both groups look the same by themselves."""
+    propose, protect = np.tile(np.arange(10.0), 2), np.concatenate([np.arange(10.0), 100 + np.arange(10.0)])
+    groups = [("idle", 0, 10), ("busy", 10, 20)]
+    kept = {}
+    for name in ("tod", "tod-by-group"):
+        keep = Allocation(levels(name, propose, protect, groups), propose, groups).keep(0.1)
+        kept[name] = keep[:10].sum(), keep[10:].sum()
+    assert kept["tod-by-group"] == (5, 5)
+    assert kept["tod"][0] < 5 < kept["tod"][1]
+
+
+def test_of_one_level_what_the_network_needs_goes_last() -> None:
+    propose, protect = np.tile(np.arange(4.0), 2), np.array([0.0, 2, 8, 9, 1, 3, 7, 6])
+    level = levels("tod", propose, protect, [("a", 0, 4), ("b", 4, 8)])
+    first = [0, 1, 4, 5]
+    assert (level[first] < EVEN).all()
+    assert [first[i] for i in np.argsort(level[first])] == [0, 4, 1, 5]
+
+
+def test_protection_is_weighed_by_worth() -> None:
+    """A unit that saves twice as much has to be needed twice as much."""
+    propose, protect, groups = np.arange(8.0), np.random.default_rng(0).random(8) + 1, [("a", 0, 4), ("b", 4, 8)]
+    worth = np.array([4.0, 1, 2, 1, 1, 8, 1, 2])
+    weighed = levels("tod", propose, protect * worth, groups, worth)
+    assert np.array_equal(weighed, levels("tod", propose, protect, groups))
+    worth[2] = 0
+    saves_nothing = levels("tod", propose, protect, groups, worth)
+    most = protect / np.maximum(worth, 1)
+    most[2] = 1e9
+    assert np.array_equal(saves_nothing, levels("tod", propose, most, groups))
+
+
+@pytest.mark.parametrize("per", ["macs", "params"])
+def test_worth_is_the_cost_of_a_unit_by_its_channels(per: str) -> None:
+    scores = scores_of("residual")
+    assert scores.costs is not None
+    assert scores.channels is not None
+    sites = {site.name: site.units for site in scores.sites}
+    assert (scores.channels[sites["a.conv1"]] == 1).all()
+    assert (scores.channels[sites["stem"]] == 2).all()  # of the layer that is added to it as well
+    costs = {"macs": scores.costs.unit_macs, "params": scores.costs.unit_params}[per](len(scores.propose))
+    expected = levels("tod", scores.propose, scores.protect / (costs / scores.channels), scores.groups)
+    assert np.array_equal(scores.allocation("tod", per=per).level, expected)
+    whole = dataclasses.replace(scores, channels=None).allocation("tod", per=per).level
+    assert np.array_equal(whole, levels("tod", scores.propose, scores.protect, scores.groups))
+    published = scores.allocation("tod-by-group", per=per).level
+    assert np.array_equal(published, levels("tod-by-group", scores.propose, scores.protect, scores.groups))
 
 
 # -- through Scores.plan -----------------------------------------------------------------------------------------------
@@ -182,7 +278,9 @@ def test_every_allocation_makes_plans_that_apply(name: str, net: str) -> None:
 
 
 def test_a_name_that_is_none() -> None:
-    with pytest.raises(PlanError, match="allocate is 'layerwise': it is one of tod, uniform, global, or a function"):
+    with pytest.raises(
+        PlanError, match="allocate is 'layerwise': it is one of tod, tod-by-group, uniform, global, or a function"
+    ):
         scores_of("mlp").plan(0.1, allocate="layerwise")
 
 

@@ -31,7 +31,8 @@ with warnings.catch_warnings():
 
 
 def score(model: nn.Module, batches: Any, **options: Any) -> fxprune.Scores:
-    return fxprune.score(model, batches, progress=False, **options)
+    """The U-Score proposes: the one signal that looks at classes."""
+    return fxprune.score(model, batches, propose="separability", progress=False, **options)
 
 
 def units(scores: fxprune.Scores, site: str) -> Any:
@@ -147,7 +148,7 @@ def test_fewer_classes_than_the_masks_have() -> None:
 
 def test_a_segmenter_is_compressed() -> None:
     x, y = masks()
-    small = fxprune.compress(segmenter(), in_batches(x, y), 0.4, progress=False, **MASKS)
+    small = fxprune.compress(segmenter(), in_batches(x, y), 0.4, propose="separability", progress=False, **MASKS)
     report = fxprune.report(small)
     assert report.params_after < 0.8 * report.params_before
     assert small(x).shape == (6, 4, 8, 8)
@@ -253,7 +254,7 @@ def test_a_language_model_is_compressed_by_the_frequency_of_the_next_token() -> 
         hidden = model.transformer.h[0].mlp.act(model.transformer.h[0].mlp.c_fc(torch.zeros(1, 16)))
     assert hidden.shape[1] == len(units(scores, "transformer.h.0.mlp.c_fc"))
     assert (scores.propose[units(scores, "transformer.h.0.mlp.c_fc")] > 0).all()
-    small = fxprune.compress(model, batches, 0.3, progress=False, **options)
+    small = fxprune.compress(model, batches, 0.3, propose="separability", progress=False, **options)
     assert fxprune.report(small).params_after < fxprune.report(small).params_before
     assert small(input_ids=tokens).logits.shape == (12, 10, 40)
 
@@ -363,13 +364,13 @@ def painted(targets: Any, side: int = 12) -> Tensor:
 
 
 def test_a_detector_has_classes_of_images_or_of_pixels() -> None:
-    model = detector()
-    by_image = fxprune.score(model, DETECTED, **OPTIONS)
-    by_pixel = fxprune.score(model, DETECTED, **OPTIONS | {"classes": painted})
+    model, options = detector(), OPTIONS | {"propose": "separability"}
+    by_image = fxprune.score(model, DETECTED, **options)
+    by_pixel = fxprune.score(model, DETECTED, **options | {"classes": painted})
     assert np.array_equal(by_image.protect, by_pixel.protect)
     assert by_pixel.about["classes"] == by_image.about["classes"] + 1
     assert not np.allclose(by_image.propose, by_pixel.propose)
-    small = fxprune.compress(model, DETECTED, 0.3, **OPTIONS | {"classes": painted})
+    small = fxprune.compress(model, DETECTED, 0.3, **options | {"classes": painted})
     assert fxprune.report(small).params_after < fxprune.report(small).params_before
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import batches, difference, double, outputs
+from helpers import batches, difference, double, outputs, sizes_of_slopes
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from zoo import CLASSES, ZOO
@@ -58,22 +58,14 @@ def scale(model: nn.Module, coupling: Coupling, example: Any, factors: Tensor) -
 
 @pytest.mark.parametrize("name", READ_BY_LAYERS)
 def test_r_score_is_the_derivative_of_the_loss_by_the_gate(name: str) -> None:
-    """A factor on a unit is a factor on its recurrent column and on all weights that read what it gives."""
+    """A factor on a unit is a factor on its recurrent column, or on what reads its outputs; the sizes are added."""
     model, x = ZOO[name].build().double(), double(ZOO[name].example(8))
     labels = torch.arange(8) % CLASSES
-    coupling = analyse(capture(model, x))
     scores = fxprune.score(model, [(x, labels)], progress=False)
-
-    def loss(unit: int, factor: float) -> float:
-        factors = torch.ones(coupling.units, dtype=torch.float64)
-        factors[unit] = factor
-        (logits,) = outputs(scale(model, coupling, x, factors), x)
-        return float(F.cross_entropy(logits, labels, reduction="sum"))
-
-    step = 1e-5
-    for unit in range(0, coupling.units, max(1, coupling.units // 7)):
-        slope = (loss(unit, 1 + step) - loss(unit, 1 - step)) / (2 * step)
-        assert scores.protect[unit] == pytest.approx(abs(slope), rel=1e-5, abs=1e-7)
+    size = sizes_of_slopes(model, x, lambda logits: F.cross_entropy(logits, labels, reduction="sum"))
+    units = len(scores.protect)
+    for unit in range(0, units, max(1, units // 7)):
+        assert scores.protect[unit] == pytest.approx(size(unit), rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", READ_BY_LAYERS)
@@ -92,7 +84,7 @@ def test_deleting_equals_zeroing_the_weights_that_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gru_deep_both_ways", "lstm_deep_both_ways", "lstm_projected_deep_both_ways"])
 def test_layers_and_directions_keep_as_many_units_but_not_the_same(name: str) -> None:
-    plan = fxprune.Scores.random(ZOO[name].build(), ZOO[name].example(2)).plan(alpha=0.8)
+    plan = fxprune.Scores.random(ZOO[name].build(), ZOO[name].example(2)).plan(alpha=0.8, allocate="tod-by-group")
     for suffix in ("", ".projection") if "projected" in name else ("",):
         kept = [plan.keep[f"rnn.{layer}{suffix}"] for layer in ("l0", "l0_reverse", "l1", "l1_reverse")]
         assert len({len(channels) for channels in kept}) == 1
@@ -204,7 +196,7 @@ def test_the_gates_inside_leave_the_numbers_alone() -> None:
 def test_a_smaller_layer_is_a_layer_of_torch() -> None:
     case = ZOO["lstm_projected_deep_both_ways"]
     model = case.build()
-    plan = fxprune.Scores.random(model, case.example(2)).plan(alpha=0.5)
+    plan = fxprune.Scores.random(model, case.example(2)).plan(alpha=0.5, allocate="tod-by-group")
     small: Any = fxprune.apply(model, plan)
     assert type(small.rnn) is nn.LSTM
     hidden, projected = len(plan.keep["rnn.l0"]), len(plan.keep["rnn.l1_reverse.projection"])
@@ -253,7 +245,9 @@ def test_u_scores_of_a_lower_layer_come_from_what_the_upper_reads() -> None:
     lower: Any = nn.LSTM(6, 7, batch_first=True).double()
     lower.load_state_dict({k: v for k, v in deep[0].state_dict().items() if k.endswith("l0")})
     flat = nn.Sequential(lower, Outputs(), nn.Linear(7, 3), nn.Flatten(), nn.Linear(15, CLASSES)).double()
-    scores = [fxprune.score(m, [(x, torch.arange(12) % 3)], progress=False) for m in (deep, flat)]
+    scores = [
+        fxprune.score(m, [(x, torch.arange(12) % 3)], propose="separability", progress=False) for m in (deep, flat)
+    ]
     first = [s.propose[s.sites[0].units] for s in scores]
     assert np.allclose(*first)
     assert (first[0] > 0).all()
@@ -266,7 +260,8 @@ class Outputs(nn.Module):
 
 @pytest.mark.parametrize("name", ["lstm_projected_one", "packed_lstm_outputs_samples_first", "lstm_time_major"])
 def test_every_unit_has_a_u_score(name: str) -> None:
-    scores = fxprune.score(ZOO[name].build(), batches(ZOO[name].example, CLASSES, (8, 5)), progress=False)
+    loader = batches(ZOO[name].example, CLASSES, (8, 5))
+    scores = fxprune.score(ZOO[name].build(), loader, propose="separability", progress=False)
     assert (scores.propose > 0).all()
 
 

@@ -20,6 +20,8 @@ from zoo.case import conv, randomise
 import fxprune
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError
 
+U_SCORE = OPTIONS | {"propose": "separability"}
+
 
 def test_compress_prunes_the_part_by_the_loss_of_the_whole() -> None:
     model = detector()
@@ -61,7 +63,7 @@ def test_the_stages_one_by_one(tmp_path: Path) -> None:
     small = fxprune.apply(detector(), plan)
     check_parts(model, small)
     assert fxprune.verify(model, plan, small, pyramid_input()) < 1e-4
-    whole = fxprune.compress(model, BATCHES, 0.3, **OPTIONS)
+    whole = fxprune.compress(model, BATCHES, 0.3, compensate="none", **OPTIONS)
     assert same_picture(small.state_dict(), whole.state_dict())
 
 
@@ -222,8 +224,8 @@ def test_a_part_that_sees_other_rows_than_the_batch_is_an_error_with_a_remedy() 
         return run(model, images * 2, targets * 2)
 
     with pytest.raises(CalibrationError, match="runs on 6 samples, but the batch has classes for 3: pass classes="):
-        fxprune.score(detector(), BATCHES, **OPTIONS | {"run": twice})
-    scores = fxprune.score(detector(), BATCHES, **OPTIONS | {"run": twice, "classes": lambda t: classes_of(t * 2)})
+        fxprune.score(detector(), BATCHES, **U_SCORE | {"run": twice})
+    scores = fxprune.score(detector(), BATCHES, **U_SCORE | {"run": twice, "classes": lambda t: classes_of(t * 2)})
     assert scores.about["samples"] == 10
 
 
@@ -261,11 +263,11 @@ def test_nan_in_the_part_is_named() -> None:
 
 def test_targets_of_detectors_need_classes() -> None:
     with pytest.raises(CalibrationError, match=r"the targets are a list, .* pass classes=, .* such as lambda targets"):
-        fxprune.score(detector(), BATCHES, **OPTIONS | {"classes": None})
+        fxprune.score(detector(), BATCHES, **U_SCORE | {"classes": None})
     with pytest.raises(CalibrationError, match=r"classes= fails on the targets of a batch \(KeyError: 'label'\)"):
-        fxprune.score(detector(), BATCHES, **OPTIONS | {"classes": lambda t: t[0]["label"]})
+        fxprune.score(detector(), BATCHES, **U_SCORE | {"classes": lambda t: t[0]["label"]})
     with pytest.raises(CalibrationError, match="classes= gave a int"):
-        fxprune.score(detector(), BATCHES, **OPTIONS | {"classes": len})
+        fxprune.score(detector(), BATCHES, **U_SCORE | {"classes": len})
 
 
 def test_samples_that_nobody_collated() -> None:

@@ -1,0 +1,79 @@
+"""Sampling: which samples of a loader the U-Score compares."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxprune.positions import PositionDraw, majority
+from fxprune.probes import Draw, Probe
+
+
+@dataclass(slots=True)
+class Sampler:
+    """Chooses the samples that the U-Score compares: the first of each class, of at most `max_classes` classes.
+
+    Where nothing `compares` classes, it only counts.
+    """
+
+    per_class: int
+    max_classes: int
+    memory: int
+    draw: Draw
+    compares: bool = True
+    counts: dict[int, int] = field(default_factory=dict)
+    left_out: set[int] = field(default_factory=set)
+    seen: int = 0
+
+    def count(self, samples: int) -> None:
+        """Count a batch of which nothing is sampled."""
+        self.seen += samples
+        self.draw.batch += 1
+
+    def choose(self, classes: Tensor, probes: list[Probe]) -> None:
+        """Set what the probes sample of the batch, and make room for their samples.
+
+        Where positions have classes, a sample's own is that of most of them.
+        """
+        self._admit({label for label in classes.unique().tolist() if label >= 0})
+        if classes.ndim > 1:
+            self._show(classes)
+        labels = majority(classes) if classes.ndim > 1 else classes
+        rows = []
+        for row, label in enumerate(labels.tolist()):
+            if label in self.counts and self.counts[label] < self.per_class:
+                self.counts[label] += 1
+                rows.append(row)
+        self.draw.rows = torch.tensor(rows, dtype=torch.int64)
+        self.draw.labels = labels[self.draw.rows]
+        self.seen += len(labels)
+        self.draw.batch += 1
+        self.draw.make_room(probes)
+
+    def _show(self, classes: Tensor) -> None:
+        """Have positions drawn, of the classes that are compared."""
+        self.draw.positions = self.draw.positions or PositionDraw(self.per_class, self.draw.seed)
+        self.draw.positions.show(torch.where(torch.isin(classes, torch.tensor(list(self.counts))), classes, -1))
+
+    def _admit(self, present: set[int]) -> None:
+        """Keep the `max_classes` classes that come first in a seeded order of all classes."""
+        known = (set(self.counts) | present) - self.left_out
+        admitted = set(heapq.nsmallest(self.max_classes, known, key=lambda label: _order(label, self.draw.seed)))
+        self.left_out |= known - admitted
+        self.counts = {label: self.counts.get(label, 0) for label in sorted(admitted)}
+
+    def bound(self, probes: list[Probe]) -> None:
+        """Halve the number of projections as often as the stored samples outgrow their memory."""
+        while self.draw.projections > 1 and sum(s.nbytes for p in probes for s in p.samples) > self.memory:
+            self.draw.projections //= 2
+            for probe in probes:
+                probe.samples = [s[..., : self.draw.projections].clone() for s in probe.samples]
+
+
+def _order(label: int, seed: int) -> int:
+    """A seeded random number for a class, the same in every process."""
+    return int(np.random.SeedSequence([abs(label), int(label < 0), seed]).generate_state(1, np.uint64)[0])

@@ -1,0 +1,127 @@
+"""Greedy elimination against brute force: every unit is tried, and the weights on what stays are fitted anew."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fxprune.elimination import RIDGE, STEPS, Reading, eliminated
+
+Matrix = NDArray[np.float64]
+
+
+def error_without(reading: Reading, gone: set[int]) -> float:
+    """The share of the readers' output variance that is lost once the best weights on what stays are found."""
+    covariance = reading.covariance + RIDGE * np.trace(reading.covariance) / len(reading.units) * np.eye(
+        len(reading.units)
+    )
+    out = np.isin(reading.units, list(gone))
+    stay, go, weights = ~out, out, reading.weights
+    if not go.any():
+        return 0.0
+    fitted = np.linalg.lstsq(covariance[np.ix_(stay, stay)], covariance[np.ix_(stay, go)], rcond=None)[0]
+    left = covariance[np.ix_(go, go)] - covariance[np.ix_(go, stay)] @ fitted
+    lost = float(np.trace(weights[:, go] @ left @ weights[:, go].T))
+    return lost / float(np.trace(weights @ covariance @ weights.T))
+
+
+def greedy(readings: list[Reading], count: int) -> Matrix:
+    """What `eliminated` says it gives, found by trying every unit at every step."""
+    gone: set[int] = set()
+    costs = np.zeros(count)
+    while len(gone) < count:
+        left = [unit for unit in range(count) if unit not in gone]
+        totals = [sum(error_without(reading, gone | {unit}) for reading in readings) for unit in left]
+        best = left[int(np.argmin(totals))]
+        gone.add(best)
+        costs[best] = min(totals)
+    return costs
+
+
+def reading(units: list[int], seed: int, rows: int = 3) -> Reading:
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(40, len(units))) @ random.normal(size=(len(units), len(units)))
+    return Reading(
+        np.array(units), np.cov(x.T, bias=True).reshape(len(units), -1), random.normal(size=(rows, len(units)))
+    )
+
+
+@given(st.integers(1, 8), st.integers(0, 10_000))
+def test_one_place_a_unit(count: int, seed: int) -> None:
+    readings = [reading(list(range(count)), seed)]
+    assert eliminated(readings, count) == pytest.approx(greedy(readings, count), rel=1e-6, abs=1e-9)
+
+
+@given(st.lists(st.integers(-1, 3), min_size=1, max_size=8), st.integers(0, 10_000))
+def test_several_places_a_unit_and_some_that_stay(units: list[int], seed: int) -> None:
+    """Units without any place cost nothing, and go first."""
+    readings = [reading(units, seed)]
+    assert eliminated(readings, 4) == pytest.approx(greedy(readings, 4), rel=1e-6, abs=1e-9)
+
+
+@given(st.permutations(range(5)), st.lists(st.integers(-1, 4), min_size=2, max_size=7), st.integers(0, 10_000))
+def test_several_readers_add_up(one: list[int], two: list[int], seed: int) -> None:
+    readings = [reading(one, seed), reading(two, seed + 1)]
+    assert eliminated(readings, 5) == pytest.approx(greedy(readings, 5), rel=1e-6, abs=1e-9)
+
+
+def test_all_that_is_read_is_lost_once_all_units_are() -> None:
+    assert eliminated([reading(list(range(6)), 0)], 6).max() == pytest.approx(1)
+
+
+def test_one_of_two_that_say_the_same_goes_first_and_the_other_is_dear() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(200, 5))
+    x[:, 3] = 2 * x[:, 1]  # by far the most variance, and not needed twice
+    costs = eliminated([Reading(np.arange(5), np.cov(x.T), np.eye(5))], 5)
+    order = np.argsort(costs).tolist()
+    assert order[0] in (1, 3)
+    assert costs[order[0]] < 0.01
+    assert order[-1] == 4 - order[0]
+
+
+def test_what_nobody_weighs_goes_first() -> None:
+    whole = reading(list(range(6)), 3)
+    whole.weights[:, 4] = 0
+    assert np.argmin(eliminated([whole], 6)) == 4
+    assert eliminated([whole], 6)[4] == pytest.approx(0, abs=1e-12)
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
+def test_the_scales_of_activations_and_weights_do_not_matter(values: float, weights: float) -> None:
+    one = reading(list(range(5)), 1)
+    other = Reading(one.units, values * one.covariance, weights * one.weights)
+    assert eliminated([other], 5) == pytest.approx(eliminated([one], 5), rel=1e-6)
+
+
+@pytest.mark.parametrize("units", [[0, 1, 2], [0, 0, 1, 1, 2]])
+def test_activations_that_do_not_vary(units: list[int]) -> None:
+    """Then any order is as good, but it has to be one."""
+    found = eliminated([Reading(np.array(units), np.zeros((len(units), len(units))), np.ones((2, len(units))))], 3)
+    assert np.isfinite(found).all()
+    assert eliminated([Reading(np.arange(3), np.zeros(3), np.ones((2, 3)))], 3).tolist() == [0, 0, 0]
+
+
+def test_variances_alone_are_shares_of_the_output() -> None:
+    units = np.array([2, 0, -1, 1, 1])
+    variances, weights = np.array([1.0, 2.0, 5.0, 1.0, 3.0]), np.array([[1.0, 1, 1, 2, 1], [0, 2, 0, 0, 0]])
+    shares = np.array([10.0, 4 + 3, 1]) / (1 + 10 + 5 + 4 + 3)
+    assert eliminated([Reading(units, variances, weights)], 3) == pytest.approx(
+        [shares.sum(), shares[2] + shares[1], shares[2]]
+    )
+
+
+def test_many_units_go_several_at_a_time_in_the_same_order_of_size() -> None:
+    count = 3 * STEPS
+    variances = np.random.default_rng(0).random(count) + 0.1
+    costs = eliminated([Reading(np.arange(count), np.diag(variances), np.eye(count))], count)
+    assert (np.argsort(costs) == np.argsort(variances)).all()
+    assert costs.max() == pytest.approx(1)
+
+
+def test_a_group_sees_its_own_units() -> None:
+    own = Reading(np.array([4, 9, -1, 5, 6]), np.eye(5), np.eye(5)).within(range(4, 7))
+    assert own.units.tolist() == [0, -1, -1, 1, 2]

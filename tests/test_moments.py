@@ -1,0 +1,176 @@
+"""Means and covariances against numpy, and which edges have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import double
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from zoo import CLASSES, ZOO, images
+
+import fxprune
+from fxprune.capture import capture
+from fxprune.coupling import analyse
+from fxprune.moments import ROWS, WIDEST, Gathering, Moments
+from fxprune.ranking import key_of_edge
+
+
+def gathered(*parts: Tensor, dim: int = 1, seed: int = 0) -> Moments:
+    gathering = Gathering(seed)
+    for part in parts:
+        gathering.add(part, dim)
+    return gathering.moments()
+
+
+def score(model: nn.Module, x: Any, **options: Any) -> fxprune.Scores:
+    count = len(next(iter(x.values())) if isinstance(x, dict) else x[0] if isinstance(x, tuple) else x)
+    return fxprune.score(model, [(x, torch.arange(count) % CLASSES)], progress=False, **options)
+
+
+@pytest.mark.parametrize("dim", [1, -1, 2])
+def test_they_are_those_of_all_rows_while_rows_are_few(dim: int) -> None:
+    parts = [torch.randn(n, 3, 4, 5, dtype=torch.float64) + 7 for n in (4, 1, 6)]
+    found = gathered(*parts, dim=dim)
+    rows = torch.cat(parts).movedim(dim, -1).flatten(0, -2).numpy()
+    assert np.allclose(found.mean, rows.mean(0), atol=1e-12)
+    assert np.allclose(found.covariance, np.cov(rows.T, bias=True), atol=1e-12)
+    assert np.allclose(found.variance, rows.var(0), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_means_far_from_zero_do_not_drown_the_covariance(dtype: torch.dtype) -> None:
+    x = (torch.randn(500, 4) * 4 + 1000).to(dtype)
+    found = gathered(x[:200], x[200:])
+    assert found.covariance.dtype == np.float64
+    assert np.allclose(found.covariance, np.cov(x.double().numpy().T, bias=True), rtol=1e-4, atol=1e-3)
+
+
+def test_of_many_rows_seeded_ones_are_taken() -> None:
+    x = torch.randn(64, 3, 20, 20) * torch.tensor([1.0, 2, 3])[:, None, None]
+    gathering = Gathering(seed=1)
+    gathering.add(x, 1)
+    assert gathering.rows == ROWS
+    one, again, other = gathering.moments(), gathered(x, seed=1), gathered(x, seed=2)
+    assert np.array_equal(one.covariance, again.covariance)
+    assert not np.array_equal(one.covariance, other.covariance)
+    assert np.allclose(np.sqrt(one.variance), [1, 2, 3], rtol=0.1)
+
+
+def test_wide_tensors_enter_with_two_rows_a_channel() -> None:
+    gathering = Gathering(seed=0)
+    gathering.add(torch.randn(3000, ROWS), 1)
+    assert gathering.rows == 2 * ROWS
+
+
+def test_wider_edges_keep_variances() -> None:
+    x = torch.randn(30, WIDEST + 1, dtype=torch.float64)
+    found = gathered(x[:10], x[10:])
+    assert found.covariance.shape == (WIDEST + 1,)
+    assert np.allclose(found.variance, x.numpy().var(0))
+    assert gathered(x[:, 1:]).covariance.shape == (WIDEST, WIDEST)
+
+
+def test_nothing_has_no_moments() -> None:
+    with pytest.raises(ValueError, match="nothing was added"):
+        Gathering(0).moments()
+
+
+# -- in the scoring pass -----------------------------------------------------------------------------------------------
+
+
+def test_they_are_those_of_what_a_layer_reads() -> None:
+    model = ZOO["mlp"].build().double().eval()
+    x = torch.randn(20, 6, dtype=torch.float64)
+    scores = score(model, x)
+    hidden = model[1](model[0](x)).detach().numpy()
+    (found,) = [moments for moments in scores.moments.values() if moments.mean.shape == hidden.shape[1:]]
+    assert np.allclose(found.mean, hidden.mean(0))
+    assert np.allclose(found.covariance, np.cov(hidden.T, bias=True))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "residual", "concat_spellings", "squeeze_excite", "lstm_deep", "gru_deep_both_ways", "lstm_time_major",
+        "rnn_relu_deep_both_ways", "lstm_cell_from_none", "gru_cell_from_parameter", "packed_lstm_states_samples_first",
+        "packed_gru_outputs_samples_first", "attention_chunk_matmul",
+    ],
+)  # fmt: skip
+def test_every_edge_has_moments(name: str) -> None:
+    """Those that recurrent layers read a step later as well; a cell that is called at every step has them once."""
+    model, x = ZOO[name].build().double(), double(ZOO[name].example(8))
+    scores, coupling = score(model, x), analyse(capture(model, x))
+    edges = [edge for edge in coupling.edges if (edge.units >= 0).any()]
+    assert edges
+    for edge in edges:
+        shape = edge.parameter, len(edge.units)
+        own = [edge, *(e for e in edges if edge.parameter is not None and (e.parameter, len(e.units)) == shape)]
+        (moments, *_) = [scores.moments[key_of_edge(e)] for e in own if key_of_edge(e) in scores.moments]
+        assert moments.mean.shape == edge.units.shape
+        assert np.linalg.eigvalsh(moments.covariance).min() > -1e-9
+    assert (scores.propose >= 0).all()
+
+
+def test_what_a_recurrent_layer_reads_a_step_later_are_its_outputs() -> None:
+    """The last outputs are not read, and few of many: they are counted all the same."""
+    model = nn.Sequential(nn.GRU(3, 4, batch_first=True), First(), nn.Flatten(), nn.Linear(24, CLASSES)).double()
+    x = torch.randn(9, 6, 3, dtype=torch.float64)
+    scores = score(model, x)
+    states = model[0](x)[0].detach().flatten(0, 1).numpy()
+    (found,) = [moments for (_, how), moments in scores.moments.items() if how == "weight_hh_l0"]
+    assert np.allclose(found.covariance, np.cov(states.T, bias=True))
+
+
+class First(nn.Module):
+    def forward(self, pair: Any) -> Tensor:
+        return pair[0]
+
+
+def test_padding_does_not_count() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.GRU(3, 4, batch_first=True), nn.GRU(4, CLASSES, batch_first=True)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            outputs, _ = self.a(packed)
+            outputs, _ = self.b(outputs)
+            return pad_packed_sequence(outputs, batch_first=True)[0].mean(1)
+
+    model, x, lengths = Packed().double(), torch.randn(5, 6, 3, dtype=torch.float64), torch.tensor([6, 1, 2, 4, 2])
+    scores = score(model, (x, lengths))
+    rows = [model.a(part[None, :length])[0][0] for part, length in zip(x, lengths.tolist(), strict=True)]
+    states = torch.cat(rows).detach().numpy()
+    assert len(states) == 15
+    for moments in scores.moments.values():
+        if len(moments.mean) == 4:
+            assert np.allclose(moments.mean, states.mean(0))
+            assert np.allclose(moments.covariance, np.cov(states.T, bias=True))
+
+
+def test_they_survive_saving_in_single_precision(tmp_path: Path) -> None:
+    scores = score(ZOO["concat_spellings"].build(), images()(12))
+    scores.save(tmp_path / "scores.npz")
+    again = fxprune.Scores.load(tmp_path / "scores.npz")
+    assert list(again.moments) == list(scores.moments)
+    for key, moments in scores.moments.items():
+        assert again.moments[key].covariance.dtype == np.float64
+        assert np.array_equal(again.moments[key].mean, moments.mean.astype(np.float32))
+        assert np.array_equal(again.moments[key].covariance, moments.covariance.astype(np.float32))
+    assert again.channels is not None
+    assert np.array_equal(again.channels, scores.channels)  # type: ignore[arg-type]
+    assert again.plan(0.3) == scores.plan(0.3)
+
+
+def test_the_seed_draws_the_rows() -> None:
+    model, x = ZOO["residual"].build(), images()(40)
+    one, again, other = (score(model, x, seed=seed) for seed in (1, 1, 2))
+    key = next(key for key, moments in one.moments.items() if len(moments.mean) == 8)
+    assert np.array_equal(one.moments[key].covariance, again.moments[key].covariance)
+    assert not np.array_equal(one.moments[key].covariance, other.moments[key].covariance)
