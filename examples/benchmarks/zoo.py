@@ -62,8 +62,9 @@ COLUMNS = (
 )  # fmt: skip
 NOTE = (
     f"alpha {ALPHA:g} on random rankings, by group. rung: the way to the graph. groups, units: the prunable ones; "
-    "parameters in them: the share that stands in tensors which a prunable group narrows, and where that is under half, the reason "
-    "that freezes most of the rest. error: verify's, in float32. couple: median of three; three forward passes: of the "
+    "parameters in them: the share that stands in tensors which a prunable group narrows, and where that is under "
+    "half, the reason that freezes most of the rest. error: verify's, in float32. "
+    "couple: median of three; three forward passes: of the "
     "input, which is two samples (one of the heavy video models). Of detectors, everything is about the backbone, and "
     "forward, backward and state_dict about the whole."
 )

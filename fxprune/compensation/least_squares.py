@@ -84,7 +84,9 @@ def refitted(
             best = Fit(*solved, strength, before, error)
     if best.strength is None:
         return best
-    whole = _Normal.of(rows.inputs, rows.wanted, intercept=intercept)
+    whole = part.with_rows(
+        _Normal.of(held.inputs, held.wanted, intercept=intercept), held.inputs.shape[1] / len(rows.held)
+    )
     solved = whole.solve(weight, bias, best.strength)
     if rectified is not None:
         solved = _behind_rectifier(rows, whole, (weight, bias), solved, best.strength, rectified)
@@ -124,6 +126,17 @@ class _Normal:
         empty = cls(mean, mean, covariance, covariance, intercept, {})
         return empty.towards(inputs, wanted)
 
+    def with_rows(self, other: _Normal, share: float) -> _Normal:
+        """The normal equations of these rows and of others, which are a share of all."""
+        mean = (1 - share) * self.mean + share * other.mean
+        wanted = (1 - share) * self.wanted_mean + share * other.wanted_mean
+        covariance = -_outer(mean, mean)
+        cross = -_outer(mean, wanted)
+        for part, weight in ((self, 1 - share), (other, share)):
+            covariance = covariance + weight * (part.covariance + _outer(part.mean, part.mean))
+            cross = cross + weight * (part.cross + _outer(part.mean, part.wanted_mean))
+        return _Normal(mean, wanted, covariance, cross, self.intercept, {})
+
     def towards(self, inputs: Tensor, wanted: Tensor) -> _Normal:
         """The same for other wanted outputs."""
         mean = (
@@ -147,6 +160,10 @@ class _Normal:
         if not self.intercept:
             return moved, bias
         return moved, self.wanted_mean - (moved @ self.mean[..., None]).squeeze(-1)
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return a[:, :, None] * b[:, None, :]
 
 
 def _outputs(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
