@@ -43,7 +43,7 @@ from torch import nn
 
 LIMIT = 1500.0
 BUDGETS: dict[str, tuple[float, ...]] = {"pruned": (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3), "tuned": (0.7, 0.5, 0.3)}
-LARGE = ("resnet56", "vgg")  # models on which the ablations of signals have fewer budgets
+LARGE = ("resnet56", "vgg")  # models on which ablations of fxprune have fewer budgets
 TUNED_MODELS = ("resnet20",)
 QUICK_MODELS, QUICK_BUDGETS = ("resnet20", "lstm"), (0.7,)
 HEADING = "Accuracy right after pruning"

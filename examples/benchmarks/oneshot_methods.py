@@ -31,7 +31,7 @@ RESIDUAL = tuple(name for name in MODELS if name not in ("vgg", "lstm"))
 class Method:
     """How to prune a workload to budgets; the models that it is for; whether it is drawn, and whether it is bold.
 
-    An `ablation` exchanges one signal of fxprune for another.
+    An `ablation` exchanges one part of fxprune for another.
     """
 
     prepare: Callable[[Workload], AtBudget]
@@ -76,13 +76,12 @@ CONFIGURATIONS: dict[str, Options] = {
     **{f"fxprune, protect {signal}": replace(DEFAULT, score={"protect": signal}) for signal in PROTECT},
     "fxprune, as published": PUBLISHED,
 }
-ABLATIONS = ("fxprune, propose", "fxprune, protect")
 DRAWN = ("fxprune", "fxprune, compensate none", "fxprune, compensate ridge", "fxprune, as published")
 
 METHODS: dict[str, Method] = {
     WHOLE: Method(lambda work: lambda budget: (copy.deepcopy(work.model), budget)),
     **{
-        name: Method(ours(options), drawn=name in DRAWN, bold=name == "fxprune", ablation=name.startswith(ABLATIONS))
+        name: Method(ours(options), drawn=name in DRAWN, bold=name == "fxprune", ablation=name != "fxprune")
         for name, options in CONFIGURATIONS.items()
     },
     "torch-pruning, L2": Method(peers.torch_pruning("L2"), drawn=True),
