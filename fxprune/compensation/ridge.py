@@ -21,6 +21,7 @@ from fxprune.rewrite import Checker, narrow
 from fxprune.rules.context import Slot
 
 STRENGTH = 1e-3  # of the ridge, by the mean variance of the channels that stay
+TINY = 1e-12  # the least mean variance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +45,7 @@ def filling(moments: Moments, stays: NDArray[np.bool_], *, linear: bool, groups:
         stay, gone = own[stays[own]], own[~stays[own]]
         if linear and moments.covariance.ndim == 2 and len(stay) and len(gone):
             within = moments.covariance[np.ix_(stay, stay)]
-            ridge = STRENGTH * max(float(np.trace(within)) / len(stay), np.finfo(np.float32).tiny)
+            ridge = STRENGTH * max(float(np.trace(within)) / len(stay), TINY)
             across = moments.covariance[np.ix_(stay, gone)]
             shares[np.ix_(gone, stay)] = np.linalg.solve(within + ridge * np.eye(len(stay)), across).T
     return Filling(shares, np.where(stays, 0.0, moments.mean - shares @ moments.mean))
