@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 from fxprune.batches import Unpack, batches, fitted, sample_count, to_device
 from fxprune.capture import ModelGraph, example_of, placeholder_values
 from fxprune.compensation.lockstep import live_bytes
-from fxprune.gates import Rows as Samples
 from fxprune.isolation import device_of, evaluating
 from fxprune.objective import Part
-from fxprune.scoring import rows_of
+from fxprune.probes import Rows as Samples
+from fxprune.probes import rows_of
 from fxprune.submodule import Run, call_whole, name_of, with_part
 
 MEMORY = 2 << 30  # bytes for the values of the calibration batches
