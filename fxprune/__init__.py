@@ -26,7 +26,7 @@ from fxprune.verify import verify
 __version__ = "0.1.0"
 
 __all__ = [
-    "Budget", "CalibrationError", "CaptureError", "Compensation", "Coupling", "Evidence", "Finetuning", "FxpruneError", "FxpruneWarning", "Group",
-    "Plan", "PlanError", "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError", "VerificationError", "apply",
-    "capture", "classes", "compress", "couple", "finetune", "report", "score", "verify",
+    "Budget", "CalibrationError", "CaptureError", "Compensation", "Coupling", "Evidence", "Finetuning", "FxpruneError",
+    "FxpruneWarning", "Group", "Plan", "PlanError", "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError",
+    "VerificationError", "apply", "capture", "classes", "compress", "couple", "finetune", "report", "score", "verify",
 ]  # fmt: skip

@@ -94,7 +94,7 @@ class Products:
         numbers = self.factor * sizes[self.axes].prod(1)
         of_width = np.bincount(self.axes.ravel(), (numbers[:, None] / sizes[self.axes]).ravel(), minlength=len(sizes))
         each = np.repeat(of_width, np.diff(np.append(widths.starts, len(widths.units))[: len(sizes) + 1]))
-        return np.bincount(widths.units, each, minlength=len(keep))
+        return np.bincount(widths.units, each, minlength=len(keep)).astype(np.float64)
 
     def arrays(self, name: str) -> dict[str, Index]:
         """The numbers, as arrays whose names begin with `name`."""

@@ -3,7 +3,8 @@
     FXPRUNE_DATA=... python examples/benchmarks/accuracy.py [--quick]
 
 For each network: one pass of `fxprune.score` over 1,000 training images (100 a class), then for each alpha
-a plan, the narrowed network, its proof against the masked original, and its accuracy on the test images.
+a plan, the narrowed network, its proof against the masked original, and the accuracy on the test images of it and of
+what compensation makes of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import cifar
 from measure import CONSOLE, Table, millions, parser, percent, publish, seconds
-from torch import Tensor, nn
+from torch import nn
 
 import fxprune
 
@@ -24,7 +25,8 @@ ALPHAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)
 NOTE = (
     "alpha: the tolerance that was asked for; full: the network before pruning. Scores come from {images:,} training "
     "images and are computed once a network; nothing is trained or tuned afterwards. Accuracy on {tests:,} test "
-    "images. error: largest difference between the narrowed network and the original with the removed units at zero, "
+    "images; plain: what is left of the network as it is; compensated: its layers refitted in closed form, as compress "
+    "does. error: largest difference between the narrowed network and the original with the removed units at zero, "
     "relative to the output's scale."
 )
 
@@ -37,6 +39,7 @@ class Row:
     alpha: float | None
     params: int
     macs: int
+    plain: float
     accuracy: float
     error: float
     params_share: float
@@ -52,6 +55,7 @@ class Row:
             percent(self.params_share),
             millions(self.macs),
             percent(self.macs_share),
+            percent(self.plain) if pruned else "",
             percent(self.accuracy),
             f"{self.error:.1e}" if pruned else "",
         )
@@ -63,20 +67,25 @@ def sweep(network: str, calibration: cifar.Batches, test: cifar.Batches, alphas:
     scores: list[fxprune.Scores] = []
     spent = seconds(lambda: scores.append(fxprune.score(model, calibration)))
     CONSOLE.print(f"{network}: scored once, in {spent:.1f} s")
-    example = calibration[0][0][:2]
-    rows = [prune(network, model, scores[0], alpha, example, test) for alpha in alphas]
+    rows = [prune(network, model, scores[0], alpha, calibration, test) for alpha in alphas]
     first = fxprune.report(fxprune.apply(model, scores[0].plan(alpha=alphas[0])))
     accuracy = cifar.accuracy(model, test)
-    return [Row(network, None, first.params_before, first.macs_before, accuracy, 0.0, 1.0, 1.0), *rows]
+    return [Row(network, None, first.params_before, first.macs_before, accuracy, accuracy, 0.0, 1.0, 1.0), *rows]
 
 
 def prune(
-    network: str, model: nn.Module, scores: fxprune.Scores, alpha: float, example: Tensor, test: cifar.Batches
+    network: str,
+    model: nn.Module,
+    scores: fxprune.Scores,
+    alpha: float,
+    calibration: cifar.Batches,
+    test: cifar.Batches,
 ) -> Row:
     """The row of one alpha."""
     plan = scores.plan(alpha=alpha)
     small = fxprune.apply(model, plan)
-    error = fxprune.verify(model, plan, small, example)
+    error = fxprune.verify(model, plan, small, calibration[0][0][:2])
+    repaired = fxprune.apply(model, plan, scores=scores, loader=calibration, compensate="sequential")
     report = fxprune.report(small)
     return Row(
         network,
@@ -84,6 +93,7 @@ def prune(
         report.params_after,
         report.macs_after,
         cifar.accuracy(small, test),
+        cifar.accuracy(repaired, test),
         float(error),
         report.params_after / report.params_before,
         report.macs_after / report.macs_before,
@@ -92,7 +102,7 @@ def prune(
 
 def table(rows: Sequence[Row], note: str) -> Table:
     """All rows as one table."""
-    columns = ("network", "alpha", "parameters", "of full", "MACs", "of full", "accuracy", "error")
+    columns = ("network", "alpha", "parameters", "of full", "MACs", "of full", "plain", "compensated", "error")
     return Table("Test accuracy on CIFAR-10, no training after pruning", columns, tuple(r.cells() for r in rows), note)
 
 

@@ -15,6 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from torch import nn
 
 LIMIT = 1500.0
 BUDGETS: dict[str, tuple[float, ...]] = {"pruned": (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3), "tuned": (0.7, 0.5, 0.3)}
+LARGE = ("resnet56", "vgg")  # models on which ablations of fxprune have fewer budgets
 TUNED_MODELS = ("resnet20",)
 QUICK_MODELS, QUICK_BUDGETS = ("resnet20", "lstm"), (0.7,)
 HEADING = "Accuracy right after pruning"
@@ -77,7 +79,9 @@ def measured(stage: str, model: str, method: str, weights: Path, *, quick: bool)
     at = METHODS[method].prepare(work)
     prepared = time.perf_counter() - start
     rows: list[dict[str, Any]] = []
-    for budget in (1.0,) if method == WHOLE else QUICK_BUDGETS if quick else BUDGETS[stage]:
+    few = METHODS[method].ablation and model in LARGE
+    budgets = BUDGETS["tuned"] if few else BUDGETS[stage]
+    for budget in (1.0,) if method == WHOLE else QUICK_BUDGETS if quick else budgets:
         try:
             small, level = at(budget)
             rows.append({"budget": budget, "level": level, **result(small, work, stage, quick=quick)})
@@ -148,7 +152,7 @@ def options_of() -> argparse.Namespace:
     options = parser("accuracy right after pruning", "oneshot")
     options.add_argument("--resume", action="store_true", help="keep what an earlier run wrote")
     options.add_argument("--only", nargs="+", metavar="MODEL", choices=MODELS, help="only these models")
-    options.add_argument("--methods", nargs="+", metavar="NAME", help="only the methods whose names begin so")
+    options.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods, * being anything")
     options.add_argument("--stages", nargs="+", choices=TITLES, default=list(TITLES), help="without or with training")
     return options.parse_args()
 
@@ -156,7 +160,8 @@ def options_of() -> argparse.Namespace:
 def jobs_of(options: argparse.Namespace) -> list[tuple[str, str, str]]:
     """(stage, model, method) of all that the command line asks for."""
     models = options.only or (QUICK_MODELS if options.quick else MODELS)
-    chosen = [name for name in METHODS if name.startswith((WHOLE, *(options.methods or ("",))))]
+    patterns = [WHOLE, *(options.methods or "*")]
+    chosen = [name for name in METHODS if any(fnmatchcase(name, pattern) for pattern in patterns)]
     return [
         (stage, model, method)
         for stage in options.stages

@@ -29,12 +29,16 @@ RESIDUAL = tuple(name for name in MODELS if name not in ("vgg", "lstm"))
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How to prune a workload to budgets; the models that it is for; whether it is drawn, and whether it is bold."""
+    """How to prune a workload to budgets; the models that it is for; whether it is drawn, and whether it is bold.
+
+    An `ablation` exchanges one part of fxprune for another.
+    """
 
     prepare: Callable[[Workload], AtBudget]
     models: tuple[str, ...] = MODELS
     drawn: bool = False
     bold: bool = False
+    ablation: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ DRAWN = ("fxprune", "fxprune, compensate none", "fxprune, compensate ridge", "fx
 METHODS: dict[str, Method] = {
     WHOLE: Method(lambda work: lambda budget: (copy.deepcopy(work.model), budget)),
     **{
-        name: Method(ours(options), drawn=name in DRAWN, bold=name == "fxprune")
+        name: Method(ours(options), drawn=name in DRAWN, bold=name == "fxprune", ablation=name != "fxprune")
         for name, options in CONFIGURATIONS.items()
     },
     "torch-pruning, L2": Method(peers.torch_pruning("L2"), drawn=True),

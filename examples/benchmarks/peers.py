@@ -44,7 +44,7 @@ def ours(model: nn.Module, example: Any, path: str) -> dict[str, Any]:
 
     def pruned() -> tuple[fxprune.Plan, nn.Module, nn.Module]:
         whole = model if path else fxprune.capture(model, example)
-        plan = fxprune.Scores.random(whole, example, submodule=path).plan(alpha=0.1)
+        plan = fxprune.Scores.random(whole, example, submodule=path).plan(alpha=0.1, allocate="tod-by-group")
         return plan, whole, fxprune.apply(whole, plan)
 
     (plan, whole, small), spent = timed(pruned)

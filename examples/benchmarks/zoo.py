@@ -61,9 +61,10 @@ COLUMNS = (
     "MACs", "after", "error", "forward, backward, state_dict", "capture", "couple", "three forward passes", "rewrite",
 )  # fmt: skip
 NOTE = (
-    f"alpha {ALPHA:g} on random rankings. rung: the way to the graph. groups, units: the prunable ones; parameters in "
-    "them: the share that stands in tensors which a prunable group narrows, and where that is under half, the reason "
-    "that freezes most of the rest. error: verify's, in float32. couple: median of three; three forward passes: of the "
+    f"alpha {ALPHA:g} on random rankings, by group. rung: the way to the graph. groups, units: the prunable ones; "
+    "parameters in them: the share that stands in tensors which a prunable group narrows, and where that is under "
+    "half, the reason that freezes most of the rest. error: verify's, in float32. "
+    "couple: median of three; three forward passes: of the "
     "input, which is two samples (one of the heavy video models). Of detectors, everything is about the backbone, and "
     "forward, backward and state_dict about the whole."
 )
@@ -107,7 +108,8 @@ def try_model(name: str, size: int) -> dict[str, Any]:
     unknown = "freeze" if found["unknown"] else "error"
     keys, whole = list(model.state_dict()), model if path else graph
     del model
-    plan = fxprune.Scores.random(whole, example, seed=0, submodule=path, unknown=unknown).plan(alpha=ALPHA)
+    scores = fxprune.Scores.random(whole, example, seed=0, submodule=path, unknown=unknown)
+    plan = scores.plan(alpha=ALPHA, allocate="tod-by-group")
     small, found["rewrite_s"] = timed(partial(fxprune.apply, whole, plan))
     found["error"] = fxprune.verify(whole, plan, small, example)
     del whole, graph

@@ -90,7 +90,8 @@ def refitted(
             best = Fit(*solved, strength, before, error)
     if best.strength is None:
         return best
-    whole = Normal.of(rows.inputs, rows.wanted, intercept=intercept)
+    others = Normal.of(held.inputs, held.wanted, intercept=intercept)
+    whole = part.with_rows(others, share=held.inputs.shape[1] / len(rows.held))
     solved = whole.solve(weight, bias, best.strength)
     if rectified is not None:
         solved = _behind_rectifier(rows, whole, (weight, bias), solved, best.strength, rectified)
@@ -127,6 +128,17 @@ class Normal:
         covariance = (centred.transpose(1, 2) @ centred).double() / inputs.shape[1]
         return cls(mean, mean, covariance, covariance, intercept, {}).towards(inputs, wanted)
 
+    def with_rows(self, other: Normal, *, share: float) -> Normal:
+        """The normal equations of these rows and of others, which are a share of all."""
+        mean = (1 - share) * self.mean + share * other.mean
+        wanted = (1 - share) * self.wanted_mean + share * other.wanted_mean
+        covariance = -_outer(mean, mean)
+        cross = -_outer(mean, wanted)
+        for part, weight in ((self, 1 - share), (other, share)):
+            covariance = covariance + weight * (part.covariance + _outer(part.mean, part.mean))
+            cross = cross + weight * (part.cross + _outer(part.mean, part.wanted_mean))
+        return Normal(mean, wanted, covariance, cross, self.intercept, {})
+
     def towards(self, inputs: Tensor, wanted: Tensor) -> Normal:
         """The same for other wanted outputs."""
         mean = _mean(wanted, self.intercept)
@@ -152,6 +164,10 @@ def _mean(rows: Tensor, intercept: bool) -> Tensor:  # noqa: FBT001
     """The mean of rows (groups, n, columns), or zero where there is no intercept to make up for it."""
     mean = rows.mean(1, dtype=torch.float64)
     return mean if intercept else torch.zeros_like(mean)
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return a[:, :, None] * b[:, None, :]
 
 
 def _outputs(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
