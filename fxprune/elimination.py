@@ -39,7 +39,7 @@ def eliminated(readings: Sequence[Reading], count: int) -> Matrix:
 
     >>> weights, covariance = np.ones((1, 3)), np.array([[1.0, 0.99, 0], [0.99, 1, 0], [0, 0, 2]])
     >>> eliminated([Reading(np.arange(3), covariance, weights)], 3).round(1)
-    array([0. , 0.9, 1.3])
+    array([0. , 1. , 0.3])
     """
     states = [_state(reading) for reading in readings if (reading.units >= 0).any()]
     alive = np.ones(count, dtype=bool)
