@@ -424,7 +424,7 @@ def test_the_page_on_it_runs(
         ),
         ({"loss": F.mse_loss}, r"the loss mse_loss fails on the model before its first epoch, batch 0.*: pass loss="),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r" at 0x[0-9a-f]+", "", str(value)),
 )
 def test_options_without_a_meaning(small: nn.Module, options: dict[str, Any], message: str) -> None:
     with pytest.raises(FxpruneError, match=message):
