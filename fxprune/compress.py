@@ -181,8 +181,8 @@ def warn_if_unpruned(small: nn.Module) -> None:
         warnings.warn(f"nothing in {notes.model} can be pruned: {reasons}", FxpruneWarning, stacklevel=3)
     elif notes.budget is None and all(group.before == group.after for group in notes.groups):
         warnings.warn(
-            f"nothing was pruned from {notes.model} at alpha {notes.alpha}: no group has units that are low by U-Score "
-            "without being high by R-Score; raise alpha",
+            f"nothing was pruned from {notes.model} at alpha {notes.alpha}: no group has units that are proposed "
+            "and not protected; raise alpha",
             FxpruneWarning,
             stacklevel=3,
         )

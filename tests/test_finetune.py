@@ -74,7 +74,15 @@ def trained() -> nn.Module:
 @pytest.fixture(scope="module")
 def small(trained: nn.Module) -> nn.Module:
     """The same, pruned hard."""
-    return fxprune.compress(trained, [(PIXELS[:200], LABELS[:200])], 0.6, progress=False)
+    return fxprune.compress(
+        trained,
+        [(PIXELS[:200], LABELS[:200])],
+        0.6,
+        propose="separability",
+        allocate="tod-by-group",
+        compensate="none",
+        progress=False,
+    )
 
 
 def tune(model: nn.Module, *data: Any, **options: Any) -> Any:

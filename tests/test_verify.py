@@ -17,7 +17,7 @@ from fxprune.errors import FxpruneError, PlanError, VerificationError
 def pruned(name: str, alpha: float = 0.5, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, fxprune.Plan, Any]:
     case = ZOO[name]
     model = case.build().to(dtype).eval()
-    plan = fxprune.Scores.random(model, case.example(2).to(dtype)).plan(alpha=alpha)
+    plan = fxprune.Scores.random(model, case.example(2).to(dtype)).plan(alpha=alpha, allocate="tod-by-group")
     return model, plan, fxprune.apply(model, plan)
 
 

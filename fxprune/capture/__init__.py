@@ -55,6 +55,7 @@ def capture(
     Warns:
         FxpruneWarning: the model decides by the values of its input, and the graph goes the example's way.
 
+    >>> import torch
     >>> graph = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(2, 4))
     >>> [node.name for node in graph.graph.nodes], graph.get_submodule("0")
     (['input_1', '_0', '_1', 'output'], Linear(in_features=4, out_features=3, bias=True))
