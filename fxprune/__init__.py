@@ -1,21 +1,27 @@
 """fxprune: structured pruning as a torch.fx compiler pass, after FAIR-Pruner (arXiv 2508.02291)."""
 
 from fxprune import classes
+from fxprune.artifact import load, save
 from fxprune.capture import capture
 from fxprune.compensation import Compensation
 from fxprune.compress import apply, compress
 from fxprune.coupling import Coupling, Group, Site, couple
 from fxprune.errors import (
+    ArtifactError,
     CalibrationError,
     CaptureError,
+    ExportError,
     FxpruneError,
     FxpruneWarning,
+    NarrowError,
     PlanError,
     RewriteError,
     UnsupportedOpError,
     VerificationError,
 )
+from fxprune.export import export
 from fxprune.finetune import finetune
+from fxprune.narrow import narrow
 from fxprune.plan import Budget, Plan
 from fxprune.ranking import Evidence
 from fxprune.report import Finetuning, Report, report
@@ -26,7 +32,8 @@ from fxprune.verify import verify
 __version__ = "0.1.0"
 
 __all__ = [
-    "Budget", "CalibrationError", "CaptureError", "Compensation", "Coupling", "Evidence", "Finetuning", "FxpruneError",
-    "FxpruneWarning", "Group", "Plan", "PlanError", "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError",
-    "VerificationError", "apply", "capture", "classes", "compress", "couple", "finetune", "report", "score", "verify",
+    "ArtifactError", "Budget", "CalibrationError", "CaptureError", "Compensation", "Coupling", "Evidence",
+    "ExportError", "Finetuning", "FxpruneError", "FxpruneWarning", "Group", "NarrowError", "Plan", "PlanError",
+    "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError", "VerificationError", "apply", "capture",
+    "classes", "compress", "couple", "export", "finetune", "load", "narrow", "report", "save", "score", "verify",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from fxprune.errors import FxpruneWarning
 from fxprune.finetune import check_options
 from fxprune.finetune import finetune as tune
 from fxprune.isolation import undisturbed
-from fxprune.notes import note, note_error, planned
+from fxprune.notes import note, note_error, note_scores, planned
 from fxprune.objective import Loss
 from fxprune.plan import Plan
 from fxprune.ranking import Signal
@@ -117,6 +117,7 @@ def compress(
         scores = scores if latency is None else scores.with_latency(whole)
         plan = fit(scores.plan(**asked, allocate=allocate, min_keep=min_keep, round_to=round_to))
         small = apply(whole, plan)
+        note_scores(small, scores.about, submodule)
         if verify:
             example: Any = example_of(part_of(whole, submodule))  # type: ignore[arg-type]
             note_error(small, prove(whole, plan, small, example), submodule)

@@ -31,6 +31,18 @@ class VerificationError(FxpruneError):
     """The rewritten model differs from the original with the removed units zeroed."""
 
 
+class ArtifactError(FxpruneError):
+    """A file of a pruned model cannot be written or read, or is not for the model that was given."""
+
+
+class NarrowError(FxpruneError):
+    """A model's own class does not run with the layers that a plan leaves."""
+
+
+class ExportError(FxpruneError):
+    """A model cannot be exported, or what was exported does not give what the model gives."""
+
+
 def first_line(error: BaseException | None) -> str:
     """The first line of an error's message; torch.fx adds tracebacks below it."""
     return (str(error).splitlines() or [""])[0]

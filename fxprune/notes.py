@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from fxprune.coupling import EXCLUDED, Coupling
 from fxprune.example import from_json
 from fxprune.isolation import device_of
 from fxprune.plan import Plan, coupling_of, kept_units
+from fxprune.provenance import provenance
 from fxprune.report import Report, frozen_reports, group_reports
 from fxprune.submodule import name_of, part_of
 from fxprune.tod import Flags
@@ -35,9 +37,11 @@ def note(model: nn.Module, small: nn.Module, plan: Plan, planned: Planned, error
     notes = replace(_report(graph, coupling, plan, part, keep), error=error)
     if plan.submodule:
         notes = replace(notes, model=name_of(model, plan.submodule), whole=(parameters(model), parameters(small)))
-    before = part.meta.get("fxprune", {}).get("report")
+    old = part.meta.get("fxprune", {})
+    before = old.get("report")
     notes = replace(notes, compensation=before.compensation if isinstance(before, Report) else None)
-    part.meta["fxprune"] = {"plan": plan, "report": notes}
+    made = {"plan": plan, "report": notes, "scores": old.get("scores")}
+    part.meta["fxprune"] = made | provenance(graph, part, plan)
 
 
 def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph, keep: Any) -> Report:
@@ -54,3 +58,9 @@ def note_error(small: nn.Module, error: float, submodule: str) -> None:
     """Put the error that `verify` found into the report."""
     part: Any = part_of(small, submodule)
     part.meta["fxprune"]["report"] = replace(part.meta["fxprune"]["report"], error=error)
+
+
+def note_scores(small: nn.Module, about: Mapping[str, Any], submodule: str) -> None:
+    """Note how the scores were made that the plan came from."""
+    part: Any = part_of(small, submodule)
+    part.meta["fxprune"]["scores"] = dict(about)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fxprune.capture import ModelGraph
 from fxprune.coupling import EXCLUDED, Coupling, Site, analyse
 from fxprune.errors import PlanError
+from fxprune.records import restored
 
 FORMAT = 1
 
@@ -75,32 +76,44 @@ class Plan:
         lines = [f"plan{level}: {stay} of {total} channels stay"]
         return "\n".join(lines + [f"  {site}: {len(kept)} of {self.widths[site]}" for site, kept in self.keep.items()])
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the plan as JSON: format, alpha, the example's names, shapes and dtypes, and each site's channels."""
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON can hold it: format, alpha, the example's names, shapes and dtypes, each site's channels."""
         sites = {site: {"of": self.widths[site], "keep": list(kept)} for site, kept in self.keep.items()}
-        content = {"fxprune_plan": FORMAT, "alpha": self.alpha, "example": self.example, "frozen": self.frozen}
+        content = {"fxprune_plan": FORMAT, "alpha": self.alpha, "example": self.example, "frozen": dict(self.frozen)}
         content |= {"budget": None if self.budget is None else asdict(self.budget)}
-        content |= {"settings": dict(self.settings), "sites": sites}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        return content | {"settings": dict(self.settings), "sites": sites}
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> Plan:
-        """Read a plan that `save` wrote. Raises PlanError where the file is not one."""
+    def from_dict(cls, content: Any, source: object = "this") -> Plan:
+        """The plan that `to_dict` gave; `source` is what messages call it. Raises PlanError where it is not one."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
             if content["fxprune_plan"] != FORMAT:
                 raise PlanError(
-                    f"{path} has plan format {content['fxprune_plan']}, this fxprune reads {FORMAT}: update it"
+                    f"{source} has plan format {content['fxprune_plan']}, this fxprune reads {FORMAT}: update it"
                 )
             sites = {str(name): _site(str(name), entry) for name, entry in content["sites"].items()}
             alpha = None if content["alpha"] is None else float(content["alpha"])
             keep = {name: kept for name, (_, kept) in sites.items()}
             widths = {name: width for name, (width, _) in sites.items()}
             frozen = {str(reason): tuple(map(str, names)) for reason, names in content["frozen"].items()}
-            budget = Budget(**content["budget"]) if content.get("budget") else None
-            return cls(keep, widths, content["example"], alpha, frozen, content["settings"], budget)
-        except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+            budget = restored(Budget, content["budget"], "budget") if content.get("budget") else None
+            settings = restored(Mapping[str, Any], content["settings"], "settings")  # type: ignore[type-abstract]
+            return cls(keep, widths, content["example"], alpha, frozen, settings, budget)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise PlanError(f"{source} is not a plan that Plan.save wrote ({type(error).__name__}: {error})") from error
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the plan as JSON, see `to_dict`."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Plan:
+        """Read a plan that `save` wrote. Raises PlanError where the file is not one."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
             raise PlanError(f"{path} is not a plan that Plan.save wrote ({type(error).__name__}: {error})") from error
+        return cls.from_dict(content, path)
 
 
 def _site(name: str, entry: Any) -> tuple[int, tuple[int, ...]]:

@@ -15,6 +15,7 @@ from fxprune.compensation.calibration import calibration_of
 from fxprune.isolation import device_of, placed, seeded
 from fxprune.notes import planned
 from fxprune.plan import Plan
+from fxprune.provenance import new_biases
 from fxprune.scores import Scores
 from fxprune.submodule import Run, part_of, with_part
 
@@ -46,4 +47,5 @@ def repaired(
                 data = calibration_of(model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run)
             part, done = compensated(graph, part, coupling, keep, level=level, moments=moments, data=data, seed=seed)
         part.meta["fxprune"]["report"] = replace(part.meta["fxprune"]["report"], compensation=done)
+        part.meta["fxprune"]["biases"] = new_biases(graph, part)
         return with_part(small, plan.submodule, part.to(device_of(graph)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture import ModelGraph, capture_as, placeholder_values
 from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError, VerificationError
-from fxprune.example import opened
+from fxprune.example import as_call, opened
 from fxprune.isolation import device_of, evaluating, undisturbed
 from fxprune.oracle import oracle
 from fxprune.plan import Plan, coupling_of, kept_units
@@ -89,6 +91,29 @@ def _compared(wanted: Any, found: Any, tolerance: float | None) -> float:
             )
         largest = max(largest, error)
     return largest
+
+
+def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
+    """The floating tensors that a model, or a graph, gives in eval mode on a batch as its forward takes it."""
+    if isinstance(model, ModelGraph):
+        with torch.no_grad():
+            return _tensors(_output(model, example))
+    args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, example))
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _tensors(model(*args, **kwargs))
+
+
+def relative_error(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The largest difference of two lists of tensors, in shares of the largest entry; infinite for other shapes."""
+    if [t.shape for t in wanted] != [t.shape for t in found]:
+        return math.inf
+    errors = [
+        float((a - b.to(a)).abs().max() / a.abs().max().clamp_min(torch.finfo(a.dtype).tiny))
+        for a, b in zip(wanted, found, strict=True)
+        if a.numel()
+    ]
+    return math.inf if any(math.isnan(error) for error in errors) else max(errors, default=0.0)
 
 
 def _tensors(values: Any) -> list[Tensor]:

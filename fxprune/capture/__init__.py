@@ -125,11 +125,17 @@ def _captured(model: nn.Module, own: nn.Module, example: Any, rung: str, options
     graph.meta["fxprune"] = {
         "example": to_json(small), "inputs": small, "rung": rung, "leaves": notes.get("leaves", ()),
         "concrete_args": to_json(options["concrete_args"]),
-    }  # fmt: skip
+    } | _carried(model)  # fmt: skip
     modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
     for name, module in graph.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], model.training))
     return graph
+
+
+def _carried(model: nn.Module) -> dict[str, Any]:
+    """What a graph keeps of the notes of the model that it was captured from, where that was pruned before."""
+    notes = model.meta.get("fxprune", {}) if isinstance(model, ModelGraph) else {}
+    return {name: notes[name] for name in ("plans", "biases") if name in notes}
 
 
 def _no_way(model: nn.Module, failures: Mapping[str, CaptureError]) -> str:

@@ -1,0 +1,47 @@
+"""What a rewritten model remembers of its making, so that it can be made again from the architecture."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import fx
+
+from fxprune.capture import ModelGraph
+from fxprune.plan import Plan
+
+_ADDRESS = re.compile(r"0x[0-9a-f]+")
+
+
+def provenance(graph: ModelGraph, small: ModelGraph, plan: Plan) -> dict[str, Any]:
+    """The plans that lead to `small`, the structure of what they start from, and the tensors that came in between.
+
+    `graph` is what `plan` was applied to. Where that was pruned before, its plans come first.
+    """
+    return {
+        "plans": (*graph.meta["fxprune"].get("plans", ()), plan),
+        "structure": structure(graph),
+        "biases": new_biases(graph, small),
+    }
+
+
+def new_biases(graph: ModelGraph, small: ModelGraph) -> tuple[str, ...]:
+    """The parameters that `small` has and `graph` has not: those that compensation created, and only those.
+
+    Where `graph` was pruned before, those that came then are kept in mind.
+    """
+    old = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
+    names = [name for name, _ in small.named_parameters(remove_duplicate=False) if name not in old]
+    return tuple(dict.fromkeys((*graph.meta["fxprune"].get("biases", ()), *names)))
+
+
+def structure(graph: ModelGraph) -> tuple[str, ...]:
+    """One line a node: what it calls and with what; for a module its type and settings. No weights are looked at."""
+    return tuple(_ADDRESS.sub("0x", _described(graph, node)) for node in graph.graph.nodes)
+
+
+def _described(graph: ModelGraph, node: fx.Node) -> str:
+    text = node.format_node() or ""
+    if node.op != "call_module":
+        return text
+    return f"{text} {' '.join(repr(graph.get_submodule(str(node.target))).split())}"

@@ -1,0 +1,71 @@
+"""All tensors of a model by name, and putting others in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.mending import INDEX
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under every name that it has, also those outside the state_dict.
+
+    Left out are the gathering indices that rewriting put in: they follow from the plan.
+    """
+    held = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return {name: tensor for name, tensor in held if not name.rpartition(".")[2].startswith(INDEX)}
+
+
+def aliases_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """For every name of a tensor that has an earlier name: that name."""
+    first: dict[int, str] = {}
+    earlier = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+    return {name: found for name, found in earlier.items() if name != found}
+
+
+def memory_format_of(tensor: Tensor) -> str | None:
+    """The name of a tensor's memory format where it is not plain: "channels_last" or "channels_last_3d"."""
+    for name, layout in FORMATS.items():
+        if tensor.ndim == RANKS[name] and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
+            return name
+    return None
+
+
+FORMATS = {"channels_last": torch.channels_last, "channels_last_3d": torch.channels_last_3d}
+RANKS = {"channels_last": 4, "channels_last_3d": 5}
+
+
+def lacking(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Those of `names` that are no biases which the modules of `model` could have and have not."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return [name for name in names if not _is_free(modules.get(name.rpartition(".")[0]), name.rpartition(".")[2])]
+
+
+def _is_free(module: nn.Module | None, name: str) -> bool:
+    return module is not None and name in module._parameters and module._parameters[name] is None
+
+
+def put(model: nn.Module, name: str, value: Tensor) -> None:
+    """Give the tensor called `name` the numbers and the memory format of `value`; a bias that is not there is made.
+
+    Every other name of the tensor sees the new numbers too.
+    """
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    parameter, buffer = owner._parameters.get(leaf), owner._buffers.get(leaf)
+    held = buffer if parameter is None else parameter
+    if held is None:
+        beside = next((p.device for p in owner.parameters(recurse=False)), value.device)
+        setattr(owner, leaf, nn.Parameter(value.detach().to(beside, copy=True)))
+    elif held.stride() == value.stride():
+        held.data.copy_(value)  # in place: a recurrent layer's weights are parts of one block on some devices
+    else:
+        held.data = value.detach().to(held.device, copy=True)
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """A tensor's dtype without `torch.`."""
+    return str(tensor.dtype).removeprefix("torch.")
