@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ def replacing(path: str | PathLike[str], error: type[FxpruneError]) -> Iterator[
     """The name of a file to write, which takes the place of `path` in one step when all went well.
 
     It lies in the same folder, has the same suffix, and is gone afterwards whatever happened, an interrupt too. Where
-    `path` is a link, what it points at is replaced.
+    `path` is a link, what it points at is replaced. Who may read it stays as it was, or is as for any new file.
 
     Raises `error` where there is no such folder, or `path` is a folder itself.
     """
@@ -28,7 +29,10 @@ def replacing(path: str | PathLike[str], error: type[FxpruneError]) -> Iterator[
         raise error(f"{path} cannot be written: it is a folder; name a file in it")
     unfinished = goal.with_name(f".{goal.stem}.{uuid.uuid4().hex[:12]}.part{goal.suffix}")
     try:
+        unfinished.touch(exist_ok=False)
+        mode = stat.S_IMODE((goal if goal.exists() else unfinished).stat().st_mode)
         yield unfinished
+        unfinished.chmod(mode)  # some writers make files that only their owner can read
         _to_disk(unfinished)
         unfinished.replace(goal)
         _to_disk(goal.parent)

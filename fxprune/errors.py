@@ -48,5 +48,11 @@ def first_line(error: BaseException | None) -> str:
     return (str(error).splitlines() or [""])[0]
 
 
+def summary(error: BaseException) -> str:
+    """An error's first line, and the one after it where the first only announces it."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines()] or [""]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
 class FxpruneWarning(UserWarning):
     """Something that the user asked for had no effect, or had another effect than asked."""

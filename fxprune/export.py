@@ -72,8 +72,7 @@ def export(
                 raise
             fixed = "; dynamic_batch=False fixes the size of the batch" if dynamic_batch else ""
             raise ExportError(
-                f"{type(small).__name__} cannot be exported to {path} "
-                f"({type(error).__name__}: {first_line(error)}){fixed}"
+                f"{type(small).__name__} cannot be exported to {path} ({_cause(error)}){fixed}"
             ) from error
 
 
@@ -97,6 +96,7 @@ def _onnx(model: nn.Module, batch: Any, path: Path, *, dynamic_batch: bool) -> R
     """Write an ONNX file; returns how it is run."""
     import onnxruntime
 
+    _check_outputs(model, batch)
     with _quiet():
         program = _exported(model, batch, dynamic_batch=dynamic_batch)
         torch.onnx.export(program, (), str(path), dynamo=True, external_data=False, verbose=False)
@@ -109,6 +109,17 @@ def _onnx(model: nn.Module, batch: Any, path: Path, *, dynamic_batch: bool) -> R
         return [torch.from_numpy(array) for array in session.run(None, feed)]
 
     return run
+
+
+def _check_outputs(model: nn.Module, batch: Any) -> None:
+    """Raise where a model gives what an ONNX graph cannot."""
+    args, kwargs = _call(model, batch)
+    for value in pytree.tree_leaves(opened(model(*args, **kwargs))):
+        if not isinstance(value, Tensor) and value is not None:
+            raise ExportError(
+                f"{type(model).__name__} gives {value!r}, a {type(value).__name__}, among its outputs, and ONNX knows "
+                "tensors alone: leave it out, make it a tensor, or export to .pt2"
+            )
 
 
 _WRITERS: dict[str, Writer] = {".onnx": _onnx, ".pt2": _program}
@@ -162,6 +173,13 @@ def _error(model: nn.Module, run: Runner, batch: Any, path: Any, tolerance: floa
             f"more than {tolerance:.3g}: the file was not kept; see docs/deployment.md"
         )
     return error
+
+
+def _cause(error: BaseException) -> str:
+    """The error that began a chain of them: the exporters wrap one in another."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _tensors(output: Any) -> list[Tensor]:

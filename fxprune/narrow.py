@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from fxprune.capture import ModelGraph, capture_as, example_of
 from fxprune.capture.graph import plain_attributes
 from fxprune.compress import apply
-from fxprune.errors import NarrowError
+from fxprune.errors import NarrowError, summary
 from fxprune.example import from_json
 from fxprune.isolation import device_of, isolated_copy, undisturbed
 from fxprune.mending import is_inserted
@@ -98,8 +98,7 @@ def _prove(own: nn.Module, graph: ModelGraph, small: ModelGraph, plan: Plan) -> 
     try:
         check_labels(capture_as(plan.settings, own, example), coupling, kept_units(plan, coupling), graph)
     except Exception as error:
-        why = " ".join(" ".join(str(error).splitlines()[:2]).split())
-        raise NarrowError(_blamed(own, graph, small, why)) from error
+        raise NarrowError(_blamed(own, graph, small, summary(error))) from error
     _compare(own, small, example, graph, small)
 
 

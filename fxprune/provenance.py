@@ -16,11 +16,13 @@ _ADDRESS = re.compile(r"0x[0-9a-f]+")
 def provenance(graph: ModelGraph, small: ModelGraph, plan: Plan) -> dict[str, Any]:
     """The plans that lead to `small`, the structure of what they start from, and the tensors that came in between.
 
-    `graph` is what `plan` was applied to. Where that was pruned before, its plans come first.
+    `graph` is what `plan` was applied to. Where that was pruned before, its plans come first, and the structure is that
+    of what they start from.
     """
+    before = graph.meta["fxprune"]
     return {
-        "plans": (*graph.meta["fxprune"].get("plans", ()), plan),
-        "structure": structure(graph),
+        "plans": (*before.get("plans", ()), plan),
+        "structure": before.get("structure") or structure(graph),
         "biases": new_biases(graph, small),
     }
 

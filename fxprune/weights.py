@@ -27,11 +27,20 @@ def aliases_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def memory_format_of(tensor: Tensor) -> str | None:
-    """The name of a tensor's memory format where it is not plain: "channels_last" or "channels_last_3d"."""
+    """The name of a tensor's memory format where it is not plain: "channels_last" or "channels_last_3d".
+
+    Strides decide: where an axis has one entry, a tensor is contiguous in several formats, but kernels look at strides.
+    """
+    shaped = torch.empty(tensor.shape, device="meta")
     for name, layout in FORMATS.items():
-        if tensor.ndim == RANKS[name] and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
-            return name
+        if tensor.ndim == RANKS[name] and tensor.stride() != shaped.stride():
+            return name if tensor.stride() == laid_out(shaped, layout).stride() else None
     return None
+
+
+def laid_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    """A copy of a tensor in a memory format, with its strides."""
+    return torch.empty_like(tensor, memory_format=layout).copy_(tensor)
 
 
 FORMATS = {"channels_last": torch.channels_last, "channels_last_3d": torch.channels_last_3d}

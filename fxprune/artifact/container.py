@@ -17,7 +17,7 @@ from torch import Tensor
 from fxprune.artifact.header import FORMAT, LARGEST, Header
 from fxprune.atomic import replacing
 from fxprune.errors import ArtifactError
-from fxprune.weights import FORMATS, RANKS, dtype_name
+from fxprune.weights import FORMATS, RANKS, dtype_name, laid_out
 
 _BROKEN = (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError, MemoryError)
 Path = str | PathLike[str]
@@ -129,4 +129,4 @@ def _checked(path: Path, name: str, tensor: Tensor, header: Header) -> Tensor:
         return tensor
     if RANKS.get(record.memory_format) != tensor.ndim:
         raise ArtifactError(f"{path}: {name} has {tensor.ndim} axes and the memory format {record.memory_format}")
-    return tensor.contiguous(memory_format=FORMATS[record.memory_format])
+    return laid_out(tensor, FORMATS[record.memory_format])

@@ -29,9 +29,9 @@ class TensorRecord:
 class Part:
     """One pruned graph, the model or a part of it.
 
-    `plans` lead to it one after the other, as `Plan.to_dict` gives them; `structure` describes the graph that the last
-    of them starts from, a line a node; `biases` are the parameters that compensation created, by their names in the
-    part; `scores` says how scores were made, where that is known.
+    `plans` lead to it one after the other, as `Plan.to_dict` gives them; `structure` describes the graph that the
+    first of them starts from, a line a node; `biases` are the parameters that compensation created, by their names in
+    the part; `scores` says how scores were made, where that is known.
     """
 
     plans: tuple[Mapping[str, Any], ...]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fxprune.artifact.header import Builder, Header, Part
 from fxprune.compress import apply
-from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, first_line
+from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, first_line, summary
 from fxprune.example import shapes_of
 from fxprune.isolation import isolated_copy
 from fxprune.plan import Plan
@@ -39,7 +39,7 @@ def rebuilt(model: nn.Module, header: Header, tensors: Mapping[str, Tensor], sou
             except _FAILURES as error:
                 raise ArtifactError(
                     f"{source} was made from a {header.model}, and its plan does not fit the "
-                    f"{type(model).__name__} that was given ({first_line(error)}): pass model= of the architecture "
+                    f"{type(model).__name__} that was given ({summary(error)}): pass model= of the architecture "
                     "that was pruned, built with the same arguments"
                 ) from error
         _check_structure(small, plan.submodule, part, header, source)

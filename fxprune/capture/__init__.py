@@ -135,7 +135,7 @@ def _captured(model: nn.Module, own: nn.Module, example: Any, rung: str, options
 def _carried(model: nn.Module) -> dict[str, Any]:
     """What a graph keeps of the notes of the model that it was captured from, where that was pruned before."""
     notes = model.meta.get("fxprune", {}) if isinstance(model, ModelGraph) else {}
-    return {name: notes[name] for name in ("plans", "biases") if name in notes}
+    return {name: notes[name] for name in ("plans", "biases", "structure") if name in notes}
 
 
 def _no_way(model: nn.Module, failures: Mapping[str, CaptureError]) -> str:

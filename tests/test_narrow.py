@@ -1,0 +1,182 @@
+"""Models narrowed in their own class: equal to what `apply` gives, or refused with the line that stands against it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from detectors import BATCHES as DETECTED
+from detectors import OPTIONS, Detector, detector
+from helpers import difference, outputs, picture, rounding, same_picture, storages, width
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v2, resnet18
+from zoo import ZOO, images
+
+import fxprune
+from fxprune.errors import NarrowError, PlanError
+
+BATCHES = [(images()(20), torch.arange(20) % 5), (images()(7), torch.arange(7) % 5)]
+REFUSED = (
+    "attention_", "shared_keys_", "multihead_", "cross_attention", "relative_bias", "talking_heads", "rotated_heads",
+    "single_head", "channel_attention", "group_norms", "correlation", "attention_inside", "transformer_layer",
+    "constants_of_channels", "channel_shuffle", "shuffle_units", "maxout", "selective_kernel", "write_",
+    "loop_over_chunks", "branch_on_shape", "assert_on_shape", "keywords_and_defaults", "assigns_in_places", "shape_and_literal",
+    "flatten_spellings", "vector_to_map", "split_spellings", "channel_slices", "permutation", "flip_and_roll",
+    "roll_then_add", "expansion", "zero_padded_channels", "sizes_of_channels", "lstm_cell_from_zeros",
+    "lstm_cell_from_new", "lstm_from_zeros", "directions_summed", "ghost",
+)  # fmt: skip
+
+
+def planned(model: nn.Module, example: Any, alpha: float = 0.5, **options: Any) -> fxprune.Plan:
+    return fxprune.Scores.random(model, example, **options).plan(alpha=alpha)
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if not name.startswith(REFUSED)])
+def test_the_class_is_kept_and_the_outputs_are_those_of_apply(name: str) -> None:
+    case = ZOO[name]
+    model = case.build().eval()
+    plan, before = planned(model, case.example(2)), picture(model)
+    own, small = fxprune.narrow(model, plan), fxprune.apply(model, plan)
+    assert same_picture(before, picture(model))
+    assert [type(m) for m in own.modules()] == [type(m) for m in model.modules()]
+    assert not storages(own) & storages(model)
+    inputs = case.example(3 if case.any_batch else 2)
+    assert difference(outputs(small, inputs), outputs(own, inputs)) <= 1e-6 + rounding(model)
+    state = small.state_dict()
+    assert {key: t.shape for key, t in own.state_dict().items()} == {key: t.shape for key, t in state.items()}
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name.startswith(REFUSED)])
+def test_a_forward_that_names_sizes_is_refused_and_apply_is_named(name: str) -> None:
+    model = ZOO[name].build().eval()
+    plan = planned(model, ZOO[name].example(2))
+    with pytest.raises(NarrowError, match=r"use fxprune\.apply, which gives a graph in which that is mended"):
+        fxprune.narrow(model, plan)
+
+
+class Literal(nn.Module):
+    """Its forward names the number of channels, in one line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.b(x.view(-1, 8 * 64))
+
+
+def test_the_message_has_the_node_and_the_line() -> None:
+    model = Literal()
+    with pytest.raises(
+        NarrowError, match=r"at view, which apply mends \(.*test_narrow.py\", line \d+, in forward return"
+    ):
+        fxprune.narrow(model, planned(model, images()(2)))
+
+
+def test_a_layer_that_is_mended_is_named() -> None:
+    model = ZOO["channel_shuffle_module"].build()
+    with pytest.raises(NarrowError, match=r"places of channels at \d, a ChannelShuffle.*, which apply mends: use"):
+        fxprune.narrow(model, planned(model, ZOO["channel_shuffle_module"].example(2)))
+
+
+def test_attention_that_loses_heads_is_named() -> None:
+    model = ZOO["multihead_plain"].build()
+    plan = planned(model, ZOO["multihead_plain"].example(2))
+    with pytest.raises(
+        NarrowError, match=r"attention.inner is an nn.MultiheadAttention of 4 heads, of which some leave"
+    ):
+        fxprune.narrow(model, plan)
+
+
+def test_attention_that_keeps_its_heads_is_no_matter() -> None:
+    model = nn.TransformerEncoderLayer(12, 4, 24, batch_first=True).eval()
+    example = torch.randn(2, 3, 12)
+    plan = planned(model, example, exclude=["self_attn"])
+    own = fxprune.narrow(model, plan)
+    assert type(own) is nn.TransformerEncoderLayer
+    assert own.linear1.out_features < 24
+    assert difference(outputs(fxprune.apply(model, plan), example), outputs(own, example)) < 1e-5
+
+
+def test_a_number_that_follows_from_the_width_is_found_out() -> None:
+    """No label shows it, and nothing fails: only the outputs differ."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            return self.b(x / x.shape[-1])
+
+    model = Scaled()
+    with pytest.raises(
+        NarrowError, match=r"its outputs differ from those of apply by .* of their scale, more than 0\.0001"
+    ):
+        fxprune.narrow(model, planned(model, torch.randn(2, 6)))
+
+
+@pytest.mark.parametrize("build", [resnet18, mobilenet_v2])
+def test_models_of_torchvision(build: Any) -> None:
+    model = build(num_classes=10).eval()
+    inputs = images(size=64)(2)
+    plan = planned(model, inputs)
+    own = fxprune.narrow(model, plan)
+    assert type(own) is type(model)
+    assert difference(outputs(fxprune.apply(model, plan), inputs), outputs(own, inputs)) < 1e-6
+
+
+def test_a_part_is_narrowed_in_the_whole() -> None:
+    model = detector().eval()
+    small = fxprune.compress(model, DETECTED, 0.3, **OPTIONS)
+    plan = small.backbone.meta["fxprune"]["plan"]
+    own = fxprune.narrow(model, plan, weights=small)
+    assert type(own) is Detector
+    assert width(own, "backbone.stem.0") == width(small, "backbone.stem.0") < 8
+    assert same_picture(dict(small.state_dict()), dict(own.state_dict()))
+
+
+@pytest.mark.parametrize("level", ["bias", "sequential"])
+def test_weights_of_a_compensated_model(level: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 12, 3, bias=False), nn.ReLU(), nn.Conv2d(12, 5, 6, bias=False), nn.Flatten())
+    small = fxprune.compress(model, BATCHES, 0.5, compensate=level, progress=False)
+    plan = small.meta["fxprune"]["plan"]
+    own = fxprune.narrow(model, plan, weights=small)
+    assert own[2].bias is not None
+    assert own[2].bias is not small.get_submodule("2").bias
+    assert difference(outputs(small, images()(3)), outputs(own, images()(3))) < 1e-6
+    assert difference(outputs(fxprune.narrow(model, plan), images()(3)), outputs(own, images()(3))) > 1e-3
+
+
+def test_weights_have_to_be_of_the_plan() -> None:
+    model = ZOO["residual"].build()
+    small = fxprune.apply(model, planned(model, images()(2), 0.1))
+    for other in (small, model):
+        with pytest.raises(NarrowError, match=r"weights is a Residual that was not made by this plan: give what apply"):
+            fxprune.narrow(model, planned(model, images()(2), 0.9), weights=other)
+
+
+def test_a_graph_has_no_class_of_its_own() -> None:
+    model = ZOO["residual"].build()
+    plan = planned(model, images()(2))
+    with pytest.raises(
+        NarrowError, match=r"Residual is a graph already, with no forward of its own: use fxprune\.apply"
+    ):
+        fxprune.narrow(fxprune.apply(model, plan), plan)
+
+
+def test_a_plan_of_another_model() -> None:
+    model = ZOO["residual"].build()
+    with pytest.raises(PlanError, match="the plan names a, which the model does not have"):
+        fxprune.narrow(model, planned(Literal(), images()(2)))
+
+
+def test_modes_and_training() -> None:
+    model = ZOO["mlp_batchnorm_dropout"].build().train()
+    own = fxprune.narrow(model, planned(model, ZOO["mlp_batchnorm_dropout"].example(2)))
+    assert {m.training for m in own.modules()} == {True}
+    own(ZOO["mlp_batchnorm_dropout"].example(4)).sum().backward()
+    assert all(p.grad is not None for p in own.parameters())
