@@ -11,10 +11,10 @@ from fxprune.capture import ModelGraph, capture_as, example_of
 from fxprune.capture.graph import plain_attributes
 from fxprune.compress import apply
 from fxprune.errors import NarrowError, summary
-from fxprune.example import from_json
-from fxprune.isolation import device_of, isolated_copy, undisturbed
+from fxprune.isolation import isolated_copy, undisturbed
 from fxprune.mending import is_inserted
-from fxprune.plan import Plan, coupling_of, kept_units
+from fxprune.notes import Planned, planned
+from fxprune.plan import Plan
 from fxprune.rewrite import check_labels
 from fxprune.submodule import part_of, with_part
 from fxprune.verify import TOLERANCES, outputs_of, relative_error
@@ -53,10 +53,10 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
         raise NarrowError(f"{type(part).__name__} is a graph already, with no forward of its own: use fxprune.apply")
     rewritten = apply(model, plan)
     with undisturbed():
-        graph = capture_as(plan.settings, part, from_json(plan.example, device=device_of(part)))
+        graph, coupling, keep = planned(model, plan)
         pruned: Any = part_of(rewritten, plan.submodule)
         own = _narrowed(part, graph, pruned)
-        _prove(own, graph, pruned, plan)
+        _prove(own, (graph, coupling, keep), pruned, plan)
         if weights is not None:
             _take(own, weights, graph, pruned, plan)
         return with_part(model, plan.submodule, own)
@@ -91,12 +91,12 @@ def _resize(module: nn.Module, before: nn.Module, after: nn.Module) -> None:
         module._init_flat_weights()
 
 
-def _prove(own: nn.Module, graph: ModelGraph, small: ModelGraph, plan: Plan) -> None:
+def _prove(own: nn.Module, planned: Planned, small: ModelGraph, plan: Plan) -> None:
     """Raise NarrowError where a narrowed copy does not do what the rewritten graph does."""
+    graph, coupling, keep = planned
     example: Any = example_of(graph)
-    coupling = coupling_of(graph, plan)
     try:
-        check_labels(capture_as(plan.settings, own, example), coupling, kept_units(plan, coupling), graph)
+        check_labels(capture_as(plan.settings, own, example), coupling, keep, graph)
     except Exception as error:
         raise NarrowError(_blamed(own, graph, small, summary(error))) from error
     _compare(own, small, example, graph, small)

@@ -40,14 +40,16 @@ def small(request: pytest.FixtureRequest) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.2)  # the head of a vision transformer begins with zeros
-    smaller = fxprune.apply(model, fxprune.Scores.random(model, X).plan(alpha=0.5))
+    smaller = fxprune.apply(model, fxprune.Scores.random(model, X).plan(alpha=0.5, allocate="tod-by-group"))
     assert sum(p.numel() for p in smaller.parameters()) < 0.8 * sum(p.numel() for p in model.parameters())
     return smaller
 
 
 def of_zoo(name: str) -> nn.Module:
     model = ZOO[name].build().eval()
-    return fxprune.apply(model, fxprune.Scores.random(model, ZOO[name].example(2)).plan(alpha=0.5))
+    return fxprune.apply(
+        model, fxprune.Scores.random(model, ZOO[name].example(2)).plan(alpha=0.5, allocate="tod-by-group")
+    )
 
 
 def run_onnx(path: Path, *inputs: Tensor) -> list[Tensor]:

@@ -21,15 +21,15 @@ REFUSED = (
     "attention_", "shared_keys_", "multihead_", "cross_attention", "relative_bias", "talking_heads", "rotated_heads",
     "single_head", "channel_attention", "group_norms", "correlation", "attention_inside", "transformer_layer",
     "constants_of_channels", "channel_shuffle", "shuffle_units", "maxout", "selective_kernel", "write_",
-    "loop_over_chunks", "branch_on_shape", "assert_on_shape", "keywords_and_defaults", "assigns_in_places", "shape_and_literal",
-    "flatten_spellings", "vector_to_map", "split_spellings", "channel_slices", "permutation", "flip_and_roll",
-    "roll_then_add", "expansion", "zero_padded_channels", "sizes_of_channels", "lstm_cell_from_zeros",
-    "lstm_cell_from_new", "lstm_from_zeros", "directions_summed", "ghost",
+    "loop_over_chunks", "branch_on_shape", "assert_on_shape", "keywords_and_defaults", "assigns_in_places",
+    "shape_and_literal", "flatten_spellings", "vector_to_map", "split_spellings", "channel_slices", "permutation",
+    "flip_and_roll", "roll_then_add", "expansion", "zero_padded_channels", "sizes_of_channels", "lstm_cell_from_zeros",
+    "lstm_cell_from_new", "lstm_from_zeros", "directions_summed", "recurrent_inside", "ghost",
 )  # fmt: skip
 
 
 def planned(model: nn.Module, example: Any, alpha: float = 0.5, **options: Any) -> fxprune.Plan:
-    return fxprune.Scores.random(model, example, **options).plan(alpha=alpha)
+    return fxprune.Scores.random(model, example, **options).plan(alpha=alpha, allocate="tod-by-group")
 
 
 @pytest.mark.parametrize("name", [name for name in ZOO if not name.startswith(REFUSED)])
