@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import CalibrationError, FxpruneError, first_line
 from fxprune.example import opened
-from fxprune.objective import Loss
+from fxprune.objective import Loss, loss_of
 from fxprune.submodule import Run, call_whole
 
 Metric = Callable[[Any, Any], Any]
@@ -111,16 +111,7 @@ class Goal:
 
     def _lost(self, output: Any, targets: Any, where: str) -> Any:
         """The loss of an output; what `run` gave is one already."""
-        if self.run:
-            return output
-        try:
-            return self.loss(output, targets)
-        except Exception as error:
-            name = getattr(self.loss, "__name__", type(self.loss).__name__)
-            raise CalibrationError(
-                f"the loss {name} fails on {where} ({type(error).__name__}: {first_line(error)}): pass loss=, a "
-                "callable(output, target) that fits the model's output"
-            ) from error
+        return output if self.run else loss_of(self.loss, output, targets, where)
 
 
 def _called(model: nn.Module, inputs: Any, targets: Any, run: Run | None, failing: str) -> Any:

@@ -137,14 +137,19 @@ class Objective:
             raise CalibrationError(
                 f"the model fails on batch {index} ({type(error).__name__}: {first_line(error)})"
             ) from error
-        try:
-            return self.loss(output, targets)
-        except Exception as error:
-            name = getattr(self.loss, "__name__", type(self.loss).__name__)
-            raise CalibrationError(
-                f"the loss {name} fails on batch {index} ({type(error).__name__}: {error}): "
-                "pass loss=, a callable(output, target) that fits the model's output"
-            ) from error
+        return loss_of(self.loss, output, targets, f"batch {index}")
+
+
+def loss_of(loss: Loss, output: Any, targets: Any, where: str) -> Any:
+    """The loss of an output. Raises CalibrationError, which says `where`, if the loss cannot be taken."""
+    try:
+        return loss(output, targets)
+    except Exception as error:
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise CalibrationError(
+            f"the loss {name} fails on {where} ({type(error).__name__}: {first_line(error)}): pass loss=, a "
+            "callable(output, target) that fits the model's output"
+        ) from error
 
 
 def _first_not_finite(part: Part) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.batches import Unpack, batches, fitted, sample_count, to_device
@@ -46,6 +46,31 @@ class Calibration:
     def judges(self) -> bool:
         """Whether there is something to fit to, and something held out to judge by."""
         return any(bool(mask.any()) for mask in self.held)
+
+    def judged(self, graph: fx.GraphModule, batch: int) -> tuple[Inputs, Tensor] | None:
+        """The samples of a batch that are held out, with a mask of them; None where the batch has none.
+
+        The whole batch, where it does not show in which of its tensors, and along which axis, its samples lie.
+        """
+        values, held = self.inputs[batch], self.held[batch]
+        if not bool(held.any()):
+            return None
+        names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+        chosen = [self._chosen(name, value, held) for name, value in zip(names, values, strict=True)]
+        if any(value is None for value in chosen):
+            return values, held
+        return [value[0] for value in chosen if value is not None], held[held]
+
+    def _chosen(self, name: str, value: Any, held: Tensor) -> tuple[Any] | None:
+        """What an input is for the samples held out alone, or None where that does not show."""
+        if not isinstance(value, Tensor):
+            return None if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)) else (value,)
+        samples = self.samples.get(name, Samples(times=0))
+        if samples is None:
+            return (value,)
+        if samples.times != 1 or value.ndim <= samples.axis or value.shape[samples.axis] != len(held):
+            return None
+        return (value.index_select(samples.axis, held.nonzero().flatten().to(value.device)),)
 
     def mask(self, node: str, values: Tensor, batch: int, channels: int) -> Tensor:
         """Which places of the value of a node are held out, as a tensor that broadcasts to its shape.

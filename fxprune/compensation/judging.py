@@ -20,7 +20,7 @@ class Judge:
     """Knows what the original gives on the samples held out, and compares others with it."""
 
     def __init__(self, graph: fx.GraphModule, data: Calibration) -> None:
-        self.data = data
+        self.batches = [batch for index in range(len(data.inputs)) if (batch := data.judged(graph, index)) is not None]
         self.goals = self._outputs(graph)
 
     def error(self, small: fx.GraphModule) -> float:
@@ -38,10 +38,7 @@ class Judge:
 
     def _outputs(self, graph: fx.GraphModule) -> list[Tensor]:
         """Each of the graph's floating outputs, on all samples held out, in one row."""
-        batches = [
-            [_held(output, mask) for output in _floating(graph, values)]
-            for values, mask in zip(self.data.inputs, self.data.held, strict=True)
-        ]
+        batches = [[_held(output, mask) for output in _floating(graph, values)] for values, mask in self.batches]
         return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
 
