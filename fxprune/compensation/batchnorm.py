@@ -46,8 +46,9 @@ def re_estimate(graph: fx.GraphModule, data: Calibration) -> int:
 
 
 def _rows(x: Tensor, mask: Tensor) -> Tensor:
-    """The numbers (channels, n) of a tensor (samples, channels, ...) that a mask, which broadcasts to it, leaves."""
-    return x.movedim(1, 0)[:, mask.expand(x.shape).movedim(1, 0)[0]]
+    """The numbers (channels, n) of a tensor (samples, channels, ...) that a mask along one of its axes leaves."""
+    axis = max(range(mask.ndim), key=lambda a: mask.shape[a])
+    return x.index_select(axis, mask.flatten().nonzero().flatten()).movedim(1, 0).flatten(1)
 
 
 def _set(norm: Any, parts: Sequence[Tensor]) -> None:
