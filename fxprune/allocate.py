@@ -113,6 +113,12 @@ def levels(
     return level
 
 
+def check_limits(min_keep: int, round_to: int) -> None:
+    """Raise where the number of units that stay has bounds that make no sense."""
+    if min_keep < 1 or round_to < 1:
+        raise PlanError(f"min_keep is {min_keep} and round_to is {round_to}; both are at least 1")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Allocation:
     """The level of every unit, and what has to hold whatever the level.

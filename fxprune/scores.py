@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from fxprune.allocate import EVEN, Allocate, Allocation, levels
+from fxprune.allocate import EVEN, Allocate, Allocation, check_limits, levels
 from fxprune.budgets import Cost, given, meet, remedies
 from fxprune.capture import ModelGraph, capture_around, capture_as, settings_of
 from fxprune.costing import Costs, costs_of
@@ -61,6 +61,8 @@ class Scores:
     times: Latency | None = None
     moments: Mapping[Key, Moments] = field(default_factory=dict)
     channels: Index | None = None
+    min_keep: int = 1
+    round_to: int = 1
 
     def plan(
         self,
@@ -70,8 +72,8 @@ class Scores:
         macs: float | None = None,
         latency: float | None = None,
         allocate: str | Allocate = "tod",
-        min_keep: int = 1,
-        round_to: int = 1,
+        min_keep: int | None = None,
+        round_to: int | None = None,
     ) -> Plan:
         """The plan at level alpha, or at the lowest level that keeps to a budget.
 
@@ -89,8 +91,8 @@ class Scores:
                 (protection is a matter of the group alone, as published), "uniform" (the same share of every group),
                 "global" (one ranking of all units), or a function (propose, protect, groups) -> the lowest level at
                 which each unit goes, inf where it never does.
-            min_keep: the fewest units that a group keeps.
-            round_to: the number of units that a group keeps is rounded up to a multiple of this.
+            min_keep: the fewest units that a group keeps; by default what `score` was told, or 1.
+            round_to: the number of units that a group keeps is rounded up to a multiple of this; by default as well.
 
         Raises:
             PlanError: several of alpha and the budgets are given, or the budget is below all that can be reached.
@@ -124,14 +126,20 @@ class Scores:
         return replace(self, times=measure(graph, coupling, self.allocation("uniform"), example, repeats=repeats))
 
     def allocation(
-        self, allocate: str | Allocate = "tod", *, min_keep: int = 1, round_to: int = 1, per: str = "macs"
+        self,
+        allocate: str | Allocate = "tod",
+        *,
+        min_keep: int | None = None,
+        round_to: int | None = None,
+        per: str = "macs",
     ) -> Allocation:
         """The level at which each unit goes, and what has to hold at every level; arguments as of `plan`.
 
         `per` is what protection is weighed by: "params" or, for all else, MACs.
         """
-        if min_keep < 1 or round_to < 1:
-            raise PlanError(f"min_keep is {min_keep} and round_to is {round_to}; both are at least 1")
+        min_keep = self.min_keep if min_keep is None else min_keep
+        round_to = self.round_to if round_to is None else round_to
+        check_limits(min_keep, round_to)
         worth = None
         if self.costs is not None and self.channels is not None and allocate == "tod":
             costs = (self.costs.unit_params if per == "params" else self.costs.unit_macs)(len(self.propose))
@@ -172,6 +180,8 @@ class Scores:
             "costs": self.costs and {"samples": self.costs.samples, "inexact": self.costs.inexact},
             "times": self.times and {"rest": self.times.rest, "device": self.times.device},
             "moments": list(self.moments),
+            "min_keep": self.min_keep,
+            "round_to": self.round_to,
         }
         arrays: dict[str, Any] = {f"site{i}": site.units for i, site in enumerate(self.sites)}
         arrays |= {f"piece{i}": units for i, units in enumerate(self.pieces)}
@@ -206,8 +216,10 @@ class Scores:
                     (str(source), str(how)): Moments.of_arrays(_part(content, f"moments{index}"))
                     for index, (source, how) in enumerate(header["moments"])
                 }
-                channels = content.get("channels")
-                return cls(*scores, groups, sites, pieces, *rest, balanced, larger, costs, times, moments, channels)
+                channels, limits = content.get("channels"), (int(header["min_keep"]), int(header["round_to"]))
+                return cls(
+                    *scores, groups, sites, pieces, *rest, balanced, larger, costs, times, moments, channels, *limits
+                )
         except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise PlanError(
                 f"{path} is not a score file that Scores.save wrote ({type(error).__name__}: {error})"

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, fx, nn
 
+from fxprune.allocate import check_limits
 from fxprune.batches import Classes, Unpack, batches, class_of_samples, count_of, length_of, sample_count, to_device
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling, Exclude, analyse
@@ -45,6 +46,8 @@ def score(
     unknown: Unknown = "error",
     inexact: bool = False,
     head_dim: bool = False,
+    min_keep: int = 1,
+    round_to: int = 1,
     unpack: Unpack | None = None,
     classes: Classes | None = None,
     submodule: str = "",
@@ -77,6 +80,7 @@ def score(
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
         unknown: "error", or "freeze" to keep what an operation without a rule touches.
         inexact, head_dim: see `couple`.
+        min_keep, round_to: of the plans that are made of the scores and not told others, see `Scores.plan`.
         classes: callable(targets) -> (samples,) integers, where the targets are not class numbers themselves; or the
             classes of positions, (samples, ...) integers: of steps, (N, T), or pixels, (N, H, W). Negative ones are
             left out. `fxprune.classes` has ready-made ones.
@@ -93,6 +97,7 @@ def score(
             gradient is not finite; where classes are compared, their labels have an unknown form or there is only one.
     """
     check_names(propose, protect)
+    check_limits(min_keep, round_to)
     with seeded(seed):
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         graph: Any = part_of(whole, submodule)
@@ -126,7 +131,8 @@ def score(
             "projections": sampler.draw.projections,
         }  # fmt: skip
     settings = options | {"submodule": submodule}
-    return replace(scores_of(graph, coupling, scores, settings, about), moments=evidence.moments)
+    found = scores_of(graph, coupling, scores, settings, about)
+    return replace(found, moments=evidence.moments, min_keep=min_keep, round_to=round_to)
 
 
 def _gated(

@@ -434,3 +434,19 @@ def test_random_scores_are_seeded_and_leave_the_random_states_alone() -> None:
     assert not equal(one, fxprune.Scores.random(model, example, seed=2))
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+def test_the_bounds_of_plans_are_those_that_scoring_was_told(tmp_path: Path) -> None:
+    model, batches = ZOO["residual"].build(), [(images()(20), torch.arange(20) % CLASSES)]
+    told = fxprune.score(model, batches, min_keep=3, round_to=4, progress=False)
+    asked = fxprune.score(model, batches, progress=False)
+    told.save(tmp_path / "scores.npz")
+    for scores in (told, fxprune.Scores.load(tmp_path / "scores.npz")):
+        assert scores.plan(0.8).keep == asked.plan(0.8, min_keep=3, round_to=4).keep
+        assert scores.plan(0.8, min_keep=1, round_to=1).keep == asked.plan(0.8).keep
+    assert told.plan(0.8).keep != asked.plan(0.8).keep
+
+
+def test_bounds_that_make_no_sense_are_said_before_the_pass() -> None:
+    with pytest.raises(PlanError, match="min_keep is 0 and round_to is 1; both are at least 1"):
+        fxprune.score(ZOO["residual"].build(), iter([]), min_keep=0)
