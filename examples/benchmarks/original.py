@@ -50,7 +50,8 @@ def compare(per_class: int, samples: int) -> dict[str, Any]:
 
 
 def _scoring(model: nn.Module, batches: cifar.Batches, samples: int, projections: int) -> Callable[[], object]:
-    return lambda: fxprune.score(model, batches, samples_per_class=samples, projections=projections, progress=False)
+    options = {"propose": "separability", "samples_per_class": samples, "projections": projections}
+    return lambda: fxprune.score(model, batches, **options, progress=False)
 
 
 def original(model: nn.Module, images: Tensor, labels: Tensor, samples: int) -> dict[str, Any]:

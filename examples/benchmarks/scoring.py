@@ -60,34 +60,38 @@ def plain(work: Work) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def score(work: Work) -> fxprune.Scores:
+def score(work: Work, propose: str) -> fxprune.Scores:
     """One `fxprune.score` over the batches."""
     model, batches = work
-    return fxprune.score(model, batches, progress=False)
+    return fxprune.score(model, batches, propose=propose, progress=False)
 
 
-JOBS: dict[str, Callable[[Work], object]] = {"plain": plain, "score": score}
+SIGNALS = ("reconstruction", "separability")
+JOBS: dict[str, Callable[[Work], object]] = {
+    "plain": plain, **{signal: partial(score, propose=signal) for signal in SIGNALS}
+}  # fmt: skip
 
 
-def times(work: Work, repeats: int) -> dict[str, float]:
+def times(work: Work, repeats: int, signal: str) -> dict[str, float]:
     """Median seconds of both jobs, the ratio of the medians, and that of the fastest runs."""
-    found = interleaved({name: partial(job, work) for name, job in JOBS.items()}, repeats=repeats)
+    jobs = {"plain": JOBS["plain"], "score": JOBS[signal]}
+    found = interleaved({name: partial(job, work) for name, job in jobs.items()}, repeats=repeats)
     medians = {name: statistics.median(taken) for name, taken in found.items()}
     fastest = min(found["score"]) / min(found["plain"])
     return {**medians, "ratio": medians["score"] / medians["plain"], "fastest": fastest}
 
 
-def memory(name: str, images: int, repeats: int) -> dict[str, Any]:
+def memory(name: str, images: int, repeats: int, signal: str) -> dict[str, Any]:
     """Median growth in MiB of both jobs, each in child processes, and their ratio."""
-    grown: dict[str, list[float]] = {job: [] for job in JOBS}
+    grown: dict[str, list[float]] = {"plain": [], signal: []}
     for _ in range(repeats):
-        for job in JOBS:
+        for job, values in grown.items():
             result = child(__file__, "--child", f"{job},{name},{images}", limit=LIMIT)
             if "failed" in result:
                 return result
-            grown[job].append(result["growth"])
+            values.append(result["growth"])
     found = {job: statistics.median(values) for job, values in grown.items()}
-    return {**found, "ratio": found["score"] / found["plain"]}
+    return {"plain": found["plain"], "score": found[signal], "ratio": found[signal] / found["plain"]}
 
 
 def memory_child(job: str, name: str, images: int) -> dict[str, float]:
@@ -102,17 +106,27 @@ def measure_ratios(*, quick: bool) -> tuple[Table, dict[str, Any]]:
     """Time and memory of `score` against the plain pass, for both workloads."""
     repeats = 1 if quick else 5
     data: dict[str, Any] = {}
-    for name in track(list(WORKLOADS), description="time and memory", console=CONSOLE):
+    cases = [(name, signal) for name in WORKLOADS for signal in SIGNALS]
+    for name, signal in track(cases, description="time and memory", console=CONSOLE):
         images = 200 if quick else WORKLOADS[name]
-        data[name] = {
-            "time": times(workload(name, images), repeats),
-            "memory": memory(name, images, 1 if quick else 3),
+        data[f"{name}, {signal}"] = {
+            "time": times(workload(name, images), repeats, signal),
+            "memory": memory(name, images, 1 if quick else 3, signal),
         }
-    columns = ("network", "plain pass", "score", "ratio", "of fastest", "plain, memory", "score, memory", "ratio")
+    columns = (
+        "network, what proposes",
+        "plain pass",
+        "score",
+        "ratio",
+        "of fastest",
+        "plain, memory",
+        "score, memory",
+        "ratio",
+    )
     rows = tuple((name, *_time_cells(found["time"]), *_memory_cells(found["memory"])) for name, found in data.items())
     note = (
         f"{' and '.join(f'{n:,}' for n in WORKLOADS.values())} images, 10 classes, batches of 100, 32 samples a class, "
-        "64 projections. plain pass: forward "
+        "64 projections; the second moments are gathered in either case. plain pass: forward "
         "and backward in eval mode with the gradients of all weights. memory: growth of resident memory over what "
         "the process held before, in a process of its own."
     )
@@ -153,11 +167,14 @@ def measure_growth(*, quick: bool) -> tuple[Table, dict[str, Any]]:
     """Seconds of both jobs as samples, classes and layers grow; random weights and images."""
     works = growing(quick=quick)
     data = {
-        name: times(make(), 1 if quick else 3)
+        name: times(make(), 1 if quick else 3, "separability")
         for name, make in track(list(works.items()), description="growth", console=CONSOLE)
     }
     rows = tuple((name, *_time_cells(found)) for name, found in data.items())
-    note = f"{200 if quick else 1000:,} images, 10 classes where nothing else is said; the rest as above."
+    note = (
+        f"{200 if quick else 1000:,} images, 10 classes where nothing else is said; separability proposes; the rest as "
+        "above."
+    )
     return Table(
         "Cost as samples, classes and layers grow", ("what", "plain pass", "score", "ratio", "of fastest"), rows, note
     ), data
