@@ -11,24 +11,30 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.float64]
 Index = NDArray[np.int64]
 RIDGE = 1e-3  # of the mean variance, on the diagonal of every covariance
-STEPS = 256  # units of a larger group go several at a time
+STEPS = 64  # units of a larger group go several at a time
+CANDIDATES = 4  # for every unit that goes in a step, as many are looked at one by one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """One edge: the unit of each of its channels (-1: none), their covariance, and the weights (rows, channels) on it.
+    """One edge: the unit of each of its P channels (-1: none), their covariance, and the products of their weights.
 
-    Where the edge is too wide, the covariance is a vector of variances.
+    Both are (P, P); where the edge is too wide for that, (P,): the variances, and the squares of the weights.
     """
 
     units: Index
     covariance: Matrix
-    weights: Matrix
+    products: Matrix
+
+    @classmethod
+    def of(cls, units: Index, covariance: Matrix, weights: Matrix) -> Reading:
+        """An edge whose channels stand under the columns of a weight (rows, P)."""
+        return cls(units, covariance, np.square(weights).sum(0) if covariance.ndim == 1 else weights.T @ weights)
 
     def within(self, own: range) -> Reading:
         """The edge, seen by one group: its units are numbered from 0, and all others are -1."""
         inside = (self.units >= own.start) & (self.units < own.stop)
-        return Reading(np.where(inside, self.units - own.start, -1), self.covariance, self.weights)
+        return Reading(np.where(inside, self.units - own.start, -1), self.covariance, self.products)
 
 
 def eliminated(readings: Sequence[Reading], count: int) -> Matrix:
@@ -38,31 +44,59 @@ def eliminated(readings: Sequence[Reading], count: int) -> Matrix:
     the weights on what stays are refitted.
 
     >>> weights, covariance = np.ones((1, 3)), np.array([[1.0, 0.99, 0], [0.99, 1, 0], [0, 0, 2]])
-    >>> eliminated([Reading(np.arange(3), covariance, weights)], 3).round(1)
+    >>> eliminated([Reading.of(np.arange(3), covariance, weights)], 3).round(1)
     array([0. , 1. , 0.3])
     """
     states = [_state(reading) for reading in readings if (reading.units >= 0).any()]
-    alive = np.ones(count, dtype=bool)
+    left = np.arange(count)
     spent, result = 0.0, np.zeros(count)
-    while alive.any():
-        costs = sum((state.costs(count) for state in states), np.zeros(count))
-        left = np.flatnonzero(alive)
-        gone = left[np.argsort(costs[left], kind="stable")[: max(1, len(left) // STEPS)]]
-        result[gone] = spent + np.cumsum(np.maximum(costs[gone], 0))
+    while len(left):
+        few = max(1, len(left) // STEPS)
+        costs = _costs(states, count)
+        near = left[np.argsort(costs[left], kind="stable")[: CANDIDATES * few]]
+        gone, paid = (near[:1], costs[near[:1]]) if few == 1 else _one_by_one(states, near, few, count)
+        result[gone] = spent + np.cumsum(np.maximum(paid, 0))
         spent = float(result[gone[-1]])
-        alive[gone] = False
+        left = np.setdiff1d(left, gone)
         for state in states:
             state.remove(gone)
     return result
 
 
+def _one_by_one(states: Sequence[State], near: Index, few: int, count: int) -> tuple[Index, Matrix]:
+    """The units that go first of those `near`, so many of them, each at its cost once those before it went."""
+    own, left = [state.among(near) for state in states], near
+    gone, paid = np.zeros(few, dtype=np.int64), np.zeros(few)
+    for step in range(few):
+        costs = _costs(own, count)[left]
+        gone[step], paid[step] = left[costs.argmin()], costs.min()
+        left = np.delete(left, costs.argmin())
+        for state in own:
+            state.remove(gone[step : step + 1])
+    return gone, paid
+
+
+def _costs(states: Sequence[State], count: int) -> Matrix:
+    """The cost of each unit on all edges."""
+    return sum((state.costs(count) for state in states), np.zeros(count))
+
+
 class _Independent:
     """An edge of which only the variances are known: nothing stands in for anything."""
 
-    def __init__(self, reading: Reading) -> None:
-        self.units = reading.units
-        self.shares = reading.covariance * np.square(reading.weights).sum(0)
-        self.shares = self.shares / max(float(self.shares.sum()), np.finfo(float).tiny)
+    def __init__(self, units: Index, shares: Matrix) -> None:
+        self.units, self.shares = units, shares
+
+    @classmethod
+    def of(cls, reading: Reading) -> _Independent:
+        """The edge, with the share of its readers' output that each channel makes up."""
+        shares = reading.covariance * reading.products
+        return cls(reading.units, shares / max(float(shares.sum()), np.finfo(float).tiny))
+
+    def among(self, near: Index) -> _Independent:
+        """The edge, seen by some units alone."""
+        own = np.isin(self.units, near)
+        return _Independent(self.units[own], self.shares[own])
 
     def costs(self, count: int) -> Matrix:
         """The cost of each unit."""
@@ -76,15 +110,26 @@ class _Independent:
 class _Refitted:
     """An edge whose weights are refitted as its channels go: its inverse covariance, and its weights' products."""
 
-    def __init__(self, reading: Reading) -> None:
-        self.units = reading.units.copy()
-        weights, unit = reading.weights, np.eye(len(reading.units))
+    def __init__(self, units: Index, inverse: Matrix, products: Matrix, scale: float) -> None:
+        self.units, self.inverse, self.products, self.scale = units, inverse, products, scale
+        self.single = len(np.unique(units[units >= 0])) == (units >= 0).sum()
+
+    @classmethod
+    def of(cls, reading: Reading) -> _Refitted:
+        """The edge before anything goes; costs are shares of its readers' output variance."""
+        unit = np.eye(len(reading.units))
         mean = float(np.trace(reading.covariance)) / len(unit)
         regular = reading.covariance / mean + RIDGE * unit if mean > 0 else unit  # nothing varies: only weights count
-        self.inverse = np.linalg.inv(regular)
-        self.products = weights.T @ weights
-        self.scale = max(float((self.products * regular).sum()), np.finfo(float).tiny)
-        self.single = len(np.unique(self.units[self.units >= 0])) == (self.units >= 0).sum()
+        scale = max(float((reading.products * regular).sum()), np.finfo(float).tiny)
+        return cls(
+            reading.units.copy(), np.asarray(np.linalg.inv(regular), dtype=np.float64), reading.products.copy(), scale
+        )
+
+    def among(self, near: Index) -> _Refitted:
+        """The edge, seen by some units alone; what they cost, and how that changes as they go, stays the same."""
+        places = np.flatnonzero(np.isin(self.units, near))
+        block = np.ix_(places, places)
+        return _Refitted(self.units[places], self.inverse[block], self.products[block], self.scale)
 
     def costs(self, count: int) -> Matrix:
         """The cost of each unit."""
@@ -104,14 +149,17 @@ class _Refitted:
         places = np.flatnonzero(np.isin(self.units, gone))
         if not len(places):
             return
-        shares = np.linalg.solve(self.inverse[np.ix_(places, places)], self.inverse[places])
-        moved = self.products[:, places] @ shares
-        self.products -= moved + moved.T - shares.T @ self.products[np.ix_(places, places)] @ shares
-        self.inverse -= self.inverse[:, places] @ shares
         stay = np.setdiff1d(np.arange(len(self.units)), places)
-        self.products, self.inverse = (m[np.ix_(stay, stay)] for m in (self.products, self.inverse))
+        block = np.ix_(stay, stay)
+        shares = np.linalg.solve(self.inverse[np.ix_(places, places)], self.inverse[np.ix_(places, stay)])
+        moved = (self.products[np.ix_(stay, places)] - shares.T @ self.products[np.ix_(places, places)] / 2) @ shares
+        self.products = self.products[block] - (moved + moved.T)
+        self.inverse = self.inverse[block] - self.inverse[np.ix_(stay, places)] @ shares
         self.units = self.units[stay]
 
 
-def _state(reading: Reading) -> _Independent | _Refitted:
-    return _Independent(reading) if reading.covariance.ndim == 1 else _Refitted(reading)
+State = _Independent | _Refitted
+
+
+def _state(reading: Reading) -> State:
+    return _Independent.of(reading) if reading.covariance.ndim == 1 else _Refitted.of(reading)

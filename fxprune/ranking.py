@@ -17,6 +17,7 @@ from fxprune.readers import readers_on
 from fxprune.rules.context import Slot
 
 Scalars = NDArray[np.float64]
+WIDE = 2048  # channels of an edge, above which none stands in for another
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,10 +118,13 @@ def reconstruction(evidence: Evidence) -> Scalars:
 
 
 def _reading(evidence: Evidence, edge: Edge, moments: Moments) -> Reading:
-    """What an edge's readers make of its channels, as the products of their columns."""
-    columns = [reader.columns() for reader in readers_on(evidence.graph, edge)]
-    weights = np.concatenate(columns) if columns else np.eye(len(edge.units))
-    return Reading(edge.units, moments.covariance, weights)
+    """What an edge's readers make of its channels; of a wide edge, channel by channel."""
+    readers, count = readers_on(evidence.graph, edge), len(edge.units)
+    if count > WIDE or moments.covariance.ndim == 1:
+        squares = [reader.squares() for reader in readers] or [np.ones(count)]
+        return Reading(edge.units, moments.variance, np.sum(squares, axis=0))
+    products = [reader.products() for reader in readers] or [np.eye(count)]
+    return Reading(edge.units, moments.covariance, np.sum(products, axis=0))
 
 
 @signal("activation")

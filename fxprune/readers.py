@@ -43,16 +43,16 @@ class Reader:
         """The weight as (groups, outputs a group, inputs a group, places of the window)."""
         return as_matrix(self.weight, self.groups, transposed=self.windows is not None and self.windows.transposed)
 
-    def columns(self) -> NDArray[np.float64]:
-        """What stands on each input channel: (outputs and places of the window, channels)."""
-        matrix = self.matrix().double().cpu().numpy()
-        groups, outputs, inputs, places = matrix.shape
-        result = np.zeros((outputs * places * groups, groups * inputs))
-        for group in range(groups):  # each has rows of its own
-            rows = slice(group * outputs * places, (group + 1) * outputs * places)
-            columns = slice(group * inputs, (group + 1) * inputs)
-            result[rows, columns] = matrix[group].transpose(0, 2, 1).reshape(-1, inputs)
-        return result
+    def products(self) -> NDArray[np.float64]:
+        """The inner products of what stands on each input channel: (channels, channels), zero between groups."""
+        columns = self.matrix().double().transpose(1, 2).flatten(2)
+        blocks: Tensor = torch.block_diag(*(columns @ columns.transpose(1, 2)))
+        return blocks.cpu().numpy()
+
+    def squares(self) -> NDArray[np.float64]:
+        """The squared norms of what stands on each input channel: (channels,)."""
+        norms = torch.linalg.vector_norm(self.matrix(), dim=(1, 3)).double()  # no copy of a weight that may be large
+        return norms.square().flatten().cpu().numpy()
 
     def write(self, matrix: Tensor) -> None:
         """Put a matrix, shaped as that of `matrix()`, into the weight."""

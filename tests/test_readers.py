@@ -98,13 +98,14 @@ def test_a_matrix_becomes_its_weight_again(shape: tuple[int, ...], groups: int, 
     assert torch.equal(from_matrix(matrix, shape, transposed=transposed), weight)
 
 
-def test_columns_hold_what_stands_on_each_channel() -> None:
+def test_products_are_those_of_what_stands_on_each_channel() -> None:
     layer = nn.Conv2d(4, 6, 3, groups=2)
-    columns = Reader(layer.weight, None, 2, None, layer).columns()
-    assert columns.shape == (6 * 9, 4)
-    energy = torch.from_numpy(columns).square().sum(0)
-    expected = torch.cat([part.double().square().sum((0, 2, 3)) for part in layer.weight.detach().split(3)])
-    torch.testing.assert_close(energy, expected)
+    reader = Reader(layer.weight, None, 2, None, layer)
+    columns = torch.zeros(6 * 9, 4, dtype=torch.float64)  # each group has rows of its own
+    for group, part in enumerate(layer.weight.detach().double().split(3)):
+        columns[27 * group : 27 * (group + 1), 2 * group : 2 * (group + 1)] = part.movedim(1, -1).reshape(27, 2)
+    torch.testing.assert_close(torch.from_numpy(reader.products()), columns.T @ columns)
+    torch.testing.assert_close(torch.from_numpy(reader.squares()), columns.square().sum(0), rtol=1e-5, atol=0)
 
 
 def test_uses_count_calls_and_reads() -> None:
