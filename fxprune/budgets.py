@@ -52,7 +52,7 @@ def meet(allocation: Allocation, cost: Cost, share: float, what: str, remedies: 
     keep = allocation.keep(float(levels[high]))
     if low >= 0:
         keep = _filled(allocation, cost, limit, keep, allocation.keep(float(levels[low])))
-    level = None if high == 0 else float(max(levels[high], 0))
+    level = None if high == 0 else max(round(float(levels[high]), 9), 0.0)  # as finely as EVEN tells alphas apart
     return Found(keep, cost(keep) / max(whole, 1e-300), level)
 
 

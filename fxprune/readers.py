@@ -51,7 +51,9 @@ class Reader:
 
     def squares(self) -> NDArray[np.float64]:
         """The squared norms of what stands on each input channel: (channels,)."""
-        norms = torch.linalg.vector_norm(self.matrix(), dim=(1, 3)).double()  # no copy of a weight that may be large
+        norms: Tensor = torch.linalg.vector_norm(
+            self.matrix(), dim=(1, 3)
+        ).double()  # no copy of a weight that is large
         return norms.square().flatten().cpu().numpy()
 
     def write(self, matrix: Tensor) -> None:
