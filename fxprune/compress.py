@@ -19,7 +19,7 @@ from fxprune.errors import FxpruneWarning
 from fxprune.finetune import check_options
 from fxprune.finetune import finetune as tune
 from fxprune.isolation import undisturbed
-from fxprune.notes import note, note_error, note_scores, planned
+from fxprune.notes import Planned, note, note_error, note_scores, planned_by
 from fxprune.objective import Loss
 from fxprune.plan import Plan
 from fxprune.ranking import Signal
@@ -116,13 +116,13 @@ def compress(
         )  # fmt: skip
         scores = scores if latency is None else scores.with_latency(whole)
         plan = fit(scores.plan(**asked, allocate=allocate, min_keep=min_keep, round_to=round_to))
-        small = apply(whole, plan)
+        small, planned = _rewritten(whole, plan)
         note_scores(small, scores.about, submodule)
         if verify:
             example: Any = example_of(part_of(whole, submodule))  # type: ignore[arg-type]
             note_error(small, prove(whole, plan, small, example), submodule)
         return repaired(
-            whole, plan, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device
+            whole, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device
         )
 
     whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
@@ -132,7 +132,7 @@ def compress(
         outcome = in_rounds(whole, submodule, one, asked, rounds)
         small = outcome.small
         with undisturbed():
-            note(whole, small, outcome.plan, planned(whole, outcome.plan), outcome.error)
+            note(whole, small, outcome.plan, planned_by(whole, outcome.plan), outcome.error)
     warn_if_unpruned(part_of(small, submodule))
     return small if finetune is None else tune(small, **finetune)
 
@@ -165,11 +165,19 @@ def apply(
         PlanError: the plan does not fit the model, or scores or loader are missing.
         RewriteError: the graph cannot be rewritten.
     """
-    with undisturbed():
-        whole = planned(model, plan)
-        small = with_part(model, plan.submodule, rewrite(*whole))
-        note(model, small, plan, whole)
-    return repaired(model, plan, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device)
+    small, planned = _rewritten(model, plan)
+    return repaired(
+        model, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device
+    )
+
+
+@undisturbed()
+def _rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:
+    """What a plan makes of a model, with a note of it, and what it found in the original."""
+    found = planned_by(model, plan)
+    small = with_part(model, plan.submodule, rewrite(*found))
+    note(model, small, plan, found)
+    return small, found
 
 
 def warn_if_unpruned(small: nn.Module) -> None:

@@ -13,7 +13,7 @@ from fxprune.compress import apply
 from fxprune.errors import NarrowError, summary
 from fxprune.isolation import isolated_copy, undisturbed
 from fxprune.mending import is_inserted
-from fxprune.notes import Planned, planned
+from fxprune.notes import Planned, planned_by
 from fxprune.plan import Plan
 from fxprune.rewrite import check_labels
 from fxprune.submodule import part_of, with_part
@@ -53,7 +53,7 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
         raise NarrowError(f"{type(part).__name__} is a graph already, with no forward of its own: use fxprune.apply")
     rewritten = apply(model, plan)
     with undisturbed():
-        graph, coupling, keep = planned(model, plan)
+        graph, coupling, keep = planned_by(model, plan)
         pruned: Any = part_of(rewritten, plan.submodule)
         own = _narrowed(part, graph, pruned)
         _prove(own, (graph, coupling, keep), pruned, plan)

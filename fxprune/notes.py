@@ -22,7 +22,7 @@ from fxprune.tod import Flags
 Planned = tuple[ModelGraph, Coupling, Flags]
 
 
-def planned(model: nn.Module, plan: Plan) -> Planned:
+def planned_by(model: nn.Module, plan: Plan) -> Planned:
     """The graph that a plan is for, its coupling, and the units that stay."""
     part = part_of(model, plan.submodule)
     graph = capture_as(plan.settings, part, from_json(plan.example, device=device_of(part)))

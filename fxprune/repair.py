@@ -13,7 +13,7 @@ from fxprune.batches import Unpack
 from fxprune.compensation import Level, check_level, compensated
 from fxprune.compensation.calibration import calibration_of
 from fxprune.isolation import device_of, placed, seeded
-from fxprune.notes import planned
+from fxprune.notes import Planned
 from fxprune.plan import Plan
 from fxprune.provenance import new_biases
 from fxprune.scores import Scores
@@ -23,6 +23,7 @@ from fxprune.submodule import Run, part_of, with_part
 def repaired(
     model: nn.Module,
     plan: Plan,
+    planned: Planned,
     small: nn.Module,
     scores: Scores | None,
     loader: Iterable[Any] | None,
@@ -33,13 +34,13 @@ def repaired(
     seed: int,
     device: torch.device | str | None,
 ) -> nn.Module:
-    """`small`, which a plan made of `model`, compensated, with a note of it in its report."""
+    """`small`, which a plan made of `model`, `planned` by it, compensated, with a note of it in its report."""
     moments = scores.moments if scores else {}
     check_level(level, moments, loader)
     if level == "none":
         return small
     with seeded(seed):
-        graph, coupling, keep = planned(model, plan)
+        graph, coupling, keep = planned
         part: Any = part_of(small, plan.submodule)
         with placed(device, graph, part):
             data = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,30 +47,68 @@ class Calibration:
         """Whether there is something to fit to, and something held out to judge by."""
         return any(bool(mask.any()) for mask in self.held)
 
-    def judged(self, graph: fx.GraphModule, batch: int) -> tuple[Inputs, Tensor] | None:
-        """The samples of a batch that are held out, with a mask of them; None where the batch has none.
+    def judged(self, graph: fx.GraphModule) -> list[tuple[Inputs, Tensor]]:
+        """The samples that are held out, in batches no larger than those given, each with a mask of them.
 
-        The whole batch, where it does not show in which of its tensors, and along which axis, its samples lie.
+        All of a batch where its samples cannot be told apart.
         """
-        values, held = self.inputs[batch], self.held[batch]
-        if not bool(held.any()):
-            return None
-        names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
-        chosen = [self._chosen(name, value, held) for name, value in zip(names, values, strict=True)]
-        if any(value is None for value in chosen):
-            return values, held
-        return [value[0] for value in chosen if value is not None], held[held]
+        found = list[tuple[Inputs, Tensor]]()
+        for batch, held in enumerate(self.held):
+            if bool(held.any()):
+                values = self._selected(graph, batch, held)
+                whole = values is None
+                found.append((self.inputs[batch] if values is None else values, held if whole else held[held]))
+        return self._joined(graph, found)
 
-    def _chosen(self, name: str, value: Any, held: Tensor) -> tuple[Any] | None:
-        """What an input is for the samples held out alone, or None where that does not show."""
+    def _joined(self, graph: fx.GraphModule, parts: Sequence[tuple[Inputs, Tensor]]) -> list[tuple[Inputs, Tensor]]:
+        """Batches of chosen samples, neighbours together as long as they are no larger than the largest one given."""
+        names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+        axes = [rows.axis for name in names if (rows := self.samples.get(name, Samples(times=0))) and rows.times == 1]
+        if len(axes) < len(names):
+            return list(parts)
+        most, joined = max(len(held) for held in self.held), list[tuple[Inputs, Tensor]]()
+        for values, mask in parts:
+            if joined and len(joined[-1][1]) + len(mask) <= most and _fit(joined[-1][0], values, axes):
+                before, seen = joined.pop()
+                both = [torch.cat(pair, axis) for *pair, axis in zip(before, values, axes, strict=True)]
+                joined.append((both, torch.cat([seen, mask])))
+            else:
+                joined.append((values, mask))
+        return joined
+
+    def fitted(self, graph: fx.GraphModule, most: int) -> Calibration:
+        """Of the samples that are not held out at most so many, drawn at random, by the same seed every time.
+
+        All of a batch where its samples cannot be told apart.
+        """
+        drawn = _drawn(torch.cat(list(self.held)), most).split([len(held) for held in self.held])
+        inputs, masks = list[Inputs](), list[Tensor]()
+        for batch, (held, chosen) in enumerate(zip(self.held, drawn, strict=True)):
+            found = self._selected(graph, batch, chosen)
+            if found is None:
+                inputs.append(self.inputs[batch])
+                masks.append(held)
+            elif bool(chosen.any()):
+                inputs.append(found)
+                masks.append(held[chosen])
+        return replace(self, inputs=inputs, held=masks)
+
+    def _selected(self, graph: fx.GraphModule, batch: int, chosen: Tensor) -> Inputs | None:
+        """Some samples of a batch, by a mask, or None where it does not show where its samples lie."""
+        names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+        found = [self._chosen(name, value, chosen) for name, value in zip(names, self.inputs[batch], strict=True)]
+        return None if any(value is None for value in found) else [value[0] for value in found if value is not None]
+
+    def _chosen(self, name: str, value: Any, chosen: Tensor) -> tuple[Any] | None:
+        """What an input is for the chosen samples alone, or None where that does not show."""
         if not isinstance(value, Tensor):
             return None if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)) else (value,)
         samples = self.samples.get(name, Samples(times=0))
         if samples is None:
             return (value,)
-        if samples.times != 1 or value.ndim <= samples.axis or value.shape[samples.axis] != len(held):
+        if samples.times != 1 or value.ndim <= samples.axis or value.shape[samples.axis] != len(chosen):
             return None
-        return (value.index_select(samples.axis, held.nonzero().flatten().to(value.device)),)
+        return (value.index_select(samples.axis, chosen.nonzero().flatten().to(value.device)),)
 
     def mask(self, node: str, values: Tensor, batch: int, channels: int) -> Tensor:
         """Which places of the value of a node are held out, as a tensor that broadcasts to its shape.
@@ -95,6 +133,22 @@ def held_out(count: int) -> Tensor:
     """
     order = torch.arange(count)
     return order % EVERY == EVERY - 1 if count >= EVERY else (order == count - 1) & (order > 0)
+
+
+def _fit(a: Inputs, b: Inputs, axes: Sequence[int]) -> bool:
+    """Whether two batches can be joined along these axes: their other sizes and their types agree."""
+    return all(
+        x.dtype == y.dtype and x.movedim(axis, 0).shape[1:] == y.movedim(axis, 0).shape[1:]
+        for x, y, axis in zip(a, b, axes, strict=True)
+    )
+
+
+def _drawn(held: Tensor, most: int) -> Tensor:
+    """A mask of at most so many of the samples that are not held out."""
+    rest = (~held).nonzero().flatten()
+    drawn = torch.zeros_like(held)
+    drawn[rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))[:most]]] = True
+    return drawn
 
 
 def length(values: Inputs) -> int:

@@ -20,7 +20,7 @@ class Judge:
     """Knows what the original gives on the samples held out, and compares others with it."""
 
     def __init__(self, graph: fx.GraphModule, data: Calibration) -> None:
-        self.batches = [batch for index in range(len(data.inputs)) if (batch := data.judged(graph, index)) is not None]
+        self.batches = data.judged(graph)
         self.goals = self._outputs(graph)
 
     def error(self, small: fx.GraphModule) -> float:
