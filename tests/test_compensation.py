@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,46 @@ def test_a_constant_channel_is_made_up_for_by_its_mean(*, norm: bool) -> None:
     assert ("1.bias" in small.state_dict()) is not norm
 
 
+def test_the_mean_stands_in_where_a_linear_map_does_harm() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5))
+    with torch.no_grad():
+        model[0].weight[2], model[0].bias[2] = 0, 2
+    loader = batches(tensors(4), CLASSES, (40, 40))
+    scores = scored(model, loader)
+    plan = keeping(scores, **{"0": (0, 1)})
+    wrong = np.eye(3) + 50 * np.eye(3)[::-1]
+    false = replace(scores, moments={key: replace(m, covariance=wrong) for key, m in scores.moments.items()})
+    unseen = fxprune.apply(model, plan, scores=false, compensate="ridge")
+    judged = fxprune.apply(model, plan, scores=false, loader=loader, compensate="ridge")
+    example = tensors(4)(3)
+    assert difference(outputs(model, example), outputs(unseen, example)) > 0.1
+    assert difference(outputs(model, example), outputs(judged, example)) < 1e-5
+    assert fxprune.report(judged).compensation.filled == ("_1",)
+
+
+@pytest.mark.parametrize(
+    "options", [{"head_dim": True}, {"inexact": True}, {"head_dim": True, "inexact": True}], ids=str
+)
+@pytest.mark.parametrize("name", ["multihead_plain", "shared_keys_2_function"])
+def test_columns_of_heads_and_inexact_groups_are_made_up_for(name: str, options: dict[str, bool]) -> None:
+    case = ZOO[name]
+    model, loader = case.build(), batches(case.example, CLASSES, (20, 20, 7))
+    scores = scored(model, loader, **options)
+    plan = scores.plan(alpha=0.6)
+    plain = fxprune.apply(model, plan)
+    assert fxprune.report(plain).params_after < fxprune.report(plain).params_before
+    for level in LEVELS:
+        small = fxprune.apply(model, plan, scores=scores, loader=loader, compensate=level)
+        done = fxprune.report(small).compensation
+        assert done is not None
+        assert done.before is not None
+        assert done.after is not None
+        assert done.after < done.before
+        shapes = {key: value.shape for key, value in small.state_dict().items()}
+        assert shapes.items() >= {key: value.shape for key, value in plain.state_dict().items()}.items()
+        assert [x.shape for x in outputs(small, case.example(3))] == [x.shape for x in outputs(model, case.example(3))]
+
+
 class Shared(nn.Module):
     """One layer called twice, another whose weight is read by a function as well, and a BatchNorm for two layers."""
 
@@ -287,6 +328,21 @@ def test_what_is_held_out() -> None:
     graph = fxprune.capture(model, example(2))
     data = Calibration.of(graph, [[example(3)], [example(3)], [example(1)]])
     assert [mask.tolist() for mask in data.held] == [[False] * 3, [False, True, False], [False]]
+
+
+def test_what_is_held_out_is_judged_in_batches_as_large_as_those_given() -> None:
+    model, x = nn.Linear(4, 3), tensors(4)(27)
+    graph = fxprune.capture(model, x[:2])
+    data = Calibration.of(graph, [[part] for part in x.split([4, 10, 10, 3])])
+    judged = data.judged(graph)
+    assert [len(mask) for _, mask in judged] == [5]
+    assert all(bool(mask.all()) for _, mask in judged)
+    assert torch.equal(judged[0][0][0], x[4::5])
+    fitted = data.fitted(graph, 8)
+    assert sum(len(values[0]) for values in fitted.inputs) == 8
+    assert not any(bool(mask.any()) for mask in fitted.held)
+    rest = {tuple(row) for row in x[torch.arange(27) % 5 != 4].tolist()}
+    assert {tuple(row) for values in fitted.inputs for row in values[0].tolist()} <= rest
 
 
 @pytest.mark.parametrize("level", LEVELS)

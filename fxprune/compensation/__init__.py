@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -80,11 +81,12 @@ def compensated(
     data = data if data is not None and data.judges else None
     best = _Best(graph, small, None if data is None else Judge(graph, data))
 
-    def fill_in(tried: ModelGraph) -> tuple[str, ...]:
+    def fill_in(tried: ModelGraph, *, linear: bool) -> tuple[str, ...]:
         only = (lambda node: is_recurrent(tried, node)) if level == "sequential" else None
-        return fill(graph, tried, coupling, keep, moments, linear=level != "bias", only=only)
+        return fill(graph, tried, coupling, keep, moments, linear=linear, only=only)
 
-    filled = best.attempt(fill_in) or ()
+    ways = (False,) if level == "bias" else (True, False)  # by the mean where a linear map does harm
+    filled = next((done for linear in ways if (done := best.attempt(partial(fill_in, linear=linear)))), ())
     layers: tuple[Refit, ...] = ()
     norms = 0
     if data is not None and level == "sequential":
