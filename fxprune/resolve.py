@@ -27,10 +27,10 @@ def resolve(collector: Collector) -> Coupling:
     frozen = np.zeros(merged.max(initial=-1) + 1, dtype=bool)
     for labels, _ in collector.frozen:
         frozen[merged[_numbers(labels)]] = True
-    united = np.arange(len(frozen))
+    classes = _Classes(merged, frozen)
     for options, ordered in sorted(collector.choices, key=lambda choice: not choice[1]):
-        _choose(united, frozen, merged, options, ordered=ordered)
-    merged = united[merged]
+        _choose(classes, options, ordered=ordered)
+    merged = classes.united[merged]
     _freeze_balanced(collector, frozen, merged)
     groups, sites, unit_of = _grouped(collector, merged, _reasons(collector, merged, np.flatnonzero(frozen)))
     values = {node.name: value for node, value in collector.env.items()}
@@ -63,19 +63,16 @@ def resolve(collector: Collector) -> Coupling:
 
 def _tied(collector: Collector) -> tuple[Index, Index]:
     """All pairs of tied labels; labels that were to be tied to none are frozen in the collector."""
-    pairs = [_broadcast(a, b) for a, b, _ in collector.ties]
-    left = np.concatenate([np.empty(0, dtype=np.int64), *(a for a, _ in pairs)])
-    right = np.concatenate([np.empty(0, dtype=np.int64), *(b for _, b in pairs)])
-    alone = (left < 0) != (right < 0)
-    if alone.any():
-        starts = np.cumsum([0, *(len(a) for a, _ in pairs)])
-        lone = np.maximum(left, right)
-        for index in np.unique(np.searchsorted(starts, np.flatnonzero(alone), side="right") - 1):
-            part = slice(starts[index], starts[index + 1])
-            reason = f"meets values without channels in {_described(collector, collector.ties[index][2])}"
-            collector.frozen.append((torch.from_numpy(lone[part][alone[part]]), reason))
-    both = (left >= 0) & (right >= 0)
-    return left[both], right[both]
+    left, right = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for one, other, node in collector.ties:
+        a, b = _pairs(one, other)
+        alone, both = (a < 0) != (b < 0), (a >= 0) & (b >= 0)
+        if alone.any():
+            reason = f"meets values without channels in {_described(collector, node)}"
+            collector.frozen.append((torch.from_numpy(np.maximum(a, b)[alone]), reason))
+        left.append(a[both])
+        right.append(b[both])
+    return np.concatenate(left), np.concatenate(right)
 
 
 def _described(collector: Collector, node: fx.Node) -> str:
@@ -83,11 +80,17 @@ def _described(collector: Collector, node: fx.Node) -> str:
     return collector.describe()
 
 
-def _broadcast(a: Tensor, b: Tensor) -> tuple[Index, Index]:
-    """Two label tensors, broadcast against each other, as flat arrays of integers; -1 is no label."""
-    if a.shape != b.shape:
-        a, b = torch.broadcast_tensors(a, b)
-    return _signed(a), _signed(b)
+def _pairs(a: Tensor, b: Tensor) -> tuple[Index, Index]:
+    """The pairs of two label tensors, broadcast against each other; -1 is no label.
+
+    In the order in which they lie in memory, and without those that equal the one before: few differ in a large plane.
+    """
+    a, b = torch.broadcast_tensors(a, b)
+    order = sorted(range(a.ndim), key=lambda axis: -max(a.stride()[axis], b.stride()[axis]))
+    left, right = a.permute(order).reshape(-1), b.permute(order).reshape(-1)
+    new = torch.ones(len(left), dtype=torch.bool)
+    torch.logical_or(left[1:] != left[:-1], right[1:] != right[:-1], out=new[1:])
+    return _signed(left[new]), _signed(right[new])
 
 
 def _signed(labels: Tensor) -> Index:
@@ -124,14 +127,11 @@ def _passes(reading: Reading, merged: Index) -> bool:
     return bool((labels >= 0).all()) and np.array_equal(merged[labels], merged[through])
 
 
-def _choose(united: Index, frozen: Flags, merged: Index, options: Sequence[Option], *, ordered: bool) -> None:
-    """Apply the option that leaves the most units free to go, the first of equals; if `ordered`, the first with two.
-
-    `merged` maps labels to classes; `united`, which maps classes to the classes that they were united with, and
-    `frozen`, which tells the classes that stay, are brought up to date in place.
-    """
-    trials = [_trial(united, frozen, merged, option) for option in options]
+def _choose(classes: _Classes, options: Sequence[Option], *, ordered: bool) -> None:
+    """Apply the option that leaves the most units free to go, the first of equals; if `ordered`, the first with two."""
+    trials = [_trial(classes, option) for option in options]
     _, touched, roots, held = max(trials, key=lambda trial: min(trial[0], 2) if ordered else trial[0])
+    united, frozen = classes.united, classes.frozen
     frozen[held] = True
     stuck = np.unique(roots[frozen[touched]])
     renamed = np.arange(len(united))
@@ -140,19 +140,52 @@ def _choose(united: Index, frozen: Flags, merged: Index, options: Sequence[Optio
     frozen[stuck] = True
 
 
-def _trial(united: Index, frozen: Flags, merged: Index, option: Option) -> tuple[int, Index, Index, Index]:
+def _trial(classes: _Classes, option: Option) -> tuple[int, Index, Index, Index]:
     """How many free units an option leaves, the classes that it touches and unites with which, and those it holds."""
-    pairs = [_broadcast(a, b) for a, b in option.ties]
+    pairs = [_pairs(a, b) for a, b in option.ties]
     left, right = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
     both, alone = (left >= 0) & (right >= 0), (left < 0) != (right < 0)
-    a, b = united[merged[left[both]]], united[merged[right[both]]]
-    stays = [_numbers(labels) for labels in option.stays]
-    held = united[merged[np.concatenate([np.maximum(left, right)[alone], *stays])]]
-    touched, inverse = np.unique(np.concatenate([a, b]), return_inverse=True)
+    a, b = classes.of(left[both]), classes.of(right[both])
+    held = classes.of(np.concatenate([np.maximum(left, right)[alone], *(_numbers(labels) for labels in option.stays)]))
+    touched, inverse = classes.distinct(np.concatenate([a, b]))
     parts = _components(len(touched), inverse[: len(a)], inverse[len(a) :])
-    stuck = frozen[touched] | np.isin(touched, held)
-    _, first = np.unique(parts, return_index=True)
-    return len(first) - len(np.unique(parts[stuck])), touched, touched[first][parts], held
+    count = parts.max(initial=-1) + 1
+    first, stuck = np.empty(count, dtype=np.int64), np.zeros(count, dtype=bool)
+    first[parts[::-1]] = np.arange(len(parts))[::-1]
+    stuck[parts[classes.frozen[touched] | classes.among(touched, held)]] = True
+    return int(count - stuck.sum()), touched, touched[first][parts], held
+
+
+class _Classes:
+    """The classes of tied labels while options are chosen.
+
+    `united` maps each to the one that it was united with, and `frozen` tells those that stay; both are kept up to date
+    in place. Sets of classes are told by marks in arrays over all of them, which is much faster than by sorting.
+    """
+
+    def __init__(self, merged: Index, frozen: Flags) -> None:
+        self.merged, self.frozen, self.united = merged, frozen, np.arange(len(frozen))
+        self._places, self._marks = np.empty(len(frozen), dtype=np.int64), np.zeros(len(frozen), dtype=bool)
+
+    def of(self, labels: Index) -> Index:
+        """The classes of labels."""
+        found: Index = self.united[self.merged[labels]]
+        return found
+
+    def distinct(self, classes: Index) -> tuple[Index, Index]:
+        """The different ones, rising, and where in them each of the given ones is."""
+        order = np.arange(len(classes))
+        self._places[classes] = order
+        found = np.sort(classes[self._places[classes] == order])
+        self._places[found] = np.arange(len(found))
+        return found, self._places[classes]
+
+    def among(self, classes: Index, others: Index) -> Flags:
+        """Which of the classes are among others."""
+        self._marks[others] = True
+        found: Flags = self._marks[classes]
+        self._marks[others] = False
+        return found
 
 
 def _freeze_balanced(collector: Collector, frozen: Flags, merged: Index) -> None:
