@@ -162,7 +162,7 @@ def table(results: Sequence[dict[str, Any]]) -> Table:
 def main() -> None:
     """Run both tools on every model, each in a process of its own; write the page after each model."""
     options_parser = parser("torch-pruning beside fxprune", "peers")
-    options_parser.add_argument("--resume", action="store_true", help="keep the models that an earlier run wrote")
+    options_parser.add_argument("--resume", action="store_true", help="keep earlier results, but of those in --only")
     options_parser.add_argument("--only", nargs="+", metavar="MODEL", help="only these models")
     options: argparse.Namespace = options_parser.parse_args()
     if options.child:
@@ -171,12 +171,13 @@ def main() -> None:
         return
     page = (options.out or DOCS) / "peers.json"
     results = json.loads(page.read_text()) if options.resume and page.exists() else []
+    results = [result for result in results if result["model"] not in (options.only or ())]
     done = {result["model"] for result in results}
     chosen = [n for n in options.only or (QUICK if options.quick else MEMBERS) if n not in done]
     for name in track(chosen, description="models", console=CONSOLE):
         found = {tool: child(__file__, "--child", f"{tool},{name}", limit=LIMIT) for tool in TOOLS}
-        results.append({"model": name, **found})
-        CONSOLE.print("  ".join(cells(results[-1])))
+        CONSOLE.print("  ".join(cells({"model": name, **found})))
+        results = sorted([*results, {"model": name, **found}], key=lambda result: MEMBERS.index(result["model"]))
         write("peers", "fxprune beside its peers", [table(results)], results, options)
     show([table(results)])
 
