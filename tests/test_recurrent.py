@@ -309,7 +309,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 def test_a_trained_classifier_keeps_its_accuracy(kind: type[nn.RNNBase]) -> None:
     """Digits of 8 rows of 8 pixels, without any training after pruning.
 
-    Measured: LSTM 98.2 % -> 98.0 % with 25 % of the parameters, GRU 97.8 % -> 97.0 % with 25 %.
+    Measured: LSTM 98.2 % before and after, with 26 % of the parameters, GRU 97.8 % before and after, with 25 %.
     """
     digits = load_digits()
     order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
