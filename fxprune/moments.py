@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 WIDEST = 4096  # channels of which the covariance is kept; of wider edges, the variances only
-ROWS = 1024  # of a batch that enter at the most, or two for each channel where that is more
+ROWS = 32  # of a sample that enter at the most, or one for 16 channels where that is more
+BATCH_ROWS = 1024  # of a batch whose samples cannot be told apart, or two for each channel
 Key = tuple[str, str]  # the node that gives the channels, and the axis or the parameter by which they are read
 
 
@@ -39,7 +42,7 @@ class Moments:
 
 
 class Gathering:
-    """Adds up rows of activations, seeded ones of each tensor.
+    """Adds up rows of activations: of each sample those that its number and the seed tell, whatever batch it is in.
 
     >>> gathering = Gathering(seed=0)
     >>> gathering.add(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), dim=1)
@@ -49,15 +52,23 @@ class Gathering:
     """
 
     def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
         self.rows = 0
         self.origin: Tensor | None = None
         self.sums: Tensor | None = None
         self.products: Tensor | None = None
 
-    def add(self, x: Tensor, dim: int) -> None:
-        """Add rows of a tensor whose channels lie along axis `dim`."""
-        rows = self._sampled(x.detach().movedim(dim, -1))
+    def add(self, x: Tensor, dim: int, numbers: Tensor | None = None, *, batch: int = 0) -> None:
+        """Add rows of a tensor whose channels lie along axis `dim`.
+
+        Args:
+            x: activations.
+            dim: the axis of the channels.
+            numbers: (samples,) of the samples, which lie along axis 0; None where that is not known.
+            batch: number of the batch, which tells the rows where the samples' numbers do not.
+        """
+        x = x.detach().movedim(dim, -1)
+        rows = _some_of_all(x, [self.seed, batch]) if numbers is None else _some_of_each(x, numbers, self.seed)
         rows = rows if rows.dtype == torch.float64 else rows.float()
         if self.origin is None:  # squares of what lies far from zero would drown the covariance
             self.origin = rows.mean(0)
@@ -79,11 +90,43 @@ class Gathering:
         covariance = (self.products / self.rows - square).cpu().numpy()
         return Moments((mean + self.origin.double()).cpu().numpy(), covariance)
 
-    def _sampled(self, x: Tensor) -> Tensor:
-        """Some rows (n, channels) of a tensor (..., channels)."""
-        count = x[..., 0].numel()
-        wanted = max(ROWS, 2 * x.shape[-1])
-        if count <= wanted:
-            return x.reshape(-1, x.shape[-1])
-        chosen = torch.randint(count, (wanted,), generator=self.generator)
-        return x[torch.unravel_index(chosen.to(x.device), x.shape[:-1])]
+
+def _some_of_all(x: Tensor, seed: list[int]) -> Tensor:
+    """Some rows (n, channels) of a tensor (..., channels)."""
+    count, wanted = x[..., 0].numel(), max(BATCH_ROWS, 2 * x.shape[-1])
+    if count <= wanted:
+        return x.reshape(-1, x.shape[-1])
+    chosen = torch.from_numpy(np.random.default_rng(seed).integers(count, size=wanted))
+    return x[torch.unravel_index(chosen.to(x.device), x.shape[:-1])]
+
+
+def _some_of_each(x: Tensor, numbers: Tensor, seed: int) -> Tensor:
+    """Some rows (n, channels) of every sample of a tensor (samples, ..., channels)."""
+    places = x.shape[1:-1]
+    count, wanted = places.numel(), max(ROWS, x.shape[-1] // 16)
+    if count <= wanted:
+        return x.reshape(-1, x.shape[-1])
+    starts = torch.from_numpy((hashed(numbers.numpy(), seed) % np.uint64(count)).astype(np.int64))
+    chosen = (starts[:, None] + torch.arange(wanted) * _stride(count)) % count
+    order = torch.arange(len(x))[:, None].expand_as(chosen)
+    where = tuple(index.to(x.device) for index in (order, *torch.unravel_index(chosen, places)))
+    return x[where].flatten(0, 1)
+
+
+@lru_cache(maxsize=256)
+def _stride(count: int) -> int:
+    """A step that visits all of so many places, evenly from the first few steps on: near the golden section."""
+    return next(step for step in range(max(1, round(0.618 * count)), 2 * count) if math.gcd(step, count) == 1)
+
+
+def hashed(numbers: NDArray[Any], seed: int) -> NDArray[np.uint64]:
+    """A random number of 64 bits for each whole number, by a seed: the finalizer of SplitMix64.
+
+    >>> hashed(np.array([0, 1]), 0) == hashed(np.array([0, 1]), 1)
+    array([False, False])
+    """
+    with np.errstate(over="ignore"):
+        x = numbers.astype(np.uint64) + np.uint64(seed * 0x632BE59BD9B4E019 + 0x9E3779B97F4A7C15 & (1 << 64) - 1)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(x ^ (x >> np.uint64(31)))

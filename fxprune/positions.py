@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fxprune.moments import hashed
 
 
 def majority(classes: Tensor) -> Tensor:
@@ -73,12 +76,15 @@ class PositionDraw:
     per_class: int
     seed: int
     classes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    numbers: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     chosen: dict[tuple[int, ...], Places] = field(default_factory=dict)
-    generators: dict[tuple[int, ...], np.random.Generator] = field(default_factory=dict)
 
-    def show(self, classes: Tensor) -> None:
-        """Take the class map of the next batch: (samples, *positions), negative where a position is left out."""
-        self.classes = classes
+    def show(self, classes: Tensor, numbers: Tensor) -> None:
+        """Take the class map of the next batch: (samples, *positions), negative where a position is left out.
+
+        `numbers` (samples,) are those of the samples in the whole loader: they tell the keys of their positions.
+        """
+        self.classes, self.numbers = classes, numbers
         self.chosen.clear()
 
     def fits(self, size: Sequence[int]) -> bool:
@@ -90,9 +96,13 @@ class PositionDraw:
         key = tuple(size[1:])
         if key not in self.chosen:
             labels = resized(self.classes, key).flatten()
-            generator = self.generators.setdefault(key, np.random.default_rng([self.seed, *key]))
-            keys = torch.from_numpy(generator.random(len(labels)))
+            keys = self._keys(math.prod(key))
             counted = torch.nonzero(labels >= 0)[:, 0]
             first = counted[first_of_each(labels[counted], keys[counted], self.per_class)]
             self.chosen[key] = Places(torch.unravel_index(first, tuple(size)), labels[first], keys[first])
         return self.chosen[key]
+
+    def _keys(self, count: int) -> Tensor:
+        """A random number for each of so many positions of every sample, by its number in the whole loader."""
+        positions = self.numbers.numpy()[:, None] * count + np.arange(count)
+        return torch.from_numpy((hashed(positions.reshape(-1), self.seed + count) >> np.uint64(11)).astype(np.float64))

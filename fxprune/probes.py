@@ -41,8 +41,8 @@ class Rows:
 class Draw:
     """What the gates have in common while scoring: the rows of the batch to sample, how finely, and from which seed.
 
-    `moments` says whether to gather them. `labels` are the classes of the rows. Where positions have classes of their
-    own, `positions` draws them.
+    `numbers` are those of the batch's samples in the whole loader, (samples,). `moments` says whether to gather them.
+    `labels` are the classes of the rows. Where positions have classes of their own, `positions` draws them.
     """
 
     rows: Tensor
@@ -52,6 +52,7 @@ class Draw:
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     positions: PositionDraw | None = None
     batch: int = 0
+    numbers: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     room: Tensor = field(default_factory=lambda: torch.empty(0))
     used: int = 0
 
@@ -96,18 +97,28 @@ class Probe(Gate):
             self.seen = self.draw.batch
             self._take(x.detach())
             if not padded:
-                self._gather(x, self.dim)
+                self._gather(x.detach(), self.dim, self._numbered(x))
         return Through.apply(x, self.weight, self.dim)  # type: ignore[no-any-return, no-untyped-call]
 
     def weigh(self, weight: Tensor) -> Tensor:
         return Through.apply(weight, self.weight, 1)  # type: ignore[no-any-return, no-untyped-call]
 
     def watch(self, x: Tensor) -> None:
-        self._gather(x, x.ndim - 1)
+        self._gather(x, x.ndim - 1, None)
 
-    def _gather(self, x: Tensor, dim: int) -> None:
-        if self.gathering is not None:
-            self.gathering.add(x, dim)
+    def _numbered(self, x: Tensor) -> Rows | None:
+        """Where the samples lie in `x`, if there are as many as the batch has numbers for."""
+        rows, count = self.rows, len(self.draw.numbers)
+        fits = rows is not None and rows.axis not in (self.dim, x.ndim) and x.shape[rows.axis] == count * rows.times
+        return rows if fits else None
+
+    def _gather(self, x: Tensor, dim: int, rows: Rows | None) -> None:
+        if self.gathering is None:
+            return
+        if rows is None:
+            self.gathering.add(x, dim, batch=int(self.draw.numbers[0]) if len(self.draw.numbers) else 0)
+        else:
+            self.gathering.add(*rows.first(x, dim), self.draw.numbers)
 
     def _take(self, x: Tensor) -> None:
         """Sample position by position where the positions have classes and `x` has the positions; else row by row."""

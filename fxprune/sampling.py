@@ -30,7 +30,8 @@ class Sampler:
     seen: int = 0
 
     def count(self, samples: int) -> None:
-        """Count a batch of which nothing is sampled."""
+        """Count a batch of so many samples, and give them their numbers."""
+        self.draw.numbers = torch.arange(self.seen, self.seen + samples)
         self.seen += samples
         self.draw.batch += 1
 
@@ -39,6 +40,7 @@ class Sampler:
 
         Where positions have classes, a sample's own is that of most of them.
         """
+        self.count(len(classes))
         self._admit({label for label in classes.unique().tolist() if label >= 0})
         if classes.ndim > 1:
             self._show(classes)
@@ -50,14 +52,13 @@ class Sampler:
                 rows.append(row)
         self.draw.rows = torch.tensor(rows, dtype=torch.int64)
         self.draw.labels = labels[self.draw.rows]
-        self.seen += len(labels)
-        self.draw.batch += 1
         self.draw.make_room(probes)
 
     def _show(self, classes: Tensor) -> None:
         """Have positions drawn, of the classes that are compared."""
         self.draw.positions = self.draw.positions or PositionDraw(self.per_class, self.draw.seed)
-        self.draw.positions.show(torch.where(torch.isin(classes, torch.tensor(list(self.counts))), classes, -1))
+        compared = torch.where(torch.isin(classes, torch.tensor(list(self.counts))), classes, -1)
+        self.draw.positions.show(compared, self.draw.numbers)
 
     def _admit(self, present: set[int]) -> None:
         """Keep the `max_classes` classes that come first in a seeded order of all classes."""

@@ -450,7 +450,7 @@ def test_positions_are_drawn_uniformly() -> None:
     draw = PositionDraw(400, seed=0)
     labels, keys, origins = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), torch.empty(0)
     for batch in range(40):
-        draw.show(torch.zeros(2, 30, 30, dtype=torch.int64))
+        draw.show(torch.zeros(2, 30, 30, dtype=torch.int64), torch.tensor([2 * batch, 2 * batch + 1]))
         places = draw.places((2, 30, 30))
         assert draw.places((2, 30, 30)) is places
         labels, keys = torch.cat([labels, places.labels]), torch.cat([keys, places.keys])

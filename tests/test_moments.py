@@ -16,7 +16,7 @@ from zoo import CLASSES, ZOO, images
 import fxprune
 from fxprune.capture import capture
 from fxprune.coupling import analyse
-from fxprune.moments import ROWS, WIDEST, Gathering, Moments
+from fxprune.moments import BATCH_ROWS, ROWS, WIDEST, Gathering, Moments, hashed
 from fxprune.ranking import key_of_edge
 
 
@@ -52,19 +52,58 @@ def test_means_far_from_zero_do_not_drown_the_covariance(dtype: torch.dtype) -> 
 
 def test_of_many_rows_seeded_ones_are_taken() -> None:
     x = torch.randn(64, 3, 20, 20) * torch.tensor([1.0, 2, 3])[:, None, None]
-    gathering = Gathering(seed=1)
-    gathering.add(x, 1)
-    assert gathering.rows == ROWS
-    one, again, other = gathering.moments(), gathered(x, seed=1), gathered(x, seed=2)
-    assert np.array_equal(one.covariance, again.covariance)
-    assert not np.array_equal(one.covariance, other.covariance)
-    assert np.allclose(np.sqrt(one.variance), [1, 2, 3], rtol=0.1)
+    for numbers, count in ((None, BATCH_ROWS), (torch.arange(64), 64 * ROWS)):
+        found = []
+        for seed in (1, 1, 2):
+            gathering = Gathering(seed)
+            gathering.add(x, 1, numbers)
+            assert gathering.rows == count
+            found.append(gathering.moments())
+        one, again, other = found
+        assert np.array_equal(one.covariance, again.covariance)
+        assert not np.array_equal(one.covariance, other.covariance)
+        assert np.allclose(np.sqrt(one.variance), [1, 2, 3], rtol=0.1)
 
 
-def test_wide_tensors_enter_with_two_rows_a_channel() -> None:
+def test_wide_tensors_enter_with_more_rows() -> None:
     gathering = Gathering(seed=0)
-    gathering.add(torch.randn(3000, ROWS), 1)
-    assert gathering.rows == 2 * ROWS
+    gathering.add(torch.randn(3000, BATCH_ROWS), 1)
+    assert gathering.rows == 2 * BATCH_ROWS
+    gathering = Gathering(seed=0)
+    gathering.add(torch.randn(3, 1600, 30, 30), 1, torch.arange(3))
+    assert gathering.rows == 3 * 100
+
+
+@pytest.mark.parametrize("shape", [(24, 6, 9, 9), (24, 6, 7), (24, 6)])
+def test_what_enters_of_a_sample_does_not_depend_on_its_batch(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, dtype=torch.float64)
+    whole, apart = Gathering(seed=3), Gathering(seed=3)
+    whole.add(x, 1, torch.arange(24))
+    for numbers in torch.randperm(24).split([1, 10, 6, 7]):
+        apart.add(x[numbers], 1, numbers)
+    assert whole.rows == apart.rows == 24 * min(ROWS, x[0, 0].numel())
+    assert np.allclose(whole.moments().mean, apart.moments().mean, rtol=0, atol=1e-13)
+    assert np.allclose(whole.moments().covariance, apart.moments().covariance, rtol=0, atol=1e-13)
+
+
+def test_places_of_a_sample_are_spread_and_differ_from_sample_to_sample() -> None:
+    x = torch.arange(400.0).view(1, 1, 20, 20).expand(50, 1, 20, 20)
+    rows = [Gathering(seed=0) for _ in range(50)]
+    for number, gathering in enumerate(rows):
+        gathering.add(x[:1], 1, torch.tensor([number]))
+    means = np.array([gathering.moments().mean[0] for gathering in rows])
+    spreads = np.array([gathering.moments().variance[0] for gathering in rows])
+    assert len(np.unique(means)) > 25
+    assert np.abs(means.mean() - 199.5) < 10
+    assert (spreads > 0.7 * 400**2 / 12).all()  # of the variance of all places
+
+
+def test_hashed_numbers_are_uniform() -> None:
+    numbers = hashed(np.arange(10_000), 5)
+    assert len(np.unique(numbers)) == 10_000
+    shares = np.bincount((numbers >> np.uint64(60)).astype(np.int64), minlength=16) / 10_000
+    assert np.abs(shares - 1 / 16).max() < 0.01
+    assert not np.array_equal(numbers, hashed(np.arange(10_000), 6))
 
 
 def test_wider_edges_keep_variances() -> None:

@@ -106,7 +106,8 @@ def test_a_copy_of_a_channel_goes_first() -> None:
     assert found.min() < 0.02
 
 
-def test_activation_is_the_root_mean_square_of_what_is_read() -> None:
+def test_activation_is_the_root_mean_square_of_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.moments.ROWS", 36)
     model, x = forked(), IMAGES.double()
     scores = score(model, x, propose="activation", exclude=["conv"])
     maps = F.relu(model.stem(x)).detach()
