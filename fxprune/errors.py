@@ -39,6 +39,10 @@ class NarrowError(FxpruneError):
     """A model's own class does not run with the layers that a plan leaves."""
 
 
+class DistributedError(FxpruneError):
+    """Several ranks were to work together, and one of them failed, was lost, or was given something else."""
+
+
 class ExportError(FxpruneError):
     """A model cannot be exported, or what was exported does not give what the model gives."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import fitted, sample_count
+from fxprune.batches import count_of, fitted, sample_count
 from fxprune.capture import ModelGraph, placeholder_values
 from fxprune.capture.graph import plain_attributes
 from fxprune.errors import CalibrationError, first_line
@@ -88,6 +88,10 @@ class Objective:
         if not self.counts_rows:
             return inputs
         return fitted(inputs, [str(node.target) for node in self.part.gated.graph.nodes if node.op == "placeholder"])
+
+    def count(self, inputs: Any, targets: Any) -> int:
+        """The number of samples of a batch."""
+        return sample_count(self.fitted(inputs)) if self.counts_rows else count_of(inputs, targets)
 
     def value(self, inputs: Any, targets: Any, samples: int | None, index: int) -> Tensor:
         """The loss of batch `index`. Raises CalibrationError where it is not one finite number."""

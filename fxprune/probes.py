@@ -55,6 +55,10 @@ class Draw:
     numbers: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     room: Tensor = field(default_factory=lambda: torch.empty(0))
     used: int = 0
+    most: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.most = self.projections  # fewer are the first of these, so that samples taken before and after compare
 
     def make_room(self, probes: list[Probe]) -> None:
         """One block for all samples of a batch: many small ones between the activations would split the heap."""
@@ -74,8 +78,9 @@ class Probe(Gate):
     """The scoring gate: takes samples in the forward pass and the R-Score's sums in the backward pass.
 
     `weight` stands at one for every position along the axis; its gradient is that of the loss by a factor there.
-    `samples` collects tensors of shape (rows, own units, projections), `labels` the classes of their rows. `rows` says
-    where the samples of a batch lie; None where the tensor does not depend on them.
+    `samples` collects tensors of shape (rows, own units, projections), `labels` the classes of their rows, and `keys`
+    (rows,) what tells which of a class to keep: the lowest. `rows` says where the samples of a batch lie; None where
+    the tensor does not depend on them.
     """
 
     def __init__(
@@ -131,6 +136,7 @@ class Probe(Gate):
         elif len(self.draw.rows):
             self.samples.append(self._sample(by_row, dim))
             self.labels.append(self.draw.labels)
+            self.keys = torch.cat([self.keys, self.draw.numbers[self.draw.rows].double()])
 
     def _take_positions(self, x: Tensor, draw: PositionDraw) -> None:
         """Add the chosen positions of `x`, (samples, *positions, channels), and keep those with the lowest keys."""
@@ -160,7 +166,7 @@ class Probe(Gate):
     def _projected(self, spread: Tensor) -> Tensor:
         """Values (rows, own units, ...) on the seeded directions: (rows, own units, projections)."""
         flat = spread.reshape(len(spread) * len(self.own), -1)
-        axes = directions(flat.shape[-1], self.draw.projections, seed=self.draw.seed)
+        axes = directions(flat.shape[-1], self.draw.most, seed=self.draw.seed)[:, : self.draw.projections]
         room = self.draw.take(len(flat), axes.shape[1])
         if flat.device == room.device and flat.dtype == room.dtype:
             torch.mm(flat, axes.to(flat.dtype), out=room)

@@ -29,18 +29,18 @@ class Sampler:
     left_out: set[int] = field(default_factory=set)
     seen: int = 0
 
-    def count(self, samples: int) -> None:
-        """Count a batch of so many samples, and give them their numbers."""
-        self.draw.numbers = torch.arange(self.seen, self.seen + samples)
+    def count(self, samples: int, first: int | None = None) -> None:
+        """Count a batch of so many samples, and give them their numbers, from `first` on or from those seen so far."""
+        self.draw.numbers = torch.arange(samples) + (self.seen if first is None else first)
         self.seen += samples
         self.draw.batch += 1
 
-    def choose(self, classes: Tensor, probes: list[Probe]) -> None:
+    def choose(self, classes: Tensor, probes: list[Probe], first: int | None = None) -> None:
         """Set what the probes sample of the batch, and make room for their samples.
 
         Where positions have classes, a sample's own is that of most of them.
         """
-        self.count(len(classes))
+        self.count(len(classes), first)
         self._admit({label for label in classes.unique().tolist() if label >= 0})
         if classes.ndim > 1:
             self._show(classes)
@@ -63,9 +63,13 @@ class Sampler:
     def _admit(self, present: set[int]) -> None:
         """Keep the `max_classes` classes that come first in a seeded order of all classes."""
         known = (set(self.counts) | present) - self.left_out
-        admitted = set(heapq.nsmallest(self.max_classes, known, key=lambda label: _order(label, self.draw.seed)))
+        admitted = self.first_of(known)
         self.left_out |= known - admitted
         self.counts = {label: self.counts.get(label, 0) for label in sorted(admitted)}
+
+    def first_of(self, classes: set[int]) -> set[int]:
+        """The `max_classes` of the classes that come first in a seeded order of all classes."""
+        return set(heapq.nsmallest(self.max_classes, classes, key=lambda label: _order(label, self.draw.seed)))
 
     def bound(self, probes: list[Probe]) -> None:
         """Halve the number of projections as often as the stored samples outgrow their memory."""

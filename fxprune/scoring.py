@@ -14,18 +14,21 @@ from rich.progress import Progress
 from torch import Tensor, fx, nn
 
 from fxprune.allocate import check_limits
-from fxprune.batches import Classes, Unpack, batches, class_of_samples, count_of, length_of, sample_count, to_device
+from fxprune.batches import Classes, Unpack, class_of_samples, count_of, length_of, sample_count, to_device
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling, Exclude, analyse
+from fxprune.distributed import check_same, rank_and_size, together
 from fxprune.errors import CalibrationError
 from fxprune.gates import insert
 from fxprune.isolation import device_of, dtype_of, evaluating, seeded
+from fxprune.merging import merge
 from fxprune.moments import Key, Moments
 from fxprune.objective import Loss, Objective, Part
 from fxprune.probes import Draw, Probe, Rows, rows_of
 from fxprune.ranking import Evidence, Signal, check_names, name_of_signal, need_classes, ranked
 from fxprune.sampling import Sampler
 from fxprune.scores import Scalars, Scores, scores_of
+from fxprune.shares import Numbered, Share
 from fxprune.signals import separability
 from fxprune.submodule import Run, name_of, part_of, with_captured_part, with_part
 from fxprune.walk import Unknown
@@ -101,6 +104,8 @@ def score(
     with seeded(seed):
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         graph: Any = part_of(whole, submodule)
+        if rank_and_size()[1] > 1:
+            check_same("the model", _weight_of(whole), "load the same weights on all ranks")
         options = {"inexact": inexact, "head_dim": head_dim}
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         draw = Draw(torch.empty(0), projections, seed, moments=True)
@@ -110,9 +115,11 @@ def score(
             gated, probes = _gated(graph, coupling, sampler.draw, place, rows_of(graph))
             part = Part(gated, graph, name_of(model, submodule))
             objective = Objective(with_part(whole, submodule, part).to(place), part, loss or F.cross_entropy, run)
-            with evaluating(objective.whole):
-                feed = _feed(objective, loader, unpack, place, progress=progress)
-                totals = _totals(objective, probes, feed, sampler, classes)
+            share = Share(loader, unpack, objective.count)
+            with evaluating(objective.whole), together("scoring"):
+                totals = _totals(objective, probes, _feed(objective, share, place, progress=progress), sampler, classes)
+            totals = merge(probes, totals, sampler, share)
+            _check(objective, totals, sampler)
         finally:
             graph.to(home)
         sums = _unit_sums(probes, totals, coupling.units)
@@ -135,6 +142,12 @@ def score(
     return replace(found, moments=evidence.moments, min_keep=min_keep, round_to=round_to)
 
 
+def _weight_of(model: nn.Module) -> str:
+    """A number that tells a model from one with other weights."""
+    total = sum(float(parameter.detach().double().abs().sum()) for parameter in model.parameters())
+    return f"one whose weights have the sum {total:.9g}"
+
+
 def _gated(
     graph: ModelGraph, coupling: Coupling, draw: Draw, place: torch.device, rows: Mapping[str, Rows | None]
 ) -> tuple[fx.GraphModule, list[Probe]]:
@@ -145,46 +158,51 @@ def _gated(
     return gated, [gate for gate in gates if isinstance(gate, Probe)]
 
 
-def _feed(
-    objective: Objective, loader: Iterable[Any], unpack: Unpack | None, place: torch.device, *, progress: bool
-) -> Iterator[tuple[Any, Any]]:
+def _feed(objective: Objective, share: Share, place: torch.device, *, progress: bool) -> Iterator[Numbered]:
     """The inputs and targets of every batch, as the model takes them, on the device, under a progress bar."""
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
-        for inputs, targets in bar.track(batches(loader, unpack), total=length_of(loader), description="scoring"):
-            yield to_device(objective.fitted(inputs), place), to_device(targets, place)
+    rank, size = rank_and_size()
+    total = length_of(share.loader)
+    total = total and len(range(rank, total, size))
+    with Progress(console=Console(stderr=True), transient=True, disable=rank > 0 or not progress) as bar:
+        for first, inputs, targets in bar.track(share, total=total, description="scoring"):
+            yield first, to_device(objective.fitted(inputs), place), to_device(targets, place)
 
 
 def _totals(
     objective: Objective,
     probes: list[Probe],
-    feed: Iterable[tuple[Any, Any]],
+    feed: Iterable[Numbered],
     sampler: Sampler,
     classes: Classes | None,
 ) -> list[Tensor]:
     """The pass over the loader: sums the gradients of the gates, and leaves the samples in the probes."""
     totals = [torch.zeros(len(probe.units), dtype=torch.float64) for probe in probes]
     weights: list[Tensor] = [probe.weight for probe in probes]
-    for index, (inputs, targets) in enumerate(feed):
+    for index, (first, inputs, targets) in enumerate(feed):
         samples = sample_count(inputs) if objective.counts_rows else None
         if sampler.compares:
             labels = class_of_samples(targets, samples, classes)
             samples, count = len(labels), len(labels)
-            sampler.choose(labels, probes)
+            sampler.choose(labels, probes, first)
         else:
             count = samples or count_of(inputs, targets)
-            sampler.count(count)
+            sampler.count(count, first)
         value = objective.value(inputs, targets, samples, index)
         for total, grad in zip(totals, _gradients(value * count, weights), strict=False):
             total.add_(grad)
         sampler.bound(probes)
-    if sampler.compares and len(sampler.counts) < 2 and weights:
+    return totals
+
+
+def _check(objective: Objective, totals: list[Tensor], sampler: Sampler) -> None:
+    """Raise where there are no two classes to compare, or the loss does not reach what is scored."""
+    if sampler.compares and len(sampler.counts) < 2 and totals:
         which = f"of one class ({next(iter(sampler.counts))})" if sampler.counts else "left out by a negative class"
         raise CalibrationError(
             f"all {sampler.seen} samples of the loader are {which}; the U-Score compares classes, and leaves negative "
             "ones out: give samples of at least two, or pass classes="
         )
     objective.check_reached(totals)
-    return totals
 
 
 def _gradients(value: Tensor, weights: list[Tensor]) -> list[Tensor]:

@@ -1,0 +1,93 @@
+"""Work on several ranks: what a rank reads of a loader, and how what all ranks saw is put together.
+
+Where no process group is initialised there is one rank, and nothing here communicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fxprune.errors import DistributedError, first_line
+
+
+def rank_and_size() -> tuple[int, int]:
+    """The rank of this process, and how many there are: (0, 1) where no process group is initialised."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+@contextmanager
+def together(stage: str) -> Iterator[None]:
+    """Work that all ranks do: where it fails on one of them, it fails on all, and the others say which and why."""
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - it is raised again, after the others were told
+        failure = error
+    texts = gathered_texts("" if failure is None else f"{type(failure).__name__}: {first_line(failure)}")
+    if failure is not None:
+        raise failure
+    for rank, text in enumerate(texts):
+        if text:
+            raise DistributedError(f"{stage} failed on rank {rank} of {len(texts)}: {text}")
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum over all ranks of a tensor that has the same shape on each."""
+    _, size = rank_and_size()
+    if size == 1:
+        return tensor
+    total = tensor.to(_device(), copy=True)
+    _communicate(lambda: dist.all_reduce(total))
+    return total.to(tensor.device)
+
+
+def gathered(rows: Tensor) -> list[Tensor]:
+    """The tensors (rows, ...) of all ranks, which differ in their number of rows only."""
+    _, size = rank_and_size()
+    if size == 1:
+        return [rows]
+    counts = [torch.zeros(1, dtype=torch.int64, device=_device()) for _ in range(size)]
+    _communicate(lambda: dist.all_gather(counts, torch.tensor([len(rows)], device=_device())))
+    most = max(int(count) for count in counts)
+    padded = torch.zeros(most, *rows.shape[1:], dtype=rows.dtype, device=_device())
+    padded[: len(rows)] = rows
+    found = [torch.empty_like(padded) for _ in range(size)]
+    _communicate(lambda: dist.all_gather(found, padded))
+    return [part[: int(count)].to(rows.device) for part, count in zip(found, counts, strict=True)]
+
+
+def gathered_texts(text: str) -> list[str]:
+    """A text of each rank."""
+    parts = gathered(torch.tensor(list(text.encode()), dtype=torch.uint8))
+    return [bytes(part.tolist()).decode() for part in parts]
+
+
+def check_same(what: str, text: str, remedy: str) -> None:
+    """Raise DistributedError where a text that describes something is not the same on all ranks."""
+    texts = gathered_texts(text)
+    for rank, other in enumerate(texts):
+        if other != texts[0]:
+            raise DistributedError(f"{what} on rank {rank} is {other}, on rank 0 {texts[0]}: {remedy}")
+
+
+def _device() -> torch.device:
+    """Where tensors have to lie to be communicated."""
+    return torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend() else torch.device("cpu")
+
+
+def _communicate(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except RuntimeError as error:
+        rank, size = rank_and_size()
+        raise DistributedError(
+            f"rank {rank} of {size} lost another rank, which ended or does not answer ({first_line(error)}): "
+            "look for the first error among the ranks"
+        ) from error

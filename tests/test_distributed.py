@@ -1,0 +1,86 @@
+"""Scoring on several ranks of this machine: the same plan as on one, and a word of ours where a rank fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ranks
+import torch
+
+import fxprune
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+
+
+def started(folder: Path, size: int, what: str) -> list[int]:
+    """Run `what` on so many ranks; their exit codes."""
+    script = str(Path(ranks.__file__))
+    processes = [
+        subprocess.Popen([sys.executable, script, str(folder), str(rank), str(size), what]) for rank in range(size)
+    ]
+    return [process.wait(timeout=300) for process in processes]
+
+
+def told(folder: Path, rank: int) -> dict[str, str]:
+    lines = (folder / f"told-{rank}.txt").read_text().splitlines()
+    return dict(line.split("|", 1) for line in lines)
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, fxprune.Scores]:
+    return {name: make() for name, make in ranks.JOBS.items()}
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    folder = tmp_path_factory.mktemp(f"ranks{request.param}")
+    assert started(folder, request.param, "jobs") == [0] * request.param
+    return request.param, folder
+
+
+@pytest.mark.parametrize("name", list(ranks.JOBS))
+def test_the_plan_is_that_of_a_single_rank(
+    name: str, folder: tuple[int, Path], alone: dict[str, fxprune.Scores]
+) -> None:
+    size, place = folder
+    one = alone[name]
+    for rank in range(size):
+        found = fxprune.Scores.load(place / f"{name}-{rank}.npz")
+        for ours, theirs in ((one.propose, found.propose), (one.protect, found.protect)):
+            assert np.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(ours).max())
+        assert found.about == one.about
+        assert found.moments.keys() == one.moments.keys()
+        for key, moments in one.moments.items():
+            assert np.allclose(moments.covariance, found.moments[key].covariance, rtol=1e-4, atol=1e-5)
+        for alpha in (0.0, 0.1, 0.5):
+            assert found.plan(alpha).keep == one.plan(alpha).keep
+        assert found.plan(macs=0.6).keep == one.plan(macs=0.6).keep
+
+
+def test_all_ranks_are_told_what_is_wrong_on_one(tmp_path: Path) -> None:
+    assert started(tmp_path, 2, "failures") == [0, 0]
+    zero, one = told(tmp_path, 0), told(tmp_path, 1)
+    assert one["not a number"] == "CalibrationError: the loss of batch 0 is nan: the input input holds NaN or infinity"
+    assert zero["not a number"].startswith(
+        "DistributedError: scoring failed on rank 1 of 2: CalibrationError: the loss"
+    )
+    assert zero["unreadable"] == "OSError: sample 25 is gone"
+    assert one["unreadable"] == "DistributedError: scoring failed on rank 0 of 2: OSError: sample 25 is gone"
+    for name, word in (("other loaders", "21 samples"), ("other samples", "digest"), ("other weights", "weights")):
+        for found in (zero, one):
+            assert found[name].startswith("DistributedError: the ")
+            assert word in found[name]
+            assert "rank 1" in found[name]
+
+
+def test_a_rank_that_dies_ends_the_others_with_an_error_of_ours(tmp_path: Path) -> None:
+    start = time.monotonic()
+    assert started(tmp_path, 2, "killed") == [0, 3]
+    assert time.monotonic() - start < 120  # the group's timeout is one minute
+    assert told(tmp_path, 0)["killed"].startswith("DistributedError: rank 0 of 2 lost another rank, which ended or")
+    assert not (tmp_path / "told-1.txt").exists()
