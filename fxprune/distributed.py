@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune.errors import DistributedError, first_line
 
@@ -44,7 +45,7 @@ def summed(tensor: Tensor) -> Tensor:
     if size == 1:
         return tensor
     total = tensor.to(_device(), copy=True)
-    _communicate(lambda: dist.all_reduce(total))
+    _communicate(partial(dist.all_reduce, total))
     return total.to(tensor.device)
 
 
@@ -53,14 +54,30 @@ def gathered(rows: Tensor) -> list[Tensor]:
     _, size = rank_and_size()
     if size == 1:
         return [rows]
+    if rows.dtype == torch.bool:
+        return [part.bool() for part in gathered(rows.to(torch.uint8))]
     counts = [torch.zeros(1, dtype=torch.int64, device=_device()) for _ in range(size)]
-    _communicate(lambda: dist.all_gather(counts, torch.tensor([len(rows)], device=_device())))
+    _communicate(partial(dist.all_gather, counts, torch.tensor([len(rows)], device=_device())))
     most = max(int(count) for count in counts)
     padded = torch.zeros(most, *rows.shape[1:], dtype=rows.dtype, device=_device())
     padded[: len(rows)] = rows
     found = [torch.empty_like(padded) for _ in range(size)]
-    _communicate(lambda: dist.all_gather(found, padded))
+    _communicate(partial(dist.all_gather, found, padded))
     return [part[: int(count)].to(rows.device) for part, count in zip(found, counts, strict=True)]
+
+
+def in_all(flag: bool) -> bool:  # noqa: FBT001
+    """Whether something holds on every rank."""
+    return int(summed(torch.tensor(int(flag)))) == rank_and_size()[1]
+
+
+def give_from_first(module: nn.Module) -> None:
+    """Give a module of every rank the numbers that rank 0 has in it."""
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            first = tensor.to(_device(), copy=True)
+            _communicate(partial(dist.broadcast, first, 0))
+            tensor.copy_(first)
 
 
 def gathered_texts(text: str) -> list[str]:

@@ -22,10 +22,13 @@ class Share:
 
     Every rank is given the same loader, over all samples. A DataLoader reads the rank's own samples only; of other
     loaders all batches are read, and those of other ranks dropped. `samples` is how many there were on all ranks, once
-    the share was iterated. A single rank reads all, and counts for itself: the number of a first sample is None then.
+    the share was iterated, as `count` tells of the inputs and targets of a batch. A single rank reads all, and counts
+    for itself: the number of a first sample is None then.
     """
 
-    def __init__(self, loader: Iterable[Any], unpack: Unpack | None, count: Callable[[Any, Any], int]) -> None:
+    def __init__(
+        self, loader: Iterable[Any], unpack: Unpack | None, count: Callable[[Any, Any], int] = lambda _, __: 0
+    ) -> None:
         self.loader, self.unpack, self.count = loader, unpack, count
         self.samples, self._digest = 0, 0
 

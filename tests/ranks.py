@@ -140,6 +140,22 @@ class Broken(Dataset[tuple[Tensor, Tensor]]):
         return x[index], y[index]
 
 
+LEVELS = ("bias", "ridge", "sequential")
+
+
+def compensated(level: str, sizes: tuple[int, ...] = (40, 25, 30, 25)) -> nn.Module:
+    """A network pruned to three fifths of its MACs by scores that do not depend on the ranks, and compensated."""
+    model, loader = network(), parts(*sizes)
+    scores = scored(loader, model, propose="reconstruction")
+    return fxprune.apply(model, scores.plan(macs=0.6), scores=scores, loader=loader, compensate=level)  # type: ignore[arg-type]
+
+
+def compressed() -> nn.Module:
+    """All of it at once, and then a loader with fewer batches than ranks."""
+    compensated("sequential", sizes=(60,))
+    return fxprune.compress(network(), DataLoader(TensorDataset(*data()), batch_size=9), macs=0.6, progress=False)
+
+
 def failures(rank: int) -> dict[str, str]:
     """What each rank is told where something is wrong on one of them."""
     other = network()
@@ -177,6 +193,13 @@ def killed(rank: int) -> str:
     return "nothing"
 
 
+def record_of(small: nn.Module) -> dict[str, Any]:
+    """The weights of a compensated network, and its errors before and after."""
+    done = fxprune.report(small).compensation
+    assert done is not None
+    return {"weights": dict(small.state_dict()), "errors": (done.before, done.after)}
+
+
 def main(folder: Path, rank: int, size: int, what: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -185,6 +208,9 @@ def main(folder: Path, rank: int, size: int, what: str) -> None:
     if what == "jobs":
         for name, make in JOBS.items():
             make().save(folder / f"{name}-{rank}.npz")
+        for level in LEVELS:
+            torch.save(record_of(compensated(level)), folder / f"{level}-{rank}.pt")
+        torch.save(record_of(compressed()), folder / f"compressed-{rank}.pt")
     else:
         found = failures(rank) if what == "failures" else {"killed": killed(rank)}
         (folder / f"told-{rank}.txt").write_text("\n".join(f"{name}|{text}" for name, text in found.items()))

@@ -62,6 +62,23 @@ def test_the_plan_is_that_of_a_single_rank(
         assert found.plan(macs=0.6).keep == one.plan(macs=0.6).keep
 
 
+@pytest.mark.parametrize("level", [*ranks.LEVELS, "compressed"])
+def test_compensation_is_the_same_on_all_ranks_and_as_good_as_on_one(level: str, folder: tuple[int, Path]) -> None:
+    size, place = folder
+    alone = ranks.record_of(ranks.compressed() if level == "compressed" else ranks.compensated(level))
+    found = [torch.load(place / f"{level}-{rank}.pt", weights_only=True) for rank in range(size)]
+    for other in found:
+        assert other["errors"] == found[0]["errors"]
+        assert other["weights"].keys() == alone["weights"].keys()
+        for name, weight in found[0]["weights"].items():
+            assert torch.equal(other["weights"][name], weight)
+            assert weight.shape == alone["weights"][name].shape
+    (before, after), (before_alone, after_alone) = found[0]["errors"], alone["errors"]
+    assert after < before
+    assert before == pytest.approx(before_alone, rel=0.3)  # other samples are held out
+    assert after == pytest.approx(after_alone, rel=0.5)
+
+
 def test_all_ranks_are_told_what_is_wrong_on_one(tmp_path: Path) -> None:
     assert started(tmp_path, 2, "failures") == [0, 0]
     zero, one = told(tmp_path, 0), told(tmp_path, 1)

@@ -18,6 +18,7 @@ from fxprune.compensation.judging import Judge
 from fxprune.compensation.ridge import fill, is_recurrent
 from fxprune.compensation.sequential import Refit, refit
 from fxprune.coupling import Coupling
+from fxprune.distributed import give_from_first
 from fxprune.errors import PlanError
 from fxprune.isolation import evaluating
 from fxprune.moments import Key, Moments
@@ -93,6 +94,8 @@ def compensated(
         layers = best.attempt(lambda tried: refit(graph, tried, coupling, keep, data, seed=seed)) or ()
     if data is not None:
         norms = best.attempt(lambda tried: re_estimate(tried, data)) or 0
+    if data is not None and data.ranks > 1:
+        give_from_first(best.graph)
     return best.graph, Compensation(level, best.before, best.error, layers, filled, norms)
 
 

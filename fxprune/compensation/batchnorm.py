@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,13 +37,14 @@ def re_estimate(graph: fx.GraphModule, data: Calibration) -> int:
     norms = norms_of(graph)
     if not norms:
         return 0
-    data = data.fitted(graph, SAMPLES)
+    data = data.fitted(graph, math.ceil(SAMPLES / data.ranks))
     steps = Stepper(graph, data.inputs)
     with torch.no_grad(), evaluating(graph):
         for node in steps.nodes:
             if node in norms:
                 (source,) = node.all_input_nodes
-                _set(norms[node], [_rest(x, data.mask(source.name, x, i, 1)) for i, x in enumerate(steps.to(source))])
+                parts = [_rest(x, data.mask(source.name, x, i, 1)) for i, x in enumerate(steps.to(source))]
+                _set(norms[node], parts, data)
             steps.to(node)
             steps.passed(node)
     return len(norms)
@@ -56,19 +58,19 @@ def _rest(x: Tensor, held: Tensor) -> Tensor:
     return x.index_select(axis, (~held).flatten().nonzero().flatten())
 
 
-def _set(norm: Any, parts: Sequence[Tensor]) -> None:
+def _set(norm: Any, parts: Sequence[Tensor], data: Calibration) -> None:
     """Set the running statistics of a BatchNorm to those of all parts (samples, channels, ...) together."""
-    found = [_sums(part, norm.running_mean) for part in parts if part.numel()]
-    count = sum(number for number, _, _ in found)
+    nothing = torch.zeros_like(norm.running_mean, dtype=torch.float64)
+    found = [(0, nothing, nothing), *(_sums(part, norm.running_mean) for part in parts if part.numel())]
+    count = int(data.summed(torch.tensor(sum(number for number, _, _ in found))))
+    offset, square = (data.summed(torch.stack([sums[side] for sums in found]).sum(0)) for side in (1, 2))
     if count < 2:
         return
-    offset = torch.stack([sums for _, sums, _ in found]).sum(0) / count
-    square = torch.stack([squares for _, _, squares in found]).sum(0) / count
-    norm.running_mean.copy_(norm.running_mean.double() + offset)
-    norm.running_var.copy_((square - offset.square()).clamp_min(0) * count / (count - 1))
+    norm.running_mean.copy_(norm.running_mean.double() + offset / count)
+    norm.running_var.copy_((square / count - (offset / count).square()).clamp_min(0) * count / (count - 1))
 
 
-def _sums(x: Tensor, center: Tensor) -> tuple[int, Tensor, Tensor]:
+def _sums(x: Tensor, center: Tensor) -> tuple[Any, ...]:
     """How many numbers each channel has, and the sums of their distances to a center, plain and squared.
 
     The old mean as center keeps the squares small, so single precision holds for what is summed within a sample.

@@ -13,10 +13,12 @@ from torch.utils import _pytree as pytree
 from fxprune.batches import Unpack, batches, fitted, sample_count, to_device
 from fxprune.capture import ModelGraph, example_of, placeholder_values
 from fxprune.compensation.lockstep import live_bytes
+from fxprune.distributed import gathered, in_all, rank_and_size, summed, together
 from fxprune.isolation import device_of, evaluating
 from fxprune.objective import Part
 from fxprune.probes import Rows as Samples
 from fxprune.probes import rows_of
+from fxprune.shares import Share
 from fxprune.submodule import Run, call_whole, name_of, with_part
 
 MEMORY = 2 << 30  # bytes for the values of the calibration batches
@@ -29,12 +31,22 @@ class Calibration:
     """What a graph is given for each batch, and for each batch (samples,) which of its samples are held out.
 
     Every fifth sample is; of fewer than five the last, and of one none. `samples` says for the nodes of the graph where
-    the samples lie in what they give; None for those that do not depend on how many there are.
+    the samples lie in what they give; None for those that do not depend on how many there are. `ranks` are those that
+    have a share of the batches each; what they find is put together by `summed` and `gathered`.
     """
 
     inputs: Sequence[Inputs]
     held: Sequence[Tensor]
     samples: Mapping[str, Samples | None]
+    ranks: int = 1
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum of what all shares give, which has the same shape for each."""
+        return summed(tensor) if self.ranks > 1 else tensor
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """The rows that all shares give, one after the other."""
+        return torch.cat(gathered(rows)) if self.ranks > 1 else rows
 
     @classmethod
     def of(cls, graph: ModelGraph, inputs: Sequence[Inputs]) -> Calibration:
@@ -169,34 +181,43 @@ def calibration_of(
     """What the graph, a capture of the part of `model` at `submodule`, is given for the batches of a loader.
 
     As many batches, one at least, as the values of two graphs take no more than `memory` bytes for. A part that is
-    called several times for a batch gives as many batches.
+    called several times for a batch gives as many batches. Of several ranks, each reads its share, if every share has
+    samples to fit to and samples to hold out; else each reads all.
     """
     a_sample = 2 * live_bytes(graph) / max(sample_count(example_of(graph)), 1)
     feed = _from_run if submodule or run else _from_loader
-    found: list[Inputs] = []
-    samples = 0
-    with torch.no_grad():
-        for values in feed(model, graph, loader, submodule, unpack, run):
+
+    def read(source: Iterable[tuple[Any, Any]]) -> Calibration:
+        found: list[Inputs] = []
+        samples = 0
+        for values in feed(model, graph, source, submodule, run):
             samples += length(values)
             if found and a_sample * samples > memory:
                 break
             found.append(values)
-    return Calibration.of(graph, found)
+        return Calibration.of(graph, found)
+
+    with torch.no_grad():
+        with together("reading the calibration batches"):
+            own = read((inputs, targets) for _, inputs, targets in Share(loader, unpack))
+        if in_all(own.judges):
+            return replace(own, ranks=rank_and_size()[1])
+        return read(batches(loader, unpack))  # a single rank, or one of several that has nothing to fit or judge by
 
 
 def _from_loader(
-    model: nn.Module, graph: ModelGraph, loader: Iterable[Any], submodule: str, unpack: Unpack | None, run: Run | None
+    model: nn.Module, graph: ModelGraph, source: Iterable[tuple[Any, Any]], submodule: str, run: Run | None
 ) -> Iterable[Inputs]:
-    """The batches of a loader as the graph takes them, it being all of the model."""
+    """Batches as the graph takes them, it being all of the model."""
     names = [str(node.target) for node in graph.graph.nodes if node.op == "placeholder"]
-    for inputs, _ in batches(loader, unpack):
+    for inputs, _ in source:
         yield placeholder_values(graph, to_device(fitted(inputs, names), device_of(graph)))
 
 
 def _from_run(
-    model: nn.Module, graph: ModelGraph, loader: Iterable[Any], submodule: str, unpack: Unpack | None, run: Run | None
+    model: nn.Module, graph: ModelGraph, source: Iterable[tuple[Any, Any]], submodule: str, run: Run | None
 ) -> Iterable[Inputs]:
-    """What a part of a model is called with on the batches of a loader."""
+    """What a part of a model is called with on batches."""
     device, calls = device_of(graph), list[Inputs]()
 
     def record(_: nn.Module, values: Inputs) -> None:
@@ -207,7 +228,7 @@ def _from_run(
     handle = graph.register_forward_pre_hook(record)
     try:
         with evaluating(whole):
-            for inputs, targets in batches(loader, unpack):
+            for inputs, targets in source:
                 call_whole(whole, *to_device((inputs, targets), device), run=run)
                 yield from calls
                 calls.clear()

@@ -20,7 +20,7 @@ class Judge:
     """Knows what the original gives on the samples held out, and compares others with it."""
 
     def __init__(self, graph: fx.GraphModule, data: Calibration) -> None:
-        self.batches = data.judged(graph)
+        self.data, self.batches = data, data.judged(graph)
         self.goals = self._outputs(graph)
 
     def error(self, small: fx.GraphModule) -> float:
@@ -31,9 +31,12 @@ class Judge:
         errors = []
         for goal, found in zip(self.goals, self._outputs(small), strict=True):
             counts = goal.isfinite()
-            if bool(counts.any()):
-                variance = goal[counts].var(correction=0).clamp_min(TINY)
-                errors.append(float((found - goal)[counts].square().mean() / variance))
+            wanted, apart = goal[counts], (found - goal)[counts]
+            sums = self.data.summed(torch.stack([wanted.new_tensor(len(wanted)), wanted.sum(), apart.square().sum()]))
+            number, total, square = (float(value) for value in sums)
+            if number:
+                spread = float(self.data.summed((wanted - total / number).square().sum()))
+                errors.append((square / number) / max(spread / number, TINY))
         return sum(errors) / max(len(errors), 1)
 
     def _outputs(self, graph: fx.GraphModule) -> list[Tensor]:

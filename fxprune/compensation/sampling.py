@@ -69,7 +69,7 @@ class Pair:
             return None
         others = None if aim.other is None else self.small.values[aim.other]
         axis = self.samples_axis(node.name, reader, wanted[0])
-        picks = picks_of([grid(y, reader, axis).shape[:2] for y in wanted], most, self.draw)
+        picks = picks_of([grid(y, reader, axis).shape[:2] for y in wanted], self.own(most), self.draw)
         parts = []
         for batch, (x, y, pick) in enumerate(zip(given, wanted, picks, strict=True)):
             goal = pick.of(grid(y, reader, axis))
@@ -78,8 +78,12 @@ class Pair:
                 other = pick.of(grid(others[batch].expand_as(y), reader, axis))
             held = pick.of(self.held(node.name, y, batch, reader, axis))
             parts.append((pick.inputs(x, y, reader, axis), goal, other, held))
-        x, goal, other, held = (torch.cat(column) for column in zip(*parts, strict=True))
+        x, goal, other, held = (self.data.gathered(torch.cat(column)) for column in zip(*parts, strict=True))
         return _aimed(x, precise(goal), precise(other), held[:, 0], reader, aim)
+
+    def own(self, rows: int) -> int:
+        """How many of so many rows this rank samples."""
+        return math.ceil(rows / self.data.ranks)
 
     def samples_axis(self, name: str, reader: Reader, output: Tensor) -> int:
         """The axis of the samples in what a linear layer gives; that of a convolution is the first."""

@@ -99,9 +99,9 @@ def _channel_rows(pair: Pair, node: fx.Node, reader: Reader, channels: _Channels
         pair.held(original.name, y, batch, reader, axis).repeat_interleave(channels.places, 1)
         for batch, y in enumerate(wanted)
     ]
-    picks = picks_of([y.shape[:2] for y in grids[1]], rows_for(len(channels.kept)), pair.draw)
+    picks = picks_of([y.shape[:2] for y in grids[1]], pair.own(rows_for(len(channels.kept))), pair.draw)
     columns = (torch.cat([p.of(v) for p, v in zip(picks, values, strict=True)]) for values in (*grids, held))
-    x, y, mask = columns
+    x, y, mask = (pair.data.gathered(column) for column in columns)
     none_or_all = bool(mask.all()) or not bool(mask.any())
     return None if none_or_all else Rows(precise(x)[None], precise(y)[None], mask[:, 0])
 
