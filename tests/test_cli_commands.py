@@ -177,6 +177,22 @@ def test_report_writes_a_page(project, monkeypatch):
     assert [path.name for path in project.glob(".*part*")] == []
 
 
+@pytest.mark.skipif(not hasattr(fxprune.Report, "compare"), reason="reports cannot be compared")
+def test_report_beside_another(project):
+    done("compress", "mynets:build", *DATA, "--macs", "0.8")
+    done("compress", "mynets:build", *DATA, "--macs", "0.6", "-o", "other.safetensors")
+    content = done("report", "small.safetensors", "--compare", "other.safetensors")
+    first, second = (fxprune.load(f"{name}.safetensors", build=True) for name in ("small", "other"))
+    comparison = fxprune.report(first).compare(fxprune.report(second))
+    assert content["compared"] == json.loads(json.dumps([comparison.to_dict()]))
+
+
+@pytest.mark.skipif(not hasattr(fxprune, "measure_latency"), reason="latency is not measured")
+def test_measured_latency_is_in_the_report(project):
+    content = done("compress", "mynets:build", *DATA, "--macs", "0.8", "--measure")
+    assert content["report"]["latency"] is not None
+
+
 def test_report_of_what_is_no_artifact(project):
     np.savez("other.npz", a=1)
     result = invoke("report", "other.npz")
@@ -192,6 +208,7 @@ def test_sweep(scored, project):
     rows = content["rows"]
     assert json.loads((project / "deep" / "sweep" / "results.json").read_text()) == {
         "compensate": "sequential",
+        "metric": "accuracy",
         "rows": rows,
     }
     assert [row["name"] for row in rows] == ["original", "alpha 0", "alpha 0.4", "macs 0.8"]

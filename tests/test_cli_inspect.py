@@ -18,7 +18,7 @@ NET = ["mynets:build", "--input", "3,8,8"]
 def test_tree_names_layers_readers_and_reasons(project):
     lines = [line.rstrip() for line in invoke("inspect", *NET).stdout.splitlines()]
     assert lines[1:] == [
-        "Net: 24 units in 2 groups may go, 1 groups stay",
+        "Net: 24 units in 2 groups may go; 1 group whole",
         "├── stem  12 units, prunable",
         "│   ├── stem  12 of 12 channels",
         "│   └── read by body",
@@ -65,7 +65,7 @@ def test_a_part_of_a_model(project):
 def test_models_of_torchvision_have_a_usual_size():
     text = flat(invoke("inspect", "torchvision:squeezenet1_1", "--model-arg", "num_classes=4").stdout)
     assert text.startswith("SqueezeNet: ")
-    assert "read by classifier_1" in text
+    assert "read by classifier.1" in text
 
 
 def nets(project):

@@ -54,11 +54,10 @@ def draw(graph: ModelGraph, groups: Iterable[Group], path: Path) -> None:
 
 def network(graph: ModelGraph, groups: Iterable[Group]) -> nx.DiGraph:
     """Layers, in the order in which they run, and groups, with arrows from producers to groups to readers."""
-    groups = tuple(groups)
-    layer = {node.name: str(node.target) if node.op == "call_module" else node.name for node in graph.graph.nodes}
+    groups, layer = tuple(groups), layers_of(graph)
     order = {name: index for index, name in enumerate(dict.fromkeys(layer.values()))}
     widths = {site.name: site.width for group in groups for site in group.sites}
-    readers = {layer.get(name, name) for group in groups for name in group.consumers}
+    readers = {layer[name] for group in groups for name in group.consumers}
     net: nx.DiGraph = nx.DiGraph()
     for name in sorted(readers | set(widths), key=lambda name: order.get(name, -1)):
         net.add_node(f"layer {name}", box=Box(name + (f"  {widths[name]}" if name in widths else "")))
@@ -69,8 +68,13 @@ def network(graph: ModelGraph, groups: Iterable[Group]) -> nx.DiGraph:
         for site in group.sites:
             net.add_edge(f"layer {site.name}", f"group {index}", reads=False)
         for name in group.consumers:
-            net.add_edge(f"group {index}", f"layer {layer.get(name, name)}", reads=True)
+            net.add_edge(f"group {index}", f"layer {layer[name]}", reads=True)
     return net
+
+
+def layers_of(graph: ModelGraph) -> dict[str, str]:
+    """What each node of a graph is called in the model: the module that it calls, or the node's own name."""
+    return {node.name: str(node.target) if node.op == "call_module" else node.name for node in graph.graph.nodes}
 
 
 def dot_of(net: nx.DiGraph) -> str:
@@ -97,7 +101,7 @@ def _by_matplotlib(net: nx.DiGraph, path: Path) -> None:
 
     places = positions(net)
     height = max(2.0, ROW * max(-y for _, y in places.values()) + 1) if places else 2.0
-    figure = Figure(figsize=(11, height), layout="constrained")
+    figure = Figure(figsize=(11, height))
     axes = figure.subplots()
     for name, box in net.nodes(data="box"):
         style = {"boxstyle": "round" if box.is_group else "square", "facecolor": box.colour, "edgecolor": "0.4"}
@@ -111,7 +115,7 @@ def _by_matplotlib(net: nx.DiGraph, path: Path) -> None:
     axes.set(xlim=(-1, 2), ylim=(min((y for _, y in places.values()), default=0) - 1, 1))
     axes.set_title("solid: produces channels of a group; dashed: reads it", fontsize=9, color="0.3")
     axes.axis("off")
-    figure.savefig(path, dpi=min(DPI, int(TALLEST / height)))
+    figure.savefig(path, dpi=min(DPI, int(TALLEST / height)), bbox_inches="tight")
 
 
 def positions(net: nx.DiGraph) -> dict[str, tuple[float, float]]:

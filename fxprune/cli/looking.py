@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -12,11 +14,12 @@ from rich.text import Text
 from rich.tree import Tree
 
 from fxprune.artifact.container import opened
+from fxprune.artifact.header import Header
 from fxprune.atomic import replacing
 from fxprune.capture import ModelGraph
-from fxprune.cli.drawing import SUFFIXES, draw
+from fxprune.cli.drawing import SUFFIXES, draw, layers_of
 from fxprune.cli.files import check_suffix, check_writable
-from fxprune.cli.options import DataOptions, ModelOptions, one_of
+from fxprune.cli.options import DataOptions, File, ModelOptions, one_of
 from fxprune.cli.output import Output
 from fxprune.cli.targets import Built, object_of
 from fxprune.coupling import Group, couple
@@ -36,11 +39,12 @@ def report(
     output: Output,
     *,
     html: Annotated[Path | None, typer.Option(help="Also write the report as a page that needs no network.")] = None,
+    compare: Annotated[Path | None, File(help="Another artefact, to show beside this one.")] = None,
 ) -> dict[str, Any]:
     """Show the report that an artefact carries; needs no model. Every checksum in the file is compared."""
     check_writable(html)
-    with opened(artifact) as (header, _):
-        reports = {part.path: part.report for part in header.parts}
+    header = _header(artifact)
+    reports = {part.path: part.report for part in header.parts}
     pages = {path: _page(html, path, single=len(reports) == 1) for path in reports} if html else {}
     for path, page in pages.items():
         _write_page(reports[path], page)
@@ -48,11 +52,28 @@ def report(
     output.show(*reports.values(), f"made by {made_by}" + (f"; built by {header.builder}" if header.builder else ""))
     if pages:
         output.wrote(*pages.values())
+    compared = [] if compare is None else list(_compared(reports, _header(compare)))
+    output.show(*compared)
     return {
         "artifact": str(artifact), "model": header.model, "versions": dict(header.versions),
+        "compared": [comparison.to_dict() for comparison in compared],
         "reports": [{"part": path, **found.to_dict()} for path, found in reports.items()],
         "html": [str(page) for page in pages.values()],
     }  # fmt: skip
+
+
+def _header(artifact: Path) -> Header:
+    with opened(artifact) as (header, _):
+        return header
+
+
+def _compared(reports: Mapping[str, Report], other: Header) -> Iterator[Any]:
+    """The parts of a model beside the same parts of another. Raises FxpruneError where there are none."""
+    others = {part.path: part.report for part in other.parts}
+    for path in reports.keys() & others.keys():
+        yield cast("Any", reports[path]).compare(others[path])
+    if not reports.keys() & others.keys():
+        raise FxpruneError(f"of {', '.join(reports)} was pruned in one file, and of {', '.join(others)} in the other")
 
 
 def _write_page(found: Report, page: Path) -> None:
@@ -104,21 +125,30 @@ def inspect(
         whole = with_captured_part(built.model, loader, model.submodule, tuple(exclude or ()), **runs)
         graph = cast("ModelGraph", part_of(whole, model.submodule))
         groups = couple(graph, exclude=tuple(exclude or ()), unknown=unknown, inexact=inexact, head_dim=head_dim)  # type: ignore[arg-type]
-    output.show(tree(type(graph).__name__, groups))
     if out:
         with output.busy("drawing"):
             draw(graph, groups, out)
+    groups = tuple(replace(group, consumers=_readers(graph, group)) for group in groups)
+    output.show(tree(type(graph).__name__, groups))
+    if out:
         output.wrote(out)
     return {"model": type(graph).__name__, "groups": [_described(group) for group in groups]} | (
         {"out": str(out)} if out else {}
     )
 
 
+def _readers(graph: ModelGraph, group: Group) -> tuple[str, ...]:
+    """The layers that read a group, by their names in the model."""
+    names = layers_of(graph)
+    return tuple(dict.fromkeys(names[reader] for reader in group.consumers))
+
+
 def tree(name: str, groups: tuple[Group, ...]) -> Tree:
     """The groups of a model: layers with their widths, readers, and why a group stays whole."""
     free = [group for group in groups if group.frozen is None]
     units = sum(map(len, free))
-    root = Tree(Text(f"{name}: {units:,} units in {len(free)} groups may go, {len(groups) - len(free)} groups stay"))
+    stay = _counted(len(groups) - len(free), "group")
+    root = Tree(Text(f"{name}: {_counted(units, 'unit')} in {_counted(len(free), 'group')} may go; {stay} whole"))
     for group in groups:
         root.add(_branch(group))
     return root
@@ -127,14 +157,19 @@ def tree(name: str, groups: tuple[Group, ...]) -> Tree:
 def _branch(group: Group) -> Tree:
     state = f"stays: {group.frozen}" if group.frozen else "prunable"
     state += f", inexactly: {group.inexact}" if group.inexact and not group.frozen else ""
-    units = f"{len(group):,} unit{'s' if len(group) > 1 else ''}"
-    title = Text.assemble((group.name, "bold"), f"  {units}, ", (state, "dim" if group.frozen else "green"))
+    title = Text.assemble(
+        (group.name, "bold"), f"  {_counted(len(group), 'unit')}, ", (state, "dim" if group.frozen else "green")
+    )
     branch = Tree(title)
     for site in group.sites:
         branch.add(Text(f"{site.name}  {group.channels(site)} of {site.width} channels"))
     if group.consumers:
         branch.add(Lines(Text(f"read by {', '.join(group.consumers)}", style="cyan")))
     return branch
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _described(group: Group) -> dict[str, Any]:

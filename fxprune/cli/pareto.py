@@ -53,10 +53,10 @@ def with_front(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, on_front=not any(other.beats(row) for other in rows)) for row in rows]
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[Row], metric: str = "accuracy") -> Table:
     """Every row, with its share of the first, the original; those on the front have a star."""
     found = Table(caption="*: no other is at least as accurate, small and fast, and better in one")
-    for name in ("asked", "alpha", "parameters", "MACs", "ms", "accuracy", "front"):
+    for name in ("asked", "alpha", "parameters", "MACs", "ms", metric, "front"):
         found.add_column(name, justify="left" if name == "asked" else "right")
     first = rows[0]
     for row in rows:
@@ -72,7 +72,7 @@ def table(rows: Sequence[Row]) -> Table:
     return found
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
+def plot(rows: Sequence[Row], path: Path, metric: str = "accuracy") -> None:
     """Accuracy against MACs and, where it was taken, time; rows on the front are filled. The file appears whole."""
     from matplotlib.figure import Figure
 
@@ -83,12 +83,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         panels.append(("milliseconds a batch", lambda row: row.milliseconds or 0.0))
     figure = Figure(figsize=(6.5 * len(panels), 4.8), layout="constrained")
     for axes, (label, cost) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _draw(axes, rows, label, cost)
+        _draw(axes, rows, cost)
+        axes.set(xlabel=label, ylabel=metric)
     with replacing(path, FxpruneError) as unfinished:
         figure.savefig(unfinished, dpi=DPI)
 
 
-def _draw(axes: Axes, rows: Sequence[Row], label: str, cost: Callable[[Row], float]) -> None:
+def _draw(axes: Axes, rows: Sequence[Row], cost: Callable[[Row], float]) -> None:
     """One panel: a dot and a name a row, and a line through the best of the panel."""
     best = [row for row in rows if not any(_better(other, row, cost) for other in rows)]
     best.sort(key=cost)
@@ -96,8 +97,19 @@ def _draw(axes: Axes, rows: Sequence[Row], label: str, cost: Callable[[Row], flo
     for row in rows:
         fill = "tab:blue" if row.on_front else "white"
         axes.scatter(cost(row), row.accuracy, s=42, color=fill, edgecolors="tab:blue", zorder=2)
-        axes.annotate(row.name, (cost(row), row.accuracy), (4, -9), textcoords="offset points", fontsize=8)
-    axes.set(xlabel=label, ylabel="accuracy", xlim=(0, 1.12 * max(map(cost, rows))))
+    widest, highest, lowest = max(map(cost, rows)), max(r.accuracy for r in rows), min(r.accuracy for r in rows)
+    named: list[Row] = []
+    for row in rows:  # names of dots that lie close together stand below each other
+        close = [
+            other
+            for other in named
+            if abs(cost(other) - cost(row)) < 0.15 * widest
+            and abs(other.accuracy - row.accuracy) <= 0.04 * (highest - lowest)
+        ]
+        place = (5, -9 - 10 * len(close))
+        axes.annotate(row.name, (cost(row), row.accuracy), place, textcoords="offset points", fontsize=8)
+        named.append(row)
+    axes.set(xlim=(0, 1.15 * widest))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from torch import nn
@@ -44,6 +44,11 @@ Verify = Annotated[
 ]
 
 
+Measure = Annotated[
+    bool, typer.Option("--measure", help="Measure latency before and after, on batches of 1 and 32, for the report.")
+]
+
+
 def compress(
     model: ModelOptions,
     data: DataOptions,
@@ -56,6 +61,7 @@ def compress(
     compensate: Annotated[str, Level(help="What to do about the units that went.")] = "sequential",
     rounds: Annotated[int, typer.Option(min=1, help="Score and prune so many times.")] = 1,
     verify: Verify = True,
+    measure: Measure = False,
     out: Out = SMALL,
     export: Export = None,
 ) -> dict[str, Any]:
@@ -69,7 +75,9 @@ def compress(
             built.model, bars.over(loader), allocate=allocate, rounds=rounds, compensate=compensate,  # type: ignore[arg-type]
             verify=verify, seed=model.seed, submodule=model.submodule, progress=False, **options,
         )  # fmt: skip
-    example = fitted_example(small, loader, options["unpack"]) if exports else None
+    example = fitted_example(small, loader, options["unpack"]) if exports or measure else None
+    if measure:
+        _measure(built.model, small, example, output)
     return _finished(small, built, output, out, exports, example)
 
 
@@ -146,6 +154,7 @@ def apply(
     ] = None,
     run: Annotated[str | None, typer.Option(metavar="MODULE:FUNCTION", help="As of `fxprune score`.")] = None,
     verify: Verify = True,
+    measure: Measure = False,
     out: Out = SMALL,
     export: Export = None,
 ) -> dict[str, Any]:
@@ -163,7 +172,9 @@ def apply(
             built.model, chosen, level=level, scores=known, loader=loader if loader is None else bars.over(loader),
             verify=verify, unpack=unpack, run=object_of(run, "--run") if run else None, seed=model.seed,
         )  # fmt: skip
-    example = _example(small, chosen, loader, unpack) if exports else None
+    example = _example(small, chosen, loader, unpack) if exports or measure else None
+    if measure:
+        _measure(built.model, small, example, output)
     return _finished(small, built, output, out, exports, example, known)
 
 
@@ -178,7 +189,7 @@ def compensated(
     **options: Any,
 ) -> nn.Module:
     """`model` after a plan, the plain removal proved before what stays is changed, as `fxprune.compress` does it."""
-    small = fxprune.apply(model, plan)
+    small = fxprune.apply(model, plan, scores=scores)
     error = None
     if verify:
         part = part_of(model, plan.submodule)
@@ -188,6 +199,12 @@ def compensated(
     if error is not None:
         note_error(small, error, plan.submodule)
     return small
+
+
+def _measure(model: nn.Module, small: nn.Module, example: Any, output: Output) -> None:
+    """Put the measured latency of both models into the report of the smaller one."""
+    with output.busy("measuring latency"):
+        cast("Any", fxprune).measure_latency(model, small, example)
 
 
 def _checked(out: Path, export: list[Path] | None) -> list[Path]:

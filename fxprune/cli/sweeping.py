@@ -88,7 +88,7 @@ def sweep(
     rows = [Row("original", None, reports[0].params_before, reports[0].macs_before, original, times[0])]
     for (name, plan), found, value, milliseconds in zip(plans, reports, values, times[1:], strict=True):
         rows.append(Row(name, plan.alpha, found.params_after, found.macs_after, value, milliseconds))
-    return _written(with_front(rows), output, out, level)
+    return _written(with_front(rows), output, out, compensate=level, metric=evaluation.metric or "accuracy")
 
 
 def _metric(evaluation: EvalOptions, unpack: Unpack | None) -> Metric:
@@ -109,14 +109,19 @@ def _value(metric: Metric, model: nn.Module, loader: Iterable[Any]) -> float:
 
 
 def _points(alphas: str | None, **budgets: str | None) -> Points:
-    """What to plan for: the tolerances, and the shares of each budget, each rising."""
+    """What to plan for, the mildest first: the tolerances, rising, and the shares of each budget, falling."""
     asked = {"alpha": alphas, **budgets}
     if not any(asked.values()):
         asked["alpha"] = ALPHAS
     try:
-        return [(name, value) for name, text in asked.items() if text for value in numbers_between(text, name)]
+        return [(name, value) for name, text in asked.items() if text for value in _mildest_first(text, name)]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--alphas / --params / --macs / --latency") from None
+
+
+def _mildest_first(text: str, name: str) -> tuple[float, ...]:
+    numbers = numbers_between(text, name)
+    return numbers if name == "alpha" else numbers[::-1]
 
 
 def numbers_between(text: str, name: str = "alpha") -> tuple[float, ...]:
@@ -164,11 +169,11 @@ def _make_folder(out: Path) -> None:
         raise FxpruneError(f"the folder {out} cannot be made ({error}): name another with --out") from error
 
 
-def _written(rows: list[Row], output: Output, out: Path, level: str) -> dict[str, Any]:
+def _written(rows: list[Row], output: Output, out: Path, **about: str) -> dict[str, Any]:
     """Show the table, and write the table for programs and the plot."""
-    content: dict[str, Any] = {"compensate": level, "rows": [row.to_dict() for row in rows]}
+    content: dict[str, Any] = {**about, "rows": [row.to_dict() for row in rows]}
     write_json(out / "results.json", content)
-    plot(rows, out / "results.png")
-    output.show(table(rows))
+    plot(rows, out / "results.png", about["metric"])
+    output.show(table(rows, about["metric"]))
     output.wrote(out / "results.json", out / "results.png")
     return content | {"out": str(out)}
