@@ -148,6 +148,24 @@ def test_torchvision_takes_root_and_split(tmp_path, monkeypatch):
     assert seen == [(str(tmp_path), True, True, False), (str(tmp_path), False, True, True)]
 
 
+def test_torchvision_hands_arguments_on_to_parents(tmp_path, monkeypatch):
+    import torchvision
+
+    class Parent(TensorDataset):
+        def __init__(self, root, transform=None):
+            self.seen = root, transform
+            super().__init__(torch.zeros(4, 3), torch.arange(4))
+
+    class ImageNet(Parent):
+        def __init__(self, root, split="train", **kwargs):
+            self.split = split
+            super().__init__(root, **kwargs)
+
+    monkeypatch.setattr(torchvision.datasets, "ImageNet", ImageNet)
+    trained, held = (opened("torchvision:ImageNet", tmp_path, training=training).dataset for training in (True, False))
+    assert (trained.seen, trained.split, held.split) == ((str(tmp_path), PLAIN), "train", "val")
+
+
 def test_torchvision_by_split(tmp_path):
     with pytest.raises(FxpruneError, match=r"torchvision:SVHN is not in .*--eval-arg download=True"):
         opened("torchvision:SVHN", tmp_path, training=False)

@@ -30,8 +30,9 @@ def add(app: typer.Typer, function: Function, example: str) -> None:
 
 def flattened(function: Function) -> Callable[..., None]:
     """A function of single options that calls `function` with groups of them."""
-    hints = get_type_hints(function, include_extras=True)
-    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind) and name != "return"}
+    signature = inspect.signature(function, eval_str=True)
+    hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
 
     def run(**given: Any) -> None:
         output = Output(json=given.pop("json"), quiet=given.pop("quiet"))
@@ -45,7 +46,7 @@ def flattened(function: Function) -> Callable[..., None]:
             content.update(function(**made, **given, output=output))
 
     parameters = []
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in signature.parameters.items():
         if name in groups:
             own = get_type_hints(groups[name], include_extras=True)
             parameters += [_parameter(field.name, own[field.name], _default(field)) for field in fields(groups[name])]

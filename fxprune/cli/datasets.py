@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ from fxprune.errors import FxpruneError
 SAMPLES = 1000  # of calibration, where nothing else is said
 BATCH = 64
 IMAGE_SIZE = 224  # of a folder of images
+HELD_OUT = {"ImageNet": "val", "Imagenette": "val", "Places365": "val", "Kinetics": "val"}  # where it is not "test"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +138,10 @@ def _from_torchvision(name: str, source: Source, prepare: Preparation) -> Any:
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise FxpruneError(f"torchvision has no dataset {name!r}{hint}")
     kind = getattr(datasets, name)
-    taken = inspect.signature(kind).parameters
-    offered = {"root": str(source.root), "train": source.training, "transform": prepare} | _split(kind, source)
+    taken = _taken(kind)
+    offered = {"root": str(source.root), "train": source.training, "transform": prepare}
+    if not source.training and "train" not in taken:
+        offered["split"] = HELD_OUT.get(name, "test")
     arguments = {key: value for key, value in offered.items() if key in taken} | dict(source.arguments)
     try:
         return guarded(kind, source.name, arguments)
@@ -151,13 +154,16 @@ def _from_torchvision(name: str, source: Source, prepare: Preparation) -> Any:
         raise
 
 
-def _split(kind: Callable[..., Any], source: Source) -> dict[str, str]:
-    """The split of a dataset that has several by name: for accuracy one that was not trained on, where it is known."""
-    parameter = inspect.signature(kind).parameters.get("split")
-    if parameter is None or source.training:
-        return {}
-    known = inspect.getsource(kind)
-    return next(({"split": split} for split in ("test", "val") if f'"{split}"' in known), {})
+def _taken(kind: type) -> set[str]:
+    """The arguments of a class, those included that it hands on to its parents."""
+    names: set[str] = set()
+    for parent in kind.__mro__:
+        if "__init__" in vars(parent):
+            parameters = inspect.signature(vars(parent)["__init__"]).parameters
+            names |= set(parameters)
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    return names
 
 
 def _argument_option(source: Source) -> str:

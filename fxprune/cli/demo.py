@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,5 +36,6 @@ def demo(
         tolerances = numbers_between(alphas)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--alphas") from error
-    rows = run_demo(out, tolerances, seed=seed, epochs=epochs)
-    return {"out": str(out), "rows": len(rows)}
+    with redirect_stdout(io.StringIO()) if output.quiet else nullcontext():
+        rows = run_demo(out, tolerances, seed=seed, epochs=epochs)
+    return {"out": str(out), "rows": [asdict(row) for row in rows]}

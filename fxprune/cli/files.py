@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ def check_writable(*paths: Path | None) -> None:
             raise FxpruneError(f"{path} cannot be written: it is a folder; name a file in it")
         if path is not None and not path.parent.is_dir():
             raise FxpruneError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
+        if path is not None and not os.access(path.parent, os.W_OK):
+            raise FxpruneError(f"{path} cannot be written: {path.parent} is not yours to write into; name another")
 
 
 def check_suffix(paths: Iterable[Path], suffixes: tuple[str, ...], option: str) -> None:

@@ -17,9 +17,10 @@ from fxprune.artifact.container import opened
 from fxprune.artifact.header import Header
 from fxprune.atomic import replacing
 from fxprune.capture import ModelGraph
+from fxprune.cli.choices import one_of
 from fxprune.cli.drawing import SUFFIXES, draw, layers_of
 from fxprune.cli.files import check_suffix, check_writable
-from fxprune.cli.options import DataOptions, File, ModelOptions, one_of
+from fxprune.cli.options import DataOptions, File, ModelOptions
 from fxprune.cli.output import Output
 from fxprune.cli.targets import Built, object_of
 from fxprune.coupling import Group, couple

@@ -1,8 +1,8 @@
-"""The options that commands share, in groups: each group is a dataclass, and knows what follows from it."""
+"""The options on models and data, in groups: each group is a dataclass, and knows what follows from it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,31 +11,15 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from fxprune.allocate import ALLOCATIONS
-from fxprune.budgets import given
 from fxprune.cli.datasets import Preparation, Source, loader_of
 from fxprune.cli.output import Output
 from fxprune.cli.targets import Built, arguments_of, build, object_of
 from fxprune.cli.weights import with_weights
-from fxprune.compensation import LEVELS
-from fxprune.errors import FxpruneError, PlanError, first_line
+from fxprune.errors import FxpruneError, first_line
 from fxprune.isolation import seeded
-from fxprune.ranking import SIGNALS
 
 IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 File = partial(typer.Option, exists=True, dir_okay=False, readable=True)
-
-
-def one_of(known: Iterable[str]) -> Callable[[str | None], str | None]:
-    """A check that a value is one of those known."""
-    names = tuple(known)
-
-    def check(value: str | None) -> str | None:
-        if value is not None and value not in names:
-            raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}")
-        return value
-
-    return check
 
 
 def numbers_of(text: str, option: str) -> tuple[float, ...]:
@@ -52,9 +36,6 @@ def numbers_of(text: str, option: str) -> tuple[float, ...]:
 
 _Model = partial(typer.Option, rich_help_panel="Model")
 _Data = partial(typer.Option, rich_help_panel="Data")
-_Scoring = partial(typer.Option, rich_help_panel="Scoring")
-_Level = partial(typer.Option, rich_help_panel="How much goes (one of these)")
-_Limits = partial(typer.Option, rich_help_panel="Bounds")
 _Eval = partial(typer.Option, rich_help_panel="Evaluation")
 
 
@@ -195,107 +176,6 @@ class DataOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoringOptions:
-    """What units are ranked by, and which of them may go."""
-
-    exclude: Annotated[
-        list[str],
-        _Scoring(metavar="PATTERN", help="Layers that stay whole: names, or patterns such as 'layer4.*'. Repeatable."),
-    ] = field(default_factory=list)
-    propose: Annotated[
-        str,
-        _Scoring(callback=one_of(SIGNALS), help=f"Signal by which units leave, lowest first: {', '.join(SIGNALS)}."),
-    ] = "reconstruction"
-    protect: Annotated[
-        str, _Scoring(callback=one_of(SIGNALS), help="Signal by which units are protected, highest first.")
-    ] = "taylor"
-    loss: Annotated[
-        str | None,
-        _Scoring(metavar="MODULE:FUNCTION", help="Function (output, targets) -> mean loss; cross-entropy by default."),
-    ] = None
-    run: Annotated[
-        str | None,
-        _Scoring(
-            metavar="MODULE:FUNCTION",
-            help="Function (model, inputs, targets) -> mean loss, for models that give their loss themselves.",
-        ),
-    ] = None
-    classes: Annotated[
-        str | None,
-        _Scoring(
-            metavar="MODULE:FUNCTION",
-            help="Function from targets to class numbers, for --propose separability where targets are none.",
-        ),
-    ] = None
-    inexact: Annotated[
-        bool, _Scoring("--inexact", help="Also prune channels over which a statistic such as LayerNorm is taken.")
-    ] = False
-    head_dim: Annotated[
-        bool, _Scoring("--head-dim", help="Of attention, prune places within heads in place of whole heads.")
-    ] = False
-    unknown: Annotated[
-        str,
-        _Scoring(
-            callback=one_of(("error", "freeze")),
-            help="What an operation without a rule does: error, or freeze (its channels stay whole).",
-        ),
-    ] = "error"
-
-    def coupling(self) -> dict[str, Any]:
-        """Those of the options that decide about the groups."""
-        return {
-            "exclude": tuple(self.exclude), "unknown": self.unknown, "inexact": self.inexact, "head_dim": self.head_dim
-        }  # fmt: skip
-
-    def arguments(self) -> dict[str, Any]:
-        """All options, as arguments of `score` and `compress`."""
-        named = {"loss": self.loss, "run": self.run, "classes": self.classes}
-        functions = {name: object_of(target, f"--{name}") for name, target in named.items() if target}
-        return {"propose": self.propose, "protect": self.protect, **self.coupling(), **functions}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LevelOptions:
-    """How much goes."""
-
-    alpha: Annotated[
-        float | None,
-        _Level(min=0, max=1, help="Tolerance of difference, 0 (least) to 1 (most); 0.05 where no budget is given."),
-    ] = None
-    params: Annotated[float | None, _Level(min=0, max=1, help="Share of the parameters to keep, such as 0.5.")] = None
-    macs: Annotated[float | None, _Level(min=0, max=1, help="Share of the multiply-accumulates to keep.")] = None
-    latency: Annotated[
-        float | None, _Level(min=0, max=1, help="Share of the time to keep, estimated from the times of the layers.")
-    ] = None
-
-    def asked(self) -> dict[str, Any]:
-        """The one that was given, as arguments of `Scores.plan` and `compress`."""
-        asked = {"alpha": self.alpha, "params": self.params, "macs": self.macs, "latency": self.latency}
-        try:
-            given(**asked)
-        except PlanError as error:
-            raise typer.BadParameter(str(error), param_hint="--alpha / --params / --macs / --latency") from None
-        return asked
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitOptions:
-    """What holds at every level; None where scores were told already."""
-
-    round_to: Annotated[
-        int | None, _Limits(min=1, help="Keep a multiple of so many units in each group, such as 8; 1 by default.")
-    ] = None
-    min_keep: Annotated[int | None, _Limits(min=1, help="Keep at least so many units of each group; 1 by default.")] = (
-        None
-    )
-
-    def given(self) -> dict[str, Any]:
-        """Those that were given."""
-        limits = {"round_to": self.round_to, "min_keep": self.min_keep}
-        return {name: value for name, value in limits.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
     """What accuracy is taken on."""
 
@@ -325,10 +205,3 @@ class EvalOptions:
         arguments: Mapping[str, Any] = arguments_of(self.eval_arg, "--eval-arg")
         source = Source(self.eval_data, "--eval-data", arguments, data.data_root, training=False)
         return data.open(source, self.eval_samples or None, output, seed)
-
-
-Allocation = Annotated[
-    str,
-    _Limits(callback=one_of(ALLOCATIONS), help=f"How a level becomes widths: {', '.join(ALLOCATIONS)}."),
-]
-Level = partial(typer.Option, callback=one_of(LEVELS), metavar="|".join(LEVELS))

@@ -11,17 +11,9 @@ from torch import nn
 
 import fxprune
 from fxprune.batches import fitted_example
+from fxprune.cli.choices import Allocation, Level, LevelOptions, LimitOptions, ScoringOptions
 from fxprune.cli.files import check_suffix, check_writable
-from fxprune.cli.options import (
-    Allocation,
-    DataOptions,
-    File,
-    Level,
-    LevelOptions,
-    LimitOptions,
-    ModelOptions,
-    ScoringOptions,
-)
+from fxprune.cli.options import DataOptions, File, ModelOptions
 from fxprune.cli.output import Output
 from fxprune.cli.targets import Built, object_of
 from fxprune.errors import FxpruneError, PlanError

@@ -14,9 +14,10 @@ from torch import nn
 import fxprune
 from fxprune.batches import Unpack, fitted_example
 from fxprune.cli import PLOT_EXTRA, missing_message
+from fxprune.cli.choices import Allocation, Level, LimitOptions
 from fxprune.cli.evaluation import Metric, accuracy, latencies
 from fxprune.cli.files import write_json
-from fxprune.cli.options import Allocation, DataOptions, EvalOptions, File, Level, LimitOptions, ModelOptions
+from fxprune.cli.options import DataOptions, EvalOptions, File, ModelOptions
 from fxprune.cli.output import Output
 from fxprune.cli.pareto import Row, plot, table, with_front
 from fxprune.cli.pruning import compensated, planned
