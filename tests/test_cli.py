@@ -11,6 +11,7 @@ from command_line import flat, invoke
 import fxprune
 from fxprune import cli
 from fxprune.cli.app import EXAMPLES
+from fxprune.cli.output import Output
 from fxprune.cli.sweeping import numbers_between
 
 COMMANDS = ("compress", "score", "plan", "apply", "report", "inspect", "sweep", "demo")
@@ -170,6 +171,18 @@ def test_missing_folders_are_found_before_the_work(project):
 def test_quiet_shows_nothing(project):
     result = invoke("score", "mynets:model", "--data", "mynets:loader", "--quiet")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_bars_are_shown_on_a_terminal_unless_quiet(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for quiet in (False, True):
+        with Output(json=False, quiet=quiet).busy("working") as bars:
+            for part in bars.steps(["a", "b"], "parts"):
+                bars.progress.refresh()
+                assert part in "ab"
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert all((text in flat(err)) != quiet for text in ("working", "parts", "0/2", "1/2"))
 
 
 def test_warnings_go_to_stderr_and_into_the_json(project):

@@ -17,6 +17,7 @@ from fxprune.errors import PlanError
 from fxprune.ranking import SIGNALS
 
 _SIGNALS = ", ".join(SIGNALS)
+_Coupling = partial(typer.Option, rich_help_panel="What may go")
 _Scoring = partial(typer.Option, rich_help_panel="Scoring")
 _Level = partial(typer.Option, rich_help_panel="How much goes (one of these)")
 _Limits = partial(typer.Option, rich_help_panel="Bounds")
@@ -34,17 +35,51 @@ def one_of(known: Iterable[str]) -> Callable[[str | None], str | None]:
     return check
 
 
+Run = Annotated[
+    str | None,
+    _Scoring(
+        metavar="MODULE:FUNCTION",
+        help="Function (model, inputs, targets) -> mean loss, for models that give their loss themselves.",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoringOptions:
-    """What units are ranked by, and which of them may go."""
+class CouplingOptions:
+    """Which channels may go."""
 
     exclude: Annotated[
         list[str],
-        _Scoring(metavar="PATTERN", help="Layers that stay whole: names, or patterns such as 'layer4.*'. Repeatable."),
+        _Coupling(metavar="PATTERN", help="Layers that stay whole: names, or patterns such as 'layer4.*'. Repeatable."),
     ] = field(default_factory=list)
+    inexact: Annotated[
+        bool, _Coupling("--inexact", help="Also prune channels over which a statistic such as LayerNorm is taken.")
+    ] = False
+    head_dim: Annotated[
+        bool, _Coupling("--head-dim", help="Of attention, prune places within heads in place of whole heads.")
+    ] = False
+    unknown: Annotated[
+        str,
+        _Coupling(
+            callback=one_of(("error", "freeze")),
+            help="What an operation without a rule does: error, or freeze (its channels stay whole).",
+        ),
+    ] = "error"
+
+    def coupling(self) -> dict[str, Any]:
+        """The options as arguments of `couple`."""
+        return {
+            "exclude": tuple(self.exclude), "unknown": self.unknown, "inexact": self.inexact, "head_dim": self.head_dim
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringOptions(CouplingOptions):
+    """What units are ranked by, and which of them may go."""
+
     propose: Annotated[
         str,
-        _Scoring(callback=one_of(SIGNALS), help=f"Signal by which units leave, lowest first: {', '.join(SIGNALS)}."),
+        _Scoring(callback=one_of(SIGNALS), help=f"Signal by which units leave, lowest first: {_SIGNALS}."),
     ] = "reconstruction"
     protect: Annotated[
         str, _Scoring(callback=one_of(SIGNALS), help="Signal by which units are protected, highest first.")
@@ -53,13 +88,7 @@ class ScoringOptions:
         str | None,
         _Scoring(metavar="MODULE:FUNCTION", help="Function (output, targets) -> mean loss; cross-entropy by default."),
     ] = None
-    run: Annotated[
-        str | None,
-        _Scoring(
-            metavar="MODULE:FUNCTION",
-            help="Function (model, inputs, targets) -> mean loss, for models that give their loss themselves.",
-        ),
-    ] = None
+    run: Run = None
     classes: Annotated[
         str | None,
         _Scoring(
@@ -67,25 +96,6 @@ class ScoringOptions:
             help="Function from targets to class numbers, for --propose separability where targets are none.",
         ),
     ] = None
-    inexact: Annotated[
-        bool, _Scoring("--inexact", help="Also prune channels over which a statistic such as LayerNorm is taken.")
-    ] = False
-    head_dim: Annotated[
-        bool, _Scoring("--head-dim", help="Of attention, prune places within heads in place of whole heads.")
-    ] = False
-    unknown: Annotated[
-        str,
-        _Scoring(
-            callback=one_of(("error", "freeze")),
-            help="What an operation without a rule does: error, or freeze (its channels stay whole).",
-        ),
-    ] = "error"
-
-    def coupling(self) -> dict[str, Any]:
-        """Those of the options that decide about the groups."""
-        return {
-            "exclude": tuple(self.exclude), "unknown": self.unknown, "inexact": self.inexact, "head_dim": self.head_dim
-        }  # fmt: skip
 
     def arguments(self) -> dict[str, Any]:
         """All options, as arguments of `score` and `compress`."""

@@ -17,7 +17,7 @@ from fxprune.artifact.container import opened
 from fxprune.artifact.header import Header
 from fxprune.atomic import replacing
 from fxprune.capture import ModelGraph
-from fxprune.cli.choices import one_of
+from fxprune.cli.choices import CouplingOptions, Run
 from fxprune.cli.drawing import SUFFIXES, draw, layers_of
 from fxprune.cli.files import check_suffix, check_writable
 from fxprune.cli.options import DataOptions, File, ModelOptions
@@ -90,6 +90,7 @@ def _page(html: Path, part: str, *, single: bool) -> Path:
 def inspect(
     model: ModelOptions,
     data: DataOptions,
+    chosen: CouplingOptions,
     output: Output,
     *,
     input: Annotated[  # noqa: A002 - what the option is called
@@ -100,16 +101,7 @@ def inspect(
             "several inputs. By default the first batch of --data, or the usual size of a named model.",
         ),
     ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Layers that stay whole, as of `fxprune score`.")
-    ] = None,
-    inexact: Annotated[bool, typer.Option("--inexact", help="As of `fxprune score`.")] = False,
-    head_dim: Annotated[bool, typer.Option("--head-dim", help="As of `fxprune score`.")] = False,
-    unknown: Annotated[
-        str,
-        typer.Option(callback=one_of(("error", "freeze")), help="error or freeze, as of `fxprune score`."),
-    ] = "error",
-    run: Annotated[str | None, typer.Option(metavar="MODULE:FUNCTION", help="As of `fxprune score`.")] = None,
+    run: Run = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help=f"Also draw the groups; a file that ends in {', '.join(SUFFIXES)}."),
@@ -123,9 +115,9 @@ def inspect(
     loader = data.loader(output, model.seed) or [(_example(shapes, built), None)]
     with output.busy("tracing the model"):
         runs = {"unpack": data.unpacking(), "run": object_of(run, "--run") if run else None}
-        whole = with_captured_part(built.model, loader, model.submodule, tuple(exclude or ()), **runs)
+        whole = with_captured_part(built.model, loader, model.submodule, tuple(chosen.exclude), **runs)
         graph = cast("ModelGraph", part_of(whole, model.submodule))
-        groups = couple(graph, exclude=tuple(exclude or ()), unknown=unknown, inexact=inexact, head_dim=head_dim)  # type: ignore[arg-type]
+        groups = couple(graph, **chosen.coupling())
     if out:
         with output.busy("drawing"):
             draw(graph, groups, out)

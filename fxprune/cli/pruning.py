@@ -11,7 +11,7 @@ from torch import nn
 
 import fxprune
 from fxprune.batches import fitted_example
-from fxprune.cli.choices import Allocation, Level, LevelOptions, LimitOptions, ScoringOptions
+from fxprune.cli.choices import Allocation, Level, LevelOptions, LimitOptions, Run, ScoringOptions
 from fxprune.cli.files import check_suffix, check_writable
 from fxprune.cli.options import DataOptions, File, ModelOptions
 from fxprune.cli.output import Output
@@ -144,7 +144,7 @@ def apply(
             "and none without both."
         ),
     ] = None,
-    run: Annotated[str | None, typer.Option(metavar="MODULE:FUNCTION", help="As of `fxprune score`.")] = None,
+    run: Run = None,
     verify: Verify = True,
     measure: Measure = False,
     out: Out = SMALL,

@@ -14,7 +14,7 @@ from torch import nn
 import fxprune
 from fxprune.batches import Unpack, fitted_example
 from fxprune.cli import PLOT_EXTRA, missing_message
-from fxprune.cli.choices import Allocation, Level, LimitOptions
+from fxprune.cli.choices import Allocation, Level, LimitOptions, Run
 from fxprune.cli.evaluation import Metric, accuracy, latencies
 from fxprune.cli.files import write_json
 from fxprune.cli.options import DataOptions, EvalOptions, File, ModelOptions
@@ -53,7 +53,7 @@ def sweep(
         str | None,
         Level(help="What to do about the units that went; sequential with --data, and ridge without, by default."),
     ] = None,
-    run: Annotated[str | None, typer.Option(metavar="MODULE:FUNCTION", help="As of `fxprune score`.")] = None,
+    run: Run = None,
     time_batch: Annotated[int, typer.Option(min=0, help="Samples a batch that is timed; 0 takes no times.")] = 32,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json and results.png.")] = FOLDER,
 ) -> dict[str, Any]:
