@@ -6,6 +6,7 @@ import networkx as nx
 import pytest
 import torch
 from command_line import done, flat, invoke
+from torch import nn
 
 import fxprune
 from fxprune.cli import drawing
@@ -83,6 +84,24 @@ def test_network_leads_from_layers_to_groups_to_readers(project):
     assert net.nodes["layer stem"]["box"].text == "stem  12"
     assert net.nodes["group 2"]["box"].text == "head: 3 units\nstays: it is the model's output"
     assert net.nodes["group 2"]["box"].colour == drawing.FROZEN
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.head(x + self.attention(x, x, x, need_weights=False)[0])
+
+
+def test_parameters_stand_where_they_are_used():
+    graph = fxprune.capture(Attending(), torch.zeros(2, 3, 4))
+    net = network(graph, fxprune.couple(graph))
+    layers = [name.removeprefix("layer ") for name in net if name.startswith("layer ")]
+    assert layers == ["first", "attention.in_proj_weight", "attention.out_proj", "head"]
 
 
 def test_no_two_boxes_stand_in_one_place(project):

@@ -57,9 +57,9 @@ def network(graph: ModelGraph, groups: Iterable[Group]) -> nx.DiGraph:
     groups, layer = tuple(groups), layers_of(graph)
     order = {name: index for index, name in enumerate(dict.fromkeys(layer.values()))}
     widths = {site.name: site.width for group in groups for site in group.sites}
-    readers = {layer[name] for group in groups for name in group.consumers}
+    readers = [layer[name] for group in groups for name in group.consumers]
     net: nx.DiGraph = nx.DiGraph()
-    for name in sorted(readers | set(widths), key=lambda name: order.get(name, -1)):
+    for name in sorted(dict.fromkeys([*widths, *readers]), key=lambda name: order.get(name, -1)):
         net.add_node(f"layer {name}", box=Box(name + (f"  {widths[name]}" if name in widths else "")))
     for index, group in enumerate(groups):
         colour = FROZEN if group.frozen else COLOURS[index % len(COLOURS)]
@@ -73,8 +73,14 @@ def network(graph: ModelGraph, groups: Iterable[Group]) -> nx.DiGraph:
 
 
 def layers_of(graph: ModelGraph) -> dict[str, str]:
-    """What each node of a graph is called in the model: the module that it calls, or the node's own name."""
-    return {node.name: str(node.target) if node.op == "call_module" else node.name for node in graph.graph.nodes}
+    """What each node is called in the model: its module, the parameter that it is or that it computes with, or itself."""
+    parameters = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
+    names: dict[str, str] = {}
+    for node in graph.graph.nodes:
+        own = [str(node.target)] if node.op in ("call_module", "get_attr") else []
+        read = [str(source.target) for source in node.all_input_nodes if source.op == "get_attr"]
+        names[node.name] = next((name for name in own or read if own or name in parameters), node.name)
+    return names
 
 
 def dot_of(net: nx.DiGraph) -> str:

@@ -97,21 +97,35 @@ def _draw(axes: Axes, rows: Sequence[Row], cost: Callable[[Row], float]) -> None
     for row in rows:
         fill = "tab:blue" if row.on_front else "white"
         axes.scatter(cost(row), row.accuracy, s=42, color=fill, edgecolors="tab:blue", zorder=2)
-    widest, highest, lowest = max(map(cost, rows)), max(r.accuracy for r in rows), min(r.accuracy for r in rows)
-    named: list[Row] = []
-    for row in rows:  # names of dots that lie close together stand below each other
-        close = [
-            other
-            for other in named
-            if abs(cost(other) - cost(row)) < 0.15 * widest
-            and abs(other.accuracy - row.accuracy) <= 0.04 * (highest - lowest)
-        ]
-        place = (5, -9 - 10 * len(close))
-        axes.annotate(row.name, (cost(row), row.accuracy), place, textcoords="offset points", fontsize=8)
-        named.append(row)
+    widest = max(map(cost, rows))
+    for row, height in zip(rows, heights(rows, cost), strict=True):
+        axes.annotate(row.name, (cost(row), row.accuracy), (5, height), textcoords="offset points", fontsize=8)
+    axes.margins(y=0.15)
     axes.set(xlim=(0, 1.15 * widest))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
+
+
+def heights(rows: Sequence[Row], cost: Callable[[Row], float]) -> list[int]:
+    """How many points above its dot the name of each row stands, so that names of dots close together do not meet.
+
+    From left to right the first stands below its dot, and those that follow above theirs, each above the one before.
+
+    >>> rows = [Row("a", 0, 9, 90, 0.9), Row("b", 0, 8, 80, 0.9), Row("c", 0, 7, 20, 0.5)]
+    >>> heights(rows, lambda row: row.macs)
+    [6, -9, -9]
+    """
+    width, height = 0.15 * max(map(cost, rows)), 0.06 * (max(r.accuracy for r in rows) - min(r.accuracy for r in rows))
+    placed: dict[int, int] = {}
+    for index in sorted(range(len(rows)), key=lambda index: cost(rows[index])):
+        row = rows[index]
+        close = [
+            at
+            for other, at in placed.items()
+            if cost(row) - cost(rows[other]) < width and abs(rows[other].accuracy - row.accuracy) <= height
+        ]
+        placed[index] = max(6, max(close) + 10) if close else -9
+    return [placed[index] for index in range(len(rows))]
 
 
 def _better(a: Row, b: Row, cost: Callable[[Row], float]) -> bool:
