@@ -73,7 +73,7 @@ def network(graph: ModelGraph, groups: Iterable[Group]) -> nx.DiGraph:
 
 
 def layers_of(graph: ModelGraph) -> dict[str, str]:
-    """What each node is called in the model: its module, the parameter that it is or that it computes with, or itself."""
+    """What each node is called in the model: its module, the parameter that it is or computes with, or its own name."""
     parameters = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
     names: dict[str, str] = {}
     for node in graph.graph.nodes:
