@@ -28,6 +28,8 @@ from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
+from fxprune.atomic import replacing
+from fxprune.errors import FxpruneError
 
 STAGES = (32, 64, 128)  # channels of the three stages; each but the first halves the image
 BLOCKS = 2  # residual blocks a stage
@@ -268,7 +270,8 @@ def save_json(rows: Sequence[Row], path: Path, *, seed: int, epochs: int) -> Non
     """Everything that the tables show, for programs."""
     original, *pruned = [asdict(row) for row in rows]
     document = {"seed": seed, "epochs": epochs, "original": original, "pruned": pruned}
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    with replacing(path, FxpruneError) as unfinished:
+        unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def save_plot(rows: Sequence[Row], path: Path) -> None:
@@ -277,7 +280,8 @@ def save_plot(rows: Sequence[Row], path: Path) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     draw_tradeoff(left, rows)
     draw_widths(right, rows)
-    figure.savefig(path, dpi=150)
+    with replacing(path, FxpruneError) as unfinished:
+        figure.savefig(unfinished, dpi=150)
 
 
 def draw_tradeoff(axes: Axes, rows: Sequence[Row]) -> None:

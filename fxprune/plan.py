@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fxprune.atomic import replacing
 from fxprune.capture import ModelGraph
 from fxprune.coupling import EXCLUDED, Coupling, Site, analyse
 from fxprune.errors import PlanError
@@ -103,8 +104,9 @@ class Plan:
             raise PlanError(f"{source} is not a plan that Plan.save wrote ({type(error).__name__}: {error})") from error
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the plan as JSON, see `to_dict`."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        """Write the plan as JSON, see `to_dict`; the file appears whole or not at all."""
+        with replacing(path, PlanError) as unfinished:
+            unfinished.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Plan:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fxprune.allocate import EVEN, Allocate, Allocation, check_limits, levels
+from fxprune.atomic import replacing
 from fxprune.budgets import Cost, given, meet, remedies
 from fxprune.capture import ModelGraph, capture_around, capture_as, settings_of
 from fxprune.costing import Costs, costs_of
@@ -165,7 +166,7 @@ class Scores:
         return self.costs.parameters if what == "params" else self.costs.macs
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the scores as a compressed .npz of plain arrays; nothing in it is pickled."""
+        """Write the scores as a compressed .npz of plain arrays, whole or not at all; nothing in it is pickled."""
         header = {
             "fxprune_scores": FORMAT,
             "groups": [list(group) for group in self.groups],
@@ -191,7 +192,7 @@ class Scores:
         for index, moments in enumerate(self.moments.values()):
             arrays |= _named(f"moments{index}", moments.arrays())
         text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-        with Path(path).open("wb") as file:
+        with replacing(path, PlanError) as unfinished, unfinished.open("wb") as file:
             np.savez_compressed(file, header=text, propose=self.propose, protect=self.protect, **arrays)
 
     @classmethod

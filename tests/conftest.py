@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,3 +34,16 @@ def data() -> Path:
     if not folder:
         pytest.skip("FXPRUNE_DATA does not name the folder with the CIFAR-10 images and checkpoints")
     return Path(folder)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Iterator[Path]:
+    """The working directory of a user of the command line, whose models and data are in mynets.py."""
+    shutil.copy(Path(__file__).parent / "mynets.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]

@@ -1,27 +1,30 @@
-"""The command line: its messages, its options, and what it says when the demo extra is missing."""
+"""The command line as a whole: help, usage, exit codes, output for programs, and what it says when typer is missing."""
 
+import json
+import re
 import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
+from command_line import flat, invoke
 
 import fxprune
 from fxprune import cli
+from fxprune.cli.app import EXAMPLES
+from fxprune.cli.output import Output
+from fxprune.cli.sweeping import numbers_between
 
-
-def invoke(*arguments: str):
-    return CliRunner().invoke(cli.build_app(), arguments)
+COMMANDS = ("compress", "score", "plan", "apply", "report", "inspect", "sweep", "demo")
 
 
 def test_alphas_are_sorted_and_distinct():
-    assert cli.parse_alphas("0.3,0, 0.05,0.05") == (0.0, 0.05, 0.3)
+    assert numbers_between("0.3,0, 0.05,0.05") == (0.0, 0.05, 0.3)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0.1,much", "'much' is no number; write alphas as 0,0.05,0.1"),
+        ("0.1,much", "'much' is no number; write alpha as 0.02,0.05,0.1"),
         ("", "'' is no number"),
         ("1.5", "alpha 1.5 is outside 0 to 1"),
         ("-0.1", "alpha -0.1 is outside 0 to 1"),
@@ -30,14 +33,14 @@ def test_alphas_are_sorted_and_distinct():
 )
 def test_bad_alphas_are_named(text, message):
     with pytest.raises(ValueError, match="alpha") as caught:
-        cli.parse_alphas(text)
+        numbers_between(text)
     assert message in str(caught.value)
 
 
 def test_bad_alphas_are_a_usage_error(tmp_path):
-    result = invoke("demo", "--alphas", "0.1,7", "--out", str(tmp_path / "out"))
+    result = invoke("demo", "--alphas", "0.1,7", "--out", tmp_path / "out")
     assert result.exit_code == 2
-    assert "outside 0 to 1" in " ".join(result.output.split())
+    assert "outside 0 to 1" in flat(result.output)
     assert not (tmp_path / "out").exists()
 
 
@@ -46,20 +49,48 @@ def test_version_is_the_installed_one():
     assert (result.exit_code, result.output) == (0, f"fxprune {fxprune.__version__}\n")
 
 
-def test_help_names_the_demo_and_its_defaults():
-    listing, details = invoke("--help").output, invoke("demo", "--help").output
-    assert "demo" in listing
-    for text in ("--out", "--alphas", "--seed", "--epochs", cli.DEMO_ALPHAS, str(cli.DEMO_FOLDER)):
-        assert text in details
+def test_help_lists_all_commands_and_exit_codes():
+    text = flat(invoke("--help").output)
+    assert all(f" {command} " in text for command in COMMANDS)
+    assert "0 done, 1 an error (its message is on stderr), 2 wrong usage, 130 interrupted" in text
+    assert flat(invoke().output) == text
 
 
-def test_missing_extra_is_said_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name in {"typer", "sklearn"} else object())
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_has_an_example_and_says_what_each_option_does(command):
+    result = invoke(command, "--help")
+    example = next(text for function, text in EXAMPLES.items() if function.__name__ == command)
+    assert result.exit_code == 0
+    assert f"Example: {example}" in flat(result.output)
+    assert "Exit codes:" in result.output
+    options = re.findall(r"^│ [* ]*(--\S+)(.*)│$", result.output, re.MULTILINE)
+    assert {"--json", "--quiet", "--help"} <= {name for name, _ in options}
+    assert [name for name, rest in options if len(rest.split()) < 3] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_name_options_that_there_are(command):
+    words = next(text for function, text in EXAMPLES.items() if function.__name__ == command).split()
+    text = invoke(command, "--help").output
+    assert words[:2] == ["fxprune", command]
+    assert all(word in text for word in words if word.startswith("-"))
+
+
+def test_main_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "typer" else object())
     with pytest.raises(SystemExit) as caught:
         cli.main()
     message = str(caught.value.code)
-    assert message.startswith("fxprune's command line needs typer and scikit-learn, which")
-    assert "pip install 'fxprune[demo]'" in message
+    assert message.startswith("fxprune's command line needs typer, which this Python does not have.")
+    assert "It comes with the extra cli: pip install 'fxprune[cli]'" in message
+
+
+def test_demo_says_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name in {"sklearn", "matplotlib"} else object())
+    result = invoke("demo", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "The demo needs scikit-learn and matplotlib, which" in result.stderr
+    assert "They come with the extra demo: pip install 'fxprune[demo]'" in result.stderr
 
 
 def test_command_line_module_needs_no_extra():
@@ -74,3 +105,90 @@ def test_command_line_module_needs_no_extra():
     assert done.returncode == 1
     assert "needs typer, which this Python does not have" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_error_has_its_message_alone(project):
+    result = invoke("compress", "mynets:broken", "--model-arg", "width=8", "--data", "mynets:loader")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: mynets:broken(width=8) fails: OSError: no checkpoint of width 8 (line ")
+    assert "mynets.py)" in result.stderr
+    assert "Traceback" not in result.output
+    assert list(project.glob("*.safetensors")) == []
+
+
+def test_an_error_is_json_too(project):
+    result = invoke("plan", "mynets.py", "--json")
+    content = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert content["command"] == "plan"
+    assert content["error"]["type"] == "PlanError"
+    assert "mynets.py is not a score file that Scores.save wrote" in content["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compress", "mynets:build"], "--data: is needed"),
+        (["compress", "mynets", "--data", "mynets:loader"], "'mynets' names nothing: write package.module:callable"),
+        (["compress", "mynets:build", "--model-arg", "width", "--data", "mynets:loader"], "'width' is no key=value"),
+        (["compress", "mynets:build", "--data", "nowhere"], "'nowhere' is no folder that there is"),
+        (["compress", "mynets:build", "--data", "mynets:loader", "--alpha", "2"], "Invalid value for '--alpha'"),
+        (
+            ["compress", "mynets:build", "--data", "mynets:loader", "--alpha", "0.1", "--macs", "0.5"],
+            "alpha=0.1 and macs=0.5 are given: one of alpha, params, macs, latency decides",
+        ),
+        (["compress", "mynets:build", "--data", "mynets:loader", "--macs", "0"], "macs is 0; it is a share"),
+        (["compress", "mynets:build", "--data", "mynets:loader", "--propose", "luck"], "'luck' is none of"),
+        (
+            ["compress", "mynets:build", "--data", "mynets:loader", "--compensate", "luck"],
+            "'luck' is none of none, bias",
+        ),
+        (["compress", "mynets:build", "--data", "mynets:loader", "--device", "abacus"], "abacus"),
+        (["compress", "mynets:build", "--data", "mynets:loader", "--export", "net.zip"], "net.zip ends in none of"),
+        (["compress", "mynets:build", "--data", "mynets:loader", "--out", "net.pt"], "net.pt ends in none of"),
+        (["compress", "mynets:build", "--data", "mynets:loader", "--mean", "a"], "'a' is no list of numbers"),
+        (["compress", "mynets:build", "--data", "mynets:loader", "--mean", "0,0"], "2 means and 3 standard deviations"),
+        (["inspect", "mynets:build"], "is needed: the size of a sample, such as 3,224,224"),
+        (["inspect", "mynets:build", "--input", "3,x"], "'3,x' is no size such as 3,224,224"),
+        (["inspect", "mynets:build", "--input", "3,8,8", "--out", "a.txt"], "a.txt ends in none of .svg, .png"),
+        (["apply", "mynets:build", "nowhere.json"], "nowhere.json"),
+        (["prune"], "No such command 'prune'"),
+    ],
+)
+def test_wrong_usage_is_2(project, arguments, message):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert message in flat(result.output)
+    assert {path.name for path in project.iterdir()} <= {"mynets.py", "__pycache__"}
+
+
+def test_missing_folders_are_found_before_the_work(project):
+    result = invoke("compress", "mynets:broken", "--data", "mynets:loader", "--out", "no/small.safetensors")
+    assert result.exit_code == 1
+    assert "no/small.safetensors cannot be written: there is no folder no; make it first" in result.stderr
+
+
+def test_quiet_shows_nothing(project):
+    result = invoke("score", "mynets:model", "--data", "mynets:loader", "--quiet")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_bars_are_shown_on_a_terminal_unless_quiet(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for quiet in (False, True):
+        with Output(json=False, quiet=quiet).busy("working") as bars:
+            for part in bars.steps(["a", "b"], "parts"):
+                bars.progress.refresh()
+                assert part in "ab"
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert all((text in flat(err)) != quiet for text in ("working", "parts", "0/2", "1/2"))
+
+
+def test_warnings_go_to_stderr_and_into_the_json(project):
+    result = invoke("compress", "mynets:build", "--data", "mynets:loader", "--exclude", "*", "--json")
+    assert result.exit_code == 0
+    content = json.loads(result.stdout)
+    assert len(content["warnings"]) == 1
+    assert content["warnings"][0].startswith("nothing in Net can be pruned: ")
+    assert f"Warning: {content['warnings'][0]}" in result.stderr

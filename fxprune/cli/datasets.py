@@ -1,0 +1,170 @@
+"""Loaders by name: a folder of images, a dataset of torchvision, or `package.module:callable`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import typer
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torchvision.transforms import functional as V
+
+from fxprune.cli.output import Bars
+from fxprune.cli.subsets import balanced, labels_of
+from fxprune.cli.targets import called, guarded
+from fxprune.errors import FxpruneError
+
+SAMPLES = 1000  # of calibration, where nothing else is said
+BATCH = 64
+IMAGE_SIZE = 224  # of a folder of images
+HELD_OUT = {"ImageNet": "val", "Imagenette": "val", "Places365": "val", "Kinetics": "val"}  # where it is not "test"
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """From an image to a tensor (channels, size, size): resized, cropped in the middle, and normalised.
+
+    `size` of None leaves images as large as they are, and an image that has the size already is not resized. One mean
+    makes images grey, three make them RGB.
+    """
+
+    size: int | None
+    crop: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: Image) -> Tensor:
+        image = image.convert("L" if len(self.mean) == 1 else "RGB")
+        if self.size is not None and image.size != (self.size, self.size):
+            image = V.resize(image, [round(self.size / self.crop)], antialias=True)
+            image = V.center_crop(image, [self.size, self.size])
+        return cast("Tensor", V.normalize(V.to_tensor(image), list(self.mean), list(self.std)))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where data comes from: what the command line says of it, and the option that says so."""
+
+    name: str
+    option: str
+    arguments: Mapping[str, Any]
+    root: Path
+    training: bool
+
+
+def loader_of(
+    source: Source,
+    prepare: Preparation,
+    bars: Bars,
+    *,
+    samples: int | None,
+    batch_size: int | None,
+    workers: int,
+    seed: int,
+) -> Iterable[Any]:
+    """A loader over `samples` of a source's samples, all of them for 0; None is `SAMPLES` of a dataset for calibration.
+
+    Raises FxpruneError where there is no such source, or it cannot be cut down to so many samples.
+    """
+    found = _found(source, prepare)
+    loading: dict[str, Any] = {"batch_size": batch_size or BATCH, "num_workers": workers}
+    if isinstance(found, DataLoader) and samples:
+        loading = {"batch_size": batch_size or found.batch_size, "collate_fn": found.collate_fn, "num_workers": workers}
+        found = found.dataset
+    if isinstance(found, Dataset) and not isinstance(found, IterableDataset) and hasattr(found, "__len__"):
+        count = samples if samples is not None else SAMPLES if source.training else 0
+        return DataLoader(_part(found, count, seed, bars), **loading)
+    if samples:
+        raise FxpruneError(
+            f"{source.name} gives a {type(found).__name__}, from which {samples} samples cannot be taken: leave out "
+            "the number of samples, or give a torch.utils.data.Dataset or a DataLoader over one"
+        )
+    if isinstance(found, IterableDataset):
+        return DataLoader(found, **loading)
+    return cast("Iterable[Any]", found)
+
+
+def _part(dataset: Dataset[Any], count: int, seed: int, bars: Bars) -> Dataset[Any]:
+    """As many samples of a dataset, class-balanced; all where it has no more."""
+    total = len(dataset)  # type: ignore[arg-type]
+    if not total:
+        raise FxpruneError("the data has no sample: at least one is needed")
+    if not 0 < count < total:
+        return dataset
+    return Subset(dataset, balanced(labels_of(dataset, total, bars), total, count, seed).tolist())
+
+
+def _found(source: Source, prepare: Preparation) -> Any:
+    """The dataset or loader of a source."""
+    if Path(source.name).is_dir():
+        return _image_folder(source, prepare)
+    collection, colon, name = source.name.partition(":")
+    if not colon:
+        raise typer.BadParameter(
+            f"{source.name!r} is no folder that there is, and no package.module:callable", param_hint=source.option
+        )
+    if collection == "torchvision":
+        return _from_torchvision(name, source, prepare)
+    found = called(source.name, source.option, source.arguments)
+    if not isinstance(found, (Dataset, Iterable)):
+        raise FxpruneError(f"{source.name} gives a {type(found).__name__}: name what gives a loader or a Dataset")
+    return found
+
+
+def _image_folder(source: Source, prepare: Preparation) -> Any:
+    from torchvision.datasets import ImageFolder
+
+    size = prepare.size or IMAGE_SIZE
+    sized = Preparation(size, prepare.crop, prepare.mean, prepare.std)
+    try:
+        return ImageFolder(source.name, sized, **source.arguments)
+    except (FileNotFoundError, TypeError) as error:
+        raise FxpruneError(
+            f"{source.name} holds no images in folders, one a class ({error}): arrange them as CLASS/IMAGE in it"
+        ) from error
+
+
+def _from_torchvision(name: str, source: Source, prepare: Preparation) -> Any:
+    datasets = importlib.import_module("torchvision.datasets")
+    if name not in datasets.__all__:
+        close = difflib.get_close_matches(name, datasets.__all__, n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise FxpruneError(f"torchvision has no dataset {name!r}{hint}")
+    kind = getattr(datasets, name)
+    taken = _taken(kind)
+    offered = {"root": str(source.root), "train": source.training, "transform": prepare}
+    if not source.training and "train" not in taken:
+        offered["split"] = HELD_OUT.get(name, "test")
+    arguments = {key: value for key, value in offered.items() if key in taken} | dict(source.arguments)
+    try:
+        return guarded(kind, source.name, arguments)
+    except FxpruneError as error:
+        if "download" in taken and "download=True" in str(error):
+            raise FxpruneError(
+                f"{source.name} is not in {source.root}: name its folder with --data-root, or add "
+                f"{_argument_option(source)} download=True"
+            ) from error
+        raise
+
+
+def _taken(kind: type) -> set[str]:
+    """The arguments of a class, those included that it hands on to its parents."""
+    names: set[str] = set()
+    for parent in kind.__mro__:
+        if "__init__" in vars(parent):
+            parameters = inspect.signature(vars(parent)["__init__"]).parameters
+            names |= set(parameters)
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    return names
+
+
+def _argument_option(source: Source) -> str:
+    return "--data-arg" if source.option == "--data" else "--eval-arg"

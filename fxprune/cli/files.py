@@ -1,0 +1,38 @@
+"""The files that a command writes: looked at before the work begins, and written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from fxprune.atomic import replacing
+from fxprune.errors import FxpruneError
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Raise FxpruneError where a file could not be written in the end, for want of its folder or for being one."""
+    for path in paths:
+        if path is not None and path.is_dir():
+            raise FxpruneError(f"{path} cannot be written: it is a folder; name a file in it")
+        if path is not None and not path.parent.is_dir():
+            raise FxpruneError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
+        if path is not None and not os.access(path.parent, os.W_OK):
+            raise FxpruneError(f"{path} cannot be written: {path.parent} is not yours to write into; name another")
+
+
+def check_suffix(paths: Iterable[Path], suffixes: tuple[str, ...], option: str) -> None:
+    """A usage error where a file ends in none of `suffixes`."""
+    for path in paths:
+        if path.suffix not in suffixes:
+            raise typer.BadParameter(f"{path} ends in none of {', '.join(suffixes)}", param_hint=option)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON in one step."""
+    with replacing(path, FxpruneError) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,195 @@
+"""The commands that show: report, of an artefact, and inspect, of a model's groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+import typer
+from rich.console import Group as Lines
+from rich.text import Text
+from rich.tree import Tree
+
+from fxprune.artifact.container import opened
+from fxprune.artifact.header import Header
+from fxprune.atomic import replacing
+from fxprune.capture import ModelGraph
+from fxprune.cli.choices import CouplingOptions, Run
+from fxprune.cli.drawing import SUFFIXES, draw, layers_of
+from fxprune.cli.files import check_suffix, check_writable
+from fxprune.cli.options import DataOptions, File, ModelOptions
+from fxprune.cli.output import Output
+from fxprune.cli.targets import Built, object_of
+from fxprune.coupling import Group, couple
+from fxprune.errors import FxpruneError
+from fxprune.report import Report
+from fxprune.submodule import part_of, with_captured_part
+
+DTYPES = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
+BATCH = 2  # samples of an example made of zeros
+Shape = tuple[torch.dtype, tuple[int, ...]]
+
+
+def report(
+    artifact: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="A file that `fxprune compress` or `apply` wrote.")
+    ],
+    output: Output,
+    *,
+    html: Annotated[Path | None, typer.Option(help="Also write the report as a page that needs no network.")] = None,
+    compare: Annotated[Path | None, File(help="Another artefact, to show beside this one.")] = None,
+) -> dict[str, Any]:
+    """Show the report that an artefact carries; needs no model. Every checksum in the file is compared."""
+    check_writable(html)
+    header = _header(artifact)
+    reports = {part.path: part.report for part in header.parts}
+    pages = {path: _page(html, path, single=len(reports) == 1) for path in reports} if html else {}
+    for path, page in pages.items():
+        _write_page(reports[path], page)
+    made_by = ", ".join(f"{name} {version}" for name, version in header.versions.items())
+    output.show(*reports.values(), f"made by {made_by}" + (f"; built by {header.builder}" if header.builder else ""))
+    if pages:
+        output.wrote(*pages.values())
+    compared = [] if compare is None else list(_compared(reports, _header(compare)))
+    output.show(*compared)
+    return {
+        "artifact": str(artifact), "model": header.model, "versions": dict(header.versions),
+        "compared": [comparison.to_dict() for comparison in compared],
+        "reports": [{"part": path, **found.to_dict()} for path, found in reports.items()],
+        "html": [str(page) for page in pages.values()],
+    }  # fmt: skip
+
+
+def _header(artifact: Path) -> Header:
+    with opened(artifact) as (header, _):
+        return header
+
+
+def _compared(reports: Mapping[str, Report], other: Header) -> Iterator[Any]:
+    """The parts of a model beside the same parts of another. Raises FxpruneError where there are none."""
+    others = {part.path: part.report for part in other.parts}
+    for path in reports.keys() & others.keys():
+        yield cast("Any", reports[path]).compare(others[path])
+    if not reports.keys() & others.keys():
+        raise FxpruneError(f"of {', '.join(reports)} was pruned in one file, and of {', '.join(others)} in the other")
+
+
+def _write_page(found: Report, page: Path) -> None:
+    with replacing(page, FxpruneError) as unfinished:
+        cast("Any", found).to_html(unfinished)
+
+
+def _page(html: Path, part: str, *, single: bool) -> Path:
+    """The page of a part: with several parts, one each."""
+    return html if single else html.with_name(f"{html.stem}-{part}{html.suffix}")
+
+
+def inspect(
+    model: ModelOptions,
+    data: DataOptions,
+    chosen: CouplingOptions,
+    output: Output,
+    *,
+    input: Annotated[  # noqa: A002 - what the option is called
+        list[str] | None,
+        typer.Option(
+            metavar="SIZES",
+            help="Size of one sample of an input, such as 3,224,224, or int:16 for 16 token numbers; repeat it for "
+            "several inputs. By default the first batch of --data, or the usual size of a named model.",
+        ),
+    ] = None,
+    run: Run = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help=f"Also draw the groups; a file that ends in {', '.join(SUFFIXES)}."),
+    ] = None,
+) -> dict[str, Any]:
+    """Show which channels of which layers can only leave together, who reads them, and what stays whole and why."""
+    check_suffix([out] if out else [], SUFFIXES, "--out")
+    check_writable(out)
+    shapes = [_shape(text) for text in input or []]
+    built = model.build(output)
+    loader = data.loader(output, model.seed) or [(_example(shapes, built), None)]
+    with output.busy("tracing the model"):
+        runs = {"unpack": data.unpacking(), "run": object_of(run, "--run") if run else None}
+        whole = with_captured_part(built.model, loader, model.submodule, tuple(chosen.exclude), **runs)
+        graph = cast("ModelGraph", part_of(whole, model.submodule))
+        groups = couple(graph, **chosen.coupling())
+    if out:
+        with output.busy("drawing"):
+            draw(graph, groups, out)
+    groups = tuple(replace(group, consumers=_readers(graph, group)) for group in groups)
+    output.show(tree(type(graph).__name__, groups))
+    if out:
+        output.wrote(out)
+    return {"model": type(graph).__name__, "groups": [_described(group) for group in groups]} | (
+        {"out": str(out)} if out else {}
+    )
+
+
+def _readers(graph: ModelGraph, group: Group) -> tuple[str, ...]:
+    """The layers that read a group, by their names in the model."""
+    names = layers_of(graph)
+    return tuple(dict.fromkeys(names[reader] for reader in group.consumers))
+
+
+def tree(name: str, groups: tuple[Group, ...]) -> Tree:
+    """The groups of a model: layers with their widths, readers, and why a group stays whole."""
+    free = [group for group in groups if group.frozen is None]
+    units = sum(map(len, free))
+    stay = _counted(len(groups) - len(free), "group")
+    root = Tree(Text(f"{name}: {_counted(units, 'unit')} in {_counted(len(free), 'group')} may go; {stay} whole"))
+    for group in groups:
+        root.add(_branch(group))
+    return root
+
+
+def _branch(group: Group) -> Tree:
+    state = f"stays: {group.frozen}" if group.frozen else "prunable"
+    state += f", inexactly: {group.inexact}" if group.inexact and not group.frozen else ""
+    title = Text.assemble(
+        (group.name, "bold"), f"  {_counted(len(group), 'unit')}, ", (state, "dim" if group.frozen else "green")
+    )
+    branch = Tree(title)
+    for site in group.sites:
+        branch.add(Text(f"{site.name}  {group.channels(site)} of {site.width} channels"))
+    if group.consumers:
+        branch.add(Lines(Text(f"read by {', '.join(group.consumers)}", style="cyan")))
+    return branch
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _described(group: Group) -> dict[str, Any]:
+    sites = {site.name: {"width": site.width, "channels": group.channels(site)} for site in group.sites}
+    return {
+        "name": group.name, "units": len(group), "frozen": group.frozen, "inexact": group.inexact, "sites": sites,
+        "readers": list(group.consumers),
+    }  # fmt: skip
+
+
+def _shape(text: str) -> Shape:
+    """The dtype and the sizes that a text such as "int:16" or "3,32,32" names."""
+    kind, colon, sizes = text.rpartition(":")
+    try:
+        return DTYPES[kind if colon else "float"], tuple(int(size) for size in sizes.split(","))
+    except (ValueError, KeyError):
+        known = ", ".join(DTYPES)
+        raise typer.BadParameter(
+            f"{text!r} is no size such as 3,224,224, with one of {known} and a colon before it where it is not float",
+            param_hint="--input",
+        ) from None
+
+
+def _example(shapes: list[Shape], built: Built) -> Any:
+    """A batch of zeros of the sizes given, or of the usual size of the model."""
+    usual = [] if built.input_size is None else [(torch.float32, built.input_size)]
+    made = [torch.zeros(BATCH, *sizes, dtype=dtype) for dtype, sizes in shapes or usual]
+    if not made:
+        raise typer.BadParameter("is needed: the size of a sample, such as 3,224,224; or --data", param_hint="--input")
+    return made[0] if len(made) == 1 else tuple(made)

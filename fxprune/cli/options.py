@@ -1,0 +1,207 @@
+"""The options on models and data, in groups: each group is a dataclass, and knows what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from fxprune.cli.datasets import Preparation, Source, loader_of
+from fxprune.cli.output import Output
+from fxprune.cli.targets import Built, arguments_of, build, object_of
+from fxprune.cli.weights import with_weights
+from fxprune.errors import FxpruneError, first_line
+from fxprune.isolation import seeded
+
+IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
+File = partial(typer.Option, exists=True, dir_okay=False, readable=True)
+
+
+def numbers_of(text: str, option: str) -> tuple[float, ...]:
+    """Numbers that are separated by commas.
+
+    >>> numbers_of("0.5, 0.25", "--mean")
+    (0.5, 0.25)
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 0.5,0.5,0.5", param_hint=option) from None
+
+
+_Model = partial(typer.Option, rich_help_panel="Model")
+_Data = partial(typer.Option, rich_help_panel="Data")
+_Eval = partial(typer.Option, rich_help_panel="Evaluation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """Which model, with which weights, and where it runs."""
+
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:callable that gives the model (the working directory is searched, too), "
+            "torchvision:NAME or timm:NAME.",
+            metavar="MODEL",
+        ),
+    ]
+    model_arg: Annotated[
+        list[str],
+        _Model(
+            metavar="KEY=VALUE",
+            help="Argument of the callable; the value is a Python literal or else text. Repeatable.",
+        ),
+    ] = field(default_factory=list)
+    weights: Annotated[
+        Path | None,
+        _Model(
+            exists=True,
+            dir_okay=False,
+            help="The model's weights: safetensors, a state_dict that torch.save wrote, or an artefact of fxprune "
+            "(to prune it further). By default those that the callable gives.",
+        ),
+    ] = None
+    submodule: Annotated[str, _Model(help="Prune only this part of the model, such as backbone.")] = ""
+    device: Annotated[
+        str | None, _Model(help="Where to run: cpu, cuda, cuda:1, mps. By default where the callable puts the model.")
+    ] = None
+    seed: Annotated[int, _Model(help="Seed of initial weights, of the samples taken and of the scores.")] = 0
+
+    def build(self, output: Output) -> Built:
+        """The model in eval mode, with its weights, on its device."""
+        arguments = arguments_of(self.model_arg, "--model-arg")
+        with output.busy("building the model"), seeded(self.seed):
+            built = build(self.model, arguments)
+            model = with_weights(built.model, self.weights) if self.weights else built.model
+            model = self._placed(model).eval()
+        return Built(model, built.input_size, built.builder, built.builder_kwargs)
+
+    def _placed(self, model: torch.nn.Module) -> torch.nn.Module:
+        if self.device is None:
+            return model
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise typer.BadParameter(first_line(error), param_hint="--device") from None
+        try:
+            return model.to(device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise FxpruneError(f"--device {self.device} cannot be used here: {first_line(error)}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """Which batches to calibrate with."""
+
+    data: Annotated[
+        str | None,
+        _Data(
+            metavar="DIR|torchvision:NAME|MODULE:CALLABLE",
+            help="Calibration data: a folder with one folder of images a class, a dataset of torchvision "
+            "by its class's name (in --data-root), or package.module:callable that gives a loader or a Dataset.",
+        ),
+    ] = None
+    data_arg: Annotated[
+        list[str],
+        _Data(metavar="KEY=VALUE", help="Argument of that callable, or of torchvision's dataset. Repeatable."),
+    ] = field(default_factory=list)
+    data_root: Annotated[Path, _Data(help="Where torchvision's datasets lie.")] = Path("data")
+    samples: Annotated[
+        int | None,
+        _Data(
+            min=0,
+            help="Take so many samples, of all classes alike, drawn by --seed; 0 takes all. "
+            "1000 of a dataset by default, and all that a loader gives.",
+        ),
+    ] = None
+    batch_size: Annotated[
+        int | None, _Data(min=1, help="Samples a batch: 64 of a dataset by default; a loader keeps its own.")
+    ] = None
+    image_size: Annotated[
+        int | None,
+        _Data(
+            min=1,
+            help="Side of the square images: 224 for a folder by default; torchvision's datasets keep their own.",
+        ),
+    ] = None
+    crop: Annotated[
+        float, _Data(min=0.1, max=1.0, help="Share of the resized image that --image-size cuts out of its middle.")
+    ] = 0.875
+    mean: Annotated[str, _Data(help="Mean of each channel; a single number makes images grey.")] = IMAGENET_MEAN
+    std: Annotated[str, _Data(help="Standard deviation of each channel.")] = IMAGENET_STD
+    workers: Annotated[int, _Data(min=0, help="Processes that load images.")] = 0
+    unpack: Annotated[
+        str | None,
+        _Data(metavar="MODULE:FUNCTION", help="Function from a batch to (inputs, targets), for other than pairs."),
+    ] = None
+
+    def loader(self, output: Output, seed: int) -> Iterable[Any] | None:
+        """The calibration loader; None where there is no --data."""
+        if self.data is None:
+            return None
+        arguments = arguments_of(self.data_arg, "--data-arg")
+        source = Source(self.data, "--data", arguments, self.data_root, training=True)
+        return self.open(source, self.samples, output, seed)
+
+    def needed(self, output: Output, seed: int) -> Iterable[Any]:
+        """The calibration loader; wrong usage where there is no --data."""
+        found = self.loader(output, seed)
+        if found is None:
+            raise typer.BadParameter("is needed: name a folder, a dataset or a callable", param_hint="--data")
+        return found
+
+    def open(self, source: Source, samples: int | None, output: Output, seed: int) -> Iterable[Any]:
+        """The loader over a source, its images prepared as the options say."""
+        mean, std = numbers_of(self.mean, "--mean"), numbers_of(self.std, "--std")
+        if len(mean) not in (1, 3) or len(mean) != len(std):
+            raise typer.BadParameter(
+                f"{len(mean)} means and {len(std)} standard deviations: give one or three of each",
+                param_hint="--mean / --std",
+            )
+        prepare = Preparation(self.image_size, self.crop, mean, std)
+        with output.busy("opening the data") as bars:
+            return loader_of(
+                source, prepare, bars, samples=samples, batch_size=self.batch_size, workers=self.workers, seed=seed
+            )
+
+    def unpacking(self) -> Any:
+        """What --unpack names, or None."""
+        return object_of(self.unpack, "--unpack") if self.unpack else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalOptions:
+    """What accuracy is taken on."""
+
+    eval_data: Annotated[
+        str,
+        _Eval(
+            metavar="DIR|torchvision:NAME|MODULE:CALLABLE",
+            help="Data to take the accuracy on, named as --data is; of torchvision's datasets the test images.",
+        ),
+    ]
+    eval_arg: Annotated[
+        list[str], _Eval(metavar="KEY=VALUE", help="Argument of that callable or dataset. Repeatable.")
+    ] = field(default_factory=list)
+    eval_samples: Annotated[
+        int, _Eval(min=0, help="Take so many samples, of all classes alike, drawn by --seed; 0 takes all.")
+    ] = 0
+    metric: Annotated[
+        str | None,
+        _Eval(
+            metavar="MODULE:FUNCTION",
+            help="Function (model, loader) -> number, the higher the better; by default the share of right classes.",
+        ),
+    ] = None
+
+    def loader(self, data: DataOptions, output: Output, seed: int) -> Iterable[Any]:
+        """The loader for accuracy, its images prepared as those for calibration."""
+        arguments: Mapping[str, Any] = arguments_of(self.eval_arg, "--eval-arg")
+        source = Source(self.eval_data, "--eval-data", arguments, data.data_root, training=False)
+        return data.open(source, self.eval_samples or None, output, seed)

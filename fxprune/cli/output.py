@@ -1,0 +1,167 @@
+"""What a command shows: text and bars for people, one JSON object for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from fxprune.batches import length_of
+from fxprune.cli import INTERRUPTED
+from fxprune.errors import CalibrationError, FxpruneError, FxpruneWarning, first_line
+
+WIDTH = 120  # of text that goes to a file or a pipe
+FAILED = 1
+
+
+class Output:
+    """Where a command's text, bars and result go.
+
+    Text goes to stdout; with `json` to stderr, since stdout then has the JSON object alone, and with `quiet` nowhere.
+    Bars, warnings and errors go to stderr.
+    """
+
+    def __init__(self, *, json: bool, quiet: bool) -> None:
+        self.json, self.quiet = json, quiet
+        self.warnings: list[str] = []
+        self._stdout: TextIO = sys.stdout
+        self._text = _console(sys.stderr if json else sys.stdout)
+
+    def show(self, *things: Any) -> None:
+        """Print text, tables or trees, unless the command is to be quiet."""
+        if not self.quiet:
+            for thing in things:
+                self._text.print(thing, markup=False, highlight=False, soft_wrap=isinstance(thing, str))
+
+    def wrote(self, *paths: object) -> None:
+        """Say which files there are now."""
+        self.show(f"Wrote {' and '.join(map(str, paths))}.")
+
+    @contextmanager
+    def busy(self, description: str) -> Iterator[Bars]:
+        """A bar on stderr, where that is a terminal, for the time of some work."""
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn()
+        console = Console(stderr=True)
+        hidden = self.quiet or not console.is_terminal
+        with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+            progress.add_task(description, total=None, done="")
+            yield Bars(progress)
+
+    @contextmanager
+    def session(self, command: str) -> Iterator[dict[str, Any]]:
+        """Run a command, which puts its result into the dict: warnings, errors and the exit code follow from it."""
+        content: dict[str, Any] = {"command": command}
+        start = time.perf_counter()
+        try:
+            with redirect_stdout(sys.stderr if self.json else sys.stdout), self._warnings():
+                yield content
+        except FxpruneError as error:
+            self._failed(error, content)
+            raise typer.Exit(FAILED) from None
+        except KeyboardInterrupt:
+            typer.echo("Interrupted; no file was left half-written.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        self._print_json(content | {"warnings": self.warnings, "seconds": round(time.perf_counter() - start, 3)})
+
+    def _failed(self, error: FxpruneError, content: dict[str, Any]) -> None:
+        typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
+        typer.echo(str(error), err=True)
+        about = {"type": type(error).__name__, "message": str(error)}
+        self._print_json({"command": content["command"], "error": about, "warnings": self.warnings})
+
+    def _print_json(self, content: dict[str, Any]) -> None:
+        if self.json:
+            self._stdout.write(json.dumps(content, default=str) + "\n")
+            self._stdout.flush()
+
+    @contextmanager
+    def _warnings(self) -> Iterator[None]:
+        """Our own warnings are shown without the line of the code that they come from, and kept."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", FxpruneWarning)
+            others = warnings.showwarning
+
+            def showwarning(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+                if not issubclass(category, FxpruneWarning):
+                    return others(message, category, *where, **more)
+                self.warnings.append(str(message))
+                typer.secho("Warning: ", fg="yellow", err=True, nl=False)
+                return typer.echo(str(message), err=True)
+
+            warnings.showwarning = showwarning
+            yield
+
+
+class Bars:
+    """The bars of some work: one for the whole, and one for each pass over data."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def over(self, loader: Iterable[Any], what: str = "batches") -> Iterable[Any]:
+        """A loader that shows a bar each time it is run through; one that can be read only once comes back as it is."""
+        return loader if iter(loader) is loader else Watched(loader, self, what)
+
+    def steps(self, items: Iterable[Any], what: str) -> Iterator[Any]:
+        """The items, under a bar."""
+        yield from self.counted(iter(items), length_of(items), what)
+
+    def counted(self, items: Iterator[Any], total: int | None, what: str) -> Iterator[Any]:
+        """The items of an iterator, under a bar that is gone afterwards."""
+        task = self.progress.add_task(what, total=total, done=_done(0, total))
+        try:
+            for count, item in enumerate(items, start=1):
+                yield item
+                self._advance(task, count, total)
+        finally:
+            self.progress.remove_task(task)
+
+    def _advance(self, task: TaskID, count: int, total: int | None) -> None:
+        self.progress.update(task, completed=count, done=_done(count, total))
+
+
+class Watched:
+    """A loader whose passes are shown, and whose failures are errors of ours."""
+
+    def __init__(self, loader: Iterable[Any], bars: Bars, what: str) -> None:
+        self.loader, self.bars, self.what = loader, bars, what
+
+    def __len__(self) -> int:
+        found = length_of(self.loader)
+        if found is None:
+            raise TypeError("the loader does not know its length")
+        return found
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.bars.counted(self._batches(), length_of(self.loader), self.what)
+
+    def _batches(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        for index in range(sys.maxsize):
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise CalibrationError(
+                    f"the loader fails on batch {index} ({type(error).__name__}: {first_line(error)}): look at that "
+                    "sample, or at the data's options"
+                ) from error
+            yield batch
+
+
+def _done(count: int, total: int | None) -> str:
+    return f"{count}" if total is None else f"{count}/{total}"
+
+
+def _console(file: TextIO) -> Console:
+    """A console on a terminal as wide as that, and otherwise as wide as tables need."""
+    return Console(file=file) if file.isatty() else Console(file=file, width=WIDTH)

@@ -1,0 +1,240 @@
+"""The commands that make a model smaller, in one go or stage by stage: compress, score, plan, apply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from torch import nn
+
+import fxprune
+from fxprune.batches import fitted_example
+from fxprune.cli.choices import Allocation, Level, LevelOptions, LimitOptions, Run, ScoringOptions
+from fxprune.cli.files import check_suffix, check_writable
+from fxprune.cli.options import DataOptions, File, ModelOptions
+from fxprune.cli.output import Output
+from fxprune.cli.targets import Built, object_of
+from fxprune.errors import FxpruneError, PlanError
+from fxprune.example import from_json
+from fxprune.isolation import device_of
+from fxprune.notes import note_error
+from fxprune.plan import Plan
+from fxprune.scores import Scores
+from fxprune.submodule import part_of
+
+EXPORTS = (".onnx", ".pt2")
+SMALL, SCORES, PLAN = Path("small.safetensors"), Path("scores.npz"), Path("plan.json")
+Out = Annotated[Path, typer.Option("--out", "-o", help="The artefact to write, for fxprune.load.")]
+Export = Annotated[
+    list[Path] | None,
+    typer.Option("--export", help="Also write model.onnx or model.pt2, checked against the model. Repeatable."),
+]
+Verify = Annotated[
+    bool, typer.Option("--verify/--no-verify", help="Prove the result against the original with the units zeroed.")
+]
+
+
+Measure = Annotated[
+    bool, typer.Option("--measure", help="Measure latency before and after, on batches of 1 and 32, for the report.")
+]
+
+
+def compress(
+    model: ModelOptions,
+    data: DataOptions,
+    level: LevelOptions,
+    limits: LimitOptions,
+    scoring: ScoringOptions,
+    output: Output,
+    *,
+    allocate: Allocation = "tod",
+    compensate: Annotated[str, Level(help="What to do about the units that went.")] = "sequential",
+    rounds: Annotated[int, typer.Option(min=1, help="Score and prune so many times.")] = 1,
+    verify: Verify = True,
+    measure: Measure = False,
+    out: Out = SMALL,
+    export: Export = None,
+) -> dict[str, Any]:
+    """Make a model smaller, from scores to the artefact in one go, and report what was achieved."""
+    exports = _checked(out, export)
+    options = level.asked() | limits.given() | scoring.arguments() | {"unpack": data.unpacking()}
+    loader = data.needed(output, model.seed)
+    built = model.build(output)
+    with output.busy("compressing") as bars:
+        small = fxprune.compress(
+            built.model, bars.over(loader), allocate=allocate, rounds=rounds, compensate=compensate,  # type: ignore[arg-type]
+            verify=verify, seed=model.seed, submodule=model.submodule, progress=False, **options,
+        )  # fmt: skip
+    example = fitted_example(small, loader, options["unpack"]) if exports or measure else None
+    if measure:
+        _measure(built.model, small, example, output)
+    return _finished(small, built, output, out, exports, example)
+
+
+def score(
+    model: ModelOptions,
+    data: DataOptions,
+    limits: LimitOptions,
+    scoring: ScoringOptions,
+    output: Output,
+    *,
+    times: Annotated[bool, typer.Option("--times", help="Also time the layers here, for plans by --latency.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The score file to write.")] = SCORES,
+) -> dict[str, Any]:
+    """Score every unit of a model in one pass over the data, for any number of plans."""
+    check_writable(out)
+    options = limits.given() | scoring.arguments() | {"unpack": data.unpacking()}
+    loader = data.needed(output, model.seed)
+    built = model.build(output)
+    with output.busy("scoring") as bars:
+        scores = fxprune.score(
+            built.model, bars.over(loader), seed=model.seed, submodule=model.submodule, progress=False, **options
+        )  # fmt: skip
+    if times:
+        with output.busy("timing the layers"):
+            scores = scores.with_latency(built.model)
+    scores.save(out)
+    units = len(scores.propose)
+    output.show(f"Scored {units:,} units in {len(scores.groups)} groups on {scores.about['samples']:,} samples.")
+    output.wrote(out)
+    return {"out": str(out), "units": units, "groups": len(scores.groups), "about": dict(scores.about)}
+
+
+def plan(
+    scores: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file that `fxprune score` wrote.")],
+    level: LevelOptions,
+    limits: LimitOptions,
+    output: Output,
+    *,
+    allocate: Allocation = "tod",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The plan to write, as JSON.")] = PLAN,
+) -> dict[str, Any]:
+    """Decide from scores which channels stay; needs no model, and takes no time."""
+    check_writable(out)
+    asked = level.asked()
+    found = planned(Scores.load(scores), asked, allocate=allocate, limits=limits)
+    found.save(out)
+    output.show(str(found))
+    output.wrote(out)
+    total, stay = sum(found.widths.values()), sum(map(len, found.keep.values()))
+    budget = found.budget and {"of": found.budget.of, "asked": found.budget.asked, "achieved": found.budget.achieved}
+    return {"out": str(out), "alpha": found.alpha, "budget": budget, "channels": total, "stay": stay}
+
+
+def planned(scores: Scores, asked: Mapping[str, Any], *, allocate: str, limits: LimitOptions) -> Plan:
+    """A plan by scores from a file. Raises PlanError where they were scored without times that it needs."""
+    if asked.get("latency") is not None and scores.times is None:
+        raise PlanError("a plan by --latency needs the times of the layers: score with --times")
+    return scores.plan(**asked, allocate=allocate, **limits.given())
+
+
+def apply(
+    model: ModelOptions,
+    plan: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file that `fxprune plan` wrote.")],
+    data: DataOptions,
+    output: Output,
+    *,
+    scores: Annotated[Path | None, File(help="The scores of the plan, for --compensate bias or ridge.")] = None,
+    compensate: Annotated[
+        str | None,
+        Level(
+            help="What to do about the units that went; by default sequential with --data, ridge with --scores alone, "
+            "and none without both."
+        ),
+    ] = None,
+    run: Run = None,
+    verify: Verify = True,
+    measure: Measure = False,
+    out: Out = SMALL,
+    export: Export = None,
+) -> dict[str, Any]:
+    """Make a model smaller by a plan, and report what was achieved."""
+    exports = _checked(out, export)
+    chosen = Plan.load(plan)
+    known = Scores.load(scores) if scores else None
+    if model.submodule and model.submodule != chosen.submodule:
+        raise PlanError(f"the plan is for the part {chosen.submodule!r}, and --submodule is {model.submodule!r}")
+    loader, unpack = data.loader(output, model.seed), data.unpacking()
+    built = model.build(output)
+    level = compensate or ("sequential" if loader is not None else "ridge" if known else "none")
+    with output.busy("applying the plan") as bars:
+        small = compensated(
+            built.model, chosen, level=level, scores=known, loader=loader if loader is None else bars.over(loader),
+            verify=verify, unpack=unpack, run=object_of(run, "--run") if run else None, seed=model.seed,
+        )  # fmt: skip
+    example = _example(small, chosen, loader, unpack) if exports or measure else None
+    if measure:
+        _measure(built.model, small, example, output)
+    return _finished(small, built, output, out, exports, example, known)
+
+
+def compensated(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    level: str,
+    scores: Scores | None,
+    loader: Iterable[Any] | None,
+    verify: bool,
+    **options: Any,
+) -> nn.Module:
+    """`model` after a plan, the plain removal proved before what stays is changed, as `fxprune.compress` does it."""
+    small = fxprune.apply(model, plan, scores=scores)
+    error = None
+    if verify:
+        part = part_of(model, plan.submodule)
+        error = fxprune.verify(model, plan, small, from_json(plan.example, device=device_of(part)))
+    if level != "none":
+        small = fxprune.apply(model, plan, scores=scores, loader=loader, compensate=level, **options)  # type: ignore[arg-type]
+    if error is not None:
+        note_error(small, error, plan.submodule)
+    return small
+
+
+def _measure(model: nn.Module, small: nn.Module, example: Any, output: Output) -> None:
+    """Put the measured latency of both models into the report of the smaller one."""
+    with output.busy("measuring latency"):
+        cast("Any", fxprune).measure_latency(model, small, example)
+
+
+def _checked(out: Path, export: list[Path] | None) -> list[Path]:
+    """The files to export to, after all files were looked at."""
+    exports = export or []
+    check_suffix([out], (".safetensors",), "--out")
+    check_suffix(exports, EXPORTS, "--export")
+    check_writable(out, *exports)
+    return exports
+
+
+def _example(small: nn.Module, plan: Plan, loader: Iterable[Any] | None, unpack: Any) -> Any:
+    """A batch as the whole model takes it."""
+    if loader is not None:
+        return fitted_example(small, loader, unpack)
+    if plan.submodule:
+        raise FxpruneError(
+            f"exporting needs a batch of the whole model, the plan has one of {plan.submodule}: add --data"
+        )
+    return from_json(plan.example, device=device_of(small))
+
+
+def _finished(
+    small: nn.Module,
+    built: Built,
+    output: Output,
+    out: Path,
+    exports: Sequence[Path],
+    example: Any,
+    scores: Scores | None = None,
+) -> dict[str, Any]:
+    """Write the artefact and the exports of a smaller model, and show its report."""
+    fxprune.save(small, out, scores=scores, builder=built.builder, builder_kwargs=built.builder_kwargs)
+    errors: dict[str, float] = {}
+    for path in exports:
+        with output.busy(f"exporting {path}"):
+            errors[str(path)] = fxprune.export(small, path, example)
+    report = fxprune.report(small)
+    output.show(report)
+    output.wrote(out, *exports)
+    return {"out": str(out), "bytes": out.stat().st_size, "exported": errors, "report": report.to_dict()}

@@ -1,0 +1,180 @@
+"""The command `sweep`: many plans from one score file, and what each costs and keeps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+import fxprune
+from fxprune.batches import Unpack, fitted_example
+from fxprune.cli import PLOT_EXTRA, missing_message
+from fxprune.cli.choices import Allocation, Level, LimitOptions, Run
+from fxprune.cli.evaluation import Metric, accuracy, latencies
+from fxprune.cli.files import write_json
+from fxprune.cli.options import DataOptions, EvalOptions, File, ModelOptions
+from fxprune.cli.output import Output
+from fxprune.cli.pareto import Row, plot, table, with_front
+from fxprune.cli.pruning import compensated, planned
+from fxprune.cli.targets import object_of, told
+from fxprune.errors import FxpruneError, FxpruneWarning, PlanError
+from fxprune.example import trim
+from fxprune.plan import Plan
+from fxprune.scores import Scores
+
+ALPHAS = "0,0.02,0.05,0.1,0.2,0.3"
+FOLDER = Path("fxprune-sweep")
+Points = list[tuple[str, float]]
+
+
+def sweep(
+    model: ModelOptions,
+    data: DataOptions,
+    limits: LimitOptions,
+    evaluation: EvalOptions,
+    output: Output,
+    *,
+    scores: Annotated[Path, File(help="A file that `fxprune score` wrote for this model.")],
+    alphas: Annotated[
+        str | None, typer.Option(help=f"Tolerances, separated by commas; {ALPHAS} where no budget is given either.")
+    ] = None,
+    params: Annotated[str | None, typer.Option(help="Shares of the parameters to keep, such as 0.8,0.6,0.4.")] = None,
+    macs: Annotated[str | None, typer.Option(help="Shares of the multiply-accumulates to keep.")] = None,
+    latency: Annotated[
+        str | None, typer.Option(help="Shares of the estimated time to keep; needs scores taken with --times.")
+    ] = None,
+    allocate: Allocation = "tod",
+    compensate: Annotated[
+        str | None,
+        Level(help="What to do about the units that went; sequential with --data, and ridge without, by default."),
+    ] = None,
+    run: Run = None,
+    time_batch: Annotated[int, typer.Option(min=0, help="Samples a batch that is timed; 0 takes no times.")] = 32,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json and results.png.")] = FOLDER,
+) -> dict[str, Any]:
+    """Prune at many tolerances or budgets from one score file: a table, a plot, and the Pareto front.
+
+    The front holds the models that no other beats: as accurate, with as few MACs and as fast, and better in one.
+    """
+    points = _points(alphas, params=params, macs=macs, latency=latency)
+    if message := missing_message("The plot of fxprune sweep", PLOT_EXTRA, "demo"):
+        raise FxpruneError(message)
+    known = Scores.load(scores)
+    plans = list(_plans(known, points, allocate, limits))
+    loader, held = data.loader(output, model.seed), evaluation.loader(data, output, model.seed)
+    built = model.build(output)
+    level = compensate or ("ridge" if loader is None else "sequential")
+    functions = {"unpack": data.unpacking(), "run": object_of(run, "--run") if run else None, "seed": model.seed}
+    metric = _metric(evaluation, functions["unpack"])
+    _make_folder(out)
+    smalls, values = [], []
+    with output.busy("sweeping") as bars:
+        original = _value(metric, built.model, bars.over(held, "evaluating"))
+        for _, plan in bars.steps(plans, "plans"):
+            watched = None if loader is None else bars.over(loader, "calibrating")
+            small = compensated(built.model, plan, level=level, scores=known, loader=watched, verify=True, **functions)
+            smalls.append(small)
+            values.append(_value(metric, small, bars.over(held, "evaluating")))
+    times: list[float | None] = [None] * (len(smalls) + 1)
+    if time_batch:
+        batch = trim(fitted_example(built.model, held, functions["unpack"]), samples=time_batch)
+        with output.busy("timing") as bars:
+            times = list(latencies([built.model, *smalls], batch, bars))
+    reports = [fxprune.report(small) for small in smalls]
+    rows = [Row("original", None, reports[0].params_before, reports[0].macs_before, original, times[0])]
+    for (name, plan), found, value, milliseconds in zip(plans, reports, values, times[1:], strict=True):
+        rows.append(Row(name, plan.alpha, found.params_after, found.macs_after, value, milliseconds))
+    return _written(with_front(rows), output, out, compensate=level, metric=evaluation.metric or "accuracy")
+
+
+def _metric(evaluation: EvalOptions, unpack: Unpack | None) -> Metric:
+    if evaluation.metric:
+        found: Metric = object_of(evaluation.metric, "--metric")
+        return found
+    return partial(accuracy, unpack=unpack)
+
+
+def _value(metric: Metric, model: nn.Module, loader: Iterable[Any]) -> float:
+    """What a model is worth. Raises FxpruneError where the model, or a metric that is not ours, fails."""
+    try:
+        return float(metric(model, loader))
+    except FxpruneError:
+        raise
+    except Exception as error:
+        raise FxpruneError(f"{type(model).__name__} cannot be evaluated: {told(error)}") from error
+
+
+def _points(alphas: str | None, **budgets: str | None) -> Points:
+    """What to plan for, the mildest first: the tolerances, rising, and the shares of each budget, falling."""
+    asked = {"alpha": alphas, **budgets}
+    if not any(asked.values()):
+        asked["alpha"] = ALPHAS
+    try:
+        return [(name, value) for name, text in asked.items() if text for value in _mildest_first(text, name)]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--alphas / --params / --macs / --latency") from None
+
+
+def _mildest_first(text: str, name: str) -> tuple[float, ...]:
+    numbers = numbers_between(text, name)
+    return numbers if name == "alpha" else numbers[::-1]
+
+
+def numbers_between(text: str, name: str = "alpha") -> tuple[float, ...]:
+    """The distinct numbers from 0 to 1 in `text`, rising; a ValueError names what cannot be one.
+
+    >>> numbers_between("0.1, 0,0.02")
+    (0.0, 0.02, 0.1)
+    """
+    found = set()
+    for part in text.split(","):
+        try:
+            number = float(part)
+        except ValueError:
+            raise ValueError(f"{part.strip()!r} is no number; write {name} as 0.02,0.05,0.1") from None
+        if not 0 <= number <= 1:
+            raise ValueError(f"{name} {number:g} is outside 0 to 1")
+        found.add(number)
+    return tuple(sorted(found))
+
+
+def _plans(scores: Scores, points: Points, allocate: str, limits: LimitOptions) -> Iterator[tuple[str, Plan]]:
+    """A plan for each point; a budget that cannot be reached is left out with a warning.
+
+    Raises PlanError where there is none.
+    """
+    last: PlanError | None = None
+    found = False
+    for kind, value in points:
+        try:
+            plan = planned(scores, {kind: value}, allocate=allocate, limits=limits)
+        except PlanError as error:
+            last = error
+            warnings.warn(f"left out: {error}", FxpruneWarning, stacklevel=2)
+        else:
+            found = True
+            yield f"{kind} {value:g}", plan
+    if last and not found:
+        raise last
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FxpruneError(f"the folder {out} cannot be made ({error}): name another with --out") from error
+
+
+def _written(rows: list[Row], output: Output, out: Path, **about: str) -> dict[str, Any]:
+    """Show the table, and write the table for programs and the plot."""
+    content: dict[str, Any] = {**about, "rows": [row.to_dict() for row in rows]}
+    write_json(out / "results.json", content)
+    plot(rows, out / "results.png", about["metric"])
+    output.show(table(rows, about["metric"]))
+    output.wrote(out / "results.json", out / "results.png")
+    return content | {"out": str(out)}

@@ -1,0 +1,173 @@
+"""Objects and models by name: `package.module:callable`, and the models of torchvision and timm."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import json
+import re
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import typer
+from torch import nn
+
+from fxprune.cli import missing_modules
+from fxprune.errors import FxpruneError, first_line
+
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A model, the size of one of its inputs where that is known, and how an artefact names what built it."""
+
+    model: nn.Module
+    input_size: tuple[int, ...] | None = None
+    builder: str | None = None
+    builder_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def arguments_of(pairs: Iterable[str], option: str) -> dict[str, Any]:
+    """Keyword arguments from texts `key=value`: values are Python literals or, where they are none, text.
+
+    >>> arguments_of(["depth=20", "widths=(8, 16)", "name=small", "path=a=b"], "--model-arg")
+    {'depth': 20, 'widths': (8, 16), 'name': 'small', 'path': 'a=b'}
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise typer.BadParameter(f"{pair!r} is no key=value, such as depth=20", param_hint=option)
+        found[key.strip()] = _literal(value)
+    return found
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def object_of(target: str, option: str) -> Any:
+    """What `package.module:name` names; the working directory is searched, too.
+
+    Raises FxpruneError where there is no such module or name, or the module fails when it is imported.
+    """
+    if not _TARGET.fullmatch(target):
+        raise typer.BadParameter(f"{target!r} names nothing: write package.module:callable", param_hint=option)
+    module_name, _, path = target.partition(":")
+    found: Any = _module(module_name, target)
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise FxpruneError(f"{target}: {module_name} has no {name}{_did_you_mean(name, dir(found))}")
+        found = getattr(found, name)
+    return found
+
+
+def called(target: str, option: str, arguments: Mapping[str, Any]) -> Any:
+    """What the callable gives that `target` names. Raises FxpruneError, with the place in its code, where it fails."""
+    found = object_of(target, option)
+    if not callable(found):
+        raise FxpruneError(f"{target} is a {type(found).__name__}, which cannot be called: name a function or a class")
+    return guarded(found, target, arguments)
+
+
+def guarded(function: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> Any:
+    """What `function`, which is not ours, gives. Raises FxpruneError where it fails."""
+    try:
+        return function(**arguments)
+    except FxpruneError:
+        raise
+    except Exception as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise FxpruneError(f"{name}({given}) fails: {told(error)}") from error
+
+
+def build(target: str, arguments: Mapping[str, Any]) -> Built:
+    """The model of a name. Raises FxpruneError where it cannot be built."""
+    collection, _, name = target.partition(":")
+    make = _COLLECTIONS.get(collection)
+    built = make(name, arguments) if make else _from_callable(target, arguments)
+    if not isinstance(built.model, nn.Module):
+        raise FxpruneError(
+            f"{target} gives a {type(built.model).__name__}, not a torch.nn.Module: name what builds one"
+        )
+    return built
+
+
+def _from_callable(target: str, arguments: Mapping[str, Any]) -> Built:
+    found = object_of(target, "MODEL")
+    if isinstance(found, nn.Module):
+        if arguments:
+            raise FxpruneError(f"{target} is a model already, and takes no --model-arg {next(iter(arguments))}")
+        return Built(found)
+    return Built(called(target, "MODEL", arguments), None, *_recipe(target, arguments))
+
+
+def _from_torchvision(name: str, arguments: Mapping[str, Any]) -> Built:
+    models = importlib.import_module("torchvision.models")
+    known = models.list_models()
+    if name not in known:
+        raise FxpruneError(f"torchvision has no model {name!r}{_did_you_mean(name, known)}")
+    model = guarded(models.get_model_builder(name), f"torchvision:{name}", arguments)
+    side = _SIDES.get(name, 224)
+    size = (3, side, side) if name in models.list_models(module=models) else None
+    return Built(model, size, *_recipe("torchvision.models:get_model", {"name": name, **arguments}))
+
+
+def _from_timm(name: str, arguments: Mapping[str, Any]) -> Built:
+    if missing_modules(["timm"]):
+        raise FxpruneError(f"timm:{name} needs timm, which this Python does not have: pip install timm")
+    timm: Any = importlib.import_module("timm")
+    if not timm.is_model(name):
+        raise FxpruneError(f"timm has no model {name!r}{_did_you_mean(name, timm.list_models())}")
+    model = guarded(timm.create_model, f"timm:{name}", {"model_name": name, **arguments})
+    size = getattr(model, "pretrained_cfg", {}).get("input_size")
+    return Built(model, size and tuple(size), *_recipe("timm:create_model", {"model_name": name, **arguments}))
+
+
+_COLLECTIONS: dict[str, Callable[[str, Mapping[str, Any]], Built]] = {
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+}
+_SIDES = {"inception_v3": 299}  # of the square images that a model of torchvision takes, where not 224
+
+
+def _recipe(target: str, arguments: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
+    """What an artefact says of the model's builder; nothing where JSON cannot hold the arguments."""
+    try:
+        same = json.loads(json.dumps(arguments)) == arguments
+    except (TypeError, ValueError):
+        same = False
+    return (target, arguments) if same else (None, {})
+
+
+def _module(name: str, target: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise FxpruneError(f"{target}: {name} cannot be imported: {told(error)}") from error
+        raise FxpruneError(
+            f"{target}: there is no module {error.name} in {Path.cwd()} or among what is installed"
+        ) from error
+    except Exception as error:
+        raise FxpruneError(f"{target}: {name} cannot be imported: {told(error)}") from error
+
+
+def told(error: Exception) -> str:
+    """An error that is not ours, and the line where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" (line {frames[-1].lineno} of {frames[-1].filename})" if frames else ""
+    return f"{type(error).__name__}: {first_line(error)}{place}"
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, [entry for entry in known if not entry.startswith("_")], n=3)
+    return f"; did you mean {', '.join(close)}?" if close else ""

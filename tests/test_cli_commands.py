@@ -1,0 +1,245 @@
+"""The commands, from a user's module to files that the library reads."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from command_line import done, flat, invoke
+
+import fxprune
+from fxprune.cli.sweeping import ALPHAS
+
+DATA = ["--data", "mynets:loader"]
+
+
+def test_compress_writes_an_artifact_that_can_be_rebuilt(project):
+    import mynets
+
+    content = done("compress", "mynets:build", "--model-arg", "width=10", *DATA, "--macs", "0.6", "-o", "s.safetensors")
+    small = fxprune.load(project / "s.safetensors", build=True)
+    assert content["command"] == "compress"
+    assert content["out"] == "s.safetensors"
+    assert content["bytes"] == (project / "s.safetensors").stat().st_size
+    assert content["report"] == json.loads(json.dumps(fxprune.report(small).to_dict()))
+    assert content["report"]["budget"]["asked"] == 0.6
+    assert content["report"]["macs_after"] <= 0.6 * content["report"]["macs_before"]
+    assert content["report"]["compensation"]["level"] == "sequential"
+    assert content["report"]["error"] < 1e-5
+    again = fxprune.load(project / "s.safetensors", mynets.build(10))
+    images = torch.randn(3, 3, 8, 8)
+    assert torch.equal(small(images), again(images))
+
+
+def test_compress_is_what_the_library_does_and_repeats(project):
+    import mynets
+
+    done("compress", "mynets:build", *DATA, "--alpha", "0.3", "--seed", "5", "--round-to", "4", "-o", "a.safetensors")
+    done("compress", "mynets:build", *DATA, "--alpha", "0.3", "--seed", "5", "--round-to", "4", "-o", "b.safetensors")
+    torch.manual_seed(5)
+    model = mynets.build()
+    wanted = fxprune.compress(model.eval(), mynets.loader(), 0.3, seed=5, round_to=4, progress=False)
+    first, second = (fxprune.load(f"{name}.safetensors", mynets.build()).state_dict() for name in "ab")
+    assert all(torch.equal(first[name], tensor) for name, tensor in wanted.state_dict().items())
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_compress_shows_the_report(project):
+    result = invoke("compress", "mynets:build", *DATA, "--macs", "0.6", "--compensate", "none", "--min-keep", "2")
+    assert result.exit_code == 0
+    small = fxprune.load("small.safetensors", build=True)
+    shown, wanted = (
+        [line.rstrip() for line in text.splitlines()] for text in (result.stdout, str(fxprune.report(small)))
+    )
+    assert shown[1:-1] == wanted
+    assert result.stdout.endswith("Wrote small.safetensors.\n")
+
+
+def test_compress_takes_functions_weights_and_exports(project):
+    import mynets
+
+    model = mynets.build()
+    torch.save(model.state_dict(), "net.pt")
+    content = done(
+        "compress", "mynets:build", "--weights", "net.pt", "--data", "mynets:dicts", "--unpack", "mynets:pair",
+        "--loss", "mynets:loss", "--propose", "magnitude", "--protect", "random", "--macs", "0.7", "--export", "s.pt2",
+        "--compensate", "ridge",
+    )  # fmt: skip
+    assert content["exported"]["s.pt2"] < 1e-4
+    small = fxprune.load("small.safetensors", model)
+    images = torch.randn(4, 3, 8, 8)
+    assert torch.allclose(torch.export.load("s.pt2").module()(images), small.eval()(images), atol=1e-5)
+    assert content["report"]["compensation"]["level"] == "ridge"
+
+
+def test_compress_of_a_part(project):
+    content = done(
+        "compress", "mynets:Wrapped", *DATA, "--submodule", "backbone", "--run", "mynets:run", "--macs", "0.7"
+    )
+    assert content["report"]["model"] == "Wrapped.backbone"
+    small = fxprune.load("small.safetensors", build=True)
+    layers = [small.backbone.get_submodule(name) for name in ("stem", "body")]
+    assert min(layer.out_channels for layer in layers) < 12
+
+
+def test_what_was_pruned_can_be_pruned_further(project):
+    done("compress", "mynets:build", *DATA, "--macs", "0.7")
+    content = done(
+        "compress", "mynets:build", "--weights", "small.safetensors", *DATA, "--macs", "0.7", "-o", "next.safetensors"
+    )
+    small = fxprune.load("next.safetensors", build=True)
+    assert len(small.meta["fxprune"]["plans"]) == 2
+    assert content["report"]["macs_after"] == fxprune.report(small).macs_after
+
+
+@pytest.fixture
+def scored(project):
+    import mynets
+
+    torch.manual_seed(1)
+    torch.save(mynets.build().state_dict(), project / "net.pt")
+    return done("score", "mynets:build", "--weights", "net.pt", *DATA, "--exclude", "body", "--times")
+
+
+NET = ["mynets:build", "--weights", "net.pt"]
+
+
+def test_score_plan_apply(scored, project):
+    import mynets
+
+    assert (scored["units"], scored["groups"], scored["about"]["samples"]) == (12, 1, 60)
+    scores = fxprune.Scores.load(project / "scores.npz")
+    planned = done("plan", "scores.npz", "--params", "0.8", "--round-to", "2")
+    plan = fxprune.Plan.load("plan.json")
+    assert plan == scores.plan(params=0.8, round_to=2)
+    assert planned["stay"] == sum(map(len, plan.keep.values()))
+    assert planned["budget"] == {"of": "params", "asked": 0.8, "achieved": plan.budget.achieved}
+    content = done("apply", *NET, "plan.json", *DATA, "--scores", "scores.npz")
+    model = mynets.build()
+    model.load_state_dict(torch.load("net.pt", weights_only=True))
+    wanted = fxprune.apply(model.eval(), plan, scores=scores, loader=mynets.loader(), compensate="sequential")
+    found = fxprune.load("small.safetensors", model)
+    assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in wanted.state_dict().items())
+    assert content["report"]["error"] < 1e-5
+    assert content["report"]["frozen"][0]["sites"] == ["body"]
+
+
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [([], None), (["--scores", "scores.npz"], "ridge"), (DATA, "sequential"), ([*DATA, "--compensate", "none"], None)],
+)
+def test_apply_compensates_with_what_it_is_given(scored, options, level):
+    done("plan", "scores.npz", "--macs", "0.8")
+    report = done("apply", *NET, "plan.json", *options)["report"]
+    assert (report["compensation"] or {}).get("level") == level
+
+
+def test_apply_says_what_is_missing(scored):
+    done("plan", "scores.npz")
+    result = invoke("apply", *NET, "plan.json", "--compensate", "bias")
+    assert result.exit_code == 1
+    assert "Error: compensate='bias' works with the moments of the scoring pass" in result.stderr
+    result = invoke("apply", *NET, "plan.json", "--submodule", "stem")
+    assert "the plan is for the part '', and --submodule is 'stem'" in result.stderr
+
+
+def test_apply_exports_without_data(scored):
+    done("plan", "scores.npz", "--macs", "0.8")
+    assert done("apply", *NET, "plan.json", "--export", "small.pt2", "--no-verify")["exported"]["small.pt2"] < 1e-4
+
+
+def test_plan_by_latency_needs_times(scored, project):
+    assert done("plan", "scores.npz", "--latency", "1")["budget"]["of"] == "latency"
+    done("score", *NET, *DATA, "-o", "plain.npz")
+    result = invoke("plan", "plain.npz", "--latency", "0.9")
+    assert result.exit_code == 1
+    assert "a plan by --latency needs the times of the layers: score with --times" in result.stderr
+
+
+def test_report_needs_no_model(project):
+    made = done("compress", "mynets:build", *DATA, "--macs", "0.7")
+    content = done("report", "small.safetensors")
+    assert content["reports"] == [{"part": "", **made["report"]}]
+    assert content["versions"]["fxprune"] == fxprune.__version__
+    text = invoke("report", "small.safetensors").stdout
+    assert "verify's error" in text
+    assert "built by mynets:build()" in text
+
+
+def test_report_writes_a_page(project, monkeypatch):
+    """The page itself is the report's; here it is that it appears under its name, whole."""
+    done("compress", "mynets:build", *DATA, "--macs", "0.7")
+    if not hasattr(fxprune.Report, "to_html"):
+        monkeypatch.setattr(fxprune.Report, "to_html", lambda self, path: path.write_text(f"<html>{self.model}"), False)
+    content = done("report", "small.safetensors", "--html", "page.html")
+    assert content["html"] == ["page.html"]
+    assert "Net" in (project / "page.html").read_text(encoding="utf-8")
+    assert [path.name for path in project.glob(".*part*")] == []
+
+
+@pytest.mark.skipif(not hasattr(fxprune.Report, "compare"), reason="reports cannot be compared")
+def test_report_beside_another(project):
+    done("compress", "mynets:build", *DATA, "--macs", "0.8")
+    done("compress", "mynets:build", *DATA, "--macs", "0.6", "-o", "other.safetensors")
+    content = done("report", "small.safetensors", "--compare", "other.safetensors")
+    first, second = (fxprune.load(f"{name}.safetensors", build=True) for name in ("small", "other"))
+    comparison = fxprune.report(first).compare(fxprune.report(second))
+    assert content["compared"] == json.loads(json.dumps([comparison.to_dict()]))
+
+
+@pytest.mark.skipif(not hasattr(fxprune, "measure_latency"), reason="latency is not measured")
+def test_measured_latency_is_in_the_report(project):
+    content = done("compress", "mynets:build", *DATA, "--macs", "0.8", "--measure")
+    assert content["report"]["latency"] is not None
+
+
+def test_report_of_what_is_no_artifact(project):
+    np.savez("other.npz", a=1)
+    result = invoke("report", "other.npz")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: other.npz is cut off, or not a model that fxprune.save wrote")
+
+
+SWEEP = ["sweep", *NET, "--scores", "scores.npz", "--eval-data", "mynets:dataset"]
+
+
+def test_sweep(scored, project):
+    content = done(*SWEEP, "--alphas", "0,0.4", "--macs", "0.8", *DATA, "--time-batch", "4", "--out", "deep/sweep")
+    rows = content["rows"]
+    assert json.loads((project / "deep" / "sweep" / "results.json").read_text()) == {
+        "compensate": "sequential",
+        "metric": "accuracy",
+        "rows": rows,
+    }
+    assert [row["name"] for row in rows] == ["original", "alpha 0", "alpha 0.4", "macs 0.8"]
+    assert rows[3]["macs"] <= 0.8 * rows[0]["macs"]
+    assert all(row["milliseconds"] > 0 and 0 <= row["accuracy"] <= 1 for row in rows)
+    assert any(row["on_front"] for row in rows)
+    assert (project / "deep" / "sweep" / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sweep_by_default_and_by_a_metric(scored, project):
+    result = invoke(*SWEEP, "--metric", "mynets:negative_loss", "--time-batch", "0", "--round-to", "3")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads((project / "fxprune-sweep" / "results.json").read_text())
+    assert [row["name"] for row in document["rows"][1:]] == [f"alpha {alpha}" for alpha in ALPHAS.split(",")]
+    assert document["compensate"] == "ridge"
+    assert all(row["milliseconds"] is None and row["accuracy"] < 0 for row in document["rows"])
+    assert all(f"{row['accuracy']:.4f}" in result.stdout for row in document["rows"])
+    assert "Wrote fxprune-sweep/results.json and fxprune-sweep/results.png." in flat(result.stdout)
+
+
+def test_sweep_leaves_out_what_cannot_be_reached(scored):
+    content = done(*SWEEP, "--macs", "0.01,0.9", "--time-batch", "0")
+    assert [row["name"] for row in content["rows"]] == ["original", "macs 0.9"]
+    assert content["warnings"][0].startswith("left out: macs=0.01 asks for 1.0% of the MACs, but ")
+    result = invoke(*SWEEP, "--macs", "0.01")
+    assert result.exit_code == 1
+    assert "Error: macs=0.01 asks for 1.0% of the MACs" in result.stderr
+
+
+def test_evaluation_says_what_fails(scored):
+    result = invoke(*SWEEP[:-1], "mynets:dicts", "--time-batch", "0")
+    assert result.exit_code == 1
+    message = "Error: Net cannot be evaluated: TypeError: Net.forward() got an unexpected keyword argument 'image'"
+    assert message in result.stderr

@@ -1,0 +1,139 @@
+"""Models and their weights by name."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import fxprune
+from fxprune.cli.targets import arguments_of, build, called, object_of
+from fxprune.cli.weights import with_weights
+from fxprune.errors import FxpruneError
+
+
+def test_values_are_literals_or_text():
+    pairs = ["a=1", "b=1.5", "c=(1, 2)", "d=None", "e=resnet", "f='1'", "g=", "h={'x': [1]}", "i=__import__('os')"]
+    assert arguments_of(pairs, "--model-arg") == {
+        "a": 1, "b": 1.5, "c": (1, 2), "d": None, "e": "resnet", "f": "1", "g": "", "h": {"x": [1]},
+        "i": "__import__('os')",
+    }  # fmt: skip
+
+
+def test_a_callable_gives_a_model_and_the_recipe(project):
+    built = build("mynets:build", {"width": 5})
+    assert built.model.get_submodule("stem").out_channels == 5
+    assert (built.builder, built.builder_kwargs) == ("mynets:build", {"width": 5})
+
+
+def test_arguments_that_json_cannot_hold_make_no_recipe(project):
+    built = build("mynets:build", {"notes": (1, 2)})
+    assert (built.builder, built.builder_kwargs) == (None, {})
+
+
+def test_a_model_may_be_named_itself(project):
+    built = build("mynets:model", {})
+    assert isinstance(built.model, nn.Module)
+    assert built.builder is None
+    with pytest.raises(FxpruneError, match="mynets:model is a model already, and takes no --model-arg width"):
+        build("mynets:model", {"width": 3})
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nowhere.nets:build", "nowhere.nets:build: there is no module nowhere in .* or among what is installed"),
+        ("mynets:biuld", r"mynets:biuld: mynets has no biuld; did you mean build"),
+        ("mynets:number", "mynets:number is a int, which cannot be called: name a function or a class"),
+        ("mynets:dataset", "mynets:dataset gives a TensorDataset, not a torch.nn.Module"),
+        ("torchvision:resnet1", "torchvision has no model 'resnet1'; did you mean resnet1"),
+    ],
+)
+def test_what_cannot_be_named_is_said(project, target, message):
+    with pytest.raises(FxpruneError, match=message):
+        build(target, {})
+
+
+def test_a_module_that_fails_is_told_from_one_that_is_not_there(project):
+    (project / "half.py").write_text("import mynets\nimport not_there\n")
+    (project / "fails.py").write_text("\n1 / 0\n")
+    with pytest.raises(FxpruneError, match=r"half:f: half cannot be imported: ModuleNotFoundError: .*not_there"):
+        object_of("half:f", "MODEL")
+    with pytest.raises(FxpruneError, match=r"fails cannot be imported: ZeroDivisionError: .* \(line 2 of .*fails.py\)"):
+        object_of("fails:f", "MODEL")
+
+
+def test_errors_of_ours_pass_through(project):
+    (project / "ours.py").write_text("import fxprune\ndef f():\n    raise fxprune.PlanError('as it is')\n")
+    with pytest.raises(fxprune.PlanError, match=r"^as it is$"):
+        called("ours:f", "--data", {})
+
+
+def test_torchvision_by_name():
+    built = build("torchvision:squeezenet1_1", {"num_classes": 4})
+    assert built.input_size == (3, 224, 224)
+    assert built.builder == "torchvision.models:get_model"
+    assert built.builder_kwargs == {"name": "squeezenet1_1", "num_classes": 4}
+    assert built.model.num_classes == 4
+
+
+def test_timm_by_name():
+    pytest.importorskip("timm")
+    built = build("timm:resnet10t", {"num_classes": 4})
+    assert built.input_size == (3, 176, 176)
+    assert built.builder == "timm:create_model"
+    assert built.model.num_classes == 4
+    with pytest.raises(FxpruneError, match="timm has no model 'resnet1t'; did you mean resnet"):
+        build("timm:resnet1t", {})
+
+
+def test_timm_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("fxprune.cli.find_spec", lambda name: None)
+    with pytest.raises(FxpruneError, match="timm:resnet18 needs timm, which this Python does not have"):
+        build("timm:resnet18", {})
+
+
+def wrapped(state):
+    return {"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda s, p: torch.save(wrapped(s), p)], ids=["plain", "wrapped"])
+def test_weights_of_torch(tmp_path, write):
+    first, second = nn.Linear(3, 2), nn.Linear(3, 2)
+    write(first.state_dict(), tmp_path / "net.pt")
+    assert torch.equal(with_weights(second, tmp_path / "net.pt").weight, first.weight)
+
+
+def test_weights_of_safetensors(tmp_path):
+    first, second = nn.Linear(3, 2), nn.Linear(3, 2)
+    save_file(first.state_dict(), tmp_path / "net.safetensors")
+    assert torch.equal(with_weights(second, tmp_path / "net.safetensors").weight, first.weight)
+
+
+def test_weights_of_an_artifact_are_the_smaller_model(tmp_path):
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    scores = fxprune.Scores.random(net, torch.zeros(2, 4))
+    small = fxprune.apply(net, scores.plan(params=0.6))
+    fxprune.save(small, tmp_path / "small.safetensors")
+    found = with_weights(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), tmp_path / "small.safetensors")
+    assert torch.equal(found(torch.ones(1, 4)), small(torch.ones(1, 4)))
+
+
+def test_weights_of_another_model_are_told(tmp_path):
+    torch.save({"weight": torch.zeros(2, 5), "scale": torch.zeros(1)}, tmp_path / "net.pt")
+    message = r"net.pt is not of this Linear: it lacks bias; it has besides scale; it has weight \(2, 5\) in place of"
+    with pytest.raises(FxpruneError, match=message):
+        with_weights(nn.Linear(3, 2), tmp_path / "net.pt")
+
+
+def test_files_that_are_no_weights(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(FxpruneError, match=r"list.pt holds a list that is no state_dict: save model.state_dict\(\)"):
+        with_weights(nn.Linear(3, 2), tmp_path / "list.pt")
+    (tmp_path / "code.pt").write_bytes(pickle.dumps(test_files_that_are_no_weights, protocol=2))
+    with pytest.raises(FxpruneError, match=r"code.pt cannot be read as a state_dict"):
+        with_weights(nn.Linear(3, 2), tmp_path / "code.pt")
+    (tmp_path / "torn.safetensors").write_bytes(b"\x08")
+    with pytest.raises(FxpruneError, match=r"torn.safetensors is no safetensors file, or is cut off"):
+        with_weights(nn.Linear(3, 2), tmp_path / "torn.safetensors")
