@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from fxprune.cli.output import Output
+from fxprune.cli.ranks import process_group, started_rank
 
 EXIT_CODES = "Exit codes: 0 done, 1 an error (its message is on stderr), 2 wrong usage, 130 interrupted by Ctrl-C."
 Function = Callable[..., dict[str, Any]]
@@ -35,10 +36,11 @@ def flattened(function: Function) -> Callable[..., None]:
     groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
 
     def run(**given: Any) -> None:
-        output = Output(json=given.pop("json"), quiet=given.pop("quiet"))
+        other = started_rank() > 0  # the first rank alone speaks and writes
+        output = Output(json=given.pop("json") and not other, quiet=given.pop("quiet") or other, writes=not other)
         if os.getcwd() not in sys.path:  # noqa: PTH109 - entries of sys.path are text
             sys.path.insert(0, os.getcwd())  # noqa: PTH109
-        with output.session(function.__name__) as content:
+        with output.session(function.__name__) as content, process_group(function.__name__):
             made: dict[str, Any] = {
                 name: kind(**{field.name: given.pop(field.name) for field in fields(kind)})  # type: ignore[operator]
                 for name, kind in groups.items()

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from fxprune.batches import length_of
 from fxprune.cli import INTERRUPTED
+from fxprune.distributed import rank_and_size
 from fxprune.errors import CalibrationError, FxpruneError, FxpruneWarning, first_line
 
 WIDTH = 120  # of text that goes to a file or a pipe
@@ -26,11 +27,12 @@ class Output:
     """Where a command's text, bars and result go.
 
     Text goes to stdout; with `json` to stderr, since stdout then has the JSON object alone, and with `quiet` nowhere.
-    Bars, warnings and errors go to stderr.
+    Bars, warnings and errors go to stderr. `writes` says whether the command writes its files: of several ranks, only
+    the first does.
     """
 
-    def __init__(self, *, json: bool, quiet: bool) -> None:
-        self.json, self.quiet = json, quiet
+    def __init__(self, *, json: bool, quiet: bool, writes: bool = True) -> None:
+        self.json, self.quiet, self.writes = json, quiet, writes
         self.warnings: list[str] = []
         self._stdout: TextIO = sys.stdout
         self._text = _console(sys.stderr if json else sys.stdout)
@@ -61,7 +63,7 @@ class Output:
         content: dict[str, Any] = {"command": command}
         start = time.perf_counter()
         try:
-            with redirect_stdout(sys.stderr if self.json else sys.stdout), self._warnings():
+            with redirect_stdout(sys.stderr if self.json or not self.writes else sys.stdout), self._warnings():
                 yield content
         except FxpruneError as error:
             self._failed(error, content)
@@ -107,8 +109,11 @@ class Bars:
         self.progress = progress
 
     def over(self, loader: Iterable[Any], what: str = "batches") -> Iterable[Any]:
-        """A loader that shows a bar each time it is run through; one that can be read only once comes back as it is."""
-        return loader if iter(loader) is loader else Watched(loader, self, what)
+        """A loader that shows a bar each time it is run through.
+
+        One that can be read only once, and one that several ranks read their shares of, come back as they are.
+        """
+        return loader if rank_and_size()[1] > 1 or iter(loader) is loader else Watched(loader, self, what)
 
     def steps(self, items: Iterable[Any], what: str) -> Iterator[Any]:
         """The items, under a bar."""

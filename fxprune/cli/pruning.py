@@ -67,6 +67,8 @@ def compress(
             built.model, bars.over(loader), allocate=allocate, rounds=rounds, compensate=compensate,  # type: ignore[arg-type]
             verify=verify, seed=model.seed, submodule=model.submodule, progress=False, **options,
         )  # fmt: skip
+    if not output.writes:
+        return {}
     example = fitted_example(small, loader, options["unpack"]) if exports or measure else None
     if measure:
         _measure(built.model, small, example, output)
@@ -92,6 +94,8 @@ def score(
         scores = fxprune.score(
             built.model, bars.over(loader), seed=model.seed, submodule=model.submodule, progress=False, **options
         )  # fmt: skip
+    if not output.writes:
+        return {}
     if times:
         with output.busy("timing the layers"):
             scores = scores.with_latency(built.model)
@@ -164,6 +168,8 @@ def apply(
             built.model, chosen, level=level, scores=known, loader=loader if loader is None else bars.over(loader),
             verify=verify, unpack=unpack, run=object_of(run, "--run") if run else None, seed=model.seed,
         )  # fmt: skip
+    if not output.writes:
+        return {}
     example = _example(small, chosen, loader, unpack) if exports or measure else None
     if measure:
         _measure(built.model, small, example, output)
