@@ -140,7 +140,7 @@ def _reasons(small: nn.Module, pairs: Sequence[BatchLatency], device: str) -> tu
         dict.fromkeys(
             reason
             for pair in pairs
-            if not pair.faster
+            if pair.verdict == "not faster"
             for graph, report in reported(small)
             for reason in why_slow(graph, report, pair, device)
         )

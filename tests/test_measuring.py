@@ -179,17 +179,35 @@ def test_bytes_are_those_of_activations_and_weights() -> None:
 
 
 def test_where_it_is_slow_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = [Timing(1.0, 0.9, 1.1, 5, 5), Timing(0.95, 0.9, 1.0, 5, 5)]
+    times = [Timing(1.0, 0.9, 1.1, 5, 5), Timing(0.96, 0.9, 1.0, 5, 5)]
     monkeypatch.setattr(measuring, "_in_turns", lambda *_: iter(times))
     model = Wide().eval()
     small = pruned(model, images()(2), alpha=0.3)
     found = fxprune.measure_latency(model, small, images()(2), (1, 2))
-    assert found.slow == (1, 2)
-    assert found.explained()[0] == "not faster beyond the spread at batch size 1 and 2"
+    assert found.explained()[0] == "not faster at batch size 1 and 2"
     text = str(fxprune.report(small))
-    assert "not faster beyond the spread at batch size 1 and 2" in text
+    assert "not faster at batch size 1 and 2" in text
     assert "plan with round_to=8" in " ".join(text.split())
-    assert "95.0%" in text
+    assert "96.0%" in text
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict"),
+    [((0.5, 0.4, 0.8), "faster"), ((0.5, 0.4, 0.9), "unclear"), ((0.96, 0.95, 0.97), "not faster"),
+     ((2.0, 1.0, 3.0), "not faster")],
+)  # fmt: skip
+def test_a_verdict_needs_a_gain_and_times_that_lie_apart(after: tuple[float, float, float], verdict: str) -> None:
+    pair = BatchLatency(8, Timing(1.0, 0.9, 1.1, 5, 5), Timing(*after, 5, 5))
+    assert pair.verdict == verdict
+    said = MeasuredLatency("cpu", 1, (pair,)).explained()
+    assert (
+        said
+        == {
+            "faster": (),
+            "unclear": ("the spread at batch size 8 is too wide to tell: measure on a machine that is idle",),
+            "not faster": ("not faster at batch size 8",),
+        }[verdict]
+    )
 
 
 def test_how_it_reads() -> None:

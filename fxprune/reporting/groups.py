@@ -81,7 +81,7 @@ def _about_curve(group: GroupReport, ranking: Ranking, report: Report) -> str:
 
 
 def _about_ranks(group: GroupReport, ranking: Ranking, signals: tuple[str, str]) -> str:
-    where = "the whole network" if ranking.among != group.before else "the group"
-    said = f"Up: rank by {signals[1]} over {where}. Shaded: proposed and protected alike, which is what ToD counts."
+    where = "over the whole network, for what a unit saves" if ranking.allocate == "tod" else "in the group"
+    said = f"Up: rank by {signals[1]} {where}. Shaded: proposed and protected alike, which is what ToD counts."
     shown = len(ranking.proposed)
     return said if shown == group.before else f"{said} {shown:,} of {group.before:,} units are shown."

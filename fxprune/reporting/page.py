@@ -122,9 +122,8 @@ def _latency(found: MeasuredLatency) -> str:
     said = (
         f"Measured on {found.device} with {threads}, the two models in turns; medians, and the quartiles as whiskers."
     )
-    why = "".join(f"<li>{escape(reason)}</li>" for reason in found.reasons)
-    first = escape(found.explained()[0]) if found.slow else ""
-    warning = f'<div class="warning"><strong>{first}</strong><ul>{why}</ul></div>' if found.slow else ""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in found.explained())
+    warning = f'<div class="warning"><ul>{lines}</ul></div>' if lines else ""
     return card("Latency", note(said) + table(TIMES, map(_pair, found.batches)) + warning)
 
 

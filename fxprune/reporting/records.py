@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 SAMPLED = 512  # units of a group that a report keeps
+GAIN = 0.05  # of the time, below which a model is not faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +109,8 @@ class BatchLatency:
     """The times of the original and of the smaller model on batches of one size, taken in turns.
 
     >>> pair = BatchLatency(1, Timing(0.2, 0.19, 0.21, 5, 20), Timing(0.1, 0.09, 0.12, 5, 20))
-    >>> pair.speedup, pair.left, pair.faster
-    (2.0, 0.5, True)
+    >>> pair.speedup, pair.left, pair.verdict
+    (2.0, 0.5, 'faster')
     """
 
     batch_size: int
@@ -126,27 +128,28 @@ class BatchLatency:
         return self.after.median / max(self.before.median, 1e-12)
 
     @property
-    def faster(self) -> bool:
-        """Whether the smaller model is faster beyond the spread: the middle halves of the times lie apart."""
-        return self.after.high < self.before.low
+    def verdict(self) -> Literal["faster", "unclear", "not faster"]:
+        """What the times say of the smaller model.
+
+        "not faster" where its median is not a twentieth below the original's; otherwise "faster" where the middle
+        halves of the times lie apart, and "unclear" where they overlap.
+        """
+        if self.left > 1 - GAIN:
+            return "not faster"
+        return "faster" if self.after.high < self.before.low else "unclear"
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredLatency:
     """What `measure_latency` found: the times at every batch size, on which device, with how many threads.
 
-    `reasons` say why, where the smaller model is not faster at one of the batch sizes.
+    `reasons` say why, where the smaller model is not faster at some batch size.
     """
 
     device: str
     threads: int
     batches: tuple[BatchLatency, ...]
     reasons: tuple[str, ...] = ()
-
-    @property
-    def slow(self) -> tuple[int, ...]:
-        """The batch sizes at which the smaller model is not faster."""
-        return tuple(pair.batch_size for pair in self.batches if not pair.faster)
 
     def __str__(self) -> str:
         threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
@@ -158,10 +161,16 @@ class MeasuredLatency:
 
     def explained(self) -> tuple[str, ...]:
         """Where the smaller model is not faster, and why, a sentence a line; empty where it is faster everywhere."""
-        if not self.slow:
-            return ()
-        where = " and ".join(f"{size}" for size in self.slow)
-        return f"not faster beyond the spread at batch size {where}", *self.reasons
+        said: list[str] = []
+        if where := self._sizes("unclear"):
+            said.append(f"the spread at batch size {where} is too wide to tell: measure on a machine that is idle")
+        if where := self._sizes("not faster"):
+            said.append(f"not faster at batch size {where}")
+        return *said, *self.reasons
+
+    def _sizes(self, verdict: str) -> str:
+        """The batch sizes of one verdict."""
+        return " and ".join(str(pair.batch_size) for pair in self.batches if pair.verdict == verdict)
 
 
 def milliseconds(seconds: float) -> str:
