@@ -135,12 +135,12 @@ def _in_turns(timers: Sequence[Timer], repeats: int, seconds: float) -> Iterator
 
 
 def _reasons(small: nn.Module, pairs: Sequence[BatchLatency], device: str) -> tuple[str, ...]:
-    """Why the small model is not faster, where it is not, by what is in its pruned parts."""
+    """Why the small model is not faster, at the first batch size where it is not, by what is in its pruned parts."""
+    slow = [pair for pair in pairs if pair.verdict == "not faster"]
     return tuple(
         dict.fromkeys(
             reason
-            for pair in pairs
-            if pair.verdict == "not faster"
+            for pair in slow[:1]
             for graph, report in reported(small)
             for reason in why_slow(graph, report, pair, device)
         )

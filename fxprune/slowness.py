@@ -98,7 +98,7 @@ def _waiting(works: list[Work], batch: int) -> Iterator[str]:
     whole = sum(work.bytes_at(batch) for work in works)
     share = moved.total() / max(whole, 1)
     if share > MUCH:
-        kinds = ", ".join(f"{kind} {count / whole:.0%}" for kind, count in moved.most_common(4))
+        kinds = ", ".join(f"{kind} {n / whole:.0%}" for kind, n in moved.most_common(4) if n > 0.005 * whole)
         yield (
             f"at batch size {batch}, {share:.0%} of the bytes are moved by layers with fewer than {INTENSE} MACs a "
             f"byte ({kinds}): memory bounds these, and fewer MACs do not make them faster; fuse them (torch.compile)"

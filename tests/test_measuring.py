@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,3 +221,17 @@ def test_how_it_reads() -> None:
     )
     assert found.explained() == ()
     assert (milliseconds(0.00123), milliseconds(12.3)) == ("1.23 ms", "12,300 ms")
+
+
+def test_the_benchmark_writes_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(__file__).parents[1] / "examples" / "benchmarks"
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, "argv", ["latency.py", "--quick", "--seconds", "0", "--out", str(tmp_path)])
+    runpy.run_path(str(folder / "latency.py"), run_name="__main__")
+    monkeypatch.delitem(sys.modules, "measure")
+    lines = (tmp_path / "latency.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| tiny")]
+    assert [(row[1], row[4]) for row in rows] == [("8", "1"), ("8", "4"), ("1", "1"), ("1", "4")]
+    found = json.loads((tmp_path / "latency.json").read_text(encoding="utf-8"))
+    assert [entry["round_to"] for entry in found] == [8, 1]
+    assert all(entry["macs"][1] <= 0.5 * entry["macs"][0] for entry in found)
