@@ -71,7 +71,8 @@ def note_scores(small: nn.Module, scores: Scores, plan: Plan) -> None:
     part.meta["fxprune"]["scores"] = dict(scores.about)
     if all(plan.widths.get(site.name) == site.width for site in scores.sites):
         report: Report = part.meta["fxprune"]["report"]
-        signals = tuple(str(scores.about.get(name, "a score")) for name in ("propose", "protect"))
+        other = "random" if "random" in scores.about else "a score"
+        signals = tuple(str(scores.about.get(name, other)) for name in ("propose", "protect"))
         _change(part, groups=with_rankings(report.groups, rankings(scores, plan)), signals=signals)
 
 

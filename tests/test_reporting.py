@@ -341,13 +341,13 @@ PROBE = """
 <script>
 const found = { errors: [], resources: performance.getEntriesByType("resource").length };
 window.addEventListener("error", (event) => found.errors.push(event.message));
-const table = [...document.querySelectorAll("table.sortable")].find((t) => t.textContent.includes("units before"));
+const table = [...document.querySelectorAll("table.sortable")].find((t) => t.querySelector(".toggle"));
 const headers = [...table.tHead.rows[0].cells];
 const names = () => [...table.tBodies].map((body) => body.querySelector(".toggle").textContent);
 const click = (name) => headers.find((header) => header.textContent === name).querySelector("button").click();
 found.start = names();
-click("units before"); found.rising = names();
-click("units before"); found.falling = names();
+click("units"); found.rising = names();
+click("units"); found.falling = names();
 found.sorted = headers.map((header) => header.getAttribute("aria-sort"));
 const more = () => [...document.querySelectorAll(".more")].filter((row) => row.getClientRects().length).length;
 found.closed = more();

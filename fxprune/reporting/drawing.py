@@ -21,7 +21,8 @@ def tod_curve(group: GroupReport, ranking: Ranking, alpha: float | None) -> str:
     parts = [_grid(_counts(n), _levels(top), "units that go", "ToD")]
     if level is not None:
         parts += [_line("alpha", LEFT, _y(level / top), RIGHT, _y(level / top))]
-        parts += [_text("alpha end", RIGHT - 2, _y(level / top) - 4, f"alpha {level:.3g}")]
+        side, x = ("start", LEFT + 4) if gone > n / 2 else ("end", RIGHT - 2)
+        parts += [_text(f"alpha {side}", x, _y(level / top) - 4, f"alpha {level:.3g}")]
     if gone:
         parts += [_line("depth", _x(gone / n), TOP, _x(gone / n), BOTTOM)]
         side, shift = ("start", 4) if gone < 0.6 * n else ("end", -4)

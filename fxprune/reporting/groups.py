@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fxprune.report import Report
 
 COLUMNS = (
-    ("#", "figure wide"), ("group", ""), ("units before", "figure"), ("after", "figure"), ("left", "figure"),
+    ("#", "figure wide"), ("group", ""), ("units", "figure"), ("stay", "figure"), ("left", "figure"),
     ("layers", "figure wide"), ("removal", "wide"),
 )  # fmt: skip
 KEY = '<span class="key"><i class="stays"></i>stays<i class="gone"></i>went</span>'
@@ -52,7 +52,7 @@ def _panels(group: GroupReport, report: Report) -> Iterator[str]:
         f"<tr><td>{escape(name)}</td>{number(before).markup()}{number(after).markup()}</tr>"
         for name, (before, after) in group.sites.items()
     )
-    head = '<tr><th>layer</th><th class="figure">channels before</th><th class="figure">after</th></tr>'
+    head = '<tr><th>layer</th><th class="figure">before</th><th class="figure">after</th></tr>'
     ranking = group.ranking if group.ranking and group.ranking.proposed else None
     notes = [f"inexact: {group.inexact}"] if group.inexact else []
     notes += [] if ranking else [NO_RANKING]

@@ -43,7 +43,7 @@ def number(value: float, shown: str | None = None, classes: str = "") -> Cell:
 def share(part: float, whole: float, classes: str = "") -> Cell:
     """A cell of a share, with a bar."""
     left = part / max(whole, 1e-12)
-    return Cell(f"{bar(left)}{left:.0%}", left, f"figure {classes}".strip())
+    return Cell(f'{bar(left)}<span class="percent">{left:.0%}</span>', left, f"figure {classes}".strip())
 
 
 def table(columns: Sequence[tuple[str, str]], rows: Iterable[Row]) -> str:

@@ -90,7 +90,7 @@ def _tiles(report: Report) -> Iterator[str]:
     yield _counted("MACs a sample", report.macs_before, report.macs_after)
     yield _counted("Weight bytes", *report.weight_bytes, unit="B") if report.weight_bytes else ""
     for pair in report.latency.batches if report.latency else ():
-        detail = f"of {milliseconds(pair.before.median)}, {pair.speedup:.2f} times as fast"
+        detail = f"of {milliseconds(pair.before.median)}, {pair.speedup:.2f} x as fast"
         yield tile(f"Latency, batch of {pair.batch_size}", milliseconds(pair.after.median), detail, pair.left)
     proof = "not run" if report.error is None else f"{report.error:.1e}"
     yield tile("verify's error", proof, "before fine-tuning" if report.finetuned else "of the plain removal")
