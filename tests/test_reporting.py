@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
@@ -235,6 +236,20 @@ def test_comparing_two_reports(full: fxprune.Report) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.alike = 3  # type: ignore[misc]
     assert full.compare(full).groups == ()
+
+
+def test_the_page_of_the_docs_runs(compressed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "reports.md").read_text(encoding="utf-8")
+    small, report = compressed
+    model = ZOO["residual"].build()
+    names: dict[str, Any] = {"fxprune": fxprune, "small": copy.deepcopy(small), "other": report, "model": model}
+    names["images"] = images()(2)
+    for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    assert (tmp_path / "report.html").exists()
+    assert names["report"].latency == names["latency"]
+    assert [pair.batch_size for pair in names["latency"].batches] == [1, 32]
 
 
 class Checked(HTMLParser):
