@@ -226,9 +226,13 @@ def test_how_it_reads() -> None:
 def test_the_benchmark_writes_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(__file__).parents[1] / "examples" / "benchmarks"
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(sys, "argv", ["latency.py", "--quick", "--seconds", "0", "--out", str(tmp_path)])
+    command = ["latency.py", "--quick", "--seconds", "0", "--out", str(tmp_path), "--resume"]
+    monkeypatch.setattr(sys, "argv", command)
+    runpy.run_path(str(folder / "latency.py"), run_name="__main__")
+    before = (tmp_path / "latency.json").read_text(encoding="utf-8")
     runpy.run_path(str(folder / "latency.py"), run_name="__main__")
     monkeypatch.delitem(sys.modules, "measure")
+    assert (tmp_path / "latency.json").read_text(encoding="utf-8") == before
     lines = (tmp_path / "latency.md").read_text(encoding="utf-8").splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith("| tiny")]
     assert [(row[1], row[4]) for row in rows] == [("8", "1"), ("8", "4"), ("1", "1"), ("1", "4")]

@@ -1,6 +1,6 @@
 """Latency before and after on ResNet-50 and ViT-B/16: half of the multiply-accumulates, batches of 1 and of 32.
 
-    python examples/benchmarks/latency.py [--quick] [--threads 1] [--seconds 120]
+    python examples/benchmarks/latency.py [--quick] [--threads 1] [--seconds 120] [--resume]
 
 The weights and the scores are seeded random numbers: how long a network takes depends on its widths alone. Every
 network is pruned to half of its multiply-accumulates twice, with widths that are multiples of 8 and with any widths,
@@ -11,17 +11,18 @@ taken anew beside each, and what changes between the two is the noise of the mac
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torchvision
-from measure import CONSOLE, Table, millions, parser, percent, publish, write
+from measure import CONSOLE, DOCS, Table, millions, parser, percent, publish, write
 from rich.progress import track
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.records import restored
 
 NETWORKS = ("resnet50", "vit_b_16")
 ROUND_TO = (8, 1)
@@ -52,31 +53,45 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     return model.eval(), torch.randn(2, 3, side, side)
 
 
-def measured(name: str, round_to: int, options: argparse.Namespace) -> dict[str, Any]:
-    """What is left of one network, and how long both take."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One network at one rounding: what is left of it, and how long both take."""
+
+    network: str
+    round_to: int
+    macs: tuple[int, int]
+    params: tuple[int, int]
+    latency: fxprune.MeasuredLatency
+
+
+def measured(name: str, round_to: int, options: argparse.Namespace) -> Found:
+    """Prune one network and time it."""
     model, images = build(name)
     scores = fxprune.Scores.random(model, images, seed=0)
     small = fxprune.apply(model, scores.plan(macs=MACS, round_to=round_to), scores=scores)
-    batches = (1, 4) if options.quick else BATCHES
-    latency = fxprune.measure_latency(model, small, images, batches, seconds=options.seconds, threads=options.threads)
+    limits = {"repeats": options.repeats, "seconds": options.seconds, "threads": options.threads}
+    latency = fxprune.measure_latency(model, small, images, (1, 4) if options.quick else BATCHES, **limits)
     report = fxprune.report(small)
-    return {
-        "network": name,
-        "round_to": round_to,
-        "macs": (report.macs_before, report.macs_after),
-        "params": (report.params_before, report.params_after),
-        "latency": asdict(latency),
-        "rows": [_row(name, round_to, report, pair) for pair in latency.batches],
-        "said": latency.explained(),
-    }
+    macs, params = (report.macs_before, report.macs_after), (report.params_before, report.params_after)
+    return Found(name, round_to, macs, params, latency)
 
 
-def _row(name: str, round_to: int, report: fxprune.Report, pair: Any) -> tuple[str, ...]:
-    left = report.macs_after / report.macs_before
-    times = [f"{_ms(t.median)} ({_ms(t.low)} to {_ms(t.high)})" for t in (pair.before, pair.after)]
-    turns = f"{pair.after.turns}, {pair.after.runs}"
-    return name, str(round_to), millions(report.macs_after), percent(left), str(pair.batch_size), *times, \
-        f"{pair.speedup:.2f}", turns  # fmt: skip
+def kept(options: argparse.Namespace) -> list[Found]:
+    """What an earlier run has measured, with --resume."""
+    path = (options.out or DOCS) / "latency.json"
+    if not options.resume or not path.exists():
+        return []
+    return list(restored(tuple[Found, ...], json.loads(path.read_text(encoding="utf-8"))))
+
+
+def rows(found: Found) -> Iterator[tuple[str, ...]]:
+    """One row a batch size."""
+    before, after = found.macs
+    for pair in found.latency.batches:
+        times = [f"{_ms(t.median)} ({_ms(t.low)} to {_ms(t.high)})" for t in (pair.before, pair.after)]
+        last = f"{pair.speedup:.2f}", f"{pair.after.turns}, {pair.after.runs}"
+        share = millions(after), percent(after / before)
+        yield found.network, str(found.round_to), *share, str(pair.batch_size), *times, *last
 
 
 def _ms(seconds: float) -> str:
@@ -84,39 +99,43 @@ def _ms(seconds: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-KEPT = ("network", "round_to", "macs", "params", "latency")
 COLUMNS = (
     "network", "round_to", "MACs left", "share", "batch", "before, ms", "after, ms", "before / after", "turns, runs",
 )  # fmt: skip
 
 
-def table(found: Sequence[dict[str, Any]], threads: int) -> Table:
+def table(found: Sequence[Found], threads: int) -> Table:
     """All rows."""
-    rows = tuple(row for entry in found for row in entry["rows"])
-    said = [f"{entry['network']}, round_to={entry['round_to']}: {'; '.join(entry['said'])}." for entry in found
-            if entry["said"]]  # fmt: skip
+    said = [
+        f"{entry.network}, round_to={entry.round_to}: {'; '.join(entry.latency.explained())}."
+        for entry in found
+        if entry.latency.explained()
+    ]
     note = (
         f"Float32, eval mode, no gradients, {threads} thread{'' if threads == 1 else 's'}. Medians, with the quartiles "
         "in brackets; before and after in turns, a call before each turn that does not count. Turns, and the calls "
         f"that were timed in them, are of each of the two. Plans: macs={MACS}, seeded random scores."
     )
-    return Table("Latency before and after", COLUMNS, rows, "\n\n".join([note, *said]))
+    body = tuple(row for entry in found for row in rows(entry))
+    return Table("Latency before and after", COLUMNS, body, "\n\n".join([note, *said]))
 
 
 def main() -> None:
     """Measure, print, and write the page anew after every network."""
     options = parser("latency before and after", "latency")
     options.add_argument("--threads", type=int, default=1, help="threads for operations (default 1)")
+    options.add_argument("--repeats", type=int, default=30, help="turns at most (default 30)")
     options.add_argument("--seconds", type=float, default=120.0, help="for one network at one batch size (default 120)")
+    options.add_argument("--resume", action="store_true", help="measure only what latency.json does not have")
     given = options.parse_args()
     torch.set_num_threads(given.threads)
+    found = kept(given)
+    done = {(entry.network, entry.round_to) for entry in found}
     jobs = [(name, round_to) for name in (("tiny",) if given.quick else NETWORKS) for round_to in ROUND_TO]
-    found: list[dict[str, Any]] = []
-    for job in track(jobs, description="latency", console=CONSOLE):
+    for job in track([job for job in jobs if job not in done], description="latency", console=CONSOLE):
         found.append(measured(*job, given))
-        data = [{name: entry[name] for name in KEPT} for entry in found]
-        write(*(page := ("latency", "Latency", [table(found, given.threads)], data, given)))
-    publish(*page)
+        write("latency", "Latency", [table(found, given.threads)], found, given)
+    publish("latency", "Latency", [table(found, given.threads)], found, given)
 
 
 if __name__ == "__main__":
