@@ -21,10 +21,13 @@ from fxprune.errors import (
 )
 from fxprune.export import export
 from fxprune.finetune import finetune
+from fxprune.measuring import measure_latency
 from fxprune.narrow import narrow
 from fxprune.plan import Budget, Plan
 from fxprune.ranking import Evidence
 from fxprune.report import Finetuning, Report, report
+from fxprune.reporting.comparison import Comparison
+from fxprune.reporting.records import MeasuredLatency
 from fxprune.scores import Scores
 from fxprune.scoring import score
 from fxprune.verify import verify
@@ -32,8 +35,9 @@ from fxprune.verify import verify
 __version__ = "0.1.0"
 
 __all__ = [
-    "ArtifactError", "Budget", "CalibrationError", "CaptureError", "Compensation", "Coupling", "Evidence",
-    "ExportError", "Finetuning", "FxpruneError", "FxpruneWarning", "Group", "NarrowError", "Plan", "PlanError",
-    "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError", "VerificationError", "apply", "capture",
-    "classes", "compress", "couple", "export", "finetune", "load", "narrow", "report", "save", "score", "verify",
+    "ArtifactError", "Budget", "CalibrationError", "CaptureError", "Comparison", "Compensation", "Coupling", "Evidence",
+    "ExportError", "Finetuning", "FxpruneError", "FxpruneWarning", "Group", "MeasuredLatency", "NarrowError", "Plan",
+    "PlanError", "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError", "VerificationError", "apply",
+    "capture", "classes", "compress", "couple", "export", "finetune", "load", "measure_latency", "narrow", "report",
+    "save", "score", "verify",
 ]  # fmt: skip

@@ -33,13 +33,27 @@ def tod(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
         n = end - start
         most = int(LARGEST_SHARE * n)
         order = np.argsort(propose[start:end], kind="stable")
-        from_depth = np.ceil(n * (1 - share[start:end]) - EVEN).astype(np.int64)  # at which it is protected
-        first = np.maximum(ranks(propose[start:end]) + 1, np.minimum(np.maximum(from_depth, 1), n))
-        both = np.cumsum(np.bincount(first, minlength=n + 1)[1 : n + 1])
-        curve = (both / np.arange(1, n + 1))[:most]
+        curve = curve_within(propose[start:end], share[start:end])[:most]
         within = np.maximum.accumulate(share[start:end][order])[:most]  # of one level, what the network needs goes last
         level[start + order[:most]] = np.minimum.accumulate(curve[::-1])[::-1] + EVEN / 2 * within
     return level
+
+
+def curve_within(propose: Scalars, share: Scalars) -> Scalars:
+    """ToD(k) for k = 1 .. n of a group, by the share of some larger whole that each of its units has below it.
+
+    A unit is protected at depth k where that share is at least 1 - k / n. Of shares within the group, this is
+    `tod_curve`.
+
+    >>> curve_within(np.array([0.1, 0.2, 0.3]), np.array([0.0, 0.5, 0.9]))
+    array([0. , 0.5, 1. ])
+    """
+    n = len(propose)
+    from_depth = np.ceil(n * (1 - share) - EVEN).astype(np.int64)  # at which it is protected
+    first = np.maximum(ranks(propose) + 1, np.minimum(np.maximum(from_depth, 1), n))
+    both = np.cumsum(np.bincount(first, minlength=n + 1)[1 : n + 1])
+    curve: Scalars = both / np.arange(1, n + 1)
+    return curve
 
 
 def tod_by_group(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
@@ -102,15 +116,18 @@ def levels(
             "(propose, protect, groups) -> levels"
         )
     function = ALLOCATIONS[allocate] if isinstance(allocate, str) else allocate
-    if worth is not None:
-        protect = protect / np.maximum(worth, 1e-9)  # what saves nothing stays
-    level = np.asarray(function(propose, protect, groups), dtype=np.float64)
+    level = np.asarray(function(propose, weighed(protect, worth), groups), dtype=np.float64)
     if level.shape != propose.shape or np.isnan(level).any():
         raise PlanError(
             f"the allocation gives levels of shape {level.shape}, {int(np.isnan(level).sum())} of them nan, "
             f"for {len(propose)} units: give one level a unit, inf where it never goes"
         )
     return level
+
+
+def weighed(protect: Scalars, worth: Scalars | None) -> Scalars:
+    """What units are protected by, over what the model costs less without each; one that saves nothing stays."""
+    return protect if worth is None else protect / np.maximum(worth, 1e-9)
 
 
 def check_limits(min_keep: int, round_to: int) -> None:

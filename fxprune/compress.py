@@ -117,7 +117,7 @@ def compress(
         scores = scores if latency is None else scores.with_latency(whole)
         plan = fit(scores.plan(**asked, allocate=allocate, min_keep=min_keep, round_to=round_to))
         small, planned = _rewritten(whole, plan)
-        note_scores(small, scores.about, submodule)
+        note_scores(small, scores, plan)
         if verify:
             example: Any = example_of(part_of(whole, submodule))  # type: ignore[arg-type]
             note_error(small, prove(whole, plan, small, example), submodule)
@@ -154,6 +154,7 @@ def apply(
     Args:
         plan: from `Scores.plan`.
         scores: what `score` gave: "bias" and "ridge" work with its moments, and "sequential" does for recurrent layers.
+            The report shows how they ranked the units.
         loader: calibration batches, whose targets are not looked at. "sequential" fits layers to them. A fifth of the
             samples is held out, and every step is kept only where it brings the outputs there nearer to the original's.
         compensate: what to do about the units that went: "none" leaves the plain removal that `verify` proves; "bias",
@@ -166,6 +167,8 @@ def apply(
         RewriteError: the graph cannot be rewritten.
     """
     small, planned = _rewritten(model, plan)
+    if scores is not None:
+        note_scores(small, scores, plan)
     return repaired(
         model, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device
     )

@@ -131,7 +131,7 @@ class _Timed(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         start = time.perf_counter()
         value = super().run_node(n)
-        _wait(self.device)
+        wait_for(self.device)
         self.seconds[n.name].append(time.perf_counter() - start)
         return value
 
@@ -156,12 +156,12 @@ def _median_time(run: Callable[[], Any], graph: ModelGraph, repeats: int) -> flo
     for _ in range(WARM_UP + repeats):
         start = time.perf_counter()
         run()
-        _wait(device_of(graph))
+        wait_for(device_of(graph))
         taken.append(time.perf_counter() - start)
     return float(np.median(taken[WARM_UP:]))
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
     """Wait until the device has done what it was asked for."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

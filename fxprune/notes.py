@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from fxprune.capture import ModelGraph, capture_as, example_of
-from fxprune.cost import macs, parameters
+from fxprune.compensation import Compensation
+from fxprune.cost import parameters
 from fxprune.coupling import EXCLUDED, Coupling
 from fxprune.example import from_json
 from fxprune.isolation import device_of
 from fxprune.plan import Plan, coupling_of, kept_units
 from fxprune.provenance import provenance
-from fxprune.report import Report, frozen_reports, group_reports
+from fxprune.report import Report, frozen_reports, group_reports, with_rankings
+from fxprune.reporting.layers import largest, layer_costs, layer_parameters
+from fxprune.reporting.rankings import rankings
+from fxprune.scores import Scores
 from fxprune.submodule import name_of, part_of
 from fxprune.tod import Flags
+from fxprune.weights import bytes_of
 
 Planned = tuple[ModelGraph, Coupling, Flags]
 
@@ -46,21 +50,50 @@ def note(model: nn.Module, small: nn.Module, plan: Plan, planned: Planned, error
 
 def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph, keep: Any) -> Report:
     example, frozen = example_of(graph), plan.frozen or coupling.frozen()
+    before, after = layer_costs(graph, example), layer_costs(small, example)
     return Report(
         type(graph).__name__, plan.alpha,
-        parameters(graph), parameters(small), macs(graph, example), macs(small, example), None,
+        parameters(graph), parameters(small), before.total, after.total, None,
         group_reports(coupling, keep, frozen.get(EXCLUDED, ())), frozen_reports(frozen),
-        captured=graph.meta["fxprune"]["rung"], budget=plan.budget,
+        captured=graph.meta["fxprune"]["rung"], budget=plan.budget, layers=largest(before, after),
+        weight_bytes=(bytes_of(graph), bytes_of(small)),
     )  # fmt: skip
 
 
 def note_error(small: nn.Module, error: float, submodule: str) -> None:
     """Put the error that `verify` found into the report."""
-    part: Any = part_of(small, submodule)
-    part.meta["fxprune"]["report"] = replace(part.meta["fxprune"]["report"], error=error)
+    _change(part_of(small, submodule), error=error)
 
 
-def note_scores(small: nn.Module, about: Mapping[str, Any], submodule: str) -> None:
-    """Note how the scores were made that the plan came from."""
+def note_scores(small: nn.Module, scores: Scores, plan: Plan) -> None:
+    """Note how the scores were made that the plan came from, and how they ranked the units of every group."""
+    part: Any = part_of(small, plan.submodule)
+    part.meta["fxprune"]["scores"] = dict(scores.about)
+    if all(plan.widths.get(site.name) == site.width for site in scores.sites):
+        report: Report = part.meta["fxprune"]["report"]
+        other = "random" if "random" in scores.about else "a score"
+        signals = tuple(str(scores.about.get(name, other)) for name in ("propose", "protect"))
+        _change(part, groups=with_rankings(report.groups, rankings(scores, plan)), signals=signals)
+
+
+def note_compensation(small: nn.Module, done: Compensation, submodule: str) -> None:
+    """Note what was done about the units that went, and count the biases that it took."""
     part: Any = part_of(small, submodule)
-    part.meta["fxprune"]["scores"] = dict(about)
+    report: Report = part.meta["fxprune"]["report"]
+    _change(
+        part, compensation=done, params_after=parameters(part),
+        weight_bytes=report.weight_bytes and (report.weight_bytes[0], bytes_of(part)),
+        whole=report.whole and (report.whole[0], parameters(small)),
+        layers=_recounted(report, part),
+    )  # fmt: skip
+
+
+def _recounted(report: Report, part: nn.Module) -> Any:
+    """The largest layers, with the parameters that they have now."""
+    counts = layer_parameters(part)
+    return tuple(replace(layer, params=(layer.params[0], counts[layer.name])) for layer in report.layers)
+
+
+def _change(part: Any, **entries: Any) -> None:
+    """Replace entries of a report."""
+    part.meta["fxprune"]["report"] = replace(part.meta["fxprune"]["report"], **entries)

@@ -49,7 +49,8 @@ class Plan:
     `keep` maps a site (a layer's module path, or a raw parameter's name) to the indices of its channels that stay;
     `widths` to the number that it has. `example` describes the batch that capture needs (see `Plan.save`), and
     `alpha` is the level that the plan was made at, or None. `frozen` says why some layers were left whole, and
-    `settings` how the model was captured and coupled. `budget` is what was asked for in place of a level, if it was.
+    `settings` how the model was captured and coupled. `budget` is what was asked for in place of a level, if it was;
+    `allocate` names the allocation that the level is of, None where it was the caller's own or is not known.
 
     >>> plan = Plan({"0": (0, 2)}, {"0": 3}, [{"tensor": [2, 4], "dtype": "float32"}], alpha=0.05)
     >>> print(plan)
@@ -64,6 +65,7 @@ class Plan:
     frozen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     budget: Budget | None = None
+    allocate: str | None = None
 
     @property
     def submodule(self) -> str:
@@ -81,7 +83,7 @@ class Plan:
         """The plan as JSON can hold it: format, alpha, the example's names, shapes and dtypes, each site's channels."""
         sites = {site: {"of": self.widths[site], "keep": list(kept)} for site, kept in self.keep.items()}
         content = {"fxprune_plan": FORMAT, "alpha": self.alpha, "example": self.example, "frozen": dict(self.frozen)}
-        content |= {"budget": None if self.budget is None else asdict(self.budget)}
+        content |= {"budget": None if self.budget is None else asdict(self.budget), "allocate": self.allocate}
         return content | {"settings": dict(self.settings), "sites": sites}
 
     @classmethod
@@ -99,7 +101,8 @@ class Plan:
             frozen = {str(reason): tuple(map(str, names)) for reason, names in content["frozen"].items()}
             budget = restored(Budget, content["budget"], "budget") if content.get("budget") else None
             settings = restored(Mapping[str, Any], content["settings"], "settings")  # type: ignore[type-abstract]
-            return cls(keep, widths, content["example"], alpha, frozen, settings, budget)
+            allocate = restored(str, content["allocate"], "allocate") if content.get("allocate") else None
+            return cls(keep, widths, content["example"], alpha, frozen, settings, budget, allocate)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise PlanError(f"{source} is not a plan that Plan.save wrote ({type(error).__name__}: {error})") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from fxprune.batches import Unpack
 from fxprune.compensation import Level, check_level, compensated
 from fxprune.compensation.calibration import calibration_of
 from fxprune.isolation import device_of, placed, seeded
-from fxprune.notes import Planned
+from fxprune.notes import Planned, note_compensation
 from fxprune.plan import Plan
 from fxprune.provenance import new_biases
 from fxprune.scores import Scores
@@ -47,6 +46,7 @@ def repaired(
             if loader is not None:
                 data = calibration_of(model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run)
             part, done = compensated(graph, part, coupling, keep, level=level, moments=moments, data=data, seed=seed)
-        part.meta["fxprune"]["report"] = replace(part.meta["fxprune"]["report"], compensation=done)
         part.meta["fxprune"]["biases"] = new_biases(graph, part)
-        return with_part(small, plan.submodule, part.to(device_of(graph)))
+        small = with_part(small, plan.submodule, part.to(device_of(graph)))
+        note_compensation(small, done, plan.submodule)
+        return small

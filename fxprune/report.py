@@ -4,63 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
+from fxprune.atomic import replacing
 from fxprune.capture import ModelGraph
 from fxprune.compensation import Compensation
 from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError
 from fxprune.plan import Budget
+from fxprune.reporting.comparison import Comparison, compared
+from fxprune.reporting.page import page
+from fxprune.reporting.records import (
+    Finetuning,
+    FrozenReport,
+    GroupReport,
+    LayerReport,
+    MeasuredLatency,
+    Ranking,
+)
+from fxprune.reporting.tables import tables
 
-
-@dataclass(frozen=True, slots=True)
-class GroupReport:
-    """One group: its number of units before and after, and the width of each of its sites before and after.
-
-    `inexact` says which statistic changes with the removal, or is None where the removal is exact.
-    """
-
-    name: str
-    before: int
-    after: int
-    sites: Mapping[str, tuple[int, int]]
-    inexact: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FrozenReport:
-    """Layers whose channels stayed whole, and why."""
-
-    sites: tuple[str, ...]
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finetuning:
-    """What `finetune` did.
-
-    `epochs` were asked for; `train_losses` has one entry for each that ran. `val_losses` and `metrics` (empty where no
-    metric was given) begin with the model as it was given, and go on with one entry an epoch. `best` is the epoch whose
-    weights were kept, 0 being the model as given.
-    """
-
-    epochs: int
-    precision: str
-    train_losses: tuple[float, ...] = ()
-    val_losses: tuple[float, ...] = ()
-    metrics: tuple[float, ...] = ()
-    best: int = 0
-
-    @property
-    def ran(self) -> int:
-        """The number of epochs that ran."""
-        return len(self.train_losses)
+__all__ = ["Finetuning", "FrozenReport", "GroupReport", "LayerReport", "MeasuredLatency", "Ranking", "Report", "report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +41,10 @@ class Report:
     None where verify did not run. `whole` are the parameters of the whole model before and after, where only a part of
     it was pruned: then everything else is about that part. `finetuned` says what `finetune` did since; `error` is of
     the model before that. `budget` is what was asked for in place of alpha. `compensation` says what was done about the
-    units that went; `error` is of the plain removal.
+    units that went; `error` is of the plain removal, and `params_after` counts the biases that it created.
+
+    `weight_bytes` are those of all parameters and buffers before and after, `layers` the largest that remain, `signals`
+    the names of what proposed and what protected units, and `latency` what `measure_latency` found, of the whole model.
     """
 
     model: str
@@ -88,10 +61,27 @@ class Report:
     finetuned: Finetuning | None = None
     budget: Budget | None = None
     compensation: Compensation | None = None
+    weight_bytes: tuple[int, int] | None = None
+    layers: tuple[LayerReport, ...] = ()
+    signals: tuple[str, str] | None = None
+    latency: MeasuredLatency | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists and numbers."""
         return asdict(self)
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write the report as one HTML page that needs nothing else: no network, no other file.
+
+        The file appears whole or not at all. Raises FxpruneError where it cannot be written.
+        """
+        text = page(self)
+        with replacing(path, FxpruneError) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+
+    def compare(self, other: Report) -> Comparison:
+        """This report beside another, of another plan for the same model, say; it prints as a table."""
+        return compared(self, other)
 
     def __str__(self) -> str:
         console = Console(width=120, no_color=True)
@@ -100,56 +90,7 @@ class Report:
         return text.get().rstrip()
 
     def __rich_console__(self, console: Console, options: Any) -> Any:
-        yield self._summary()
-        yield from [] if self.budget is None else [str(self.budget)]
-        yield self._widths()
-        for frozen in self.frozen:
-            names = ", ".join(frozen.sites[:6]) + (", ..." if len(frozen.sites) > 6 else "")
-            yield f"whole: {names}: {frozen.reason}"
-
-    def _summary(self) -> Table:
-        level = "a plan" if self.alpha is None else f"alpha {self.alpha:g}"
-        table = Table(title=f"{self.model} at {level}")
-        for name in ("", "before", "after", "left"):
-            table.add_column(name, justify="left" if not name else "right")
-        for name, before, after in (
-            ("parameters", self.params_before, self.params_after),
-            ("MACs a sample", self.macs_before, self.macs_after),
-            *([("parameters of the whole", *self.whole)] if self.whole else []),
-        ):
-            table.add_row(name, f"{before:,}", f"{after:,}", f"{after / max(before, 1):.1%}")
-        proof = "not run" if self.error is None else f"{self.error:.1e}"
-        table.add_row("verify's error" + (", before fine-tuning" if self.finetuned else ""), "", proof, "")
-        table.add_row("captured by", "", self.captured, "")
-        if self.compensation:
-            table.add_row(*_compensated(self.compensation))
-        if self.finetuned:
-            table.add_row(*_tuned(self.finetuned))
-        return table
-
-    def _widths(self) -> Table:
-        table = Table("group", "units", "layers (channels before -> after)")
-        for group in self.groups:
-            sites = ", ".join(f"{name} {before}->{after}" for name, (before, after) in group.sites.items())
-            table.add_row(group.name, f"{group.before} -> {group.after}", sites)
-            if group.inexact:
-                table.add_row("", "", f"inexact: {group.inexact}")
-        return table
-
-
-def _compensated(done: Compensation) -> tuple[str, str, str, str]:
-    """The line of the summary on compensation: the output's error without it and with it, and what was changed."""
-    name = f"output's error, compensation: {done.level}"
-    layers = f"{sum(layer.strength is not None for layer in done.layers) + len(done.filled)} layers"
-    if done.before is None or done.after is None:
-        return name, "", "not measured", layers
-    return name, f"{done.before:.1%}", f"{done.after:.1%}", layers
-
-
-def _tuned(done: Finetuning) -> tuple[str, str, str, str]:
-    """The line of the summary on fine-tuning: the metric, or the validation loss, and the epoch that was kept."""
-    name, values = ("metric", done.metrics) if done.metrics else ("validation loss", done.val_losses)
-    return f"fine-tuning: {name}", f"{values[0]:.4g}", f"{values[done.best]:.4g}", f"epoch {done.best} of {done.ran}"
+        yield from tables(self)
 
 
 def report(small: nn.Module) -> Report:
@@ -159,18 +100,24 @@ def report(small: nn.Module) -> Report:
 
     Raises FxpruneError where `small` is not such a model.
     """
-    for _, found in _reported(small):
+    for _, found in reported(small):
         return found
     raise FxpruneError(f"{type(small).__name__} has no report: it did not come from fxprune.compress or fxprune.apply")
 
 
 def note_finetuning(small: nn.Module, done: Finetuning) -> None:
     """Add what fine-tuning did to the reports of a model, one for each part that was pruned."""
-    for module, found in _reported(small):
+    for module, found in reported(small):
         module.meta["fxprune"] = module.meta["fxprune"] | {"report": replace(found, finetuned=done)}
 
 
-def _reported(small: nn.Module) -> Iterator[tuple[ModelGraph, Report]]:
+def note_latency(small: nn.Module, measured: MeasuredLatency) -> None:
+    """Add what was measured to the reports of a model, one for each part that was pruned."""
+    for module, found in reported(small):
+        module.meta["fxprune"] = module.meta["fxprune"] | {"report": replace(found, latency=measured)}
+
+
+def reported(small: nn.Module) -> Iterator[tuple[ModelGraph, Report]]:
     """The graphs in a model that have a report, and these."""
     for module in small.modules():
         found = module.meta.get("fxprune", {}).get("report") if isinstance(module, ModelGraph) else None
@@ -191,6 +138,14 @@ def group_reports(coupling: Coupling, keep: NDArray[np.bool_], excluded: Iterabl
         )
         for group in coupling.prunable
         if not out.issuperset(site.name for site in group.sites)
+    )
+
+
+def with_rankings(groups: Iterable[GroupReport], found: Mapping[str, Ranking]) -> tuple[GroupReport, ...]:
+    """The groups, each with the ranking of its name, where that is of as many units."""
+    return tuple(
+        replace(group, ranking=ranking if ranking and ranking.proposed[-1] == group.before - 1 else None)
+        for group, ranking in ((group, found.get(group.name)) for group in groups)
     )
 
 

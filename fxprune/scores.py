@@ -101,10 +101,12 @@ class Scores:
         what, value = given(alpha=alpha, params=params, macs=macs, latency=latency) or ("alpha", 0.05)
         allocation = self.allocation(allocate, min_keep=min_keep, round_to=round_to, per=what)
         if what == "alpha":
-            return plan_of(self.sites, allocation.keep(value + EVEN), self.example, value, self.frozen, self.settings)
-        found = meet(allocation, self._cost(what), value, what, remedies(allocate, allocation, self.settings))
-        budget = Budget(what, value, found.achieved)
-        return plan_of(self.sites, found.keep, self.example, found.level, self.frozen, self.settings, budget)
+            plan = plan_of(self.sites, allocation.keep(value + EVEN), self.example, value, self.frozen, self.settings)
+        else:
+            found = meet(allocation, self._cost(what), value, what, remedies(allocate, allocation, self.settings))
+            budget = Budget(what, value, found.achieved)
+            plan = plan_of(self.sites, found.keep, self.example, found.level, self.frozen, self.settings, budget)
+        return replace(plan, allocate=allocate if isinstance(allocate, str) else None)
 
     def with_latency(self, model: nn.Module, example: Any = None, *, repeats: int = 20) -> Scores:
         """These scores, with a table of the times of the model's nodes for `plan(latency=...)`.
@@ -141,16 +143,19 @@ class Scores:
         min_keep = self.min_keep if min_keep is None else min_keep
         round_to = self.round_to if round_to is None else round_to
         check_limits(min_keep, round_to)
-        worth = None
-        if self.costs is not None and self.channels is not None and allocate == "tod":
-            costs = (self.costs.unit_params if per == "params" else self.costs.unit_macs)(len(self.propose))
-            worth = costs / np.maximum(self.channels, 1)  # a unit of many layers saves more, and is read by more
-        level = levels(allocate, self.propose, self.protect, self.groups, worth)
+        level = levels(allocate, self.propose, self.protect, self.groups, self.worth(allocate, per=per))
         units = {site.name: site.units for site in self.sites}
         equal, larger = (
             tuple(tuple(units[n] for n in names) for names in sets) for sets in (self.balanced, self.larger)
         )
         return Allocation(level, self.propose, self.groups, self.pieces, equal, larger, min_keep, round_to)
+
+    def worth(self, allocate: str | Allocate | None = "tod", *, per: str = "macs") -> Scalars | None:
+        """What the model costs less without each unit, by its channels; None where an allocation does not ask."""
+        if self.costs is None or self.channels is None or allocate != "tod":
+            return None
+        costs = (self.costs.unit_params if per == "params" else self.costs.unit_macs)(len(self.propose))
+        return costs / np.maximum(self.channels, 1)  # a unit of many layers saves more, and is read by more
 
     def _cost(self, what: str) -> Cost:
         """What a budget of one kind is a share of, as a function of the units that stay."""

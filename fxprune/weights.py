@@ -78,3 +78,8 @@ def put(model: nn.Module, name: str, value: Tensor) -> None:
 def dtype_name(tensor: Tensor) -> str:
     """A tensor's dtype without `torch.`."""
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def bytes_of(model: nn.Module) -> int:
+    """The bytes of all parameters and buffers, shared ones counted once."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO, Case, tensors
 
 import fxprune
@@ -95,3 +99,58 @@ def test_a_model_that_asks_for_the_device_gets_its_own(monkeypatch: pytest.Monke
     alone = found(graph, tensors(4)(2))
     on_numbers(monkeypatch)
     assert alone == found(graph, tensors(4)(2))
+
+
+def torchs_count(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
+    """Multiply-accumulates by operation, as torch's flop counter has them when the model itself runs."""
+    with FlopCounterMode(display=False) as counter:
+        model(*inputs)
+    return {str(operation): flops // 2 for operation, flops in counter.get_flop_counts().get("Global", {}).items()}
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "resnet18": {}, "mobilenet_v3_small": {}, "shufflenet_v2_x0_5": {}, "convnext_tiny": {}, "swin_t": {},
+    "vit_b_32": {"image_size": 64}, "regnet_y_400mf": {}, "fcn_resnet50": {"weights_backbone": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_macs_are_those_that_torch_counts(name: str) -> None:
+    """Attention runs as its two matrix products, since torch's counter passes over the kernel for the CPU."""
+    model = torchvision.models.get_model(name, weights=None, **NETWORKS[name]).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with sdpa_kernel(SDPBackend.MATH):
+        counted = torchs_count(model, images)
+    assert counted
+    assert 2 * macs(fxprune.capture(model, images), images) == sum(counted.values())
+
+
+class Attends(nn.Module):
+    """Queries, keys and values of one linear layer, and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 3 * 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.layer(x).view(len(x), -1, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def test_what_torchs_counter_passes_over_is_counted() -> None:
+    """The kernel for attention on the CPU, and recurrent layers."""
+    x = torch.randn(2, 5, 8)
+    linear, attention = 5 * 8 * 24, 2 * 2 * 5 * 5 * 4
+    assert sum(torchs_count(Attends(), x).values()) == 2 * linear
+    assert macs(fxprune.capture(Attends(), x), x) == linear + attention
+    lstm = nn.LSTM(8, 6, batch_first=True).eval()
+    with torch.no_grad():
+        assert sum(torchs_count(lstm, x).values()) == 0
+    assert macs(fxprune.capture(lstm, x), x) == 5 * 4 * 6 * (8 + 6)
+
+
+def test_norms_biases_and_what_goes_element_by_element_count_as_nothing() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Softmax(1)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    assert torchs_count(model, x) == {}
+    assert macs(fxprune.capture(model, x), x) == 0

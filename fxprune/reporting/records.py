@@ -1,0 +1,187 @@
+"""The parts of a report, as frozen dataclasses that JSON can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+SAMPLED = 512  # units of a group that a report keeps
+GAIN = 0.05  # of the time, below which a model is not faster
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The two orders of a group's units, and the tolerance of difference that follows from them.
+
+    One entry a unit, in the order in which they are proposed; of a group of more than `SAMPLED` units, as many at even
+    distances of that order. `proposed` is the unit's rank by the signal that proposes, 0 for the first to go.
+    `protected` is its rank by the signal that protects, 0 for the lowest, among `among` units: those of the group, or
+    of the whole network where `allocate` is "tod". `stays` says whether the unit stayed, and `tod` is the tolerance of
+    difference at depth `proposed` + 1. `allocate` names the allocation, None being one of the caller's.
+    """
+
+    proposed: tuple[int, ...]
+    protected: tuple[int, ...]
+    stays: tuple[bool, ...]
+    tod: tuple[float, ...]
+    among: int
+    allocate: str | None = None
+
+    @property
+    def decides(self) -> bool:
+        """Whether the widths were read off this curve."""
+        return self.allocate in ("tod", "tod-by-group")
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReport:
+    """One group: its number of units before and after, and the width of each of its sites before and after.
+
+    `inexact` says which statistic changes with the removal, or is None where the removal is exact. `ranking` is there
+    where the scores were at hand.
+    """
+
+    name: str
+    before: int
+    after: int
+    sites: Mapping[str, tuple[int, int]]
+    inexact: str | None = None
+    ranking: Ranking | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenReport:
+    """Layers whose channels stayed whole, and why."""
+
+    sites: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer: its type, and its parameters and multiply-accumulates a sample, both before and after.
+
+    `name` is the path of a module, or of what holds the weight that a function reads, or else a node of the graph.
+    """
+
+    name: str
+    kind: str
+    params: tuple[int, int]
+    macs: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Finetuning:
+    """What `finetune` did.
+
+    `epochs` were asked for; `train_losses` has one entry for each that ran. `val_losses` and `metrics` (empty where no
+    metric was given) begin with the model as it was given, and go on with one entry an epoch. `best` is the epoch whose
+    weights were kept, 0 being the model as given.
+    """
+
+    epochs: int
+    precision: str
+    train_losses: tuple[float, ...] = ()
+    val_losses: tuple[float, ...] = ()
+    metrics: tuple[float, ...] = ()
+    best: int = 0
+
+    @property
+    def ran(self) -> int:
+        """The number of epochs that ran."""
+        return len(self.train_losses)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds that one batch takes: the median and the quartiles of `runs` measurements, taken in `turns` turns."""
+
+    median: float
+    low: float
+    high: float
+    turns: int
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLatency:
+    """The times of the original and of the smaller model on batches of one size, taken in turns.
+
+    >>> pair = BatchLatency(1, Timing(0.2, 0.19, 0.21, 5, 20), Timing(0.1, 0.09, 0.12, 5, 20))
+    >>> pair.speedup, pair.left, pair.verdict
+    (2.0, 0.5, 'faster')
+    """
+
+    batch_size: int
+    before: Timing
+    after: Timing
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast the smaller model is."""
+        return self.before.median / max(self.after.median, 1e-12)
+
+    @property
+    def left(self) -> float:
+        """The share of the original's time that the smaller model takes."""
+        return self.after.median / max(self.before.median, 1e-12)
+
+    @property
+    def verdict(self) -> Literal["faster", "unclear", "not faster"]:
+        """What the times say of the smaller model.
+
+        "not faster" where its median is not a twentieth below the original's; otherwise "faster" where the middle
+        halves of the times lie apart, and "unclear" where they overlap.
+        """
+        if self.left > 1 - GAIN:
+            return "not faster"
+        return "faster" if self.after.high < self.before.low else "unclear"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredLatency:
+    """What `measure_latency` found: the times at every batch size, on which device, with how many threads.
+
+    `reasons` say why, where the smaller model is not faster at some batch size.
+    """
+
+    device: str
+    threads: int
+    batches: tuple[BatchLatency, ...]
+    reasons: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        lines = [f"measured on {self.device}, {threads}"]
+        for pair in self.batches:
+            before, after = (f"{milliseconds(t.median)} ({_spread(t)})" for t in (pair.before, pair.after))
+            lines.append(f"  batch {pair.batch_size}: {before} -> {after}, {pair.speedup:.2f} x")
+        return "\n".join([*lines, *(f"  {line}" for line in self.explained())])
+
+    def explained(self) -> tuple[str, ...]:
+        """Where the smaller model is not faster, and why, a sentence a line; empty where it is faster everywhere."""
+        said: list[str] = []
+        if where := self._sizes("unclear"):
+            said.append(f"the spread at batch size {where} is too wide to tell: measure on a machine that is idle")
+        if where := self._sizes("not faster"):
+            said.append(f"not faster at batch size {where}")
+        return *said, *self.reasons
+
+    def _sizes(self, verdict: str) -> str:
+        """The batch sizes of one verdict."""
+        return " and ".join(str(pair.batch_size) for pair in self.batches if pair.verdict == verdict)
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds, with three digits that count.
+
+    >>> milliseconds(0.0123456), milliseconds(1.5)
+    ('12.3 ms', '1,500 ms')
+    """
+    value = 1e3 * seconds
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def _spread(timing: Timing) -> str:
+    return f"{milliseconds(timing.low).removesuffix(' ms')} to {milliseconds(timing.high)}"
