@@ -25,6 +25,7 @@ from fxprune.example import from_json
 from fxprune.isolation import device_of
 from fxprune.latency import Latency, measure
 from fxprune.moments import Key, Moments
+from fxprune.numberless import computing, need_numbers
 from fxprune.plan import Budget, Plan, coupling_of, plan_of
 from fxprune.submodule import part_of
 from fxprune.walk import Unknown
@@ -116,6 +117,7 @@ class Scores:
             example: the batch to run, as the model (or its part) takes it; the two samples of scoring by default.
             repeats: runs of which the median is taken.
         """
+        need_numbers(model, "with_latency")
         part = part_of(model, str(self.settings.get("submodule", "")))
         graph = capture_as(self.settings, part, from_json(self.example, device=device_of(part)))
         coupling = coupling_of(graph, self.plan(0))
@@ -238,12 +240,17 @@ class Scores:
         head_dim: bool = False,
         submodule: str = "",
     ) -> Scores:
-        """Seeded random scores, for baselines and for tests that need no data; `example` is what the part takes."""
+        """Seeded random scores, for baselines, for tests that need no data, and for models without numbers.
+
+        `example` is what the part takes.
+        """
         graph = capture_around(exclude, part_of(model, submodule), example)
         options = {"inexact": inexact, "head_dim": head_dim}
-        coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
-        propose, protect = np.random.default_rng(seed).random((2, coupling.units))
-        return scores_of(graph, coupling, (propose, protect), options | {"submodule": submodule}, {"random": seed})
+        with computing():
+            coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
+            drawn = np.random.default_rng(seed).random((2, coupling.units))
+            own = options | {"submodule": submodule}
+            return scores_of(graph, coupling, (drawn[0], drawn[1]), own, {"random": seed})
 
 
 def scores_of(
