@@ -10,6 +10,7 @@ from fxprune.errors import (
     ArtifactError,
     CalibrationError,
     CaptureError,
+    CheckpointError,
     ExportError,
     FxpruneError,
     FxpruneWarning,
@@ -27,13 +28,15 @@ from fxprune.ranking import Evidence
 from fxprune.report import Finetuning, Report, report
 from fxprune.scores import Scores
 from fxprune.scoring import score
+from fxprune.sharded import Manifest, rewrite_checkpoint
 from fxprune.verify import verify
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ArtifactError", "Budget", "CalibrationError", "CaptureError", "Compensation", "Coupling", "Evidence",
-    "ExportError", "Finetuning", "FxpruneError", "FxpruneWarning", "Group", "NarrowError", "Plan", "PlanError",
-    "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError", "VerificationError", "apply", "capture",
-    "classes", "compress", "couple", "export", "finetune", "load", "narrow", "report", "save", "score", "verify",
+    "ArtifactError", "Budget", "CalibrationError", "CaptureError", "CheckpointError", "Compensation", "Coupling",
+    "Evidence", "ExportError", "Finetuning", "FxpruneError", "FxpruneWarning", "Group", "Manifest", "NarrowError",
+    "Plan", "PlanError", "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError", "VerificationError",
+    "apply", "capture", "classes", "compress", "couple", "export", "finetune", "load", "narrow", "report",
+    "rewrite_checkpoint", "save", "score", "verify",
 ]  # fmt: skip
