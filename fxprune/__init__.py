@@ -10,6 +10,7 @@ from fxprune.errors import (
     ArtifactError,
     CalibrationError,
     CaptureError,
+    CheckpointError,
     ExportError,
     FxpruneError,
     FxpruneWarning,
@@ -30,14 +31,15 @@ from fxprune.reporting.comparison import Comparison
 from fxprune.reporting.records import MeasuredLatency
 from fxprune.scores import Scores
 from fxprune.scoring import score
+from fxprune.sharded import Manifest, rewrite_checkpoint
 from fxprune.verify import verify
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ArtifactError", "Budget", "CalibrationError", "CaptureError", "Comparison", "Compensation", "Coupling", "Evidence",
-    "ExportError", "Finetuning", "FxpruneError", "FxpruneWarning", "Group", "MeasuredLatency", "NarrowError", "Plan",
-    "PlanError", "Report", "RewriteError", "Scores", "Site", "UnsupportedOpError", "VerificationError", "apply",
-    "capture", "classes", "compress", "couple", "export", "finetune", "load", "measure_latency", "narrow", "report",
-    "save", "score", "verify",
+    "ArtifactError", "Budget", "CalibrationError", "CaptureError", "CheckpointError", "Comparison", "Compensation",
+    "Coupling", "Evidence", "ExportError", "Finetuning", "FxpruneError", "FxpruneWarning", "Group", "Manifest",
+    "MeasuredLatency", "NarrowError", "Plan", "PlanError", "Report", "RewriteError", "Scores", "Site",
+    "UnsupportedOpError", "VerificationError", "apply", "capture", "classes", "compress", "couple", "export",
+    "finetune", "load", "measure_latency", "narrow", "report", "rewrite_checkpoint", "save", "score", "verify",
 ]  # fmt: skip

@@ -33,16 +33,16 @@ def replacing(path: str | PathLike[str], error: type[FxpruneError]) -> Iterator[
         mode = stat.S_IMODE((goal if goal.exists() else unfinished).stat().st_mode)
         yield unfinished
         unfinished.chmod(mode)  # some writers make files that only their owner can read
-        _to_disk(unfinished)
+        to_disk(unfinished)
         unfinished.replace(goal)
-        _to_disk(goal.parent)
+        to_disk(goal.parent)
     except OSError as cause:
         raise error(f"{path} cannot be written ({cause}): is there room, and are you allowed to?") from cause
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Wait until a file, or the list of names in a folder, is on the disk."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folders
         return

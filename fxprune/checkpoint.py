@@ -12,16 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import FxpruneError
+from fxprune.atomic import to_disk
+from fxprune.errors import FxpruneError, first_line
 
 FORMAT = 1
 
 
 def write(path: str | PathLike[str], settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint in one step: whoever reads the file sees the old one or the new one, never a part."""
-    unfinished = Path(path).with_name(Path(path).name + ".part")
-    torch.save({"fxprune_finetune": FORMAT, "settings": dict(settings), "state": dict(state)}, unfinished)
-    unfinished.replace(path)
+    """Write a checkpoint in one step: whoever reads sees the old file or the new one, never a part."""
+    unfinished = Path(path).with_name(Path(path).name + ".part")  # of one name: what a killed run left is written over
+    try:
+        torch.save({"fxprune_finetune": FORMAT, "settings": dict(settings), "state": dict(state)}, unfinished)
+        to_disk(unfinished)
+        unfinished.replace(path)
+        to_disk(Path(path).parent)
+    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
+        raise FxpruneError(f"{path} cannot be written ({first_line(error)}): is there room?") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read(path: str | PathLike[str], settings: Mapping[str, Any], device: torch.device) -> dict[str, Any] | None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from torch import fx
 
 from fxprune.capture import ModelGraph
 from fxprune.collect import EXCLUDED, Collector, Exclude
+from fxprune.errors import CaptureError, FxpruneError, first_line
 from fxprune.groups import Coupling, Edge, Group, Index, Site
+from fxprune.numberless import computing, lacking_numbers
 from fxprune.resolve import resolve
 from fxprune.walk import Unknown, step
 
@@ -58,9 +64,29 @@ def analyse(
 ) -> Coupling:
     """Everything behind `couple`: groups, sites, edges, and the labels that rewriting and verifying need."""
     collector = Collector(graph, exclude, inexact=inexact, head_dim=head_dim)
-    with torch.no_grad():
+    with torch.no_grad(), computing():
         for node in graph.graph.nodes:
-            collector.env[node] = step(collector, node, unknown=unknown)
+            with explained(collector, node):
+                collector.env[node] = step(collector, node, unknown=unknown)
             collector.freeze_excluded(node)
     collector.check_exclude()
-    return resolve(collector)
+    with computing():
+        return resolve(collector)
+
+
+@contextmanager
+def explained(collector: Collector, node: fx.Node) -> Iterator[None]:
+    """Say what is missing where labels cannot be found since a constant of the model has no numbers."""
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except Exception as error:
+        model, name = collector.graph, lacking_numbers(collector.graph)
+        if name is None:
+            raise
+        raise CaptureError(
+            f"{collector.describe()} of {type(model).__name__} moves channels by constants without numbers "
+            f"({type(error).__name__}: {first_line(error)}): build the buffers and tensors that the forward indexes by "
+            "on the CPU; only parameters may be on the meta device"
+        ) from error

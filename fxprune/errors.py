@@ -35,6 +35,10 @@ class ArtifactError(FxpruneError):
     """A file of a pruned model cannot be written or read, or is not for the model that was given."""
 
 
+class CheckpointError(FxpruneError):
+    """A checkpoint cannot be read or rewritten, or is not of the model that was given."""
+
+
 class NarrowError(FxpruneError):
     """A model's own class does not run with the layers that a plan leaves."""
 

@@ -106,20 +106,3 @@ def from_json(description: Any, *, device: torch.device | str = "cpu") -> Any:
     if isinstance(description, list):
         return tuple(from_json(value, device=device) for value in description)
     return description
-
-
-def shapes_of(description: Any) -> list[list[int]]:
-    """The shapes of the tensors that a JSON description names.
-
-    Raises TypeError or ValueError where one is no list of sizes.
-
-    >>> shapes_of([{"tensor": [2, 3], "dtype": "float32"}, None])
-    [[2, 3]]
-    """
-    if isinstance(description, Mapping) and "tensor" in description:
-        shape = description["tensor"]
-        if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
-            raise ValueError(f"the example names the shape {shape!r}, which is no list of sizes")
-        return [shape]
-    inner = description.values() if isinstance(description, Mapping) else description
-    return [shape for entry in inner for shape in shapes_of(entry)] if isinstance(description, (Mapping, list)) else []

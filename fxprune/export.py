@@ -19,6 +19,7 @@ from fxprune.atomic import replacing
 from fxprune.errors import ExportError, first_line
 from fxprune.example import as_call, opened
 from fxprune.isolation import device_of, isolated_copy, undisturbed
+from fxprune.numberless import need_numbers
 from fxprune.verify import relative_error
 
 TOLERANCE = 1e-4
@@ -60,6 +61,7 @@ def export(
         raise ExportError(f"{path} ends in {Path(path).suffix!r}: name a file that ends in {' or '.join(_WRITERS)}")
     if write is _onnx:
         _check_extra()
+    need_numbers(small, "export", ExportError)
     with undisturbed(), torch.no_grad(), replacing(path, ExportError) as unfinished:
         model = isolated_copy(small).eval()
         example = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device_of(model)), example)

@@ -21,8 +21,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from fxprune.batches import Unpack, length_of
 from fxprune.checkpoint import fingerprint
 from fxprune.distillation import Distillation, Goal, Logits, Metric, classes_last
-from fxprune.errors import FxpruneError
+from fxprune.errors import CalibrationError, FxpruneError
 from fxprune.isolation import device_of, dtype_of, isolated_copy, seeded
+from fxprune.numberless import need_numbers
 from fxprune.objective import Loss
 from fxprune.report import Finetuning, note_finetuning, report
 from fxprune.submodule import Run
@@ -95,6 +96,7 @@ def finetune(
     """
     check_options(locals())
     report(small)  # raises where there is none
+    need_numbers(small, "finetune", CalibrationError)
     place = torch.device(device) if device is not None else device_of(small)
     precision = precision or _precision_for(small, place)
     settings = {

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import CaptureError
+from fxprune.numberless import computing, on_meta
 
 HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
@@ -22,13 +23,13 @@ HOOKS = (
 
 
 def isolated_copy(model: nn.Module, instead: Mapping[int, object] | None = None) -> nn.Module:
-    """A deep copy of `model` that shares no storage with it and has none of its hooks.
+    """A deep copy of `model` that shares no storage with it and has none of its hooks; fake tensors become meta ones.
 
     `instead` maps ids of objects to what stands in their places in the copy.
 
     Raises CaptureError where the model cannot be copied.
     """
-    memo: dict[int, object] = dict(instead or {})
+    memo: dict[int, object] = on_meta(model) | dict(instead or {})
     for module in model.modules():
         memo |= {id(getattr(module, name)): OrderedDict() for name in HOOKS if hasattr(module, name)}
     try:
@@ -82,10 +83,10 @@ def shape_only(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Work with gradients enabled, outside inference mode, and give all random generators their states back."""
+    """Work with gradients enabled, on numbers, outside inference mode; give all random generators their states back."""
     states = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), torch.inference_mode(mode=False), torch.enable_grad():
+    with torch.random.fork_rng(devices), torch.inference_mode(mode=False), torch.enable_grad(), computing():
         try:
             yield
         finally:

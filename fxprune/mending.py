@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import RewriteError
 from fxprune.labels import Labels, varying_axes
+from fxprune.numberless import home_of
 from fxprune.rules import movement, recurrent
 from fxprune.rules.table import RULES, Key, key_of
 
@@ -273,6 +274,6 @@ def index_node(repair: Repair, index: Tensor, name: str = "") -> fx.Node:
     while hasattr(repair.graph, name):
         name += "_"
     device = next((t.device for t in (*repair.graph.parameters(), *repair.graph.buffers())), torch.device("cpu"))
-    repair.graph.register_buffer(name, index.to(device), persistent=False)
+    repair.graph.register_buffer(name, index.to(home_of(device)), persistent=False)
     with repair.graph.graph.inserting_before(repair.node):
         return repair.graph.graph.get_attr(name)

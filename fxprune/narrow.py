@@ -14,6 +14,7 @@ from fxprune.errors import NarrowError, summary
 from fxprune.isolation import isolated_copy, undisturbed
 from fxprune.mending import is_inserted
 from fxprune.notes import Planned, planned_by
+from fxprune.numberless import need_numbers
 from fxprune.plan import Plan
 from fxprune.rewrite import check_labels
 from fxprune.submodule import part_of, with_part
@@ -51,6 +52,7 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
     part = part_of(model, plan.submodule)
     if isinstance(part, ModelGraph):
         raise NarrowError(f"{type(part).__name__} is a graph already, with no forward of its own: use fxprune.apply")
+    need_numbers(model, "narrow", NarrowError)
     rewritten = apply(model, plan)
     with undisturbed():
         graph, coupling, keep = planned_by(model, plan)

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from fxprune.atomic import replacing
 from fxprune.capture import ModelGraph
 from fxprune.coupling import EXCLUDED, Coupling, Site, analyse
+from fxprune.descriptions import check_example, check_settings
 from fxprune.errors import PlanError
 from fxprune.records import restored
 
 FORMAT = 1
-
+LARGEST = 256 << 20  # bytes of a file; a million channels take ten
 
 BUDGETS = {"params": "parameters", "macs": "MACs", "latency": "latency"}
 
@@ -100,10 +101,12 @@ class Plan:
             widths = {name: width for name, (width, _) in sites.items()}
             frozen = {str(reason): tuple(map(str, names)) for reason, names in content["frozen"].items()}
             budget = restored(Budget, content["budget"], "budget") if content.get("budget") else None
+            check_settings(content["settings"])
+            check_example(content["example"])
             settings = restored(Mapping[str, Any], content["settings"], "settings")  # type: ignore[type-abstract]
             allocate = restored(str, content["allocate"], "allocate") if content.get("allocate") else None
             return cls(keep, widths, content["example"], alpha, frozen, settings, budget, allocate)
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise PlanError(f"{source} is not a plan that Plan.save wrote ({type(error).__name__}: {error})") from error
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -115,15 +118,20 @@ class Plan:
     def load(cls, path: str | PathLike[str]) -> Plan:
         """Read a plan that `save` wrote. Raises PlanError where the file is not one."""
         try:
+            size = Path(path).stat().st_size
+            if size > LARGEST:
+                raise ValueError(f"it has {size:,} bytes, more than {LARGEST:,}")
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except OSError as error:
+            raise PlanError(f"{path} cannot be read ({error})") from error
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"{path} is not a plan that Plan.save wrote ({type(error).__name__}: {error})") from error
         return cls.from_dict(content, path)
 
 
 def _site(name: str, entry: Any) -> tuple[int, tuple[int, ...]]:
     """The width and the kept channels of one site of a plan file."""
-    width, kept = int(entry["of"]), tuple(int(index) for index in entry["keep"])
+    width, kept = restored(int, entry["of"], f"{name}.of"), restored(tuple[int, ...], entry["keep"], f"{name}.keep")
     _check_indices(name, width, kept)
     return width, kept
 

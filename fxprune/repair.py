@@ -11,8 +11,10 @@ from torch import nn
 from fxprune.batches import Unpack
 from fxprune.compensation import Level, check_level, compensated
 from fxprune.compensation.calibration import calibration_of
+from fxprune.errors import CalibrationError
 from fxprune.isolation import device_of, placed, seeded
 from fxprune.notes import Planned, note_compensation
+from fxprune.numberless import need_numbers
 from fxprune.plan import Plan
 from fxprune.provenance import new_biases
 from fxprune.scores import Scores
@@ -38,6 +40,7 @@ def repaired(
     check_level(level, moments, loader)
     if level == "none":
         return small
+    need_numbers(model, f"compensate={level!r}", CalibrationError)
     with seeded(seed):
         graph, coupling, keep = planned
         part: Any = part_of(small, plan.submodule)

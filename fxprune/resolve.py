@@ -30,7 +30,7 @@ def resolve(collector: Collector) -> Coupling:
     classes = _Classes(merged, frozen)
     for options, ordered in sorted(collector.choices, key=lambda choice: not choice[1]):
         _choose(classes, options, ordered=ordered)
-    merged = classes.united[merged]
+    merged = classes.of(np.arange(collector.size))
     _freeze_balanced(collector, frozen, merged)
     groups, sites, unit_of = _grouped(collector, merged, _reasons(collector, merged, np.flatnonzero(frozen)))
     values = {node.name: value for node, value in collector.env.items()}
@@ -131,13 +131,9 @@ def _choose(classes: _Classes, options: Sequence[Option], *, ordered: bool) -> N
     """Apply the option that leaves the most units free to go, the first of equals; if `ordered`, the first with two."""
     trials = [_trial(classes, option) for option in options]
     _, touched, roots, held = max(trials, key=lambda trial: min(trial[0], 2) if ordered else trial[0])
-    united, frozen = classes.united, classes.frozen
-    frozen[held] = True
-    stuck = np.unique(roots[frozen[touched]])
-    renamed = np.arange(len(united))
-    renamed[touched] = roots
-    united[:] = renamed[united]
-    frozen[stuck] = True
+    classes.frozen[held] = True
+    classes.frozen[roots[classes.frozen[touched]]] = True
+    classes.united[touched] = roots
 
 
 def _trial(classes: _Classes, option: Option) -> tuple[int, Index, Index, Index]:
@@ -159,8 +155,9 @@ def _trial(classes: _Classes, option: Option) -> tuple[int, Index, Index, Index]
 class _Classes:
     """The classes of tied labels while options are chosen.
 
-    `united` maps each to the one that it was united with, and `frozen` tells those that stay; both are kept up to date
-    in place. Sets of classes are told by marks in arrays over all of them, which is much faster than by sorting.
+    `united` maps each to one that it was united with, step by step up to one that maps to itself, and `frozen` tells
+    those of the last kind that stay; both are kept up to date in place. Sets of classes are told by marks in arrays
+    over all of them, which is much faster than by sorting.
     """
 
     def __init__(self, merged: Index, frozen: Flags) -> None:
@@ -169,7 +166,11 @@ class _Classes:
 
     def of(self, labels: Index) -> Index:
         """The classes of labels."""
-        found: Index = self.united[self.merged[labels]]
+        start = self.merged[labels]
+        found: Index = self.united[start]
+        while not np.array_equal(found, above := self.united[found]):
+            found = above
+        self.united[start] = found  # the next search is short
         return found
 
     def distinct(self, classes: Index) -> tuple[Index, Index]:

@@ -7,16 +7,14 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from fxprune.allocate import EVEN, Allocate, Allocation, check_limits, levels
-from fxprune.atomic import replacing
+from fxprune.arrays import BROKEN, read, write
 from fxprune.budgets import Cost, given, meet, remedies
 from fxprune.capture import ModelGraph, capture_around, capture_as, settings_of
 from fxprune.costing import Costs, costs_of
@@ -26,7 +24,9 @@ from fxprune.example import from_json
 from fxprune.isolation import device_of
 from fxprune.latency import Latency, measure
 from fxprune.moments import Key, Moments
+from fxprune.numberless import computing, need_numbers
 from fxprune.plan import Budget, Plan, coupling_of, plan_of
+from fxprune.soundness import check_consistent
 from fxprune.submodule import part_of
 from fxprune.walk import Unknown
 
@@ -119,6 +119,7 @@ class Scores:
             example: the batch to run, as the model (or its part) takes it; the two samples of scoring by default.
             repeats: runs of which the median is taken.
         """
+        need_numbers(model, "with_latency")
         part = part_of(model, str(self.settings.get("submodule", "")))
         graph = capture_as(self.settings, part, from_json(self.example, device=device_of(part)))
         coupling = coupling_of(graph, self.plan(0))
@@ -197,39 +198,52 @@ class Scores:
         for index, moments in enumerate(self.moments.values()):
             arrays |= _named(f"moments{index}", moments.arrays())
         text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-        with replacing(path, PlanError) as unfinished, unfinished.open("wb") as file:
-            np.savez_compressed(file, header=text, propose=self.propose, protect=self.protect, **arrays)
+        write(path, {"header": text, "propose": self.propose, "protect": self.protect, **arrays}, PlanError)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Scores:
         """Read scores that `save` wrote. Raises PlanError where the file is not such a one."""
         try:
-            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as content:
-                header = json.loads(content["header"].tobytes())
-                if header["fxprune_scores"] != FORMAT:
-                    raise PlanError(
-                        f"{path} has score format {header['fxprune_scores']}, this fxprune reads {FORMAT}: update it"
-                    )
-                sites = tuple(Site(name, content[f"site{i}"]) for i, name in enumerate(header["sites"]))
-                pieces = tuple(content[f"piece{i}"] for i in range(header["pieces"]))
-                groups = tuple((str(name), int(start), int(end)) for name, start, end in header["groups"])
-                scores = content["propose"], content["protect"]
-                rest = header["example"], _names(header["frozen"]), header["settings"], header["about"]
-                balanced, larger = (tuple(map(tuple, header[name])) for name in ("balanced", "larger"))
-                costs = header["costs"] and Costs.of_arrays(_part(content, "costs"), **header["costs"])
-                times = header["times"] and Latency.of_arrays(_part(content, "times"), **header["times"])
-                moments = {
-                    (str(source), str(how)): Moments.of_arrays(_part(content, f"moments{index}"))
-                    for index, (source, how) in enumerate(header["moments"])
-                }
-                channels, limits = content.get("channels"), (int(header["min_keep"]), int(header["round_to"]))
-                return cls(
-                    *scores, groups, sites, pieces, *rest, balanced, larger, costs, times, moments, channels, *limits
+            content = read(path)
+            header = json.loads(content["header"].tobytes())
+            if header["fxprune_scores"] != FORMAT:
+                raise PlanError(
+                    f"{path} has score format {str(header['fxprune_scores'])[:20]}, this fxprune reads {FORMAT}: "
+                    "update it"
                 )
-        except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
+            scores = cls._restored(header, content)
+            check_consistent(scores)
+            return scores
+        except OSError as error:
+            raise PlanError(f"{path} cannot be read ({error})") from error
+        except BROKEN as error:
             raise PlanError(
                 f"{path} is not a score file that Scores.save wrote ({type(error).__name__}: {error})"
             ) from error
+
+    @classmethod
+    def _restored(cls, header: Mapping[str, Any], content: Mapping[str, Any]) -> Scores:
+        """The scores of a file's header and arrays."""
+        sites = tuple(Site(str(name), content[f"site{i}"]) for i, name in enumerate(header["sites"]))
+        pieces = tuple(content[f"piece{i}"] for i in range(header["pieces"]))
+        groups = tuple((str(name), int(start), int(end)) for name, start, end in header["groups"])
+        rest = header["example"], _names(header["frozen"]), header["settings"], header["about"]
+        balanced, larger = (tuple(tuple(map(str, names)) for names in header[name]) for name in ("balanced", "larger"))
+        costs = header["costs"] and Costs.of_arrays(
+            _part(content, "costs"), int(header["costs"]["samples"]), tuple(map(str, header["costs"]["inexact"]))
+        )
+        times = header["times"] and Latency.of_arrays(
+            _part(content, "times"), float(header["times"]["rest"]), str(header["times"]["device"])
+        )
+        moments = {
+            (str(source), str(how)): Moments.of_arrays(_part(content, f"moments{index}"))
+            for index, (source, how) in enumerate(header["moments"])
+        }
+        channels, limits = content.get("channels"), (int(header["min_keep"]), int(header["round_to"]))
+        return cls(
+            content["propose"], content["protect"], groups, sites, pieces, *rest, balanced, larger, costs, times,
+            moments, channels, *limits,
+        )  # fmt: skip
 
     @classmethod
     def random(
@@ -244,12 +258,17 @@ class Scores:
         head_dim: bool = False,
         submodule: str = "",
     ) -> Scores:
-        """Seeded random scores, for baselines and for tests that need no data; `example` is what the part takes."""
+        """Seeded random scores, for baselines, for tests that need no data, and for models without numbers.
+
+        `example` is what the part takes.
+        """
         graph = capture_around(exclude, part_of(model, submodule), example)
         options = {"inexact": inexact, "head_dim": head_dim}
-        coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
-        propose, protect = np.random.default_rng(seed).random((2, coupling.units))
-        return scores_of(graph, coupling, (propose, protect), options | {"submodule": submodule}, {"random": seed})
+        with computing():
+            coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
+            drawn = np.random.default_rng(seed).random((2, coupling.units))
+            own = options | {"submodule": submodule}
+            return scores_of(graph, coupling, (drawn[0], drawn[1]), own, {"random": seed})
 
 
 def scores_of(

@@ -14,9 +14,10 @@ from torch.utils import _pytree as pytree
 from fxprune.batches import Unpack, batches, fitted, fitted_example, to_device
 from fxprune.capture import capture_around, is_captured
 from fxprune.capture.checks import Leaves
-from fxprune.errors import CaptureError, FxpruneError, first_line
+from fxprune.errors import CalibrationError, CaptureError, FxpruneError, first_line
 from fxprune.example import as_call
 from fxprune.isolation import device_of, isolated_copy, seeded
+from fxprune.numberless import need_numbers
 
 Run = Callable[[Any, Any, Any], Tensor]
 
@@ -68,6 +69,7 @@ def with_captured_part(
     Raises CaptureError where the part is not run by the loader's first batch, or cannot be captured.
     """
     part = part_of(model, path)
+    need_numbers(model, "scoring", CalibrationError)
     if is_captured(part):
         return model
     if path or run:

@@ -17,6 +17,7 @@ from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError, VerificationError
 from fxprune.example import as_call, opened
 from fxprune.isolation import device_of, evaluating, undisturbed
+from fxprune.numberless import need_numbers
 from fxprune.oracle import oracle
 from fxprune.plan import Plan, coupling_of, kept_units
 from fxprune.rewrite import MismatchError, check_labels
@@ -41,6 +42,8 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
     Raises:
         VerificationError: the labels disagree, or the error is above the tolerance.
     """
+    need_numbers(model, "verify")
+    need_numbers(small, "verify")
     with undisturbed(), torch.no_grad():
         model, small = part_of(model, plan.submodule), part_of(small, plan.submodule)
         graph = capture_as(plan.settings, model, example)

@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import UnsupportedOpError
 from fxprune.example import TensorSpec
 from fxprune.labels import Labels
+from fxprune.mixed import method, mixed
+from fxprune.numberless import CPU
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.table import RAGGED, RULES, describe, key_of
 from fxprune.source import HOMES
@@ -77,10 +79,8 @@ def _computed(ctx: Context, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Run a node for real: it works on numbers and known constants only."""
     args, kwargs = pytree.tree_map_only(Labels, lambda x: x.value, (args, kwargs))
     with torch.no_grad():
-        if node.op == "call_method":
-            value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        else:
-            value = node.target(*args, **kwargs)  # type: ignore[operator]
+        function: Any = method(str(node.target)) if node.op == "call_method" else node.target
+        value = mixed(function, args, kwargs, CPU)
     return pytree.tree_map_only(Tensor, lambda t: Labels(tuple(t.shape), value=t), value)
 
 

@@ -14,6 +14,7 @@ from fxprune.artifact.header import Builder, Header, Part, TensorRecord
 from fxprune.artifact.rebuild import built, plan_from, rebuilt, versions
 from fxprune.capture import ModelGraph
 from fxprune.errors import ArtifactError
+from fxprune.numberless import need_numbers
 from fxprune.report import Report
 from fxprune.scores import Scores
 from fxprune.submodule import part_of
@@ -51,6 +52,7 @@ def save(
     if builder is None and builder_kwargs:
         raise ArtifactError("builder_kwargs are given without builder=: name the callable that they are for")
     parts = _parts(small, scores)
+    need_numbers(small, "save", ArtifactError)
     _check_states(small)
     held = named_tensors(small)
     aliases = aliases_of(held)

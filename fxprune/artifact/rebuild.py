@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -14,17 +13,10 @@ from torch import Tensor, nn
 from fxprune.artifact.header import Builder, Header, Part
 from fxprune.compress import apply
 from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, first_line, summary
-from fxprune.example import shapes_of
 from fxprune.isolation import isolated_copy
 from fxprune.plan import Plan
-from fxprune.records import restored
 from fxprune.submodule import part_of
 
-LARGEST_EXAMPLE = 1 << 28  # entries of the example batch that a plan describes
-_SETTINGS: dict[str, Any] = {
-    "method": str, "leaves": tuple[str, ...], "concrete_args": Mapping[str, Any], "submodule": str,
-    "inexact": bool, "head_dim": bool,
-}  # fmt: skip
 _FAILURES = (FxpruneError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, OverflowError)
 
 
@@ -52,18 +44,9 @@ def plan_from(content: Mapping[str, Any], source: object) -> Plan:
     Raises ArtifactError.
     """
     try:
-        plan = Plan.from_dict(content, source)
-        for name, value in plan.settings.items():
-            restored(_SETTINGS.get(name, Any), value, f"settings.{name}")
-        entries = sum(math.prod(shape) for shape in shapes_of(plan.example))
-    except (FxpruneError, TypeError, ValueError, RecursionError) as error:
+        return Plan.from_dict(content, source)
+    except FxpruneError as error:
         raise ArtifactError(f"{source} holds a plan that cannot be used: {first_line(error)}; get it anew") from error
-    if entries > LARGEST_EXAMPLE:
-        raise ArtifactError(
-            f"{source} names an example batch of {entries:,} numbers, more than {LARGEST_EXAMPLE:,}: "
-            "score with smaller batches"
-        )
-    return plan
 
 
 def _materialised(model: nn.Module, header: Header, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from fxprune.attention import lower
 from fxprune.capture import exported, symbolic, values
@@ -16,6 +15,7 @@ from fxprune.capture.passes import annotate, placeholder_values, specs_on
 from fxprune.errors import CaptureError
 from fxprune.example import TensorSpec, to_json, trim
 from fxprune.isolation import device_of, isolated_copy, undisturbed
+from fxprune.numberless import lacking_numbers, to_home
 
 __all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "placeholder_values", "specs_on"]
 
@@ -112,9 +112,10 @@ def _prepared(model: nn.Module, example: Any, concrete_args: Mapping[str, Any], 
     """A copy of the model in eval mode, and the example on its device, checked; by a run of the model, too."""
     own = lower(isolated_copy(model)).eval()
     check_names(own)
-    example = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device_of(own)), example)
+    example = to_home(example, device_of(own))
     check_example(own, example, concrete_args)
-    return own, runnable(own, example, concrete_args) if run else example
+    runs = run and lacking_numbers(own) is None
+    return own, runnable(own, example, concrete_args) if runs else example
 
 
 def _captured(model: nn.Module, own: nn.Module, example: Any, rung: str, options: dict[str, Any]) -> ModelGraph:
@@ -141,6 +142,9 @@ def _carried(model: nn.Module) -> dict[str, Any]:
 def _no_way(model: nn.Module, failures: Mapping[str, CaptureError]) -> str:
     """The message for a model that no way leads to a graph of: the reason of each, and the ways out."""
     reasons = "".join(f"\n  {rung}: {error}" for rung, error in failures.items())
+    lacking = lacking_numbers(model)
+    if lacking is not None:
+        reasons += f"\n  ({lacking} and others have shapes only: where the forward asks for numbers, load the weights)"
     return (
         f"{type(model).__name__} cannot be captured:{reasons}\n"
         "Keep the submodule that holds the line whole with leaves=[its name] (compress and score do so for what "

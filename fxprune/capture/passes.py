@@ -14,15 +14,14 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import first_line
 from fxprune.example import TensorSpec, as_call, spec_of
 from fxprune.isolation import evaluating, shape_only, weightless
+from fxprune.mixed import PLACES, method, mixed
+from fxprune.numberless import CPU, META, lacking_numbers
 
 Found = TypeVar("Found")
 
 _LOG = logging.getLogger(__name__)
 _PLAIN = (Tensor, bool, int, float, str, type(None))
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_ABOUT_PLACES = frozenset({
-    "device", "is_cuda", "is_cpu", "is_meta", "get_device", "type", "data_ptr",
-})  # fmt: skip
 
 
 def annotate(graph: fx.GraphModule, example: Any) -> None:
@@ -42,7 +41,7 @@ def specs_on(graph: fx.GraphModule, example: Any) -> dict[str, Any]:
 
     places = places_of(graph, example)
     found = on_shapes(graph, example, specs)
-    return pytree.tree_map_only(TensorSpec, lambda spec: _placed(spec, next(iter(places))), found) if places else found
+    return pytree.tree_map_only(TensorSpec, lambda spec: _placed(spec, _place(places)), found) if places else found
 
 
 def _placed(spec: TensorSpec, device: torch.device) -> TensorSpec:
@@ -54,9 +53,12 @@ def on_shapes(graph: fx.GraphModule, example: Any, run: Callable[[list[Any]], Fo
     """What `run` gives for the inputs of `graph` in eval mode, for a result that depends on their shapes only.
 
     The graph and its inputs are on the meta device, where nothing is computed. Where they cannot be (an operation
-    that needs numbers, or one that asks for the device; tensors on several devices) `run` is given the numbers.
+    that needs numbers, or one that asks for the device; tensors on several devices) `run` is given the numbers; where
+    there are none, those of the example, as far as they lead.
     """
     with torch.no_grad(), evaluating(graph):
+        if lacking_numbers(graph) is not None:
+            return run(placeholder_values(graph, example))
         if len(places_of(graph, example)) == 1 and not any(map(_asks_for_place, graph.graph.nodes)):
             try:
                 with weightless(graph):
@@ -75,14 +77,28 @@ def places_of(graph: fx.GraphModule, example: Any) -> set[torch.device]:
     return {tensor.device for tensor in (*graph.parameters(), *graph.buffers(), *tensors)}
 
 
+def _place(places: set[torch.device]) -> torch.device:
+    """The device that tensors on these are for; the CPU, where they have no numbers."""
+    return next(iter(places - {META}), CPU)
+
+
 def _asks_for_place(node: fx.Node) -> bool:
     """Whether a node's result may depend on the device that a tensor is on."""
     name = node.args[1] if node.target is getattr else node.target
-    return node.op in ("call_method", "call_function") and name in _ABOUT_PLACES
+    return node.op in ("call_method", "call_function") and name in PLACES
 
 
 class Shapes(fx.Interpreter):
-    """Runs a graph, and steps over what is slow on the meta device although the shape of its result is plain."""
+    """Runs a graph, and steps over what is slow on the meta device although the shape of its result is plain.
+
+    Where some values have numbers and some have not, those that follow from both have none.
+    """
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return mixed(target, args, kwargs, CPU)
+
+    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return mixed(method(target), args, kwargs, CPU)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module: Any = self.fetch_attr(target)
@@ -90,7 +106,7 @@ class Shapes(fx.Interpreter):
             module._check_input_dim(args[0])
             if args[0].shape[1] == module.num_features:
                 return torch.empty_like(args[0])
-        return super().call_module(target, args, kwargs)
+        return mixed(module, args, kwargs, CPU)
 
 
 class _Recorder(Shapes):

@@ -20,6 +20,8 @@ from fxprune.capture.checks import Leaves
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.proxies import TensorProxy, ValueProxy, is_plain, proxy_of
 from fxprune.errors import FxpruneWarning
+from fxprune.mixed import method, mixed
+from fxprune.numberless import CPU, META, has_numbers
 from fxprune.source import deciding_line, users_frame
 
 _FACTORIES = (
@@ -120,10 +122,8 @@ class ValueTracer(symbolic.SymbolicTracer):
                 if node.op == "get_attr":
                     found = operator.attrgetter(target)(self.root)
                     return found.clone() if type(found) is Tensor else found
-                if node.op == "call_method":
-                    return getattr(args[0], target)(*args[1:], **kwargs)
                 function = self.root.get_submodule(target) if node.op == "call_module" else target
-                return function(*args, **kwargs)
+                return mixed(method(target) if node.op == "call_method" else function, args, kwargs, CPU)
         finally:
             self.running = False
 
@@ -132,18 +132,26 @@ class ValueTracer(symbolic.SymbolicTracer):
     def _tell(self, node: fx.Node) -> None:
         """Note whether the value of a node depends on the values of the inputs."""
         name = node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
+        if node.all_input_nodes and _changes_input(node, str(name)):
+            self._forget(node)
         if node.op != "placeholder" and (name in _ABOUT_SIZES or not self.told.intersection(node.all_input_nodes)):
             return
         self.told.add(node)
         if node.all_input_nodes and _changes_input(node, str(name)):
             self.told.add(node.all_input_nodes[0])
 
+    def _forget(self, node: fx.Node) -> None:
+        """What a node writes into has no numbers any more, where what it writes has none."""
+        written, *others = node.all_input_nodes
+        if any(not has_numbers(t) for other in others for t in _tensors(self.values[other])):
+            self.values[written] = pytree.tree_map_only(Tensor, lambda t: t.to(META), self.values[written])
+
     def fixed(self, proxy: ValueProxy) -> Any:
         """The value of a symbol where Python needs it; the line is noted where the input's values decide there."""
         frame = users_frame()
         if proxy.node in self.told and frame is not None and (line := deciding_line(frame)):
             self.branches[line] = None
-        return proxy.concrete
+        return self.values[proxy.node]
 
     # -- the functions that take no symbols ------------------------------------------------------------------------
 

@@ -1,0 +1,46 @@
+"""Calls of which some tensors have numbers, and some are on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.isolation import weightless
+from fxprune.numberless import META
+
+PLACES = frozenset({"device", "is_cuda", "is_cpu", "is_meta", "get_device", "type", "data_ptr"})
+
+
+def mixed(function: Callable[..., Any], args: Any, kwargs: Any, place: torch.device) -> Any:
+    """A call of which some tensors have numbers and some are on the meta device: all of them go there.
+
+    What asks for a device is told `place`.
+    """
+    leaves = pytree.tree_leaves((args, kwargs))
+    given = [leaf.is_meta for leaf in leaves if isinstance(leaf, Tensor)]
+    own = [t.is_meta for t in (*function.parameters(), *function.buffers())] if isinstance(function, nn.Module) else []
+    if not any(given) and not any(own):
+        return function(*args, **kwargs)
+    name = args[1] if function is getattr else getattr(function, "__name__", "")
+    if name in PLACES and isinstance(args[0], Tensor) and (function is getattr or len(args) + len(kwargs) == 1):
+        return function(torch.empty(0, dtype=args[0].dtype, device=place), *args[1:])
+    if not all(given) or any(isinstance(leaf, torch.device) for leaf in leaves):
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
+        args, kwargs = pytree.tree_map_only(torch.device, lambda _: META, (args, kwargs))
+    with weightless(function) if isinstance(function, nn.Module) and not all(own) else nullcontext():
+        return function(*args, **kwargs)
+
+
+def method(name: str) -> Callable[..., Any]:
+    """The method of that name, as a function of its object."""
+
+    def call(own: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(own, name)(*args, **kwargs)
+
+    call.__name__ = name
+    return call

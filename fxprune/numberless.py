@@ -1,0 +1,79 @@
+"""Models without numbers: on torch's meta device, or made under FakeTensorMode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import FxpruneError
+
+META, CPU = torch.device("meta"), torch.device("cpu")
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor has more than a shape."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
+def lacking_numbers(model: nn.Module) -> str | None:
+    """The name of the first parameter or buffer of a model that has no numbers, or None."""
+    held = (*model.named_parameters(), *model.named_buffers())
+    return next((name for name, tensor in held if not has_numbers(tensor)), None)
+
+
+def need_numbers(model: nn.Module, what: str, error: type[FxpruneError] = FxpruneError) -> None:
+    """Raise `error` where a model has no numbers, and `what` needs them."""
+    if (name := lacking_numbers(model)) is not None:
+        raise error(
+            f"{what} needs numbers, and {name} of {type(model).__name__} has a shape only (meta device or "
+            "FakeTensorMode): load the weights first; capture, couple, Scores.random, their plans and apply need none"
+        )
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """Make tensors that have numbers, also inside FakeTensorMode or `with torch.device("meta")`."""
+    with ExitStack() as stack:
+        stack.enter_context(unset_fake_temporarily())
+        if torch.get_default_device().type == "meta":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+def home_of(device: torch.device) -> torch.device:
+    """Where the batches for a model on `device` are: on the CPU where the model has no numbers."""
+    return CPU if device.type == "meta" else device
+
+
+def to_home(example: Any, device: torch.device) -> Any:
+    """An example on the home of a model on `device`; zeros stand in for what has no numbers.
+
+    >>> to_home(torch.empty(2, dtype=torch.int64, device="meta"), META)
+    tensor([0, 0])
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        if has_numbers(tensor):
+            return tensor.detach().to(home_of(device))
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=home_of(device))
+
+    return pytree.tree_map_only(Tensor, moved, example)
+
+
+def on_meta(model: nn.Module) -> dict[int, object]:
+    """For every fake tensor that a model holds, by its id, a tensor on the meta device."""
+    stores = (store for module in model.modules() for store in (module._parameters, module._buffers, vars(module)))
+    held = [tensor for store in stores for tensor in store.values() if isinstance(tensor, FakeTensor)]
+    return {id(tensor): _like(tensor) for tensor in held}
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """A meta tensor of the shape, strides and dtype of another; a parameter for a parameter."""
+    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
+    return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made

@@ -1,0 +1,73 @@
+"""From a plan and a model to the entries of each tensor that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fxprune.errors import CheckpointError
+from fxprune.isolation import undisturbed
+from fxprune.notes import planned_by
+from fxprune.plan import Plan
+from fxprune.rewrite import Checker, rewrite
+from fxprune.rules.context import Slot
+from fxprune.submodule import part_of
+
+Kept = tuple[NDArray[np.int64] | None, ...]  # for each axis the indices that stay; None where all do
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Narrowing:
+    """For every name in a model's state_dict its shape, and what stays of it; and further names -> the first one."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    kept: Mapping[str, Kept]
+    aliases: Mapping[str, str]
+
+
+def narrowing_of(model: nn.Module, plan: Plan) -> Narrowing:
+    """What a plan leaves of each tensor of a model; the graph is rewritten, so that it is known to run.
+
+    Raises PlanError where the plan does not fit, and RewriteError where the graph cannot be rewritten.
+    """
+    with undisturbed(), torch.no_grad():
+        graph, coupling, keep = planned_by(model, plan)
+        checker = Checker(graph, coupling, keep)
+        small = rewrite(graph, coupling, keep).state_dict()
+    part = part_of(model, plan.submodule).state_dict(keep_vars=True)
+    by_id: dict[int, Kept] = {}
+    for name, tensor in part.items():
+        if isinstance(tensor, Tensor):
+            by_id[id(tensor)] = _kept(checker, name, tensor)
+            _check(name, tuple(tensor.shape), by_id[id(tensor)], small)
+    whole = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(id(tensor), name) for name, tensor in whole.items()}
+    return Narrowing(
+        {name: tuple(tensor.shape) for name, tensor in whole.items()},
+        {name: by_id.get(id(tensor), (None,) * tensor.ndim) for name, tensor in whole.items()},
+        {name: found for name, found in names.items() if name != found},
+    )
+
+
+def _kept(checker: Checker, name: str, tensor: Tensor) -> Kept:
+    """The indices of each axis of a tensor that stay."""
+    owner = checker.owners.get(name)
+    masks = [checker.kept(Slot(owner, axis)) if owner else None for axis in range(tensor.ndim)]
+    return tuple(None if mask is None or bool(mask.all()) else mask.nonzero().flatten().numpy() for mask in masks)
+
+
+def _check(name: str, shape: tuple[int, ...], kept: Kept, small: Mapping[str, Tensor]) -> None:
+    """Raise where the rewritten graph has another shape: a state_dict that is no plain list of its tensors."""
+    after = tuple(size if index is None else len(index) for size, index in zip(shape, kept, strict=True))
+    found = tuple(small[name].shape) if name in small else None
+    if found != after:
+        raise CheckpointError(
+            f"{name} is {after} by the plan and {found or 'missing'} in the rewritten model: its state_dict is not "
+            "the plain list of its tensors; load the weights and use fxprune.apply"
+        )
