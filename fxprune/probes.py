@@ -127,6 +127,8 @@ class Probe(Gate):
 
     def _take(self, x: Tensor) -> None:
         """Sample position by position where the positions have classes and `x` has the positions; else row by row."""
+        if self.draw.positions is None and not len(self.draw.rows):
+            return  # nothing compares samples, so batches of other lengths need no rows either
         by_row, dim = (x.unsqueeze(0), self.dim + 1) if self.rows is None else self.rows.first(x, self.dim)
         draw = self.draw.positions
         # Several places of a sample in a row are its steps, flattened, where they are all that it has; else windows.

@@ -19,8 +19,16 @@ def embedding_module(ctx: Context, module: nn.Embedding, indices: Labels) -> Any
 
 
 @rule(F.embedding)
-def embedding(ctx: Context, input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *args: Any) -> Any:  # noqa: A002 - torch's name
-    """Rows of the table, by number."""
+def embedding(
+    ctx: Context,
+    input: Any,  # noqa: A002 - torch's name
+    weight: Any,
+    padding_idx: Any = None,
+    max_norm: Any = None,
+    *args: Any,
+    **named: Any,
+) -> Any:
+    """Rows of the table, by number; what else there is to say has to do with gradients."""
     return _looked_up(ctx, weight, norm=max_norm)
 
 

@@ -1,0 +1,184 @@
+"""Lightning: a callback that prunes the network of a LightningModule by the loss of its own training step."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from fxprune.compress import compress
+from fxprune.errors import CalibrationError, FxpruneError
+from fxprune.isolation import seeded
+from fxprune.report import Report, report
+from fxprune.submodule import part_of
+
+try:
+    from lightning.pytorch import Callback
+except ImportError:  # the same code under its other name
+    from pytorch_lightning import Callback  # type: ignore[assignment, unused-ignore]
+
+__all__ = ["Compress"]
+
+When = Literal["start", "end"] | int
+_LOGGERS = ("log", "log_dict")
+
+
+class Compress(Callback):  # type: ignore[misc, unused-ignore]
+    """Prunes the network of a LightningModule once: before, during or after `Trainer.fit`.
+
+    The network is a child of the LightningModule, `self.model` say; a smaller graph takes its place. What decides is
+    the loss that `training_step` returns, on the first batches of the training data. The module's hooks around the
+    transfer of batches are called; `self.log` does nothing meanwhile, and there is no `self.trainer`.
+
+    Args:
+        alpha: the tolerance, see `fxprune.compress`; a budget may stand in its place.
+        when: "end" of a fit; "start" of one, before there are optimizers, to fine-tune what is left; or the number of
+            the epoch at whose start to prune, for which the optimizers are set up anew.
+        network: path of the network in the module; by default its only child that has parameters.
+        loader: calibration batches; by default those that the Trainer trains on.
+        batches: how many of them to take.
+        options: all others of `fxprune.compress`, such as `macs=0.7` or `exclude=`.
+
+    After pruning, `report` is the report of the network.
+
+    Raises:
+        FxpruneError: in the hook, where the network is not known, the module optimises by hand, there are several
+            processes, or no batches; and whatever `compress` raises.
+    """
+
+    def __init__(
+        self,
+        alpha: float | None = None,
+        *,
+        when: When = "end",
+        network: str | None = None,
+        loader: Iterable[Any] | None = None,
+        batches: int = 16,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if isinstance(when, str) and when not in ("start", "end"):
+            raise FxpruneError(f'when is {when!r}: it is "start", "end" or the number of an epoch')
+        if batches < 1:
+            raise FxpruneError(f"batches is {batches}: at least one is needed")
+        self.when, self.network, self.loader, self.batches = when, network, loader, batches
+        self.options = {"alpha": alpha} | options
+        self.report: Report | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Prune before the optimizers are made."""
+        if stage == "fit" and self.when == "start":
+            self._prune(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Prune at the start of the epoch, and give the optimizers the new parameters."""
+        if self.when == trainer.current_epoch and self._prune(trainer, pl_module):
+            trainer.strategy.setup_optimizers(trainer)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Prune what was trained."""
+        if self.when == "end":
+            self._prune(trainer, pl_module)
+
+    def _prune(self, trainer: Any, module: Any) -> bool:
+        """Put a smaller network into a module; False where that was done before."""
+        if self.report is not None:
+            return False
+        _check(trainer, module)
+        path = self.network or network_of(module)
+        options = {"submodule": path, "run": training_loss, "unpack": _whole, **self.options}
+        with seeded(int(options.get("seed", 0))):
+            found = list(islice(_transferred(module, self._loader(trainer)), self.batches))
+        with _detached(module):
+            small = compress(module, found, **options)
+        parent, _, name = path.rpartition(".")
+        setattr(part_of(module, parent), name, part_of(small, path))
+        self.report = report(part_of(module, path))
+        return True
+
+    def _loader(self, trainer: Any) -> Iterable[Any]:
+        """The calibration batches."""
+        if self.loader is not None:
+            return self.loader
+        if trainer.train_dataloader is None:
+            trainer.fit_loop.setup_data()
+        loader = trainer.train_dataloader
+        if loader is None or isinstance(loader, (Mapping, list, tuple)):
+            raise FxpruneError(
+                f"the Trainer trains on a {type(loader).__name__} in place of one loader: pass loader=, whose batches "
+                "are as training_step takes them"
+            )
+        return loader  # type: ignore[no-any-return]
+
+
+def network_of(module: nn.Module) -> str:
+    """The name of the only child of a module that has parameters.
+
+    Raises FxpruneError where there are several, or none.
+
+    >>> network_of(nn.ModuleDict({"net": nn.Linear(2, 1), "loss": nn.MSELoss()}))
+    'net'
+    """
+    names = [name for name, child in module.named_children() if any(True for _ in child.parameters())]
+    if len(names) != 1:
+        raise FxpruneError(
+            f"{type(module).__name__} has {len(names)} children with parameters ({', '.join(names) or 'none'}): pass "
+            "network=, the name of the one to prune; layers of the module itself have to be gathered in one first"
+        )
+    return names[0]
+
+
+def training_loss(module: Any, batch: Any, targets: None) -> Tensor:
+    """The loss that a LightningModule's training_step returns, with nothing logged."""
+    del targets
+    vars(module).update(dict.fromkeys(_LOGGERS, _silent))
+    takes_index = len(inspect.signature(module.training_step).parameters) > 1
+    output = module.training_step(batch, 0) if takes_index else module.training_step(batch)
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor):
+        raise CalibrationError(
+            f"{type(module).__name__}.training_step returned a {type(loss).__name__}, not a loss or a dict with one"
+        )
+    return loss
+
+
+def _check(trainer: Any, module: Any) -> None:
+    if not module.automatic_optimization:
+        raise FxpruneError(
+            f"{type(module).__name__} optimises by hand, so its training_step need not return the loss: prune it with "
+            "fxprune.compress(module, loader, submodule=..., run=...)"
+        )
+    if trainer.world_size > 1:
+        raise FxpruneError(
+            f"the Trainer runs {trainer.world_size} processes, which would prune apart: prune in one, with devices=1, "
+            "and train the result in several"
+        )
+
+
+def _silent(*args: Any, **kwargs: Any) -> None:
+    del args, kwargs
+
+
+def _whole(batch: Any) -> tuple[Any, None]:
+    return batch, None
+
+
+def _transferred(module: Any, loader: Iterable[Any]) -> Iterator[Any]:
+    """Batches as training_step gets them; compress moves them to the device."""
+    for batch in loader:
+        yield module.on_after_batch_transfer(module.on_before_batch_transfer(batch, 0), 0)
+
+
+@contextmanager
+def _detached(module: Any) -> Iterator[None]:
+    """Without the Trainer, which would be copied with the module."""
+    trainer = module._trainer
+    module.trainer = None
+    try:
+        yield
+    finally:
+        module.trainer = trainer

@@ -1,0 +1,132 @@
+"""What the code on the pages of the documentation takes as given: small models, loaders, inputs."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+import torchvision
+from detectors import BATCHES, classes_of, detector, run
+from torch import Tensor, nn
+from torchvision.models import ResNet, VisionTransformer
+from torchvision.models.resnet import BasicBlock
+
+import fxprune
+
+
+def labelled(*shape: int, batches: int = 2, size: int = 24, classes: int = 3) -> list[tuple[Tensor, Tensor]]:
+    return [(torch.randn(size, *shape), torch.arange(size) % classes) for _ in range(batches)]
+
+
+def layer(before: int, after: int) -> list[nn.Module]:
+    return [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+
+
+def convolutions() -> nn.Sequential:
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 3))
+    return nn.Sequential(*layer(3, 16), *layer(16, 24), *head).eval()
+
+
+def staged() -> nn.Sequential:
+    """Stages with names, and a transposed convolution."""
+    stages = OrderedDict(
+        stem=nn.Conv2d(3, 8, 3, padding=1),
+        stage1=nn.Sequential(*layer(8, 48)),
+        stage2=nn.Sequential(*layer(48, 48)),
+        stage3=nn.Sequential(*layer(48, 16)),
+        up=nn.ConvTranspose2d(16, 8, 2),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flat=nn.Flatten(),
+        head=nn.Linear(8, 3),
+    )
+    return nn.Sequential(stages).eval()
+
+
+class Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, 16, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.lstm(x)[0][:, -1])
+        return logits
+
+
+def basics() -> dict[str, Any]:
+    loader = labelled(3, 8, 8)
+    names = {"fxprune": fxprune, "torch": torch, "nn": nn, "model": convolutions(), "loader": loader}
+    return names | {"images": loader[0][0], "train_loader": loader, "val_loader": labelled(3, 8, 8, batches=1)}
+
+
+def for_recipes() -> dict[str, Any]:
+    size = {"image_size": 8, "patch_size": 4, "num_layers": 2, "num_heads": 4, "hidden_dim": 16, "mlp_dim": 32}
+    vit: nn.Module = VisionTransformer(**size, num_classes=3)  # type: ignore[arg-type]
+    names = {"model": staged(), "vit": vit.eval(), "image_loader": labelled(3, 8, 8)}
+    names |= {"reader": Reader().eval(), "sequence_loader": labelled(5, 6)}
+    images = torch.zeros(2, 3, 8, 8)
+    names |= {"accuracy": lambda net: float((net(images).argmax(1) == 0).float().mean())}
+    return names | {"detector": detector(), "detector_loader": BATCHES}
+
+
+def for_parts() -> dict[str, Any]:
+    return {"detector": detector(), "loader": BATCHES, "run": run, "classes": classes_of}
+
+
+def tiny_resnet(**options: Any) -> ResNet:
+    """A ResNet with one block a stage; stands for the large one where a page names that."""
+    del options
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3)
+
+
+def for_deployment() -> dict[str, Any]:
+    model, images = tiny_resnet().eval(), torch.randn(4, 3, 32, 32)
+    plan = fxprune.Scores.random(model, images).plan(alpha=0.3)
+    names = {"json": json, "safetensors": safetensors, "torchvision": torchvision, "model": model, "images": images}
+    return names | {"plan": plan, "small": fxprune.apply(model, plan), "path": "built.safetensors"}
+
+
+def for_fine_tuning() -> dict[str, Any]:
+    model = convolutions()
+    return {"model": model, "small": fxprune.compress(model, labelled(3, 8, 8), macs=0.8)}
+
+
+def for_reports() -> dict[str, Any]:
+    model, loader = convolutions(), labelled(3, 8, 8)
+    small, other = (fxprune.compress(model, loader, macs=share) for share in (0.6, 0.8))
+    return {"model": model, "small": small, "other": fxprune.report(other)}
+
+
+def for_integrations() -> dict[str, Any]:
+    pytest.importorskip("transformers")
+    pytest.importorskip("fxprune.integrations.lightning", exc_type=ImportError)
+    from integrated import SILENT, LitDigits, Trainer, bert, digit_batches, sentences
+
+    batch = sentences(8)
+    names = {"bert": bert(), "sentences": [batch, sentences(6)], "mask": batch["attention_mask"]}
+    names |= {"words": batch["input_ids"], "labels": batch["labels"], "train_loader": digit_batches()}
+    return names | {
+        "Trainer": partial(Trainer, **SILENT), "LitDigits": LitDigits, "module": LitDigits(),
+        "trained_module": LitDigits(),
+    }  # fmt: skip
+
+
+GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
+    "recipes.md": for_recipes,
+    "parts.md": for_parts,
+    "deployment.md": for_deployment,
+    "finetuning.md": for_fine_tuning,
+    "reports.md": for_reports,
+    "integrations.md": for_integrations,
+    "rules.md": dict,
+}
+
+
+def given(page: str) -> dict[str, Any]:
+    """The names that the code of a page starts with."""
+    return {"__name__": f"docs_{page.partition('.')[0]}"} | basics() | GIVEN.get(page, dict)()

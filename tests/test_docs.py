@@ -1,0 +1,213 @@
+"""README.md and docs/: their Python runs, page by page; their commands name what exists; their links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import socket
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from pages import given, tiny_resnet
+from torch import nn
+
+import fxprune
+from fxprune.rules import RULES
+from fxprune.rules.resize import RESIZES
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOT_RUN = {
+    "bash": "installs, serves or trains for a minute; what it names is looked for in tests of its own",
+    "": "drawings and listings",
+    "json": "what files hold",
+    "text": "what commands print",
+    "console": "sessions, which tests of the command line run",
+}
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    """The fenced blocks of a text in `language`; "" for those of no language."""
+    return [body for found, body in fenced(text) if found == language]
+
+
+def fenced(text: str) -> list[tuple[str, str]]:
+    """The language and the body of every fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def text_of(page: str) -> str:
+    return (ROOT / "docs" / page).read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder to write into, a small network for a large one; rules that a page registers are gone after it."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as free:  # a process group of one rank, for the page that makes one
+        free.bind(("127.0.0.1", 0))
+        rank = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "RANK": 0, "WORLD_SIZE": 1}
+    for name, value in rank.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torchvision.models, "resnet50", tiny_resnet)
+    before = [(table, dict(table)) for table in (RULES, RESIZES)]
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for table, entries in before:
+        table.clear()
+        table.update(entries)
+
+
+def executed(page: Path) -> dict[str, Any]:
+    """What the blocks of a page define, run in their order; a failure names the page and the line."""
+    text = page.read_text(encoding="utf-8")
+    names = given(page.name)
+    for block in blocks("python", text):
+        above = text[: text.index(block)].count("\n")
+        tree = ast.increment_lineno(ast.parse(block), above)
+        exec(compile(tree, str(page), "exec"), names)
+    return names
+
+
+WITH_CODE = [page for page in PAGES if blocks("python", page.read_text(encoding="utf-8"))]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", [p for p in WITH_CODE if p.name != "integrations.md"], ids=name_of)
+def test_python_of_a_page_runs(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = executed(page)
+    models = [value for value in found.values() if isinstance(value, nn.Module)]
+    assert any(isinstance(part, torch.fx.GraphModule) for model in models for part in model.modules())
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # of the other libraries
+def test_python_of_the_integrations_runs() -> None:
+    found = executed(ROOT / "docs" / "integrations.md")
+    assert type(found["own"]).__name__ == "BertForSequenceClassification"
+    assert found["logits"].shape == (8, 3)
+    assert isinstance(found["module"].model, torch.fx.GraphModule)
+    assert isinstance(found["trained_module"].model, torch.fx.GraphModule)
+
+
+def test_every_block_runs_or_is_said_not_to() -> None:
+    languages = {language for page in PAGES for language, _ in fenced(page.read_text(encoding="utf-8"))}
+    assert languages - {"python"} <= set(NOT_RUN)
+
+
+def test_first_use_gives_a_smaller_model_and_a_report(capsys: pytest.CaptureFixture[str]) -> None:
+    first, names = blocks("python")[0], given("README.md")
+    assert first == blocks("python", text_of("index.md"))[0]
+    exec(first, names)
+    assert len(first.strip().splitlines()) <= 5
+    assert names["logits"].shape == (24, 3)
+    report = fxprune.report(names["small"])
+    assert report.params_after < report.params_before
+    assert capsys.readouterr().out == f"{report}\n"
+
+
+def test_stages_save_and_load(tmp_path: Path) -> None:
+    names = executed(ROOT / "README.md")
+    assert names["error"] < 1e-4
+    plans = {f"plan-{a}.json" for a in (0.02, 0.05, 0.1)}
+    assert {path.name for path in tmp_path.iterdir()} == {"scores.npz", *plans}
+
+
+def test_two_commands_stand_in_ci_too() -> None:
+    demo, test = (block.strip() for block in blocks("bash"))
+    assert demo == "python3 -m venv .venv && .venv/bin/pip install '.[demo]' && .venv/bin/fxprune demo"
+    assert test == "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/python -m pytest"
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "install --quiet -e '.[test" in ci
+    assert ci.rstrip().splitlines()[-1].startswith('"$bin/python" -m pytest')
+
+
+def test_extras_that_pages_name_exist() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = set(re.findall(r"^(\w+) = \[$", project.partition("[project.optional-dependencies]")[2], re.MULTILINE))
+    for page in PAGES:
+        for named in re.findall(r"install (?:-e )?'(?:\.|fxprune)\[([\w,]+)\]'", page.read_text(encoding="utf-8")):
+            assert set(named.split(",")) <= extras, page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_to_files(page: Path) -> None:
+    targets = re.findall(r"\]\((.*?)\)", page.read_text(encoding="utf-8"))
+    local = [target.partition("#")[0] for target in targets if not target.startswith(("https://", "#"))]
+    assert [target for target in local if not (page.parent / target).is_file()] == []
+
+
+def test_scripts_that_pages_name_exist() -> None:
+    named = {script for page in PAGES for script in re.findall(r"examples/[\w/]+\.py", page.read_text("utf-8"))}
+    assert [script for script in sorted(named) if not (ROOT / script).is_file()] == []
+    recipes = set(re.findall(r"examples/\w+\.py", text_of("recipes.md")))
+    helpers = {"examples/quickstart.py", "examples/digits.py"}
+    assert recipes == {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py")} - helpers
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = re.findall(r"[\w/]+\.md", (ROOT / ".mkdocs" / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in PAGES[1:])
+
+
+def test_every_public_name_is_in_the_api() -> None:
+    listed = set(re.findall(r"^::: [\w.]+?\.(\w+)$", text_of("api.md"), re.MULTILINE))
+    errors = {name for name in fxprune.__all__ if name.endswith(("Error", "Warning"))}
+    assert set(fxprune.__all__) - errors <= listed | {"classes"}
+    assert "errors" in listed
+
+
+def test_comparison_says_what_was_measured() -> None:
+    models, text = json.loads(text_of("benchmarks/peers.json")), text_of("comparison.md")
+    ours, theirs = ([model[tool] for model in models] for tool in ("fxprune", "torch-pruning"))
+    ran = [[row for row in rows if "seconds" in row] for rows in (ours, theirs)]
+    right = [sum(row["error"] < 1e-4 for row in rows) for rows in ran]
+    counts = f"| {len(ran[0])} run, {right[0]} results are right | {len(ran[1])} run, {right[1]} are right |"
+    assert f"([{len(models)} of them](benchmarks/peers.md)) {counts}" in text
+    both = [pair for pair in zip(ours, theirs, strict=True) if all("seconds" in row for row in pair)]
+    medians = [statistics.median(row["seconds"] for row in rows) for rows in zip(*both, strict=True)]
+    assert f"of the {len(both)} models that both run | {medians[0]:.2f} s | {medians[1]:.2f} s |" in text
+
+
+def test_rules_page_shows_what_it_says() -> None:
+    names = executed(ROOT / "docs" / "rules.md")
+    first = names["clipped"][0]
+    assert (first.name, len(first), first.frozen) == ("first", 8, None)
+    assert names["small"].get_submodule("1").channels == len(names["plan"].keep["0"]) < 8
+    assert names["error"] < 1e-6
+    assert [(group.name, group.frozen) for group in names["mixed"]] == [("0", None), ("1", "it is the model's output")]
+
+
+def test_design_page_shows_the_groups_that_couple_finds() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 10)
+            self.conv1, self.bn1 = nn.Conv2d(8, 6, 3, padding=1), nn.BatchNorm2d(6)
+            self.conv2, self.bn2 = nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x).relu()
+            y = self.bn1(self.conv1(x)).relu()
+            x = (x + self.bn2(self.conv2(y))).relu()
+            return self.head(x.mean((2, 3)))
+
+    listing = "\n".join(map(str, fxprune.couple(fxprune.capture(Net(), torch.zeros(2, 3, 8, 8)))))
+    assert f"{listing}\n" in blocks("", text_of("design.md"))
+
+
+def test_readme_names_the_public_calls() -> None:
+    for name in ("compress", "report", "score", "apply", "verify", "Plan"):
+        assert f"fxprune.{name}" in README
+        assert hasattr(fxprune, name)

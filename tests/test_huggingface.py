@@ -1,0 +1,265 @@
+"""Models of transformers, tiny and random: pruned by the loss of their class, kept in a folder, made again."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import parameters, picture, same_picture
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import ArtifactError, CalibrationError, FxpruneError
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    T = pytest.importorskip("transformers")
+    from fxprune.integrations.huggingface import (
+        compress_pretrained,
+        from_pretrained,
+        narrow_pretrained,
+        save_pretrained,
+    )
+
+TEXT = {
+    "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 32,
+}  # fmt: skip
+IMAGE = {
+    "image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 48,
+}  # fmt: skip
+
+
+def text(labels: Any, batch: int = 8, length: int = 9) -> dict[str, Tensor]:
+    words = torch.randint(2, 48, (batch, length), generator=torch.Generator().manual_seed(batch))
+    mask = torch.ones_like(words)
+    mask[0, length - 3 :] = 0
+    return {"input_ids": words, "attention_mask": mask} | labels(words) | {"idx": torch.arange(batch)}
+
+
+def images(batch: int = 8) -> dict[str, Tensor]:
+    pixels = torch.randn(batch, 3, 16, 16, generator=torch.Generator().manual_seed(batch))
+    return {"pixel_values": pixels, "labels": torch.arange(batch) % 3}
+
+
+def classes(words: Tensor) -> dict[str, Tensor]:
+    return {"labels": words[:, 0] % 3}
+
+
+def next_words(words: Tensor) -> dict[str, Tensor]:
+    return {"labels": words}
+
+
+def spans(words: Tensor) -> dict[str, Tensor]:
+    return {"start_positions": words[:, 0] % 4, "end_positions": words[:, 1] % 4 + 4}
+
+
+# name: the model, a batch of so many samples, whether the class runs with narrower layers
+MODELS: dict[str, tuple[Any, Any, bool]] = {
+    "bert": (lambda: T.BertForSequenceClassification(T.BertConfig(**TEXT, num_labels=3)), classes, True),
+    "bert, regression": (
+        lambda: T.BertForSequenceClassification(T.BertConfig(**TEXT, num_labels=1)),
+        lambda words: {"labels": words[:, 0].float()},
+        True,
+    ),
+    "bert, tokens": (
+        lambda: T.BertForTokenClassification(T.BertConfig(**TEXT, num_labels=3)),
+        lambda words: {"labels": words % 3},
+        True,
+    ),
+    "bert, spans": (lambda: T.BertForQuestionAnswering(T.BertConfig(**TEXT)), spans, True),
+    "bert, masked": (lambda: T.BertForMaskedLM(T.BertConfig(**TEXT)), next_words, True),
+    "gpt2": (
+        lambda: T.GPT2LMHeadModel(T.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=32)),
+        next_words,
+        False,
+    ),
+    "llama": (lambda: T.LlamaForCausalLM(T.LlamaConfig(**TEXT, num_key_value_heads=2)), next_words, True),
+    "gemma2": (
+        lambda: T.Gemma2ForCausalLM(T.Gemma2Config(**TEXT, num_key_value_heads=2, head_dim=8)),
+        next_words,
+        True,
+    ),
+    "vit": (lambda: T.ViTForImageClassification(T.ViTConfig(**IMAGE, num_labels=3)), None, True),
+}
+
+
+def made(name: str) -> tuple[Any, list[dict[str, Tensor]]]:
+    torch.manual_seed(0)
+    model, labels, _ = MODELS[name]
+    return model().eval(), [images(8), images(6)] if labels is None else [text(labels, 8), text(labels, 6, 11)]
+
+
+def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: batch[name] for name in batch if name in ("input_ids", "attention_mask", "pixel_values")}
+
+
+def heads_of(output: Any) -> Tensor:
+    return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_pruned_by_the_loss_of_its_class_and_kept(name: str, tmp_path: Path) -> None:
+    model, loader = made(name)
+    before = picture(model)
+    small = compress_pretrained(model, loader, params=0.85)
+    assert same_picture(before, picture(model))
+    report = fxprune.report(small)
+    assert report.budget.achieved <= 0.85  # biases that compensation creates come on top
+    assert parameters(small) < 0.9 * parameters(model)
+    assert report.error < 1e-5
+    with torch.no_grad():
+        expected = small(**inputs_of(loader[1]))
+    assert type(expected).__name__ == type(model(**inputs_of(loader[1]))).__name__
+
+    save_pretrained(small, tmp_path / "folder", model)
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == {"config.json", "fxprune.safetensors"}
+    again = from_pretrained(tmp_path / "folder")
+    with torch.no_grad():
+        assert torch.equal(heads_of(again(**inputs_of(loader[1]))), heads_of(expected))
+    assert fxprune.report(again) == fxprune.report(small)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_its_own_class_where_that_runs(name: str, tmp_path: Path) -> None:
+    model, loader = made(name)
+    small = compress_pretrained(model, loader, params=0.85)
+    save_pretrained(small, tmp_path, model)
+    if not MODELS[name][2]:
+        with pytest.raises(fxprune.NarrowError, match=r"GPT2LMHeadModel does not run as its own class.*\.py"):
+            narrow_pretrained(small, model)
+        return
+    for own in (narrow_pretrained(small, model), from_pretrained(tmp_path, own_class=True)):
+        assert type(own) is type(model)
+        assert own.config.to_dict().get("use_cache") == model.config.to_dict().get("use_cache")
+        batch = {key: value for key, value in loader[0].items() if key != "idx"}
+        with torch.no_grad():
+            found, expected = own(**batch), small(**inputs_of(loader[0]))
+        assert torch.isfinite(found.loss)
+        torch.testing.assert_close(heads_of(found), heads_of(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_a_narrowed_language_model_generates() -> None:
+    model, loader = made("llama")
+    own: Any = narrow_pretrained(compress_pretrained(model, loader, params=0.85), model)
+    words = loader[0]["input_ids"][:2, :4]
+    ids = {"pad_token_id": 0, "eos_token_id": None, "do_sample": False, "max_new_tokens": 5}
+    cached, plain = own.generate(words, **ids), own.generate(words, **ids, use_cache=False)
+    assert cached.shape == (2, 9)
+    assert torch.equal(cached, plain)
+
+
+def test_a_narrowed_class_trains_under_a_trainer(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    model, loader = made("bert")
+    own: Any = narrow_pretrained(compress_pretrained(model, loader, params=0.85), model)
+    samples = [{key: value[index] for key, value in loader[0].items()} for index in range(8)]
+    options = T.TrainingArguments(str(tmp_path), num_train_epochs=1, report_to=[], save_strategy="no", use_cpu=True)
+    before = own.classifier.weight.clone()
+    T.Trainer(own, options, train_dataset=samples).train()
+    assert not torch.equal(before, own.classifier.weight)
+
+
+def test_pairs_and_a_loss_of_the_callers() -> None:
+    model, _ = made("vit")
+    batch = images()
+    small = compress_pretrained(
+        model,
+        [(batch["pixel_values"], batch["labels"])],
+        params=0.85,
+        loss=lambda output, labels: nn.functional.cross_entropy(output.logits, labels),
+    )
+    assert parameters(small) <= 0.85 * parameters(model)
+
+
+def test_dtype_and_kind_of_attention_are_kept(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = T.BertConfig(**TEXT, num_labels=3, attn_implementation="eager")
+    model = T.BertForSequenceClassification(config).double().eval()
+    small = compress_pretrained(model, [text(classes)], params=0.85)
+    save_pretrained(small, tmp_path, model)
+    again = from_pretrained(tmp_path)
+    assert next(again.parameters()).dtype == torch.float64
+    described = json.loads((tmp_path / "config.json").read_text())
+    assert described["fxprune"] == {"attn_implementation": "eager", "dtype": "float64"}
+
+
+def test_what_is_no_pretrained_model() -> None:
+    with pytest.raises(FxpruneError, match=r"Linear is no PreTrainedModel of transformers: use fxprune\.compress"):
+        compress_pretrained(nn.Linear(2, 2), [])  # type: ignore[arg-type]
+
+
+def test_batches_without_labels() -> None:
+    model, loader = made("bert")
+    with pytest.raises(
+        CalibrationError, match=r"no labels that BertForSequenceClassification\.forward takes \(labels\)"
+    ):
+        compress_pretrained(model, [inputs_of(loader[0])])
+
+
+def test_a_loss_that_is_not_the_one_of_the_class() -> None:
+    class Doubled(T.BertForSequenceClassification):
+        def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> Any:
+            output = super().forward(input_ids, attention_mask, labels=labels)
+            return type(output)(loss=2 * output.loss, logits=output.logits)
+
+    model = Doubled(T.BertConfig(**TEXT, num_labels=3)).eval()
+    message = r"is that of Doubled \(.*ForSequenceClassificationLoss gives 1[\d.]+ where the class gives 2.*pass loss="
+    with pytest.raises(CalibrationError, match=message):
+        compress_pretrained(model, [text(classes)])
+
+
+def test_the_loss_of_another_task_where_the_class_does_not_say_its_own() -> None:
+    model, loader = made("bert")
+    model.loss_function = lambda boxes, labels: boxes
+    assert parameters(compress_pretrained(model, loader, params=0.85)) <= 0.85 * parameters(model)
+
+
+def test_classes_of_the_callers_are_kept_otherwise(tmp_path: Path) -> None:
+    class MineForSequenceClassification(T.BertForSequenceClassification):
+        pass
+
+    model = MineForSequenceClassification(T.BertConfig(**TEXT, num_labels=3)).eval()
+    small = compress_pretrained(model, [text(classes)], params=0.85)
+    with pytest.raises(
+        ArtifactError, match=r"MineForSequenceClassification is no class of transformers.*use fxprune\.save"
+    ):
+        save_pretrained(small, tmp_path, model)
+
+
+def test_what_has_no_plan() -> None:
+    model, _ = made("bert")
+    with pytest.raises(FxpruneError, match="BertForSequenceClassification has no plan"):
+        narrow_pretrained(model, model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda described: described.pop("fxprune"), r"cannot be read \(KeyError: 'fxprune'\).*save_pretrained wrote"),
+        (lambda described: described.update(architectures=["os"]), "names the class os, which transformers does not"),
+        (lambda described: described.update(architectures=["Trainer"]), "names the class Trainer, which"),
+        (lambda described: described.update(hidden_size=33), "gives no BertForSequenceClassification|does not fit"),
+        (lambda described: described.update(intermediate_size=40), "does not fit the BertForSequenceClassification"),
+    ],
+)
+def test_an_altered_configuration(change: Any, message: str, tmp_path: Path) -> None:
+    model, loader = made("bert")
+    save_pretrained(compress_pretrained(model, loader, params=0.85), tmp_path, model)
+    described = json.loads((tmp_path / "config.json").read_text())
+    change(described)
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(ArtifactError, match=message):
+        from_pretrained(tmp_path)
+
+
+def test_a_folder_without_files(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"config\.json cannot be read \(FileNotFoundError"):
+        from_pretrained(tmp_path)
