@@ -150,6 +150,33 @@ def test_branches_go_by_the_example_and_fail_on_weights() -> None:
         fxprune.capture(undecided, torch.ones(2, 4))
 
 
+class Places(nn.Module):
+    """A forward that asks for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.a(x)).relu()
+        return self.b(y * torch.ones(1, device=y.device) if y.is_cpu else y.sin())
+
+
+@pytest.mark.filterwarnings("ignore:Places decides by the values")
+@pytest.mark.parametrize("method", ["fx", "values", "export"])
+def test_every_way_of_capture(method: str) -> None:
+    with torch.device("meta"):
+        ghost = Places()
+    if method == "fx":  # which cannot follow a branch
+        with pytest.raises(fxprune.CaptureError, match="symbolically traced variables"):
+            fxprune.capture(ghost, torch.ones(2, 4), method=method)
+        return
+    graph, wanted = (fxprune.capture(m, torch.ones(2, 4), method=method) for m in (ghost, Places()))
+    assert [n.format_node() for n in graph.graph.nodes] == [n.format_node() for n in wanted.graph.nodes]
+    assert [str(group) for group in fxprune.couple(graph)] == [str(group) for group in fxprune.couple(wanted)]
+    assert graph.a.weight.is_meta
+
+
 class Indexed(nn.Module):
     def __init__(self) -> None:
         super().__init__()

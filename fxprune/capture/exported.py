@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -24,6 +25,8 @@ from fxprune.capture.program import Builder
 from fxprune.capture.symbolic import SymbolicTracer, register_constants
 from fxprune.errors import CaptureError, first_line
 from fxprune.example import as_call
+from fxprune.isolation import restored
+from fxprune.numberless import lacking_numbers
 from fxprune.source import line_of
 
 Shapes = Callable[[Tensor, int], Any]
@@ -44,8 +47,8 @@ def trace(
         model.forward = partial(model.forward, **concrete_args)
     tracer = SymbolicTracer(leaves=leaves)
     whole = set(layers(model, tracer))
-    with _plain_output(model) as records:
-        program = _exported(model, example, whole)
+    with _plain_output(model) as records, _exportable(model, example) as inputs:
+        program = _exported(model, inputs, whole)
     args, kwargs = as_call(example)
     given = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     graph = Builder(program, model, records[-1] if records else None).build(_in_order(model, given, kwargs))
@@ -73,6 +76,33 @@ def _in_order(model: nn.Module, given: dict[str, Any], kwargs: dict[str, Any]) -
     starred = [name for name in given if kinds[name].kind is inspect.Parameter.VAR_KEYWORD]
     named = {name: given[name] for name in kwargs if name in given}
     return {name: value for name, value in given.items() if name not in named} | named if not starred else given
+
+
+@contextmanager
+def _exportable(model: nn.Module, example: Any) -> Iterator[Any]:
+    """What to export a model with: its example; fake tensors on the CPU, of model and example, where it has no numbers.
+
+    On the meta device itself, all that the forward makes there would stay there.
+    """
+    if lacking_numbers(model) is None:
+        yield example
+        return
+    mode = FakeTensorMode()
+    with restored(model):
+        made: dict[int, Tensor] = {}
+        for module in model.modules():
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for store in stores:
+                held = {name: tensor for name, tensor in store.items() if tensor is not None}
+                store.update({name: made.setdefault(id(t), _faked(t, mode)) for name, t in held.items()})
+        yield pytree.tree_map_only(Tensor, lambda t: _faked(t, mode), example)
+
+
+def _faked(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    """A fake tensor on the CPU of the same shape; a parameter for a parameter."""
+    with mode:
+        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    return nn.Parameter(fake, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 
 
 # -- torch.export ------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
@@ -65,10 +65,16 @@ def rewrite_checkpoint(
         }  # fmt: skip
         manifest = Manifest(
             FORMAT, type(model).__name__, staging.plan_digest, files, tensors, tuple(left_out),
-            {name: first for name, first in narrowing.aliases.items() if name not in tensors},
+            _other_names(narrowing, tensors),
         )  # fmt: skip
         _write_notes(staging.folder, plan, manifest, shards)
     return manifest
+
+
+def _other_names(narrowing: Narrowing, tensors: Collection[str]) -> dict[str, str]:
+    """For every name that the files do not hold, the one under which they hold its tensor."""
+    held = {narrowing.aliases.get(name, name): name for name in reversed([*tensors])}
+    return {name: held[narrowing.aliases.get(name, name)] for name in narrowing.shapes if name not in tensors}
 
 
 def _checked(shards: Sequence[Shard], narrowing: Narrowing, ignore: Sequence[str], model: str) -> dict[str, None]:
