@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,7 +65,9 @@ def read_plan(path: Path) -> None:
 def read_scores(path: Path) -> None:
     scores = Scores.load(path)
     for options in ({"alpha": 0.3}, {"params": 0.9}, {"macs": 0.9}):
-        scores.plan(**options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", fxprune.FxpruneWarning)  # of MACs that are inexact
+            scores.plan(**options)
     if scores.times is not None:
         scores.times.estimate(np.ones(len(scores.propose), dtype=bool))
 
@@ -280,6 +283,17 @@ def test_files_that_are_not_there(kind: str, tmp_path: Path) -> None:
         READ[kind](tmp_path / "nothing")
     with pytest.raises(FxpruneError, match="cannot be read"):
         READ[kind](tmp_path)  # a folder
+
+
+def test_scores_that_keep_more_units_than_there_are(files: dict[str, bytes], tmp_path: Path) -> None:
+    changes: list[tuple[Callable[[Any], Any], str]] = [
+        (lambda notes: notes | {"min_keep": 2**70}, "min_keep and round_to: .* contradict"),
+        (lambda notes: notes | {"costs": notes["costs"] | {"samples": 2**70}}, "costs: .* contradict"),
+    ]
+    for change, text in changes:
+        (tmp_path / "scores").write_bytes(with_notes("scores", files["scores"], change))
+        with pytest.raises(fxprune.PlanError, match=text):
+            Scores.load(tmp_path / "scores")
 
 
 def test_scores_that_contradict_themselves(files: dict[str, bytes], tmp_path: Path) -> None:
