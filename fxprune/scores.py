@@ -26,6 +26,7 @@ from fxprune.latency import Latency, measure
 from fxprune.moments import Key, Moments
 from fxprune.numberless import computing, need_numbers
 from fxprune.plan import Budget, Plan, coupling_of, plan_of
+from fxprune.records import restored
 from fxprune.soundness import check_consistent
 from fxprune.submodule import part_of
 from fxprune.walk import Unknown
@@ -230,8 +231,9 @@ class Scores:
         rest = header["example"], _names(header["frozen"]), header["settings"], header["about"]
         balanced, larger = (tuple(tuple(map(str, names)) for names in header[name]) for name in ("balanced", "larger"))
         costs = header["costs"] and Costs.of_arrays(
-            _part(content, "costs"), int(header["costs"]["samples"]), tuple(map(str, header["costs"]["inexact"]))
-        )
+            _part(content, "costs"), int(header["costs"]["samples"]),
+            restored(tuple[str, ...], header["costs"]["inexact"], "costs.inexact"),
+        )  # fmt: skip
         times = header["times"] and Latency.of_arrays(
             _part(content, "times"), float(header["times"]["rest"]), str(header["times"]["device"])
         )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fxprune.scores import Scores
 
 _FLOATS, _INTEGERS = np.dtype(np.float64), np.dtype(np.int64)
+_MANY = 1 << 31
 
 
 def check_consistent(scores: Scores) -> None:
@@ -38,10 +39,11 @@ def check_consistent(scores: Scores) -> None:
         _check(moments.mean.ndim == 1 and moments.covariance.shape in ((size,), (size, size)), "moments")
     if scores.costs is not None:
         _check_products(scores.costs.widths, (scores.costs.params, scores.costs.flops), units)
-        _check(scores.costs.samples > 0, "costs")
+        _check(0 < scores.costs.samples < _MANY, "costs")
     if scores.times is not None:
         _check_times(scores.times, units)
     check_limits(scores.min_keep, scores.round_to)
+    _check(max(scores.min_keep, scores.round_to) < _MANY, "min_keep and round_to")
     check_settings(scores.settings)
     check_example(scores.example)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import pathlib
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import safetensors
 import torch
 import torchvision
 from detectors import BATCHES, classes_of, detector, run
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import ResNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock
@@ -116,6 +119,21 @@ def for_integrations() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def for_checkpoints() -> dict[str, Any]:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, use_cache=False
+    )
+    tensors, places = transformers.LlamaForCausalLM(config).state_dict(), dict[str, str]()
+    Path("llama").mkdir()
+    for index, half in enumerate((list(tensors)[::2], list(tensors)[1::2])):
+        places |= dict.fromkeys(half, f"model-{index}.safetensors")
+        save_file({name: tensors[name] for name in half}, f"llama/model-{index}.safetensors")
+    Path("llama/model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    names = {"transformers": transformers, "config": config, "pathlib": pathlib, "safetensors": safetensors}
+    return names | {"source_dir": "llama", "target_dir": "llama-again"}
+
+
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "recipes.md": for_recipes,
     "parts.md": for_parts,
@@ -123,6 +141,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "finetuning.md": for_fine_tuning,
     "reports.md": for_reports,
     "integrations.md": for_integrations,
+    "checkpoints.md": for_checkpoints,
     "rules.md": dict,
 }
 

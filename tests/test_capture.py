@@ -222,3 +222,8 @@ def test_plain_attributes_are_kept() -> None:
         assert (copied.num_classes, copied.sizes) == (3, [1, 2])
         assert "callback" not in vars(copied)
     assert graph.sizes is not model.sizes
+
+
+def test_an_example_without_samples() -> None:
+    with pytest.raises(CaptureError, match=r"has no samples, its first tensor is \(0, 4\): give one at least"):
+        fxprune.capture(nn.Linear(4, 3), torch.zeros(0, 4))

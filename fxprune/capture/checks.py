@@ -49,7 +49,7 @@ def check_leaves(model: nn.Module, leaves: Leaves) -> None:
 
 
 def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> None:
-    """Raise where the example does not fit the forward, or an argument that it does not have is fixed."""
+    """Raise where the example does not fit the forward or is empty, or an argument that it does not have is fixed."""
     whole, signature = inspect.signature(model.forward), signature_of(model, concrete)
     stars = any(parameter.kind is parameter.VAR_KEYWORD for parameter in whole.parameters.values())
     for name in concrete:
@@ -63,6 +63,9 @@ def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -
             f"the example does not fit {type(model).__name__}.forward{signature}: {error}. "
             "Give a tensor, a tuple of the positional arguments, or a dict of the named ones"
         ) from error
+    first = next((t for t in pytree.tree_leaves(example) if isinstance(t, Tensor) and t.ndim), None)
+    if first is not None and not len(first):
+        raise CaptureError(f"the example has no samples, its first tensor is {tuple(first.shape)}: give one at least")
 
 
 def runnable(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def _unpickled(path: Path) -> Any:
     """What torch.load gives of tensors and plain containers; nothing else is ever unpickled."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise FxpruneError(
             f"{path} cannot be read as a state_dict ({first_line(error)}): save model.state_dict() with torch.save or "
             "safetensors"
