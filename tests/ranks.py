@@ -214,8 +214,9 @@ def main(folder: Path, rank: int, size: int, what: str) -> None:
     else:
         found = failures(rank) if what == "failures" else {"killed": killed(rank)}
         (folder / f"told-{rank}.txt").write_text("\n".join(f"{name}|{text}" for name, text in found.items()))
-    if what != "killed":
-        dist.destroy_process_group()
+    if what == "killed":
+        os._exit(0)  # a group that has lost a rank cannot be taken down in good order
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
