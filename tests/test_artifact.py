@@ -531,21 +531,13 @@ def test_any_flipped_byte_is_found(saved: bytes, path: Path) -> None:
     """What cannot be told from the original, such as white space between the parts, does no harm."""
     model = ZOO["mlp_batchnorm_dropout"].build()
     draw, start = random.Random(0), int.from_bytes(saved[:8], "little") + 8
-    path.write_bytes(saved)
-    original = fxprune.load(path, model)
-    whole, about = original.state_dict(), fxprune.report(original)
     places = [*range(8), *draw.sample(range(8, start), 150), *draw.sample(range(start, len(saved)), 150)]
     for place in places:
         flipped = bytearray(saved)
         flipped[place] ^= 1 << draw.randrange(8)
         path.write_bytes(flipped)
-        try:
-            found = fxprune.load(path, model)
-        except ArtifactError:
-            continue
-        assert place < start  # in the header alone, and what it says is the same
-        assert all(torch.equal(tensor, whole[name]) for name, tensor in found.state_dict().items())
-        assert fxprune.report(found) == about
+        with pytest.raises(ArtifactError):
+            fxprune.load(path, model)
 
 
 @settings(max_examples=120)
