@@ -527,6 +527,17 @@ def test_a_file_that_was_spoiled_is_refused(how: str, path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
+def test_every_bit_of_the_library_s_own_note_counts(saved: bytes, path: Path) -> None:
+    model, start = ZOO["mlp_batchnorm_dropout"].build(), saved.index(b'"format":"pt"')
+    for place in range(start, start + len(b'"format":"pt"')):
+        for bit in range(8):
+            flipped = bytearray(saved)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            with pytest.raises(ArtifactError):
+                fxprune.load(path, model)
+
+
 def test_any_flipped_byte_is_found(saved: bytes, path: Path) -> None:
     """What cannot be told from the original, such as white space between the parts, does no harm."""
     model = ZOO["mlp_batchnorm_dropout"].build()

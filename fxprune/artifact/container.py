@@ -19,6 +19,7 @@ from fxprune.atomic import replacing
 from fxprune.errors import ArtifactError
 from fxprune.weights import FORMATS, RANKS, dtype_name, laid_out
 
+LIBRARY = {"format": "pt"}  # what other readers of safetensors look for
 _BROKEN = (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError, MemoryError)
 Path = str | PathLike[str]
 
@@ -26,7 +27,7 @@ Path = str | PathLike[str]
 def write(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
     """Write header and tensors in one step; see `replacing`."""
     text = header.to_text()
-    notes = {"format": "pt", "fxprune_artifact": str(FORMAT), "fxprune": text, "sha256": _digest(text.encode())}
+    notes = LIBRARY | {"fxprune_artifact": str(FORMAT), "fxprune": text, "sha256": _digest(text.encode())}
     with replacing(path, ArtifactError) as unfinished:
         try:
             save_file(dict(tensors), unfinished, notes)
@@ -103,7 +104,8 @@ def _header(path: Path, notes: Mapping[str, str]) -> Header:
         raise ArtifactError(
             f"{path} has artefact format {notes['fxprune_artifact'][:20]}, this fxprune reads {FORMAT}: update fxprune"
         )
-    if _digest(notes["fxprune"].encode()) != notes.get("sha256"):
+    others = {name: notes[name] for name in notes if name not in ("fxprune_artifact", "fxprune", "sha256")}
+    if _digest(notes["fxprune"].encode()) != notes.get("sha256") or others != LIBRARY:
         raise ArtifactError(f"{path} was altered: its header does not have the checksum that it names; get it anew")
     return Header.of_text(notes["fxprune"], path)
 
