@@ -28,7 +28,7 @@ from fxprune.reporting.records import (
     MeasuredLatency,
     Ranking,
 )
-from fxprune.reporting.tables import tables
+from fxprune.reporting.tables import printed, tables
 
 __all__ = ["Finetuning", "FrozenReport", "GroupReport", "LayerReport", "MeasuredLatency", "Ranking", "Report", "report"]
 
@@ -84,10 +84,7 @@ class Report:
         return compared(self, other)
 
     def __str__(self) -> str:
-        console = Console(width=120, no_color=True)
-        with console.capture() as text:
-            console.print(self)
-        return text.get().rstrip()
+        return printed(self)
 
     def __rich_console__(self, console: Console, options: Any) -> Any:
         yield from tables(self)

@@ -43,17 +43,20 @@ def _rest(plan: fxprune.Plan) -> dict[str, Any]:
     return {name: getattr(plan, name) for name in plan.__slots__ if name != "keep"}
 
 
+def judged(small: nn.Module) -> tuple[float, float]:
+    """The error on what is held out, before and after compensation."""
+    done = fxprune.report(small).compensation
+    assert done is not None
+    assert done.before is not None
+    assert done.after is not None
+    return done.before, done.after
+
+
 def errors(model: nn.Module, plan: fxprune.Plan, scores: fxprune.Scores, loader: Any) -> dict[str, tuple[float, float]]:
     """The error on what is held out, before and after, at every level."""
-    found = {}
-    for level in LEVELS:
-        small = fxprune.apply(model, plan, scores=scores, loader=loader, compensate=level)
-        done = fxprune.report(small).compensation
-        assert done is not None
-        assert done.before is not None
-        assert done.after is not None
-        found[level] = done.before, done.after
-    return found
+    return {
+        level: judged(fxprune.apply(model, plan, scores=scores, loader=loader, compensate=level)) for level in LEVELS
+    }
 
 
 @pytest.mark.parametrize("case", list(ZOO.values())[::5], ids=list(ZOO)[::5])
@@ -181,11 +184,8 @@ def test_columns_of_heads_and_inexact_groups_are_made_up_for(name: str, options:
     assert fxprune.report(plain).params_after < fxprune.report(plain).params_before
     for level in LEVELS:
         small = fxprune.apply(model, plan, scores=scores, loader=loader, compensate=level)
-        done = fxprune.report(small).compensation
-        assert done is not None
-        assert done.before is not None
-        assert done.after is not None
-        assert done.after < done.before
+        before, after = judged(small)
+        assert after < before
         shapes = {key: value.shape for key, value in small.state_dict().items()}
         assert shapes.items() >= {key: value.shape for key, value in plain.state_dict().items()}.items()
         assert [x.shape for x in outputs(small, case.example(3))] == [x.shape for x in outputs(model, case.example(3))]
@@ -317,9 +317,8 @@ def test_recurrent_layers_are_filled_in() -> None:
     done = fxprune.report(small).compensation
     assert done is not None
     assert "rnn" in done.filled
-    assert done.after is not None
-    assert done.before is not None
-    assert done.after < done.before
+    before, after = judged(small)
+    assert after < before
 
 
 def test_what_is_held_out() -> None:
@@ -378,11 +377,8 @@ def test_a_part_that_is_called_several_times() -> None:
     model, loader = Twice(), batches(tensors(4), CLASSES, (20, 10))
     scores = scored(model, loader, submodule="part")
     small = fxprune.apply(model, scores.plan(alpha=0.5), scores=scores, loader=loader, compensate="sequential")
-    done = fxprune.report(small.part).compensation  # type: ignore[arg-type]
-    assert done is not None
-    assert done.before is not None
-    assert done.after is not None
-    assert done.after < done.before
+    before, after = judged(small.part)
+    assert after < before
 
 
 def test_the_part_of_a_detector() -> None:
@@ -403,11 +399,8 @@ def test_the_part_of_a_detector() -> None:
     before = picture(model)
     small = fxprune.compress(model, loader, alpha=0.5, **options)
     assert same_picture(before, picture(model))
-    done = fxprune.report(small.backbone).compensation
-    assert done is not None
-    assert done.after is not None
-    assert done.before is not None
-    assert done.after < done.before
+    before, after = judged(small.backbone)
+    assert after < before
 
 
 def test_batchnorms_get_the_statistics_of_what_they_read() -> None:

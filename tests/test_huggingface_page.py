@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import warnings
 from pathlib import Path
@@ -19,6 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     pytest.importorskip("transformers")
+    from language import SMALL
+
     from fxprune.integrations.huggingface import (
         compress_pretrained,
         from_pretrained,
@@ -29,13 +30,7 @@ with warnings.catch_warnings():
 
 def families() -> dict[str, Any]:
     """The small models of the benchmarks by their classes, which the page's table lists."""
-    path = Path(__file__).parents[1] / "examples" / "benchmarks" / "language.py"
-    spec = importlib.util.spec_from_file_location("language", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return {type(make()).__name__: (make, example) for make, example in module.MODELS.values()}
+    return {type(make()).__name__: (make, example) for make, example in SMALL.values()}
 
 
 def listed() -> dict[str, bool]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     T = pytest.importorskip("transformers")
+    from language import SMALL
 
 TEXT = {
     "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
@@ -57,20 +56,6 @@ def test_captured_pruned_and_proved(name: str, how: str) -> None:
     small = fxprune.apply(model, plan)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     assert fxprune.verify(model, plan, small, sentences(3, 9)) < 1e-5
-
-
-def small_models() -> dict[str, Any]:
-    """The small models of the benchmarks: the usual families of transformers."""
-    path = Path(__file__).parents[1] / "examples" / "benchmarks" / "language.py"
-    spec = importlib.util.spec_from_file_location("language", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return dict(module.MODELS)
-
-
-SMALL = small_models()
 
 
 @pytest.mark.parametrize("inexact", [False, True])

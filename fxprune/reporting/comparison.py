@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from fxprune.reporting.tables import level_of
+from fxprune.reporting.tables import level_of, printed
 
 if TYPE_CHECKING:
     from fxprune.report import Report
@@ -60,10 +60,7 @@ class Comparison:
         return asdict(self)
 
     def __str__(self) -> str:
-        console = Console(width=120, no_color=True)
-        with console.capture() as text:
-            console.print(self)
-        return text.get().rstrip()
+        return printed(self)
 
     def __rich_console__(self, console: Console, options: Any) -> Any:
         columns = "before", self.first, self.second

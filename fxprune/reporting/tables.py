@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.table import Table
 
 from fxprune.compensation import Compensation
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from fxprune.report import Report
 
 SHOWN = 5  # of the largest layers
+
+
+def printed(shown: Any) -> str:
+    """What rich prints of it, as plain text 120 characters wide."""
+    console = Console(width=120, no_color=True)
+    with console.capture() as text:
+        console.print(shown)
+    return text.get().rstrip()
 
 
 def tables(report: Report) -> Iterator[Any]:
