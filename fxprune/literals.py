@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxprune.mending import PERMUTE, SHARE, Repair, index_node, mends, preserves, restore
+from fxprune.mending import PERMUTE, Repair, index_node, mends, preserves, restore
+from fxprune.originals import SHARE
 from fxprune.rules import movement
 
 
@@ -136,11 +137,18 @@ def unflatten(repair: Repair) -> None:
     repair.become("call_method", "unflatten", (repair.source, dim, tuple(after[dim : dim + rank])))
 
 
-@mends("chunk", "split", "tensor_split", torch.chunk, torch.split, torch.tensor_split)
+_SPLIT_ALONG = {"vsplit": 0, "hsplit": 1, "dsplit": 2}  # of a tensor with that many axes
+
+
+@mends("chunk", "split", "tensor_split", torch.chunk, torch.split, torch.tensor_split, *_SPLIT_ALONG)
+@mends(torch.vsplit, torch.hsplit, torch.dsplit)
 def split_sizes(repair: Repair) -> None:
     """Whatever way a tensor was split, the pieces get the sizes that they should have."""
     args, kwargs = repair.arguments()
+    name = getattr(repair.node.target, "__name__", repair.node.target)
     dim = int(kwargs.get("dim", args[2] if len(args) > 2 else 0))
+    if name in _SPLIT_ALONG:
+        dim = min(_SPLIT_ALONG[name], repair.env[repair.source].ndim - 1)
     sizes = [piece.shape[dim] for piece in repair.expected]
     repair.become("call_function", torch.split, (repair.source, sizes, dim))
 

@@ -15,12 +15,12 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import RewriteError
 from fxprune.labels import Labels, varying_axes
 from fxprune.numberless import home_of
+from fxprune.originals import SHARE, original
 from fxprune.rules import movement, recurrent
 from fxprune.rules.table import RULES, Key, key_of
 
 INDEX = "_fxprune_index_"  # prefix of the buffers that hold gathering indices; they are not part of the state_dict
 PERMUTE = f"{INDEX}before_"  # of those that permute channels in front of a movement
-SHARE = "share_of_size_"  # prefix of the nodes that compute a share of a size
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +114,7 @@ def restore_numbers(repair: Repair) -> None:
 
 def restore(node: fx.Node, repair: Repair, kinds: tuple[type, ...] = (int, float)) -> None:
     """Replace the inputs that are of these kinds, and changed, by the original's."""
-
-    def original(n: fx.Node) -> Any:
-        before, now = repair.old[n.name], repair.env[n]
-        is_number = isinstance(before, kinds) and not isinstance(before, bool)
-        return before if is_number and before != now else n
-
-    node.args, node.kwargs = map_arg((node.args, node.kwargs), original)
+    node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda n: original(repair, n, kinds))
 
 
 @mends("new_zeros", "new_ones", "new_empty", "new_full")

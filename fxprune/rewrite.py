@@ -76,6 +76,8 @@ def _settle(checker: Checker, node: fx.Node) -> Any:
         inputs = map_arg(node.args, checker.env.__getitem__)
         resize(checker.module(node), inputs[0] if inputs else None, repair.expected)
     restore_numbers(repair)
+    for source in node.all_input_nodes:
+        _see_inserted(checker, source, node)
     try:
         return checker.checked(node, node)
     except Exception as error:  # noqa: BLE001 - whatever an op says of sizes that do not fit asks for mending

@@ -1,146 +1,143 @@
-"""Random small networks: a table of steps, and a hypothesis strategy that strings them together."""
+"""Random small networks: steps of `steps` strung together, with several inputs and outputs, and layers that share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from steps import KINDS, SIZE
+from torch import Tensor, fx, nn
 from zoo import CLASSES, randomise
 
-SIZE = 6  # of the images; every step keeps it
+from fxprune.rules.table import Key, key_of
 
-
-@dataclass(frozen=True)
-class Kind:
-    """What a step is: the layer that it makes of its input width, the width that it gives, and how it runs.
-
-    ``width`` and ``layer`` take the input width and the drawn width; ``run`` takes the layer and the inputs.
-    """
-
-    run: Callable[..., Tensor]
-    layer: Callable[[int, int], nn.Module] | None = None
-    width: Callable[[int, int], int] = lambda inputs, drawn: inputs
-    needs: Callable[[int], bool] = lambda inputs: True
-    binary: bool = False
-
-
-def _drawn(inputs: int, drawn: int) -> int:
-    return drawn
-
-
-def _conv(inputs: int, outputs: int, **options: Any) -> nn.Module:
-    return nn.Conv2d(inputs, outputs, 3, padding=1, **options)
-
-
-def _gate(inputs: int, drawn: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(inputs, drawn, 1), nn.ReLU(), nn.Conv2d(drawn, inputs, 1), nn.Sigmoid())
-
-
-def _even(inputs: int) -> bool:
-    return inputs % 2 == 0
-
-
-def _shuffled(x: Tensor, groups: int = 2) -> Tensor:
-    return x.view(x.size(0), groups, -1, SIZE, SIZE).transpose(1, 2).reshape(x.shape)
-
-
-def _apply(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return layer(x)
-
-
-KINDS: dict[str, Kind] = {
-    "conv": Kind(_apply, _conv, _drawn),
-    "conv without bias": Kind(_apply, lambda i, o: _conv(i, o, bias=False), _drawn),
-    "transposed": Kind(_apply, lambda i, o: nn.ConvTranspose2d(i, o, 3, padding=1), _drawn),
-    "grouped": Kind(_apply, lambda i, o: _conv(i, o, groups=2), _drawn, _even),
-    "four groups": Kind(_apply, lambda i, o: _conv(i, o, groups=4), _drawn, lambda i: i % 4 == 0),
-    "depthwise": Kind(_apply, lambda i, o: _conv(i, i, groups=i)),
-    "multiplied": Kind(_apply, lambda i, o: _conv(i, 2 * i, groups=i), lambda i, o: 2 * i, lambda i: i <= 12),
-    "linear": Kind(lambda layer, x: layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), nn.Linear, _drawn),
-    "norm": Kind(_apply, lambda i, o: nn.BatchNorm2d(i)),
-    "prelu": Kind(_apply, lambda i, o: nn.PReLU(i)),
-    "gate": Kind(lambda layer, x: x * layer(F.adaptive_avg_pool2d(x, 1)), _gate),
-    "relu": Kind(lambda _, x: F.relu(x)),
-    "gelu": Kind(lambda _, x: F.gelu(x)),
-    "sigmoid": Kind(lambda _, x: x.sigmoid()),
-    "roll": Kind(lambda _, x: torch.roll(x, 2, 1)),
-    "flip": Kind(lambda _, x: x.flip(1)),
-    "pad": Kind(lambda _, x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1), value=0.5), 3, 1)),
-    "pool": Kind(lambda _, x: F.max_pool2d(x, 3, 1, 1)),
-    "upsample": Kind(lambda _, x: F.avg_pool2d(F.interpolate(x, scale_factor=2), 2)),
-    "shuffle": Kind(lambda _, x: _shuffled(x), needs=_even),
-    "second half": Kind(lambda _, x: x[:, x.shape[1] // 2 :], width=lambda i, o: i - i // 2, needs=lambda i: i > 4),
-    "every second": Kind(lambda _, x: x[:, ::2], width=lambda i, o: i - i // 2, needs=lambda i: i > 4),
-    "zero channels": Kind(lambda _, x: F.pad(x, (0, 0, 0, 0, 1, 2)), width=lambda i, o: i + 3),
-    "halves": Kind(lambda _, x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1], width=lambda i, o: i // 2, needs=_even),
-    "maxout": Kind(lambda _, x: x.view(x.size(0), -1, 2, SIZE, SIZE).amax(2), width=lambda i, o: i // 2, needs=_even),
-    "rejoin": Kind(lambda _, x: torch.cat(x.split([3, x.shape[1] - 3], 1)[::-1], 1), needs=lambda i: i > 3),
-    "add": Kind(lambda _, x, y: x + y, binary=True),
-    "sub": Kind(lambda _, x, y: x - y, binary=True),
-    "mul": Kind(lambda _, x, y: x * y.tanh(), binary=True),
-    "maximum": Kind(lambda _, x, y: torch.maximum(x, y), binary=True),
-    "cat": Kind(lambda _, x, y: torch.cat([x, y], 1), width=lambda i, o: 2 * i, needs=lambda i: i <= 12, binary=True),
-}
+FAMILIES = tuple(dict.fromkeys(kind.family for kind in KINDS.values()))
+FORMS = ("tensor", "tuple", "dict")
+CHANNELS = 3  # of the inputs
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its kind, the numbers of the values that it reads (0 is the image), the width that was drawn."""
+    """One step: its kind, the numbers of the values that it reads, the width that was drawn, whose layer it uses.
+
+    The first values are the inputs. ``shares`` is the number of an earlier step of the same kind and widths.
+    """
 
     kind: str
     sources: tuple[int, ...]
     drawn: int
+    shares: int | None = None
 
 
 class RandomNet(nn.Module):
-    """Runs a list of steps; the values that no step reads go to two linear heads, one pooled, one flattened."""
+    """Runs a list of steps; the values that no step reads go to two linear heads, one pooled, one flattened.
 
-    def __init__(self, steps: list[Step]) -> None:
+    ``form`` is that of the output; where it holds more than one tensor, the last value comes out as it is.
+    """
+
+    def __init__(self, steps: list[Step], inputs: int = 1, form: str = "tensor") -> None:
         super().__init__()
-        self.steps, widths = steps, widths_of(steps)
+        self.steps, self.inputs, self.form, widths = steps, inputs, form, widths_of(steps, inputs)
         self.layers = nn.ModuleDict()
         for index, step in enumerate(steps):
             layer = KINDS[step.kind].layer
-            if layer is not None:
+            if layer is not None and step.shares is None:
                 self.layers[str(index)] = layer(widths[step.sources[0]], step.drawn)
         read = {source for step in steps for source in step.sources}
-        self.ends = [index for index in range(1, len(widths)) if index not in read]
+        self.ends = [index for index in range(inputs, len(widths)) if index not in read]
         self.pooled = nn.Linear(sum(widths[index] for index in self.ends), CLASSES)
         self.flat = nn.Linear(widths[-1] * 9, CLASSES)
 
-    def forward(self, x: Tensor) -> Tensor:
-        values, layers = [x], dict(self.layers.items())
+    def forward(self, *inputs: Tensor) -> Any:
+        values, layers = list(inputs), dict(self.layers.items())
         for index, step in enumerate(self.steps):
-            layer = layers.get(str(index))
+            layer = layers.get(str(index if step.shares is None else step.shares))
             values.append(KINDS[step.kind].run(layer, *(values[source] for source in step.sources)))
         pooled = torch.cat([values[index].mean((2, 3)) for index in self.ends], 1)
-        return self.pooled(pooled) + self.flat(F.max_pool2d(values[-1], 2).flatten(1))
+        result = self.pooled(pooled) + self.flat(F.max_pool2d(values[-1], 2).flatten(1))
+        if self.form == "tensor":
+            return result
+        return (result, values[-1]) if self.form == "tuple" else {"result": result, "map": values[-1]}
+
+    @property
+    def alike(self) -> bool:
+        """Whether no step minds the order of channels."""
+        return all(KINDS[step.kind].alike for step in self.steps)
+
+    def example(self, batch: int = 2) -> tuple[Tensor, ...]:
+        """Images of the dtype of the weights, one for each input."""
+        draw = torch.Generator().manual_seed(batch)
+        shape = batch, CHANNELS, SIZE, SIZE
+        return tuple(torch.randn(shape, dtype=self.flat.weight.dtype, generator=draw) for _ in range(self.inputs))
+
+    def __repr__(self) -> str:
+        return f"RandomNet({self.steps}, inputs={self.inputs}, form={self.form!r})"
 
 
-def widths_of(steps: list[Step]) -> list[int]:
-    """The number of channels of the image and of every step's value."""
-    widths = [3]
+def widths_of(steps: list[Step], inputs: int = 1) -> list[int]:
+    """The number of channels of the inputs and of every step's value."""
+    widths = [CHANNELS] * inputs
     for step in steps:
         widths.append(KINDS[step.kind].width(widths[step.sources[0]], step.drawn))
     return widths
 
 
+def keys_of(graph: fx.GraphModule) -> set[Key]:
+    """The operations of a graph, as they stand in the table of rules."""
+    return {key_of(node, graph) for node in graph.graph.nodes if node.op.startswith("call")}
+
+
+def one_of_each(names: list[str]) -> RandomNet:
+    """A network with a branch for every kind of ``names``: the step, behind convolutions of its own.
+
+    Element-wise steps of one image share their convolution: there is nothing that they could tie for each other.
+    """
+    steps, shared = [Step("conv", (0,), 6)], (1,)
+    for name in names:
+        kind, sources = KINDS[name], shared
+        if (kind.family, kind.inputs, kind.alike, kind.whole) != ("pointwise", 1, True, False):
+            width = next(width for width in (6, 8, 4) if kind.needs(width))
+            sources = tuple(range(len(steps) + 1, len(steps) + 1 + kind.inputs))
+            steps += [Step("conv", (0,), width)] * kind.inputs
+        steps.append(Step(name, sources, 8))
+    return randomise(RandomNet(steps)).double().eval()
+
+
 @st.composite
-def nets(draw: st.DrawFn, length: int = 10) -> RandomNet:
-    """Networks of a convolution and up to ``length`` further steps, with random weights in float64."""
+def nets(draw: st.DrawFn, length: int = 10, *, alike: bool = False) -> RandomNet:
+    """Networks of a convolution and up to ``length`` further steps, with random weights in float64.
+
+    ``alike`` takes steps alone that treat all channels alike.
+    """
+    inputs, form = draw(st.integers(1, 3)), draw(st.sampled_from(FORMS))
     steps = [Step("conv", (0,), draw(st.sampled_from([8, 12])))]
     for _ in range(draw(st.integers(1, length))):
-        widths = widths_of(steps)
-        source = draw(st.integers(max(0, len(widths) - 4), len(widths) - 1))
-        partners = [i for i in range(1, len(widths)) if widths[i] == widths[source]]
-        kinds = [k for k, kind in KINDS.items() if kind.needs(widths[source]) and (partners or not kind.binary)]
-        kind = draw(st.sampled_from(kinds))
-        second = (draw(st.sampled_from(partners)),) if KINDS[kind].binary else ()
-        steps.append(Step(kind, (source, *second), draw(st.sampled_from([4, 8, 12]))))
+        steps.append(draw(_step(steps, inputs, alike=alike)))
     torch.manual_seed(draw(st.integers(0, 1000)))
-    return randomise(RandomNet(steps)).double().eval()
+    return randomise(RandomNet(steps, inputs, form)).double().eval()
+
+
+@st.composite
+def _step(draw: st.DrawFn, steps: list[Step], inputs: int, *, alike: bool) -> Step:
+    """One more step: a family first, since some have many kinds, then a kind that fits."""
+    widths = widths_of(steps, inputs)
+    source = draw(st.integers(max(0, len(widths) - 4), len(widths) - 1))
+    partners = [i for i in range(inputs, len(widths)) if widths[i] == widths[source]]
+    family = draw(st.sampled_from(FAMILIES))
+    kinds = [name for name, kind in KINDS.items() if kind.family == family and kind.needs(widths[source])]
+    kinds = [k for k in kinds if (partners or KINDS[k].inputs == 1) and (KINDS[k].alike or not alike)]
+    if not kinds:
+        return Step("conv", (source,), draw(st.sampled_from([4, 8, 12])))
+    name = draw(st.sampled_from(kinds))
+    others = [draw(st.sampled_from(partners)) for _ in range(KINDS[name].inputs - 1)]
+    earlier = [
+        index
+        for index, step in enumerate(steps)
+        if step.kind == name and step.shares is None and widths[step.sources[0]] == widths[source]
+    ]
+    if earlier and draw(st.booleans()):
+        return Step(name, (source, *others), steps[earlier[0]].drawn, earlier[0])
+    return Step(name, (source, *others), draw(st.sampled_from([4, 8, 12])))

@@ -1,31 +1,73 @@
-"""Random small graphs under random plans: zeroing a unit equals deleting it."""
+"""Random small graphs under random plans: what holds of every network, a few hundred here and thousands if asked."""
 
 from __future__ import annotations
 
-import torch
-from helpers import difference, outputs, parameters
-from hypothesis import given, settings
+import os
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from random_nets import SIZE, RandomNet, nets
+from invariants import INVARIANTS, Trial
+from random_nets import keys_of, nets
 
-import fxprune
+from fxprune.rules.table import describe
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*upsample.* is deprecated")
+GRAPHS, FIRST = (int(os.environ.get(f"FXPRUNE_{name}", default)) for name, default in (("GRAPHS", 10_000), ("SEED", 0)))
+EXAMPLES = {
+    "zeroing a unit equals deleting it": 80,
+    "shapes and literals agree": 25,
+    "the empty plan is the identity": 15,
+    "two ways of capture agree": 6,
+    "permuted channels permute the plan": 25,
+    "scoring twice is bit-equal": 10,
+    "precisions agree away from ties": 15,
+}
 
 
-def image(batch: int = 2) -> torch.Tensor:
-    return torch.randn(batch, 3, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(batch))
+def trials(*, alike: bool = False) -> st.SearchStrategy[Trial]:
+    return st.builds(Trial, nets(alike=alike), st.integers(0, 100), st.sampled_from([0.2, 0.5, 0.8, 1.0]))
 
 
-@settings(max_examples=300)
-@given(net=nets(), seed=st.integers(0, 100), alpha=st.sampled_from([0.2, 0.5, 0.8, 1.0]))
-def test_zeroing_equals_deleting(net: RandomNet, seed: int, alpha: float) -> None:
-    graph = fxprune.capture(net, image())
-    plan = fxprune.Scores.random(graph, image(), seed=seed).plan(alpha=alpha)
-    small = fxprune.apply(net, plan)
-    assert fxprune.verify(net, plan, small, image(3)) < 1e-9
-    assert parameters(small) <= parameters(net)
+def test_every_invariant_is_tried() -> None:
+    assert set(EXAMPLES) == set(INVARIANTS)
 
 
-@settings(max_examples=60)
-@given(net=nets())
-def test_the_captured_graph_computes_the_same(net: RandomNet) -> None:
-    assert difference(outputs(net, image()), outputs(fxprune.capture(net, image()), image())) == 0
+@pytest.mark.parametrize("name", INVARIANTS)
+def test_it_holds_for_random_graphs(name: str) -> None:
+    @settings(max_examples=EXAMPLES[name])
+    @given(trial=trials(alike="permute" in name))
+    def check(trial: Trial) -> None:
+        INVARIANTS[name](trial)
+
+    check()
+
+
+@pytest.mark.many
+def test_all_of_it_holds_for_many_random_graphs(capsys: pytest.CaptureFixture[str]) -> None:
+    """FXPRUNE_GRAPHS of them, from FXPRUNE_SEED on: another seed, other graphs."""
+    seen: Counter[str] = Counter()
+
+    @seed(FIRST)
+    @settings(max_examples=GRAPHS, derandomize=False, database=None, suppress_health_check=list(HealthCheck))
+    @given(trial=st.booleans().flatmap(lambda alike: trials(alike=alike)))
+    def check(trial: Trial) -> None:
+        seen.update(["graphs", *map(describe, keys_of(trial.graph))])
+        for holds in INVARIANTS.values():
+            holds(trial)
+        if seen["graphs"] % 100 == 0:
+            with capsys.disabled():
+                print(f"{seen['graphs']} graphs", flush=True)
+
+    check()
+    with capsys.disabled():
+        print(summary(seen))
+    assert seen["graphs"] >= GRAPHS
+
+
+def summary(seen: Counter[str]) -> str:
+    """How many graphs there were, and how many of them held each operation."""
+    graphs = seen.pop("graphs")
+    lines = [f"{graphs} graphs with {len(seen)} operations, each in so many of them:"]
+    return "\n".join(lines + [f"{count:8} {name}" for name, count in seen.most_common()])

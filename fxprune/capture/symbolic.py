@@ -232,9 +232,8 @@ def _use_dropout_modules(graph: ModelGraph) -> None:
         kind = _DROPOUTS.get(node.target) if node.op == "call_function" else None
         if kind is None:
             continue
-        bound = inspect.signature(F.dropout).bind(*node.args, **node.kwargs)
-        bound.apply_defaults()
+        given = {"p": 0.5} | dict(zip(("input", "p"), node.args, strict=False)) | node.kwargs
         name = f"{node.name}_module"
-        graph.add_module(name, kind(bound.arguments["p"]).eval())
-        node.op, node.target, node.args, node.kwargs = "call_module", name, (bound.arguments["input"],), {}
+        graph.add_module(name, kind(given["p"]).eval())
+        node.op, node.target, node.args, node.kwargs = "call_module", name, (given["input"],), {}
     graph.recompile()

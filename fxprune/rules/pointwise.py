@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 from torchvision.ops.stochastic_depth import stochastic_depth
 
@@ -49,13 +49,13 @@ _MODULES = (
 
 
 def _keys() -> set[Key]:
-    """Every spelling of the element-wise ops: functions, methods, in-place forms, operators and modules."""
+    """Every spelling of the element-wise ops that torch has: functions, methods, in-place forms, operators, modules."""
     keys: set[Key] = {*_MODULES, stochastic_depth, *(getattr(operator, name) for name in _OPERATORS)}
     keys |= {f"__{side}{name}__" for name in ("add", "sub", "mul", "truediv") for side in ("", "r")}
     for name in _ARITHMETIC + _FUNCTIONS:
-        in_place = f"{name.rstrip('_')}_"
-        keys |= {name, in_place}
-        keys |= {getattr(home, n) for home in (torch, F) for n in (name, in_place) if callable(getattr(home, n, None))}
+        names = name, f"{name.rstrip('_')}_"
+        keys |= {n for n in names if hasattr(Tensor, n)}
+        keys |= {getattr(home, n) for home in (torch, F) for n in names if callable(getattr(home, n, None))}
     return keys
 
 

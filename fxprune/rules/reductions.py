@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.example import TensorSpec
@@ -24,7 +24,8 @@ _REDUCTIONS = (
 
 def _reduction_keys() -> list[Key]:
     functions: list[Key] = [getattr(torch, name) for name in _REDUCTIONS]
-    return [*functions, *_REDUCTIONS, torch.linalg.norm, torch.linalg.vector_norm]
+    methods = [name for name in _REDUCTIONS if hasattr(Tensor, name)]
+    return [*functions, *methods, torch.linalg.norm, torch.linalg.vector_norm]
 
 
 @rule(*_reduction_keys())
@@ -37,13 +38,24 @@ def reduce(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     if second:
         return ctx.meet((x, *second), torch.broadcast_shapes(x.shape, second[0].shape))
     dims, keepdim = _reduced_axes(ctx, x, args, kwargs)
+    result = _over(ctx, x, dims, keepdim=keepdim)
+    return pytree.tree_map_only(
+        TensorSpec, lambda spec: result if len(spec.shape) == result.ndim else Labels(()), ctx.spec()
+    )
+
+
+def _over(ctx: Context, x: Labels, dims: Sequence[int], *, keepdim: bool) -> Labels:
+    """What a reduction over the axes `dims` leaves of `x`."""
     planes = [plane for plane in (_reduced(ctx, x, plane, dims) for plane in x.planes) if plane is not None]
     bare = torch.empty(x.shape, device="meta").sum(dims, keepdim)
-    moved = tuple(plane if keepdim else _without(plane, dims) for plane in planes)
-    result = Labels(tuple(bare.shape), moved)
-    return pytree.tree_map_only(
-        TensorSpec, lambda spec: result if len(spec.shape) == bare.ndim else Labels(()), ctx.spec()
-    )
+    return Labels(tuple(bare.shape), tuple(plane if keepdim else _without(plane, dims) for plane in planes))
+
+
+@rule(F.cosine_similarity)
+def similarity(ctx: Context, x1: Labels, x2: Labels, dim: int = 1, eps: float = 1e-8) -> Labels:
+    """The tensors meet; what one number is made of keeps its channels."""
+    x = ctx.meet((x1, x2), torch.broadcast_shapes(x1.shape, x2.shape))
+    return _over(ctx, x, (dim % x.ndim,), keepdim=False)
 
 
 def _reduced_axes(ctx: Context, x: Labels, args: Any, kwargs: Any) -> tuple[tuple[int, ...], bool]:
@@ -95,7 +107,6 @@ def _without(plane: Plane, dims: Sequence[int]) -> Plane:
     torch.sort,
     torch.topk,
     "topk",
-    F.cosine_similarity,
 )
 @rule(nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d)
 def normalise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
@@ -135,13 +146,20 @@ def over_positions(ctx: Context, *args: Any, nd: int, **kwargs: Any) -> Any:
     for plane in x.planes:
         if all(plane is not other for other in through):
             _by_channel(ctx, x, plane, axis, through)
-    for indices in inputs[1:]:
-        ctx.meet((x, indices), x.shape)
+    for other in inputs[1:]:
+        ctx.meet((x, other if other.ndim == x.ndim else _beside_positions(other, axis, nd)), x.shape)
 
     def result(spec: TensorSpec) -> Labels:
         return Labels((*x.shape[: axis + 1], *spec.shape[axis + 1 :]), tuple(through))
 
     return pytree.tree_map_only(TensorSpec, result, ctx.spec())
+
+
+def _beside_positions(x: Labels, axis: int, nd: int) -> Labels:
+    """Numbers for every channel, such as the samples of a random pool, with `nd` axes of one position each."""
+    planes = x.beside(*range(axis + 1, x.ndim))
+    shape = (*x.shape[: axis + 1], *[1] * nd)
+    return Labels(shape, tuple(Plane(p.core.reshape(*p.core.shape[: axis + 1], *[1] * nd), p.axes) for p in planes))
 
 
 def _by_channel(ctx: Context, x: Labels, plane: Plane, axis: int, through: list[Plane]) -> None:

@@ -294,3 +294,20 @@ class ShapeAndLiteral(nn.Module):
         size = x.size()[:-1] + (12,)  # noqa: RUF005 - as it is written there
         x = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(size)
         return self.head(self.b(x.relu()).relu().mean(1))
+
+
+@case(images(), shrinks=("a",), frozen=("b",), any_size=True)
+class SizesInArithmetic(nn.Module):
+    """Numbers, and shapes of new tensors, that follow from the channels and from the batch or the image together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 8), conv(3, 8), conv(8, 6, 1)
+        self.scaled, self.empty, self.head = nn.Linear(8, 6), nn.Linear(8, 6), head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        n, channels, height, _ = y.shape
+        z = (y / (channels + height)).mean((2, 3)) * y.numel() / (n * channels) ** 0.5 / channels
+        z = self.scaled(z) + self.empty(y.new_zeros(y.shape).mean((2, 3)))
+        return self.head(self.c(self.b(x) + y.new_ones(y.shape)) + z[:, :, None, None])

@@ -1,0 +1,147 @@
+"""What holds of every network and every plan: a table of checks, each of one trial."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from helpers import difference, outputs, parameters, squares
+from numpy.typing import NDArray
+from permuted import permuted
+from random_nets import RandomNet
+from torch import nn
+
+import fxprune
+from fxprune.capture import ModelGraph
+from fxprune.capture.passes import specs_on
+from fxprune.example import TensorSpec
+
+CLOSE = {torch.float64: 1e-7, torch.float32: 1e-3}  # of two scores, in shares of the largest: a tie
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A network, and the plan that a random ranking of its units gives at a level."""
+
+    net: RandomNet
+    seed: int
+    alpha: float
+
+    @cached_property
+    def graph(self) -> ModelGraph:
+        return fxprune.capture(self.net, self.net.example())
+
+    @cached_property
+    def plan(self) -> fxprune.Plan:
+        return fxprune.Scores.random(self.graph, self.net.example(), seed=self.seed).plan(alpha=self.alpha)
+
+    @cached_property
+    def small(self) -> nn.Module:
+        return fxprune.apply(self.graph, self.plan)
+
+
+def scored(net: RandomNet) -> fxprune.Scores:
+    """The scores of a network on two small batches, by the mean square of its outputs."""
+    loader = [(net.example(batch), torch.arange(batch)) for batch in (5, 4)]
+    return fxprune.score(net, loader, squares, progress=False)
+
+
+def zeroing_equals_deleting(trial: Trial) -> None:
+    assert fxprune.verify(trial.graph, trial.plan, trial.small, trial.net.example(3)) < 1e-9
+    assert parameters(trial.small) <= parameters(trial.net)
+
+
+def shapes_and_literals_agree(trial: Trial) -> None:
+    """Every value of the small graph has the shape of the original's, narrowed; the output's is as it was."""
+    for batch in (1, 5):
+        example = trial.net.example(batch)
+        assert [t.shape for t in outputs(trial.small, example)] == [t.shape for t in outputs(trial.net, example)]
+    before, after = (specs_on(graph, trial.net.example(4)) for graph in (trial.graph, trial.small))
+    for name, spec in after.items():
+        old = before.get(name)
+        if isinstance(spec, TensorSpec) and isinstance(old, TensorSpec):
+            assert len(spec.shape) == len(old.shape), name
+            assert all(now <= was for now, was in zip(spec.shape, old.shape, strict=True)), name
+    for path, module in trial.small.named_modules():
+        if isinstance(module, nn.Linear):
+            assert tuple(module.weight.shape) == (module.out_features, module.in_features), path
+        if isinstance(module, nn.Conv2d):
+            shape = module.out_channels, module.in_channels // module.groups
+            assert tuple(module.weight.shape[:2]) == shape, path
+
+
+def the_empty_plan_is_the_identity(trial: Trial) -> None:
+    whole = {site: tuple(range(width)) for site, width in trial.plan.widths.items()}
+    same = fxprune.apply(trial.graph, replace(trial.plan, keep=whole))
+    assert difference(outputs(trial.net, trial.net.example()), outputs(same, trial.net.example())) == 0
+    before, after = trial.net.state_dict(), same.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def two_ways_of_capture_agree(trial: Trial) -> None:
+    """The graph of torch.export, and what the same plan makes of it."""
+    example = trial.net.example(3)
+    other = fxprune.capture(trial.net, trial.net.example(), method="export")
+    assert difference(outputs(trial.graph, example), outputs(other, example)) < 1e-9
+    plan = replace(trial.plan, settings={**trial.plan.settings, "method": "export"})
+    assert difference(outputs(trial.small, example), outputs(fxprune.apply(other, plan), example)) < 1e-9
+
+
+def permuted_channels_permute_the_plan(trial: Trial) -> None:
+    """Where no step minds the order of channels; the plan follows from scores, and is compared away from ties."""
+    if not trial.net.alike:
+        return
+    other, order = permuted(trial.net, trial.graph, trial.seed)
+    assert difference(outputs(trial.net, trial.net.example()), outputs(other, trial.net.example())) < 1e-9
+    one, two = scored(trial.net), scored(other)
+    for before, after in ((one.propose, two.propose), (one.protect, two.protect)):
+        assert near(before, after[order], torch.float64)
+    if not any(tied(scores, torch.float64) for scores in (one.propose, one.protect)):
+        assert np.array_equal(kept(one, trial.alpha), kept(two, trial.alpha)[order])
+
+
+def scoring_twice_is_bit_equal(trial: Trial) -> None:
+    one, two = scored(trial.net), scored(trial.net)
+    assert one.propose.tobytes() == two.propose.tobytes()
+    assert one.protect.tobytes() == two.protect.tobytes()
+    assert one.plan(trial.alpha) == two.plan(trial.alpha)
+
+
+def precisions_agree_away_from_ties(trial: Trial) -> None:
+    double, single = scored(trial.net), scored(copy.deepcopy(trial.net).float())
+    if any(tied(scores, torch.float32) for scores in (double.propose, double.protect)):
+        return
+    if near(double.propose, single.propose, torch.float32) and near(double.protect, single.protect, torch.float32):
+        assert double.plan(trial.alpha).keep == single.plan(trial.alpha).keep
+
+
+def near(a: NDArray[np.float64], b: NDArray[np.float64], dtype: torch.dtype) -> bool:
+    """Whether two lists of scores differ by less than a tie."""
+    return bool((np.abs(a - b) <= CLOSE[dtype] / 2 * max(np.abs(a).max(initial=0), 1e-30)).all())
+
+
+def tied(scores: NDArray[np.float64], dtype: torch.dtype) -> bool:
+    """Whether two scores are as near to each other as rounding may put them."""
+    gaps = np.diff(np.sort(scores))
+    return bool((gaps <= CLOSE[dtype] * np.abs(scores).max(initial=0)).any())
+
+
+def kept(scores: fxprune.Scores, alpha: float) -> NDArray[np.bool_]:
+    """Which units stay at a level."""
+    return scores.allocation().keep(alpha)
+
+
+INVARIANTS: dict[str, Callable[[Trial], None]] = {
+    "zeroing a unit equals deleting it": zeroing_equals_deleting,
+    "shapes and literals agree": shapes_and_literals_agree,
+    "the empty plan is the identity": the_empty_plan_is_the_identity,
+    "two ways of capture agree": two_ways_of_capture_agree,
+    "permuted channels permute the plan": permuted_channels_permute_the_plan,
+    "scoring twice is bit-equal": scoring_twice_is_bit_equal,
+    "precisions agree away from ties": precisions_agree_away_from_ties,
+}

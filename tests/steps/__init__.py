@@ -1,0 +1,21 @@
+"""Steps of random networks: a table of small builders, one file a family of rules."""
+
+from steps import (
+    attention,
+    contractions,
+    layers,
+    movement,
+    norms,
+    pointwise,
+    pools,
+    queries,
+    recurrent,
+    reductions,
+    tables,
+)  # fmt: skip
+from steps.kind import KINDS, SIZE, Kind
+
+__all__ = [
+    "KINDS", "SIZE", "Kind", "attention", "contractions", "layers", "movement", "norms", "pointwise", "pools",
+    "queries", "recurrent", "reductions", "tables",
+]  # fmt: skip

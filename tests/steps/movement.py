@@ -1,0 +1,174 @@
+"""Steps that move data: views, cuts, joins, rolls, padding, spreading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steps.kind import PLACES, SIZE, Held, even, exactly, kind, pooled, spread
+
+add = partial(kind, "movement")
+
+
+def _shuffled(x: Tensor, groups: int = 2) -> Tensor:
+    return x.view(x.size(0), groups, -1, SIZE, SIZE).transpose(1, 2).reshape(x.shape)
+
+
+def _order(i: int, o: int) -> nn.Module:
+    return Held(torch.randperm(SIZE))
+
+
+def _any_order(i: int, o: int) -> nn.Module:
+    return Held(torch.randperm(i))
+
+
+def _twice(call: Callable[..., Tensor], *axes: Any) -> Callable[[Any, Tensor], Tensor]:
+    """A swap of axes, and its own inverse."""
+    return lambda _, x: call(call(x, *axes), *axes)
+
+
+def _in_place(name: str, x: Tensor, *args: Any) -> Tensor:
+    return getattr(x.clone(), name)(*args)
+
+
+def _written(x: Tensor, y: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :, 1:3] = y[:, :, 2:4]
+    return x
+
+
+# -- what leaves each channel in its place: each is undone again -----------------------------------------------------
+
+_BOTH_WAYS: dict[str, Callable[[Tensor], Tensor]] = {
+    "flatten": lambda x: x.flatten(2).unflatten(2, (SIZE, SIZE)),
+    "torch.flatten": lambda x: torch.unflatten(torch.flatten(x, 2), 2, (SIZE, SIZE)),
+    "reshape": lambda x: x.reshape(x.size(0), -1, PLACES).view(x.size(0), -1, SIZE, SIZE),
+    "torch.reshape": lambda x: torch.reshape(torch.reshape(x, (x.size(0), -1)), (x.size(0), -1, SIZE, SIZE)),
+    "view_as": lambda x: x.flatten(2).view_as(x),
+    "reshape_as": lambda x: x.flatten(2).reshape_as(x),
+    "ravel": lambda x: x.ravel().view(x.size(0), -1, SIZE, SIZE),
+    "torch.ravel": lambda x: torch.ravel(x).view(x.size(0), -1, SIZE, SIZE),
+    "squeeze": lambda x: x.unsqueeze(2).squeeze(2),
+    "torch.squeeze": lambda x: torch.squeeze(torch.unsqueeze(x, 2), 2),
+    "squeeze_": lambda x: x.clone().unsqueeze_(2).squeeze_(2),
+    "permute": lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2),
+    "torch.permute": lambda x: torch.permute(torch.permute(x, (0, 2, 3, 1)), (0, 3, 1, 2)),
+    "t": lambda x: x * spread(pooled(x).t().t()),
+    "torch.t": lambda x: x * spread(torch.t(torch.t(pooled(x)))),
+    "t_": lambda x: x * spread(pooled(x).t_().t_()),
+    "unbind": lambda x: torch.stack(x.unbind(2), 2),
+    "torch.unbind": lambda x: torch.stack(torch.unbind(x, 2), 2),
+    "torch.stack": lambda x: torch.stack([x, x.tanh()], 1).mean(1),
+    "narrow": lambda x: torch.cat([x.narrow(2, 0, 2), x.narrow(2, 2, 4)], 2),
+    "torch.narrow": lambda x: torch.cat([torch.narrow(x, 2, 3, 3), torch.narrow(x, 2, 0, 3)], 2),
+    "select": lambda x: x * x.select(2, 1).unsqueeze(2),
+    "torch.select": lambda x: x * torch.select(x, 3, 1).unsqueeze(3),
+    "torch.flip": lambda x: torch.flip(x, (2, 3)),
+    "flipud": lambda x: x.permute(2, 1, 0, 3).flipud().permute(2, 1, 0, 3),
+    "torch.flipud": lambda x: torch.flipud(x.permute(2, 1, 0, 3)).permute(2, 1, 0, 3),
+    "rot90": lambda x: x.rot90(1, (2, 3)),
+    "torch.rot90": lambda x: torch.rot90(x, 1, (2, 3)),
+    "dsplit": lambda x: torch.cat(x.dsplit(2)[::-1], 2),
+    "torch.dsplit": lambda x: torch.cat(torch.dsplit(x, 2), 2),
+    "vsplit": lambda x: torch.cat(x.transpose(0, 2).vsplit(2), 0).transpose(0, 2),
+    "torch.vsplit": lambda x: torch.cat(torch.vsplit(x.transpose(0, 2), 3), 0).transpose(0, 2),
+    "expand": lambda x: x * x.mean((2, 3), keepdim=True).expand(-1, -1, SIZE, SIZE),
+    "expand_as": lambda x: x * x.mean((2, 3), keepdim=True).expand_as(x),
+    "broadcast_to": lambda x: x * x.mean((2, 3), keepdim=True).broadcast_to(x.shape),
+    "torch.broadcast_to": lambda x: x * torch.broadcast_to(x.mean((2, 3), keepdim=True), x.shape),
+    "torch.expand_copy": lambda x: x * torch.expand_copy(x.mean((2, 3), keepdim=True), (-1, -1, SIZE, SIZE)),
+    "pad": lambda x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1), value=0.5), 3, 1),
+    "pad by reflection": lambda x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1),
+}  # fmt: skip
+for _name, _move in _BOTH_WAYS.items():
+    add(_name, lambda _, x, f=_move: f(x))
+for _name in ("transpose", "swapaxes", "swapdims", "movedim", "moveaxis"):
+    add(f"torch.{_name}", _twice(getattr(torch, _name), 1, 2))
+    add(_name, lambda _, x, n=_name: getattr(getattr(x, n)(1, 3), n)(1, 3) if "move" not in n else getattr(getattr(x, n)(1, 3), n)(3, 1))
+for _name in ("transpose_", "swapaxes_", "swapdims_"):
+    add(_name, lambda _, x, n=_name: getattr(_in_place(n, x, 1, 3), n)(1, 3))
+add("nn.Flatten", lambda layer, x: layer(x).unflatten(2, (SIZE, SIZE)), lambda i, o: nn.Flatten(2))
+add("nn.Unflatten", lambda layer, x: layer(x.flatten(2)), lambda i, o: nn.Unflatten(2, (SIZE, SIZE)))
+add("index_select", lambda l, x: x.index_select(2, l.weight), _order)
+add("torch.index_select", lambda l, x: torch.index_select(x, 3, l.weight), _order)
+add("gather", lambda l, x: x.gather(3, l.weight.expand_as(x)), _order, whole=True)
+add("torch.gather", lambda l, x: torch.gather(x, 3, l.weight.expand_as(x)), _order, whole=True)
+add("setitem", lambda _, x, y: _written(x, y), inputs=2)
+for _nd, _add in ((1, (1, 1)), (2, (1, 1, 1, 1)), (3, (1, 1, 1, 1, 0, 0))):
+    for _class, _extra in ((getattr(nn, f"ConstantPad{_nd}d"), (0.5,)), (getattr(nn, f"ZeroPad{_nd}d"), ())):
+        add(
+            f"nn.{_class.__name__}",
+            lambda layer, x, nd=_nd: F.adaptive_avg_pool2d(layer(x.unsqueeze(2)).squeeze(2) if nd == 3 else layer(x), SIZE),
+            lambda i, o, c=_class, a=_add, e=_extra: c(a, *e),
+        )
+
+# -- what gives channels other places --------------------------------------------------------------------------------
+
+_HALF: dict[str, Callable[[Tensor], Any]] = {
+    "chunk": lambda x: x.chunk(2, 1),
+    "torch.chunk": lambda x: torch.chunk(x, 2, 1),
+    "tensor_split": lambda x: x.tensor_split(2, 1),
+    "torch.tensor_split": lambda x: torch.tensor_split(x, 2, 1),
+    "split": lambda x: x.split(x.size(1) // 2, 1),
+    "torch.split": lambda x: torch.split(x, x.size(1) // 2, 1),
+    "hsplit": lambda x: x.hsplit(2),
+    "torch.hsplit": lambda x: torch.hsplit(x, 2),
+}
+for _name, _cut in _HALF.items():
+    add(_name, lambda _, x, f=_cut: torch.cat(list(f(x))[::-1], 1) if False else torch.cat([f(x)[1], f(x)[0]], 1), needs=even, alike=False)
+add("halves", lambda _, x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1], width=lambda i, o: i // 2, needs=lambda i: i % 2 == 0 and i > 2, alike=False)
+add("maxout", lambda _, x: x.view(x.size(0), -1, 2, SIZE, SIZE).amax(2), width=lambda i, o: i // 2, needs=lambda i: i % 2 == 0 and i > 2, alike=False)
+add("rejoin", lambda _, x: torch.cat(x.split([3, x.shape[1] - 3], 1)[::-1], 1), needs=lambda i: i > 3, alike=False)
+add("second half", lambda _, x: x[:, x.shape[1] // 2 :], width=lambda i, o: i - i // 2, needs=lambda i: i > 4, alike=False)
+add("every second", lambda _, x: x[:, ::2], width=lambda i, o: i - i // 2, needs=lambda i: i > 4, alike=False)
+add("__getitem__", lambda _, x: exactly("__getitem__", x, (slice(None), slice(1, None))), width=lambda i, o: i - 1, needs=lambda i: i > 4, alike=False)
+add("zero channels", lambda _, x: F.pad(x, (0, 0, 0, 0, 1, 2)), width=lambda i, o: i + 3, alike=False)
+
+_MIXED: dict[str, Callable[[Tensor], Tensor]] = {
+    "roll": lambda x: x.roll(1, 1),
+    "torch.roll": lambda x: torch.roll(x, 2, 1),
+    "flip": lambda x: x.flip(1),
+    "fliplr": lambda x: x.fliplr(),
+    "torch.fliplr": lambda x: torch.fliplr(x),
+    "channels and rows turned": lambda x: x.rot90(2, (1, 2)),
+}
+for _name, _mix in _MIXED.items():
+    add(_name, lambda _, x, f=_mix: f(x), alike=False)
+add("index by numbers", lambda l, x: x[:, l.weight], _any_order, alike=False)
+add("select by numbers", lambda l, x: x.index_select(1, l.weight), _any_order, alike=False)
+
+_SHUFFLES: dict[str, Callable[..., Any]] = {
+    "shuffle": lambda x, g: _shuffled(x, g), "torch.channel_shuffle": torch.channel_shuffle,
+    "F.channel_shuffle": F.channel_shuffle, "torch.native_channel_shuffle": torch.native_channel_shuffle,
+}  # fmt: skip
+for _name, _mix in _SHUFFLES.items():
+    add(_name, lambda _, x, f=_mix: f(x, 2), needs=even, alike=False)
+add("nn.ChannelShuffle", lambda layer, x: layer(x), lambda i, o: nn.ChannelShuffle(2), needs=even, alike=False)
+
+_REPEATS: dict[str, Callable[[Tensor], Tensor]] = {
+    "repeat": lambda x: x.repeat(1, 2, 1, 1),
+    "repeat_interleave": lambda x: x.repeat_interleave(2, 1),
+    "torch.repeat_interleave": lambda x: torch.repeat_interleave(x, 2, 1),
+    "tile": lambda x: x.tile(1, 2, 1, 1),
+    "torch.tile": lambda x: torch.tile(x, (1, 2, 1, 1)),
+}
+for _name, _more in _REPEATS.items():
+    add(_name, lambda _, x, f=_more: f(x), width=lambda i, o: 2 * i, needs=lambda i: i <= 8, alike=False)
+
+for _title, _up, _down in (
+    ("torch.", torch.pixel_shuffle, torch.pixel_unshuffle),
+    ("F.", F.pixel_shuffle, F.pixel_unshuffle),
+):
+    add(f"{_title}pixel_shuffle", lambda _, x, f=_up: F.avg_pool2d(f(x, 2), 2), width=lambda i, o: i // 4, needs=lambda i: i % 4 == 0 and i > 4, alike=False)
+    add(f"{_title}pixel_unshuffle", lambda _, x, f=_down: F.interpolate(f(x, 2), scale_factor=2), width=lambda i, o: 4 * i, needs=lambda i: i <= 4, alike=False)
+add("nn.PixelShuffle", lambda l, x: F.avg_pool2d(l(x), 2), lambda i, o: nn.PixelShuffle(2), width=lambda i, o: i // 4, needs=lambda i: i % 4 == 0 and i > 4, alike=False)
+add("nn.PixelUnshuffle", lambda l, x: F.interpolate(l(x), scale_factor=2), lambda i, o: nn.PixelUnshuffle(2), width=lambda i, o: 4 * i, needs=lambda i: i <= 4, alike=False)
+add("F.unfold", lambda _, x: F.unfold(x, 3, padding=1).unflatten(2, (SIZE, SIZE)), width=lambda i, o: 9 * i, needs=lambda i: i <= 4, alike=False)
+add("nn.Unfold", lambda l, x: l(x).unflatten(2, (SIZE, SIZE)), lambda i, o: nn.Unfold(3, padding=1), width=lambda i, o: 9 * i, needs=lambda i: i <= 4, alike=False)
+for _name, _join in (("cat", torch.cat), ("torch.concat", torch.concat), ("torch.concatenate", torch.concatenate)):
+    add(_name, lambda _, x, y, f=_join: f([x, y], 1), width=lambda i, o: 2 * i, needs=lambda i: i <= 12, inputs=2, alike=False)

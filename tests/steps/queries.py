@@ -1,0 +1,38 @@
+"""Steps that ask a tensor about itself, and work with the answer; new tensors of a size."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steps.kind import exactly, kind, pooled, spread
+
+add = partial(kind, "queries")
+
+
+def _asserted(_: Any, x: Tensor) -> Tensor:
+    torch._assert(x.dim() == 4, "images have four axes")
+    return x
+
+
+add("size", lambda _, x: x.reshape(x.size(0), x.size(1), -1).view(x.size()))
+add("torch.Tensor.size", lambda _, x: x.flatten(2).view(exactly(torch.Tensor.size, x)))
+add("shape", lambda _, x: x.reshape(x.shape[0], -1).view(x.shape))
+for _name in ("dim", "ndimension", "numel", "nelement", "element_size"):
+    add(_name, lambda _, x, name=_name: x * getattr(x, name)())
+add("__len__", lambda _, x: x * exactly("__len__", x.transpose(0, 2)))
+add("len", lambda _, x: x * exactly(len, x.transpose(0, 2)))
+add("torch.numel", lambda _, x: x * torch.numel(x))
+for _name in ("is_floating_point", "is_complex", "is_contiguous", "get_device"):
+    add(_name, lambda _, x, name=_name: x * (getattr(x, name)() + 2))
+add("torch.is_floating_point", lambda _, x: x * (torch.is_floating_point(x) + 2))
+add("attributes", lambda _, x: x.data * x.ndim + torch.zeros(1, dtype=x.dtype, device=x.device))
+add("T", lambda _, x: x * spread(pooled(x).T.mT))
+add("new_zeros", lambda _, x: x + x.new_zeros(x.shape), whole=True)
+add("new_ones", lambda _, x: x + x.new_ones(x.size()), whole=True)
+add("new_empty", lambda _, x: x + x.new_empty(x.shape).zero_(), whole=True)
+add("new_full", lambda _, x: x + x.new_full(x.shape, 0.5), whole=True)
+add("torch._assert", _asserted)

@@ -1,0 +1,71 @@
+"""Steps that look across an axis: a statistic that scales the image, softmax and its like, orders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steps.kind import exactly, kind
+
+add = partial(kind, "reductions")
+
+_SINGLE = ("prod", "median", "max", "min", "argmax", "argmin", "all", "any", "nanmean")  # one axis alone
+_FIRST = ("median", "max", "min", "var_mean", "std_mean")  # several results
+_TRUTHS = ("all", "any")
+_SEVERAL = ("mean", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "logsumexp", "sum")
+
+
+def _statistic(call: Callable[..., Any], name: str, dim: Any) -> Callable[[Any, Tensor], Tensor]:
+    """The image, scaled by a statistic of it along some axes."""
+
+    def run(_: Any, x: Tensor) -> Tensor:
+        found = call(x > 0 if name in _TRUTHS else x, dim=dim, keepdim=True)
+        return x * (found[0] if name in _FIRST else found).to(x)
+
+    return run
+
+
+for _name in sorted({*_SINGLE, *_SEVERAL}):
+    _dim: Any = 2 if _name in _SINGLE else (2, 3)
+    _spellings: dict[str, Any] = {f"torch.{_name}": getattr(torch, _name)}
+    if hasattr(Tensor, _name):
+        _spellings[_name] = partial(exactly, _name)
+    for _title, _call in _spellings.items():
+        add(_title, _statistic(_call, _name, _dim))
+        add(f"{_title} over channels", _statistic(_call, _name, 1), whole=_name != "sum")
+for _name in ("norm", "vector_norm"):
+    add(f"torch.linalg.{_name}", _statistic(getattr(torch.linalg, _name), _name, (2, 3)))
+add("mean over heights and channels", lambda _, x: x * x.mean((1, 2), keepdim=True), whole=True)
+add("mean of all", lambda _, x: x * x.mean(), whole=True)
+add("sum without its axis", lambda _, x: x * x.sum(1)[:, None].tanh())
+
+_ALONG: dict[str, Callable[..., Tensor]] = {
+    "torch.softmax": torch.softmax,
+    "torch.log_softmax": torch.log_softmax,
+    "F.softmax": F.softmax,
+    "F.log_softmax": F.log_softmax,
+    "F.softmin": F.softmin,
+    "F.normalize": F.normalize,
+    "softmax": lambda x, dim: x.softmax(dim),
+    "log_softmax": lambda x, dim: x.log_softmax(dim),
+    "torch.cumsum": torch.cumsum,
+    "cumsum": lambda x, dim: x.cumsum(dim),
+    "torch.sort": lambda x, dim: torch.sort(x, dim=dim)[0],
+    "sort": lambda x, dim: x.sort(dim=dim)[0],
+    "torch.topk": lambda x, dim: torch.topk(x, x.size(dim), dim=dim)[0],
+    "topk": lambda x, dim: x.topk(x.size(dim), dim=dim)[0],
+}
+_ORDERED = ("torch.cumsum", "cumsum", "torch.sort", "sort", "torch.topk", "topk")
+for _title, _call in _ALONG.items():
+    add(_title, lambda _, x, f=_call: f(x, dim=3))
+    add(f"{_title} of channels", lambda _, x, f=_call: f(x, dim=1), whole=True, alike=_title not in _ORDERED)
+for _class in (nn.Softmax, nn.LogSoftmax, nn.Softmin):
+    add(f"nn.{_class.__name__}", lambda layer, x: layer(x), lambda i, o, c=_class: c(dim=2))
+add("nn.Softmax2d", lambda layer, x: layer(x), lambda i, o: nn.Softmax2d(), whole=True)
+add("F.gumbel_softmax", lambda _, x: F.gumbel_softmax(x, dim=1), whole=True, alike=False)
+add("F.cosine_similarity", lambda _, x, y: x * F.cosine_similarity(x, y, dim=1)[:, None], inputs=2, whole=True)

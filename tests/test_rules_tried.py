@@ -1,0 +1,100 @@
+"""Every operation in the table of rules, in a network made for it, under a strong plan and through verify."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from random_nets import FAMILIES, RandomNet, keys_of, one_of_each
+from steps import KINDS
+from torch import nn
+
+import fxprune
+from fxprune.capture import symbolic
+from fxprune.errors import CaptureError
+from fxprune.notes import planned_by
+from fxprune.rewrite import rewrite
+from fxprune.rules import RULES
+from fxprune.rules.table import Key, describe
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*upsample.* is deprecated")
+AT_ONCE = 16  # kinds in one network; one by one they take three times as long
+EXPORTED = ("F.batch_norm",)  # kinds for which there is a rule of its own in what torch.export gives
+ELSEWHERE = {"cuda"}  # needs another device
+
+
+def chunks() -> list[list[str]]:
+    """The names of all kinds, some of one family at a time."""
+    found = []
+    for family in FAMILIES:
+        names = [name for name, kind in KINDS.items() if kind.family == family]
+        found += [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
+    return found
+
+
+def prove(net: RandomNet, method: str = "auto") -> None:
+    """Verify a network under a strong plan that removes what may go, and nothing else."""
+    graph = fxprune.capture(net, net.example(2), method=method)
+    plan = fxprune.Scores.random(graph, net.example(2)).plan(alpha=1.0)
+    assert fxprune.verify(graph, plan, rewrite(*planned_by(graph, plan)), net.example(3)) < 1e-9
+    for step in net.steps:
+        for source in step.sources:
+            if source and net.steps[source - 1].kind == "conv":
+                kept, of = len(plan.keep[f"layers.{source - 1}"]), plan.widths[f"layers.{source - 1}"]
+                assert (kept == of) == KINDS[step.kind].whole, f"{step.kind} keeps {kept} of {of}"
+
+
+def operations(net: RandomNet) -> set[Key]:
+    """The operations of a network: traced where that is possible, since it is faster, captured where not."""
+    try:
+        return keys_of(symbolic.trace(copy.deepcopy(net), net.example()))
+    except CaptureError:
+        return keys_of(fxprune.capture(net, net.example()))
+
+
+def fails(name: str) -> str | None:
+    """What is wrong with one kind, if it is tried alone."""
+    try:
+        prove(one_of_each([name]))
+    except Exception as error:
+        return f"{name}: {type(error).__name__}: {error}"
+    return None
+
+
+@pytest.mark.parametrize("names", chunks(), ids=lambda names: f"{KINDS[names[0]].family}: {names[0]}")
+def test_every_step_is_verified(names: list[str]) -> None:
+    try:
+        prove(one_of_each(names))
+    except Exception as error:
+        raise AssertionError([found for found in map(fails, names) if found] or "only together") from error
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_what_torch_export_spells_in_its_own_way_is_verified(name: str) -> None:
+    prove(one_of_each([name]), method="export")
+
+
+def test_every_operation_of_the_table_is_in_a_step() -> None:
+    """What is registered and in no step, and so never tried, is named: a step for it goes into `steps`."""
+    missing = set(RULES) - set(symbolic._DROPOUTS) - ELSEWHERE
+    for names in chunks():
+        missing -= operations(one_of_each(names))
+    for name in EXPORTED:
+        net = one_of_each([name])
+        missing -= keys_of(fxprune.capture(net, net.example(), method="export"))
+    assert not sorted(map(describe, missing))
+
+
+def test_functional_dropouts_become_modules() -> None:
+    """They follow the model's mode as modules; no graph has the functions, and their rules are those of the modules."""
+    net = one_of_each(["F.dropout", "F.alpha_dropout", "torch.dropout by names"])
+    keys = keys_of(fxprune.capture(net, net.example()))
+    assert keys >= {nn.Dropout, nn.AlphaDropout}
+    assert not keys & set(symbolic._DROPOUTS)
+    assert all(RULES[function] is RULES[module] for function, module in symbolic._DROPOUTS.items())
+
+
+def test_a_step_for_every_family_of_rules() -> None:
+    modules = {str(getattr(function, "func", function).__module__) for function in RULES.values()}
+    families = {name.rpartition(".")[2] for name in modules if name.startswith("fxprune.rules.")}
+    assert families <= set(FAMILIES)
