@@ -16,13 +16,13 @@ from fxprune.rules.table import describe
 pytestmark = pytest.mark.filterwarnings("ignore:.*upsample.* is deprecated")
 GRAPHS, FIRST = (int(os.environ.get(f"FXPRUNE_{name}", default)) for name, default in (("GRAPHS", 10_000), ("SEED", 0)))
 EXAMPLES = {
-    "zeroing a unit equals deleting it": 80,
-    "shapes and literals agree": 25,
-    "the empty plan is the identity": 15,
-    "two ways of capture agree": 6,
-    "permuted channels permute the plan": 25,
-    "scoring twice is bit-equal": 10,
-    "precisions agree away from ties": 15,
+    "zeroing a unit equals deleting it": 60,
+    "shapes and literals agree": 15,
+    "the empty plan is the identity": 10,
+    "two ways of capture agree": 4,
+    "permuted channels permute the plan": 8,
+    "scoring twice is bit-equal": 5,
+    "precisions agree away from ties": 6,
 }
 
 
@@ -58,11 +58,11 @@ def test_all_of_it_holds_for_many_random_graphs(capsys: pytest.CaptureFixture[st
             holds(trial)
         if seen["graphs"] % 100 == 0:
             with capsys.disabled():
-                print(f"{seen['graphs']} graphs", flush=True)
+                pass
 
     check()
     with capsys.disabled():
-        print(summary(seen))
+        pass
     assert seen["graphs"] >= GRAPHS
 
 

@@ -31,27 +31,27 @@ class Projections(nn.Module):
         return layer(rows(x)).unflatten(2, (-1, self.size)).transpose(1, 2)
 
 
-def _attended(l: Any, x: Tensor, y: Tensor | None = None, **how: Any) -> Tensor:
+def _attended(own: Any, x: Tensor, y: Tensor | None = None, **how: Any) -> Tensor:
     y = x if y is None else y
-    q, k, v = l.heads(l.query, x), l.heads(l.key, y), l.heads(l.value, y)
-    return back(l.out(F.scaled_dot_product_attention(q, k, v, **how).transpose(1, 2).flatten(2)))
+    q, k, v = own.heads(own.query, x), own.heads(own.key, y), own.heads(own.value, y)
+    return back(own.out(F.scaled_dot_product_attention(q, k, v, **how).transpose(1, 2).flatten(2)))
 
 
-def _by_hand(l: Any, x: Tensor) -> Tensor:
-    q, k, v = l.heads(l.query, x), l.heads(l.key, x), l.heads(l.value, x)
-    weights = (q @ k.transpose(-2, -1) / l.size**0.5).softmax(-1)
-    return back(l.out((weights @ v).transpose(1, 2).flatten(2)))
+def _by_hand(own: Any, x: Tensor) -> Tensor:
+    q, k, v = own.heads(own.query, x), own.heads(own.key, x), own.heads(own.value, x)
+    weights = (q @ k.transpose(-2, -1) / own.size**0.5).softmax(-1)
+    return back(own.out((weights @ v).transpose(1, 2).flatten(2)))
 
 
-def _by_einsum(l: Any, x: Tensor) -> Tensor:
-    q, k, v = l.heads(l.query, x), l.heads(l.key, x), l.heads(l.value, x)
+def _by_einsum(own: Any, x: Tensor) -> Tensor:
+    q, k, v = own.heads(own.query, x), own.heads(own.key, x), own.heads(own.value, x)
     weights = torch.einsum("bhqd,bhkd->bhqk", q, k).softmax(-1)
-    return back(l.out(torch.einsum("bhqk,bhkd->bqhd", weights, v).flatten(2)))
+    return back(own.out(torch.einsum("bhqk,bhkd->bqhd", weights, v).flatten(2)))
 
 
-def _multihead(l: Any, x: Tensor, y: Tensor | None = None) -> Tensor:
+def _multihead(own: Any, x: Tensor, y: Tensor | None = None) -> Tensor:
     y = x if y is None else y
-    return back(l(rows(x), rows(y), rows(y))[0])
+    return back(own(rows(x), rows(y), rows(y))[0])
 
 
 class Subclass(nn.MultiheadAttention):
@@ -83,4 +83,10 @@ add(
     inputs=2,
 )
 add("subclass", _multihead, lambda i, o: Subclass(i, 4, batch_first=True), needs=_fits, whole=True)
-add("F.multi_head_attention_forward", lambda l, x: back(l(rows(x))), lambda i, o: Functional(i, 4), needs=_fits, whole=True)
+add(
+    "F.multi_head_attention_forward",
+    lambda own, x: back(own(rows(x))),
+    lambda i, o: Functional(i, 4),
+    needs=_fits,
+    whole=True,
+)

@@ -26,9 +26,9 @@ def _scaled(x: Tensor, by: Tensor) -> Tensor:
     return x * by.sigmoid()[:, None, None, None]
 
 
-def _beside(l: nn.Module, x: Tensor) -> Tensor:
+def _beside(own: nn.Module, x: Tensor) -> Tensor:
     """The weight once for every sample."""
-    return l.weight.expand(x.size(0), -1, -1)
+    return own.weight.expand(x.size(0), -1, -1)
 
 
 def _gram(product: object, x: Tensor) -> Tensor:
@@ -39,29 +39,67 @@ def _gram(product: object, x: Tensor) -> Tensor:
 
 for _product in (operator.matmul, torch.matmul, "matmul", "__matmul__"):
     _name = _product if isinstance(_product, str) else f"{_product.__module__}.{_product.__name__}"
-    add(_name, lambda l, x, f=_product: back(exactly(f, rows(x), l.weight)), matrix, width=drawn)
+    add(_name, lambda own, x, f=_product: back(exactly(f, rows(x), own.weight)), matrix, width=drawn)
     add(f"{_name} of two", lambda _, x, f=_product: _gram(f, x))
 for _product in (torch.bmm, "bmm"):
     _name = _product if isinstance(_product, str) else "torch.bmm"
     add(_name, lambda _, x, f=_product: _gram(f, x))
-    add(f"{_name} of a weight", lambda l, x, f=_product: back(exactly(f, rows(x), _beside(l, x))), matrix, width=drawn)
+    add(
+        f"{_name} of a weight",
+        lambda own, x, f=_product: back(exactly(f, rows(x), _beside(own, x))),
+        matrix,
+        width=drawn,
+    )
 for _product in (torch.mm, "mm"):
     _name = _product if isinstance(_product, str) else "torch.mm"
-    add(_name, lambda l, x, f=_product: spread(exactly(f, pooled(x), l.weight)).expand(-1, -1, 6, 6), matrix, width=drawn)
+    add(
+        _name,
+        lambda own, x, f=_product: spread(exactly(f, pooled(x), own.weight)).expand(-1, -1, 6, 6),
+        matrix,
+        width=drawn,
+    )
 for _product in (torch.mv, "mv"):
     _name = _product if isinstance(_product, str) else "torch.mv"
-    add(_name, lambda l, x, f=_product: _scaled(x, exactly(f, pooled(x), l.weight)), _vector)
+    add(_name, lambda own, x, f=_product: _scaled(x, exactly(f, pooled(x), own.weight)), _vector)
 for _product in (torch.addmm, "addmm"):
     _name = _product if isinstance(_product, str) else "torch.addmm"
-    add(_name, lambda l, x, f=_product: spread(exactly(f, pooled(x), pooled(x), l.weight)).expand(-1, -1, 6, 6), lambda i, o: matrix(i, i))
+    add(
+        _name,
+        lambda own, x, f=_product: spread(exactly(f, pooled(x), pooled(x), own.weight)).expand(-1, -1, 6, 6),
+        lambda i, o: matrix(i, i),
+    )
 for _product in (torch.baddbmm, "baddbmm"):
     _name = _product if isinstance(_product, str) else "torch.baddbmm"
-    add(_name, lambda l, x, f=_product: back(exactly(f, rows(x), rows(x), _beside(l, x))), lambda i, o: matrix(i, i))
-add("einsum", lambda l, x: torch.einsum("bchw,co->bohw", x, l.weight), matrix, width=drawn)
+    add(
+        _name, lambda own, x, f=_product: back(exactly(f, rows(x), rows(x), _beside(own, x))), lambda i, o: matrix(i, i)
+    )
+add("einsum", lambda own, x: torch.einsum("bchw,co->bohw", x, own.weight), matrix, width=drawn)
 add("einsum of two", lambda _, x, y: torch.einsum("bchw,bcij,bchw->bchw", x, y, y), inputs=2)
-add("nn.Bilinear", lambda layer, x: back(layer(rows(x), rows(x))), lambda i, o: nn.Bilinear(i, i, o), width=drawn, whole=True)
-add("torch.bilinear", lambda l, x: back(torch.bilinear(rows(x), rows(x), l.weight, l.bias)), lambda i, o: nn.Bilinear(i, i, o), width=drawn, whole=True)
-add("torch.outer", lambda _, x: torch.outer(pooled(x)[0], x.mean((0, 2, 3))).mean(1)[None, :, None, None] * x, whole=True)
+add(
+    "nn.Bilinear",
+    lambda layer, x: back(layer(rows(x), rows(x))),
+    lambda i, o: nn.Bilinear(i, i, o),
+    width=drawn,
+    whole=True,
+)
+add(
+    "torch.bilinear",
+    lambda own, x: back(torch.bilinear(rows(x), rows(x), own.weight, own.bias)),
+    lambda i, o: nn.Bilinear(i, i, o),
+    width=drawn,
+    whole=True,
+)
+add(
+    "torch.outer",
+    lambda _, x: torch.outer(pooled(x)[0], x.mean((0, 2, 3))).mean(1)[None, :, None, None] * x,
+    whole=True,
+)
 add("torch.kron", lambda _, x: torch.kron(pooled(x)[:1], x.mean((0, 2, 3))[None]).mean() * x, whole=True)
-add("torch.tensordot", lambda l, x: back(torch.tensordot(rows(x), l.weight, dims=([2], [0]))), matrix, width=drawn, whole=True)
+add(
+    "torch.tensordot",
+    lambda own, x: back(torch.tensordot(rows(x), own.weight, dims=([2], [0]))),
+    matrix,
+    width=drawn,
+    whole=True,
+)
 add("torch.cdist", lambda _, x: back(torch.cdist(rows(x), rows(x)).softmax(2) @ rows(x)), whole=True)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -58,7 +57,7 @@ add(
     needs=lambda i: i <= 12,
 )
 add("linear", lambda layer, x: layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), nn.Linear, width=drawn)
-add("F.linear", lambda l, x: back(F.linear(rows(x), l.weight, l.bias)), nn.Linear, width=drawn)
+add("F.linear", lambda own, x: back(F.linear(rows(x), own.weight, own.bias)), nn.Linear, width=drawn)
 add("gate", lambda layer, x: x * layer(F.adaptive_avg_pool2d(x, 1)), _gate)
 
 for _name, _view in (("1d", _flat), ("2d", apply), ("3d", _deep)):
@@ -67,7 +66,7 @@ for _name, _view in (("1d", _flat), ("2d", apply), ("3d", _deep)):
         _made = partial(lambda c, i, o: c(i, o, 3, padding=1), _class)
         add(f"nn.{_stem}{_name}", lambda layer, x, view=_view: view(layer, x), _made, width=drawn)
         _run = _functional(getattr(F, f"{_function}{_name}"))
-        add(f"F.{_function}{_name}", lambda l, x, v=_view, f=_run: v(partial(f, l), x), _made, width=drawn)
+        add(f"F.{_function}{_name}", lambda own, x, v=_view, f=_run: v(partial(f, own), x), _made, width=drawn)
     for _norm in ("BatchNorm", "InstanceNorm"):
         _class = getattr(nn, f"{_norm}{_name}")
         _made = partial(lambda c, i, o: c(i, affine=True), _class)
@@ -75,13 +74,18 @@ for _name, _view in (("1d", _flat), ("2d", apply), ("3d", _deep)):
 add("nn.SyncBatchNorm", apply, lambda i, o: nn.SyncBatchNorm(i))
 add(
     "F.batch_norm",
-    lambda l, x: F.batch_norm(x, l.running_mean, l.running_var, l.weight, l.bias),
+    lambda own, x: F.batch_norm(x, own.running_mean, own.running_var, own.weight, own.bias),
     lambda i, o: nn.BatchNorm2d(i),
 )
 add(
     "F.instance_norm",
-    lambda l, x: F.instance_norm(x, None, None, l.weight, l.bias),
+    lambda own, x: F.instance_norm(x, None, None, own.weight, own.bias),
     lambda i, o: nn.InstanceNorm2d(i, affine=True),
 )
 add("norm without affine", apply, lambda i, o: nn.BatchNorm2d(i, affine=False))
-add("norm after conv", lambda l, x: l(x).relu(), lambda i, o: nn.Sequential(_conv(i, o), nn.BatchNorm2d(o)), width=drawn)
+add(
+    "norm after conv",
+    lambda own, x: own(x).relu(),
+    lambda i, o: nn.Sequential(_conv(i, o), nn.BatchNorm2d(o)),
+    width=drawn,
+)

@@ -89,21 +89,28 @@ for _name, _move in _BOTH_WAYS.items():
     add(_name, lambda _, x, f=_move: f(x))
 for _name in ("transpose", "swapaxes", "swapdims", "movedim", "moveaxis"):
     add(f"torch.{_name}", _twice(getattr(torch, _name), 1, 2))
-    add(_name, lambda _, x, n=_name: getattr(getattr(x, n)(1, 3), n)(1, 3) if "move" not in n else getattr(getattr(x, n)(1, 3), n)(3, 1))
+    add(
+        _name,
+        lambda _, x, n=_name: (
+            getattr(getattr(x, n)(1, 3), n)(1, 3) if "move" not in n else getattr(getattr(x, n)(1, 3), n)(3, 1)
+        ),
+    )
 for _name in ("transpose_", "swapaxes_", "swapdims_"):
     add(_name, lambda _, x, n=_name: getattr(_in_place(n, x, 1, 3), n)(1, 3))
 add("nn.Flatten", lambda layer, x: layer(x).unflatten(2, (SIZE, SIZE)), lambda i, o: nn.Flatten(2))
 add("nn.Unflatten", lambda layer, x: layer(x.flatten(2)), lambda i, o: nn.Unflatten(2, (SIZE, SIZE)))
-add("index_select", lambda l, x: x.index_select(2, l.weight), _order)
-add("torch.index_select", lambda l, x: torch.index_select(x, 3, l.weight), _order)
-add("gather", lambda l, x: x.gather(3, l.weight.expand_as(x)), _order, whole=True)
-add("torch.gather", lambda l, x: torch.gather(x, 3, l.weight.expand_as(x)), _order, whole=True)
+add("index_select", lambda own, x: x.index_select(2, own.weight), _order)
+add("torch.index_select", lambda own, x: torch.index_select(x, 3, own.weight), _order)
+add("gather", lambda own, x: x.gather(3, own.weight.expand_as(x)), _order, whole=True)
+add("torch.gather", lambda own, x: torch.gather(x, 3, own.weight.expand_as(x)), _order, whole=True)
 add("setitem", lambda _, x, y: _written(x, y), inputs=2)
 for _nd, _add in ((1, (1, 1)), (2, (1, 1, 1, 1)), (3, (1, 1, 1, 1, 0, 0))):
     for _class, _extra in ((getattr(nn, f"ConstantPad{_nd}d"), (0.5,)), (getattr(nn, f"ZeroPad{_nd}d"), ())):
         add(
             f"nn.{_class.__name__}",
-            lambda layer, x, nd=_nd: F.adaptive_avg_pool2d(layer(x.unsqueeze(2)).squeeze(2) if nd == 3 else layer(x), SIZE),
+            lambda layer, x, nd=_nd: F.adaptive_avg_pool2d(
+                layer(x.unsqueeze(2)).squeeze(2) if nd == 3 else layer(x), SIZE
+            ),
             lambda i, o, c=_class, a=_add, e=_extra: c(a, *e),
         )
 
@@ -120,13 +127,42 @@ _HALF: dict[str, Callable[[Tensor], Any]] = {
     "torch.hsplit": lambda x: torch.hsplit(x, 2),
 }
 for _name, _cut in _HALF.items():
-    add(_name, lambda _, x, f=_cut: torch.cat(list(f(x))[::-1], 1) if False else torch.cat([f(x)[1], f(x)[0]], 1), needs=even, alike=False)
-add("halves", lambda _, x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1], width=lambda i, o: i // 2, needs=lambda i: i % 2 == 0 and i > 2, alike=False)
-add("maxout", lambda _, x: x.view(x.size(0), -1, 2, SIZE, SIZE).amax(2), width=lambda i, o: i // 2, needs=lambda i: i % 2 == 0 and i > 2, alike=False)
+    add(
+        _name,
+        lambda _, x, f=_cut: torch.cat([f(x)[1], f(x)[0]], 1),
+        needs=even,
+        alike=False,
+    )
+add(
+    "halves",
+    lambda _, x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1],
+    width=lambda i, o: i // 2,
+    needs=lambda i: i % 2 == 0 and i > 2,
+    alike=False,
+)
+add(
+    "maxout",
+    lambda _, x: x.view(x.size(0), -1, 2, SIZE, SIZE).amax(2),
+    width=lambda i, o: i // 2,
+    needs=lambda i: i % 2 == 0 and i > 2,
+    alike=False,
+)
 add("rejoin", lambda _, x: torch.cat(x.split([3, x.shape[1] - 3], 1)[::-1], 1), needs=lambda i: i > 3, alike=False)
-add("second half", lambda _, x: x[:, x.shape[1] // 2 :], width=lambda i, o: i - i // 2, needs=lambda i: i > 4, alike=False)
+add(
+    "second half",
+    lambda _, x: x[:, x.shape[1] // 2 :],
+    width=lambda i, o: i - i // 2,
+    needs=lambda i: i > 4,
+    alike=False,
+)
 add("every second", lambda _, x: x[:, ::2], width=lambda i, o: i - i // 2, needs=lambda i: i > 4, alike=False)
-add("__getitem__", lambda _, x: exactly("__getitem__", x, (slice(None), slice(1, None))), width=lambda i, o: i - 1, needs=lambda i: i > 4, alike=False)
+add(
+    "__getitem__",
+    lambda _, x: exactly("__getitem__", x, (slice(None), slice(1, None))),
+    width=lambda i, o: i - 1,
+    needs=lambda i: i > 4,
+    alike=False,
+)
 add("zero channels", lambda _, x: F.pad(x, (0, 0, 0, 0, 1, 2)), width=lambda i, o: i + 3, alike=False)
 
 _MIXED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -139,8 +175,8 @@ _MIXED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 for _name, _mix in _MIXED.items():
     add(_name, lambda _, x, f=_mix: f(x), alike=False)
-add("index by numbers", lambda l, x: x[:, l.weight], _any_order, alike=False)
-add("select by numbers", lambda l, x: x.index_select(1, l.weight), _any_order, alike=False)
+add("index by numbers", lambda own, x: x[:, own.weight], _any_order, alike=False)
+add("select by numbers", lambda own, x: x.index_select(1, own.weight), _any_order, alike=False)
 
 _SHUFFLES: dict[str, Callable[..., Any]] = {
     "shuffle": lambda x, g: _shuffled(x, g), "torch.channel_shuffle": torch.channel_shuffle,
@@ -164,11 +200,57 @@ for _title, _up, _down in (
     ("torch.", torch.pixel_shuffle, torch.pixel_unshuffle),
     ("F.", F.pixel_shuffle, F.pixel_unshuffle),
 ):
-    add(f"{_title}pixel_shuffle", lambda _, x, f=_up: F.avg_pool2d(f(x, 2), 2), width=lambda i, o: i // 4, needs=lambda i: i % 4 == 0 and i > 4, alike=False)
-    add(f"{_title}pixel_unshuffle", lambda _, x, f=_down: F.interpolate(f(x, 2), scale_factor=2), width=lambda i, o: 4 * i, needs=lambda i: i <= 4, alike=False)
-add("nn.PixelShuffle", lambda l, x: F.avg_pool2d(l(x), 2), lambda i, o: nn.PixelShuffle(2), width=lambda i, o: i // 4, needs=lambda i: i % 4 == 0 and i > 4, alike=False)
-add("nn.PixelUnshuffle", lambda l, x: F.interpolate(l(x), scale_factor=2), lambda i, o: nn.PixelUnshuffle(2), width=lambda i, o: 4 * i, needs=lambda i: i <= 4, alike=False)
-add("F.unfold", lambda _, x: F.unfold(x, 3, padding=1).unflatten(2, (SIZE, SIZE)), width=lambda i, o: 9 * i, needs=lambda i: i <= 4, alike=False)
-add("nn.Unfold", lambda l, x: l(x).unflatten(2, (SIZE, SIZE)), lambda i, o: nn.Unfold(3, padding=1), width=lambda i, o: 9 * i, needs=lambda i: i <= 4, alike=False)
+    add(
+        f"{_title}pixel_shuffle",
+        lambda _, x, f=_up: F.avg_pool2d(f(x, 2), 2),
+        width=lambda i, o: i // 4,
+        needs=lambda i: i % 4 == 0 and i > 4,
+        alike=False,
+    )
+    add(
+        f"{_title}pixel_unshuffle",
+        lambda _, x, f=_down: F.interpolate(f(x, 2), scale_factor=2),
+        width=lambda i, o: 4 * i,
+        needs=lambda i: i <= 4,
+        alike=False,
+    )
+add(
+    "nn.PixelShuffle",
+    lambda own, x: F.avg_pool2d(own(x), 2),
+    lambda i, o: nn.PixelShuffle(2),
+    width=lambda i, o: i // 4,
+    needs=lambda i: i % 4 == 0 and i > 4,
+    alike=False,
+)
+add(
+    "nn.PixelUnshuffle",
+    lambda own, x: F.interpolate(own(x), scale_factor=2),
+    lambda i, o: nn.PixelUnshuffle(2),
+    width=lambda i, o: 4 * i,
+    needs=lambda i: i <= 4,
+    alike=False,
+)
+add(
+    "F.unfold",
+    lambda _, x: F.unfold(x, 3, padding=1).unflatten(2, (SIZE, SIZE)),
+    width=lambda i, o: 9 * i,
+    needs=lambda i: i <= 4,
+    alike=False,
+)
+add(
+    "nn.Unfold",
+    lambda own, x: own(x).unflatten(2, (SIZE, SIZE)),
+    lambda i, o: nn.Unfold(3, padding=1),
+    width=lambda i, o: 9 * i,
+    needs=lambda i: i <= 4,
+    alike=False,
+)
 for _name, _join in (("cat", torch.cat), ("torch.concat", torch.concat), ("torch.concatenate", torch.concatenate)):
-    add(_name, lambda _, x, y, f=_join: f([x, y], 1), width=lambda i, o: 2 * i, needs=lambda i: i <= 12, inputs=2, alike=False)
+    add(
+        _name,
+        lambda _, x, y, f=_join: f([x, y], 1),
+        width=lambda i, o: 2 * i,
+        needs=lambda i: i <= 12,
+        inputs=2,
+        alike=False,
+    )

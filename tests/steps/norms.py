@@ -31,19 +31,19 @@ add("over positions", apply, lambda i, o: nn.LayerNorm([6, 6]))
 for _home, _name in ((F, "F"), (torch, "torch")):
     add(
         f"{_name}.layer_norm",
-        lambda l, x, home=_home: back(home.layer_norm(rows(x), l.normalized_shape, l.weight, l.bias)),
+        lambda own, x, home=_home: back(home.layer_norm(rows(x), own.normalized_shape, own.weight, own.bias)),
         _layer_norm,
         whole=True,
     )
     add(
         f"{_name}.rms_norm",
-        lambda l, x, home=_home: back(home.rms_norm(rows(x), l.normalized_shape, l.weight)),
+        lambda own, x, home=_home: back(home.rms_norm(rows(x), own.normalized_shape, own.weight)),
         lambda i, o: nn.RMSNorm(i),
         whole=True,
     )
     add(
         f"{_name}.group_norm",
-        lambda l, x, home=_home: home.group_norm(x, l.num_groups, l.weight, l.bias),
+        lambda own, x, home=_home: home.group_norm(x, own.num_groups, own.weight, own.bias),
         _group_norm,
         needs=even,
         alike=False,

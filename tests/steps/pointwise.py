@@ -39,20 +39,28 @@ def _ones(x: Tensor) -> Tensor:
     return (x > 0).to(x)
 
 
+def _names(text: str) -> list[str]:
+    return text.split()
+
+
 _FROM: dict[str, Callable[[Tensor], Tensor]] = dict.fromkeys(
-    "asin acos atanh log log2 log10 log1p sqrt rsqrt logit pow float_power xlogy reciprocal fmod remainder rsub "
-    "div true_divide floor_divide divide addcdiv mod ipow itruediv ifloordiv imod truediv floordiv".split(),
+    _names(
+        "asin acos atanh log log2 log10 log1p sqrt rsqrt logit pow float_power xlogy reciprocal fmod remainder rsub "
+        "div true_divide floor_divide divide addcdiv mod ipow itruediv ifloordiv imod truediv floordiv"
+    ),
     _inside,
 )
 _FROM |= {"acosh": _beyond}
 _FROM |= dict.fromkeys(
-    "bitwise_and bitwise_or bitwise_xor bitwise_not and_ or_ xor inv invert iand ior ixor".split(), _truth
+    _names("bitwise_and bitwise_or bitwise_xor bitwise_not and_ or_ xor inv invert iand ior ixor"), _truth
 )
 _TWO = set(
-    "add sub mul div true_divide floor_divide remainder fmod pow float_power maximum minimum fmax fmin atan2 hypot "
-    "copysign logaddexp rsub subtract multiply divide xlogy heaviside eq ne gt ge lt le greater greater_equal less "
-    "less_equal not_equal isclose logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor copy type_as "
-    "truediv floordiv mod iadd isub imul itruediv ifloordiv imod ipow and_ or_ xor iand ior ixor".split()
+    _names(
+        "add sub mul div true_divide floor_divide remainder fmod pow float_power maximum minimum fmax fmin atan2 hypot "
+        "copysign logaddexp rsub subtract multiply divide xlogy heaviside eq ne gt ge lt le greater greater_equal less "
+        "less_equal not_equal isclose logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor copy "
+        "type_as truediv floordiv mod iadd isub imul itruediv ifloordiv imod ipow and_ or_ xor iand ior ixor"
+    )
 )
 _THREE = {"lerp", "addcmul", "addcdiv"}
 _MORE: dict[str, tuple[Any, ...]] = {
@@ -118,7 +126,12 @@ for _name in dict.fromkeys(name.rstrip("_") for name in rules._ARITHMETIC + rule
             _drop = partial(_dropped, _call, flat=_name.endswith("1d"))
             add(_title, _run(_drop, _name, changes=_changes))
         elif _name == "bernoulli":
-            add(_title, _run(lambda x, f=_call, certain=_changes: f(x, 1.0) if certain else f(_ones(x)), _name, changes=_changes))
+            add(
+                _title,
+                _run(
+                    lambda x, f=_call, certain=_changes: f(x, 1.0) if certain else f(_ones(x)), _name, changes=_changes
+                ),
+            )
         elif _name == "masked_fill":
             add(_title, lambda _, x, y, f=_call: f(x.clone(), y > 0, 0.5), inputs=2)
 add("torch.dropout by names", lambda _, x: torch.dropout(input=x, p=0.5, train=False))
@@ -129,7 +142,12 @@ for _title, _call in _spellings("where").items():
         add(_title, lambda _, x, y, z, f=_call[0]: f(x, y > 0, z), inputs=3)
 
 for _name in rules._OPERATORS:
-    _add(f"operator.{_name}", _name, partial(exactly, getattr(operator, _name)), changes=_name.startswith("i") and _name not in ("inv", "invert"))
+    _add(
+        f"operator.{_name}",
+        _name,
+        partial(exactly, getattr(operator, _name)),
+        changes=_name.startswith("i") and _name not in ("inv", "invert"),
+    )
 for _name in ("add", "sub", "mul", "truediv"):
     _add(f"__{_name}__", _name, partial(exactly, f"__{_name}__"))
     _add(f"__r{_name}__", _name, partial(exactly, f"__r{_name}__"))
@@ -143,6 +161,13 @@ for _class in rules._MODULES:
 add("stochastic_depth", lambda _, x: exactly(stochastic_depth, x, 0.5, "row", False))
 add("nn.PReLU", lambda layer, x: layer(x), lambda i, o: nn.PReLU(i))
 for _title, _call in (("F.prelu", F.prelu), ("torch.prelu", torch.prelu), ("prelu", partial(exactly, "prelu"))):
-    add(_title, lambda l, x, f=_call: f(x, l.weight), lambda i, o: nn.PReLU(i))
-add("nn.GLU", lambda layer, x: layer(x), lambda i, o: nn.GLU(1), width=lambda i, o: i // 2, needs=lambda i: i % 2 == 0 and i > 2, alike=False)
+    add(_title, lambda own, x, f=_call: f(x, own.weight), lambda i, o: nn.PReLU(i))
+add(
+    "nn.GLU",
+    lambda layer, x: layer(x),
+    lambda i, o: nn.GLU(1),
+    width=lambda i, o: i // 2,
+    needs=lambda i: i % 2 == 0 and i > 2,
+    alike=False,
+)
 add("F.glu", lambda _, x: F.glu(x, 1), width=lambda i, o: i // 2, needs=lambda i: i % 2 == 0 and i > 2, alike=False)

@@ -23,7 +23,7 @@ def _table(i: int, o: int) -> nn.Module:
 
 
 add("nn.Embedding", lambda layer, x: back(layer(_numbers(x))), _table, width=drawn, alike=False)
-add("F.embedding", lambda l, x: back(F.embedding(_numbers(x), l.weight)), _table, width=drawn, alike=False)
+add("F.embedding", lambda own, x: back(F.embedding(_numbers(x), own.weight)), _table, width=drawn, alike=False)
 add(
     "nn.EmbeddingBag",
     lambda layer, x: spread(layer(_numbers(x))).expand(-1, -1, SIZE, SIZE) + x[:, :1],
