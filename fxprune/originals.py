@@ -30,7 +30,7 @@ def original(repair: Repair, node: fx.Node, kinds: tuple[type, ...]) -> Any:
     if isinstance(before, tuple):
         pairs = enumerate(zip(before, now, strict=True))
         return tuple(_inserted(repair, operator.getitem, node, i) if old == new else old for i, (old, new) in pairs)
-    if node.target in _COUNTS:
+    if node.target in _COUNTS and isinstance(before, int):
         common = math.gcd(before, now)
         times = _inserted(repair, operator.mul, node, before // common)
         return _inserted(repair, operator.floordiv, times, now // common)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 from random_nets import FAMILIES, RandomNet, keys_of, one_of_each
 from steps import KINDS
@@ -11,11 +9,10 @@ from torch import nn
 
 import fxprune
 from fxprune.capture import symbolic
-from fxprune.errors import CaptureError
 from fxprune.notes import planned_by
 from fxprune.rewrite import rewrite
 from fxprune.rules import RULES
-from fxprune.rules.table import Key, describe
+from fxprune.rules.table import describe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*upsample.* is deprecated")
 AT_ONCE = 16  # kinds in one network; one by one they take three times as long
@@ -44,14 +41,6 @@ def prove(net: RandomNet, method: str = "auto") -> None:
                 assert (kept == of) == KINDS[step.kind].whole, f"{step.kind} keeps {kept} of {of}"
 
 
-def operations(net: RandomNet) -> set[Key]:
-    """The operations of a network: traced where that is possible, since it is faster, captured where not."""
-    try:
-        return keys_of(symbolic.trace(copy.deepcopy(net), net.example()))
-    except CaptureError:
-        return keys_of(fxprune.capture(net, net.example()))
-
-
 def fails(name: str) -> str | None:
     """What is wrong with one kind, if it is tried alone."""
     try:
@@ -78,7 +67,8 @@ def test_every_operation_of_the_table_is_in_a_step() -> None:
     """What is registered and in no step, and so never tried, is named: a step for it goes into `steps`."""
     missing = set(RULES) - set(symbolic._DROPOUTS) - ELSEWHERE
     for names in chunks():
-        missing -= operations(one_of_each(names))
+        net = one_of_each(names)
+        missing -= keys_of(fxprune.capture(net, net.example()))
     for name in EXPORTED:
         net = one_of_each([name])
         missing -= keys_of(fxprune.capture(net, net.example(), method="export"))

@@ -44,7 +44,7 @@ def reduce(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     )
 
 
-def _over(ctx: Context, x: Labels, dims: Sequence[int], *, keepdim: bool) -> Labels:
+def _over(ctx: Context, x: Labels, dims: tuple[int, ...], *, keepdim: bool) -> Labels:
     """What a reduction over the axes `dims` leaves of `x`."""
     planes = [plane for plane in (_reduced(ctx, x, plane, dims) for plane in x.planes) if plane is not None]
     bare = torch.empty(x.shape, device="meta").sum(dims, keepdim)

@@ -24,7 +24,7 @@ add("shape", lambda _, x: x.reshape(x.shape[0], -1).view(x.shape))
 for _name in ("dim", "ndimension", "numel", "nelement", "element_size"):
     add(_name, lambda _, x, name=_name: x * getattr(x, name)())
 add("__len__", lambda _, x: x * exactly("__len__", x.transpose(0, 2)))
-add("len", lambda _, x: x * exactly(len, x.transpose(0, 2)))
+add("len", lambda _, x, function=len: x * exactly(function, x.transpose(0, 2)))  # tracing may replace the name
 add("torch.numel", lambda _, x: x * torch.numel(x))
 for _name in ("is_floating_point", "is_complex", "is_contiguous", "get_device"):
     add(_name, lambda _, x, name=_name: x * (getattr(x, name)() + 2))
