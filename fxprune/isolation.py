@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, is_of_memory
 from fxprune.numberless import computing, on_meta
 
 HOOKS = (
@@ -37,6 +37,8 @@ def isolated_copy(model: nn.Module, instead: Mapping[int, object] | None = None)
     try:
         return _hookless(copy.deepcopy(model, memo))
     except (RuntimeError, TypeError) as error:
+        if is_of_memory(error):
+            raise
         raise CaptureError(
             f"{type(model).__name__} cannot be deep-copied ({error}): "
             "remove what cannot be copied, such as results of an earlier forward that are kept on a module, or weights "

@@ -21,7 +21,7 @@ from fxprune.capture.checks import (
 )  # fmt: skip
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, placeholder_values, specs_on
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, stage
 from fxprune.example import TensorSpec, to_json, trim
 from fxprune.isolation import device_of, isolated_copy, undisturbed
 from fxprune.numberless import lacking_numbers, to_home
@@ -77,7 +77,7 @@ def capture(
     concrete = dict(concrete_args or {})
     options: dict[str, Any] = {"concrete_args": concrete, "leaves": tuple(leaves)}
     failures: dict[str, CaptureError] = {}
-    with undisturbed():
+    with stage("capturing"), undisturbed():
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own, batch = _prepared(model, example, concrete, run=bool(failures))
             check_leaves(own, leaves)
