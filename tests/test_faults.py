@@ -299,3 +299,18 @@ def test_a_loss_that_is_not_a_scalar(reduction: str, untouched: nn.Module, expec
     with pytest.raises(CalibrationError, match=rf"while fine-tuning: the loss of .*, batch 0 of .*_loader has {what}"):
         fxprune.finetune(expected, BATCHES, BATCHES, epochs=1, loss=loss, progress=False)
     assert same_picture(before, picture(expected))
+
+
+def test_the_page_names_tests_that_there_are_and_every_stage() -> None:
+    rows = [line.split("|") for line in PAGE.read_text().splitlines() if ".py::" in line]
+    for *_, place, _ in rows:
+        file, name = place.strip(" `").split("::")
+        assert f"def {name}(" in (Path(__file__).parent / file).read_text()
+    told = {
+        (stage.strip(), place.strip(" `").split("::")[1])
+        for row in rows
+        for stage in row[2].split(",")
+        for place in row[4:5]
+    }
+    assert {(row.stage, "test_a_fault") for row in ROWS} <= told
+    assert len(rows) > 10
