@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 
 from fxprune.errors import FxpruneError
+
+if sys.platform != "win32":
+    import fcntl
 
 
 @contextmanager
 def replacing(path: str | PathLike[str], error: type[FxpruneError]) -> Iterator[Path]:
     """The name of a file to write, which takes the place of `path` in one step when all went well.
 
-    It lies in the same folder, has the same suffix, and is gone afterwards whatever happened, an interrupt too. Where
-    `path` is a link, what it points at is replaced. Who may read it stays as it was, or is as for any new file.
+    It lies in a hidden folder beside `path`, which is gone afterwards whatever happened, an interrupt too; what killed
+    processes left of theirs is removed on the way. Where `path` is a link, what it points at is replaced. Who may read
+    it stays as it was, or is as for any new file.
 
     Raises `error` where there is no such folder, or `path` is a folder itself.
     """
@@ -27,19 +34,58 @@ def replacing(path: str | PathLike[str], error: type[FxpruneError]) -> Iterator[
         raise error(f"{path} cannot be written: there is no folder {goal.parent}; make it first")
     if goal.is_dir():
         raise error(f"{path} cannot be written: it is a folder; name a file in it")
-    unfinished = goal.with_name(f".{goal.stem}.{uuid.uuid4().hex[:12]}.part{goal.suffix}")
     try:
-        unfinished.touch(exist_ok=False)
-        mode = stat.S_IMODE((goal if goal.exists() else unfinished).stat().st_mode)
-        yield unfinished
-        unfinished.chmod(mode)  # some writers make files that only their owner can read
-        to_disk(unfinished)
-        unfinished.replace(goal)
-        to_disk(goal.parent)
+        with _folder(goal) as folder:
+            unfinished = folder / goal.name
+            unfinished.touch(exist_ok=False)
+            mode = stat.S_IMODE((goal if goal.exists() else unfinished).stat().st_mode)
+            yield unfinished
+            unfinished.chmod(mode)  # some writers make files that only their owner can read
+            to_disk(unfinished)
+            unfinished.replace(goal)
+            to_disk(goal.parent)
     except OSError as cause:
         raise error(f"{path} cannot be written ({cause}): is there room, and are you allowed to?") from cause
+
+
+@contextmanager
+def _folder(goal: Path) -> Iterator[Path]:
+    """A new hidden folder beside a file, held while it is needed; those of that file that nobody holds are removed.
+
+    Where the system has no locks on folders, none is removed: another process may be writing there.
+    """
+    folder = goal.with_name(f".{goal.name}.{uuid.uuid4().hex[:12]}.part")
+    young = folder.with_suffix(".young")  # until it is held, since it would look abandoned
+    try:
+        young.mkdir()
+        with _held(young):
+            young.rename(folder)
+            for other in goal.parent.glob(f".{glob.escape(goal.name)}.{'[0-9a-f]' * 12}.part"):
+                with suppress(OSError), _held(other) as free:
+                    if free:
+                        shutil.rmtree(other)
+            yield folder
     finally:
-        unfinished.unlink(missing_ok=True)
+        for made in (young, folder):
+            shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Hold a folder, until the process ends at the latest; gives whether that is possible, and nobody else does."""
+    if sys.platform == "win32":
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except OSError:
+            free = False
+        yield free
+    finally:
+        os.close(descriptor)
 
 
 def to_disk(path: Path) -> None:

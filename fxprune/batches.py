@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import CalibrationError
+from fxprune.errors import CalibrationError, blaming
 
 TARGET_KEYS = ("labels", "label", "targets", "target")
 Unpack = Callable[[Any], tuple[Any, Any]]
@@ -18,23 +19,38 @@ Classes = Callable[[Any], Tensor]
 
 
 def batches(
-    loader: Iterable[Any], unpack: Unpack | None = None, *, name: str = "the loader"
+    loader: Iterable[Any], unpack: Unpack | None = None, *, name: str = "the loader", when: str = ""
 ) -> Iterator[tuple[Any, Any]]:
-    """The (inputs, targets) of every batch of a loader, which messages call by `name`.
+    """The (inputs, targets) of every batch of a loader, which messages call by `name`; `when` goes before its number.
 
-    Raises CalibrationError where the loader is empty, can be read only once, or gives batches of an unknown form.
+    Raises CalibrationError where the loader is empty, fails, can be read only once, or gives batches of unknown form.
     """
-    if iter(loader) is loader:
+    with blaming(name, f"{when}batch 0"):
+        once = iter(loader) is loader
+    if once:
         raise CalibrationError(
             f"{name} is a {type(loader).__name__}, which can be read only once: give a list of batches, a "
             "DataLoader, or another object that starts anew each time it is iterated"
         )
-    empty = True
-    for batch in loader:
-        empty = False
-        yield (unpack or split)(batch)
-    if empty:
+    found = 0
+    for found, batch in enumerate(read(loader, name, when), 1):
+        with blaming("unpack=", f"{when}batch {found - 1} of {name}"):
+            pair = (unpack or split)(batch)
+        yield pair
+    if not found:
         raise CalibrationError(f"{name} gives no batch: at least one is needed")
+
+
+def read(loader: Iterable[Any], name: str = "the loader", when: str = "") -> Iterator[Any]:
+    """What a loader gives. Raises CalibrationError, with the number of the batch, where it fails."""
+    end, source = object(), None
+    for index in count():
+        with blaming(name, f"{when}batch {index}", ": look at that sample, or at the data's options"):
+            source = iter(loader) if source is None else source
+            batch = next(source, end)
+        if batch is end:
+            return
+        yield batch
 
 
 def length_of(loader: Iterable[Any]) -> int | None:
@@ -119,13 +135,9 @@ def class_of_samples(targets: Any, samples: int | None, classes: Classes | None)
             "the batches have no targets, and the U-Score compares classes: pass classes=, or unpack= where the "
             "batches have targets after all; or pass propose= with a signal that needs no classes"
         )
-    try:
+    remedy = ": it takes the targets as the loader gives them, and returns the class of each sample, or position"
+    with blaming("classes=", "the targets of a batch", remedy):
         labels = classes(targets) if classes else targets
-    except Exception as error:
-        raise CalibrationError(
-            f"classes= fails on the targets of a batch ({type(error).__name__}: {error}): it takes the targets as the "
-            "loader gives them, and returns the class of each sample, or of each position"
-        ) from error
     if not isinstance(labels, Tensor):
         raise CalibrationError(
             f"{'classes= gave' if classes else 'the targets are'} a {type(labels).__name__}, not a tensor of class "

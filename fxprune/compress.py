@@ -15,7 +15,7 @@ from fxprune.budgets import given
 from fxprune.capture import example_of
 from fxprune.compensation import Level, check_level
 from fxprune.coupling import Exclude
-from fxprune.errors import FxpruneWarning
+from fxprune.errors import FxpruneWarning, stage
 from fxprune.finetune import check_options
 from fxprune.finetune import finetune as tune
 from fxprune.isolation import undisturbed
@@ -174,6 +174,7 @@ def apply(
     )
 
 
+@stage("rewriting")
 @undisturbed()
 def _rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:
     """What a plan makes of a model, with a note of it, and what it found in the original."""

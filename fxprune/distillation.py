@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.errors import CalibrationError, FxpruneError, first_line
+from fxprune.errors import CalibrationError, FxpruneError, blaming
 from fxprune.example import opened
 from fxprune.objective import Loss, loss_of
 from fxprune.submodule import Run, call_whole
@@ -34,7 +34,7 @@ class Distillation:
     def divergence(self, output: Any, inputs: Any, targets: Any, where: str) -> Tensor:
         """T^2 KL(teacher || student) of the softened classes, mean over samples and positions (arXiv 1503.02531)."""
         with torch.no_grad():
-            wanted = self.logits(_called(self.teacher, inputs, targets, None, f"the teacher fails on {where}"))
+            wanted = self.logits(_called(self.teacher, inputs, targets, None, "the teacher", where))
         found = self.logits(output)
         if found.shape != wanted.shape:
             raise FxpruneError(
@@ -81,7 +81,7 @@ class Goal:
 
     def value(self, inputs: Any, targets: Any, where: str) -> Tensor:
         """The loss to train by. Raises CalibrationError, with the batch, where it is not one finite number."""
-        output = _called(self.model, inputs, targets, self.run, self._failing(where))
+        output = _called(self.model, inputs, targets, self.run, self._who, where)
         parts = []
         if self.share < 1:
             parts.append((1 - self.share) * self._lost(output, targets, where))
@@ -98,28 +98,28 @@ class Goal:
     @torch.no_grad()
     def judged(self, inputs: Any, targets: Any, where: str) -> tuple[float, float]:
         """The loss, the teacher's only where there is no other, and the metric (0 where there is none)."""
-        output = _called(self.model, inputs, targets, self.run, self._failing(where))
+        output = _called(self.model, inputs, targets, self.run, self._who, where)
         if self.distillation and self.share == 1:
             lost = self.distillation.divergence(output, inputs, targets, where)
         else:
             lost = self._lost(output, targets, where)
-        metric = self.metric(output, targets) if self.metric else 0.0
+        with blaming("metric=", where):
+            metric = self.metric(output, targets) if self.metric else 0.0
         return float(_one_number(lost, "loss", where)), float(_one_number(torch.as_tensor(metric), "metric", where))
 
-    def _failing(self, where: str) -> str:
-        return f"{'run=' if self.run else 'the model'} fails on {where}"
+    @property
+    def _who(self) -> str:
+        return "run=" if self.run else "the model"
 
     def _lost(self, output: Any, targets: Any, where: str) -> Any:
         """The loss of an output; what `run` gave is one already."""
         return output if self.run else loss_of(self.loss, output, targets, where)
 
 
-def _called(model: nn.Module, inputs: Any, targets: Any, run: Run | None, failing: str) -> Any:
-    """A model's output, or what `run` gives; an error begins with `failing`."""
-    try:
+def _called(model: nn.Module, inputs: Any, targets: Any, run: Run | None, who: str, where: str) -> Any:
+    """A model's output, or what `run` gives; an error names `who` fails `where`."""
+    with blaming(who, where):
         return call_whole(model, inputs, targets, run=run)
-    except Exception as error:
-        raise CalibrationError(f"{failing} ({type(error).__name__}: {first_line(error)})") from error
 
 
 def _one_number(value: Any, name: str, where: str) -> Tensor:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FxpruneError(Exception):
-    """The parent of every error that fxprune raises on purpose."""
+    """The parent of every error that fxprune raises on purpose; `stage` says while what, or nothing."""
+
+    stage = ""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"while {self.stage}: {text}" if self.stage else text
 
 
 class CaptureError(FxpruneError):
@@ -16,7 +25,7 @@ class UnsupportedOpError(FxpruneError):
 
 
 class CalibrationError(FxpruneError):
-    """A loader, its batches or the loss cannot be used for scoring or fine-tuning."""
+    """The model, a loader, its batches or the loss fail on the data, or there is too little memory for them."""
 
 
 class PlanError(FxpruneError):
@@ -54,6 +63,55 @@ class ExportError(FxpruneError):
 def first_line(error: BaseException | None) -> str:
     """The first line of an error's message; torch.fx adds tracebacks below it."""
     return (str(error).splitlines() or [""])[0]
+
+
+def told(error: BaseException | None) -> str:
+    """An error's type and the first line of its message, and what helps where memory ran out.
+
+    >>> told(ValueError("odd")), told(MemoryError())
+    ('ValueError: odd', 'MemoryError: give smaller batches or another device=, they take too much memory')
+    """
+    parts = [type(error).__name__, first_line(error)]
+    remedy = "give smaller batches or another device=, they take too much memory"
+    return ": ".join([part for part in parts if part] + ([remedy] if is_of_memory(error) else []))
+
+
+def is_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory ran out: Python's, a device's, or that of torch on the CPU, a RuntimeError."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS)
+
+
+_SIGNS = ("out of memory", "DefaultCPUAllocator")
+
+
+@contextmanager
+def blaming(what: str, where: str, remedy: str = "") -> Iterator[None]:
+    """Say what failed and on what, in the place of any error; fxprune's own errors go on as they are.
+
+    Raises CalibrationError.
+    """
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except Exception as error:
+        raise CalibrationError(f"{what} fails on {where} ({told(error)}){remedy}") from error
+
+
+@contextmanager
+def stage(doing: str) -> Iterator[None]:
+    """Let errors of data say what was being done with them; say the same where memory runs out."""
+    try:
+        yield
+    except CalibrationError as error:
+        error.stage = error.stage or doing
+        raise
+    except Exception as error:
+        if isinstance(error, FxpruneError) or not is_of_memory(error):
+            raise
+        short = CalibrationError(told(error))
+        short.stage = doing
+        raise short from error
 
 
 def summary(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from fxprune.batches import Unpack, length_of
 from fxprune.checkpoint import fingerprint
 from fxprune.distillation import Distillation, Goal, Logits, Metric, classes_last
-from fxprune.errors import CalibrationError, FxpruneError
+from fxprune.errors import CalibrationError, FxpruneError, stage
 from fxprune.isolation import device_of, dtype_of, isolated_copy, seeded
 from fxprune.numberless import need_numbers
 from fxprune.objective import Loss
@@ -103,7 +103,11 @@ def finetune(
         "epochs": epochs, "lr": lr, "seed": seed, "precision": precision, "model": fingerprint(small),
         "distill": 0.0 if teacher is None else distill, "temperature": temperature,
     }  # fmt: skip
-    with seeded(seed), Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+    with (
+        stage("fine-tuning"),
+        seeded(seed),
+        Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar,
+    ):
         model = isolated_copy(small).to(place)
         distillation = None
         if teacher is not None:

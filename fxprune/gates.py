@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from fxprune.capture import ModelGraph
+from fxprune.capture.graph import OwnSource
 from fxprune.coupling import Coupling, Edge
 from fxprune.example import PackedSpec
 from fxprune.recurrence import PackedGate, gated_module
@@ -65,7 +66,7 @@ def insert(graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate]) 
     nodes: dict[fx.Node, fx.Node] = {}
     copied.output(copied.graph_copy(graph.graph, nodes))
     by_name = {node.name: copy for node, copy in nodes.items()}
-    gated = fx.GraphModule(graph, copied, type(graph).__name__)
+    gated = OwnSource(graph, copied, type(graph).__name__)
     gates: list[Gate] = []
     changes = _changes(graph)
     for (source, dim), edges in _shared(coupling).items():

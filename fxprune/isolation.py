@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import RLock
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, is_of_memory
 from fxprune.numberless import computing, on_meta
 
 HOOKS = (
@@ -35,6 +37,8 @@ def isolated_copy(model: nn.Module, instead: Mapping[int, object] | None = None)
     try:
         return _hookless(copy.deepcopy(model, memo))
     except (RuntimeError, TypeError) as error:
+        if is_of_memory(error):
+            raise
         raise CaptureError(
             f"{type(model).__name__} cannot be deep-copied ({error}): "
             "remove what cannot be copied, such as results of an earlier forward that are kept on a module, or weights "
@@ -81,17 +85,65 @@ def shape_only(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta", requires_grad=False)
 
 
+class _Alone:
+    """The lock on what a process has once for all threads: random generators, and what tracing replaces in torch."""
+
+    def __init__(self) -> None:
+        self.renew()
+        if hasattr(os, "register_at_fork"):  # a child has none of the threads that may hold it
+            os.register_at_fork(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        """Take a lock that nobody holds."""
+        self.lock = RLock()
+
+
+_ALONE = _Alone()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work while no other thread of the process does so; it waits for the others."""
+    with _ALONE.lock:
+        yield
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Work with gradients enabled, on numbers, outside inference mode; give all random generators their states back."""
-    states = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), torch.inference_mode(mode=False), torch.enable_grad(), computing():
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+    """Work alone with gradients enabled, on numbers, outside inference mode and autocast.
+
+    All random generators get their states back.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(alone())
+        states = random.getstate(), np.random.get_state()
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        for context in (torch.random.fork_rng(devices), torch.inference_mode(mode=False), torch.enable_grad()):
+            stack.enter_context(context)
+        stack.enter_context(_uncast())
+        stack.enter_context(computing())
+        stack.callback(np.random.set_state, states[1])
+        stack.callback(random.setstate, states[0])
+        yield
+
+
+@contextmanager
+def _uncast() -> Iterator[None]:
+    """Leave autocast, in whose dtype nothing would be exact.
+
+    Its cache of weights is off, which an autocast inside of this one, of a training step say, would not empty.
+    """
+    kinds = ("cpu", "cuda")
+    before, cached = [torch.is_autocast_enabled(kind) for kind in kinds], torch.is_autocast_cache_enabled()
+    try:
+        for kind in kinds:
+            torch.set_autocast_enabled(kind, False)  # noqa: FBT003 - takes no names
+        torch.set_autocast_cache_enabled(False)
+        yield
+    finally:
+        for kind, enabled in zip(kinds, before, strict=True):
+            torch.set_autocast_enabled(kind, enabled)
+        torch.set_autocast_cache_enabled(cached)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 from fxprune.batches import count_of, fitted, sample_count
 from fxprune.capture import ModelGraph, placeholder_values
 from fxprune.capture.graph import plain_attributes
-from fxprune.errors import CalibrationError, first_line
-from fxprune.example import as_call
+from fxprune.errors import CalibrationError, blaming
+from fxprune.example import as_call, opened
+from fxprune.isolation import evaluating
 from fxprune.submodule import Run, call_whole
 
 Loss = Callable[[Any, Any], Tensor]
@@ -121,50 +122,52 @@ class Objective:
 
     def _ran(self, inputs: Any, targets: Any, index: int) -> Any:
         """What `run` gives."""
-        try:
+        remedy = ": it is called as run(model, inputs, targets) and returns the mean loss of the batch"
+        with blaming("run=", f"batch {index}", remedy):
             return call_whole(self.whole, inputs, targets, run=self.run)
-        except CalibrationError:
-            raise
-        except Exception as error:
-            raise CalibrationError(
-                f"run= fails on batch {index} ({type(error).__name__}: {first_line(error)}): "
-                "it is called as run(model, inputs, targets) and returns the mean loss of the batch"
-            ) from error
 
     def _lost(self, inputs: Any, targets: Any, index: int) -> Any:
         """The loss of the model's output."""
-        try:
+        with blaming("the model", f"batch {index}"):
             output = self.part.on(inputs) if self.counts_rows else call_whole(self.whole, inputs, targets, run=None)
-        except CalibrationError:
-            raise
-        except Exception as error:
-            raise CalibrationError(
-                f"the model fails on batch {index} ({type(error).__name__}: {first_line(error)})"
-            ) from error
         return loss_of(self.loss, output, targets, f"batch {index}")
 
 
 def loss_of(loss: Loss, output: Any, targets: Any, where: str) -> Any:
     """The loss of an output. Raises CalibrationError, which says `where`, if the loss cannot be taken."""
-    try:
+    name = getattr(loss, "__name__", type(loss).__name__)
+    with blaming(f"the loss {name}", where, ": pass loss=, a callable(output, target) that fits the model's output"):
         return loss(output, targets)
-    except Exception as error:
-        name = getattr(loss, "__name__", type(loss).__name__)
-        raise CalibrationError(
-            f"the loss {name} fails on {where} ({type(error).__name__}: {first_line(error)}): pass loss=, a "
-            "callable(output, target) that fits the model's output"
-        ) from error
 
 
 def _first_not_finite(part: Part) -> str:
     """Which value of the batch is the first that is not finite, in words."""
-    search = _Search(part.gated)
+    found = not_finite(part.gated, part.seen or ())
+    return ": the output is finite, look at the loss and the targets" if found is None else f": {found}"
+
+
+def spoiled(graph: fx.GraphModule, values: Sequence[Any]) -> str | None:
+    """Which input of a graph is not finite, in words, where that spoils what it gives; None where it does not.
+
+    (A mask may hold minus infinity, and so may logits.)
+    """
+    if all_finite(values):
+        return None
+    with torch.no_grad(), evaluating(graph):
+        output = graph(*pytree.tree_map_only(Tensor, torch.clone, list(values)))
+    floats = [t for t in pytree.tree_leaves(opened(output)) if isinstance(t, Tensor) and t.is_floating_point()]
+    return not_finite(graph, values) if any(bool((t.isnan() | t.isposinf()).any()) for t in floats) else None
+
+
+def not_finite(graph: fx.GraphModule, values: Sequence[Any]) -> str | None:
+    """Which value of a graph is the first that is not finite on values of its placeholders, in words; None for none."""
+    search = _Search(graph)
     with torch.no_grad():
-        search.run(*(part.seen or ()))
+        search.run(*values)
     if search.found is None:
-        return ": the output is finite, look at the loss and the targets"
+        return None
     what = "the input" if search.found.op == "placeholder" else "the output of"
-    return f": {what} {search.found.target} holds NaN or infinity"
+    return f"{what} {search.found.target} holds NaN or infinity"
 
 
 class _Search(fx.Interpreter):
@@ -174,7 +177,12 @@ class _Search(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        floats = (t for t in pytree.tree_leaves(value) if isinstance(t, Tensor) and t.is_floating_point())
-        if self.found is None and not all(bool(torch.isfinite(t).all()) for t in floats):
+        if self.found is None and not all_finite(value):
             self.found = n
         return value
+
+
+def all_finite(value: Any) -> bool:
+    """Whether the floating tensors of a nested value hold finite numbers alone."""
+    floats = (t for t in pytree.tree_leaves(opened(value)) if isinstance(t, Tensor) and t.is_floating_point())
+    return all(bool(torch.isfinite(t).all()) for t in floats)

@@ -18,7 +18,7 @@ from fxprune.batches import Classes, Unpack, class_of_samples, count_of, length_
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling, Exclude, analyse
 from fxprune.distributed import check_same, rank_and_size, together
-from fxprune.errors import CalibrationError
+from fxprune.errors import CalibrationError, blaming, stage
 from fxprune.gates import insert
 from fxprune.isolation import device_of, dtype_of, evaluating, seeded
 from fxprune.merging import merge
@@ -101,7 +101,7 @@ def score(
     """
     check_names(propose, protect)
     check_limits(min_keep, round_to)
-    with seeded(seed):
+    with stage("scoring"), seeded(seed):
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         graph: Any = part_of(whole, submodule)
         if rank_and_size()[1] > 1:
@@ -164,8 +164,10 @@ def _feed(objective: Objective, share: Share, place: torch.device, *, progress: 
     total = length_of(share.loader)
     total = total and len(range(rank, total, size))
     with Progress(console=Console(stderr=True), transient=True, disable=rank > 0 or not progress) as bar:
-        for first, inputs, targets in bar.track(share, total=total, description="scoring"):
-            yield first, to_device(objective.fitted(inputs), place), to_device(targets, place)
+        for index, (first, inputs, targets) in enumerate(bar.track(share, total=total, description="scoring")):
+            with blaming(f"moving to {place}", f"batch {index}"):
+                moved = to_device(objective.fitted(inputs), place), to_device(targets, place)
+            yield first, *moved
 
 
 def _totals(
@@ -188,7 +190,9 @@ def _totals(
             count = samples or count_of(inputs, targets)
             sampler.count(count, first)
         value = objective.value(inputs, targets, samples, index)
-        for total, grad in zip(totals, _gradients(value * count, weights), strict=False):
+        with blaming("the backward pass", f"batch {index}"):
+            grads = _gradients(value * count, weights)
+        for total, grad in zip(totals, grads, strict=False):
             total.add_(grad)
         sampler.bound(probes)
     return totals

@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 
 from fxprune.batches import Unpack, batches, fitted, fitted_example, to_device
 from fxprune.capture import capture_around, is_captured
-from fxprune.capture.checks import Leaves
-from fxprune.errors import CalibrationError, CaptureError, FxpruneError, first_line
+from fxprune.capture.checks import Leaves, check_bare
+from fxprune.errors import CalibrationError, CaptureError, FxpruneError, stage, told
 from fxprune.example import as_call
-from fxprune.isolation import device_of, isolated_copy, seeded
+from fxprune.isolation import device_of, isolated_copy, seeded, undisturbed
 from fxprune.numberless import need_numbers
 
 Run = Callable[[Any, Any, Any], Tensor]
@@ -72,11 +72,13 @@ def with_captured_part(
     need_numbers(model, "scoring", CalibrationError)
     if is_captured(part):
         return model
-    if path or run:
-        example = _inputs_of(model, path, next(iter(batches(loader, unpack))), run)
-    else:
-        example = to_device(fitted_example(model, loader, unpack), device_of(model))
-    return with_part(model, path, capture_around(exclude, part, example))
+    check_bare(model)
+    with stage("capturing"), undisturbed():
+        if path or run:
+            example = _inputs_of(model, path, next(iter(batches(loader, unpack))), run)
+        else:
+            example = to_device(fitted_example(model, loader, unpack), device_of(model))
+        return with_part(model, path, capture_around(exclude, part, example))
 
 
 class _SeenError(Exception):
@@ -101,8 +103,8 @@ def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | N
         except Exception as error:
             if not calls:
                 raise CaptureError(
-                    f"{type(model).__name__} fails on the loader's first batch ({type(error).__name__}: "
-                    f"{first_line(error)}) before it calls {name_of(model, path)}: "
+                    f"{type(model).__name__} fails on the loader's first batch ({told(error)}) "
+                    f"before it calls {name_of(model, path)}: "
                     "pass unpack= to say what its inputs are, or run= to say how it is run"
                 ) from error
     if not calls:

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fxprune.batches import Unpack, batches, length_of, sample_count, to_device
 from fxprune.checkpoint import read, write
 from fxprune.distillation import Goal
-from fxprune.errors import CalibrationError
+from fxprune.errors import CalibrationError, blaming
 from fxprune.isolation import seeded
 from fxprune.report import Finetuning
 
@@ -44,8 +44,11 @@ class Loaders:
         """The inputs and targets of the batches of `train_loader` or `val_loader`, and what messages call them."""
         loader = self.train if name == "train_loader" else self.val
         when = f"epoch {epoch}" if epoch else "the model before its first epoch"
-        for index, batch in enumerate(batches(loader, self.unpack, name=name)):
-            yield *to_device(batch, self.place), f"{when}, batch {index} of {name}"
+        for index, batch in enumerate(batches(loader, self.unpack, name=name, when=f"{when}, ")):
+            where = f"{when}, batch {index} of {name}"
+            with blaming(f"moving to {self.place}", where):
+                inputs, targets = to_device(batch, self.place)
+            yield inputs, targets, where
             for task in self.bar.task_ids:
                 self.bar.advance(task)
 
@@ -126,8 +129,9 @@ class Course:
         for inputs, targets, where in loaders.batches("train_loader", epoch):
             with self.fabric.autocast():
                 value = self.goal.value(inputs, targets, where)
-            self.fabric.backward(value)
-            self.step.step()
+            with blaming("the training step", where):
+                self.fabric.backward(value)
+                self.step.step()
             self.optimizer.zero_grad(set_to_none=True)
             if self.by_batch:
                 self.schedule.step()

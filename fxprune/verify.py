@@ -14,10 +14,11 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture import ModelGraph, capture_as, placeholder_values
 from fxprune.coupling import Coupling
-from fxprune.errors import FxpruneError, VerificationError
+from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, stage
 from fxprune.example import as_call, opened
 from fxprune.isolation import device_of, evaluating, undisturbed
 from fxprune.numberless import need_numbers
+from fxprune.objective import spoiled
 from fxprune.oracle import oracle
 from fxprune.plan import Plan, coupling_of, kept_units
 from fxprune.rewrite import MismatchError, check_labels
@@ -41,10 +42,11 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
 
     Raises:
         VerificationError: the labels disagree, or the error is above the tolerance.
+        CalibrationError: a model fails on the example, or that is not finite.
     """
     need_numbers(model, "verify")
     need_numbers(small, "verify")
-    with undisturbed(), torch.no_grad():
+    with stage("verifying"), undisturbed(), torch.no_grad():
         model, small = part_of(model, plan.submodule), part_of(small, plan.submodule)
         graph = capture_as(plan.settings, model, example)
         coupling = coupling_of(graph, plan)
@@ -52,8 +54,12 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
         if isinstance(small, ModelGraph):
             _check_labels(small, coupling, keep, graph)
         example = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device_of(graph)), example)
-        wanted = _output(oracle(graph, coupling, keep), example)
-        found = _output(small, example)
+        with blaming("the original", "the example"):
+            if (found := spoiled(graph, placeholder_values(graph, example))) is not None:
+                raise CalibrationError(f"{found} on the example: give one of finite numbers")
+            wanted = _output(oracle(graph, coupling, keep), example)
+        with blaming("the rewritten model", "the example"):
+            found = _output(small, example)
         return _compared(wanted, found, tolerance)
 
 

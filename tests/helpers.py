@@ -125,6 +125,12 @@ def same_picture(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def same_state(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two models hold the same tensors under the same names, bit for bit."""
+    x, y = a.state_dict(), b.state_dict()
+    return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
+
+
 def storages(model: nn.Module) -> set[int]:
     """The addresses of all storages that a model holds."""
     held = [*model.parameters(), *model.buffers()]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from detectors import BATCHES as DETECTED
 from detectors import OPTIONS, detector, run
-from helpers import difference, outputs, picture, same_picture, squares, storages
+from helpers import difference, outputs, picture, same_picture, same_state, squares, storages
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -93,10 +93,6 @@ def done(model: nn.Module) -> fxprune.Finetuning:
     found = fxprune.report(model).finetuned
     assert found is not None
     return found
-
-
-def same_state(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 def test_accuracy_comes_back(small: nn.Module) -> None:

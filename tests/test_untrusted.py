@@ -459,14 +459,17 @@ for kind, write in tests.writers().items():
         os._exit(4)
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 0, kind
     assert path.read_bytes() == b"what was there", kind
-    if os.fork() == 0:  # killed while the file is brought to the disk
-        os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
-        write(path)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGKILL, kind
-    assert path.read_bytes() == b"what was there", kind
+    for owner, call in ((os, "fsync"), (Path, "replace")):  # killed while the file is brought to the disk, or its place
+        if os.fork() == 0:
+            setattr(owner, call, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+            write(path)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGKILL, kind
+        assert path.read_bytes() == b"what was there", kind
+        assert len(os.listdir(path.parent)) == 2, kind
     write(path)
     assert path.read_bytes() != b"what was there", kind
+    assert os.listdir(path.parent) == ["file"], kind
 print("done")
 """
 

@@ -9,10 +9,19 @@ from torch import nn
 
 from fxprune.attention import lower
 from fxprune.capture import exported, symbolic, values
-from fxprune.capture.checks import Leaves, check_example, check_leaves, check_names, does_not_run, is_named, runnable
+from fxprune.capture.checks import (
+    Leaves,
+    check_example,
+    check_leaves,
+    check_names,
+    check_unwrapped,
+    does_not_run,
+    is_named,
+    runnable,
+)  # fmt: skip
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, placeholder_values, specs_on
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, stage
 from fxprune.example import TensorSpec, to_json, trim
 from fxprune.isolation import device_of, isolated_copy, undisturbed
 from fxprune.numberless import lacking_numbers, to_home
@@ -64,10 +73,11 @@ def capture(
         return model  # type: ignore[return-value]
     if method not in METHODS:
         raise CaptureError(f"method is {method!r}: it is one of {', '.join(METHODS)}")
+    check_unwrapped(model, leaves)
     concrete = dict(concrete_args or {})
     options: dict[str, Any] = {"concrete_args": concrete, "leaves": tuple(leaves)}
     failures: dict[str, CaptureError] = {}
-    with undisturbed():
+    with stage("capturing"), undisturbed():
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own, batch = _prepared(model, example, concrete, run=bool(failures))
             check_leaves(own, leaves)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import CaptureError, first_line
+from fxprune.errors import CaptureError, told
 from fxprune.example import as_call, trim
 from fxprune.isolation import restored
 
@@ -89,8 +89,27 @@ def runnable(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any
 def does_not_run(model: nn.Module, failure: Exception | None) -> CaptureError:
     """The error that says that a model fails on the example."""
     error = CaptureError(
-        f"{type(model).__name__} does not run on the example ({type(failure).__name__}: {first_line(failure)}): "
-        "give one batch as its forward takes it"
+        f"{type(model).__name__} does not run on the example ({told(failure)}): give one batch as its forward takes it"
     )
     error.__cause__ = failure
     return error
+
+
+def check_unwrapped(model: nn.Module, leaves: Leaves = ()) -> None:
+    """Raise where a model, or a part of it but for its leaves, is wrapped by torch.compile or for several devices."""
+    for path, module in model.named_modules():
+        if not is_named(leaves, module, path):
+            check_bare(module, f"{type(model).__name__}.{path}" if path else "the model")
+
+
+def check_bare(module: nn.Module, place: str = "the model") -> None:
+    """Raise where a module is one of torch's wrappers around a model."""
+    held = _WRAPPERS.get(type(module).__name__)
+    if held is not None and isinstance(getattr(module, held, None), nn.Module):
+        raise CaptureError(
+            f"{place} is wrapped in {type(module).__name__}, which says how to run it and is no part of it: give what "
+            f"is inside, its .{held}, in its place, and wrap what comes back"
+        )
+
+
+_WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import importlib
+import linecache
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
+from torch.fx import graph_module as fx_internals
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
 
 
-class ModelGraph(fx.GraphModule):
+class OwnSource(fx.GraphModule):
+    """A GraphModule whose generated source goes when it goes; torch.fx keeps that of every graph for good."""
+
+    def recompile(self) -> fx.graph.PythonCode:
+        """Generate the forward anew."""
+        code = super().recompile()
+        forget = weakref.finalize(self, _forget, type(self).forward.__code__.co_filename)
+        forget.atexit = False
+        return code
+
+
+def _forget(name: str) -> None:
+    """Let go of the source that torch.fx generated under this name of a file, for tracebacks to show."""
+    if name.startswith("<eval_with_key>"):
+        linecache.cache.pop(name, None)
+        fx_internals._loader.eval_cache.pop(name, None)
+
+
+class ModelGraph(OwnSource):
     """A `torch.fx.GraphModule` with the children, names, types and state_dict keys of the model that it came from.
 
     A plain GraphModule keeps only what its graph calls, in nameless containers; here `small.layer1[0].conv1` stays

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import functools
 import operator
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ class ValueTracer(symbolic.SymbolicTracer):
         self.told: set[fx.Node] = set()
         self.branches: dict[str, None] = {}
         self.inputs: dict[str, Any] = {}
-        self.running = False
+        self.running, self.thread = False, threading.get_ident()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         with self._symbols_understood():
@@ -175,7 +176,8 @@ class ValueTracer(symbolic.SymbolicTracer):
 
         @functools.wraps(function)
         def record(*args: Any, **kwargs: Any) -> Any:
-            if self.running or not _can_be_written((args, kwargs)):
+            elsewhere = threading.get_ident() != self.thread  # what is replaced in torch is so for all threads
+            if self.running or elsewhere or not _can_be_written((args, kwargs)):
                 return function(*args, **kwargs)
             return self.create_proxy("call_function", function, args, kwargs)
 

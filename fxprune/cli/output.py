@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fxprune.batches import length_of
+from fxprune.batches import length_of, read
 from fxprune.cli import INTERRUPTED
 from fxprune.distributed import rank_and_size
-from fxprune.errors import CalibrationError, FxpruneError, FxpruneWarning, first_line
+from fxprune.errors import FxpruneError, FxpruneWarning
 
 WIDTH = 120  # of text that goes to a file or a pipe
 FAILED = 1
@@ -146,21 +146,7 @@ class Watched:
         return found
 
     def __iter__(self) -> Iterator[Any]:
-        return self.bars.counted(self._batches(), length_of(self.loader), self.what)
-
-    def _batches(self) -> Iterator[Any]:
-        batches = iter(self.loader)
-        for index in range(sys.maxsize):
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except Exception as error:
-                raise CalibrationError(
-                    f"the loader fails on batch {index} ({type(error).__name__}: {first_line(error)}): look at that "
-                    "sample, or at the data's options"
-                ) from error
-            yield batch
+        return self.bars.counted(read(self.loader), length_of(self.loader), self.what)
 
 
 def _done(count: int, total: int | None) -> str:

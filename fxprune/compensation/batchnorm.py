@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune.compensation.calibration import Calibration
 from fxprune.compensation.lockstep import Stepper
+from fxprune.errors import stage
 from fxprune.isolation import evaluating
 from fxprune.readers import uses
 
@@ -38,8 +39,8 @@ def re_estimate(graph: fx.GraphModule, data: Calibration) -> int:
     if not norms:
         return 0
     data = data.fitted(graph, math.ceil(SAMPLES / data.ranks))
-    steps = Stepper(graph, data.inputs)
-    with torch.no_grad(), evaluating(graph):
+    steps = Stepper(graph, data.inputs, data.numbers)
+    with stage("re-estimating the BatchNorms"), torch.no_grad(), evaluating(graph):
         for node in steps.nodes:
             if node in norms:
                 (source,) = node.all_input_nodes

@@ -14,8 +14,9 @@ from fxprune.batches import Unpack, batches, fitted, sample_count, to_device
 from fxprune.capture import ModelGraph, example_of, placeholder_values
 from fxprune.compensation.lockstep import live_bytes
 from fxprune.distributed import gathered, in_all, rank_and_size, summed, together
+from fxprune.errors import CalibrationError, blaming
 from fxprune.isolation import device_of, evaluating
-from fxprune.objective import Part
+from fxprune.objective import Part, spoiled
 from fxprune.probes import Rows as Samples
 from fxprune.probes import rows_of
 from fxprune.shares import Share
@@ -33,12 +34,14 @@ class Calibration:
     Every fifth sample is; of fewer than five the last, and of one none. `samples` says for the nodes of the graph where
     the samples lie in what they give; None for those that do not depend on how many there are. `ranks` are those that
     have a share of the batches each; what they find is put together by `summed` and `gathered`.
+    `numbers` are those of the batches in the loader, where they are not just the first ones.
     """
 
     inputs: Sequence[Inputs]
     held: Sequence[Tensor]
     samples: Mapping[str, Samples | None]
     ranks: int = 1
+    numbers: Sequence[int] | None = None
 
     def summed(self, tensor: Tensor) -> Tensor:
         """The sum of what all shares give, which has the same shape for each."""
@@ -94,16 +97,16 @@ class Calibration:
         All of a batch where its samples cannot be told apart.
         """
         drawn = _drawn(torch.cat(list(self.held)), most).split([len(held) for held in self.held])
-        inputs, masks = list[Inputs](), list[Tensor]()
+        inputs, masks, numbers = list[Inputs](), list[Tensor](), list[int]()
+        known = range(len(self.inputs)) if self.numbers is None else self.numbers
         for batch, (held, chosen) in enumerate(zip(self.held, drawn, strict=True)):
             found = self._selected(graph, batch, chosen)
-            if found is None:
-                inputs.append(self.inputs[batch])
-                masks.append(held)
-            elif bool(chosen.any()):
-                inputs.append(found)
-                masks.append(held[chosen])
-        return replace(self, inputs=inputs, held=masks)
+            if found is not None and not bool(chosen.any()):
+                continue
+            inputs.append(self.inputs[batch] if found is None else found)
+            masks.append(held if found is None else held[chosen])
+            numbers.append(known[batch])
+        return replace(self, inputs=inputs, held=masks, numbers=numbers)
 
     def _selected(self, graph: fx.GraphModule, batch: int, chosen: Tensor) -> Inputs | None:
         """Some samples of a batch, by a mask, or None where it does not show where its samples lie."""
@@ -188,14 +191,16 @@ def calibration_of(
     feed = _from_run if submodule or run else _from_loader
 
     def read(source: Iterable[tuple[Any, Any]]) -> Calibration:
-        found: list[Inputs] = []
-        samples = 0
-        for values in feed(model, graph, source, submodule, run):
+        found, numbers, samples = list[Inputs](), list[int](), 0
+        for number, values in feed(model, graph, source, submodule, run):
             samples += length(values)
             if found and a_sample * samples > memory:
                 break
+            if (said := spoiled(graph, values)) is not None:
+                raise CalibrationError(f"{said} on batch {number} of the loader: leave that sample out")
             found.append(values)
-        return Calibration.of(graph, found)
+            numbers.append(number)
+        return replace(Calibration.of(graph, found), numbers=numbers)
 
     with torch.no_grad():
         with together("reading the calibration batches"):
@@ -207,17 +212,19 @@ def calibration_of(
 
 def _from_loader(
     model: nn.Module, graph: ModelGraph, source: Iterable[tuple[Any, Any]], submodule: str, run: Run | None
-) -> Iterable[Inputs]:
-    """Batches as the graph takes them, it being all of the model."""
+) -> Iterable[tuple[int, Inputs]]:
+    """Batches as the graph takes them, with their numbers, it being all of the model."""
     names = [str(node.target) for node in graph.graph.nodes if node.op == "placeholder"]
-    for inputs, _ in source:
-        yield placeholder_values(graph, to_device(fitted(inputs, names), device_of(graph)))
+    for number, (inputs, _) in enumerate(source):
+        with blaming("moving to the model's device", f"batch {number}"):
+            values = placeholder_values(graph, to_device(fitted(inputs, names), device_of(graph)))
+        yield number, values
 
 
 def _from_run(
     model: nn.Module, graph: ModelGraph, source: Iterable[tuple[Any, Any]], submodule: str, run: Run | None
-) -> Iterable[Inputs]:
-    """What a part of a model is called with on batches."""
+) -> Iterable[tuple[int, Inputs]]:
+    """What a part of a model is called with on batches, with their numbers."""
     device, calls = device_of(graph), list[Inputs]()
 
     def record(_: nn.Module, values: Inputs) -> None:
@@ -228,9 +235,10 @@ def _from_run(
     handle = graph.register_forward_pre_hook(record)
     try:
         with evaluating(whole):
-            for inputs, targets in source:
-                call_whole(whole, *to_device((inputs, targets), device), run=run)
-                yield from calls
+            for number, (inputs, targets) in enumerate(source):
+                with blaming("run=" if run else "the model", f"batch {number}"):
+                    call_whole(whole, *to_device((inputs, targets), device), run=run)
+                yield from ((number, values) for values in calls)
                 calls.clear()
     finally:
         handle.remove()

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxprune.compensation.calibration import Calibration, Inputs
+from fxprune.errors import blaming
 from fxprune.example import opened
 from fxprune.isolation import evaluating
 
@@ -41,7 +42,10 @@ class Judge:
 
     def _outputs(self, graph: fx.GraphModule) -> list[Tensor]:
         """Each of the graph's floating outputs, on all samples held out, in one row."""
-        batches = [[_held(output, mask) for output in _floating(graph, values)] for values, mask in self.batches]
+        batches = []
+        for index, (values, mask) in enumerate(self.batches):
+            with blaming("the model", f"the samples held out, batch {index} of them"):
+                batches.append([_held(output, mask) for output in _floating(graph, values)])
         return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from fxprune.errors import blaming
 from fxprune.gates import works_in_place
 
 Values = list[Any]  # one a batch
@@ -19,10 +20,14 @@ class Stepper:
     """Runs a graph node by node, all batches at each, and lets go of values once nothing needs them any more.
 
     A value is needed until its last user has run and `passed` was called for its node. The inputs stay as they are.
+    `numbers` are those by which messages call the batches.
     """
 
-    def __init__(self, graph: fx.GraphModule, inputs: Sequence[Sequence[Any]]) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, inputs: Sequence[Sequence[Any]], numbers: Sequence[int] | None = None
+    ) -> None:
         self.graph, self.inputs = graph, inputs
+        self.numbers = range(len(inputs)) if numbers is None else numbers
         self.nodes = list(graph.graph.nodes)
         self.place = {node: index for index, node in enumerate(self.nodes)}
         self.by_name = {node.name: node for node in self.nodes}
@@ -35,7 +40,7 @@ class Stepper:
         """Run all up to a node, and give its values."""
         while self.next <= self.place[node]:
             current = self.nodes[self.next]
-            self.values[current] = [self._run(current, batch) for batch in range(len(self.inputs))]
+            self.values[current] = [self._told(current, batch) for batch in range(len(self.inputs))]
             for source in current.all_input_nodes:
                 self._release(source)
             self.next += 1
@@ -56,6 +61,10 @@ class Stepper:
         self.waiting[node] -= 1
         if not self.waiting[node]:
             del self.values[node]
+
+    def _told(self, node: fx.Node, batch: int) -> Any:
+        with blaming(f"{node.name} of the model", f"batch {self.numbers[batch]}"):
+            return self._run(node, batch)
 
     def _run(self, node: fx.Node, batch: int) -> Any:
         """What a node gives on a batch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,9 @@ def refit(
         graph, small: the original and the rewritten graph, both in eval mode.
         seed: of the positions that are sampled.
     """
+    steps = partial(Stepper, inputs=data.inputs, numbers=data.numbers)
     checker, draw = Checker(graph, coupling, keep), torch.Generator().manual_seed(seed)
-    pair = Pair(Stepper(graph, data.inputs), Stepper(small, data.inputs), checker, data, draw)
+    pair = Pair(steps(graph), steps(small), checker, data, draw)
     edges, counts = {edge.consumer for edge in coupling.edges}, uses(small)
     changed = set[fx.Node]()
     found = list[Refit]()

@@ -1,0 +1,296 @@
+"""Nothing is shared: threads, many calls in a row, and what torch is told to do, give the same as one call alone."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import resource
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from helpers import difference, outputs, picture, same_picture, same_state, squares, width
+from torch import Tensor, nn
+from torch.fx import graph_module as fx_internals
+from torch.utils.data import DataLoader, TensorDataset
+from zoo import ZOO, images, tensors
+
+import fxprune
+from fxprune.errors import CaptureError
+
+IMAGES = images()(40)
+BATCHES = [(images()(20), torch.arange(20) % 5), (images()(7), torch.arange(7) % 5)]
+
+
+def model(name: str = "residual") -> nn.Module:
+    return ZOO[name].build().eval()
+
+
+def shuffled() -> DataLoader[Any]:
+    """Batches in an order that is drawn from torch's own generator, as are those of most training loaders."""
+    return DataLoader(TensorDataset(IMAGES, torch.arange(40) % 5), batch_size=16, shuffle=True)
+
+
+def compress(given: nn.Module, loader: Any = BATCHES, **options: Any) -> nn.Module:
+    return fxprune.compress(given, loader, 0.3, progress=False, **options)
+
+
+def tune(given: nn.Module) -> nn.Module:
+    return fxprune.finetune(compress(given), shuffled(), BATCHES, epochs=2, progress=False)
+
+
+# -- threads -----------------------------------------------------------------------------------------------------------
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """What calls give that begin together, each in a thread of its own; an error of one is raised here."""
+    results: list[Any] = [None] * len(calls)
+    start = threading.Barrier(len(calls))
+
+    def run(index: int) -> None:
+        start.wait()
+        try:
+            results[index] = calls[index]()
+        except Exception as error:  # noqa: BLE001 - it is raised in the test
+            results[index] = error
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results
+
+
+TASKS: dict[str, tuple[str, Callable[[nn.Module], nn.Module]]] = {
+    "compress": ("residual", compress),
+    "the same again": ("residual", compress),
+    "a shuffled loader": ("residual", lambda given: compress(given, shuffled(), seed=1)),
+    "random signals": ("squeeze_excite", partial(compress, propose="random", seed=3)),
+    "captured by values": ("branch_on_shape", partial(compress, loss=squares)),
+    "fine-tuning": ("residual", tune),
+}
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (2, 2), (3, 2), (4, 0), (5, 2)], ids=str)
+def test_two_threads_at_once_give_what_one_gives_alone(pair: tuple[int, int]) -> None:
+    tasks = [list(TASKS.values())[index] for index in pair]
+    alone = [task(model(name)) for name, task in tasks]
+    given = [model(name) for name, _ in tasks]
+    before = [picture(each) for each in given]
+    for _ in range(2):
+        calls = [partial(task, each) for (_, task), each in zip(tasks, given, strict=True)]
+        found = at_once(*calls)
+        assert all(same_state(a, b) for a, b in zip(alone, found, strict=True))
+    assert all(same_picture(a, picture(each)) for a, each in zip(before, given, strict=True))
+
+
+def test_two_threads_with_one_model() -> None:
+    given = model()
+    alone, before = compress(given), picture(given)
+    found = at_once(partial(compress, given), partial(compress, given), lambda: fxprune.capture(given, images()(2)))
+    assert same_state(found[0], alone)
+    assert same_state(found[1], alone)
+    assert same_state(found[2], given)
+    assert same_picture(before, picture(given))
+
+
+@pytest.mark.parametrize("method", ["fx", "values"])
+def test_other_threads_run_their_models_while_one_is_traced(method: str) -> None:
+    """What tracing replaces in torch, it replaces for all threads."""
+    other, x, found = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3), list[Tensor]()
+
+    def work() -> None:
+        found.append(other(x) + torch.zeros(2) + torch.arange(2))
+
+    class Waiting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            at_once(work)
+            return self.layer(x) + torch.zeros(5)
+
+    graph = fxprune.capture(Waiting(), x, method=method)
+    assert type(found[0]) is Tensor
+    assert torch.equal(found[0], other(x) + torch.arange(2))
+    assert {node.target for node in graph.graph.nodes if node.op == "call_module"} == {"layer"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_process_does_not_wait_for_threads_that_it_has_not() -> None:
+    """A thread of the parent is in the middle of its work when the process is forked."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        inside.set()
+        assert go_on.wait(60)
+        return squares(output)
+
+    thread = threading.Thread(target=lambda: compress(model(), loss=loss))
+    thread.start()
+    assert inside.wait(60)
+    child = os.fork()
+    if child == 0:
+        fxprune.isolation.undisturbed().__enter__()
+        os._exit(7)
+    go_on.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+# -- many in a row -----------------------------------------------------------------------------------------------------
+
+
+def held() -> tuple[int, int, int]:
+    """Objects that there are, the most memory so far in MiB, and sources of generated code."""
+    gc.collect()
+    unit = 1024 if sys.platform == "darwin" else 1
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 // unit
+    return len(gc.get_objects()), most, len(fx_internals._loader.eval_cache)
+
+
+def test_forty_in_a_row_give_the_same_and_leave_nothing() -> None:
+    given, batches = model("mlp"), [(tensors(6)(20), torch.arange(20) % 5)]
+    first = compress(given, batches)
+    compress(given, batches)
+    before = held()
+    assert all(same_state(first, compress(given, batches)) for _ in range(40))
+    after = held()
+    assert after[0] - before[0] < 40
+    assert after[1] - before[1] < 32
+    assert after[2] == before[2]
+
+
+# -- what torch is told to do ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def default_dtype() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(mode=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+
+
+WORLDS: dict[str, Callable[[], Any]] = {
+    "default dtype": default_dtype,
+    "deterministic mode": deterministic,
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "autocast": partial(torch.autocast, "cpu", torch.bfloat16),
+    "a device": partial(torch.device, "cpu"),
+}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("task", [compress, tune], ids=["compress", "finetune"])
+def test_what_torch_is_told_makes_no_difference(world: str, task: Callable[[nn.Module], nn.Module]) -> None:
+    given = model()
+    alone = task(given)
+    with WORLDS[world]():
+        before = picture(given)
+        asked = torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled(), torch.is_inference_mode_enabled()
+        found = task(given)
+        now = torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled(), torch.is_inference_mode_enabled()
+        assert now == asked
+        assert same_picture(before, picture(given))
+    assert same_state(found, alone)
+    assert not any(tensor.is_inference() for tensor in (*found.parameters(), *found.buffers()))
+
+
+def test_a_model_and_batches_that_were_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        given, batches = model(), [(x.clone(), y.clone()) for x, y in BATCHES]
+    found = compress(given, batches)
+    assert same_state(found, compress(model()))
+    assert not any(tensor.is_inference() for tensor in (*found.parameters(), *found.buffers()))
+    found(images()(3)).sum().backward()
+
+
+def test_mixed_precision_inside_of_autocast_trains_on_its_newest_weights() -> None:
+    """The cache of an outer autocast would keep the weights of the first step."""
+    small = compress(model())
+    options = {"epochs": 3, "precision": "bf16-mixed", "progress": False}
+    alone = fxprune.finetune(small, BATCHES, BATCHES, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fxprune.finetune(small, BATCHES, BATCHES, **options)
+    assert same_state(found, alone)
+    assert not same_state(found, small)
+
+
+def test_channels_last() -> None:
+    given = model().to(memory_format=torch.channels_last)
+    small, alone = compress(given), compress(model())
+    assert small.get_submodule("a.conv1").weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr, operator]
+    assert [width(small, name) for name in ("stem", "b.conv1")] == [width(alone, name) for name in ("stem", "b.conv1")]
+    assert difference(outputs(small, images()(3)), outputs(alone, images()(3))) < 1e-4
+
+
+def test_a_model_that_was_compiled_in_place_works() -> None:
+    given = model()
+    given.compile(backend="eager")
+    assert same_state(compress(given), compress(model()))
+
+
+class Around(nn.Module):
+    """Holds a wrapped model."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.head = inner, nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(x).relu())
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "OptimizedModule": partial(torch.compile, backend="eager"),
+    "DataParallel": nn.DataParallel,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapped_models_are_refused_by_name(wrapper: str) -> None:
+    wrapped, inside = WRAPPERS[wrapper](model()), "_orig_mod" if wrapper == "OptimizedModule" else "module"
+    message = rf"is wrapped in {wrapper}, .* give what is inside, its \.{inside}, in its place, and wrap what comes"
+    calls: list[Callable[[], Any]] = [
+        partial(compress, wrapped),
+        partial(compress, wrapped, submodule=f"{inside}.a"),
+        partial(fxprune.capture, wrapped, images()(2)),
+    ]
+    for call in calls:
+        with pytest.raises(CaptureError, match=f"the model {message}"):
+            call()
+    with pytest.raises(CaptureError, match=rf"Around\.inner {message}"):
+        compress(Around(wrapped))
+    assert same_state(compress(getattr(wrapped, inside)), compress(model()))
+
+
+def test_a_wrapped_part_can_be_kept_whole() -> None:
+    given = Around(WRAPPERS["DataParallel"](model()))
+    given.more = nn.Linear(5, 5)
+    graph = fxprune.capture(given, images()(2), leaves=["inner"])
+    assert next(node.target for node in graph.graph.nodes if node.op == "call_module") == "inner"
+    assert same_state(copy.deepcopy(graph), given)
