@@ -9,7 +9,16 @@ from torch import nn
 
 from fxprune.attention import lower
 from fxprune.capture import exported, symbolic, values
-from fxprune.capture.checks import Leaves, check_example, check_leaves, check_names, does_not_run, is_named, runnable
+from fxprune.capture.checks import (
+    Leaves,
+    check_example,
+    check_leaves,
+    check_names,
+    does_not_run,
+    is_named,
+    listed,
+    runnable,
+)
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, placeholder_values, specs_on
 from fxprune.errors import CaptureError
@@ -65,12 +74,12 @@ def capture(
     if method not in METHODS:
         raise CaptureError(f"method is {method!r}: it is one of {', '.join(METHODS)}")
     concrete = dict(concrete_args or {})
-    options: dict[str, Any] = {"concrete_args": concrete, "leaves": tuple(leaves)}
+    options: dict[str, Any] = {"concrete_args": concrete, "leaves": listed(leaves)}
     failures: dict[str, CaptureError] = {}
     with undisturbed():
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own, batch = _prepared(model, example, concrete, run=bool(failures))
-            check_leaves(own, leaves)
+            check_leaves(own, listed(leaves))
             try:
                 return _captured(model, own, batch, rung, options)
             except CaptureError as error:
@@ -91,7 +100,7 @@ def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any) -> M
 
 def capture_around(exclude: Leaves, model: nn.Module, example: Any) -> ModelGraph:
     """Capture a model; where that fails, keep the modules whole that the caller excludes from pruning anyway."""
-    named = [entry for entry in exclude if any(is_named([entry], m, name) for name, m in model.named_modules())]
+    named = [entry for entry in listed(exclude) if any(is_named([entry], m, name) for name, m in model.named_modules())]
     try:
         return capture(model, example)
     except CaptureError:
