@@ -99,9 +99,7 @@ class ScoringOptions(CouplingOptions):
     ] = None
     checkpoint: Annotated[
         Path | None,
-        _Scoring(
-            dir_okay=False, help="Keep what was found in this file; scoring that was interrupted goes on from it."
-        ),
+        _Scoring(dir_okay=False, help="Keep what was found in this file, and go on from it after an interruption."),
     ] = None
     every: Annotated[int, _Scoring(min=1, help="Write --checkpoint after so many batches.")] = 50
 
