@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxprune.signals.diameter import diameter
 
-_CHUNK = 1 << 24  # numbers of the quantile functions that are made at once; bounds the memory
+_CHUNK = 1 << 22  # numbers of the quantile functions that are made at once; bounds the memory
 
 
 @lru_cache(maxsize=32)
