@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -178,7 +179,7 @@ def _places(units: Index, chosen: Index) -> Index:
     return np.flatnonzero(marks[units])  # -1 looks up the last one, which is nobody's
 
 
-def _subtract(matrix: Matrix, left: Matrix, right: Matrix) -> None:
+def _subtract(matrix: Matrix, left: NDArray[Any], right: NDArray[Any]) -> None:
     """Take a product of two matrices from another in place, which numpy cannot do without a copy."""
     torch.from_numpy(matrix).addmm_(torch.from_numpy(left), torch.from_numpy(right), alpha=-1)
 
