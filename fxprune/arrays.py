@@ -1,4 +1,4 @@
-"""Named arrays of numbers in one compressed file (.npz), and reading such a file without trusting it."""
+"""Named arrays of numbers in one file (.npz), and reading such a file without trusting it."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ BROKEN = (
 )  # fmt: skip - what reading a damaged file may raise
 
 
-def write(path: str | PathLike[str], arrays: Mapping[str, Array], error: type[FxpruneError]) -> None:
+def write(
+    path: str | PathLike[str], arrays: Mapping[str, Array], error: type[FxpruneError], *, compressed: bool = True
+) -> None:
     """Write arrays in one step, see `replacing`; none of them is of objects."""
     with replacing(path, error) as unfinished, zipfile.ZipFile(unfinished, "w") as file:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # of no date: equal arrays make equal files
-            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.compress_type = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
             with file.open(entry, "w", force_zip64=True) as content:
                 npy.write_array(content, np.asanyarray(array), allow_pickle=False)
 

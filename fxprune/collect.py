@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture import ModelGraph
+from fxprune.capture.checks import Leaves, listed
 from fxprune.errors import FxpruneError
 from fxprune.example import TensorSpec
 from fxprune.labels import Labels, Plane, varying_axes
 from fxprune.rules.context import Context, Option, Reading, Slot
 
-Exclude = Sequence[str | type[nn.Module]]
+Exclude = Leaves
 EXCLUDED = "excluded by the caller"
 
 
@@ -25,7 +26,7 @@ class Collector(Context):
         self, graph: ModelGraph, exclude: Exclude = (), *, inexact: bool = False, head_dim: bool = False
     ) -> None:
         super().__init__(graph)
-        self.exclude, self.allow_inexact, self.by_heads = exclude, inexact, not head_dim
+        self.exclude, self.allow_inexact, self.by_heads = listed(exclude), inexact, not head_dim
         self.statistics: list[tuple[Tensor, str, str]] = []
         self.matched: set[int] = set()
         self.size = 0

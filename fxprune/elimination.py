@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
@@ -57,7 +59,7 @@ def eliminated(readings: Sequence[Reading], count: int) -> Matrix:
         gone, paid = (near[:1], costs[near[:1]]) if few == 1 else _one_by_one(states, near, few, count)
         result[gone] = spent + np.cumsum(np.maximum(paid, 0))
         spent = float(result[gone[-1]])
-        left = np.setdiff1d(left, gone)
+        left = np.delete(left, np.searchsorted(left, gone))
         for state in states:
             state.remove(gone)
     return result
@@ -95,7 +97,7 @@ class _Independent:
 
     def among(self, near: Index) -> _Independent:
         """The edge, seen by some units alone."""
-        own = np.isin(self.units, near)
+        own = _places(self.units, near)
         return _Independent(self.units[own], self.shares[own])
 
     def costs(self, count: int) -> Matrix:
@@ -108,11 +110,16 @@ class _Independent:
 
 
 class _Refitted:
-    """An edge whose weights are refitted as its channels go: its inverse covariance, and its weights' products."""
+    """An edge whose weights are refitted as its channels go: its inverse covariance, and its weights' products.
+
+    Channels that went keep their places, which no longer matter, until half of all are such: moving the others
+    together takes longer than an elimination does.
+    """
 
     def __init__(self, units: Index, inverse: Matrix, products: Matrix, scale: float) -> None:
         self.units, self.inverse, self.products, self.scale = units, inverse, products, scale
         self.single = len(np.unique(units[units >= 0])) == (units >= 0).sum()
+        self.there = np.ones(len(units), dtype=np.bool_)
 
     @classmethod
     def of(cls, reading: Reading) -> _Refitted:
@@ -120,14 +127,14 @@ class _Refitted:
         unit = np.eye(len(reading.units))
         mean = float(np.trace(reading.covariance)) / len(unit)
         regular = reading.covariance / mean + RIDGE * unit if mean > 0 else unit  # nothing varies: only weights count
-        scale = max(float((reading.products * regular).sum()), np.finfo(float).tiny)
+        scale = max(float(np.vdot(reading.products, regular)), np.finfo(float).tiny)
         return cls(
             reading.units.copy(), np.asarray(np.linalg.inv(regular), dtype=np.float64), reading.products.copy(), scale
         )
 
     def among(self, near: Index) -> _Refitted:
         """The edge, seen by some units alone; what they cost, and how that changes as they go, stays the same."""
-        places = np.flatnonzero(np.isin(self.units, near))
+        places = _places(self.units, near)
         block = np.ix_(places, places)
         return _Refitted(self.units[places], self.inverse[block], self.products[block], self.scale)
 
@@ -136,7 +143,7 @@ class _Refitted:
         costs = np.zeros(count)
         if self.single:
             inside = np.flatnonzero(self.units >= 0)
-            costs[self.units[inside]] = np.diagonal(self.products)[inside] / np.diagonal(self.inverse)[inside]
+            costs[self.units[inside]] = self.products.diagonal()[inside] / self.inverse.diagonal()[inside]
         else:
             for unit in np.unique(self.units[self.units >= 0]):
                 places = np.flatnonzero(self.units == unit)
@@ -146,16 +153,35 @@ class _Refitted:
 
     def remove(self, gone: Index) -> None:
         """Take units out: their weights go over to the others."""
-        places = np.flatnonzero(np.isin(self.units, gone))
+        places = _places(self.units, gone)
         if not len(places):
             return
-        stay = np.setdiff1d(np.arange(len(self.units)), places)
-        block = np.ix_(stay, stay)
-        shares = np.linalg.solve(self.inverse[np.ix_(places, places)], self.inverse[np.ix_(places, stay)])
-        moved = (self.products[np.ix_(stay, places)] - shares.T @ self.products[np.ix_(places, places)] / 2) @ shares
-        self.products = self.products[block] - (moved + moved.T)
-        self.inverse = self.inverse[block] - self.inverse[np.ix_(stay, places)] @ shares
-        self.units = self.units[stay]
+        rows = self.inverse[places]
+        shares = np.linalg.solve(rows[:, places], rows)
+        moved = self.products[:, places] - shares.T @ self.products[np.ix_(places, places)] / 2
+        _subtract(self.products, moved, shares)
+        _subtract(self.products, shares.T, moved.T)
+        _subtract(self.inverse, rows.T, shares)
+        self.units[places], self.there[places] = -1, False
+        if 2 * self.there.sum() < len(self.there):
+            self._move_together()
+
+    def _move_together(self) -> None:
+        block = np.ix_(self.there, self.there)
+        self.inverse, self.products = self.inverse[block], self.products[block]
+        self.units, self.there = self.units[self.there], self.there[self.there]
+
+
+def _places(units: Index, chosen: Index) -> Index:
+    """Where one of the chosen units stands; np.isin, only faster."""
+    marks = np.zeros(max(units.max(initial=0), chosen.max(initial=0)) + 2, dtype=np.bool_)
+    marks[chosen] = True
+    return np.flatnonzero(marks[units])  # -1 looks up the last one, which is nobody's
+
+
+def _subtract(matrix: Matrix, left: NDArray[Any], right: NDArray[Any]) -> None:
+    """Take a product of two matrices from another in place, which numpy cannot do without a copy."""
+    torch.from_numpy(matrix).addmm_(torch.from_numpy(left), torch.from_numpy(right), alpha=-1)
 
 
 State = _Independent | _Refitted

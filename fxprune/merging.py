@@ -59,6 +59,7 @@ def _merge_samples(probes: Sequence[Probe], sampler: Sampler) -> None:
     known = torch.cat(gathered(torch.tensor(sorted({*sampler.counts, *sampler.left_out}), dtype=torch.int64)))
     admitted = torch.tensor(sorted(sampler.first_of(set(known.tolist()))), dtype=torch.int64)
     own = torch.tensor([sampler.counts.get(label, 0) for label in admitted.tolist()], dtype=torch.int64)
+    sampler.per_class = min(int(part) for part in gathered(torch.tensor([sampler.per_class])))
     counts = summed(own).clamp_max(sampler.per_class).tolist()
     sampler.counts = dict(zip(admitted.tolist(), counts, strict=True))
     sampler.draw.projections = min(int(part) for part in gathered(torch.tensor([sampler.draw.projections])))

@@ -51,6 +51,8 @@ class Gathering:
            [0., 0.]])
     """
 
+    STATE = ("rows", "origin", "sums", "products")
+
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.rows = 0
@@ -80,6 +82,20 @@ class Gathering:
             self.sums += rows.sum(0)
             self.products += products
         self.rows += len(rows)
+
+    def state(self) -> dict[str, Tensor]:
+        """What was added up so far, by the names in `STATE`; nothing where nothing was."""
+        if self.origin is None or self.sums is None or self.products is None:
+            return {}
+        return {
+            "rows": torch.tensor(self.rows), "origin": self.origin, "sums": self.sums, "products": self.products
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Take what `state` gave, on a device."""
+        if "rows" in state:
+            self.rows = int(state["rows"])
+            self.origin, self.sums, self.products = (state[name].to(device) for name in self.STATE[1:])
 
     def moments(self) -> Moments:
         """The moments of all rows so far."""

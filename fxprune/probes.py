@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -83,6 +84,8 @@ class Probe(Gate):
     the tensor does not depend on them.
     """
 
+    STATE = (*Gathering.STATE, "samples", "labels", "keys")
+
     def __init__(
         self, edge: Edge, draw: Draw, device: torch.device, dtype: torch.dtype, rows: Rows | None = Rows()
     ) -> None:
@@ -149,6 +152,35 @@ class Probe(Gate):
         keys = torch.cat([self.keys, places.keys])
         kept = first_of_each(labels, keys, draw.per_class)
         self.samples, self.labels, self.keys = [samples[kept]], [labels[kept]], keys[kept]
+
+    def keep(self, per_class: int) -> None:
+        """Let go of all samples but those of each class with the lowest keys."""
+        if self.samples:
+            samples, labels = self.stored()
+            kept = first_of_each(labels, self.keys, per_class).sort().values
+            self.samples, self.labels, self.keys = [samples[kept]], [labels[kept]], self.keys[kept]
+
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """All samples (rows, own units, projections) and the classes of their rows."""
+        width = min(self.draw.projections, max(s.shape[-1] for s in self.samples))
+        parts = [s[..., :width].expand(*s.shape[:2], width) for s in self.samples]  # single positions project on one
+        return torch.cat(parts), torch.cat(self.labels)
+
+    def state(self) -> dict[str, Tensor]:
+        """What was found so far, by the names in `STATE`."""
+        found = self.gathering.state() if self.gathering else {}
+        if self.samples:
+            samples, labels = self.stored()
+            found |= {"samples": samples, "labels": labels, "keys": self.keys}
+        return found
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take what `state` gave."""
+        self.seen = self.draw.batch
+        if self.gathering is not None:
+            self.gathering.restore(state, self.weight.device)
+        if "samples" in state:
+            self.samples, self.labels, self.keys = [state["samples"]], [state["labels"]], state["keys"]
 
     def _sample(self, by_row: Tensor, dim: int) -> Tensor:
         """The projected activations of the drawn rows: (rows, own units, projections)."""

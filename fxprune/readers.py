@@ -18,6 +18,7 @@ from fxprune.groups import Edge
 from fxprune.rules.table import key_of
 
 Pads = tuple[int, ...]
+_ROWS = 64  # outputs of a weight that are squared at once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,10 +52,9 @@ class Reader:
 
     def squares(self) -> NDArray[np.float64]:
         """The squared norms of what stands on each input channel: (channels,)."""
-        norms: Tensor = torch.linalg.vector_norm(
-            self.matrix(), dim=(1, 3)
-        ).double()  # no copy of a weight that is large
-        return norms.square().flatten().cpu().numpy()
+        parts = self.matrix().split(_ROWS, dim=1)  # in double precision a few at a time: some weights are large
+        total: Tensor = sum((part.double().square().sum((1, 3)) for part in parts), torch.zeros(()))
+        return total.flatten().cpu().numpy()
 
     def write(self, matrix: Tensor) -> None:
         """Put a matrix, shaped as that of `matrix()`, into the weight."""

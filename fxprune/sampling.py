@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +17,13 @@ from fxprune.probes import Draw, Probe
 
 @dataclass(slots=True)
 class Sampler:
-    """Chooses the samples that the U-Score compares: the first of each class, of at most `max_classes` classes.
+    """Chooses the samples that the U-Score compares: the first of each class, of `max_classes` classes at the most.
 
     Where nothing `compares` classes, it only counts.
     """
 
     per_class: int
-    max_classes: int
+    max_classes: int | None
     memory: int
     draw: Draw
     compares: bool = True
@@ -68,15 +70,48 @@ class Sampler:
         self.counts = {label: self.counts.get(label, 0) for label in sorted(admitted)}
 
     def first_of(self, classes: set[int]) -> set[int]:
-        """The `max_classes` of the classes that come first in a seeded order of all classes."""
+        """The `max_classes` of the classes that come first in a seeded order of all classes; all where it is None."""
+        if self.max_classes is None:
+            return classes
         return set(heapq.nsmallest(self.max_classes, classes, key=lambda label: _order(label, self.draw.seed)))
 
     def bound(self, probes: list[Probe]) -> None:
-        """Halve the number of projections as often as the stored samples outgrow their memory."""
-        while self.draw.projections > 1 and sum(s.nbytes for p in probes for s in p.samples) > self.memory:
-            self.draw.projections //= 2
-            for probe in probes:
-                probe.samples = [s[..., : self.draw.projections].clone() for s in probe.samples]
+        """Keep the stored samples within their memory: on fewer projections, and where one is too many, fewer of them.
+
+        Both are halved, so that what was stored before and comes after compares.
+        """
+        while sum(s.nbytes for p in probes for s in p.samples) > self.memory:
+            if self.draw.projections > 1:
+                self.draw.projections //= 2
+                for probe in probes:
+                    probe.samples = [s[..., : self.draw.projections].clone() for s in probe.samples]
+            elif self.per_class > 1:
+                self.keep(self.per_class // 2, probes)
+            else:
+                return
+
+    def state(self) -> dict[str, Any]:
+        """What was seen and decided so far, as plain numbers."""
+        return {
+            "seen": self.seen, "batch": self.draw.batch, "projections": self.draw.projections,
+            "per_class": self.per_class, "counts": sorted(self.counts.items()), "left_out": sorted(self.left_out),
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` gave."""
+        self.seen, self.per_class = int(state["seen"]), int(state["per_class"])
+        self.draw.batch, self.draw.projections = int(state["batch"]), int(state["projections"])
+        self.counts = {int(label): int(count) for label, count in state["counts"]}
+        self.left_out = {int(label) for label in state["left_out"]}
+
+    def keep(self, per_class: int, probes: list[Probe]) -> None:
+        """Keep the first samples of each class alone."""
+        self.per_class = per_class
+        self.counts = {label: min(count, per_class) for label, count in self.counts.items()}
+        if self.draw.positions is not None:
+            self.draw.positions.per_class = per_class
+        for probe in probes:
+            probe.keep(per_class)
 
 
 def _order(label: int, seed: int) -> int:

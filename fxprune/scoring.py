@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 from fxprune.allocate import check_limits
 from fxprune.batches import Classes, Unpack, class_of_samples, count_of, length_of, sample_count, to_device
 from fxprune.capture import ModelGraph
+from fxprune.checkpoint import fingerprint
 from fxprune.coupling import Coupling, Exclude, analyse
 from fxprune.distributed import check_same, rank_and_size, together
 from fxprune.errors import CalibrationError, blaming, stage
@@ -26,6 +28,7 @@ from fxprune.moments import Key, Moments
 from fxprune.objective import Loss, Objective, Part
 from fxprune.probes import Draw, Probe, Rows, rows_of
 from fxprune.ranking import Evidence, Signal, check_names, name_of_signal, need_classes, ranked
+from fxprune.resuming import Checkpoint, Found
 from fxprune.sampling import Sampler
 from fxprune.scores import Scalars, Scores, scores_of
 from fxprune.shares import Numbered, Share
@@ -43,7 +46,7 @@ def score(
     protect: str | Signal = "taylor",
     samples_per_class: int = 32,
     projections: int = 64,
-    max_classes: int = 100,
+    max_classes: int | None = None,
     sample_memory: int = 1 << 30,
     exclude: Exclude = (),
     unknown: Unknown = "error",
@@ -58,6 +61,8 @@ def score(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
+    checkpoint: str | PathLike[str] | None = None,
+    every: int = 50,
 ) -> Scores:
     """Score every prunable unit of `model` in one pass over a small calibration loader.
 
@@ -78,8 +83,9 @@ def score(
         samples_per_class: how many samples of each class the U-Score compares: the first ones of the loader; of
             positions with classes, as many from the whole loader, drawn by `seed`.
         projections: directions of the sliced distance.
-        max_classes: more classes than this are sampled, seeded.
-        sample_memory: bytes that the stored samples may take; the number of projections is halved to stay below.
+        max_classes: of more classes than this, so many are drawn, by `seed`.
+        sample_memory: bytes that the stored samples may take; to stay below, the number of projections is halved, and
+            where there is one, the number of samples of a class.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
         unknown: "error", or "freeze" to keep what an operation without a rule touches.
         inexact, head_dim: see `couple`.
@@ -94,6 +100,10 @@ def score(
         seed: of the directions, of the sampled classes and positions, and of "random".
         device: where to run; the model's own device by default.
         progress: show a progress bar on a terminal.
+        checkpoint: a file that is written after `every` so many batches, and removed at the end. Where it is there
+            already, the pass goes on behind those batches, and gives the scores that it would have given at once. It
+            is of the same model, options and loader, or an error; each of several ranks has one of its own.
+        every: see `checkpoint`.
 
     Raises:
         CalibrationError: the loader is empty or one-shot, a batch has an unknown form, an activation, the loss or a
@@ -110,15 +120,24 @@ def score(
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         draw = Draw(torch.empty(0), projections, seed, moments=True)
         sampler = Sampler(samples_per_class, max_classes, sample_memory, draw, need_classes([propose, protect]))
+        made = {
+            "seed": seed, "submodule": submodule, "samples_per_class": samples_per_class, "projections": projections,
+            "max_classes": max_classes, "sample_memory": sample_memory, "compares": sampler.compares,
+        }  # fmt: skip
         home, place = device_of(graph), torch.device(device) if device is not None else device_of(graph)
         try:
             gated, probes = _gated(graph, coupling, sampler.draw, place, rows_of(graph))
             part = Part(gated, graph, name_of(model, submodule))
             objective = Objective(with_part(whole, submodule, part).to(place), part, loss or F.cross_entropy, run)
-            share = Share(loader, unpack, objective.count)
+            share, found = Share(loader, unpack, objective.count), Found.by(probes, sampler)
+            file = None
+            if checkpoint is not None:
+                made |= {"model": fingerprint(whole), "edges": found.edges()}
+                file = Checkpoint.at(checkpoint, every, made)
             with evaluating(objective.whole), together("scoring"):
-                totals = _totals(objective, probes, _feed(objective, share, place, progress=progress), sampler, classes)
-            totals = merge(probes, totals, sampler, share)
+                feed = _feed(objective, share, place, progress=progress)
+                _read(objective, feed if file is None else file.rest(feed, found), found, classes)
+            totals = merge(probes, found.totals, sampler, share)
             _check(objective, totals, sampler)
         finally:
             graph.to(home)
@@ -126,6 +145,8 @@ def score(
         separable = _separabilities(probes, sampler, coupling.units) if sampler.compares else None
         evidence = Evidence(graph, coupling, sums, _moments(probes), separable, seed)
         scores = ranked(propose, evidence), ranked(protect, evidence)
+    if file is not None:
+        file.done()
     about = {
         "samples": sampler.seen,
         "propose": name_of_signal(propose),
@@ -134,12 +155,12 @@ def score(
     }
     if sampler.compares:
         about |= {
-            "classes": len(sampler.counts), "samples_per_class": samples_per_class,
+            "classes": len(sampler.counts), "samples_per_class": sampler.per_class,
             "projections": sampler.draw.projections,
         }  # fmt: skip
     settings = options | {"submodule": submodule}
-    found = scores_of(graph, coupling, scores, settings, about)
-    return replace(found, moments=evidence.moments, min_keep=min_keep, round_to=round_to)
+    result = scores_of(graph, coupling, scores, settings, about)
+    return replace(result, moments=evidence.moments, min_keep=min_keep, round_to=round_to)
 
 
 def _weight_of(model: nn.Module) -> str:
@@ -170,18 +191,12 @@ def _feed(objective: Objective, share: Share, place: torch.device, *, progress: 
             yield first, *moved
 
 
-def _totals(
-    objective: Objective,
-    probes: list[Probe],
-    feed: Iterable[Numbered],
-    sampler: Sampler,
-    classes: Classes | None,
-) -> list[Tensor]:
+def _read(objective: Objective, feed: Iterable[Numbered], found: Found, classes: Classes | None) -> None:
     """The pass over the loader: sums the gradients of the gates, and leaves the samples in the probes."""
-    totals = [torch.zeros(len(probe.units), dtype=torch.float64) for probe in probes]
+    probes, sampler = found.probes, found.sampler
     weights: list[Tensor] = [probe.weight for probe in probes]
-    for index, (first, inputs, targets) in enumerate(feed):
-        samples = sample_count(inputs) if objective.counts_rows else None
+    for first, inputs, targets in feed:
+        index, samples = sampler.draw.batch, sample_count(inputs) if objective.counts_rows else None
         if sampler.compares:
             labels = class_of_samples(targets, samples, classes)
             samples, count = len(labels), len(labels)
@@ -192,10 +207,9 @@ def _totals(
         value = objective.value(inputs, targets, samples, index)
         with blaming("the backward pass", f"batch {index}"):
             grads = _gradients(value * count, weights)
-        for total, grad in zip(totals, grads, strict=False):
+        for total, grad in zip(found.totals, grads, strict=False):
             total.add_(grad)
         sampler.bound(probes)
-    return totals
 
 
 def _check(objective: Objective, totals: list[Tensor], sampler: Sampler) -> None:
@@ -252,11 +266,9 @@ def _separabilities(probes: list[Probe], sampler: Sampler, units: int) -> Scalar
     for probe in probes:
         if not probe.samples:  # it reads through a weight, and sees no activations
             continue
-        width = min(sampler.draw.projections, max(s.shape[-1] for s in probe.samples))
-        parts = [s[..., :width].expand(*s.shape[:2], width) for s in probe.samples]  # single positions project on one
-        labels = torch.cat(probe.labels)
+        samples, labels = probe.stored()
         chosen = torch.isin(labels, compared)
-        found = separability(torch.cat(parts)[chosen], labels[chosen]).double().numpy()
+        found = separability(samples[chosen], labels[chosen]).double().numpy()
         if not np.isfinite(found).all():
             raise CalibrationError(
                 f"an activation on the edge {probe.reads} is not finite: look for overflow in the model"

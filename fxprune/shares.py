@@ -48,7 +48,7 @@ class Share:
         self.samples = 0
         for number, (inputs, targets) in enumerate(batches(self.loader, self.unpack)):
             if number == 0:
-                self._digest = _digest(inputs)
+                self._digest = digest(inputs)
             if number % size == rank:
                 yield self.samples, inputs, targets
             self.samples += self.count(inputs, targets)
@@ -112,7 +112,7 @@ def _all_of(loader: DataLoader[Any]) -> Any:
     return BatchSampler(single, loader.batch_size, loader.drop_last)
 
 
-def _digest(inputs: Any) -> int:
-    """A number that tells the first batch of one loader from that of another."""
+def digest(inputs: Any) -> int:
+    """A number that tells one batch from another."""
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     return crc32(repr([(tuple(t.shape), f"{float(t.double().sum()):.9g}") for t in tensors]).encode())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -116,6 +118,26 @@ def classes_of_positions() -> fxprune.Scores:
     x, _ = data(24)
     masks = (x.sum(1) * 3).long().abs() % CLASSES
     return scored(list(zip(x.split(7), masks.split(7), strict=True)), model, classes=lambda masks: masks)
+
+
+@job
+def goes_on_after_an_interruption() -> fxprune.Scores:
+    left = 2
+
+    def breaks(output: Tensor, target: Tensor) -> Tensor:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise RuntimeError("out of luck")
+        return F.cross_entropy(output, target)
+
+    loader = parts(12, 30, 1, 20, 7, 11)
+    with tempfile.TemporaryDirectory() as folder:
+        options: dict[str, Any] = {"checkpoint": Path(folder) / "pass.npz", "every": 1}
+        with contextlib.suppress(FxpruneError):
+            scored(loader, loss=breaks, **options)
+        assert list(Path(folder).iterdir())
+        return scored(loader, **options)
 
 
 @job

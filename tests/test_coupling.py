@@ -200,6 +200,8 @@ def test_spellings_of_one_operation_give_equal_groups(name: str) -> None:
 @pytest.mark.parametrize(
     ("exclude", "whole"),
     [
+        ("a.conv1", {"a.conv1"}),
+        (nn.Linear, set()),
         (["stem"], {"stem", "a.conv2"}),
         (["a"], {"stem", "a.conv1", "a.conv2"}),
         (["b.*"], {"b.conv1", "b.conv2", "down.0"}),
@@ -209,7 +211,7 @@ def test_spellings_of_one_operation_give_equal_groups(name: str) -> None:
         ([], set()),
     ],
 )
-def test_excluded_layers_stay_whole(exclude: list[Any], whole: set[str]) -> None:
+def test_excluded_layers_stay_whole(exclude: Any, whole: set[str]) -> None:
     model = ZOO["residual"].build()
     plan = fxprune.Scores.random(model, images()(2), exclude=exclude).plan(alpha=1.0)
     kept = {site for site in plan.keep if len(plan.keep[site]) == plan.widths[site]}

@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial.distance import pdist
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
 from fxprune.signals import directions, inner_products, separability
+from fxprune.signals.diameter import FEW, diameter
 
 
 def plain_separability(samples: Tensor, classes: Tensor) -> list[float]:
@@ -47,6 +49,20 @@ def test_u_score_of_a_hundred_classes() -> None:
     classes = torch.arange(330) % 100
     samples = torch.randn(330, 3, 2, dtype=torch.float64)
     assert separability(samples, classes).tolist() == pytest.approx(plain_separability(samples, classes), abs=1e-9)
+
+
+@given(st.integers(FEW + 1, 3 * FEW), st.integers(1, 6), st.sampled_from(["normal", "ties", "far", "same"]))
+def test_the_diameter_of_many_points(count: int, size: int, kind: str) -> None:
+    """As large as that of all pairs, which scipy compares."""
+    points = torch.randn(3, count, size, dtype=torch.float64)
+    if kind == "ties":
+        points = points.round()
+    elif kind == "far":
+        points[:, ::7] *= 1e6
+    elif kind == "same":
+        points[:] = points[:, :1]
+    expected = [float(pdist(unit.numpy(), "cityblock").max()) for unit in points]
+    assert diameter(points).tolist() == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 def test_u_score_does_not_depend_on_the_order_of_samples_or_names_of_classes() -> None:

@@ -17,6 +17,7 @@ from fxprune.capture.checks import (
     check_unwrapped,
     does_not_run,
     is_named,
+    listed,
     runnable,
 )  # fmt: skip
 from fxprune.capture.graph import ModelGraph
@@ -73,14 +74,14 @@ def capture(
         return model  # type: ignore[return-value]
     if method not in METHODS:
         raise CaptureError(f"method is {method!r}: it is one of {', '.join(METHODS)}")
-    check_unwrapped(model, leaves)
+    check_unwrapped(model, listed(leaves))
     concrete = dict(concrete_args or {})
-    options: dict[str, Any] = {"concrete_args": concrete, "leaves": tuple(leaves)}
+    options: dict[str, Any] = {"concrete_args": concrete, "leaves": listed(leaves)}
     failures: dict[str, CaptureError] = {}
     with stage("capturing"), undisturbed():
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own, batch = _prepared(model, example, concrete, run=bool(failures))
-            check_leaves(own, leaves)
+            check_leaves(own, listed(leaves))
             try:
                 return _captured(model, own, batch, rung, options)
             except CaptureError as error:
@@ -101,7 +102,7 @@ def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any) -> M
 
 def capture_around(exclude: Leaves, model: nn.Module, example: Any) -> ModelGraph:
     """Capture a model; where that fails, keep the modules whole that the caller excludes from pruning anyway."""
-    named = [entry for entry in exclude if any(is_named([entry], m, name) for name, m in model.named_modules())]
+    named = [entry for entry in listed(exclude) if any(is_named([entry], m, name) for name, m in model.named_modules())]
     try:
         return capture(model, example)
     except CaptureError:

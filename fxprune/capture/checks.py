@@ -15,7 +15,8 @@ from fxprune.errors import CaptureError, told
 from fxprune.example import as_call, trim
 from fxprune.isolation import restored
 
-Leaves = Sequence[str | type[nn.Module]]
+Entry = str | type[nn.Module]
+Leaves = Entry | Sequence[Entry]
 
 
 def signature_of(model: nn.Module, concrete: Mapping[str, Any]) -> inspect.Signature:
@@ -34,12 +35,17 @@ def check_names(model: nn.Module) -> None:
             )
 
 
-def is_named(entries: Leaves, module: nn.Module, name: str) -> bool:
+def listed(entries: Leaves) -> tuple[Entry, ...]:
+    """Entries as a tuple; one that was given by itself is the only one."""
+    return (entries,) if isinstance(entries, (str, type)) else tuple(entries)
+
+
+def is_named(entries: Sequence[Entry], module: nn.Module, name: str) -> bool:
     """Whether one of the entries (names, glob patterns, types) is that of the module called `name`."""
     return any(fnmatchcase(name, e) if isinstance(e, str) else isinstance(module, e) for e in entries)
 
 
-def check_leaves(model: nn.Module, leaves: Leaves) -> None:
+def check_leaves(model: nn.Module, leaves: Sequence[Entry]) -> None:
     """Raise where an entry of `leaves` names no module."""
     for entry in leaves:
         if isinstance(entry, str) and not any(
@@ -95,7 +101,7 @@ def does_not_run(model: nn.Module, failure: Exception | None) -> CaptureError:
     return error
 
 
-def check_unwrapped(model: nn.Module, leaves: Leaves = ()) -> None:
+def check_unwrapped(model: nn.Module, leaves: Sequence[Entry] = ()) -> None:
     """Raise where a model, or a part of it but for its leaves, is wrapped by torch.compile or for several devices."""
     for path, module in model.named_modules():
         if not is_named(leaves, module, path):

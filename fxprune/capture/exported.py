@@ -7,7 +7,7 @@ import inspect
 import logging
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.checks import Leaves
+from fxprune.capture.checks import Entry
 from fxprune.capture.folding import layers
 from fxprune.capture.graph import ModelGraph, must_be
 from fxprune.capture.program import Builder
@@ -33,7 +33,7 @@ Shapes = Callable[[Tensor, int], Any]
 
 
 def trace(
-    model: nn.Module, example: Any, *, concrete_args: Mapping[str, Any] | None = None, leaves: Leaves = ()
+    model: nn.Module, example: Any, *, concrete_args: Mapping[str, Any] | None = None, leaves: Sequence[Entry] = ()
 ) -> ModelGraph:
     """Trace `model`, a copy of our own in eval mode, and return its graph.
 

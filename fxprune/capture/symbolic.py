@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from torch.nn.utils import rnn
 from torch.utils import _pytree as pytree
 
 from fxprune.attention import MultiheadAttention
-from fxprune.capture.checks import Leaves, is_named, signature_of
+from fxprune.capture.checks import Entry, is_named, signature_of
 from fxprune.capture.graph import ModelGraph, must_be
 from fxprune.errors import CaptureError, first_line
 from fxprune.example import as_call
@@ -52,7 +52,9 @@ class SymbolicTracer(fx.Tracer):
     proxy_buffer_attributes = True
     whole = (*PACKING, *_MAKERS)  # functions that are nodes, under whatever name
 
-    def __init__(self, example: Any = (), concrete: Mapping[str, Any] | None = None, leaves: Leaves = ()) -> None:
+    def __init__(
+        self, example: Any = (), concrete: Mapping[str, Any] | None = None, leaves: Sequence[Entry] = ()
+    ) -> None:
         super().__init__(autowrap_functions=self.whole)
         self._autowrap_search += [torch, rnn]
         self.example, self.concrete, self.leaves = example, dict(concrete or {}), leaves
@@ -140,7 +142,7 @@ def trace(
     example: Any,
     *,
     concrete_args: Mapping[str, Any] | None = None,
-    leaves: Leaves = (),
+    leaves: Sequence[Entry] = (),
     make: Callable[..., SymbolicTracer] = SymbolicTracer,
 ) -> ModelGraph:
     """Trace `model`, a copy of our own in eval mode, and return its graph.

@@ -7,7 +7,7 @@ import functools
 import operator
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import symbolic
-from fxprune.capture.checks import Leaves
+from fxprune.capture.checks import Entry
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.proxies import TensorProxy, ValueProxy, is_plain, proxy_of
 from fxprune.errors import FxpruneWarning
@@ -229,7 +229,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def trace(
-    model: nn.Module, example: Any, *, concrete_args: Mapping[str, Any] | None = None, leaves: Leaves = ()
+    model: nn.Module, example: Any, *, concrete_args: Mapping[str, Any] | None = None, leaves: Sequence[Entry] = ()
 ) -> ModelGraph:
     """Trace `model`, a copy of our own in eval mode, with the values of the example, and return its graph.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -96,12 +97,18 @@ class ScoringOptions(CouplingOptions):
             help="Function from targets to class numbers, for --propose separability where targets are none.",
         ),
     ] = None
+    checkpoint: Annotated[
+        Path | None,
+        _Scoring(dir_okay=False, help="Keep what was found in this file, and go on from it after an interruption."),
+    ] = None
+    every: Annotated[int, _Scoring(min=1, help="Write --checkpoint after so many batches.")] = 50
 
     def arguments(self) -> dict[str, Any]:
         """All options, as arguments of `score` and `compress`."""
         named = {"loss": self.loss, "run": self.run, "classes": self.classes}
         functions = {name: object_of(target, f"--{name}") for name, target in named.items() if target}
-        return {"propose": self.propose, "protect": self.protect, **self.coupling(), **functions}
+        file = {"checkpoint": self.checkpoint, "every": self.every}
+        return {"propose": self.propose, "protect": self.protect, **file, **self.coupling(), **functions}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 24  # numbers compared at once; bounds the memory of the comparison
+from fxprune.signals.diameter import diameter
+
+_CHUNK = 1 << 22  # numbers of the quantile functions that are made at once; bounds the memory
 
 
 @lru_cache(maxsize=32)
@@ -37,38 +39,33 @@ def separability(samples: Tensor, classes: Tensor) -> Tensor:
     units, projections = samples.shape[1:]
     if not units:
         return samples.new_zeros(0)
-    quantiles, widths = _quantile_functions(samples, classes)
-    points = (quantiles * (widths / projections)).flatten(2)
-    step = max(1, _CHUNK // points[0].numel())
-    return torch.cat([_diameter(part) for part in points.split(step)])
-
-
-def _diameter(points: Tensor) -> Tensor:
-    """The largest L1 distance between two of the points, of each unit; points is (units, points, coordinates)."""
-    best = points.new_zeros(len(points))
-    for index in range(points.shape[1] - 1):
-        distances = (points[:, index + 1 :] - points[:, index : index + 1]).abs().sum(-1)
-        best = torch.maximum(best, distances.amax(1))
-    return best
-
-
-def _quantile_functions(samples: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """The quantile function of each class on one grid that has every class's steps, and the widths of its cells.
-
-    W1 on the line is the L1 distance of quantile functions; those of samples are steps, so the sum is exact.
-    Returns (units, classes, projections, cells) and (cells,).
-    """
     present, counts = torch.unique(classes, return_counts=True)
-    ends = sorted({(step, int(n)) for n in counts.unique() for step in range(1, int(n) + 1)}, key=lambda e: e[0] / e[1])
-    positions = torch.tensor([step / n for step, n in ends], dtype=torch.float64)
-    keep = torch.cat([torch.diff(positions) > 1e-12, torch.ones(1, dtype=torch.bool)])
-    positions = positions[keep]
-    widths = torch.diff(positions, prepend=positions.new_zeros(1))
-    middles = positions - widths / 2
-    ordered = (_sorted(samples[classes == label]) for label in present)
-    even = len(counts.unique()) == 1
-    cells = [values if even else values[..., (middles * values.shape[-1]).long()] for values in ordered]
-    return torch.stack(cells, dim=1), widths.to(samples)
+    middles, widths = _cells(counts)
+    rows = [(classes == label).nonzero().flatten() for label in present]
+    step = max(1, _CHUNK // (len(rows) * projections * len(widths)))
+    scale = (widths / projections).to(samples)
+    return torch.cat(
+        [diameter((_quantiles(part, rows, middles) * scale).flatten(2)) for part in samples.split(step, dim=1)]
+    )
+
+
+def _cells(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The middles and widths of the cells of a grid that has the steps of the quantile functions of so many samples.
+
+    W1 on the line is the L1 distance of quantile functions; those of samples are steps, so the sum over cells is exact.
+    """
+    sizes = counts.unique().tolist()
+    ends = torch.cat([torch.arange(1, n + 1, dtype=torch.float64) / n for n in sizes]).sort().values
+    ends = ends[torch.cat([torch.diff(ends) > 1e-12, torch.ones(1, dtype=torch.bool)])]
+    widths = torch.diff(ends, prepend=ends.new_zeros(1))
+    return ends - widths / 2, widths
+
+
+def _quantiles(samples: Tensor, rows: list[Tensor], middles: Tensor) -> Tensor:
+    """The quantile functions (units, classes, projections, cells) of classes whose samples are in the given rows."""
+    ordered = (_sorted(samples[own]) for own in rows)
+    cells = ((middles * len(own)).long() for own in rows)
+    return torch.stack([v if v.shape[-1] == len(c) else v[..., c] for v, c in zip(ordered, cells, strict=True)], dim=1)
 
 
 def _sorted(samples: Tensor) -> Tensor:
