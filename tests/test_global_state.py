@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import os
-import resource
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -154,12 +153,15 @@ def test_a_child_process_does_not_wait_for_threads_that_it_has_not() -> None:
 
 def held() -> tuple[int, int, int]:
     """Objects that there are, the most memory so far in MiB, and sources of generated code."""
+    import resource
+
     gc.collect()
     unit = 1024 if sys.platform == "darwin" else 1
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 // unit
     return len(gc.get_objects()), most, len(fx_internals._loader.eval_cache)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell the most memory so far in this way")
 def test_forty_in_a_row_give_the_same_and_leave_nothing() -> None:
     given, batches = model("mlp"), [(tensors(6)(20), torch.arange(20) % 5)]
     first = compress(given, batches)
