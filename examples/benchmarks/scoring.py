@@ -1,6 +1,6 @@
 """What scoring costs: time, memory, the original package beside it, plans and groups.
 
-    FXPRUNE_DATA=... python examples/benchmarks/scoring.py [--quick]
+    FXPRUNE_DATA=... python examples/benchmarks/scoring.py [--quick] [--only plans compress]
 
 The measure of time is one plain pass over the same batches, in the same process and with the same threads: eval
 mode, cross-entropy, gradients of every weight. Both take turns after a warm-up; medians are compared, and the
@@ -18,6 +18,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ import cifar
 import torch
 import torch.nn.functional as F
 import torchvision
-from measure import CONSOLE, Table, child, interleaved, parser, peak_growth, publish, seconds, short, write
+from measure import CONSOLE, DOCS, Table, child, interleaved, parser, peak_growth, publish, seconds, short, write
 from original import measure_original
 from rich.progress import track
 from torch import nn
@@ -154,9 +155,28 @@ def measure_plans(*, quick: bool) -> tuple[Table, dict[str, Any]]:
     return Table("Time of scores.plan(alpha)", ("network", "median", "longest", "plans"), (row,)), data
 
 
+def measure_compress(*, quick: bool) -> tuple[Table, dict[str, Any]]:
+    """Seconds of the whole of `compress` on torchvision's ResNet-50, in plain passes over the same images."""
+    images, side = (8, 64) if quick else (64, 224)
+    work = torchvision.models.resnet50(num_classes=cifar.CLASSES).eval(), noise(images, side=side)
+    jobs: dict[str, Callable[[], object]] = {
+        "plain": partial(plain, work),
+        "compress": partial(fxprune.compress, *work, macs=0.7, progress=False),
+    }
+    found = {name: statistics.median(taken) for name, taken in interleaved(jobs, repeats=1 if quick else 2).items()}
+    data = {**found, "ratio": found["compress"] / found["plain"]}
+    row = ("resnet50", short(data["plain"]), short(data["compress"]), f"{data['ratio']:.1f}")
+    note = (
+        f"{images} images of noise at {side} x {side}, random weights, macs=0.7; the proof and sequential compensation "
+        "are included."
+    )
+    return Table("compress in plain passes", ("network", "plain pass", "compress", "ratio"), (row,), note), data
+
+
 SECTIONS: dict[str, Callable[..., tuple[Table, dict[str, Any]]]] = {
     "ratios": measure_ratios,
     "plans": measure_plans,
+    "compress": measure_compress,
     "original": measure_original,
 }
 HEADING = "What scoring costs"
@@ -164,17 +184,27 @@ HEADING = "What scoring costs"
 
 def main() -> None:
     """Run everything, print it, and write scoring.md and scoring.json after every section."""
-    options: argparse.Namespace = parser("what scoring costs", "scoring").parse_args()
+    arguments = parser("what scoring costs", "scoring")
+    arguments.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="the rest is kept")
+    options: argparse.Namespace = arguments.parse_args()
     if options.child:
         job, name, images = options.child.split(",")
         CONSOLE.file.write(json.dumps(memory_child(job, name, int(images))) + "\n")
         return
-    tables, data = [], {}
-    for name, section in SECTIONS.items():
-        table, data[name] = section(quick=options.quick)
-        tables.append(table)
-        write("scoring", HEADING, tables, data, options)
-    publish("scoring", HEADING, tables, data, options)
+    file = (options.out or DOCS) / "scoring.json"
+    data: dict[str, dict[str, Any]] = {}
+    if set(options.only) < set(SECTIONS) and file.exists():
+        data = json.loads(file.read_text())
+    for name in options.only:
+        table, figures = SECTIONS[name](quick=options.quick)
+        data[name] = {"table": asdict(table), "figures": figures}
+        write("scoring", HEADING, tables_of(data), data, options)
+    publish("scoring", HEADING, tables_of(data), data, options)
+
+
+def tables_of(data: dict[str, dict[str, Any]]) -> list[Table]:
+    """The tables of all sections that were measured, in their order."""
+    return [Table(**data[name]["table"]) for name in SECTIONS if name in data]
 
 
 if __name__ == "__main__":
