@@ -1,4 +1,4 @@
-"""What scoring costs: time, memory, the original package beside it, plans and groups.
+"""What scoring costs: time, memory, growth, the original package beside it, plans and groups.
 
     FXPRUNE_DATA=... python examples/benchmarks/scoring.py [--quick] [--only plans compress]
 
@@ -144,6 +144,43 @@ def _memory_cells(found: dict[str, Any]) -> tuple[str, ...]:
     return f"{found['plain']:.0f} MiB", f"{found['score']:.0f} MiB", f"{found['ratio']:.2f}"
 
 
+def growing(*, quick: bool) -> dict[str, Callable[[], Work]]:
+    """What grows: the samples, the classes, the layers; from a name to what builds the work."""
+    images = 200 if quick else 1000
+    counts = (100, 200) if quick else (250, 500, 1000, 2000)
+    networks = ("resnet20", "resnet32") if quick else ("resnet20", "resnet32", "resnet44", "resnet56")
+    works: dict[str, Callable[[], Work]] = {}
+    for n in counts:
+        works[f"{n:,} samples, ResNet-20"] = partial(fresh, "resnet20", n)
+    for k in (2, 10, 100):
+        works[f"{k} classes, ResNet-20"] = partial(fresh, "resnet20", images, outputs=100, classes=k)
+    for name in networks:
+        works[f"{name[6:]} layers, ResNet-{name[6:]}"] = partial(fresh, name, images)
+    return works
+
+
+def fresh(name: str, images: int, *, outputs: int = cifar.CLASSES, classes: int = cifar.CLASSES) -> Work:
+    """A CIFAR network with random weights, and noise of so many classes."""
+    return cifar.build(name, outputs), noise(images, classes=classes)
+
+
+def measure_growth(*, quick: bool) -> tuple[Table, dict[str, Any]]:
+    """Seconds of both jobs as samples, classes and layers grow; random weights and images."""
+    works = growing(quick=quick)
+    data = {
+        name: times(make(), 1 if quick else 3, "separability")
+        for name, make in track(list(works.items()), description="growth", console=CONSOLE)
+    }
+    rows = tuple((name, *_time_cells(found)) for name, found in data.items())
+    note = (
+        f"{200 if quick else 1000:,} images, 10 classes where nothing else is said; separability proposes; the rest as "
+        "above."
+    )
+    return Table(
+        "Cost as samples, classes and layers grow", ("what", "plain pass", "score", "ratio", "of fastest"), rows, note
+    ), data
+
+
 def measure_plans(*, quick: bool) -> tuple[Table, dict[str, Any]]:
     """Median and longest seconds of `Scores.plan` for torchvision's ResNet-50, over a row of alphas."""
     repeats = 20 if quick else 200
@@ -178,6 +215,7 @@ SECTIONS: dict[str, Callable[..., tuple[Table, dict[str, Any]]]] = {
     "plans": measure_plans,
     "compress": measure_compress,
     "original": measure_original,
+    "growth": measure_growth,
 }
 HEADING = "What scoring costs"
 
