@@ -104,7 +104,7 @@ def stage(doing: str) -> Iterator[None]:
     try:
         yield
     except CalibrationError as error:
-        error.stage = error.stage or doing
+        error.stage = error.stage or ("" if str(error).startswith(doing) else doing)
         raise
     except Exception as error:
         if isinstance(error, FxpruneError) or not is_of_memory(error):

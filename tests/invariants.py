@@ -57,12 +57,13 @@ def scored(net: RandomNet) -> fxprune.Scores:
     return fxprune.score(net, loader, squares, progress=False)
 
 
-def zeroing_equals_deleting(trial: Trial) -> None:
+def zeroing_equals_deleting(trial: Trial) -> bool:
     assert fxprune.verify(trial.graph, trial.plan, trial.small, trial.net.example(3)) < 1e-9
     assert parameters(trial.small) <= parameters(trial.net)
+    return True
 
 
-def shapes_and_literals_agree(trial: Trial) -> None:
+def shapes_and_literals_agree(trial: Trial) -> bool:
     """Every value of the small graph has the shape of the original's, narrowed; the output's is as it was."""
     for batch in (1, 5):
         example = trial.net.example(batch)
@@ -79,9 +80,10 @@ def shapes_and_literals_agree(trial: Trial) -> None:
         if isinstance(module, nn.Conv2d):
             shape = module.out_channels, module.in_channels // module.groups
             assert tuple(module.weight.shape[:2]) == shape, path
+    return True
 
 
-def the_empty_plan_is_the_identity(trial: Trial) -> None:
+def the_empty_plan_is_the_identity(trial: Trial) -> bool:
     whole = {site: tuple(range(width)) for site, width in trial.plan.widths.items()}
     same = made(trial.graph, replace(trial.plan, keep=whole))
     error = difference(outputs(trial.net, trial.net.example()), outputs(same, trial.net.example()))
@@ -89,9 +91,10 @@ def the_empty_plan_is_the_identity(trial: Trial) -> None:
     before, after = trial.net.state_dict(), same.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[key], after[key]) for key in before)
+    return True
 
 
-def two_ways_of_capture_agree(trial: Trial) -> None:
+def two_ways_of_capture_agree(trial: Trial) -> bool:
     """The graphs of tracing and of torch.export, where it takes the model, and what the same plan makes of them.
 
     A layer that torch.export opens up, such as a cell that runs twice, has no site of its own there: another plan.
@@ -106,34 +109,40 @@ def two_ways_of_capture_agree(trial: Trial) -> None:
         if own.widths == trial.plan.widths:
             plan = replace(trial.plan, settings={**trial.plan.settings, "method": method})
             assert difference(outputs(trial.small, example), outputs(made(other, plan), example)) < 1e-9
+    return True
 
 
-def permuted_channels_permute_the_plan(trial: Trial) -> None:
+def permuted_channels_permute_the_plan(trial: Trial) -> bool:
     """Where no step minds the order of channels; the plan follows from scores, and is compared away from ties."""
     if not trial.net.alike:
-        return
+        return False
     other, order = permuted(trial.net, trial.graph, trial.seed)
     assert difference(outputs(trial.net, trial.net.example()), outputs(other, trial.net.example())) < 1e-9
     one, two = scored(trial.net), scored(other)
     for before, after in ((one.propose, two.propose), (one.protect, two.protect)):
         assert near(before, after[order], torch.float64)
-    if not any(tied(scores, torch.float64) for scores in (one.propose, one.protect)):
-        assert np.array_equal(kept(one, trial.alpha), kept(two, trial.alpha)[order])
+    if any(tied(scores, torch.float64) for scores in (one.propose, one.protect)):
+        return False
+    assert np.array_equal(kept(one, trial.alpha), kept(two, trial.alpha)[order])
+    return True
 
 
-def scoring_twice_is_bit_equal(trial: Trial) -> None:
+def scoring_twice_is_bit_equal(trial: Trial) -> bool:
     one, two = scored(trial.net), scored(trial.net)
     assert one.propose.tobytes() == two.propose.tobytes()
     assert one.protect.tobytes() == two.protect.tobytes()
     assert one.plan(trial.alpha) == two.plan(trial.alpha)
+    return True
 
 
-def precisions_agree_away_from_ties(trial: Trial) -> None:
+def precisions_agree_away_from_ties(trial: Trial) -> bool:
     double, single = scored(trial.net), scored(copy.deepcopy(trial.net).float())
+    for one, two in ((double.propose, single.propose), (double.protect, single.protect)):
+        assert near(one, two, torch.float32)
     if any(tied(scores, torch.float32) for scores in (double.propose, double.protect)):
-        return
-    if near(double.propose, single.propose, torch.float32) and near(double.protect, single.protect, torch.float32):
-        assert double.plan(trial.alpha).keep == single.plan(trial.alpha).keep
+        return False
+    assert double.plan(trial.alpha).keep == single.plan(trial.alpha).keep
+    return True
 
 
 def near(a: NDArray[np.float64], b: NDArray[np.float64], dtype: torch.dtype) -> bool:
@@ -152,7 +161,7 @@ def kept(scores: fxprune.Scores, alpha: float) -> NDArray[np.bool_]:
     return scores.allocation().keep(alpha)
 
 
-INVARIANTS: dict[str, Callable[[Trial], None]] = {
+INVARIANTS: dict[str, Callable[[Trial], bool]] = {  # each says whether there was something to compare
     "zeroing a unit equals deleting it": zeroing_equals_deleting,
     "shapes and literals agree": shapes_and_literals_agree,
     "the empty plan is the identity": the_empty_plan_is_the_identity,

@@ -82,12 +82,14 @@ def test_compensation_is_the_same_on_all_ranks_and_as_good_as_on_one(level: str,
 def test_all_ranks_are_told_what_is_wrong_on_one(tmp_path: Path) -> None:
     assert started(tmp_path, 2, "failures") == [0, 0]
     zero, one = told(tmp_path, 0), told(tmp_path, 1)
-    assert one["not a number"] == "CalibrationError: the loss of batch 0 is nan: the input input holds NaN or infinity"
+    nan = "the loss of batch 0 is nan: the input input holds NaN or infinity"
+    assert one["not a number"] == f"CalibrationError: while scoring: {nan}"
     assert zero["not a number"].startswith(
         "DistributedError: scoring failed on rank 1 of 2: CalibrationError: the loss"
     )
-    assert zero["unreadable"] == "OSError: sample 25 is gone"
-    assert one["unreadable"] == "DistributedError: scoring failed on rank 0 of 2: OSError: sample 25 is gone"
+    gone = "(OSError: sample 25 is gone): look at that sample, or at the data's options"
+    assert zero["unreadable"] == f"CalibrationError: while scoring: the loader fails on batch 1 {gone}"
+    assert one["unreadable"].startswith("DistributedError: scoring failed on rank 0 of 2: CalibrationError: the loader")
     for name, word in (("other loaders", "21 samples"), ("other samples", "digest"), ("other weights", "weights")):
         for found in (zero, one):
             assert found[name].startswith("DistributedError: the ")

@@ -23,8 +23,8 @@ REFUSED = (
     "constants_of_channels", "channel_shuffle", "shuffle_units", "maxout", "selective_kernel", "write_",
     "loop_over_chunks", "branch_on_shape", "assert_on_shape", "keywords_and_defaults", "assigns_in_places",
     "shape_and_literal", "flatten_spellings", "vector_to_map", "split_spellings", "channel_slices", "permutation",
-    "flip_and_roll", "roll_then_add", "expansion", "zero_padded_channels", "sizes_of_channels", "lstm_cell_from_zeros",
-    "lstm_cell_from_new", "lstm_from_zeros", "directions_summed", "recurrent_inside", "ghost",
+    "flip_and_roll", "roll_then_add", "expansion", "zero_padded_channels", "sizes_of_channels", "sizes_in_arithmetic",
+    "lstm_cell_from_zeros", "lstm_cell_from_new", "lstm_from_zeros", "directions_summed", "recurrent_inside", "ghost",
 )  # fmt: skip
 SPELLINGS = (
     "sub_",
