@@ -233,10 +233,11 @@ def test_little_memory_means_fewer_projections() -> None:
 def test_still_less_memory_means_fewer_samples_of_a_class() -> None:
     model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 30)), torch.randn(240, 6)
     y = torch.arange(240) % 30
-    tight = u_score(model, loader(x, y, (100, 80, 60)), sample_memory=30 * 8 * 4 * 3)
+    batches = loader(x, y, (100, 80, 60))
+    tight = u_score(model, batches, sample_memory=30 * 8 * 4 * 3)
     assert tight.about["projections"] == 1
     assert tight.about["samples_per_class"] == 2
-    assert equal(tight, u_score(model, loader(x, y, (240,)), samples_per_class=2))
+    assert equal(tight, u_score(model, batches, samples_per_class=2))
 
 
 def test_a_constant_unit_tells_no_classes_apart() -> None:
