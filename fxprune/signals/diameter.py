@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -61,12 +63,21 @@ def _of_candidates(points: Tensor, reach: Tensor, best: Tensor) -> Tensor:
     ordered = reach.sort(descending=True)
     reach, points = ordered.values, points[ordered.indices]
     least = best * (1 - SLACK)
-    ends = torch.searchsorted(-reach, reach - least, right=True)  # how many reach far enough to go with each
-    one, other = _pairs((ends - torch.arange(1, len(reach) + 1, device=reach.device)).clamp_min(0))
+    ends = torch.searchsorted(-reach, reach - least)  # how many reach far enough to go with each; none if all are equal
+    counts = (ends - torch.arange(1, len(reach) + 1, device=reach.device)).clamp_min(0)
     step = max(1, CHUNK // points.shape[1])
-    for some, others in zip(one.split(step), other.split(step), strict=True):
-        best = torch.maximum(best, (points[some] - points[others]).abs().sum(-1).amax())
+    for first, part in _blocks(counts):
+        one, other = _pairs(part)
+        for some, others in zip(one.split(step), other.split(step), strict=True):
+            best = torch.maximum(best, (points[first + some] - points[first + others]).abs().sum(-1).amax())
     return best
+
+
+def _blocks(counts: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Parts of some counts, none larger in sum than `CHUNK` unless a single count is, and where each part begins."""
+    size = max(1, CHUNK // len(counts))
+    for first in range(0, int(counts.count_nonzero()), size):
+        yield first, counts[first : first + size]
 
 
 def _pairs(counts: Tensor) -> tuple[Tensor, Tensor]:
