@@ -68,10 +68,11 @@ class RandomNet(nn.Module):
         return all(KINDS[step.kind].alike for step in self.steps)
 
     def example(self, batch: int = 2) -> tuple[Tensor, ...]:
-        """Images of the dtype of the weights, one for each input."""
+        """Images of the dtype of the weights, one for each input; the same ones whatever the dtype."""
         draw = torch.Generator().manual_seed(batch)
         shape = batch, CHANNELS, SIZE, SIZE
-        return tuple(torch.randn(shape, dtype=self.flat.weight.dtype, generator=draw) for _ in range(self.inputs))
+        drawn = (torch.randn(shape, dtype=torch.float64, generator=draw) for _ in range(self.inputs))
+        return tuple(image.to(self.flat.weight.dtype) for image in drawn)
 
     def __repr__(self) -> str:
         return f"RandomNet({self.steps}, inputs={self.inputs}, form={self.form!r})"

@@ -70,8 +70,8 @@ def staged(
             _remove(folder)
         staging = Staging(folder, digest, identity, _earlier(folder, identity))
         folder.mkdir(exist_ok=True)
-        for path in folder.glob(".*.part*"):  # of a run that was killed
-            path.unlink()
+        for unfinished in (*folder.glob(".*.part"), *folder.glob(".*.young")):  # of a run that was killed
+            shutil.rmtree(unfinished)
         staging.write()
         yield staging
         (folder / PROGRESS).unlink()

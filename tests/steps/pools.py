@@ -132,7 +132,7 @@ for _nd in (2, 3):
     _call = getattr(torch._C._nn, _own)
 
     def _native_fractional(x: Tensor, f: Any = _call, k: Any = _kernel, s: Any = _shape, n: int = _nd) -> Any:
-        samples = x.flatten(2)[:, :, :n].sigmoid()
+        samples = x.flatten(2)[:, :, :n].detach().sigmoid()
         return exactly(f, x, k, s, samples)
 
     add(f"torch._C._nn.{_own}", _random(_native_fractional, _nd, True))
