@@ -238,6 +238,8 @@ def test_still_less_memory_means_fewer_samples_of_a_class() -> None:
     assert tight.about["projections"] == 1
     assert tight.about["samples_per_class"] == 2
     assert equal(tight, u_score(model, batches, samples_per_class=2))
+    at_once = u_score(model, loader(x, y, (240,)), samples_per_class=2)
+    np.testing.assert_allclose(tight.propose, at_once.propose, rtol=1e-5)
 
 
 def test_a_constant_unit_tells_no_classes_apart() -> None:
