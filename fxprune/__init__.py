@@ -20,12 +20,12 @@ from fxprune.errors import (
     UnsupportedOpError,
     VerificationError,
 )
+from fxprune.evidence import Evidence
 from fxprune.export import export
 from fxprune.finetune import finetune
 from fxprune.measuring import measure_latency
 from fxprune.narrow import narrow
 from fxprune.plan import Budget, Plan
-from fxprune.ranking import Evidence
 from fxprune.report import Finetuning, Report, report
 from fxprune.reporting.comparison import Comparison
 from fxprune.reporting.records import MeasuredLatency

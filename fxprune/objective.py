@@ -25,13 +25,16 @@ Loss = Callable[[Any, Any], Tensor]
 class Part(nn.Module):
     """A gated graph in the place that its original has in a model; in eval mode, whatever mode the model is put into.
 
-    `samples` is the number of samples that its first input of a batch should have, where that is known; `seen` its last
-    input of the batch.
+    `graph` is that original. `samples` is the number of samples that its first input of a batch should have, where that
+    is known; `seen` its last input of the batch.
     """
+
+    graph: ModelGraph
 
     def __init__(self, gated: fx.GraphModule, graph: ModelGraph, name: str) -> None:
         super().__init__()
         self.gated, self.name = gated, name
+        vars(self)["graph"] = graph  # no submodule: the modules that the two share are there once
         self.samples: int | None = None
         self.seen: list[Any] | None = None
         vars(self).update({name: value for name, value in plain_attributes(graph).items() if name not in vars(self)})
@@ -142,7 +145,7 @@ def loss_of(loss: Loss, output: Any, targets: Any, where: str) -> Any:
 
 def _first_not_finite(part: Part) -> str:
     """Which value of the batch is the first that is not finite, in words."""
-    found = not_finite(part.gated, part.seen or ())
+    found = not_finite(part.graph, part.seen or ())
     return ": the output is finite, look at the loss and the targets" if found is None else f": {found}"
 
 

@@ -2,55 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fxprune.capture import ModelGraph
-from fxprune.coupling import Coupling, Edge
+from fxprune.coupling import Edge
 from fxprune.elimination import Reading, eliminated
 from fxprune.errors import CalibrationError
-from fxprune.moments import Key, Moments
+from fxprune.evidence import Evidence, Scalars
+from fxprune.moments import Moments
 from fxprune.readers import readers_on
 from fxprune.rules.context import Slot
 
-Scalars = NDArray[np.float64]
 WIDE = 2048  # channels of an edge, above which none stands in for another
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Evidence:
-    """What the scoring pass saw, for signals to make one number a unit from.
-
-    `taylor` (units,) is the size of the derivative of the loss, summed over the samples, by a factor on what a reader
-    reads of a unit, summed over its readers.
-    `separability` (units,) is the U-Score; it is there only where a signal of that name was asked for. `moments` are
-    those of every edge that sees activations.
-    """
-
-    graph: ModelGraph
-    coupling: Coupling
-    taylor: Scalars
-    moments: Mapping[Key, Moments]
-    separability: Scalars | None
-    seed: int
-
-    @property
-    def edges(self) -> list[tuple[Edge, Moments | None]]:
-        """The edges that read units which may go, each with its moments."""
-        edges = [edge for edge in self.coupling.edges if (edge.units >= 0).any()]
-        return [(edge, self.moments.get(key_of_edge(edge))) for edge in edges]
 
 
 Signal = Callable[[Evidence], Scalars]
 SIGNALS: dict[str, Signal] = {}
-
-
-def key_of_edge(edge: Edge) -> Key:
-    """By what moments are kept: what is read, and how."""
-    return edge.source, edge.parameter or str(edge.dim)
 
 
 def signal(name: str) -> Callable[[Signal], Signal]:

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import Progress
-from torch import Tensor, fx, nn
+from torch import nn
 
 from fxprune.allocate import check_limits
-from fxprune.batches import Classes, Unpack, class_of_samples, count_of, length_of, sample_count, to_device
-from fxprune.capture import ModelGraph
+from fxprune.batches import Classes, Unpack
 from fxprune.checkpoint import fingerprint
-from fxprune.coupling import Coupling, Exclude, analyse
-from fxprune.distributed import check_same, rank_and_size, together
-from fxprune.errors import CalibrationError, blaming, stage
-from fxprune.gates import insert
-from fxprune.isolation import device_of, dtype_of, evaluating, seeded
-from fxprune.merging import merge
-from fxprune.moments import Key, Moments
-from fxprune.objective import Loss, Objective, Part
-from fxprune.probes import Draw, Probe, Rows, rows_of
-from fxprune.ranking import Evidence, Signal, check_names, name_of_signal, need_classes, ranked
-from fxprune.resuming import Checkpoint, Found
+from fxprune.coupling import Exclude, analyse
+from fxprune.distributed import check_same, rank_and_size
+from fxprune.errors import stage
+from fxprune.evidence import evidence_of
+from fxprune.isolation import device_of, placed, seeded
+from fxprune.objective import Loss
+from fxprune.probes import Draw
+from fxprune.ranking import Signal, check_names, name_of_signal, need_classes, ranked
+from fxprune.resuming import Checkpoint
 from fxprune.sampling import Sampler
-from fxprune.scores import Scalars, Scores, scores_of
-from fxprune.shares import Numbered, Share
-from fxprune.signals import separability
-from fxprune.submodule import Run, name_of, part_of, with_captured_part, with_part
+from fxprune.scores import Scores, scores_of
+from fxprune.scoring_pass import ScoringPass
+from fxprune.submodule import Run, name_of, part_of, with_captured_part
 from fxprune.walk import Unknown
 
 
@@ -111,12 +103,12 @@ def score(
     """
     check_names(propose, protect)
     check_limits(min_keep, round_to)
+    options = {"inexact": inexact, "head_dim": head_dim}
     with stage("scoring"), seeded(seed):
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         graph: Any = part_of(whole, submodule)
         if rank_and_size()[1] > 1:
             check_same("the model", _weight_of(whole), "load the same weights on all ranks")
-        options = {"inexact": inexact, "head_dim": head_dim}
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         draw = Draw(torch.empty(0), projections, seed, moments=True)
         sampler = Sampler(samples_per_class, max_classes, sample_memory, draw, need_classes([propose, protect]))
@@ -124,156 +116,37 @@ def score(
             "seed": seed, "submodule": submodule, "samples_per_class": samples_per_class, "projections": projections,
             "max_classes": max_classes, "sample_memory": sample_memory, "compares": sampler.compares,
         }  # fmt: skip
-        home, place = device_of(graph), torch.device(device) if device is not None else device_of(graph)
-        try:
-            gated, probes = _gated(graph, coupling, sampler.draw, place, rows_of(graph))
-            part = Part(gated, graph, name_of(model, submodule))
-            objective = Objective(with_part(whole, submodule, part).to(place), part, loss or F.cross_entropy, run)
-            share, found = Share(loader, unpack, objective.count), Found.by(probes, sampler)
+        place = torch.device(device) if device is not None else device_of(graph)
+        with placed(place, graph):
+            one = ScoringPass.through(
+                whole, submodule, name_of(model, submodule), coupling, sampler, loader,
+                loss=loss, unpack=unpack, run=run, place=place,
+            )  # fmt: skip
             file = None
             if checkpoint is not None:
-                made |= {"model": fingerprint(whole), "edges": found.edges()}
+                made |= {"model": fingerprint(whole), "edges": one.found.edges()}
                 file = Checkpoint.at(checkpoint, every, made)
-            with evaluating(objective.whole), together("scoring"):
-                feed = _feed(objective, share, place, progress=progress)
-                _read(objective, feed if file is None else file.rest(feed, found), found, classes)
-            totals = merge(probes, found.totals, sampler, share)
-            _check(objective, totals, sampler)
-        finally:
-            graph.to(home)
-        sums = _unit_sums(probes, totals, coupling.units)
-        separable = _separabilities(probes, sampler, coupling.units) if sampler.compares else None
-        evidence = Evidence(graph, coupling, sums, _moments(probes), separable, seed)
+            totals = one.run(classes, file, progress=progress)
+        evidence = evidence_of(graph, coupling, one.found.probes, totals, sampler)
         scores = ranked(propose, evidence), ranked(protect, evidence)
     if file is not None:
         file.done()
-    about = {
-        "samples": sampler.seen,
-        "propose": name_of_signal(propose),
-        "protect": name_of_signal(protect),
-        "seed": seed,
-    }
-    if sampler.compares:
-        about |= {
-            "classes": len(sampler.counts), "samples_per_class": sampler.per_class,
-            "projections": sampler.draw.projections,
-        }  # fmt: skip
-    settings = options | {"submodule": submodule}
-    result = scores_of(graph, coupling, scores, settings, about)
+    about = {"samples": sampler.seen, "propose": name_of_signal(propose), "protect": name_of_signal(protect)}
+    result = scores_of(graph, coupling, scores, options | {"submodule": submodule}, about | _sampled(sampler))
     return replace(result, moments=evidence.moments, min_keep=min_keep, round_to=round_to)
+
+
+def _sampled(sampler: Sampler) -> dict[str, int]:
+    """The seed, and where classes were compared, how many, on how many samples and directions."""
+    if not sampler.compares:
+        return {"seed": sampler.draw.seed}
+    return {
+        "seed": sampler.draw.seed, "classes": len(sampler.counts), "samples_per_class": sampler.per_class,
+        "projections": sampler.draw.projections,
+    }  # fmt: skip
 
 
 def _weight_of(model: nn.Module) -> str:
     """A number that tells a model from one with other weights."""
     total = sum(float(parameter.detach().double().abs().sum()) for parameter in model.parameters())
     return f"one whose weights have the sum {total:.9g}"
-
-
-def _gated(
-    graph: ModelGraph, coupling: Coupling, draw: Draw, place: torch.device, rows: Mapping[str, Rows | None]
-) -> tuple[fx.GraphModule, list[Probe]]:
-    """The graph on the device `place`, with a probe on every edge."""
-    graph.to(place)
-    dtype = dtype_of(graph)
-    gated, gates = insert(graph, coupling, lambda edge: Probe(edge, draw, place, dtype, rows.get(edge.source, Rows())))
-    return gated, [gate for gate in gates if isinstance(gate, Probe)]
-
-
-def _feed(objective: Objective, share: Share, place: torch.device, *, progress: bool) -> Iterator[Numbered]:
-    """The inputs and targets of every batch, as the model takes them, on the device, under a progress bar."""
-    rank, size = rank_and_size()
-    total = length_of(share.loader)
-    total = total and len(range(rank, total, size))
-    with Progress(console=Console(stderr=True), transient=True, disable=rank > 0 or not progress) as bar:
-        for index, (first, inputs, targets) in enumerate(bar.track(share, total=total, description="scoring")):
-            with blaming(f"moving to {place}", f"batch {index}"):
-                moved = to_device(objective.fitted(inputs), place), to_device(targets, place)
-            yield first, *moved
-
-
-def _read(objective: Objective, feed: Iterable[Numbered], found: Found, classes: Classes | None) -> None:
-    """The pass over the loader: sums the gradients of the gates, and leaves the samples in the probes."""
-    probes, sampler = found.probes, found.sampler
-    weights: list[Tensor] = [probe.weight for probe in probes]
-    for first, inputs, targets in feed:
-        index, samples = sampler.draw.batch, sample_count(inputs) if objective.counts_rows else None
-        if sampler.compares:
-            labels = class_of_samples(targets, samples, classes)
-            samples, count = len(labels), len(labels)
-            sampler.choose(labels, probes, first)
-        else:
-            count = samples or count_of(inputs, targets)
-            sampler.count(count, first)
-        value = objective.value(inputs, targets, samples, index)
-        with blaming("the backward pass", f"batch {index}"):
-            grads = _gradients(value * count, weights)
-        for total, grad in zip(found.totals, grads, strict=False):
-            total.add_(grad)
-        sampler.bound(probes)
-
-
-def _check(objective: Objective, totals: list[Tensor], sampler: Sampler) -> None:
-    """Raise where there are no two classes to compare, or the loss does not reach what is scored."""
-    if sampler.compares and len(sampler.counts) < 2 and totals:
-        which = f"of one class ({next(iter(sampler.counts))})" if sampler.counts else "left out by a negative class"
-        raise CalibrationError(
-            f"all {sampler.seen} samples of the loader are {which}; the U-Score compares classes, and leaves negative "
-            "ones out: give samples of at least two, or pass classes="
-        )
-    objective.check_reached(totals)
-
-
-def _gradients(value: Tensor, weights: list[Tensor]) -> list[Tensor]:
-    """The gradients of a batch's summed loss by the gates, in float64 on the CPU."""
-    if not weights or not value.requires_grad:
-        return []
-    grads = torch.autograd.grad(value, weights, materialize_grads=True)
-    return [grad.double().cpu() for grad in grads]
-
-
-def _unit_sums(probes: list[Probe], totals: list[Tensor], units: int) -> Scalars:
-    """The size of the gradients' sum over all positions of a unit on an edge, summed over the edges.
-
-    What one reader gains and another loses does not cancel: compensation repairs each reader by itself.
-    """
-    sums = np.zeros(units + 1)
-    for probe, total in zip(probes, totals, strict=True):
-        if not bool(torch.isfinite(total).all()):
-            raise CalibrationError(
-                f"a gradient on the edge {probe.reads} is not finite: look for overflow in the model or the loss"
-            )
-        own = np.zeros(units + 1)
-        np.add.at(own, probe.units, total.numpy())
-        sums += np.abs(own)
-    return sums[:-1]
-
-
-def _moments(probes: list[Probe]) -> dict[Key, Moments]:
-    """The moments of every edge that saw activations."""
-    found = {p.key: p.gathering.moments() for p in probes if p.gathering is not None and p.gathering.rows}
-    for probe in probes:
-        if probe.key in found and not np.isfinite(found[probe.key].covariance).all():
-            raise CalibrationError(
-                f"an activation on the edge {probe.reads} is not finite: look for overflow in the model"
-            )
-    return found
-
-
-def _separabilities(probes: list[Probe], sampler: Sampler, units: int) -> Scalars:
-    """The U-Score of each unit, summed over the edges that read it."""
-    result = np.zeros(units)
-    compared = torch.tensor(sorted(sampler.counts), dtype=torch.int64)
-    for probe in probes:
-        if not probe.samples:  # it reads through a weight, and sees no activations
-            continue
-        samples, labels = probe.stored()
-        chosen = torch.isin(labels, compared)
-        found = separability(samples[chosen], labels[chosen]).double().numpy()
-        if not np.isfinite(found).all():
-            raise CalibrationError(
-                f"an activation on the edge {probe.reads} is not finite: look for overflow in the model"
-            )
-        result[probe.own] += found
-        probe.samples.clear()
-        probe.labels.clear()
-    return result

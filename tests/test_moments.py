@@ -16,8 +16,8 @@ from zoo import CLASSES, ZOO, images
 import fxprune
 from fxprune.capture import capture
 from fxprune.coupling import analyse
+from fxprune.evidence import key_of_edge
 from fxprune.moments import BATCH_ROWS, ROWS, WIDEST, Gathering, Moments, hashed
-from fxprune.ranking import key_of_edge
 
 
 def gathered(*parts: Tensor, dim: int = 1, seed: int = 0) -> Moments:

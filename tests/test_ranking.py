@@ -16,7 +16,8 @@ from zoo import CLASSES, ZOO, images, tensors
 import fxprune
 from fxprune.elimination import RIDGE
 from fxprune.errors import CalibrationError
-from fxprune.ranking import SIGNALS, Evidence
+from fxprune.evidence import Evidence
+from fxprune.ranking import SIGNALS
 
 IMAGES, VECTORS, LABELS = images()(20), tensors(6)(20), torch.arange(20) % CLASSES
 

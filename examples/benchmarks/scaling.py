@@ -173,7 +173,7 @@ def many_classes(classes: int, samples: int) -> dict[str, float]:
         spent[0] += seconds(lambda: found.append(separability(*arguments)))
         return found[0]
 
-    fxprune.scoring.separability = clocked  # type: ignore[attr-defined]
+    fxprune.evidence.separability = clocked  # type: ignore[attr-defined]
     whole = seconds(lambda: score((model, batches), propose="separability", protect="taylor", sample_memory=1 << 33))
     return {"whole": whole, "u_score": spent[0], "rest": whole - spent[0]}
 

@@ -14,8 +14,8 @@ from fxprune.capture import ModelGraph
 from fxprune.compensation.biases import add_to_bias
 from fxprune.compensation.targets import norm_after
 from fxprune.coupling import Coupling, Edge
+from fxprune.evidence import key_of_edge
 from fxprune.moments import Key, Moments
-from fxprune.ranking import key_of_edge
 from fxprune.readers import Reader, from_matrix, readers_on, uses
 from fxprune.rewrite import Checker, narrow
 from fxprune.rules.context import Slot

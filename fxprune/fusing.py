@@ -1,0 +1,43 @@
+"""Fusing: in eval mode a BatchNorm scales and shifts what a convolution gives; scoring runs the two as one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from fxprune.example import TensorSpec
+from fxprune.isolation import evaluating
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def fuse(graph: fx.GraphModule, specs: Mapping[str, Any]) -> None:
+    """Let one new layer stand for each convolution whose output a BatchNorm alone reads, as they are in eval mode.
+
+    Both are called once, so that nothing else hangs on what lies between them; they themselves stay as they are.
+    """
+    modules = dict(graph.named_modules(remove_duplicate=False))
+    calls = [node for node in graph.graph.nodes if node.op == "call_module"]
+    times = Counter(id(modules[node.target]) for node in calls)
+    with evaluating(graph):
+        for norm in calls:
+            conv: Any = next(iter(norm.all_input_nodes), None)
+            if conv not in calls or list(conv.users) != [norm]:
+                continue
+            layers = modules[conv.target], modules[norm.target]
+            if all(times[id(layer)] == 1 for layer in layers) and _fit(*layers, specs.get(conv.name)):
+                graph.add_module(f"fused_{norm.name}", fuse_conv_bn_eval(*layers))
+                norm.target, norm.args, norm.kwargs = f"fused_{norm.name}", conv.args, conv.kwargs
+                graph.graph.erase_node(conv)
+    graph.recompile()
+
+
+def _fit(conv: Any, norm: Any, between: Any) -> bool:
+    """Whether one convolution does what both do: not where the norm takes the axis of the samples for another."""
+    plain = type(conv) in CONVOLUTIONS and type(norm) in NORMS and norm.running_mean is not None
+    return plain and isinstance(between, TensorSpec) and len(between.shape) == conv.weight.ndim

@@ -1,0 +1,124 @@
+"""The scoring pass: one forward and one backward over the loader, through a graph with a probe on every edge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, fx, nn
+
+from fxprune.batches import Classes, Unpack, class_of_samples, count_of, length_of, sample_count, to_device
+from fxprune.capture import ModelGraph
+from fxprune.coupling import Coupling
+from fxprune.distributed import rank_and_size, together
+from fxprune.errors import CalibrationError, blaming
+from fxprune.fusing import fuse
+from fxprune.gates import insert
+from fxprune.isolation import dtype_of, evaluating
+from fxprune.merging import merge
+from fxprune.objective import Loss, Objective, Part
+from fxprune.probes import Probe, Rows, rows_of
+from fxprune.resuming import Checkpoint, Found
+from fxprune.sampling import Sampler
+from fxprune.shares import Numbered, Share
+from fxprune.submodule import Run, with_part
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoringPass:
+    """What is run over the loader, this rank's share of it, and what is found; `place` is the device."""
+
+    objective: Objective
+    share: Share
+    found: Found
+    place: torch.device
+
+    @classmethod
+    def through(
+        cls, whole: nn.Module, path: str, name: str, coupling: Coupling, sampler: Sampler, loader: Iterable[Any],
+        *, loss: Loss | None, unpack: Unpack | None, run: Run | None, place: torch.device,
+    ) -> ScoringPass:  # fmt: skip
+        """A pass through the captured part of a model at `path`, which messages call `name`."""
+        graph: Any = whole.get_submodule(path)
+        gated, probes = _gated(graph, coupling, sampler, place)
+        part = Part(gated, graph, name)
+        objective = Objective(with_part(whole, path, part).to(place), part, loss or F.cross_entropy, run)
+        return cls(objective, Share(loader, unpack, objective.count), Found.by(probes, sampler), place)
+
+    def run(self, classes: Classes | None, file: Checkpoint | None, *, progress: bool) -> list[Tensor]:
+        """Go over the loader, from where `file` tells; gives the sums of the gates' gradients, over all ranks.
+
+        Raises CalibrationError where there are no two classes to compare, or the loss does not reach what is scored.
+        """
+        found = self.found
+        with evaluating(self.objective.whole), together("scoring"):
+            feed = self._feed(progress=progress)
+            self._read(feed if file is None else file.rest(feed, found), classes)
+        totals = merge(found.probes, found.totals, found.sampler, self.share)
+        _check_classes(found.sampler, totals)
+        self.objective.check_reached(totals)
+        return totals
+
+    def _feed(self, *, progress: bool) -> Iterator[Numbered]:
+        """The inputs and targets of every batch, as the model takes them, on the device, under a progress bar."""
+        rank, size = rank_and_size()
+        total = length_of(self.share.loader)
+        total = total and len(range(rank, total, size))
+        with Progress(console=Console(stderr=True), transient=True, disable=rank > 0 or not progress) as bar:
+            for index, (first, inputs, targets) in enumerate(bar.track(self.share, total, description="scoring")):
+                with blaming(f"moving to {self.place}", f"batch {index}"):
+                    moved = to_device(self.objective.fitted(inputs), self.place), to_device(targets, self.place)
+                yield first, *moved
+
+    def _read(self, feed: Iterable[Numbered], classes: Classes | None) -> None:
+        """Sum the gradients of the gates, and leave the samples in the probes."""
+        probes, sampler = self.found.probes, self.found.sampler
+        weights: list[Tensor] = [probe.weight for probe in probes]
+        for first, inputs, targets in feed:
+            index, samples = sampler.draw.batch, sample_count(inputs) if self.objective.counts_rows else None
+            if sampler.compares:
+                labels = class_of_samples(targets, samples, classes)
+                samples, count = len(labels), len(labels)
+                sampler.choose(labels, probes, first)
+            else:
+                count = samples or count_of(inputs, targets)
+                sampler.count(count, first)
+            value = self.objective.value(inputs, targets, samples, index)
+            with blaming("the backward pass", f"batch {index}"):
+                grads = _gradients(value * count, weights)
+            for total, grad in zip(self.found.totals, grads, strict=False):
+                total.add_(grad)
+            sampler.bound(probes)
+
+
+def _gated(
+    graph: ModelGraph, coupling: Coupling, sampler: Sampler, place: torch.device
+) -> tuple[fx.GraphModule, list[Probe]]:
+    """The graph with a probe on every edge, and as few layers as do what it does in eval mode."""
+    dtype, rows, draw = dtype_of(graph), rows_of(graph), sampler.draw
+    gated, gates = insert(graph, coupling, lambda edge: Probe(edge, draw, place, dtype, rows.get(edge.source, Rows())))
+    fuse(gated, coupling.specs)
+    return gated, [gate for gate in gates if isinstance(gate, Probe)]
+
+
+def _gradients(value: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """The gradients of a batch's summed loss by the gates, in float64 on the CPU."""
+    if not weights or not value.requires_grad:
+        return []
+    grads = torch.autograd.grad(value, weights, materialize_grads=True)
+    return [grad.double().cpu() for grad in grads]
+
+
+def _check_classes(sampler: Sampler, totals: list[Tensor]) -> None:
+    """Raise where there are no two classes to compare."""
+    if sampler.compares and len(sampler.counts) < 2 and totals:
+        which = f"of one class ({next(iter(sampler.counts))})" if sampler.counts else "left out by a negative class"
+        raise CalibrationError(
+            f"all {sampler.seen} samples of the loader are {which}; the U-Score compares classes, and leaves negative "
+            "ones out: give samples of at least two, or pass classes="
+        )
