@@ -23,11 +23,11 @@ def fuse(graph: fx.GraphModule, specs: Mapping[str, Any]) -> None:
     """
     modules = dict(graph.named_modules(remove_duplicate=False))
     calls = [node for node in graph.graph.nodes if node.op == "call_module"]
-    times = Counter(id(modules[node.target]) for node in calls)
+    times, called = Counter(id(modules[node.target]) for node in calls), set(calls)
     with evaluating(graph):
         for norm in calls:
             conv: Any = next(iter(norm.all_input_nodes), None)
-            if conv not in calls or list(conv.users) != [norm]:
+            if conv not in called or list(conv.users) != [norm]:
                 continue
             layers = modules[conv.target], modules[norm.target]
             if all(times[id(layer)] == 1 for layer in layers) and _fit(*layers, specs.get(conv.name)):
