@@ -22,14 +22,14 @@ def fuse(graph: fx.GraphModule, specs: Mapping[str, Any]) -> None:
     Both are called once, so that nothing else hangs on what lies between them; they themselves stay as they are.
     """
     modules = dict(graph.named_modules(remove_duplicate=False))
-    calls = [node for node in graph.graph.nodes if node.op == "call_module"]
-    times, called = Counter(id(modules[node.target]) for node in calls), set(calls)
+    called = {node: modules[node.target] for node in graph.graph.nodes if node.op == "call_module"}
+    times = Counter(map(id, called.values()))
     with evaluating(graph):
-        for norm in calls:
+        for norm, second in called.items():
             conv: Any = next(iter(norm.all_input_nodes), None)
             if conv not in called or list(conv.users) != [norm]:
                 continue
-            layers = modules[conv.target], modules[norm.target]
+            layers = called[conv], second
             if all(times[id(layer)] == 1 for layer in layers) and _fit(*layers, specs.get(conv.name)):
                 graph.add_module(f"fused_{norm.name}", fuse_conv_bn_eval(*layers))
                 norm.target, norm.args, norm.kwargs = f"fused_{norm.name}", conv.args, conv.kwargs
