@@ -26,7 +26,7 @@ class Evidence:
     """What the scoring pass saw, for signals to make one number a unit from.
 
     `taylor` (units,) is the size of the derivative of the loss, summed over the samples, by a factor on what a reader
-    reads of a unit, summed over its readers.
+    reads of a unit, summed over its readers. `taylor_by_sample` (units,) takes the size of each sample's own.
     `separability` (units,) is the U-Score; it is there only where a signal of that name was asked for. `moments` are
     those of every edge that sees activations.
     """
@@ -34,6 +34,7 @@ class Evidence:
     graph: ModelGraph
     coupling: Coupling
     taylor: Scalars
+    taylor_by_sample: Scalars
     moments: Mapping[Key, Moments]
     separability: Scalars | None
     seed: int
@@ -59,24 +60,26 @@ def evidence_of(
     """
     sums = _unit_sums(probes, totals, coupling.units)
     separable = _separabilities(probes, sampler, coupling.units) if sampler.compares else None
-    return Evidence(graph, coupling, sums, _moments(probes), separable, sampler.draw.seed)
+    return Evidence(graph, coupling, *sums, _moments(probes), separable, sampler.draw.seed)
 
 
-def _unit_sums(probes: Sequence[Probe], totals: Sequence[Tensor], units: int) -> Scalars:
-    """The size of the gradients' sum over all positions of a unit on an edge, summed over the edges.
+def _unit_sums(probes: Sequence[Probe], totals: Sequence[Tensor], units: int) -> tuple[Scalars, Scalars]:
+    """Of a unit's derivatives on an edge, the size of their sum, and the sum of their sizes; summed over the edges.
 
     What one reader gains and another loses does not cancel: compensation repairs each reader by itself.
     """
-    sums = np.zeros(units + 1)
+    sums, sizes = np.zeros(units + 1), np.zeros(units + 1)
     for probe, total in zip(probes, totals, strict=True):
         if not bool(torch.isfinite(total).all()):
             raise CalibrationError(
                 f"a gradient on the edge {probe.reads} is not finite: look for overflow in the model or the loss"
             )
         own = np.zeros(units + 1)
-        np.add.at(own, probe.units, total.numpy())
+        of_positions, of_units = np.split(total.numpy(), [len(probe.units)])
+        np.add.at(own, probe.units, of_positions)
         sums += np.abs(own)
-    return sums[:-1]
+        sizes[probe.own] += of_units
+    return sums[:-1], sizes[:-1]
 
 
 def _moments(probes: Sequence[Probe]) -> dict[Key, Moments]:

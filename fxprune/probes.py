@@ -78,7 +78,8 @@ class Draw:
 class Probe(Gate):
     """The scoring gate: takes samples in the forward pass and the R-Score's sums in the backward pass.
 
-    `weight` stands at one for every position along the axis; its gradient is that of the loss by a factor there.
+    `weight` stands at one for every position along the axis; its gradient is that of the loss by a factor there. Behind
+    the positions come the own units; there, it is the sum of the sizes of the derivatives of single samples.
     `samples` collects tensors of shape (rows, own units, projections), `labels` the classes of their rows, and `keys`
     (rows,) what tells which of a class to keep: the lowest. `rows` says where the samples of a batch lie; None where
     the tensor does not depend on them.
@@ -91,9 +92,10 @@ class Probe(Gate):
     ) -> None:
         super().__init__(edge)
         self.rows = rows
-        self.weight = nn.Parameter(torch.ones(len(edge.units), device=device, dtype=dtype))
         self.draw = draw
         self.own, self.positions = _positions(edge.units)
+        self.of = None if self.positions is None else torch.from_numpy(_place_among(self.own, edge.units))
+        self.weight = nn.Parameter(torch.ones(len(edge.units) + len(self.own), device=device, dtype=dtype))
         self.samples: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.keys = torch.empty(0, dtype=torch.float64)
@@ -106,10 +108,15 @@ class Probe(Gate):
             self._take(x.detach())
             if not padded:
                 self._gather(x.detach(), self.dim, self._numbered(x))
-        return Through.apply(x, self.weight, self.dim)  # type: ignore[no-any-return, no-untyped-call]
+        return self._through(x, self.dim, self.rows)
 
     def weigh(self, weight: Tensor) -> Tensor:
-        return Through.apply(weight, self.weight, 1)  # type: ignore[no-any-return, no-untyped-call]
+        return self._through(weight, 1, None)
+
+    def _through(self, x: Tensor, dim: int, rows: Rows | None) -> Tensor:
+        samples, times = (None, 1) if rows is None else (rows.axis, rows.times)
+        found: Tensor = Through.apply(x, self.weight, dim, self.of, samples, times)  # type: ignore[no-untyped-call]
+        return found
 
     def watch(self, x: Tensor) -> None:
         self._gather(x, x.ndim - 1, None)
@@ -207,6 +214,11 @@ class Probe(Gate):
         else:
             room.copy_(flat @ axes.to(flat))
         return room.view(len(spread), len(self.own), -1)
+
+
+def _place_among(own: Index, units: Index) -> Index:
+    """The place of each position's unit among the own ones; one behind the last where it has none."""
+    return np.where(units < 0, len(own), np.searchsorted(own, units))
 
 
 def _positions(units: Index) -> tuple[Index, Tensor | None]:

@@ -70,6 +70,15 @@ def taylor(evidence: Evidence) -> Scalars:
     return evidence.taylor
 
 
+@signal("taylor-by-sample")
+def taylor_by_sample(evidence: Evidence) -> Scalars:
+    """The size of the first-order change of each sample's loss when a unit goes, by reader (arXiv 1611.06440, eq. 8).
+
+    Near a minimum of the loss, those of all samples cancel; their sizes do not.
+    """
+    return evidence.taylor_by_sample
+
+
 @signal("reconstruction")
 def reconstruction(evidence: Evidence) -> Scalars:
     """The error in what reads the units that is left once others stand in for them, when units go one after another.

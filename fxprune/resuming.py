@@ -21,7 +21,7 @@ from fxprune.probes import Probe
 from fxprune.sampling import Sampler
 from fxprune.shares import Numbered, digest
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +35,7 @@ class Found:
     @classmethod
     def by(cls, probes: list[Probe], sampler: Sampler) -> Found:
         """What probes and sampler have found before the first batch: nothing."""
-        return cls([torch.zeros(len(probe.units), dtype=torch.float64) for probe in probes], probes, sampler)
+        return cls([torch.zeros(len(probe.weight), dtype=torch.float64) for probe in probes], probes, sampler)
 
     def edges(self) -> int:
         """A number that tells these edges from others."""

@@ -70,8 +70,8 @@ def score(
         loader: re-iterable; batches are (inputs, targets), ((in1, in2), targets), or dicts with a "labels", "label",
             "targets" or "target"; `unpack` turns any other batch into (inputs, targets).
         loss: callable(output, target) -> mean over the batch, a scalar; cross-entropy by default.
-        propose, protect: "separability", "magnitude", "activation", "taylor", "reconstruction" or "random"; or a
-            function from `Evidence` to one number a unit. The lowest go first, the highest are protected.
+        propose, protect: "separability", "magnitude", "activation", "taylor", "taylor-by-sample", "reconstruction" or
+            "random"; or a function from `Evidence` to one number a unit. The lowest go first, the highest are kept.
         samples_per_class: how many samples of each class the U-Score compares: the first ones of the loader; of
             positions with classes, as many from the whole loader, drawn by `seed`.
         projections: directions of the sliced distance.

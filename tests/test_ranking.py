@@ -118,6 +118,30 @@ def test_activation_is_the_root_mean_square_of_what_is_read(monkeypatch: pytest.
     assert scores.propose[units_of(scores, "stem")] == pytest.approx((sampled + flat).numpy(), rel=1e-6)
 
 
+BY_SAMPLE = {
+    "channels that are flattened": (forked, IMAGES.double()),
+    "residual": (lambda: ZOO["residual"].build().double(), IMAGES.double()),
+    **{
+        name: (lambda name=name: ZOO[name].build().double(), ZOO[name].example(20).double())
+        for name in ("attention_chunk_function", "windows_with_padding", "nhwc_flatten", "lstm_time_major")
+    },
+}
+
+
+@pytest.mark.parametrize("name", BY_SAMPLE)
+def test_taylor_by_sample_is_that_of_loaders_of_one_sample_each(name: str) -> None:
+    """Of what recurrent weights read a step later, only the whole batch's derivative is known."""
+    build, x = BY_SAMPLE[name]
+    model = build().eval()
+    loaders = [[(x[i : i + 1], LABELS[i : i + 1])] for i in range(20)]
+    alone = sum(fxprune.score(model, loader, squares, progress=False).protect for loader in loaders)
+    found, plain = (score(model, x, loss=squares, protect=by).protect for by in ("taylor-by-sample", "taylor"))
+    if "lstm" not in name:
+        np.testing.assert_allclose(found, alone, rtol=1e-8)
+    assert (found <= alone * (1 + 1e-9)).all()
+    assert (found >= plain * (1 - 1e-9)).all()
+
+
 def test_magnitude_is_the_norm_of_all_that_goes() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES))
     nn.init.normal_(model[1].weight)
@@ -174,8 +198,8 @@ def test_a_function_ranks() -> None:
 
 def test_a_name_that_is_none() -> None:
     message = (
-        "'fisher' is no signal: take separability, taylor, reconstruction, activation, magnitude, random, "
-        "or a function from fxprune.Evidence to one number a unit"
+        "'fisher' is no signal: take separability, taylor, taylor-by-sample, reconstruction, activation, magnitude, "
+        "random, or a function from fxprune.Evidence to one number a unit"
     )
     for which in ("propose", "protect"):
         with pytest.raises(CalibrationError, match=message):

@@ -97,7 +97,22 @@ def test_scalar_activations_are_not_projected() -> None:
     assert directions(1, 64, seed=0).tolist() == [[1.0]]
 
 
-def test_inner_products_sum_over_all_other_axes() -> None:
-    x, grad = torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6)
-    for dim, letters in ((1, "abcd,abcd->b"), (-1, "abcd,abcd->d")):
-        assert torch.allclose(inner_products(x, grad, dim), torch.einsum(letters, x, grad), atol=1e-5)
+PRODUCTS = {  # the axes of channels and samples, places of a sample, and the same as an einsum of (3, 4, 5, 6)
+    "all samples": (1, None, 1, "abcd,abcd->b"),
+    "all samples, channels last": (3, None, 1, "abcd,abcd->d"),
+    "no axis but that of the channels": (0, 0, 1, "abcd,abcd->a"),
+    "by sample": (1, 0, 1, "abcd,abcd->ab"),
+    "by sample, channels last": (3, 0, 1, "abcd,abcd->ad"),
+    "by sample, channels first": (0, 1, 1, "abcd,abcd->ba"),
+    "by sample, two places each": (0, 1, 2, "apqcd,apqcd->pa"),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_inner_products_sum_over_all_other_axes(name: str) -> None:
+    dim, samples, times, letters = PRODUCTS[name]
+    x, grad = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
+    expected = torch.einsum(letters, *((t.unflatten(1, (2, 2)) for t in (x, grad)) if times > 1 else (x, grad)))
+    found = inner_products(x, grad, dim, samples, times)
+    assert found.shape == (expected.shape if expected.ndim == 2 else (1, *expected.shape))
+    assert torch.allclose(found, expected.reshape(found.shape))

@@ -9,32 +9,50 @@ from torch import Tensor
 
 
 class Through(torch.autograd.Function):
-    """Hands `x` on; the gradient of `gate`, which stands at one along axis `dim`, is the sum of x * grad there.
+    """Hands `x` on; the gradient of `gate`, which stands at one along axis `dim`, is x * grad, summed.
 
     That is the derivative of the loss by a factor on each channel, and so the negative first-order effect of its
-    removal; the product itself never has to be formed in the forward pass.
+    removal; the product itself never has to be formed in the forward pass. Behind the channels, `gate` has the units
+    that they are of, and there, the sizes of the derivatives of single samples are summed. `units` (channels,) says
+    which unit that is, the one behind the last being none; where it is None, each channel is a unit. `samples` is the
+    axis of the samples, in `times` consecutive places each; None where there is none, and all are taken for one.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, dim: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, gate: Tensor, dim: int, units: Tensor | None, samples: int | None, times: int
+    ) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.dim = dim
+        ctx.where, ctx.units, ctx.count = (dim, samples, times), units, len(gate) - x.shape[dim]
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         (x,) = ctx.saved_tensors
-        return grads[0], inner_products(x, grads[0], ctx.dim), None
+        products = by_unit = inner_products(x, grads[0], *ctx.where)
+        if ctx.units is not None:
+            nothing = products.new_zeros(len(products), ctx.count + 1)
+            by_unit = nothing.index_add(1, ctx.units.to(products.device), products)[:, :-1]
+        return grads[0], torch.cat([products.sum(0), by_unit.abs().sum(0)]), None, None, None, None
 
 
-def inner_products(x: Tensor, grad: Tensor, dim: int) -> Tensor:
-    """The sum over all axes but `dim` of x * grad: shape (x.shape[dim],).
+def inner_products(x: Tensor, grad: Tensor, dim: int, samples: int | None = None, times: int = 1) -> Tensor:
+    """Of each sample, the sum over all axes but `dim` of x * grad: shape (samples, x.shape[dim]).
 
     >>> inner_products(torch.ones(2, 3), torch.full((2, 3), 2.0), 1)
-    tensor([4., 4., 4.])
+    tensor([[4., 4., 4.]])
+    >>> inner_products(torch.ones(2, 3), torch.full((2, 3), 2.0), 1, samples=0)
+    tensor([[2., 2., 2.],
+            [2., 2., 2.]])
     """
-    x, grad = (t.movedim(dim, -1) if t.ndim < 3 else t.movedim(dim, 1) for t in (x, grad))
-    if x.ndim < 3:
-        return (x * grad).reshape(-1, x.shape[-1]).sum(0)
-    products: Tensor = torch.linalg.vecdot(x.flatten(2), grad.flatten(2))  # the product itself is never formed
-    return products.sum(0)
+    x, grad = (_channels_second(t, dim, samples, times).flatten(2) for t in (x, grad))
+    products: Tensor = torch.linalg.vecdot(x, grad)  # the product itself is never formed
+    return products
+
+
+def _channels_second(x: Tensor, dim: int, samples: int | None, times: int) -> Tensor:
+    """The tensor as (samples, channels, times, ...)."""
+    if samples is None or samples == dim:
+        return x.movedim(dim, 0).unsqueeze(0).unsqueeze(2)
+    placed: Tensor = x.movedim((samples, dim), (0, 1)).unflatten(0, (-1, times))
+    return placed.movedim(1, 2)
