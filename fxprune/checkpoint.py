@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -10,7 +9,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from fxprune.atomic import to_disk
 from fxprune.errors import FxpruneError, first_line
@@ -57,13 +55,3 @@ def read(path: str | PathLike[str], settings: Mapping[str, Any], device: torch.d
                 "model and options, or name another file"
             )
     return state
-
-
-def fingerprint(model: nn.Module) -> int:
-    """A checksum of a model's names, parameters and buffers."""
-    total = 0
-    for name, value in model.state_dict().items():
-        total = zlib.crc32(name.encode(), total)
-        if isinstance(value, Tensor):
-            total = zlib.crc32(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data, total)
-    return total

@@ -19,7 +19,6 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from fxprune.batches import Unpack, length_of
-from fxprune.checkpoint import fingerprint
 from fxprune.distillation import Distillation, Goal, Logits, Metric, classes_last
 from fxprune.errors import CalibrationError, FxpruneError, stage
 from fxprune.isolation import device_of, dtype_of, isolated_copy, seeded
@@ -28,6 +27,7 @@ from fxprune.objective import Loss
 from fxprune.report import Finetuning, note_finetuning, report
 from fxprune.submodule import Run
 from fxprune.training import Course, Loaders
+from fxprune.weights import fingerprint
 
 MOMENTUM = 0.9
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")

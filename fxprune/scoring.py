@@ -12,7 +12,6 @@ from torch import nn
 
 from fxprune.allocate import check_limits
 from fxprune.batches import Classes, Unpack
-from fxprune.checkpoint import fingerprint
 from fxprune.coupling import Exclude, analyse
 from fxprune.distributed import check_same, rank_and_size
 from fxprune.errors import stage
@@ -27,6 +26,7 @@ from fxprune.scores import Scores, scores_of
 from fxprune.scoring_pass import ScoringPass
 from fxprune.submodule import Run, name_of, part_of, with_captured_part
 from fxprune.walk import Unknown
+from fxprune.weights import fingerprint
 
 
 def score(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -83,3 +84,13 @@ def dtype_name(tensor: Tensor) -> str:
 def bytes_of(model: nn.Module) -> int:
     """The bytes of all parameters and buffers, shared ones counted once."""
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def fingerprint(model: nn.Module) -> int:
+    """A checksum of a model's names, parameters and buffers."""
+    total = 0
+    for name, value in model.state_dict().items():
+        total = zlib.crc32(name.encode(), total)
+        if isinstance(value, Tensor):
+            total = zlib.crc32(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data, total)
+    return total
