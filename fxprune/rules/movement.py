@@ -192,6 +192,16 @@ def pad_arguments(
     return x, {x.ndim - 1 - i: (int(a), int(b)) for i, (a, b) in enumerate(pairs)}, mode
 
 
+@rule(torch.tril, torch.triu, "tril", "triu", "tril_", "triu_")
+def triangle(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
+    """What is cut off is zero; where one of the two axes is of channels, who stays would move the cut."""
+    x = labels_in((args, kwargs))[0]
+    if x.along(x.ndim - 1) or x.along(x.ndim - 2):
+        kept: Labels = ctx.opaque(f"a triangle over an axis of channels in {ctx.describe()}", x)
+        return kept
+    return Labels(x.shape, x.planes)
+
+
 @rule("expand", "expand_as", "broadcast_to", torch.broadcast_to, torch.expand_copy)
 def expand(ctx: Context, x: Labels, *size: Any, **kwargs: Any) -> Labels:
     """Labels stay; an axis that is spread out over the channels of another tensor carries that tensor's labels.

@@ -95,6 +95,16 @@ for _name in ("transpose", "swapaxes", "swapdims", "movedim", "moveaxis"):
             getattr(getattr(x, n)(1, 3), n)(1, 3) if "move" not in n else getattr(getattr(x, n)(1, 3), n)(3, 1)
         ),
     )
+for _name, _function in (("tril", torch.tril), ("triu", torch.triu)):
+    add(_name, lambda _, x, n=_name: getattr(x, n)())
+    add(f"{_name}_", lambda _, x, n=_name: _in_place(f"{n}_", x, 1))
+    add(f"torch.{_name}", lambda _, x, f=_function: f(x, -1))
+    add(
+        f"{_name} of channels",
+        lambda _, x, n=_name: getattr(x.transpose(1, 2), n)(1).transpose(1, 2),
+        alike=False,
+        whole=True,
+    )
 for _name in ("transpose_", "swapaxes_", "swapdims_"):
     add(_name, lambda _, x, n=_name: getattr(_in_place(n, x, 1, 3), n)(1, 3))
 add("nn.Flatten", lambda layer, x: layer(x).unflatten(2, (SIZE, SIZE)), lambda i, o: nn.Flatten(2))
