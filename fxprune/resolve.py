@@ -63,16 +63,17 @@ def resolve(collector: Collector) -> Coupling:
 
 def _tied(collector: Collector) -> tuple[Index, Index]:
     """All pairs of tied labels; labels that were to be tied to none are frozen in the collector."""
-    left, right = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-    for one, other, node in collector.ties:
-        a, b = _pairs(one, other)
-        alone, both = (a < 0) != (b < 0), (a >= 0) & (b >= 0)
-        if alone.any():
-            reason = f"meets values without channels in {_described(collector, node)}"
-            collector.frozen.append((torch.from_numpy(np.maximum(a, b)[alone]), reason))
-        left.append(a[both])
-        right.append(b[both])
-    return np.concatenate(left), np.concatenate(right)
+    none = np.empty(0, dtype=np.int64)
+    pairs = [_pairs(one, other) for one, other, _ in collector.ties]
+    a, b = (np.concatenate([none, *(pair[side] for pair in pairs)]) for side in (0, 1))
+    alone = (a < 0) != (b < 0)
+    nodes = np.repeat(np.arange(len(pairs)), [len(left) for left, _ in pairs])[alone]
+    lonely = np.maximum(a, b)[alone]
+    for index in np.unique(nodes).tolist():
+        reason = f"meets values without channels in {_described(collector, collector.ties[index][2])}"
+        collector.frozen.append((torch.from_numpy(lonely[nodes == index]), reason))
+    both = (a >= 0) & (b >= 0)
+    return a[both], b[both]
 
 
 def _described(collector: Collector, node: fx.Node) -> str:
@@ -85,6 +86,8 @@ def _pairs(a: Tensor, b: Tensor) -> tuple[Index, Index]:
 
     In the order in which they lie in memory, and without those that equal the one before: few differ in a large plane.
     """
+    if a.shape == b.shape and a.numel() == max(a.shape, default=1):
+        return _signed(a), _signed(b)
     a, b = torch.broadcast_tensors(a, b)
     order = sorted(range(a.ndim), key=lambda axis: -max(a.stride()[axis], b.stride()[axis]))
     left, right = a.permute(order).reshape(-1), b.permute(order).reshape(-1)
