@@ -114,9 +114,16 @@ class Probe(Gate):
         return self._through(weight, 1, None)
 
     def _through(self, x: Tensor, dim: int, rows: Rows | None) -> Tensor:
-        samples, times = (None, 1) if rows is None else (rows.axis, rows.times)
-        found: Tensor = Through.apply(x, self.weight, dim, self.of, samples, times)  # type: ignore[no-untyped-call]
+        found: Tensor = Through.apply(x, self.weight, dim, self.of, *self._samples(x, rows))  # type: ignore[no-untyped-call]
         return found
+
+    def _samples(self, x: Tensor, rows: Rows | None) -> tuple[int | None, int]:
+        """The axis of the samples in `x` and the places of each: in longer sequences than the example's, more."""
+        if rows is None:
+            return None, 1
+        size, count = x.shape[rows.axis], len(self.draw.numbers)
+        times = size // count if rows.times > 1 and count and size % count == 0 else rows.times
+        return (rows.axis, times) if size % times == 0 else (None, 1)
 
     def watch(self, x: Tensor) -> None:
         self._gather(x, x.ndim - 1, None)

@@ -142,6 +142,28 @@ def test_taylor_by_sample_is_that_of_loaders_of_one_sample_each(name: str) -> No
     assert (found >= plain * (1 - 1e-9)).all()
 
 
+class Steps(nn.Module):
+    """A linear layer that takes all steps of all sequences as rows of one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.head(self.a(x.view(-1, x.size(-1))).relu())
+        return rows.view(x.size(0), x.size(1), -1).mean(1)
+
+
+def test_taylor_by_sample_of_sequences_of_other_lengths() -> None:
+    model = Steps().double().eval()
+    parts = [tensors(5, 6)(6).double(), tensors(7, 6)(4).double()]
+    loader = [(x, LABELS[: len(x)]) for x in parts]
+    singles = [[(x[i : i + 1], LABELS[:1])] for x in parts for i in range(len(x))]
+    alone = sum(fxprune.score(model, single, squares, progress=False).protect for single in singles)
+    found = fxprune.score(model, loader, squares, protect="taylor-by-sample", progress=False).protect
+    np.testing.assert_allclose(found, alone, rtol=1e-8)
+
+
 def test_magnitude_is_the_norm_of_all_that_goes() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES))
     nn.init.normal_(model[1].weight)
