@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,32 @@ def test_a_layer_that_stays_whole_holds_the_others() -> None:
 def test_a_given_initial_state_holds_the_units() -> None:
     groups = fxprune.couple(capture(ZOO["state_given"].build(), ZOO["state_given"].example(2)))
     assert {g.name: g.frozen for g in groups}["rnn.l0"] == "the initial state of rnn is given"
+
+
+def test_packing_in_another_file_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "packing_helpers.py").write_text(
+        "from torch.nn.utils.rnn import pack_padded_sequence\n\n"
+        "def packed(x, lengths):\n"
+        "    return pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    helpers = importlib.import_module("packing_helpers")
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.rnn, self.head = nn.Linear(7, 8), nn.GRU(8, 9, batch_first=True), nn.Linear(9, CLASSES)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            return self.head(self.rnn(helpers.packed(self.a(x).relu(), lengths))[1][-1])
+
+    model, example = Reader(), (torch.randn(4, 6, 7), torch.tensor([6, 2, 5, 1]))
+    plan = fxprune.Scores.random(model, example).plan(alpha=0.5)
+    small: Any = fxprune.apply(model, plan)
+    assert small.rnn.input_size < 8
+    assert small.rnn.hidden_size < 9
+    assert fxprune.verify(model, plan, small, example) < 1e-5
+    assert sys.modules.pop("packing_helpers").pack_padded_sequence is nn.utils.rnn.pack_padded_sequence
 
 
 def test_layers_can_be_excluded() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -56,7 +58,7 @@ class SymbolicTracer(fx.Tracer):
         self, example: Any = (), concrete: Mapping[str, Any] | None = None, leaves: Sequence[Entry] = ()
     ) -> None:
         super().__init__(autowrap_functions=self.whole)
-        self._autowrap_search += [torch, rnn]
+        self._autowrap_search += _modules_with(self.whole)
         self.example, self.concrete, self.leaves = example, dict(concrete or {}), leaves
         self.kept: dict[str, None] = {}
 
@@ -167,6 +169,12 @@ def trace(
     captured.meta["fxprune"] = {"leaves": tuple(own.kept)}
     _use_dropout_modules(captured)
     return captured
+
+
+def _modules_with(functions: Sequence[Callable[..., Any]]) -> list[ModuleType]:
+    """The imported modules that have one of these functions under its own name, a model's helpers among them."""
+    modules = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
+    return [module for module in modules if any(vars(module).get(f.__name__) is f for f in functions)]
 
 
 def _holds_proxy(value: Any) -> bool:
