@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -157,3 +158,40 @@ def test_dead_and_constant_outputs_compare() -> None:
     model = Zero().eval()
     plan = fxprune.Scores.random(model, images()(2)).plan(alpha=0.5)
     assert fxprune.verify(model, plan, fxprune.apply(model, plan), images()(2)) == 0
+
+
+def gaussian(h: Tensor) -> Tensor:
+    return h + torch.randn_like(h)
+
+
+def around(h: Tensor) -> Tensor:
+    return torch.normal(h, 0.5) + torch.normal(h, h.abs() + 1)
+
+
+def flipped(h: Tensor) -> Tensor:
+    return h * torch.bernoulli(torch.sigmoid(h)) + torch.rand_like(h)
+
+
+class Noisy(nn.Module):
+    """Draws numbers for each of its hidden units."""
+
+    def __init__(self, noise: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.head, self.noise = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3), noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.noise(self.b(self.noise(self.a(x)).relu())))
+
+
+@pytest.mark.parametrize("noise", [gaussian, around, flipped])
+def test_models_that_draw_noise_are_compared_without_it(noise: Callable[[Tensor], Tensor]) -> None:
+    model, x = Noisy(noise).double(), tensors(6)(4).double()
+    scores = fxprune.Scores.random(model, x, unknown="freeze")
+    plan = scores.plan(params=0.6)
+    small: Any = fxprune.apply(model, plan)
+    assert small.a.out_features < 16
+    assert fxprune.verify(model, plan, small, x) < 1e-9
+    with torch.no_grad():
+        small.b.bias += 0.1
+    with pytest.raises(VerificationError, match="differs from the zero-masked original"):
+        fxprune.verify(model, plan, small, x)

@@ -33,7 +33,7 @@ _FUNCTIONS = (
     "feature_alpha_dropout", "feature_dropout", "clone", "contiguous", "detach", "float", "double", "half", "bfloat16",
     "long", "int", "bool", "to", "type", "type_as", "cpu", "cuda", "requires_grad_", "zeros_like", "ones_like",
     "empty_like", "full_like", "rand_like", "randn_like", "deg2rad", "rad2deg", "bernoulli", "view_as_real_",
-    "nan_to_num", "detach_", "zero_", "fill_", "copy_",
+    "normal", "poisson", "uniform_", "exponential_", "nan_to_num", "detach_", "zero_", "fill_", "copy_",
 )  # fmt: skip
 _OPERATORS = (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "abs", "iadd", "isub", "imul", "itruediv",

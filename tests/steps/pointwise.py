@@ -50,7 +50,7 @@ _FROM: dict[str, Callable[[Tensor], Tensor]] = dict.fromkeys(
     ),
     _inside,
 )
-_FROM |= {"acosh": _beyond}
+_FROM |= {"acosh": _beyond, "poisson": _beyond}
 _FROM |= dict.fromkeys(
     _names("bitwise_and bitwise_or bitwise_xor bitwise_not and_ or_ xor inv invert iand ior ixor"), _truth
 )
@@ -65,12 +65,12 @@ _TWO = set(
 _THREE = {"lerp", "addcmul", "addcdiv"}
 _MORE: dict[str, tuple[Any, ...]] = {
     "clamp": (-0.5, 0.5), "clip": (-0.5, 0.5), "clamp_min": (0.1,), "clamp_max": (0.1,), "threshold": (0.1, 0.2),
-    "full_like": (0.5,), "fill": (0.5,), "to": (torch.float32,), "type": (torch.float32,),
+    "normal": (0.5,), "full_like": (0.5,), "fill": (0.5,), "to": (torch.float32,), "type": (torch.float32,),
 }  # fmt: skip
 _DROPS = {"dropout", "alpha_dropout", "feature_alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"}
 _AFTER: dict[str, Callable[[Tensor], Tensor]] = {
-    "empty_like": lambda x: x.zero_(), "rand_like": lambda x: x.ceil(), "randn_like": lambda x: x.isfinite(),
-}  # fmt: skip
+    "empty_like": lambda x: x.zero_(), "rand_like": lambda x: x.ceil(),
+} | dict.fromkeys(_names("randn_like normal poisson uniform exponential"), torch.isfinite)  # fmt: skip
 _ALONE = {"where", "masked_fill", "bernoulli", "cuda", *_DROPS}
 
 
