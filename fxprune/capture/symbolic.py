@@ -173,8 +173,9 @@ def trace(
 
 def _modules_with(functions: Sequence[Callable[..., Any]]) -> list[ModuleType]:
     """The imported modules that have one of these functions under its own name, a model's helpers among them."""
-    modules = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
-    return [module for module in modules if any(vars(module).get(f.__name__) is f for f in functions)]
+    modules: list[Any] = list(sys.modules.values())  # of which some may be anything
+    found = [module for module in modules if isinstance(module, ModuleType)]
+    return [module for module in found if any(vars(module).get(f.__name__) is f for f in functions)]
 
 
 def _holds_proxy(value: Any) -> bool:
