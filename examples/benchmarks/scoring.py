@@ -26,6 +26,7 @@ import cifar
 import torch
 import torch.nn.functional as F
 import torchvision
+from couple import measure_couple
 from measure import CONSOLE, DOCS, Table, child, interleaved, parser, peak_growth, publish, seconds, short, write
 from original import measure_original
 from rich.progress import track
@@ -213,6 +214,7 @@ def measure_compress(*, quick: bool) -> tuple[Table, dict[str, Any]]:
 SECTIONS: dict[str, Callable[..., tuple[Table, dict[str, Any]]]] = {
     "ratios": measure_ratios,
     "plans": measure_plans,
+    "couple": measure_couple,
     "compress": measure_compress,
     "original": measure_original,
     "growth": measure_growth,
