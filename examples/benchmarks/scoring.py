@@ -106,14 +106,14 @@ def memory_child(job: str, name: str, images: int) -> dict[str, float]:
 
 def measure_ratios(*, quick: bool) -> tuple[Table, dict[str, Any]]:
     """Time and memory of `score` against the plain pass, for both workloads."""
-    repeats = 1 if quick else 5
+    repeats = 1 if quick else 3
     data: dict[str, Any] = {}
     cases = [(name, signal) for name in WORKLOADS for signal in SIGNALS]
     for name, signal in track(cases, description="time and memory", console=CONSOLE):
         images = 200 if quick else WORKLOADS[name]
         data[f"{name}, {signal}"] = {
             "time": times(workload(name, images), repeats, signal),
-            "memory": memory(name, images, 1 if quick else 3, signal),
+            "memory": memory(name, images, repeats, signal),
         }
     columns = (
         "network, what proposes",
