@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 _NOISE = frozenset({aten.rand, aten.rand_like, aten.randn, aten.randn_like, aten.uniform_, aten.exponential_})
 _AROUND = frozenset({aten.normal, aten.normal_, aten.bernoulli, aten.bernoulli_, aten.poisson})
-_CENTERS = ("mean", "p", "self")  # the arguments that say around what, the first that an operation has
 
 
 class Expected(TorchDispatchMode):
-    """While it is on, what is drawn is no matter of chance: a half in place of noise, or what it is drawn around.
+    """While it is on, nothing that is drawn is a matter of chance.
 
+    In place of noise stands a half, or a likely number where a mean, a probability or a rate is given.
     `drawn` tells whether anything was.
     """
 
@@ -38,9 +38,10 @@ class Expected(TorchDispatchMode):
 
 
 def _center(func: Any, args: Sequence[Any]) -> Any:
-    """Around what an operation draws its numbers."""
+    """A likely number of an operation's: half a deviation above a mean, so that both count; a probability or a rate."""
     arguments = func._schema.arguments
-    names = [argument.name for argument in arguments]
-    at = next(names.index(name) for name in _CENTERS if name in names)
-    center = args[at] if at < len(args) else arguments[at].default_value
+    given = {a.name: args[at] if at < len(args) else a.default_value for at, a in enumerate(arguments)}
+    if "std" in given:
+        return given["mean"] + given["std"] / 2
+    center = given.get("p", given["self"])
     return center.clone() if isinstance(center, Tensor) else center

@@ -33,7 +33,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
 
     First the labels that stay are run through `small`; at every node they must be the original's, narrowed. Then both
     run in eval mode on `example`, the original with a mask on every edge that reads a removed unit. Where they differ
-    and draw random numbers (`torch.randn_like`, say), they are compared once more with the means of these.
+    and draw random numbers (`torch.randn_like`, say), they are compared once more with constants in their place.
 
     Args:
         example: one batch of inputs; where the plan is for a part of the model, inputs of that part.

@@ -195,3 +195,26 @@ def test_models_that_draw_noise_are_compared_without_it(noise: Callable[[Tensor]
         small.b.bias += 0.1
     with pytest.raises(VerificationError, match="differs from the zero-masked original"):
         fxprune.verify(model, plan, small, x)
+
+
+class Sampled(nn.Module):
+    """Draws its hidden units from normal distributions of mean 0, whose deviations a layer computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        deviations = self.a(x).exp()
+        return self.head(deviations * torch.empty_like(deviations).normal_())
+
+
+def test_what_scales_the_noise_is_compared() -> None:
+    model, x = Sampled().double(), tensors(6)(4).double()
+    plan = fxprune.Scores.random(model, x).plan(params=0.6)
+    small: Any = fxprune.apply(model, plan)
+    assert fxprune.verify(model, plan, small, x) < 1e-9
+    with torch.no_grad():
+        small.a.bias += 0.1
+    with pytest.raises(VerificationError, match="differs from the zero-masked original"):
+        fxprune.verify(model, plan, small, x)
