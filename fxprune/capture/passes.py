@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -21,7 +22,6 @@ Found = TypeVar("Found")
 
 _LOG = logging.getLogger(__name__)
 _PLAIN = (Tensor, bool, int, float, str, type(None))
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def annotate(graph: fx.GraphModule, example: Any) -> None:
@@ -102,11 +102,45 @@ class Shapes(fx.Interpreter):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module: Any = self.fetch_attr(target)
-        if type(module) in _BATCH_NORMS and args and args[0].is_meta and not module.training:
-            module._check_input_dim(args[0])
-            if args[0].shape[1] == module.num_features:
-                return torch.empty_like(args[0])
+        short = _SHORTCUTS.get(type(module))
+        if short is not None and args and isinstance(args[0], Tensor) and args[0].is_meta and not module.training:
+            value = short(module, *args, **kwargs)
+            if value is not None:
+                return value
         return mixed(module, args, kwargs, CPU)
+
+
+def _normalised(module: Any, x: Tensor) -> Tensor | None:
+    """A value like that of a BatchNorm."""
+    module._check_input_dim(x)
+    return torch.empty_like(x) if x.shape[1] == module.num_features else None
+
+
+def _recurred(module: Any, x: Tensor, hx: Any = None) -> Any:
+    """Values like those of recurrent layers, after the same work: every step of every sequence meets every matrix."""
+    if x.ndim != 3:
+        return None
+    if hx is None:
+        module.check_input(x, None)
+    else:
+        module.check_forward_args(x, hx, None)
+    for weight in module.parameters():
+        if weight.ndim == 2:
+            F.linear(x.new_empty(*x.shape[:2], weight.shape[1]), weight)
+    width, ways = module.proj_size or module.hidden_size, 2 if module.bidirectional else 1
+    steps, batch = (x.shape[1], x.shape[0]) if module.batch_first else x.shape[:2]
+    output = x.new_empty(steps, batch, ways * width)
+    output = output.transpose(0, 1) if module.batch_first else output
+    last = x.new_empty(module.num_layers * ways, batch, width)
+    if isinstance(module, nn.LSTM):
+        return output, (last, x.new_empty(module.num_layers * ways, batch, module.hidden_size))
+    return output, last
+
+
+_SHORTCUTS: dict[type[nn.Module], Callable[..., Any]] = {
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _normalised),
+    **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), _recurred),
+}
 
 
 class _Recorder(Shapes):
