@@ -40,6 +40,43 @@ def test_shapes_alone_tell_what_numbers_do(case: Case, monkeypatch: pytest.Monke
     assert sample_count(example) != 2 or specs == alone[1]
 
 
+class Started(nn.Module):
+    """Recurrent layers, or a cell, that are given a state."""
+
+    def __init__(self, inner: nn.RNNBase | nn.RNNCellBase, *sizes: int) -> None:
+        super().__init__()
+        self.inner, self.sizes = inner, sizes
+
+    def forward(self, x: Tensor) -> Any:
+        state = x.new_zeros(self.sizes)
+        return self.inner(x, (state, state) if isinstance(self.inner, (nn.LSTM, nn.LSTMCell)) else state)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell])
+def test_recurrence_that_is_stepped_over_costs_what_it_does(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = issubclass(kind, nn.RNNCellBase)
+    options: list[dict[str, Any]] = [{}, {"bias": False}]
+    if not cell:
+        options += [{"num_layers": 3, "bidirectional": True}, {"batch_first": True}]
+    for given in options:
+        inner = kind(6, 8, **given)
+        states = (2,) if cell else (6 if "num_layers" in given else 1, 2 if "batch_first" in given else 4)
+        x = torch.randn(2, 6) if cell else torch.randn(2, 4, 6)
+        for model in (nn.Sequential(inner), Started(inner, *states, 8)):
+            with monkeypatch.context() as patch:
+                graph = fxprune.capture(model, x)
+                alone = found(graph, x)
+                on_numbers(patch)
+                assert alone == found(graph, x)
+
+
+def test_what_fits_no_recurrent_layer_is_refused() -> None:
+    with pytest.raises(fxprune.FxpruneError, match="input_size|Expected"):
+        fxprune.capture(nn.Sequential(nn.LSTM(6, 8)), torch.randn(4, 2, 5))
+    with pytest.raises(fxprune.FxpruneError, match="hidden|Expected"):
+        fxprune.capture(Started(nn.GRU(6, 8), 1, 3, 8), torch.randn(4, 2, 6))
+
+
 class Picky(nn.Module):
     """Looks at its numbers, and remembers them."""
 

@@ -137,9 +137,21 @@ def _recurred(module: Any, x: Tensor, hx: Any = None) -> Any:
     return output, last
 
 
+def _stepped(module: Any, x: Tensor, hx: Any = None) -> Any:
+    """Values like those of a recurrent cell, after the same work."""
+    state = hx[0] if isinstance(hx, (tuple, list)) else hx
+    shape = (*x.shape[:1], module.hidden_size)
+    if x.ndim != 2 or (state is not None and state.shape != shape):
+        return None
+    F.linear(x, module.weight_ih)
+    F.linear(x.new_empty(shape), module.weight_hh)
+    return (x.new_empty(shape), x.new_empty(shape)) if isinstance(module, nn.LSTMCell) else x.new_empty(shape)
+
+
 _SHORTCUTS: dict[type[nn.Module], Callable[..., Any]] = {
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _normalised),
     **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), _recurred),
+    **dict.fromkeys((nn.RNNCell, nn.LSTMCell, nn.GRUCell), _stepped),
 }
 
 
