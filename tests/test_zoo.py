@@ -26,7 +26,6 @@ from helpers import (
     tensors_of,
     width,
 )
-from torch import nn
 from zoo import CLASSES, ZOO, Case
 
 import fxprune

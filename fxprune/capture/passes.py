@@ -118,8 +118,11 @@ def _normalised(module: Any, x: Tensor) -> Tensor | None:
 
 def _recurred(module: Any, x: Tensor, hx: Any = None) -> Any:
     """Values like those of recurrent layers, after the same work: every step of every sequence meets every matrix."""
-    if x.ndim != 3:
-        return None
+    if x.ndim == 2:  # one sequence, not a batch
+        batch = 0 if module.batch_first else 1
+        states = pytree.tree_map_only(Tensor, lambda state: state.unsqueeze(1), hx)
+        output, last = _recurred(module, x.unsqueeze(batch), states)
+        return output.squeeze(batch), pytree.tree_map_only(Tensor, lambda state: state.squeeze(1), last)
     if hx is None:
         module.check_input(x, None)
     else:
