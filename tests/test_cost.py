@@ -16,7 +16,7 @@ from zoo import ZOO, Case, tensors
 
 import fxprune
 from fxprune.batches import sample_count
-from fxprune.capture import ModelGraph, passes, specs_on
+from fxprune.capture import ModelGraph, facts_on, passes
 from fxprune.cost import macs
 
 
@@ -27,7 +27,7 @@ def on_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def found(graph: ModelGraph, example: Any) -> tuple[int, dict[str, Any]]:
     """The cost of a graph, and the specs of its values."""
-    return macs(graph, example), specs_on(graph, example)
+    return macs(graph, example), facts_on(graph, example).specs
 
 
 @pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)

@@ -28,8 +28,7 @@ def pruned(name: str, alpha: float = 0.5, seed: int = 0) -> tuple[nn.Module, fxp
 @every_case
 def test_attributes_agree_with_the_tensors(case: Case) -> None:
     """What a layer says of itself is what it holds; so its repr, and whoever reads it, is right."""
-    small = fxprune.apply(case.build(), case.plan(alpha=0.7))
-    for name, module in small.named_modules():
+    for name, module in case.small(alpha=1.0).named_modules():
         if isinstance(module, nn.Linear):
             assert tuple(module.weight.shape) == (module.out_features, module.in_features), name
         elif isinstance(module, nn.modules.conv._ConvTransposeNd):
@@ -47,20 +46,21 @@ def test_attributes_agree_with_the_tensors(case: Case) -> None:
 
 @every_case
 def test_the_emitted_graph_is_an_ordinary_graph_module(case: Case) -> None:
-    model, example = case.build(), case.example(2)
-    small = fxprune.apply(model, case.plan(alpha=0.5))
+    small = copy.deepcopy(case.small(alpha=0.5))
     small.graph.lint()
     assert all("fxprune" not in str(node.meta) for node in small.graph.nodes)
     small.recompile()
     swapped = small.double()
-    assert all(tensor.dtype in (torch.float64, torch.int64, torch.bool) for tensor in outputs(swapped, double(example)))
+    assert all(
+        tensor.dtype in (torch.float64, torch.int64, torch.bool) for tensor in outputs(swapped, double(case.example(2)))
+    )
 
 
 @every_case
 def test_it_can_be_pruned_again(case: Case) -> None:
     """What comes out goes in again: its plan verifies against itself, and the keys are still the first model's."""
     model, example = case.build(), case.example(2)
-    once = fxprune.apply(model, case.plan(alpha=0.4))
+    once = case.small(alpha=0.5)
     plan = fxprune.Scores.random(once, example, seed=2).plan(alpha=0.6)
     twice = fxprune.apply(once, plan)
     assert fxprune.verify(once, plan, twice, case.example(3)) < 1e-4

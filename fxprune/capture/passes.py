@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.errors import first_line
 from fxprune.example import TensorSpec, as_call, spec_of
+from fxprune.flops import counting
 from fxprune.isolation import evaluating, shape_only, weightless
 from fxprune.mixed import PLACES, method, mixed
 from fxprune.numberless import CPU, META, lacking_numbers
@@ -24,24 +26,36 @@ _LOG = logging.getLogger(__name__)
 _PLAIN = (Tensor, bool, int, float, str, type(None))
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a graph's values are like and what they take, by node name: specs, and flops on the whole example."""
+
+    specs: dict[str, Any]
+    flops: dict[str, int]
+
+
 def annotate(graph: fx.GraphModule, example: Any) -> None:
-    """Put the spec of every value that `graph` has in eval mode on `example` into `node.meta["spec"]`."""
-    specs = specs_on(graph, example)
+    """Put the facts of every node that `graph` has in eval mode on `example` into its meta, as "spec" and "flops"."""
+    facts = facts_on(graph, example)
     for node in graph.graph.nodes:
-        node.meta["spec"] = specs[node.name]
+        node.meta |= {"spec": facts.specs[node.name], "flops": facts.flops[node.name]}
 
 
-def specs_on(graph: fx.GraphModule, example: Any) -> dict[str, Any]:
-    """The shapes of all values of `graph` on an example, by node name; the graph stays as it is."""
+def facts_on(graph: fx.GraphModule, example: Any) -> Facts:
+    """The facts of all nodes of `graph` on an example; the graph stays as it is."""
 
-    def specs(inputs: list[Any]) -> dict[str, Any]:
-        recorder = _Recorder(graph)
-        recorder.run(*inputs)
-        return recorder.specs
+    def facts(inputs: list[Any]) -> Facts:
+        with counting(graph) as counter:
+            recorder = _Recorder(graph, counter)
+            recorder.run(*inputs)
+        return recorder.facts
 
     places = places_of(graph, example)
-    found = on_shapes(graph, example, specs)
-    return pytree.tree_map_only(TensorSpec, lambda spec: _placed(spec, _place(places)), found) if places else found
+    found = on_shapes(graph, example, facts)
+    if not places:
+        return found
+    specs = pytree.tree_map_only(TensorSpec, lambda spec: _placed(spec, _place(places)), found.specs)
+    return replace(found, specs=specs)
 
 
 def _placed(spec: TensorSpec, device: torch.device) -> TensorSpec:
@@ -159,15 +173,16 @@ _SHORTCUTS: dict[type[nn.Module], Callable[..., Any]] = {
 
 
 class _Recorder(Shapes):
-    """Runs a graph and records the spec of the value of each node."""
+    """Runs a graph and records the facts of each node."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule, counter: FlopCounterMode) -> None:
         super().__init__(graph)
-        self.specs: dict[str, Any] = {}
+        self.counter, self.facts, self.total = counter, Facts({}, {}), 0
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.specs[n.name] = spec_of(value)
+        value, before = super().run_node(n), self.total
+        self.total = int(self.counter.get_total_flops())
+        self.facts.specs[n.name], self.facts.flops[n.name] = spec_of(value), self.total - before
         return value
 
 

@@ -41,10 +41,19 @@ class Case:
         """What these scores plan at `alpha`."""
         return self.scores().plan(alpha=alpha)
 
+    def small(self, alpha: float) -> nn.Module:
+        """What `apply` makes of the network by that plan, made once for all tests: copy it before it is changed."""
+        return _small(self, alpha)
+
 
 @functools.cache
 def _scores(case: Case, seed: int) -> fxprune.Scores:
     return fxprune.Scores.random(case.build(), case.example(2), seed=seed)
+
+
+@functools.cache
+def _small(case: Case, alpha: float) -> nn.Module:
+    return fxprune.apply(case.build(), case.plan(alpha))
 
 
 ZOO: dict[str, Case] = {}
