@@ -16,10 +16,8 @@ from torch.fx.node import map_arg
 
 from fxprune.attention import ScaledDotProduct
 from fxprune.batches import sample_count
-from fxprune.capture import ModelGraph, example_of
-from fxprune.cost import flops
+from fxprune.capture import ModelGraph, example_of, flops_of
 from fxprune.coupling import Coupling
-from fxprune.isolation import undisturbed
 from fxprune.labels import Labels
 from fxprune.rules.context import labels_in, owners_of
 from fxprune.rules.contractions import terms_of
@@ -74,15 +72,13 @@ class Costs:
 
 
 def costs_of(graph: ModelGraph, coupling: Coupling) -> Costs:
-    """Run `graph` once on its example, and write the work of each node as a product of widths."""
-    ruler, example = Ruler(coupling), example_of(graph)
+    """The parameters of `graph` and the work of each of its nodes, written as products of widths."""
+    ruler, counted = Ruler(coupling), flops_of(graph)
     params = [ruler.product(ruler.parameter(name, p.shape)) for name, p in graph.named_parameters()]
     accounts = Accounts(graph, ruler)
-    with undisturbed():
-        counted = flops(graph, example)
     work = [row for node in graph.graph.nodes if counted[node.name] for row in accounts.rows(node, counted[node.name])]
     inexact = tuple(accounts.inexact)
-    return Costs(ruler.widths(), products(params), products(work), sample_count(example), inexact)
+    return Costs(ruler.widths(), products(params), products(work), sample_count(example_of(graph)), inexact)
 
 
 @dataclass(slots=True)

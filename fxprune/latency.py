@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from fxprune.allocate import Allocation
-from fxprune.capture import ModelGraph, example_of, placeholder_values
-from fxprune.cost import flops
+from fxprune.capture import ModelGraph, example_of, flops_of, placeholder_values
 from fxprune.costing import Accounts
 from fxprune.coupling import Coupling
 from fxprune.isolation import device_of, evaluating, undisturbed
@@ -90,10 +89,8 @@ def measure(
 
 def _work(graph: ModelGraph, coupling: Coupling) -> tuple[Widths, Products, Index]:
     """The work of every node as products of widths, and the node of each product."""
-    ruler = Ruler(coupling)
+    ruler, counted = Ruler(coupling), flops_of(graph)
     accounts = Accounts(graph, ruler)
-    with undisturbed():
-        counted = flops(graph, example_of(graph))
     rows: list[Product] = []
     owner: list[int] = []
     for index, node in enumerate(graph.graph.nodes):

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.capture import ModelGraph, capture_as, example_of
+from fxprune.batches import sample_count
+from fxprune.capture import ModelGraph, capture_as, example_of, facts_on, flops_of
 from fxprune.compensation import Compensation
 from fxprune.cost import parameters
 from fxprune.coupling import EXCLUDED, Coupling
@@ -51,7 +52,9 @@ def note(model: nn.Module, small: nn.Module, plan: Plan, planned: Planned, error
 
 def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph, keep: Any) -> Report:
     example, frozen = example_of(graph), plan.frozen or coupling.frozen()
-    before, after = layer_costs(graph, example), layer_costs(small, example)
+    samples = sample_count(example)
+    before = layer_costs(graph, flops_of(graph), samples)
+    after = layer_costs(small, facts_on(small, example).flops, samples)
     return Report(
         type(graph).__name__, plan.alpha,
         parameters(graph), parameters(small), before.total, after.total, None,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import ModelGraph, example_of, specs_on
+from fxprune.capture import ModelGraph, example_of, facts_on
 from fxprune.coupling import Edge, Index
 from fxprune.example import TensorSpec
 from fxprune.gates import Gate
@@ -249,7 +249,7 @@ def rows_of(graph: ModelGraph) -> dict[str, Rows | None]:
     """
     one, two = (pytree.tree_map_only(Tensor, partial(_samples, count=n), example_of(graph)) for n in (1, 2))
     try:
-        specs = [specs_on(graph, example) for example in (one, two)]
+        specs = [facts_on(graph, example).specs for example in (one, two)]
     except Exception:  # noqa: BLE001 - a model that does not run on one sample has its samples along the first axis
         return {}
     found: dict[str, Rows | None] = {}

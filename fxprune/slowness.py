@@ -10,8 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.batches import sample_count
-from fxprune.capture import ModelGraph, TensorSpec, specs_on
-from fxprune.cost import flops
+from fxprune.capture import ModelGraph, TensorSpec, facts_on
 from fxprune.example import from_json
 from fxprune.isolation import device_of
 from fxprune.mending import INDEX
@@ -65,15 +64,15 @@ def why_slow(graph: ModelGraph, report: Report, pair: BatchLatency, device: str)
 def work_of(graph: ModelGraph) -> Iterator[Work]:
     """What every node of a pruned graph computes and moves, but for those that only give another view of a tensor."""
     example = from_json(graph.meta["fxprune"]["plan"].example, device=device_of(graph))
-    specs, counted, samples = specs_on(graph, example), flops(graph, example), sample_count(example)
+    facts, samples = facts_on(graph, example), sample_count(example)
     for node in graph.graph.nodes:
         kind = kind_of(graph, node)
         if node.op in ("placeholder", "get_attr", "output") or kind in FREE:
             continue
-        values = [specs[other.name] for other in (node, *node.all_input_nodes) if other.op != "get_attr"]
+        values = [facts.specs[other.name] for other in (node, *node.all_input_nodes) if other.op != "get_attr"]
         moved = sum(_bytes(spec) for spec in pytree.tree_leaves(values) if isinstance(spec, TensorSpec))
         yield Work(
-            kind, counted[node.name] / 2 / samples, moved / samples, sum(t.nbytes for t in _weights(graph, node))
+            kind, facts.flops[node.name] / 2 / samples, moved / samples, sum(t.nbytes for t in _weights(graph, node))
         )
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import fxprune
 from fxprune.capture import ModelGraph
-from fxprune.capture.passes import specs_on
+from fxprune.capture.passes import facts_on
 from fxprune.example import TensorSpec
 from fxprune.notes import planned_by
 from fxprune.rewrite import rewrite
@@ -68,7 +68,7 @@ def shapes_and_literals_agree(trial: Trial) -> bool:
     for batch in (1, 5):
         example = trial.net.example(batch)
         assert [t.shape for t in outputs(trial.small, example)] == [t.shape for t in outputs(trial.net, example)]
-    before, after = (specs_on(graph, trial.net.example(4)) for graph in (trial.graph, trial.small))
+    before, after = (facts_on(graph, trial.net.example(4)).specs for graph in (trial.graph, trial.small))
     for name, spec in after.items():
         old = before.get(name)
         if isinstance(spec, TensorSpec) and isinstance(old, TensorSpec):

@@ -46,6 +46,18 @@ def test_the_graph_is_a_copy_with_the_names_of_the_model(case: Case) -> None:
         assert not name or same_kind(found.get(name), module), name
 
 
+@pytest.mark.parametrize("name", ["residual", "attention_permute_einsum", "packed_gru"])
+def test_a_pickled_graph_goes_through_all_later_stages(name: str) -> None:
+    case = next(case for known, case in ZOO.items() if known.startswith(name))
+    graph = fxprune.capture(case.build(), case.example(2))
+    twin = pickle.loads(pickle.dumps(graph))
+    assert list(map(str, fxprune.couple(twin))) == list(map(str, fxprune.couple(graph)))
+    plan = fxprune.Scores.random(twin, case.example(2)).plan(macs=0.7)
+    small = fxprune.apply(twin, plan)
+    assert fxprune.verify(graph, plan, small, case.example(3)) < 1e-4
+    assert fxprune.report(small).macs_before == fxprune.report(fxprune.apply(graph, plan)).macs_before
+
+
 def test_every_node_has_the_shape_of_its_value() -> None:
     graph = fxprune.capture(ZOO["residual"].build(), images()(2))
     specs = {node.name: node.meta["spec"] for node in graph.graph.nodes}

@@ -16,7 +16,7 @@ from zoo import ZOO, Case, tensors
 
 import fxprune
 from fxprune.batches import sample_count
-from fxprune.capture import ModelGraph, passes, specs_on
+from fxprune.capture import ModelGraph, facts_on, passes
 from fxprune.cost import macs
 
 
@@ -27,7 +27,7 @@ def on_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def found(graph: ModelGraph, example: Any) -> tuple[int, dict[str, Any]]:
     """The cost of a graph, and the specs of its values."""
-    return macs(graph, example), specs_on(graph, example)
+    return macs(graph, example), facts_on(graph, example).specs
 
 
 @pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
@@ -38,6 +38,45 @@ def test_shapes_alone_tell_what_numbers_do(case: Case, monkeypatch: pytest.Monke
     assert alone == found(graph, example)
     specs = {node.name: node.meta["spec"] for node in graph.graph.nodes}
     assert sample_count(example) != 2 or specs == alone[1]
+
+
+class Started(nn.Module):
+    """Recurrent layers, or a cell, that are given a state."""
+
+    def __init__(self, inner: nn.RNNBase | nn.RNNCellBase, *sizes: int) -> None:
+        super().__init__()
+        self.inner, self.sizes = inner, sizes
+
+    def forward(self, x: Tensor) -> Any:
+        state = x.new_zeros(self.sizes)
+        return self.inner(x, (state, state) if isinstance(self.inner, (nn.LSTM, nn.LSTMCell)) else state)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell])
+def test_recurrence_that_is_stepped_over_costs_what_it_does(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = issubclass(kind, nn.RNNCellBase)
+    options: list[dict[str, Any]] = [{}, {"bias": False}]
+    if not cell:
+        options += [{"num_layers": 3, "bidirectional": True}, {"batch_first": True}]
+    for given in options:
+        inner = kind(6, 8, **given)
+        states = () if cell else (6 if "num_layers" in given else 1,)
+        many = (2,) if cell or "batch_first" in given else (4,)
+        one, batch = (torch.randn(6), torch.randn(2, 6)) if cell else (torch.randn(4, 6), torch.randn(2, 4, 6))
+        starts = [(one, Started(inner, *states, 8)), (batch, Started(inner, *states, *many, 8))]
+        for x, model in [*((x, nn.Sequential(inner)) for x in (one, batch)), *starts]:
+            with monkeypatch.context() as patch:
+                graph = fxprune.capture(model, x)
+                alone = found(graph, x)
+                on_numbers(patch)
+                assert alone == found(graph, x)
+
+
+def test_what_fits_no_recurrent_layer_is_refused() -> None:
+    with pytest.raises(fxprune.FxpruneError, match="Expected 6, got 5"):
+        fxprune.capture(nn.Sequential(nn.LSTM(6, 8)), torch.randn(4, 2, 5))
+    with pytest.raises(fxprune.FxpruneError, match="Expected hidden size"):
+        fxprune.capture(Started(nn.GRU(6, 8), 1, 3, 8), torch.randn(4, 2, 6))
 
 
 class Picky(nn.Module):

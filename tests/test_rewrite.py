@@ -21,17 +21,14 @@ def pruned(name: str, alpha: float = 0.5, seed: int = 0) -> tuple[nn.Module, fxp
     """A model of the zoo, a random plan, and what the plan makes of it."""
     case = ZOO[name]
     model = case.build().eval()
-    plan = fxprune.Scores.random(model, case.example(2), seed=seed).plan(alpha=alpha)
+    plan = case.scores(seed).plan(alpha=alpha)
     return model, plan, fxprune.apply(model, plan)
 
 
 @every_case
 def test_attributes_agree_with_the_tensors(case: Case) -> None:
     """What a layer says of itself is what it holds; so its repr, and whoever reads it, is right."""
-    model = case.build()
-    plan = fxprune.Scores.random(model, case.example(2), seed=3).plan(alpha=0.7)
-    small = fxprune.apply(model, plan)
-    for name, module in small.named_modules():
+    for name, module in case.small(alpha=1.0).named_modules():
         if isinstance(module, nn.Linear):
             assert tuple(module.weight.shape) == (module.out_features, module.in_features), name
         elif isinstance(module, nn.modules.conv._ConvTransposeNd):
@@ -49,20 +46,21 @@ def test_attributes_agree_with_the_tensors(case: Case) -> None:
 
 @every_case
 def test_the_emitted_graph_is_an_ordinary_graph_module(case: Case) -> None:
-    model, example = case.build(), case.example(2)
-    small = fxprune.apply(model, fxprune.Scores.random(model, example).plan(alpha=0.5))
+    small = copy.deepcopy(case.small(alpha=0.5))
     small.graph.lint()
     assert all("fxprune" not in str(node.meta) for node in small.graph.nodes)
     small.recompile()
     swapped = small.double()
-    assert all(tensor.dtype in (torch.float64, torch.int64, torch.bool) for tensor in outputs(swapped, double(example)))
+    assert all(
+        tensor.dtype in (torch.float64, torch.int64, torch.bool) for tensor in outputs(swapped, double(case.example(2)))
+    )
 
 
 @every_case
 def test_it_can_be_pruned_again(case: Case) -> None:
     """What comes out goes in again: its plan verifies against itself, and the keys are still the first model's."""
     model, example = case.build(), case.example(2)
-    once = fxprune.apply(model, fxprune.Scores.random(model, example, seed=1).plan(alpha=0.4))
+    once = case.small(alpha=0.5)
     plan = fxprune.Scores.random(once, example, seed=2).plan(alpha=0.6)
     twice = fxprune.apply(once, plan)
     assert fxprune.verify(once, plan, twice, case.example(3)) < 1e-4

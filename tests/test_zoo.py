@@ -6,8 +6,8 @@ import copy
 import dataclasses
 import io
 import pickle
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import (
@@ -26,7 +26,6 @@ from helpers import (
     tensors_of,
     width,
 )
-from torch import nn
 from zoo import CLASSES, ZOO, Case
 
 import fxprune
@@ -34,31 +33,25 @@ import fxprune
 every_case = pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
 
 
-def random_plan(model: nn.Module, example: Any, alpha: float, seed: int = 0) -> fxprune.Plan:
-    return fxprune.Scores.random(model, example, seed=seed).plan(alpha=alpha)
-
-
 @every_case
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0])
 def test_verify_holds_in_float32(case: Case, alpha: float) -> None:
-    model, example = case.build(), case.example(2)
-    plan = random_plan(model, example, alpha)
-    assert fxprune.verify(model, plan, fxprune.apply(model, plan), case.example(3)) < 1e-4
+    assert fxprune.verify(case.build(), case.plan(alpha), case.small(alpha), case.example(3)) < 1e-4
 
 
 @every_case
 def test_verify_holds_in_float64(case: Case) -> None:
-    model, example = case.build().double(), double(case.example(2))
-    scores = [fxprune.Scores.random(model, example, seed=seed) for seed in range(4)]
-    for one, alpha in zip(scores, (0.3, 0.5, 0.7, 1.0), strict=True):
-        plan = one.plan(alpha=alpha)
-        assert fxprune.verify(model, plan, fxprune.apply(model, plan), example) < 1e-9
+    example = double(case.example(2))
+    graph = fxprune.capture(case.build().double(), example)
+    scores, rng = fxprune.Scores.random(graph, example), np.random.default_rng(1)
+    for alpha in (0.3, 0.5, 0.7, 1.0):
+        plan = dataclasses.replace(scores, propose=rng.random(len(scores.propose))).plan(alpha=alpha)
+        assert fxprune.verify(graph, plan, fxprune.apply(graph, plan), example) < 1e-9
 
 
 @every_case
 def test_what_can_go_goes_and_what_must_stay_stays(case: Case) -> None:
-    model, example = case.build(), case.example(2)
-    small = fxprune.apply(model, random_plan(model, example, alpha=1.0))
+    model, small = case.build(), case.small(alpha=1.0)
     for name in case.shrinks:
         assert width(small, name) < width(model, name), name
     for name in case.frozen:
@@ -68,9 +61,7 @@ def test_what_can_go_goes_and_what_must_stay_stays(case: Case) -> None:
 
 @every_case
 def test_widths_are_those_of_the_plan(case: Case) -> None:
-    model, example = case.build(), case.example(2)
-    plan = random_plan(model, example, alpha=0.6)
-    small = fxprune.apply(model, plan)
+    model, plan, small = case.build(), case.plan(alpha=0.5), case.small(alpha=0.5)
     modules = dict(small.named_modules(remove_duplicate=False))
     for site, kept in plan.keep.items():
         if site in modules:
@@ -83,7 +74,7 @@ def test_widths_are_those_of_the_plan(case: Case) -> None:
 @every_case
 def test_empty_plan_is_the_identity(case: Case) -> None:
     model, example = case.build(), case.example(2)
-    some = random_plan(model, example, alpha=0.5)
+    some = case.plan(alpha=0.5)
     plan = dataclasses.replace(some, keep={site: tuple(range(of)) for site, of in some.widths.items()})
     small = fxprune.apply(model, plan)
     assert difference(outputs(model, example), outputs(small, example)) <= rounding(model)
@@ -95,9 +86,7 @@ def test_empty_plan_is_the_identity(case: Case) -> None:
 
 @every_case
 def test_other_batch_and_image_sizes(case: Case) -> None:
-    model = case.build()
-    plan = random_plan(model, case.example(2), alpha=0.5)
-    small = fxprune.apply(model, plan)
+    model, plan, small = case.build(), case.plan(alpha=0.5), case.small(alpha=0.5)
     others = [case.example(1), case.example(5)] + ([case.example(2, size=11)] if case.any_size else [])
     for other in others:
         assert [t.shape for t in outputs(small, other)] == [t.shape for t in outputs(model, other)]
@@ -107,7 +96,7 @@ def test_other_batch_and_image_sizes(case: Case) -> None:
 @every_case
 def test_trains_for_two_steps(case: Case) -> None:
     model, example = case.build(), case.example(4)
-    small = fxprune.apply(model, random_plan(model, case.example(2), alpha=0.5)).train()
+    small = copy.deepcopy(case.small(alpha=0.5)).train()
     assert [p.requires_grad for p in small.parameters()] == [p.requires_grad for p in model.parameters()]
     optimizer = torch.optim.SGD([p for p in small.parameters() if p.requires_grad], lr=1e-2)
     before = [p.detach().clone() for p in small.parameters()]
@@ -126,8 +115,7 @@ def test_trains_for_two_steps(case: Case) -> None:
 @every_case
 def test_state_dict_round_trip(case: Case) -> None:
     model, example = case.build(), case.example(2)
-    plan = random_plan(model, example, alpha=0.5)
-    first, second = fxprune.apply(model, plan), fxprune.apply(case.build(), plan)
+    first, second = copy.deepcopy(case.small(alpha=0.5)), fxprune.apply(case.build(), case.plan(alpha=0.5))
     assert list(first.state_dict()) == list(model.state_dict())
     with torch.no_grad():
         for parameter in first.parameters():
@@ -141,8 +129,7 @@ def test_state_dict_round_trip(case: Case) -> None:
 
 @every_case
 def test_copies_and_pickles(case: Case) -> None:
-    model, example = case.build(), case.example(2)
-    small = fxprune.apply(model, random_plan(model, example, alpha=0.5))
+    model, example, small = case.build(), case.example(2), case.small(alpha=0.5)
     expected = outputs(small, example)
     for twin in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
         assert type(twin).__name__ == type(small).__name__ == type(model).__name__

@@ -21,13 +21,13 @@ from fxprune.capture.checks import (
     runnable,
 )  # fmt: skip
 from fxprune.capture.graph import ModelGraph
-from fxprune.capture.passes import annotate, placeholder_values, specs_on
+from fxprune.capture.passes import annotate, facts_on, placeholder_values
 from fxprune.errors import CaptureError, stage
 from fxprune.example import TensorSpec, to_json, trim
 from fxprune.isolation import device_of, isolated_copy, undisturbed
 from fxprune.numberless import lacking_numbers, to_home
 
-__all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "placeholder_values", "specs_on"]
+__all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "facts_on", "placeholder_values"]
 
 RUNGS = {"fx": symbolic.trace, "values": values.trace, "export": exported.trace}
 METHODS = ("auto", *RUNGS)
@@ -174,8 +174,13 @@ def example_of(graph: ModelGraph) -> Any:
     return graph.meta["fxprune"]["inputs"]
 
 
+def flops_of(graph: ModelGraph) -> dict[str, int]:
+    """The flops of every node of a captured graph on its whole example; two are one multiply-accumulate."""
+    return {node.name: node.meta["flops"] for node in graph.graph.nodes}
+
+
 def _annotate(graph: ModelGraph, example: Any) -> Any:
-    """Put the shapes of all activations on the nodes; returns the example that was run: two samples, or the whole."""
+    """Put shapes and flops on all nodes; returns the example that was run: two samples, or the whole."""
     failure: Exception | None = None
     for batch in (trim(example, samples=2), example):
         try:

@@ -90,12 +90,13 @@ class _FunctionName:
 
 
 def _packed(node: fx.Node) -> tuple[Any, ...]:
-    """A node as names and plain values."""
+    """A node as names and plain values, with what `capture` found out about it."""
     replace: Any = _NodeName.of
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), replace)
     module, name = (str(getattr(node.target, key, "")) for key in ("__module__", "__name__"))
     known = not isinstance(node.target, str) and getattr(sys.modules.get(module), name, None) is node.target
-    return node.name, node.op, _FunctionName(module, name) if known else node.target, args, kwargs
+    noted = {key: node.meta[key] for key in ("spec", "flops", "stack_trace") if key in node.meta}
+    return node.name, node.op, _FunctionName(module, name) if known else node.target, args, kwargs, noted
 
 
 def _target(packed: Any) -> Any:
@@ -115,8 +116,9 @@ def _restore(class_name: str, body: dict[str, Any], nodes: list[tuple[Any, ...]]
     def arguments(value: Any) -> Any:
         return fx.node.map_aggregate(value, node_of)
 
-    for name, op, target, args, kwargs in nodes:
+    for name, op, target, args, kwargs, noted in nodes:
         made[name] = graph.create_node(op, _target(target), arguments(args), arguments(kwargs), name=name)
+        made[name].meta.update(noted)
     root = nn.Module()
     root.__dict__.update(body)
     return ModelGraph(root, graph, class_name)

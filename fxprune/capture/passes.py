@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.errors import first_line
 from fxprune.example import TensorSpec, as_call, spec_of
+from fxprune.flops import counting
 from fxprune.isolation import evaluating, shape_only, weightless
 from fxprune.mixed import PLACES, method, mixed
 from fxprune.numberless import CPU, META, lacking_numbers
@@ -21,27 +24,38 @@ Found = TypeVar("Found")
 
 _LOG = logging.getLogger(__name__)
 _PLAIN = (Tensor, bool, int, float, str, type(None))
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a graph's values are like and what they take, by node name: specs, and flops on the whole example."""
+
+    specs: dict[str, Any]
+    flops: dict[str, int]
 
 
 def annotate(graph: fx.GraphModule, example: Any) -> None:
-    """Put the spec of every value that `graph` has in eval mode on `example` into `node.meta["spec"]`."""
-    specs = specs_on(graph, example)
+    """Put the facts of every node that `graph` has in eval mode on `example` into its meta, as "spec" and "flops"."""
+    facts = facts_on(graph, example)
     for node in graph.graph.nodes:
-        node.meta["spec"] = specs[node.name]
+        node.meta |= {"spec": facts.specs[node.name], "flops": facts.flops[node.name]}
 
 
-def specs_on(graph: fx.GraphModule, example: Any) -> dict[str, Any]:
-    """The shapes of all values of `graph` on an example, by node name; the graph stays as it is."""
+def facts_on(graph: fx.GraphModule, example: Any) -> Facts:
+    """The facts of all nodes of `graph` on an example; the graph stays as it is."""
 
-    def specs(inputs: list[Any]) -> dict[str, Any]:
-        recorder = _Recorder(graph)
-        recorder.run(*inputs)
-        return recorder.specs
+    def facts(inputs: list[Any]) -> Facts:
+        with counting(graph) as counter:
+            recorder = _Recorder(graph, counter)
+            recorder.run(*inputs)
+        return recorder.facts
 
     places = places_of(graph, example)
-    found = on_shapes(graph, example, specs)
-    return pytree.tree_map_only(TensorSpec, lambda spec: _placed(spec, _place(places)), found) if places else found
+    found = on_shapes(graph, example, facts)
+    if not places:
+        return found
+    specs = pytree.tree_map_only(TensorSpec, lambda spec: _placed(spec, _place(places)), found.specs)
+    return replace(found, specs=specs)
 
 
 def _placed(spec: TensorSpec, device: torch.device) -> TensorSpec:
@@ -102,23 +116,73 @@ class Shapes(fx.Interpreter):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module: Any = self.fetch_attr(target)
-        if type(module) in _BATCH_NORMS and args and args[0].is_meta and not module.training:
-            module._check_input_dim(args[0])
-            if args[0].shape[1] == module.num_features:
-                return torch.empty_like(args[0])
+        short = _SHORTCUTS.get(type(module))
+        if short is not None and args and isinstance(args[0], Tensor) and args[0].is_meta and not module.training:
+            value = short(module, *args, **kwargs)
+            if value is not None:
+                return value
         return mixed(module, args, kwargs, CPU)
 
 
-class _Recorder(Shapes):
-    """Runs a graph and records the spec of the value of each node."""
+def _normalised(module: Any, x: Tensor) -> Tensor | None:
+    """A value like that of a BatchNorm."""
+    module._check_input_dim(x)
+    return torch.empty_like(x) if x.shape[1] == module.num_features else None
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+
+def _recurred(module: Any, x: Tensor, hx: Any = None) -> Any:
+    """Values like those of recurrent layers, after the same work: every step of every sequence meets every matrix."""
+    if x.ndim == 2:  # one sequence, not a batch
+        batch = 0 if module.batch_first else 1
+        states = pytree.tree_map_only(Tensor, lambda state: state.unsqueeze(1), hx)
+        output, last = _recurred(module, x.unsqueeze(batch), states)
+        return output.squeeze(batch), pytree.tree_map_only(Tensor, lambda state: state.squeeze(1), last)
+    if hx is None:
+        module.check_input(x, None)
+    else:
+        module.check_forward_args(x, hx, None)
+    for weight in module.parameters():
+        if weight.ndim == 2:
+            F.linear(x.new_empty(*x.shape[:2], weight.shape[1]), weight)
+    width, ways = module.proj_size or module.hidden_size, 2 if module.bidirectional else 1
+    steps, batch = (x.shape[1], x.shape[0]) if module.batch_first else x.shape[:2]
+    output = x.new_empty(steps, batch, ways * width)
+    output = output.transpose(0, 1) if module.batch_first else output
+    last = x.new_empty(module.num_layers * ways, batch, width)
+    if isinstance(module, nn.LSTM):
+        return output, (last, x.new_empty(module.num_layers * ways, batch, module.hidden_size))
+    return output, last
+
+
+def _stepped(module: Any, x: Tensor, hx: Any = None) -> Any:
+    """Values like those of a recurrent cell, after the same work."""
+    state = hx[0] if isinstance(hx, (tuple, list)) else hx
+    shape = (*x.shape[:1], module.hidden_size)
+    if x.ndim != 2 or (state is not None and state.shape != shape):
+        return None
+    F.linear(x, module.weight_ih)
+    F.linear(x.new_empty(shape), module.weight_hh)
+    return (x.new_empty(shape), x.new_empty(shape)) if isinstance(module, nn.LSTMCell) else x.new_empty(shape)
+
+
+_SHORTCUTS: dict[type[nn.Module], Callable[..., Any]] = {
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _normalised),
+    **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), _recurred),
+    **dict.fromkeys((nn.RNNCell, nn.LSTMCell, nn.GRUCell), _stepped),
+}
+
+
+class _Recorder(Shapes):
+    """Runs a graph and records the facts of each node."""
+
+    def __init__(self, graph: fx.GraphModule, counter: FlopCounterMode) -> None:
         super().__init__(graph)
-        self.specs: dict[str, Any] = {}
+        self.counter, self.facts, self.total = counter, Facts({}, {}), 0
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.specs[n.name] = spec_of(value)
+        value, before = super().run_node(n), self.total
+        self.total = int(self.counter.get_total_flops())
+        self.facts.specs[n.name], self.facts.flops[n.name] = spec_of(value), self.total - before
         return value
 
 

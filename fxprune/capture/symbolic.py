@@ -174,8 +174,8 @@ def trace(
 def _modules_with(functions: Sequence[Callable[..., Any]]) -> list[ModuleType]:
     """The imported modules that have one of these functions under its own name, a model's helpers among them."""
     modules: list[Any] = list(sys.modules.values())  # of which some may be anything
-    found = [module for module in modules if isinstance(module, ModuleType)]
-    return [module for module in found if any(vars(module).get(f.__name__) is f for f in functions)]
+    found, named = [module for module in modules if isinstance(module, ModuleType)], {f.__name__: f for f in functions}
+    return [m for m in found if any(vars(m)[name] is named[name] for name in named.keys() & vars(m).keys())]
 
 
 def _holds_proxy(value: Any) -> bool:

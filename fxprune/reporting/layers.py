@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 
-from fxprune.batches import sample_count
 from fxprune.capture import ModelGraph
-from fxprune.cost import flops
 from fxprune.reporting.records import LayerReport
 
 WHOLE = "(model)"  # the name of what holds parameters that lie in no layer
@@ -27,16 +26,19 @@ class LayerCosts:
     total: int
 
 
-def layer_costs(graph: ModelGraph, example: Any) -> LayerCosts:
-    """What each layer of a graph costs. Work is counted where a module is called, or its weight read by a function."""
+def layer_costs(graph: ModelGraph, flops: Mapping[str, int], samples: int) -> LayerCosts:
+    """What each layer of a graph costs, whose nodes take these flops on so many samples.
+
+    Work is counted where a module is called, or its weight read by a function.
+    """
     params = layer_parameters(graph)
     kinds = {name: type(module).__name__ for name, module in graph.named_modules(remove_duplicate=False)}
-    counted, work = flops(graph, example), Counter[str]()
+    work = Counter[str]()
     for node in graph.graph.nodes:
         name = layer_of(graph, node)
-        work[name] += counted[node.name]
+        work[name] += flops[node.name]
         kinds[name] = kind_of(graph, node) if node.op == "call_module" else kinds.get(name, kind_of(graph, node))
-    twice = 2 * sample_count(example)
+    twice = 2 * samples
     macs = Counter({name: count // twice for name, count in work.items() if count})
     return LayerCosts(params, macs, kinds | {WHOLE: type(graph).__name__}, work.total() // twice)
 

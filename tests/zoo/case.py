@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import zlib
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+import fxprune
 
 Inputs = Any  # a tensor, a tuple of tensors, or a dict of them: whatever the model's forward takes
 CLASSES = 5
@@ -29,6 +32,28 @@ class Case:
     frozen: tuple[str, ...] = ()
     any_size: bool = False  # runs at other image sizes too
     any_batch: bool = True
+
+    def scores(self, seed: int = 0) -> fxprune.Scores:
+        """Random scores of the network, drawn once for all tests."""
+        return _scores(self, seed)
+
+    def plan(self, alpha: float) -> fxprune.Plan:
+        """What these scores plan at `alpha`."""
+        return self.scores().plan(alpha=alpha)
+
+    def small(self, alpha: float) -> nn.Module:
+        """What `apply` makes of the network by that plan, made once for all tests: copy it before it is changed."""
+        return _small(self, alpha)
+
+
+@functools.cache
+def _scores(case: Case, seed: int) -> fxprune.Scores:
+    return fxprune.Scores.random(case.build(), case.example(2), seed=seed)
+
+
+@functools.cache
+def _small(case: Case, alpha: float) -> nn.Module:
+    return fxprune.apply(case.build(), case.plan(alpha))
 
 
 ZOO: dict[str, Case] = {}
