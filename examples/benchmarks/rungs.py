@@ -1,0 +1,102 @@
+"""The ways of capture, each tried on a member of every family of torchvision's models and on those of transformers.
+
+    python examples/benchmarks/rungs.py [--quick] [--only swin_t BERT] [--resume]
+
+`capture` takes the first way that works. Here each is taken by its name, and the graph compared with the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import language
+import torch
+from measure import CONSOLE, DOCS, Table, child, parser, short, show, write
+from peers import MEMBERS, floats
+from rich.progress import track
+from weights import build
+from zoo import SIZES, USUAL, example_of, family_of, run, timed
+
+import fxprune
+from fxprune.capture import RUNGS
+
+LIMIT = 300.0
+NAMES = (*MEMBERS, "vit_h_14", "mvit_v2_s", *language.MODELS)
+QUICK = ("resnet18", "swin_t", "BERT")
+NOTE = (
+    "Seconds of capture by that way alone, on two small samples, and the largest difference of the graph's outputs "
+    "from the model's, in shares of the largest of them. Of detectors, the backbone."
+)
+
+
+def tried(rung: str, name: str) -> dict[str, Any]:
+    """Seconds of capture, and how far the graph's outputs are from the model's; or why there is no graph."""
+    size = SIZES.get(name, min(USUAL[family_of(name)], 128))
+    example, path = example_of(name, size), "backbone" if family_of(name) == "detection" else ""
+    model = build(name, size, example).get_submodule(path).eval()
+    try:
+        graph, spent = timed(lambda: fxprune.capture(model, example, method=rung))
+    except Exception as error:  # noqa: BLE001 - the table says why
+        return {"failed": reason(error)}
+    with torch.no_grad():
+        wanted, found = (floats(run(each.eval(), example)) for each in (model, graph))
+    errors = [float((a - b).abs().max() / a.abs().max()) for a, b in zip(wanted, found, strict=True)]
+    return {"seconds": spent, "error": max(errors)}
+
+
+def reason(error: Exception) -> str:
+    """The line of an error that names this way's reason, with paths from the package on."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[1] if isinstance(error, fxprune.CaptureError) and len(lines) > 1 else lines[0]
+    return re.sub(r"/\S*/(?=site-packages/)", "", re.sub(r"^(fx|values|export): ", "", line))
+
+
+def table(results: Sequence[dict[str, Any]]) -> Table:
+    """All models, and how many each way takes."""
+    rows = tuple((r["model"], *(cell(r[rung]) for rung in RUNGS)) for r in results)
+    counts = [f"{rung} takes {sum('failed' not in r[rung] for r in results)} of {len(results)}" for rung in RUNGS]
+    return Table("Each way alone", ("model", *RUNGS), rows, f"{', '.join(counts)}. {NOTE}")
+
+
+def cell(found: dict[str, Any]) -> str:
+    """What became of one way on one model."""
+    return "no graph" if "failed" in found else f"{short(found['seconds'])} ({found['error']:.0e})"
+
+
+def refused(rung: str, results: Sequence[dict[str, Any]]) -> Table:
+    """The models that a way does not take, with its reason."""
+    rows = tuple((r["model"], r[rung]["failed"]) for r in results if "failed" in r[rung])
+    return Table(f"Where {rung} gives no graph", ("model", "reason"), rows or (("none", ""),))
+
+
+def main() -> None:
+    """Try every way on every model, each in a process of its own; write the page after each model."""
+    options_parser = parser("each way of capture on families of models", "rungs")
+    options_parser.add_argument("--resume", action="store_true", help="keep the models that an earlier run wrote")
+    options_parser.add_argument("--only", nargs="+", metavar="MODEL", choices=NAMES, help="only these models")
+    options: argparse.Namespace = options_parser.parse_args()
+    if options.child:
+        warnings.simplefilter("ignore")
+        CONSOLE.file.write(json.dumps(tried(*options.child.split(","))) + "\n")
+        return
+    page = (options.out or DOCS) / "rungs.json"
+    results = json.loads(page.read_text()) if options.resume and page.exists() else []
+    done = {result["model"] for result in results}
+    chosen = [name for name in options.only or (QUICK if options.quick else NAMES) if name not in done]
+    tables: list[Table] = []
+    for name in track(chosen, description="models", console=CONSOLE):
+        found = {rung: child(__file__, "--child", f"{rung},{name}", limit=LIMIT) for rung in RUNGS}
+        CONSOLE.print(name, *(found[rung].get("failed", cell(found[rung])) for rung in RUNGS), sep="  ")
+        results = sorted([*results, {"model": name, **found}], key=lambda result: NAMES.index(result["model"]))
+        tables = [table(results), *(refused(rung, results) for rung in RUNGS)]
+        write("rungs", "The ways of capture", tables, results, options)
+    show(tables)
+
+
+if __name__ == "__main__":
+    main()
