@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from fxprune.groups import Coupling, Edge, Group, Index, Site
 from fxprune.rules.context import Option, Reading, labels_in
 
 Flags = NDArray[np.bool_]
+_Choice = tuple[Sequence[Option], bool]
 
 
 def resolve(collector: Collector) -> Coupling:
@@ -28,7 +29,7 @@ def resolve(collector: Collector) -> Coupling:
     for labels, _ in collector.frozen:
         frozen[merged[_numbers(labels)]] = True
     classes = _Classes(merged, frozen)
-    for options, ordered in sorted(collector.choices, key=lambda choice: not choice[1]):
+    for options, ordered in sorted(_different(collector.choices), key=lambda choice: not choice[1]):
         _choose(classes, options, ordered=ordered)
     merged = classes.of(np.arange(collector.size))
     _freeze_balanced(collector, frozen, merged)
@@ -128,6 +129,20 @@ def _passes(reading: Reading, merged: Index) -> bool:
         return False
     labels, through = _signed(reading.labels), _signed(reading.through)
     return bool((labels >= 0).all()) and np.array_equal(merged[labels], merged[through])
+
+
+def _different(choices: Iterable[_Choice]) -> Collection[_Choice]:
+    """The choices but for those met again, as along a chain of nodes that hand on the same labels: those are made."""
+    return {(_storage(options), ordered): (options, ordered) for options, ordered in choices}.values()
+
+
+def _storage(options: Sequence[Option]) -> tuple[Any, ...]:
+    """Where in memory the labels of options lie: those at the same places are the same."""
+    return tuple((tuple((_place(a), _place(b)) for a, b in o.ties), tuple(map(_place, o.stays))) for o in options)
+
+
+def _place(labels: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    return labels.data_ptr(), tuple(labels.shape), labels.stride()
 
 
 def _choose(classes: _Classes, options: Sequence[Option], *, ordered: bool) -> None:

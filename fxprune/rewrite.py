@@ -226,6 +226,8 @@ class Checker(Context):
 
     def restrict(self, x: Labels) -> Labels:
         """A value with the indices of every axis that carry only channels that go left out."""
+        if not x.planes:
+            return x
         indices = [mask.nonzero().flatten() for mask in self.masks(x)]
         shape = [len(index) for index in indices]
         planes = tuple(self._restricted(plane, indices) for plane in x.planes)

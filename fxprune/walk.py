@@ -63,6 +63,8 @@ def leaves_of(graph: fx.GraphModule) -> tuple[str, ...]:
 
 def _by_position(ctx: Context, node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Arguments as rules take them: a module, then what its forward was given; a function's input first."""
+    if node.op == "call_module" and not kwargs:
+        return (ctx.module(), *args), kwargs
     if node.op == "call_module":
         bound = inspect.signature(ctx.module().forward).bind(*args, **kwargs)
         return (ctx.module(), *bound.args), bound.kwargs

@@ -212,7 +212,8 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for store, old in zip(stores, before, strict=True):
-            for name in [name for name, value in store.items() if _is_traced(value)]:
+            new = {name: value for name, value in store.items() if value is not old.get(name, store)}
+            for name in [name for name, value in new.items() if _is_traced(value)]:
                 del store[name]
                 store.update({name: old[name]} if name in old else {})
         for module in model.modules():
