@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxprune.capture import ModelGraph
+from fxprune.capture.checks import listed
 from fxprune.collect import EXCLUDED, Collector, Exclude
 from fxprune.errors import CaptureError, FxpruneError, first_line
 from fxprune.groups import Coupling, Edge, Group, Index, Site
 from fxprune.numberless import computing, lacking_numbers
 from fxprune.resolve import resolve
+from fxprune.rules.table import RULES
 from fxprune.walk import Unknown, step
 
 __all__ = ["EXCLUDED", "Coupling", "Edge", "Exclude", "Group", "Index", "Site", "analyse", "couple"]
@@ -62,7 +66,22 @@ def analyse(
     inexact: bool = False,
     head_dim: bool = False,
 ) -> Coupling:
-    """Everything behind `couple`: groups, sites, edges, and the labels that rewriting and verifying need."""
+    """Everything behind `couple`: groups, sites, edges, and the labels that rewriting and verifying need.
+
+    A graph that did not change since is not looked at twice: scoring, rewriting and verifying share what was found.
+    """
+    state, tensors = _as_it_stands(graph)
+    if graph not in _KNOWN or _KNOWN[graph].state != state:
+        _KNOWN[graph] = _Known(state, tensors)
+    known, options = _KNOWN[graph].couplings, (listed(exclude), inexact, head_dim)
+    if (options, unknown) not in known:
+        found = _found(graph, exclude, unknown, inexact=inexact, head_dim=head_dim)
+        known |= {(options, "freeze"): found, (options, unknown): found}
+    return known[options, unknown]
+
+
+def _found(graph: ModelGraph, exclude: Exclude, unknown: Unknown, *, inexact: bool, head_dim: bool) -> Coupling:
+    """What `analyse` finds, from the graph itself."""
     collector = Collector(graph, exclude, inexact=inexact, head_dim=head_dim)
     with torch.no_grad(), computing():
         for node in graph.graph.nodes:
@@ -72,6 +91,34 @@ def analyse(
     collector.check_exclude()
     with computing():
         return resolve(collector)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    """What was found of a graph in one state, by options. Its tensors are held, so that no other takes their place."""
+
+    state: Hashable
+    tensors: tuple[Tensor, ...]
+    couplings: dict[Hashable, Coupling] = field(default_factory=dict)
+
+
+_KNOWN: WeakKeyDictionary[ModelGraph, _Known] = WeakKeyDictionary()
+_PLAIN = (bool, int, float, str, tuple)
+
+
+def _as_it_stands(graph: ModelGraph) -> tuple[Hashable, tuple[Tensor, ...]]:
+    """All that coupling looks at: the rules, nodes, options of modules, and tensors with how often each changed."""
+    nodes = [(node.name, node.op, str(node.target), str(node.args), str(node.kwargs)) for node in graph.graph.nodes]
+    modules, names, tensors = [], [], []
+    for path, module in graph.named_modules(remove_duplicate=False):
+        options = [(k, v) for k, v in vars(module).items() if type(v) in _PLAIN and k != "training"]
+        modules.append((path, type(module), str(options)))
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                names.append(f"{path}.{name}")
+                tensors.append(tensor)
+    ages = [(id(tensor), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]
+    return (tuple(RULES.items()), tuple(nodes), tuple(modules), tuple(names), tuple(ages)), tuple(tensors)
 
 
 @contextmanager

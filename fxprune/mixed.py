@@ -23,7 +23,7 @@ def mixed(function: Callable[..., Any], args: Any, kwargs: Any, place: torch.dev
     """
     leaves = pytree.tree_leaves((args, kwargs))
     given = [leaf.is_meta for leaf in leaves if isinstance(leaf, Tensor)]
-    own = [t.is_meta for t in (*function.parameters(), *function.buffers())] if isinstance(function, nn.Module) else []
+    own = [t.is_meta for t in _tensors(function)] if isinstance(function, nn.Module) else []
     if not any(given) and not any(own):
         return function(*args, **kwargs)
     name = args[1] if function is getattr else getattr(function, "__name__", "")
@@ -34,6 +34,13 @@ def mixed(function: Callable[..., Any], args: Any, kwargs: Any, place: torch.dev
         args, kwargs = pytree.tree_map_only(torch.device, lambda _: META, (args, kwargs))
     with weightless(function) if isinstance(function, nn.Module) and not all(own) else nullcontext():
         return function(*args, **kwargs)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """The parameters and buffers of a module; most have no others inside, and theirs are quickly found."""
+    if module._modules:
+        return [*module.parameters(), *module.buffers()]
+    return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
 
 
 def method(name: str) -> Callable[..., Any]:

@@ -149,6 +149,7 @@ class Checker(Context):
         self.stays = torch.from_numpy(np.append(keep, True)[np.append(coupling.unit_of, -1)])
         self.merged = torch.from_numpy(np.append(coupling.merged, -1))
         self.original = self.node
+        self.narrowed: dict[str, Any] = {}
 
     def spec(self, node: fx.Node | None = None) -> Any:
         return self.coupling.specs[(node or self.original).name]
@@ -222,7 +223,9 @@ class Checker(Context):
 
     def expected(self, node: fx.Node) -> Any:
         """The original value of a node, restricted to what stays."""
-        return pytree.tree_map_only(Labels, self.restrict, self.old[node.name])
+        if node.name not in self.narrowed:
+            self.narrowed[node.name] = pytree.tree_map_only(Labels, self.restrict, self.old[node.name])
+        return self.narrowed[node.name]
 
     def restrict(self, x: Labels) -> Labels:
         """A value with the indices of every axis that carry only channels that go left out."""

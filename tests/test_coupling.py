@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import operator
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +18,8 @@ from zoo import ZOO, conv, head, images
 
 import fxprune
 from fxprune.coupling import analyse
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, UnsupportedOpError
+from fxprune.rules import RULES
 
 
 def groups_of(model: nn.Module, example: Any = None, **options: Any) -> tuple[fxprune.Group, ...]:
@@ -232,3 +237,65 @@ def test_the_graph_joins_groups_and_their_sites() -> None:
     assert nx.is_bipartite(net)
     assert set(net["stem"]) == {"site stem", "site a.conv2"}
     assert net.edges["stem", "site stem"]["channels"] == 8
+
+
+class Gathered(nn.Module):
+    """The channels of a convolution in the order of a table, added to those of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 2)
+        self.register_buffer("table", torch.arange(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(x)[:, self.table] + self.b(x))
+
+
+def partners(graph: fxprune.capture.ModelGraph) -> list[int]:
+    """For every unit of `a`, the channel of `b` that is the same unit."""
+    sites = {site.name: site.units.tolist() for site in analyse(graph).sites}
+    return [sites["b"].index(unit) for unit in sites["a"]]
+
+
+def test_a_graph_that_did_not_change_is_not_looked_at_twice() -> None:
+    graph = fxprune.capture(Gathered(), torch.zeros(2, 4))
+    assert analyse(graph) is analyse(graph, unknown="freeze")
+    assert analyse(graph, exclude="a") is not analyse(graph)
+    assert analyse(copy.deepcopy(graph)) is not analyse(graph)
+
+
+def test_a_graph_that_changed_is_looked_at_anew() -> None:
+    graph = fxprune.capture(Gathered(), torch.zeros(2, 4))
+    assert partners(graph) == [0, 1, 2, 3, 4, 5]
+    graph.get_buffer("table").copy_(torch.tensor([5, 4, 3, 2, 1, 0]))
+    assert partners(graph) == [5, 4, 3, 2, 1, 0]
+    graph.table = torch.tensor([1, 0, 3, 2, 5, 4])
+    assert partners(graph) == [1, 0, 3, 2, 5, 4]
+    (added,) = [node for node in graph.graph.nodes if node.target is operator.add]
+    added.args = (added.args[1], added.args[1])
+    assert [[site.name for site in group.sites] for group in analyse(graph).prunable] == [["a"], ["b"]]
+
+
+def test_an_option_of_a_layer_or_a_rule_that_changed_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = fxprune.capture(nn.Sequential(conv(3, 8), conv(8, 8), nn.Flatten(), nn.Linear(512, 2)), images()(2))
+    before = analyse(graph)
+    graph.get_submodule("1").groups = 2
+    graph.get_submodule("1").weight = nn.Parameter(torch.zeros(8, 4, 3, 3))
+    graph.get_submodule("1").in_channels = 8
+    assert len(analyse(graph).sites) == len(before.sites)
+    assert analyse(graph) is not before
+    monkeypatch.delitem(RULES, nn.Flatten)
+    with pytest.raises(UnsupportedOpError, match="Flatten"):
+        analyse(graph)
+    assert analyse(graph, unknown="freeze") is analyse(graph, unknown="freeze")
+    with pytest.raises(UnsupportedOpError, match="Flatten"):
+        analyse(graph)
+
+
+def test_what_is_known_of_a_graph_goes_with_it() -> None:
+    graph = fxprune.capture(Gathered(), torch.zeros(2, 4))
+    analyse(graph)
+    gone = weakref.ref(graph)
+    del graph
+    gc.collect()
+    assert gone() is None
