@@ -112,7 +112,7 @@ def _as_it_stands(graph: ModelGraph) -> tuple[Hashable, tuple[Tensor, ...]]:
     modules, names, tensors = [], [], []
     for path, module in graph.named_modules(remove_duplicate=False):
         options = [(k, v) for k, v in vars(module).items() if type(v) in _PLAIN and k != "training"]
-        modules.append((path, type(module), str(options)))
+        modules.append((path, type(module) if path else None, str(options)))  # the graph's own class must go with it
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 names.append(f"{path}.{name}")

@@ -295,7 +295,7 @@ def test_an_option_of_a_layer_or_a_rule_that_changed_is_seen(monkeypatch: pytest
 def test_what_is_known_of_a_graph_goes_with_it() -> None:
     graph = fxprune.capture(Gathered(), torch.zeros(2, 4))
     analyse(graph)
-    gone = weakref.ref(graph)
+    held = weakref.ref(graph), weakref.ref(type(graph))
     del graph
     gc.collect()
-    assert gone() is None
+    assert [ref() for ref in held] == [None, None]

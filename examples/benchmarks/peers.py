@@ -106,11 +106,16 @@ def floats(output: Any) -> list[Tensor]:
 TOOLS = {"fxprune": ours, "torch-pruning": theirs}
 
 
-def tried(tool: str, name: str) -> dict[str, Any]:
-    """What a tool makes of a model, or why it fails."""
+def member(name: str) -> tuple[nn.Module, Any, str]:
+    """A model at a small size of images, an example, and the path of the part that takes it."""
     size = SIZES.get(name, min(USUAL[family_of(name)], 128))
     example, path = example_of(name, size), "backbone" if family_of(name) == "detection" else ""
-    model = build(name, size, example)
+    return build(name, size, example), example, path
+
+
+def tried(tool: str, name: str) -> dict[str, Any]:
+    """What a tool makes of a model, or why it fails."""
+    model, example, path = member(name)
     before = sum(p.numel() for p in model.parameters())
     try:
         return {"before": before, **TOOLS[tool](model, example, path)}
