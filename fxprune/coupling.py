@@ -75,13 +75,20 @@ def analyse(
         _KNOWN[graph] = _Known(state, tensors)
     known, options = _KNOWN[graph].couplings, (listed(exclude), inexact, head_dim)
     if (options, unknown) not in known:
-        found = _found(graph, exclude, unknown, inexact=inexact, head_dim=head_dim)
+        found = analyse_anew(graph, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim)
         known |= {(options, "freeze"): found, (options, unknown): found}
     return known[options, unknown]
 
 
-def _found(graph: ModelGraph, exclude: Exclude, unknown: Unknown, *, inexact: bool, head_dim: bool) -> Coupling:
-    """What `analyse` finds, from the graph itself."""
+def analyse_anew(
+    graph: ModelGraph,
+    *,
+    exclude: Exclude = (),
+    unknown: Unknown = "error",
+    inexact: bool = False,
+    head_dim: bool = False,
+) -> Coupling:
+    """What `analyse` gives, found in the graph itself, whatever is known of it."""
     collector = Collector(graph, exclude, inexact=inexact, head_dim=head_dim)
     with torch.no_grad(), computing():
         for node in graph.graph.nodes:

@@ -30,7 +30,7 @@ from torchvision.models import detection, optical_flow, segmentation, video
 from weights import build
 
 import fxprune
-from fxprune.coupling import analyse
+from fxprune.coupling import analyse_anew
 
 _MODULES = {
     "classification": torchvision.models, "segmentation": segmentation, "video": video,
@@ -142,9 +142,9 @@ def why_not_fx(model: nn.Module, example: Any) -> str:
 def coupled(graph: Any) -> tuple[Any, float, str]:
     """The coupling, the seconds that it took, and the first operation without a rule, which then was frozen."""
     try:
-        runs, unknown = [timed(lambda: analyse(graph)) for _ in range(3)], ""
+        runs, unknown = [timed(lambda: analyse_anew(graph)) for _ in range(3)], ""
     except fxprune.UnsupportedOpError as error:
-        runs, unknown = [timed(lambda: analyse(graph, unknown="freeze"))], str(error)
+        runs, unknown = [timed(lambda: analyse_anew(graph, unknown="freeze"))], str(error)
     return runs[0][0], statistics.median(spent for _, spent in runs), unknown
 
 
