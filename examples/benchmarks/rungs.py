@@ -75,7 +75,7 @@ def refused(rung: str, results: Sequence[dict[str, Any]]) -> Table:
 def main() -> None:
     """Try every way on every model, each in a process of its own; write the page after each model."""
     options_parser = parser("each way of capture on families of models", "rungs")
-    options_parser.add_argument("--resume", action="store_true", help="keep the models that an earlier run wrote")
+    options_parser.add_argument("--resume", action="store_true", help="keep earlier results, but of those in --only")
     options_parser.add_argument("--only", nargs="+", metavar="MODEL", choices=NAMES, help="only these models")
     options: argparse.Namespace = options_parser.parse_args()
     if options.child:
@@ -84,6 +84,7 @@ def main() -> None:
         return
     page = (options.out or DOCS) / "rungs.json"
     results = json.loads(page.read_text()) if options.resume and page.exists() else []
+    results = [result for result in results if result["model"] not in (options.only or ())]
     done = {result["model"] for result in results}
     chosen = [name for name in options.only or (QUICK if options.quick else NAMES) if name not in done]
     tables: list[Table] = []
