@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, fx
+from torch import fx, nn
 
 from fxprune.capture import ModelGraph
 from fxprune.capture.checks import listed
@@ -70,28 +71,25 @@ def analyse(
 
     A graph that did not change since is not looked at twice: scoring, rewriting and verifying share what was found.
     """
-    state, tensors = _as_it_stands(graph)
+    state, held = _as_it_stands(graph)
     if graph not in _KNOWN or _KNOWN[graph].state != state:
-        _KNOWN[graph] = _Known(state, tensors)
+        _KNOWN[graph] = _Known(state, held)
     known, options = _KNOWN[graph].couplings, (listed(exclude), inexact, head_dim)
     if (options, unknown) not in known:
-        found = analyse_anew(graph, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim)
+        found = _found(Collector(graph, exclude, inexact=inexact, head_dim=head_dim), unknown)
         known |= {(options, "freeze"): found, (options, unknown): found}
     return known[options, unknown]
 
 
-def analyse_anew(
-    graph: ModelGraph,
-    *,
-    exclude: Exclude = (),
-    unknown: Unknown = "error",
-    inexact: bool = False,
-    head_dim: bool = False,
-) -> Coupling:
-    """What `analyse` gives, found in the graph itself, whatever is known of it."""
-    collector = Collector(graph, exclude, inexact=inexact, head_dim=head_dim)
+def forget(graph: ModelGraph) -> None:
+    """Let `analyse` look at a graph anew."""
+    _KNOWN.pop(graph, None)
+
+
+def _found(collector: Collector, unknown: Unknown) -> Coupling:
+    """What a collector finds on its way through its graph."""
     with torch.no_grad(), computing():
-        for node in graph.graph.nodes:
+        for node in collector.graph.graph.nodes:
             with explained(collector, node):
                 collector.env[node] = step(collector, node, unknown=unknown)
             collector.freeze_excluded(node)
@@ -102,30 +100,38 @@ def analyse_anew(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Known:
-    """What was found of a graph in one state, by options. Its tensors are held, so that no other takes their place."""
+    """What was found of a graph in one state, by options. What the state names by id is held: no other takes its id."""
 
     state: Hashable
-    tensors: tuple[Tensor, ...]
+    held: tuple[Any, ...]
     couplings: dict[Hashable, Coupling] = field(default_factory=dict)
 
 
 _KNOWN: WeakKeyDictionary[ModelGraph, _Known] = WeakKeyDictionary()
-_PLAIN = (bool, int, float, str, tuple)
+_STORES = {*vars(nn.Module()), "meta"}  # what every module has; options are what else it has
+_BY_VALUE = (type(None), bool, int, float, str, tuple, list, dict, set, torch.Size, torch.dtype, torch.device)
 
 
-def _as_it_stands(graph: ModelGraph) -> tuple[Hashable, tuple[Tensor, ...]]:
+def _as_it_stands(graph: ModelGraph) -> tuple[Hashable, tuple[Any, ...]]:
     """All that coupling looks at: the rules, nodes, options of modules, and tensors with how often each changed."""
-    nodes = [(node.name, node.op, str(node.target), str(node.args), str(node.kwargs)) for node in graph.graph.nodes]
     modules, names, tensors = [], [], []
+    specs = tuple(node.meta.get("spec") for node in graph.graph.nodes)
+    nodes = [(node.name, node.op, str(node.target), str(node.args), str(node.kwargs)) for node in graph.graph.nodes]
     for path, module in graph.named_modules(remove_duplicate=False):
-        options = [(k, v) for k, v in vars(module).items() if type(v) in _PLAIN and k != "training"]
-        modules.append((path, type(module) if path else None, str(options)))  # the graph's own class must go with it
+        options = str([_option(*item) for item in vars(module).items() if item[0] not in _STORES])
+        modules.append((path, type(module) if path else None, options))  # the graph's own class must go with it
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 names.append(f"{path}.{name}")
                 tensors.append(tensor)
-    ages = [(id(tensor), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]
-    return (tuple(RULES.items()), tuple(nodes), tuple(modules), tuple(names), tuple(ages)), tuple(tensors)
+    ages = tuple((id(tensor), -1 if tensor.is_inference() else tensor._version) for tensor in tensors)
+    found = (tuple(RULES.items()), tuple(nodes), tuple(map(id, specs)), tuple(modules), tuple(names), ages)
+    return found, (*specs, *tensors)
+
+
+def _option(name: str, value: Any) -> tuple[str, Any]:
+    """An attribute of a module: what is plain by its value, the rest by what object it is."""
+    return name, value if type(value) in _BY_VALUE and not name.startswith("_") else id(value)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from fxprune import literals  # noqa: F401 - registers its ways of mending
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError, RewriteError
-from fxprune.labels import NO_CHANNEL, Labels, Plane, is_constant_beside
+from fxprune.isolation import empties
+from fxprune.labels import Labels, Plane, is_constant_beside
 from fxprune.mending import Repair, is_inserted, mend, restore_numbers
 from fxprune.rules.context import Context, Option, Reading, Slot
 from fxprune.rules.resize import resize
@@ -108,7 +109,7 @@ def narrowed_copy(module: Any, checker: Checker, prefix: str = "") -> Any:
 
     No weight is copied whole and narrowed then. `prefix` is the path of `module` in the model.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = empties(module)
     for path, inner in module.named_modules():
         for name, tensor in (*inner._parameters.items(), *inner._buffers.items()):
             if tensor is not None and id(tensor) not in memo:
@@ -268,7 +269,7 @@ class Checker(Context):
         return self.stays[labels.long()]
 
     def _classes(self, labels: Tensor) -> Tensor:
-        return self.merged[torch.where(labels == NO_CHANNEL, len(self.merged) - 1, labels).long()]
+        return self.merged[labels.long()]
 
     def _agree(self, value: Any, expected: Any) -> bool:
         """Whether two nested values have the same shapes and, plane by plane, the same labels in order."""

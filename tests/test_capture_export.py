@@ -20,7 +20,7 @@ from torchvision.ops import StochasticDepth
 from zoo import CLASSES, ZOO, Case, conv, head, images, randomise, tensors
 
 import fxprune
-from fxprune.capture import ModelGraph
+from fxprune.capture import ModelGraph, exported
 from fxprune.errors import CaptureError
 
 
@@ -318,6 +318,31 @@ def test_control_flow_on_shapes() -> None:
     plan = fxprune.Scores.random(graph, images()(2)).plan(alpha=1.0)
     assert fxprune.verify(graph, plan, fxprune.apply(graph, plan), images()(3)) < 1e-4
     assert len(plan.keep["b"]) < 4
+
+
+class Windows(nn.Module):
+    """Means over windows of images that are padded to whole numbers of them, over and over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs, self.head = nn.Sequential(conv(3, 6), conv(6, 6), conv(6, 6)), head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.convs:
+            x = F.pad(x, (0, -x.shape[3] % 2, 0, -x.shape[2] % 2))
+            b, c, h, w = x.shape
+            x = module(x.reshape(b, c, h // 2, 2, w // 2, 2).mean((3, 5))).relu()
+        return self.head(x)
+
+
+def test_intricate_sizes_are_those_of_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = randomise(Windows()).eval()
+    graph, large = export(model, images()(2)), images()(2, size=25)
+    assert difference(outputs(model, images()(5)), outputs(graph, images()(5))) < 1e-6
+    with pytest.raises(RuntimeError, match="shape"):
+        graph(large)
+    monkeypatch.setattr(exported, "INTRICATE", 1000)
+    assert difference(outputs(model, large), outputs(export(model, images()(2)), large)) < 1e-6
 
 
 class BranchesOnValue(nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from zoo import ZOO, conv, head, images
 
 import fxprune
+from fxprune.capture.passes import annotate
 from fxprune.coupling import analyse
 from fxprune.errors import FxpruneError, UnsupportedOpError
 from fxprune.rules import RULES
@@ -290,6 +291,21 @@ def test_an_option_of_a_layer_or_a_rule_that_changed_is_seen(monkeypatch: pytest
     assert analyse(graph, unknown="freeze") is analyse(graph, unknown="freeze")
     with pytest.raises(UnsupportedOpError, match="Flatten"):
         analyse(graph)
+
+
+def test_any_option_of_a_module_and_what_capture_noted_are_looked_at() -> None:
+    graph = fxprune.capture(nn.Sequential(conv(3, 8), nn.Flatten(), nn.Linear(512, 2)), images()(2))
+    flatten = graph.get_submodule("1")
+    for change in ([1], [2], None, {"a": 1}, torch.float64, torch.relu, (3, 4)):
+        before = analyse(graph)
+        assert analyse(graph) is before
+        flatten.option = change
+        assert analyse(graph) is not before
+    before = analyse(graph)
+    fxprune.capture(graph, images()(2))
+    assert analyse(graph) is before
+    annotate(graph, images()(2))
+    assert analyse(graph) is not before
 
 
 def test_what_is_known_of_a_graph_goes_with_it() -> None:

@@ -11,9 +11,9 @@ import torchvision
 from measure import CONSOLE, Table, interleaved, short
 from rich.progress import track
 from weights import build
+from zoo import anew
 
 import fxprune
-from fxprune.coupling import analyse_anew
 
 SIDE = 224
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")
@@ -34,7 +34,7 @@ def timed(name: str) -> dict[str, float]:
     model = build(name, SIDE, image)
     graph = fxprune.capture(model, image)
     with torch.no_grad():
-        taken = interleaved({"couple": partial(analyse_anew, graph), "pass": partial(model, image)}, repeats=3)
+        taken = interleaved({"couple": partial(anew, graph), "pass": partial(model, image)}, repeats=3)
     return {"couple": statistics.median(taken["couple"]), "passes": 3 * statistics.median(taken["pass"])}
 
 

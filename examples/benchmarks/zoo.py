@@ -30,7 +30,7 @@ from torchvision.models import detection, optical_flow, segmentation, video
 from weights import build
 
 import fxprune
-from fxprune.coupling import analyse_anew
+from fxprune.coupling import analyse, forget
 
 _MODULES = {
     "classification": torchvision.models, "segmentation": segmentation, "video": video,
@@ -139,12 +139,18 @@ def why_not_fx(model: nn.Module, example: Any) -> str:
     return ""
 
 
+def anew(graph: Any, **options: Any) -> Any:
+    """The coupling of a graph, whatever is known of it."""
+    forget(graph)
+    return analyse(graph, **options)
+
+
 def coupled(graph: Any) -> tuple[Any, float, str]:
     """The coupling, the seconds that it took, and the first operation without a rule, which then was frozen."""
     try:
-        runs, unknown = [timed(lambda: analyse_anew(graph)) for _ in range(3)], ""
+        runs, unknown = [timed(lambda: anew(graph)) for _ in range(3)], ""
     except fxprune.UnsupportedOpError as error:
-        runs, unknown = [timed(lambda: analyse_anew(graph, unknown="freeze"))], str(error)
+        runs, unknown = [timed(lambda: anew(graph, unknown="freeze"))], str(error)
     return runs[0][0], statistics.median(spent for _, spent in runs), unknown
 
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.functions import Mod
 
 from fxprune.capture.checks import Entry
 from fxprune.capture.folding import layers
@@ -30,6 +32,11 @@ from fxprune.numberless import lacking_numbers
 from fxprune.source import line_of
 
 Shapes = Callable[[Tensor, int], Any]
+INTRICATE = 16  # operations by which a size may follow from those of the inputs: the time of torch.export explodes
+
+
+class _IntricateError(Exception):
+    """A size follows from those of the inputs by too many operations."""
 
 
 def trace(
@@ -37,7 +44,8 @@ def trace(
 ) -> ModelGraph:
     """Trace `model`, a copy of our own in eval mode, and return its graph.
 
-    The sizes of its inputs may be other ones later, wherever the model allows it. Arguments of the forward that the
+    The sizes of its inputs may be other ones later, wherever the model allows it; but only the number of samples, where
+    sizes in the model follow from theirs in intricate ways, as those of windows do. Arguments of the forward that the
     example leaves out are fixed at their defaults.
 
     Raises CaptureError, with the line of the model, where torch.export fails or gives what has no plain form.
@@ -202,6 +210,8 @@ def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sh
 def _watched(model: nn.Module, whole: set[str], odd: set[str]) -> Iterator[None]:
     """While exporting, note the layers that are given computed sizes, or now these arguments and now those.
 
+    Raises _IntricateError at the first that is given a size on which torch.export would work for very long.
+
     Every layer also gives a value of its own: one that hands on its input, as stochastic depth does in eval mode, would
     not be seen otherwise.
     """
@@ -212,6 +222,10 @@ def _watched(model: nn.Module, whole: set[str], odd: set[str]) -> Iterator[None]
             leaves, spec = pytree.tree_flatten((args, kwargs))
             if specs.setdefault(path, spec) != spec or any(isinstance(leaf, torch.SymInt) for leaf in leaves):
                 odd.add(path)
+            sizes: Iterator[Any] = chain.from_iterable(leaf.shape for leaf in leaves if isinstance(leaf, Tensor))
+            for size in sizes:
+                if isinstance(size, torch.SymInt) and _operations(size) > INTRICATE:
+                    raise _IntricateError(f"{path} is given a size of {size}")
 
         return hook
 
@@ -228,3 +242,9 @@ def _watched(model: nn.Module, whole: set[str], odd: set[str]) -> Iterator[None]
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _operations(size: torch.SymInt) -> int:
+    """By how many operations a size follows from those of the inputs; remainders count twice."""
+    formula = size.node.expr
+    return int(formula.count_ops()) + int(formula.count(Mod))

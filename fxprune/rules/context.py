@@ -174,7 +174,8 @@ class Context(ABC):
         if len(planes) != 1:
             return torch.full((x.shape[dim],), NO_CHANNEL, dtype=torch.float64)
         slices = planes[0].core.movedim(dim, 0).reshape(x.shape[dim], -1)
-        self.tie(slices[:, :1], slices)
+        if slices.shape[1] > 1:
+            self.tie(slices[:, :1], slices)
         return slices[:, 0]
 
     def source(self, x: Labels) -> fx.Node | None:
