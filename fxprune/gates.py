@@ -102,12 +102,15 @@ def _shared(coupling: Coupling) -> dict[tuple[str, int], list[Edge]]:
 
 
 def _inside(coupling: Coupling, graph: ModelGraph) -> dict[str, dict[str, Edge]]:
-    """Module -> its parameters that read units inside it, and the edges on which they do.
+    """Recurrent layer -> its parameters that read units inside it, and the edges on which they do; none where it stays.
 
     An upper layer's input is gated as (samples, steps, channels).
     """
     targets = {node.name: str(node.target) for node in graph.graph.nodes}
-    found: dict[str, dict[str, Edge]] = {}
+    called = {str(node.target) for node in graph.graph.nodes if node.op == "call_module"}
+    found: dict[str, dict[str, Edge]] = {
+        path: {} for path in sorted(called) if type(graph.get_submodule(path)) in (nn.RNN, nn.LSTM, nn.GRU)
+    }
     for edge in coupling.edges:
         if edge.parameter is not None and (edge.units >= 0).any():
             dim = 2 if edge.parameter.startswith("weight_ih") else 1

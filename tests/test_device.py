@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from detectors import BATCHES, OPTIONS, detector
 from helpers import difference, outputs
+from torch.utils import _pytree as pytree
 from zoo import ZOO, images
 
 import fxprune
@@ -17,19 +20,34 @@ CPU_BATCHES = [(images()(20), torch.arange(20) % 5), (images()(6), torch.arange(
 GPU_BATCHES = [(x.cuda(), y.cuda()) for x, y in CPU_BATCHES] if torch.cuda.is_available() else []
 
 
-@pytest.mark.parametrize("name", ZOO)
+ON_THE_CPU = {"buffers", "constants_of_channels"}  # their forwards make tensors there, whatever they are given
+
+
+def moved(example: Any, device: str) -> Any:
+    """An example in double precision on a device; lengths of sequences stay on the CPU, where torch wants them."""
+
+    def move(t: torch.Tensor) -> torch.Tensor:
+        if t.is_floating_point():
+            return t.double().to(device)
+        return t if t.ndim == 1 else t.to(device)
+
+    return pytree.tree_map_only(torch.Tensor, move, example)
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in ON_THE_CPU])
 def test_the_zoo_verifies_on_the_device(name: str) -> None:
     case = ZOO[name]
-    model = case.build().double().cuda()
-    example = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.double().cuda(), case.example(2))
-    plan = fxprune.Scores.random(model, example).plan(alpha=0.6)
+    model, here, there = case.build().double(), moved(case.example(2), "cpu"), moved(case.example(2), "cuda")
+    wanted = outputs(model, here)
+    model.cuda()
+    apart = difference([tensor.cpu() for tensor in outputs(model, there)], wanted)
+    plan = fxprune.Scores.random(model, there).plan(alpha=0.6)
     small = fxprune.apply(model, plan)
-    assert fxprune.verify(model, plan, small, example) < 1e-9
-    assert {tensor.device.type for tensor in (*small.parameters(), *small.buffers())} == {"cuda"}
-    there = outputs(small, example)
+    assert fxprune.verify(model, plan, small, there) < 1e-9
+    assert {t.device.type for t in (*small.parameters(), *small.buffers()) if t.ndim} == {"cuda"}
+    found = [tensor.cpu() for tensor in outputs(small, there)]
     small.cpu()
-    back = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.cpu(), example)
-    assert difference([tensor.cpu() for tensor in there], outputs(small, back)) < 1e-9
+    assert difference(found, outputs(small, here)) < max(1e-9, 10 * apart)
 
 
 @pytest.mark.parametrize("batches", [CPU_BATCHES, GPU_BATCHES])

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fxprune.capture import capture
 from fxprune.cost import macs
 from fxprune.coupling import Coupling, Edge, analyse
 from fxprune.errors import PlanError
+from fxprune.gates import Mask, insert
 from fxprune.tod import balanced
 
 READ_BY_LAYERS = [
@@ -248,6 +250,42 @@ def test_weights_put_in_later_are_used() -> None:
     assert difference(before, outputs(other, case.example(2))) > 1e-3
     small.load_state_dict(other.state_dict())
     assert difference(outputs(other, case.example(2)), outputs(small, case.example(2))) == 0
+
+
+def test_sizes_are_set_before_weights_are_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def lay_out(module: nn.RNNBase) -> None:
+        hidden = module.weight_hr_l0.shape[1] if module.proj_size else module.hidden_size
+        seen.append((module.hidden_size, hidden, module.input_size, module.weight_ih_l0.shape[1]))
+
+    model, x = ZOO["lstm_projected_deep_both_ways"].build(), ZOO["lstm_projected_deep_both_ways"].example(2)
+    plan = fxprune.Scores.random(model, x).plan(alpha=0.5, allocate="tod-by-group")
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", lay_out)
+    small: Any = fxprune.apply(model, plan)
+    assert (small.rnn.hidden_size, small.rnn.hidden_size, small.rnn.input_size, small.rnn.input_size) == seen[-1]
+    assert small.rnn.hidden_size < model.rnn.hidden_size
+
+
+@pytest.mark.parametrize("name", ["lstm_deep", "gru_deep_both_ways", "packed_lstm_states_samples_first", "state_given"])
+def test_layers_that_stay_are_differentiable_in_eval_mode_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = capture(ZOO[name].build().eval(), ZOO[name].example(2))
+    whole = outputs(graph, ZOO[name].example(3))
+    coupling = analyse(graph, exclude=[nn.LSTM, nn.GRU, nn.RNN])
+    gated, _ = insert(graph, coupling, lambda edge: Mask(edge, np.ones(len(coupling.unit_of), dtype=bool)))
+    on = []
+
+    def watched(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def inner(*args: Any) -> Any:
+            on.append(torch.backends.cudnn.enabled)
+            return forward(*args)
+
+        return inner
+
+    for kind in (nn.LSTM, nn.GRU, nn.RNN):
+        monkeypatch.setattr(kind, "forward", watched(kind.forward))
+    assert difference(whole, outputs(gated, ZOO[name].example(3))) < 1e-6
+    assert set(on) == {False}
 
 
 def test_dropout_between_layers_follows_the_mode() -> None:

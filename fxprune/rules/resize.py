@@ -55,11 +55,11 @@ def normalisation(module: Any, x: Labels, output: Labels) -> None:
 
 @resizes(nn.RNN, nn.LSTM, nn.GRU)
 def recurrent(module: Any, x: Labels, output: Labels) -> None:
-    """Sizes are those of the weights, of which the module keeps a list of its own."""
-    module._init_flat_weights()
+    """Sizes are those of the weights; the module keeps a list of them, which cuDNN wants in one piece."""
     module.input_size, module.hidden_size = module.weight_ih_l0.shape[1], module.weight_hh_l0.shape[1]
     if module.proj_size:
         module.proj_size, module.hidden_size = module.weight_hr_l0.shape
+    module._init_flat_weights()
 
 
 @resizes(nn.RNNCell, nn.LSTMCell, nn.GRUCell)
