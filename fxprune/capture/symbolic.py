@@ -240,12 +240,12 @@ def _drop_unused_attention_weights(graph: fx.Graph) -> None:
 
 def _use_dropout_modules(graph: ModelGraph) -> None:
     """Replace functional dropouts, whose `training` flag tracing has fixed, by modules that follow the model's mode."""
-    for node in list(graph.graph.nodes):
-        kind = _DROPOUTS.get(node.target) if node.op == "call_function" else None
-        if kind is None:
-            continue
+    calls = [node for node in graph.graph.nodes if node.op == "call_function" and node.target in _DROPOUTS]
+    for node in calls:
+        kind = _DROPOUTS[node.target]
         given = {"p": 0.5} | dict(zip(("input", "p"), node.args, strict=False)) | node.kwargs
         name = f"{node.name}_module"
         graph.add_module(name, kind(given["p"]).eval())
         node.op, node.target, node.args, node.kwargs = "call_module", name, (given["input"],), {}
-    graph.recompile()
+    if calls:
+        graph.recompile()
