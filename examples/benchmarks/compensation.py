@@ -20,10 +20,10 @@ import cifar
 import torch
 import torch.nn.functional as F
 from measure import CONSOLE, Table, interleaved, parser, publish, short, write
-from oneshot_methods import LEVELS
 from torch import nn
 
 import fxprune
+from fxprune.compensation import LEVELS
 
 NETWORKS = ("resnet20", "resnet56")
 BUDGET = 0.6  # of the MACs
