@@ -108,7 +108,7 @@ class _Known:
 
 
 _KNOWN: WeakKeyDictionary[ModelGraph, _Known] = WeakKeyDictionary()
-_STORES = {*vars(nn.Module()), "meta"}  # what every module has; options are what else it has
+_STORES = {*vars(nn.Module()), "meta", "_flat_weights"}  # looked at in other ways; all else are options
 _BY_VALUE = (type(None), bool, int, float, str, tuple, list, dict, set, torch.Size, torch.dtype, torch.device)
 
 
@@ -118,8 +118,9 @@ def _as_it_stands(graph: ModelGraph) -> tuple[Hashable, tuple[Any, ...]]:
     specs = tuple(node.meta.get("spec") for node in graph.graph.nodes)
     nodes = [(node.name, node.op, str(node.target), str(node.args), str(node.kwargs)) for node in graph.graph.nodes]
     for path, module in graph.named_modules(remove_duplicate=False):
-        options = str([_option(*item) for item in vars(module).items() if item[0] not in _STORES])
-        modules.append((path, type(module) if path else None, options))  # the graph's own class must go with it
+        options = {name: value for name, value in vars(module).items() if name not in _STORES}
+        plain = str([(name, v if type(v) in _BY_VALUE else id(v)) for name, v in options.items()])
+        modules.append((path, type(module) if path else None, plain))  # the graph's own class must go with it
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 names.append(f"{path}.{name}")
@@ -127,11 +128,6 @@ def _as_it_stands(graph: ModelGraph) -> tuple[Hashable, tuple[Any, ...]]:
     ages = tuple((id(tensor), -1 if tensor.is_inference() else tensor._version) for tensor in tensors)
     found = (tuple(RULES.items()), tuple(nodes), tuple(map(id, specs)), tuple(modules), tuple(names), ages)
     return found, (*specs, *tensors)
-
-
-def _option(name: str, value: Any) -> tuple[str, Any]:
-    """An attribute of a module: what is plain by its value, the rest by what object it is."""
-    return name, value if type(value) in _BY_VALUE and not name.startswith("_") else id(value)
 
 
 @contextmanager

@@ -202,9 +202,7 @@ def _dropped(plan: Plan, site: Site) -> NDArray[np.int64]:
             f"the plan was made for {plan.widths[site.name]} channels of {site.name}, the model has {site.width}"
         )
     _check_indices(site.name, site.width, tuple(plan.keep[site.name]))
-    goes = np.ones(site.width, dtype=bool)
-    goes[np.array(plan.keep[site.name], dtype=np.int64)] = False
-    dropped = np.flatnonzero(goes)
+    dropped = np.delete(np.arange(site.width), np.array(plan.keep[site.name], dtype=np.int64))
     stuck = dropped[site.units[dropped] < 0]
     if len(stuck):
         raise PlanError(

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from zoo import ZOO, images
 
 import fxprune
+from fxprune.errors import CaptureError
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -37,17 +38,23 @@ def moved(example: Any, device: str) -> Any:
 @pytest.mark.parametrize("name", [name for name in ZOO if name not in ON_THE_CPU])
 def test_the_zoo_verifies_on_the_device(name: str) -> None:
     case = ZOO[name]
-    model, here, there = case.build().double(), moved(case.example(2), "cpu"), moved(case.example(2), "cuda")
-    wanted = outputs(model, here)
-    model.cuda()
-    apart = difference([tensor.cpu() for tensor in outputs(model, there)], wanted)
+    model, here, there = case.build().double().cuda(), moved(case.example(2), "cpu"), moved(case.example(2), "cuda")
     plan = fxprune.Scores.random(model, there).plan(alpha=0.6)
     small = fxprune.apply(model, plan)
     assert fxprune.verify(model, plan, small, there) < 1e-9
-    assert {t.device.type for t in (*small.parameters(), *small.buffers()) if t.ndim} == {"cuda"}
-    found = [tensor.cpu() for tensor in outputs(small, there)]
+    made = dict(fxprune.capture(model, there).named_buffers()).keys() - dict(model.named_buffers()).keys()
+    found = {t.device.type for n, t in (*small.named_parameters(), *small.named_buffers()) if n not in made}
+    assert found == {"cuda"}  # numbers that a forward makes stay where it makes them
+    on_device = [tensor.cpu() for tensor in outputs(small, there)]
     small.cpu()
-    assert difference(found, outputs(small, here)) < max(1e-9, 10 * apart)
+    assert difference(on_device, outputs(small, here)) < 1e-9
+
+
+@pytest.mark.parametrize("name", sorted(ON_THE_CPU))
+def test_a_model_that_does_not_run_on_the_device_says_so(name: str) -> None:
+    model = ZOO[name].build().double().cuda()
+    with pytest.raises(CaptureError, match=r"does not run on the example .*same device"):
+        fxprune.capture(model, moved(ZOO[name].example(2), "cuda"))
 
 
 @pytest.mark.parametrize("batches", [CPU_BATCHES, GPU_BATCHES])
