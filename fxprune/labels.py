@@ -38,7 +38,9 @@ class Plane:
         return self.core.expand(tuple(shape))
 
     def shifted(self, by: int) -> Plane:
-        """The plane of the same tensor with `by` axes of size 1 put in front."""
+        """The plane of the same tensor with `by` axes of size 1 put in front; it is not ragged."""
+        if not by and not self.ragged:
+            return self
         core = self.core.reshape((1,) * by + tuple(self.core.shape))
         return Plane(core, tuple(axis + by for axis in self.axes))
 
@@ -64,6 +66,14 @@ class Labels:
     def ndim(self) -> int:
         """The number of axes."""
         return len(self.shape)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no two planes vary along one axis, each has a single axis, and they come in the order of these."""
+        axes = [plane.axes for plane in self.planes]
+        return all(len(a) == 1 and not plane.ragged for a, plane in zip(axes, self.planes, strict=True)) and (
+            axes == sorted(set(axes))
+        )
 
     def along(self, dim: int) -> tuple[Plane, ...]:
         """The planes that vary along axis `dim`."""

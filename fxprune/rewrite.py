@@ -24,6 +24,9 @@ from fxprune.rules.context import Context, Option, Reading, Slot
 from fxprune.rules.resize import resize
 from fxprune.walk import step
 
+Shape = tuple[int, ...]
+Planes = tuple[Plane, ...]
+
 
 class MismatchError(FxpruneError):
     """A node of a rewritten graph does not carry the labels that it should."""
@@ -151,6 +154,7 @@ class Checker(Context):
         self.merged = torch.from_numpy(np.append(coupling.merged, -1))
         self.original = self.node
         self.narrowed: dict[str, Any] = {}
+        self.cut: dict[tuple[Shape, Planes], tuple[Shape, Planes]] = {}
 
     def spec(self, node: fx.Node | None = None) -> Any:
         return self.coupling.specs[(node or self.original).name]
@@ -232,12 +236,15 @@ class Checker(Context):
         """A value with the indices of every axis that carry only channels that go left out."""
         if not x.planes:
             return x
-        indices = [mask.nonzero().flatten() for mask in self.masks(x)]
-        shape = [len(index) for index in indices]
-        planes = tuple(self._restricted(plane, indices) for plane in x.planes)
-        if any(plane.ragged for plane in planes):
-            shape[-1] = planes[0].core.shape[-1]
-        return Labels(tuple(shape), planes, x.value, x.single)
+        key = x.shape, x.planes
+        if key not in self.cut:  # which many nodes share
+            indices = [mask.nonzero().flatten() for mask in self.masks(x)]
+            shape = [len(index) for index in indices]
+            planes = tuple(self._restricted(plane, indices) for plane in x.planes)
+            if any(plane.ragged for plane in planes):
+                shape[-1] = planes[0].core.shape[-1]
+            self.cut[key] = tuple(shape), planes
+        return Labels(*self.cut[key], x.value, x.single)
 
     def masks(self, x: Labels) -> list[Tensor]:
         """For every axis of a value of the original graph, which of its indices stay."""

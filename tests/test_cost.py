@@ -164,6 +164,41 @@ def test_macs_are_those_that_torch_counts(name: str) -> None:
     assert 2 * macs(fxprune.capture(model, images), images) == sum(counted.values())
 
 
+class Repeats(nn.Module):
+    """The same layers on images of one size and another, in one memory format and another, and with a value moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = F.relu(self.norm(self.first(x)))
+        last = self.second(y.contiguous(memory_format=torch.channels_last))
+        rows, others = self.head(y.mean((2, 3))), self.head(last.mean((2, 3)))
+        rows.t_()
+        return self.second(x) + y, last * last, rows, others, self.head(others) + others
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0", "vit_b_32", "resnet18"])
+def test_nodes_that_are_alike_cost_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The facts of each by itself are those of the one that ran for all."""
+    model, images = torchvision.models.get_model(name, weights=None).eval(), torch.randn(2, 3, 224, 224)
+    facts_alike(model, images, monkeypatch)
+
+
+def test_nodes_that_differ_in_size_are_not_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts_alike(Repeats(), torch.randn(2, 4, 9, 8), monkeypatch)
+
+
+def facts_alike(model: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare the facts of a graph with those that every node gives when it runs."""
+    graph = fxprune.capture(model, images)
+    alike = facts_on(graph, images)
+    monkeypatch.setattr(passes._Recorder, "_kind", lambda *_: None)
+    assert facts_on(graph, images) == alike
+
+
 class Attends(nn.Module):
     """Queries, keys and values of one linear layer, and attention."""
 
