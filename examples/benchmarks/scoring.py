@@ -26,6 +26,7 @@ import cifar
 import torch
 import torch.nn.functional as F
 import torchvision
+from breakdown import measured
 from couple import measure_couple
 from measure import CONSOLE, DOCS, Table, child, interleaved, parser, peak_growth, publish, seconds, short, write
 from original import measure_original
@@ -211,8 +212,15 @@ def measure_compress(*, quick: bool) -> tuple[Table, dict[str, Any]]:
     return Table("compress in plain passes", ("network", "plain pass", "compress", "ratio"), (row,), note), data
 
 
+def measure_breakdown(*, quick: bool) -> tuple[Table, dict[str, Any]]:
+    """The parts of `score` with its defaults, for both workloads."""
+    works = {name: workload(name, 200 if quick else images) for name, images in WORKLOADS.items()}
+    return measured(works, plain, 1 if quick else 3)
+
+
 SECTIONS: dict[str, Callable[..., tuple[Table, dict[str, Any]]]] = {
     "ratios": measure_ratios,
+    "breakdown": measure_breakdown,
     "plans": measure_plans,
     "couple": measure_couple,
     "compress": measure_compress,
