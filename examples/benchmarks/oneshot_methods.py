@@ -20,7 +20,8 @@ import fxprune
 
 WHOLE = "not pruned"
 PROPOSE = ("separability", "magnitude", "activation", "taylor", "random")
-PROTECT = ("separability", "magnitude", "activation", "reconstruction", "random")
+PROTECT = ("taylor-by-sample", "separability", "magnitude", "activation", "reconstruction", "random")
+FULL = ("fxprune", "fxprune, protect taylor-by-sample")  # at all budgets, on large models too
 ALLOCATIONS = ("tod-by-group", "uniform", "global")
 LEVELS = ("none", "bias", "ridge")
 RESNETS = ("resnet20", "resnet56")
@@ -81,7 +82,7 @@ DRAWN = ("fxprune", "fxprune, compensate none", "fxprune, compensate ridge", "fx
 METHODS: dict[str, Method] = {
     WHOLE: Method(lambda work: lambda budget: (copy.deepcopy(work.model), budget)),
     **{
-        name: Method(ours(options), drawn=name in DRAWN, bold=name == "fxprune", ablation=name != "fxprune")
+        name: Method(ours(options), drawn=name in DRAWN, bold=name == "fxprune", ablation=name not in FULL)
         for name, options in CONFIGURATIONS.items()
     },
     "torch-pruning, L2": Method(peers.torch_pruning("L2"), drawn=True),
