@@ -26,16 +26,14 @@ import cifar
 import torch
 import torch.nn.functional as F
 import torchvision
-from breakdown import measured
+from breakdown import Work, measured
 from couple import measure_couple
 from measure import CONSOLE, DOCS, Table, child, interleaved, parser, peak_growth, publish, seconds, short, write
 from original import measure_original
 from rich.progress import track
-from torch import nn
 
 import fxprune
 
-Work = tuple[nn.Module, cifar.Batches]
 WORKLOADS = {"resnet56": 1000, "vgg11_bn": 300}  # images
 LIMIT = 900.0
 
