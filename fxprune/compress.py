@@ -46,7 +46,7 @@ def compress(
     rounds: int = 1,
     compensate: Level = "sequential",
     propose: str | Signal = "reconstruction",
-    protect: str | Signal = "taylor",
+    protect: str | Signal = "taylor-by-sample",
     loss: Loss | None = None,
     exclude: Exclude = (),
     unknown: Unknown = "error",

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
@@ -15,6 +13,7 @@ Index = NDArray[np.int64]
 RIDGE = 1e-3  # of the mean variance, on the diagonal of every covariance
 STEPS = 64  # units of a larger group go several at a time
 CANDIDATES = 4  # for every unit that goes in a step, as many are looked at one by one
+ROWS = 128  # of a matrix that are changed at once: their copy stays in the cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +49,8 @@ def eliminated(readings: Sequence[Reading], count: int) -> Matrix:
     array([0. , 1. , 0.3])
     """
     states = [_state(reading) for reading in readings if (reading.units >= 0).any()]
+    if all(isinstance(state, _Independent) for state in states):
+        return _added_up(_costs(states, count))
     left = np.arange(count)
     spent, result = 0.0, np.zeros(count)
     while len(left):
@@ -62,6 +63,14 @@ def eliminated(readings: Sequence[Reading], count: int) -> Matrix:
         left = np.delete(left, np.searchsorted(left, gone))
         for state in states:
             state.remove(gone)
+    return result
+
+
+def _added_up(costs: Matrix) -> Matrix:
+    """Costs that do not change as units go, each with all lower ones."""
+    order = np.argsort(costs, kind="stable")
+    result = np.zeros(len(costs))
+    result[order] = np.cumsum(costs[order])
     return result
 
 
@@ -179,9 +188,11 @@ def _places(units: Index, chosen: Index) -> Index:
     return np.flatnonzero(marks[units])  # -1 looks up the last one, which is nobody's
 
 
-def _subtract(matrix: Matrix, left: NDArray[Any], right: NDArray[Any]) -> None:
-    """Take a product of two matrices from another in place, which numpy cannot do without a copy."""
-    torch.from_numpy(matrix).addmm_(torch.from_numpy(left), torch.from_numpy(right), alpha=-1)
+def _subtract(matrix: Matrix, left: Matrix, right: Matrix) -> None:
+    """Take a product of two matrices, (P, n) and (n, P), from another in place."""
+    for start in range(0, len(matrix), ROWS):
+        rows = slice(start, start + ROWS)
+        matrix[rows] -= left[rows] @ right
 
 
 State = _Independent | _Refitted

@@ -67,14 +67,6 @@ class Labels:
         """The number of axes."""
         return len(self.shape)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether no two planes vary along one axis, each has a single axis, and they come in the order of these."""
-        axes = [plane.axes for plane in self.planes]
-        return all(len(a) == 1 and not plane.ragged for a, plane in zip(axes, self.planes, strict=True)) and (
-            axes == sorted(set(axes))
-        )
-
     def along(self, dim: int) -> tuple[Plane, ...]:
         """The planes that vary along axis `dim`."""
         return tuple(plane for plane in self.planes if dim in plane.axes)

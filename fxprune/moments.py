@@ -102,9 +102,12 @@ class Gathering:
         if self.origin is None or self.sums is None or self.products is None:
             raise ValueError("nothing was added")
         mean = self.sums / self.rows
-        square = mean.square() if self.products.ndim == 1 else mean.outer(mean)
-        covariance = (self.products / self.rows - square).cpu().numpy()
-        return Moments((mean + self.origin.double()).cpu().numpy(), covariance)
+        covariance = self.products / self.rows
+        if covariance.ndim == 1:
+            covariance -= mean.square()
+        else:
+            covariance.addr_(mean, mean, alpha=-1)
+        return Moments((mean + self.origin.double()).cpu().numpy(), covariance.cpu().numpy())
 
 
 def _some_of_all(x: Tensor, seed: list[int]) -> Tensor:

@@ -35,7 +35,7 @@ def score(
     loss: Loss | None = None,
     *,
     propose: str | Signal = "reconstruction",
-    protect: str | Signal = "taylor",
+    protect: str | Signal = "taylor-by-sample",
     samples_per_class: int = 32,
     projections: int = 64,
     max_classes: int | None = None,
@@ -60,10 +60,10 @@ def score(
 
     The model runs in eval mode. One signal ranks the units of each group for leaving, another protects them. By default
     those are proposed first whose loss the others can make up for best ("reconstruction"), and those are protected that
-    the loss depends on most to first order ("taylor", the R-Score of arXiv 2508.02291). The paper's U-Score is
-    "separability": the largest class-to-class 1-Wasserstein distance of a unit's activations, sliced over seeded
-    directions for maps and sequences; it alone needs classes. All are taken where a unit is read, and summed over the
-    places where it is.
+    the losses of the samples depend on most to first order ("taylor-by-sample", arXiv 1611.06440, eq. 8). The R-Score
+    of arXiv 2508.02291 is "taylor", the same of the loss of all samples. Its U-Score is "separability": the largest
+    class-to-class 1-Wasserstein distance of a unit's activations, sliced over seeded directions for maps and
+    sequences; it alone needs classes. All are taken where a unit is read, and summed over the places where it is.
 
     Args:
         model: a trained model, or a graph from `capture`; it is not changed.

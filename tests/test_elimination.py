@@ -114,6 +114,18 @@ def test_variances_alone_are_shares_of_the_output() -> None:
     )
 
 
+def test_variances_alone_cost_the_same_whoever_went_before() -> None:
+    """However many there are, and beside an edge whose covariances are known."""
+    count = 3 * STEPS
+    variances = np.random.default_rng(0).random(count)
+    alone = Reading.of(np.arange(count), variances, np.ones((1, count)))
+    costs = eliminated([alone], count)
+    assert np.sort(costs) == pytest.approx(np.sort(variances).cumsum() / variances.sum())
+    assert (np.argsort(costs) == np.argsort(variances)).all()
+    both = eliminated([alone, Reading.of(np.arange(count), np.diag(variances), np.zeros((1, count)))], count)
+    assert both == pytest.approx(costs)
+
+
 def test_many_units_go_several_at_a_time_in_the_same_order_of_size() -> None:
     count = 3 * STEPS
     variances = np.random.default_rng(0).random(count) + 0.1

@@ -195,9 +195,9 @@ def test_either_ranking_may_be_any_signal() -> None:
     assert len({tuple(scores.propose) for scores in found.values()}) == len(SIGNALS)
 
 
-def test_reconstruction_and_taylor_are_what_is_taken() -> None:
+def test_reconstruction_and_taylor_by_sample_are_what_is_taken() -> None:
     model = ZOO["residual"].build()
-    plain, named = score(model), score(model, propose="reconstruction", protect="taylor")
+    plain, named = score(model), score(model, propose="reconstruction", protect="taylor-by-sample")
     assert np.array_equal(plain.propose, named.propose)
     assert np.array_equal(plain.protect, named.protect)
 
@@ -213,7 +213,8 @@ def test_a_function_ranks() -> None:
         return evidence.separability + evidence.taylor
 
     model = ZOO["residual"].build()
-    scores, plain = score(model, propose=both, protect="separability"), score(model, propose="separability")
+    scores = score(model, propose=both, protect="separability")
+    plain = score(model, propose="separability", protect="taylor")
     assert np.allclose(scores.propose, plain.propose + plain.protect)
     assert scores.about["propose"] == "both"
 

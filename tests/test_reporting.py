@@ -105,7 +105,7 @@ def test_wide_groups_are_sampled_by_rank() -> None:
 
 def test_compress_and_apply_with_scores_keep_rankings(compressed: tuple[nn.Module, fxprune.Report]) -> None:
     small, report = compressed
-    assert report.signals == ("reconstruction", "taylor")
+    assert report.signals == ("reconstruction", "taylor-by-sample")
     assert small.meta["fxprune"]["plan"].allocate == "tod"
     for group in report.groups:
         assert group.ranking is not None

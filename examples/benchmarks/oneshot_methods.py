@@ -20,8 +20,8 @@ import fxprune
 
 WHOLE = "not pruned"
 PROPOSE = ("separability", "magnitude", "activation", "taylor", "random")
-PROTECT = ("taylor-by-sample", "separability", "magnitude", "activation", "reconstruction", "random")
-FULL = ("fxprune", "fxprune, protect taylor-by-sample")  # at all budgets, on large models too
+PROTECT = ("taylor", "separability", "magnitude", "activation", "reconstruction", "random")
+FULL = ("fxprune", "fxprune, protect taylor")  # at all budgets, on large models too
 ALLOCATIONS = ("tod-by-group", "uniform", "global")
 LEVELS = ("none", "bias", "ridge")
 RESNETS = ("resnet20", "resnet56")
@@ -68,7 +68,7 @@ def ours(options: Options) -> Callable[[Workload], AtBudget]:
 
 
 DEFAULT = Options(apply={"compensate": "sequential"})
-PUBLISHED = Options(score={"propose": "separability"}, plan={"allocate": "tod-by-group"})
+PUBLISHED = Options(score={"propose": "separability", "protect": "taylor"}, plan={"allocate": "tod-by-group"})
 CONFIGURATIONS: dict[str, Options] = {
     "fxprune": DEFAULT,
     **{f"fxprune, compensate {level}": replace(DEFAULT, apply={"compensate": level}) for level in LEVELS},

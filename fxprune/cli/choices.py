@@ -84,7 +84,7 @@ class ScoringOptions(CouplingOptions):
     ] = "reconstruction"
     protect: Annotated[
         str, _Scoring(callback=one_of(SIGNALS), help="Signal by which units are protected, highest first.")
-    ] = "taylor"
+    ] = "taylor-by-sample"
     loss: Annotated[
         str | None,
         _Scoring(metavar="MODULE:FUNCTION", help="Function (output, targets) -> mean loss; cross-entropy by default."),
