@@ -166,7 +166,7 @@ class _Refitted:
         if not len(places):
             return
         rows = self.inverse[places]
-        shares = np.linalg.solve(rows[:, places], rows)
+        shares = np.asarray(np.linalg.solve(rows[:, places], rows), dtype=np.float64)
         moved = self.products[:, places] - shares.T @ self.products[np.ix_(places, places)] / 2
         _subtract(self.products, moved, shares)
         _subtract(self.products, shares.T, moved.T)

@@ -50,7 +50,7 @@ def compare(per_class: int, samples: int) -> dict[str, Any]:
 
 
 def _scoring(model: nn.Module, batches: cifar.Batches, samples: int, projections: int) -> Callable[[], object]:
-    options = {"propose": "separability", "samples_per_class": samples, "projections": projections}
+    options = {"propose": "separability", "protect": "taylor", "samples_per_class": samples, "projections": projections}
     return lambda: fxprune.score(model, batches, **options, progress=False)
 
 
