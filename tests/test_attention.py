@@ -76,14 +76,14 @@ def test_inexact_groups_say_so() -> None:
     assert "prunable, inexactly: LayerNorm norm" in str(group)
 
 
-def _scores(model: nn.Module, loader: Any) -> fxprune.Scores:
-    return fxprune.score(model, loader, progress=False)
+def _scores(model: nn.Module, loader: Any, **options: Any) -> fxprune.Scores:
+    return fxprune.score(model, loader, progress=False, **options)
 
 
-def test_the_score_of_a_head_is_the_slope_of_the_loss_along_its_output() -> None:
+def test_the_r_score_of_a_head_is_the_slope_of_the_loss_along_its_output() -> None:
     model = ZOO["multihead_plain"].build().double().eval()
     loader = [(tensors(T, 6)(6).double(), torch.arange(6) % 5)]
-    scores = _scores(model, loader)
+    scores = _scores(model, loader, protect="taylor")
     site = next(s for s in scores.sites if s.name == "attention.inner.in_proj_weight")
     out = model.attention.inner
 

@@ -145,7 +145,7 @@ def test_the_result_lives_on_its_own() -> None:
 
 
 def test_the_scores_find_what_a_real_network_can_miss(data: Path) -> None:
-    """ResNet-20 on CIFAR-10, inner channels of the blocks, 400 images, no training: worst first is far worse."""
+    """ResNet-20 on CIFAR-10, inner channels of the blocks, 400 images, no training: worst first is chance."""
     model = cifar.load(cifar.resnet20, data)
     x, y = cifar.images(data, "train", 400)
     test, labels = cifar.images(data, "test", 400)
@@ -156,8 +156,8 @@ def test_the_scores_find_what_a_real_network_can_miss(data: Path) -> None:
     def accuracy(network: nn.Module) -> float:
         return float((outputs(network, test)[0].argmax(1) == labels).float().mean())
 
-    good, bad = (fxprune.apply(model, s.plan(alpha=0.05)) for s in (scores, reversed_scores))
+    good, bad = (fxprune.apply(model, s.plan(macs=0.8)) for s in (scores, reversed_scores))
     assert accuracy(model) > 0.84
-    assert fxprune.report(good).macs_after < 0.85 * fxprune.report(good).macs_before
-    assert accuracy(good) > 0.7
-    assert accuracy(bad) < 0.5
+    assert fxprune.report(good).macs_after <= 0.8 * fxprune.report(good).macs_before
+    assert accuracy(good) > 0.75
+    assert accuracy(bad) < 0.2

@@ -79,6 +79,7 @@ def small(trained: nn.Module) -> nn.Module:
         [(PIXELS[:200], LABELS[:200])],
         0.6,
         propose="separability",
+        protect="taylor",
         allocate="tod-by-group",
         compensate="none",
         progress=False,

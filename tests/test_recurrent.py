@@ -65,7 +65,7 @@ def test_r_score_is_the_derivative_of_the_loss_by_the_gate(name: str) -> None:
     """A factor on a unit is a factor on its recurrent column, or on what reads its outputs; the sizes are added."""
     model, x = ZOO[name].build().double(), double(ZOO[name].example(8))
     labels = torch.arange(8) % CLASSES
-    scores = fxprune.score(model, [(x, labels)], progress=False)
+    scores = fxprune.score(model, [(x, labels)], protect="taylor", progress=False)
     size = sizes_of_slopes(model, x, lambda logits: F.cross_entropy(logits, labels, reduction="sum"))
     units = len(scores.protect)
     for unit in range(0, units, max(1, units // 7)):

@@ -103,18 +103,22 @@ def test_the_report_is_about_the_original() -> None:
 
 
 def test_each_round_meets_a_geometric_share() -> None:
-    seen: list[float] = []
+    """Of what the round before left: one that had to overshoot leaves the next one less to do."""
+    seen: list[fxprune.Plan] = []
     whole = fxprune.Scores.plan
 
     def spy(self: fxprune.Scores, alpha: float | None = None, **options: Any) -> fxprune.Plan:
-        seen.append(options["params"])
-        return whole(self, alpha, **options)
+        seen.append(whole(self, alpha, **options))
+        return seen[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fxprune.Scores, "plan", spy)
         compress("inception", params=0.49, rounds=2)
-    assert seen[0] == pytest.approx(0.7)
-    assert seen[1] == pytest.approx(0.7, rel=0.02)
+    first, second = (plan.budget for plan in seen)
+    assert first is not None
+    assert second is not None
+    assert first.asked == pytest.approx(0.7)
+    assert second.asked == pytest.approx(0.49 / first.achieved)
 
 
 class Backbone(nn.Module):

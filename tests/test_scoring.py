@@ -150,7 +150,7 @@ def test_u_score_uses_the_first_samples_of_each_class() -> None:
 def test_r_score_is_the_derivative_of_the_loss_by_the_gate(name: str) -> None:
     """On each edge by itself, by central differences; the sizes are added."""
     model, x = build(name), ZOO[name].example(SAMPLES).double()
-    scores = score(model, loader(x))
+    scores = score(model, loader(x), protect="taylor")
     size = sizes_of_slopes(model, x, lambda output: F.cross_entropy(output, LABELS, reduction="sum"))
     units = len(scores.protect)
     for unit in range(0, units, max(1, units // 7)):
@@ -159,8 +159,9 @@ def test_r_score_is_the_derivative_of_the_loss_by_the_gate(name: str) -> None:
 
 def test_r_score_with_a_loss_of_the_users() -> None:
     model = build("residual")
-    twice = score(model, loader(), loss=lambda output, target: 2 * F.cross_entropy(output, target))
-    assert np.allclose(twice.protect, 2 * score(model, loader()).protect)
+    for protect in ("taylor", "taylor-by-sample"):
+        twice = score(model, loader(), loss=lambda output, target: 2 * F.cross_entropy(output, target), protect=protect)
+        assert np.allclose(twice.protect, 2 * score(model, loader(), protect=protect).protect)
 
 
 def test_scores_repeat_bit_for_bit() -> None:
