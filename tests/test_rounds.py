@@ -113,12 +113,13 @@ def test_each_round_meets_a_geometric_share() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fxprune.Scores, "plan", spy)
-        compress("inception", params=0.49, rounds=2)
+        compress("inception", params=0.49, rounds=2, protect="taylor")
     first, second = (plan.budget for plan in seen)
     assert first is not None
     assert second is not None
     assert first.asked == pytest.approx(0.7)
     assert second.asked == pytest.approx(0.49 / first.achieved)
+    assert second.asked == pytest.approx(0.7, rel=0.02)
 
 
 class Backbone(nn.Module):
