@@ -135,7 +135,8 @@ class _Refitted:
         """The edge before anything goes; costs are shares of its readers' output variance."""
         unit = np.eye(len(reading.units))
         mean = float(np.trace(reading.covariance)) / len(unit)
-        regular = reading.covariance / mean + RIDGE * unit if mean > 0 else unit  # nothing varies: only weights count
+        covariance = (reading.covariance + reading.covariance.T) / 2  # rounding leaves it not quite symmetric
+        regular = covariance / mean + RIDGE * unit if mean > 0 else unit  # nothing varies: only weights count
         scale = max(float(np.vdot(reading.products, regular)), np.finfo(float).tiny)
         return cls(
             reading.units.copy(), np.asarray(np.linalg.inv(regular), dtype=np.float64), reading.products.copy(), scale

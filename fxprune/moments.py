@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 WIDEST = 4096  # channels of which the covariance is kept; of wider edges, the variances only
 ROWS = 32  # of a sample that enter at the most, or one for 16 channels where that is more
+CONSTANT = 1e-5  # of the size of what an edge carries: where it varies by less, rounding does the most of it
 BATCH_ROWS = 1024  # of a batch whose samples cannot be told apart, or two for each channel
 Key = tuple[str, str]  # the node that gives the channels, and the axis or the parameter by which they are read
 
@@ -30,6 +31,11 @@ class Moments:
     def variance(self) -> NDArray[np.float64]:
         """The variance of each channel."""
         return self.covariance if self.covariance.ndim == 1 else np.diagonal(self.covariance)
+
+    @property
+    def varies(self) -> bool:
+        """Whether the channels vary by more than what rounding makes of constants."""
+        return bool(self.variance.sum() > CONSTANT**2 * np.square(self.mean).sum())
 
     def arrays(self) -> Mapping[str, Any]:
         """The numbers in single precision, as arrays of their names."""
@@ -107,7 +113,8 @@ class Gathering:
             covariance -= mean.square()
         else:
             covariance.addr_(mean, mean, alpha=-1)
-        return Moments((mean + self.origin.double()).cpu().numpy(), covariance.cpu().numpy())
+        found = Moments((mean + self.origin.double()).cpu().numpy(), covariance.cpu().numpy())
+        return found if found.varies else replace(found, covariance=np.zeros_like(found.covariance))
 
 
 def _some_of_all(x: Tensor, seed: list[int]) -> Tensor:

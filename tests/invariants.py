@@ -13,6 +13,7 @@ from helpers import difference, outputs, parameters, rounding, squares
 from numpy.typing import NDArray
 from permuted import permuted
 from random_nets import RandomNet
+from steps import KINDS
 from torch import nn
 
 import fxprune
@@ -27,11 +28,15 @@ CLOSE = {torch.float64: 1e-7, torch.float32: 1e-3}  # of two scores, in shares o
 
 @dataclass(frozen=True)
 class Trial:
-    """A network, and the plan that a random ranking of its units gives at a level."""
+    """A network, and the plan that a random ranking of its units gives at a level.
+
+    `exports` tells whether torch.export, which takes longer than all else together, is among the ways of capture.
+    """
 
     net: RandomNet
     seed: int
     alpha: float
+    exports: bool = True
 
     @cached_property
     def graph(self) -> ModelGraph:
@@ -44,6 +49,10 @@ class Trial:
     @cached_property
     def small(self) -> nn.Module:
         return made(self.graph, self.plan)
+
+    @cached_property
+    def scores(self) -> fxprune.Scores:
+        return scored(self.net)
 
 
 def made(graph: ModelGraph, plan: fxprune.Plan) -> ModelGraph:
@@ -100,8 +109,8 @@ def two_ways_of_capture_agree(trial: Trial) -> bool:
     A layer that torch.export opens up, such as a cell that runs twice, has no site of its own there: another plan.
     """
     example = trial.net.example(3)
-    packed = any(step.kind.startswith("packed") for step in trial.net.steps)  # torch.export does not know these
-    for method in ("values",) if packed else ("values", "export"):
+    exports = trial.exports and all(KINDS[step.kind].exports for step in trial.net.steps)
+    for method in ("values", "export") if exports else ("values",):
         other = fxprune.capture(trial.net, trial.net.example(), method=method)
         assert difference(outputs(trial.graph, example), outputs(other, example)) < 1e-9
         own = fxprune.Scores.random(other, trial.net.example(), seed=trial.seed).plan(alpha=trial.alpha)
@@ -118,7 +127,7 @@ def permuted_channels_permute_the_plan(trial: Trial) -> bool:
         return False
     other, order = permuted(trial.net, trial.graph, trial.seed)
     assert difference(outputs(trial.net, trial.net.example()), outputs(other, trial.net.example())) < 1e-9
-    one, two = scored(trial.net), scored(other)
+    one, two = trial.scores, scored(other)
     for before, after in ((one.propose, two.propose), (one.protect, two.protect)):
         assert near(before, after[order], torch.float64)
     if any(tied(scores, torch.float64) for scores in (one.propose, one.protect)):
@@ -128,7 +137,7 @@ def permuted_channels_permute_the_plan(trial: Trial) -> bool:
 
 
 def scoring_twice_is_bit_equal(trial: Trial) -> bool:
-    one, two = scored(trial.net), scored(trial.net)
+    one, two = trial.scores, scored(trial.net)
     assert one.propose.tobytes() == two.propose.tobytes()
     assert one.protect.tobytes() == two.protect.tobytes()
     assert one.plan(trial.alpha) == two.plan(trial.alpha)
@@ -136,7 +145,7 @@ def scoring_twice_is_bit_equal(trial: Trial) -> bool:
 
 
 def precisions_agree_away_from_ties(trial: Trial) -> bool:
-    double, single = scored(trial.net), scored(copy.deepcopy(trial.net).float())
+    double, single = trial.scores, scored(copy.deepcopy(trial.net).float())
     for one, two in ((double.propose, single.propose), (double.protect, single.protect)):
         assert near(one, two, torch.float32)
     if any(tied(scores, torch.float32) for scores in (double.propose, double.protect)):

@@ -50,7 +50,8 @@ _OPERATORS = {
     "neg": operator.neg, "eq": operator.eq, "ne": operator.ne, "gt": operator.gt, "ge": operator.ge, "lt": operator.lt,
     "le": operator.le, "floor_divide": operator.floordiv, "remainder": operator.mod, "bitwise_and": operator.and_,
     "bitwise_or": operator.or_, "bitwise_xor": operator.xor, "bitwise_not": operator.invert, "__and__": operator.and_,
-    "__or__": operator.or_, "__xor__": operator.xor,
+    "__or__": operator.or_, "__xor__": operator.xor, "__iand__": operator.iand, "__ior__": operator.ior,
+    "__ixor__": operator.ixor,
 }  # fmt: skip
 _LAST = 2**63 - 1  # the end of a slice that has none
 
@@ -250,6 +251,19 @@ def moved(x: Any, *args: Any, layout: Any = None, pin_memory: Any = None, device
 def einsum(equation: str, tensors: Sequence[Any], **kwargs: Any) -> Call:
     """The tensors are arguments of their own."""
     return _function(torch.einsum, equation, *tensors)
+
+
+@spells("tensordot")
+def tensordot(x: Any, y: Any, own: Sequence[int], other: Sequence[int]) -> Call:
+    """The axes of both tensors are one argument."""
+    return _function(torch.tensordot, x, y, (list(own), list(other)))
+
+
+@spells("grid_sampler")
+def grid_sample(x: Any, grid: Any, mode: int, padding: int, align: bool) -> Call:  # noqa: FBT001 - as export calls it
+    """Modes have names."""
+    modes, paddings = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")
+    return _function(F.grid_sample, x, grid, modes[mode], paddings[padding], align)
 
 
 @spells("batch_norm")

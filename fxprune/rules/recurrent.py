@@ -44,6 +44,12 @@ def cell(ctx: Context, module: Any, x: Labels, hx: Any = None) -> Any:
     return pytree.tree_map(lambda spec: _along(hidden, spec.shape), ctx.spec())
 
 
+@rule(torch.rnn_tanh_cell, torch.rnn_relu_cell, torch.lstm_cell, torch.gru_cell)
+def step(ctx: Context, *args: Any, **kwargs: Any) -> Any:
+    """One step of a cell whose weights are given to a function: all stays, as no module tells its units."""
+    return ctx.opaque(f"is read by {ctx.describe()}, which no module stands for", labels_in((args, kwargs)))
+
+
 @rule(pack_padded_sequence)
 def pack(ctx: Context, input: Labels, lengths: Any, *args: Any, **kwargs: Any) -> Labels:  # noqa: A002 - torch's name
     """The steps of all sequences in one axis; the channels go through."""

@@ -132,9 +132,18 @@ def _normalised_axis(ctx: Context, x: Labels, args: Any, kwargs: Any) -> int:
         dim = -3 if isinstance(args[0], nn.Softmax2d) else getattr(args[0], "dim", None)
     else:
         given = [a for a in args if isinstance(a, int) and not isinstance(a, bool)]
+        if ctx.node.target in _TOPK:
+            given = list(args[2:3])  # the first number is k
         dim = kwargs.get("dim", given[0] if given else None)
-    default = 1 if ctx.node.target is F.normalize or x.ndim not in (0, 1, 3) else 0
+    if ctx.node.target in _ORDERED:
+        default = -1
+    else:
+        default = 1 if ctx.node.target is F.normalize or x.ndim not in (0, 1, 3) else 0
     return int(default if dim is None else dim) % max(x.ndim, 1)
+
+
+_TOPK = (torch.topk, "topk")
+_ORDERED = (*_TOPK, torch.sort, "sort")
 
 
 def over_positions(ctx: Context, *args: Any, nd: int, **kwargs: Any) -> Any:

@@ -118,7 +118,7 @@ for _nd in (2, 3):
     )
     _own = f"fractional_max_pool{_nd}d"
     _call = getattr(F, _own)
-    add(f"F.{_own}", _random(lambda x, f=_call, k=_kernel, s=_shape: f(x, k, output_size=s), _nd))
+    add(f"F.{_own}", _random(lambda x, f=_call, k=_kernel, s=_shape: f(x, k, output_size=s), _nd), exports=False)
     _call = getattr(F, f"{_own}_with_indices")
     add(
         f"F.{_own}_with_indices",
@@ -127,6 +127,7 @@ for _nd in (2, 3):
             _nd,
             True,
         ),
+        exports=False,
     )
 
     _call = getattr(torch._C._nn, _own)

@@ -29,7 +29,7 @@ add("torch.numel", lambda _, x: x * torch.numel(x))
 for _name in ("is_floating_point", "is_complex", "is_contiguous", "get_device"):
     add(_name, lambda _, x, name=_name: x * (getattr(x, name)() + 2))
 add("torch.is_floating_point", lambda _, x: x * (torch.is_floating_point(x) + 2))
-add("attributes", lambda _, x: x.data * x.ndim + torch.zeros(1, dtype=x.dtype, device=x.device))
+add("attributes", lambda _, x: x.data * x.ndim + torch.zeros(1, dtype=x.dtype, device=x.device), exports=False)
 add("T", lambda _, x: x * spread(pooled(x).T.mT))
 add("new_zeros", lambda _, x: x + x.new_zeros(x.shape), whole=True)
 add("new_ones", lambda _, x: x + x.new_ones(x.size()), whole=True)

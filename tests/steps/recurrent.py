@@ -42,6 +42,14 @@ def _step(layer: nn.Module, x: Tensor) -> Tensor:
     return spread(state[0] if isinstance(layer, nn.LSTMCell) else state).expand(-1, -1, SIZE, SIZE)
 
 
+def _function(cell: Any, x: Tensor, call: Any) -> Tensor:
+    """One step by a function that is given the weights of a cell."""
+    state = x.new_zeros(x.size(0), cell.hidden_size)
+    given = (state, state) if call is torch.lstm_cell else state
+    new = call(pooled(x), given, cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+    return spread(new[0] if call is torch.lstm_cell else new).expand(-1, -1, SIZE, SIZE)
+
+
 for _class in (nn.RNN, nn.LSTM, nn.GRU):
     _name = _class.__name__
     add(f"nn.{_name}", _sequence, partial(lambda c, i, o: c(i, o, batch_first=True), _class), width=drawn)
@@ -53,8 +61,13 @@ for _class in (nn.RNN, nn.LSTM, nn.GRU):
         alike=False,
     )
     _made = partial(lambda c, i, o: Packed(c(i, o, 2, batch_first=True)), _class)
-    add(f"packed {_name}", apply, _made, width=drawn)
+    add(f"packed {_name}", apply, _made, width=drawn, exports=False)
 for _cell in (nn.RNNCell, nn.LSTMCell, nn.GRUCell):
     add(f"nn.{_cell.__name__}", _step, lambda i, o, c=_cell: c(i, o), width=drawn)
+for _cell, _name in (
+    (nn.RNNCell, "rnn_tanh_cell"), (nn.RNNCell, "rnn_relu_cell"), (nn.LSTMCell, "lstm_cell"), (nn.GRUCell, "gru_cell"),
+):  # fmt: skip
+    _call = partial(_function, call=getattr(torch, _name))
+    add(f"torch.{_name}", _call, lambda i, o, c=_cell: c(i, o), width=drawn, whole=True)
 add("LSTM and its state", _state, lambda i, o: nn.LSTM(i, o, batch_first=True), width=drawn)
 add("projected", _sequence, lambda i, o: nn.LSTM(i, o + 4, batch_first=True, proj_size=o), width=drawn)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steps.kind import exactly, kind
+from steps.kind import back, exactly, kind, rows
 
 add = partial(kind, "reductions")
 
@@ -66,6 +66,10 @@ for _title, _call in _ALONG.items():
     add(f"{_title} of channels", lambda _, x, f=_call: f(x, dim=1), whole=True, alike=_title not in _ORDERED)
 for _class in (nn.Softmax, nn.LogSoftmax, nn.Softmin):
     add(f"nn.{_class.__name__}", lambda layer, x: layer(x), lambda i, o, c=_class: c(dim=2))
+add("topk, all in order", lambda _, x: x.topk(x.size(1), 1)[0], whole=True, alike=False)
+add("topk of places", lambda _, x: x.topk(x.size(3), -1)[0])
+add("sort of the last axis", lambda _, x: torch.sort(x)[0] + x.sort(descending=True)[0])
+add("sort of rows", lambda _, x: back(rows(x).sort()[0]), whole=True, alike=False)
 add("nn.Softmax2d", lambda layer, x: layer(x), lambda i, o: nn.Softmax2d(), whole=True)
 add("F.gumbel_softmax", lambda _, x: F.gumbel_softmax(x, dim=1), whole=True, alike=False)
 add("F.cosine_similarity", lambda _, x, y: x * F.cosine_similarity(x, y, dim=1)[:, None], inputs=2, whole=True)
