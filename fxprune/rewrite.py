@@ -79,6 +79,8 @@ def _settle(checker: Checker, node: fx.Node) -> Any:
     if node.op == "call_module":
         inputs = map_arg(node.args, checker.env.__getitem__)
         resize(checker.module(node), inputs[0] if inputs else None, repair.expected)
+    elif node.op == "get_attr":
+        resize(checker.graph.get_submodule(str(node.target).rpartition(".")[0]))
     restore_numbers(repair)
     for source in node.all_input_nodes:
         _see_inserted(checker, source, node)

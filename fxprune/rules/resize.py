@@ -24,8 +24,8 @@ def resizes(*classes: type[nn.Module]) -> Callable[[Resize], Resize]:
     return register
 
 
-def resize(module: nn.Module, x: Any, output: Any) -> None:
-    """Set the sizes of a module whose parameters were narrowed."""
+def resize(module: nn.Module, x: Any = None, output: Any = None) -> None:
+    """Set the sizes of a module whose parameters were narrowed; no labels where only its weights are read."""
     function = RESIZES.get(module_class(module) or type(module))
     if function is not None:
         function(module, x, output)
@@ -38,8 +38,12 @@ def linear(module: nn.Linear, x: Labels, output: Labels) -> None:
 
 
 @resizes(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-def convolution(module: Any, x: Labels, output: Labels) -> None:
+def convolution(module: Any, x: Labels | None, output: Any) -> None:
     """Channels are those of its input and output; groups follow from the weight."""
+    if x is None:
+        sizes = len(module.weight), module.weight.shape[1] * module.groups
+        module.out_channels, module.in_channels = sizes[::-1] if module.transposed else sizes
+        return
     axis = x.ndim - len(module.kernel_size) - 1
     module.in_channels, module.out_channels = x.shape[axis], output.shape[axis]
     split = module.out_channels if module.transposed else module.in_channels
@@ -48,9 +52,12 @@ def convolution(module: Any, x: Labels, output: Labels) -> None:
 
 @resizes(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 @resizes(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-def normalisation(module: Any, x: Labels, output: Labels) -> None:
+def normalisation(module: Any, x: Labels | None, output: Labels) -> None:
     """Features are the channels."""
-    module.num_features = x.shape[1] if x.ndim > 1 and module.weight is None else len(module.weight)
+    if module.weight is not None:
+        module.num_features = len(module.weight)
+    elif x is not None:
+        module.num_features = x.shape[1]
 
 
 @resizes(nn.RNN, nn.LSTM, nn.GRU)
@@ -75,17 +82,19 @@ def prelu(module: nn.PReLU, x: Labels, output: Labels) -> None:
 
 
 @resizes(nn.LayerNorm, nn.RMSNorm)
-def layer_norm(module: Any, x: Labels, output: Labels) -> None:
+def layer_norm(module: Any, x: Labels | None, output: Labels) -> None:
     """The last axes of the input."""
-    module.normalized_shape = tuple(x.shape[x.ndim - len(module.normalized_shape) :])
+    module.normalized_shape = tuple(
+        x.shape[x.ndim - len(module.normalized_shape) :] if x is not None else module.weight.shape
+    )
 
 
 @resizes(nn.GroupNorm)
-def group_norm(module: nn.GroupNorm, x: Labels, output: Labels) -> None:
+def group_norm(module: Any, x: Labels | None, output: Labels) -> None:
     """Groups keep their size, where there are several."""
-    size = module.num_channels // module.num_groups
-    module.num_groups = 1 if module.num_groups == 1 else x.shape[1] // size
-    module.num_channels = x.shape[1]
+    size, channels = module.num_channels // module.num_groups, len(module.weight) if x is None else x.shape[1]
+    module.num_groups = 1 if module.num_groups == 1 else channels // size
+    module.num_channels = channels
 
 
 @resizes(nn.Embedding, nn.EmbeddingBag)
