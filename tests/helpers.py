@@ -30,10 +30,11 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 
 def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    """What ``model`` gives in eval mode, without gradients; its own mode is put back."""
+    """What ``model`` gives in eval mode, without gradients, with the same random numbers each time; its mode stays."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
         result = [tensor.clone() for tensor in tensors_of(call(model, inputs))]
     for module, mode in modes:
         module.training = mode

@@ -128,7 +128,7 @@ def permuted_channels_permute_the_plan(trial: Trial) -> bool:
     other, order = permuted(trial.net, trial.graph, trial.seed)
     assert difference(outputs(trial.net, trial.net.example()), outputs(other, trial.net.example())) < 1e-9
     one, two = trial.scores, scored(other)
-    if not agree(trial, replace(two, propose=two.propose[order], protect=two.protect[order]), torch.float64):
+    if not agree(one, replace(two, propose=two.propose[order], protect=two.protect[order]), trial.net):
         return False
     if any(tied(scores, torch.float64) for scores in (one.propose, one.protect)):
         return False
@@ -151,7 +151,7 @@ def precisions_agree_away_from_ties(trial: Trial) -> bool:
     if difference(whole, rounded) > CLOSE[torch.float32] * max(float(t.abs().max()) for t in whole):
         return False
     double, single = trial.scores, scored(net)
-    if not agree(trial, single, torch.float32):
+    if not agree(single, double, net):
         return False
     if any(tied(scores, torch.float32) for scores in (double.propose, double.protect)):
         return False
@@ -159,21 +159,22 @@ def precisions_agree_away_from_ties(trial: Trial) -> bool:
     return True
 
 
-def agree(trial: Trial, other: fxprune.Scores, dtype: torch.dtype) -> bool:
-    """Whether scores are those of a trial; they have to be, unless rounding alone moves the trial's own as far."""
-    if close(trial.scores, other, dtype):
+def agree(one: fxprune.Scores, two: fxprune.Scores, net: RandomNet) -> bool:
+    """Whether two scores are the same; they have to be, unless rounding alone moves the first, of `net`, as far."""
+    dtype = net.flat.weight.dtype
+    if close(one, two, dtype):
         return True
-    assert any(not close(trial.scores, scored(shaken(trial.net, dtype, draw)), dtype) for draw in range(3))
+    assert any(not close(one, scored(shaken(net, draw)), dtype) for draw in range(3))
     return False
 
 
-def shaken(net: RandomNet, dtype: torch.dtype, draw: int) -> RandomNet:
+def shaken(net: RandomNet, draw: int) -> RandomNet:
     """A network whose weights are changed by as little as rounding changes them."""
     other, generator = copy.deepcopy(net), torch.Generator().manual_seed(draw)
     with torch.no_grad():
         for parameter in other.parameters():
             noise = torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator)
-            parameter.mul_(1 + 4 * torch.finfo(dtype).eps * noise)
+            parameter.mul_(1 + 4 * torch.finfo(parameter.dtype).eps * noise)
     return other
 
 

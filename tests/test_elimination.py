@@ -156,3 +156,16 @@ def test_several_at_a_time_go_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_group_sees_its_own_units() -> None:
     own = Reading.of(np.array([4, 9, -1, 5, 6]), np.eye(5), np.eye(5)).within(range(4, 7))
     assert own.units.tolist() == [0, -1, -1, 1, 2]
+
+
+def test_rounding_that_makes_a_covariance_asymmetric_does_not_count() -> None:
+    """All that there is goes in the end, so the costs add up to it; of nearly dependent channels, too."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(50, 2)) @ rng.normal(size=(2, 6))
+    covariance = np.cov(values.T) + 1e-6 * np.triu(rng.normal(size=(6, 6)), 1)
+    weights = rng.normal(size=(3, 6))
+    units = np.array([0, 0, 1, 1, 2, 2])
+    costs = eliminated([Reading.of(units, covariance, weights)], 3)
+    assert costs.max() == pytest.approx(1, abs=1e-9)
+    even = eliminated([Reading.of(units, (covariance + covariance.T) / 2, weights)], 3)
+    assert costs == pytest.approx(even, abs=1e-9)

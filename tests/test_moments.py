@@ -32,6 +32,18 @@ def score(model: nn.Module, x: Any, **options: Any) -> fxprune.Scores:
     return fxprune.score(model, [(x, torch.arange(count) % CLASSES)], progress=False, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_rounding_makes_of_constants_is_no_variance(dtype: torch.dtype) -> None:
+    values = torch.tensor([0.1, 700.3, -5.7], dtype=dtype)
+    shaken = values * (1 + 3 * torch.finfo(dtype).eps * torch.randn(40, 3, dtype=dtype))
+    found = gathered(*shaken.split(9))
+    assert not found.varies
+    assert not found.covariance.any()
+    assert np.allclose(found.mean, values.double())
+    assert gathered(values * (1 + 1e-3 * torch.randn(40, 3, dtype=dtype))).varies
+    assert gathered(torch.cat([values.expand(40, 3), torch.randn(40, 1, dtype=dtype)], 1)).covariance[3, 3] > 0
+
+
 @pytest.mark.parametrize("dim", [1, -1, 2])
 def test_they_are_those_of_all_rows_while_rows_are_few(dim: int) -> None:
     parts = [torch.randn(n, 3, 4, 5, dtype=torch.float64) + 7 for n in (4, 1, 6)]

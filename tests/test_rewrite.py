@@ -9,7 +9,8 @@ import pytest
 import torch
 from helpers import call, difference, double, outputs, storages
 from torch import fx, nn
-from zoo import ZOO, Case, conv, head, images, tensors
+from torch.nn import functional as F
+from zoo import CLASSES, ZOO, Case, conv, head, images, tensors
 
 import fxprune
 from fxprune.coupling import analyse
@@ -42,6 +43,35 @@ def test_attributes_agree_with_the_tensors(case: Case) -> None:
             assert module.weight.numel() == module.num_parameters, name
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and module.bias is not None:
             assert len(module.bias) == getattr(module, "out_channels", getattr(module, "out_features", None)), name
+
+
+class GivenWeights(nn.Module):
+    """Layers that are not called: functions are given their weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(1, 8)
+        self.last, self.even, self.out = nn.Linear(8, 6), nn.LayerNorm(6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.conv2d(x, self.first.weight, self.first.bias, padding=1).relu()
+        x = x * self.norm.weight[:, None, None]
+        x = F.linear(x.mean((2, 3)), self.last.weight, self.last.bias)
+        out: torch.Tensor = self.out(x * self.even.weight)
+        return out
+
+
+def test_attributes_follow_weights_that_functions_are_given() -> None:
+    model, example = GivenWeights().eval(), torch.randn(2, 3, 6, 6)
+    small = fxprune.apply(model, fxprune.Scores.random(model, example, seed=0).plan(alpha=0.5))
+    kept, within = len(small.first.weight), len(small.last.weight)
+    assert kept < 8
+    assert within < 6
+    assert (small.first.in_channels, small.first.out_channels) == (3, kept)
+    assert (small.norm.num_groups, small.norm.num_channels) == (1, kept)
+    assert (small.last.in_features, small.last.out_features) == (kept, within)
+    assert small.even.normalized_shape == (within,)
+    assert (small.out.in_features, small.out.out_features) == (within, CLASSES)
 
 
 @every_case
