@@ -43,7 +43,6 @@ from torch import nn
 
 LIMIT = 1500.0
 BUDGETS: dict[str, tuple[float, ...]] = {"pruned": (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3), "tuned": (0.7, 0.5, 0.3)}
-LARGE = ("resnet56", "vgg")  # models on which ablations of fxprune have fewer budgets
 TUNED_MODELS = ("resnet20",)
 QUICK_MODELS, QUICK_BUDGETS = ("resnet20", "lstm"), (0.7,)
 HEADING = "Accuracy right after pruning"
@@ -71,7 +70,7 @@ NOTES = {
 Run = dict[str, Any]
 
 
-def measured(stage: str, model: str, method: str, weights: Path, *, quick: bool) -> Run:
+def measured(stage: str, model: str, method: str, budgets: Sequence[float], weights: Path, *, quick: bool) -> Run:
     """In a child: a row for every budget of one method on one model, and the model's own."""
     work = workload(model, weights, quick=quick)
     full = {"macs": macs(work.model, work.example), "params": params(work.model)}
@@ -79,9 +78,7 @@ def measured(stage: str, model: str, method: str, weights: Path, *, quick: bool)
     at = METHODS[method].prepare(work)
     prepared = time.perf_counter() - start
     rows: list[dict[str, Any]] = []
-    few = METHODS[method].ablation and model in LARGE
-    budgets = BUDGETS["tuned"] if few else BUDGETS[stage]
-    for budget in (1.0,) if method == WHOLE else QUICK_BUDGETS if quick else budgets:
+    for budget in budgets:
         try:
             small, level = at(budget)
             rows.append({"budget": budget, "level": level, **result(small, work, stage, quick=quick)})
@@ -150,7 +147,7 @@ def cell(row: dict[str, Any] | None, full: dict[str, Any]) -> str:
 def options_of() -> argparse.Namespace:
     """The command line."""
     options = parser("accuracy right after pruning", "oneshot")
-    options.add_argument("--resume", action="store_true", help="keep what an earlier run wrote")
+    options.add_argument("--resume", action="store_true", help="measure only what an earlier run did not")
     options.add_argument("--only", nargs="+", metavar="MODEL", choices=MODELS, help="only these models")
     options.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods, * being anything")
     options.add_argument("--stages", nargs="+", choices=TITLES, default=list(TITLES), help="without or with training")
@@ -182,20 +179,36 @@ def main() -> None:
         CONSOLE.file.write(json.dumps(found) + "\n")
         return
     page = (options.out or DOCS) / "oneshot.json"
-    runs: list[Run] = json.loads(page.read_text()) if options.resume and page.exists() else []
-    done = {(run["stage"], run["model"], run["method"]) for run in runs}
-    jobs = [job for job in jobs_of(options) if job not in done]
+    known: list[Run] = json.loads(page.read_text()) if options.resume and page.exists() else []
+    runs = {(run["stage"], run["model"], run["method"]): run for run in known}
+    jobs = [(job, left) for job in jobs_of(options) if (left := missing(job, runs.get(job), quick=options.quick))]
     with tempfile.TemporaryDirectory() as weights:
-        for model in {model for _, model, _ in jobs} & set(DIGITS):
+        for model in {model for (_, model, _), _ in jobs} & set(DIGITS):
             train_digits(model, Path(weights))
-        for job in track(jobs, description="methods", console=CONSOLE):
+        for job, left in track(jobs, description="methods", console=CONSOLE):
             flags = ["--quick"] if options.quick else []
-            found = child(__file__, "--child", json.dumps(job), "--out", weights, *flags, limit=LIMIT)
-            runs.append({**dict(zip(("stage", "model", "method"), job, strict=True)), **found})
-            CONSOLE.print("  ".join((*job, *cells(job[0], runs[-1]))))
-            publish(runs, options)
-    publish(runs, options)
-    show(tables(runs))
+            found = child(__file__, "--child", json.dumps([*job, left]), "--out", weights, *flags, limit=LIMIT)
+            runs[job] = dict(zip(("stage", "model", "method"), job, strict=True)) | joined(runs.get(job), found)
+            CONSOLE.print("  ".join((*job, *cells(job[0], runs[job]))))
+            publish(list(runs.values()), options)
+    publish(list(runs.values()), options)
+    show(tables(list(runs.values())))
+
+
+def missing(job: tuple[str, str, str], run: Run | None, *, quick: bool) -> list[float]:
+    """The budgets of a job that an earlier run has no row for."""
+    if run and "failed" in run:
+        return []
+    known = {row["budget"] for row in run["rows"]} if run else set()
+    wanted = (1.0,) if job[2] == WHOLE else QUICK_BUDGETS if quick else BUDGETS[job[0]]
+    return [budget for budget in wanted if budget not in known]
+
+
+def joined(run: Run | None, found: Run) -> Run:
+    """What was found, with the rows of an earlier run of the same job."""
+    if run is None or "failed" in found:
+        return run or found
+    return found | {"rows": sorted(run["rows"] + found["rows"], key=lambda row: -row["budget"])}
 
 
 def publish(runs: Sequence[Run], options: argparse.Namespace) -> None:

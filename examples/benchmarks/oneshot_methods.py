@@ -21,7 +21,6 @@ import fxprune
 WHOLE = "not pruned"
 PROPOSE = ("separability", "magnitude", "activation", "taylor", "random")
 PROTECT = ("taylor", "separability", "magnitude", "activation", "reconstruction", "random")
-FULL = ("fxprune", "fxprune, protect taylor")  # at all budgets, on large models too
 ALLOCATIONS = ("tod-by-group", "uniform", "global")
 LEVELS = ("none", "bias", "ridge")
 RESNETS = ("resnet20", "resnet56")
@@ -30,16 +29,12 @@ RESIDUAL = tuple(name for name in MODELS if name not in ("vgg", "lstm"))
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How to prune a workload to budgets; the models that it is for; whether it is drawn, and whether it is bold.
-
-    An `ablation` exchanges one part of fxprune for another.
-    """
+    """How to prune a workload to budgets; the models that it is for; whether it is drawn, and whether it is bold."""
 
     prepare: Callable[[Workload], AtBudget]
     models: tuple[str, ...] = MODELS
     drawn: bool = False
     bold: bool = False
-    ablation: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +77,7 @@ DRAWN = ("fxprune", "fxprune, compensate none", "fxprune, compensate ridge", "fx
 METHODS: dict[str, Method] = {
     WHOLE: Method(lambda work: lambda budget: (copy.deepcopy(work.model), budget)),
     **{
-        name: Method(ours(options), drawn=name in DRAWN, bold=name == "fxprune", ablation=name not in FULL)
+        name: Method(ours(options), drawn=name in DRAWN, bold=name == "fxprune")
         for name, options in CONFIGURATIONS.items()
     },
     "torch-pruning, L2": Method(peers.torch_pruning("L2"), drawn=True),
