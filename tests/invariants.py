@@ -30,7 +30,7 @@ CLOSE = {torch.float64: 1e-7, torch.float32: 1e-3}  # of two scores, in shares o
 class Trial:
     """A network, and the plan that a random ranking of its units gives at a level.
 
-    `exports` tells whether torch.export, which takes longer than all else together, is among the ways of capture.
+    `exports` asks for torch.export, which takes longer than all else together, among the ways of capture.
     """
 
     net: RandomNet
@@ -53,6 +53,12 @@ class Trial:
     @cached_property
     def scores(self) -> fxprune.Scores:
         return scored(self.net)
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The ways of capture beside the first."""
+        exports = self.exports and all(KINDS[step.kind].exports for step in self.net.steps)
+        return ("values", "export") if exports else ("values",)
 
 
 def made(graph: ModelGraph, plan: fxprune.Plan) -> ModelGraph:
@@ -109,8 +115,7 @@ def two_ways_of_capture_agree(trial: Trial) -> bool:
     A layer that torch.export opens up, such as a cell that runs twice, has no site of its own there: another plan.
     """
     example = trial.net.example(3)
-    exports = trial.exports and all(KINDS[step.kind].exports for step in trial.net.steps)
-    for method in ("values", "export") if exports else ("values",):
+    for method in trial.ways:
         other = fxprune.capture(trial.net, trial.net.example(), method=method)
         assert difference(outputs(trial.graph, example), outputs(other, example)) < 1e-9
         own = fxprune.Scores.random(other, trial.net.example(), seed=trial.seed).plan(alpha=trial.alpha)
