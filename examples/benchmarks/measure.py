@@ -170,7 +170,8 @@ def environment() -> str:
     command = " ".join(["python", f"examples/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     versions = f"fxprune {fxprune.__version__}, torch {version('torch')}, torchvision {version('torchvision')}"
     today = dt.datetime.now(dt.timezone.utc).date().isoformat()
-    machine = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    machine = f"{_processor()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads != 1)}"
     return f"`{command}`\n\n{today}; Python {platform.python_version()}, {versions}; {machine}."
 
 
