@@ -180,6 +180,26 @@ def test_comparison_says_what_was_measured() -> None:
     assert f"of the {len(both)} models that both run | {medians[0]:.2f} s | {medians[1]:.2f} s |" in text
 
 
+def test_readme_gives_the_accuracies_that_were_measured() -> None:
+    """A row a budget, a column a network: fxprune, and in brackets the best of the others there."""
+    runs = json.loads(text_of("benchmarks/oneshot.json"))
+    table = README[README.index("| MACs left |") :].split("\n\n")[0].splitlines()
+    names, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table if "---" not in line)
+    for share, *cells in rows:
+        budget = int(share.removesuffix(" %")) / 100
+        for network, written in zip(names[1:], cells, strict=True):
+            found = {
+                run["method"]: f"{row['accuracy']:.1%}".replace("%", " %")
+                for run in runs
+                if (run["stage"], run["model"]) == ("pruned", network.lower().replace("-", ""))
+                for row in run.get("rows", ())
+                if row["budget"] == budget and "accuracy" in row
+            }
+            ours = found.pop("not pruned" if budget == 1 else "fxprune")
+            peers = [value for name, value in found.items() if not name.startswith("fxprune")]
+            assert written == (ours if budget == 1 else f"{ours} ({max(peers, key=lambda text: float(text[:-2]))})")
+
+
 def test_rules_page_shows_what_it_says() -> None:
     names = executed(ROOT / "docs" / "rules.md")
     first = names["clipped"][0]
