@@ -279,8 +279,9 @@ def write_page(name: str, found: dict[Any, Any], options: argparse.Namespace) ->
     data = {**known, name: json.loads(json.dumps(found))}  # with the keys that JSON has
     tables = [section(other, _with_numbers(data[other])) for other in NAMES if other in data]
     folder = publish("scaling", HEADING, tables, data, options)
-    if folder is not None:
-        plot({other: _with_numbers(data[other]) for other in CURVES if other in data}, CURVES, folder / "scaling.png")
+    curves = {other: _with_numbers(data[other]) for other in CURVES if other in data}
+    if folder is not None and curves:
+        plot(curves, CURVES, folder / "scaling.png")
         with (folder / "scaling.md").open("a") as text:
             text.write("\n![seconds over what grows](scaling.png)\n")
 
