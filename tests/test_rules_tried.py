@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from invariants import made, scored
 from random_nets import FAMILIES, RandomNet, keys_of, one_of_each
 from steps import KINDS
 from torch import nn
 
 import fxprune
 from fxprune.capture import symbolic
-from fxprune.notes import planned_by
-from fxprune.rewrite import rewrite
 from fxprune.rules import RULES
 from fxprune.rules.table import describe
 
@@ -37,7 +36,7 @@ def prove(net: RandomNet, method: str = "auto") -> None:
     """Verify a network under a strong plan that removes what may go, and nothing else."""
     graph = fxprune.capture(net, net.example(2), method=method)
     plan = fxprune.Scores.random(graph, net.example(2)).plan(alpha=1.0)
-    assert fxprune.verify(graph, plan, rewrite(*planned_by(graph, plan)), net.example(3)) < 1e-9
+    assert fxprune.verify(graph, plan, made(graph, plan), net.example(3)) < 1e-9
     for step in net.steps:
         for source in step.sources:
             if source and net.steps[source - 1].kind == "conv":
@@ -63,6 +62,18 @@ def test_every_step_is_verified(names: list[str], method: str) -> None:
         prove(one_of_each(names), method)
     except Exception as error:
         raise AssertionError([found for n in names if (found := fails(n, method))] or "only together") from error
+
+
+@pytest.mark.parametrize("names", chunks(), ids=lambda names: f"{KINDS[names[0]].family}: {names[0]}")
+def test_every_step_is_scored(names: list[str]) -> None:
+    net = one_of_each(names)
+    scores = scored(net)
+    assert scores.propose.max() > 0
+    assert scores.protect.max() > 0
+    graph = fxprune.capture(net, net.example(2))
+    plan = scores.plan(alpha=0.5)
+    assert plan.removed
+    assert fxprune.verify(graph, plan, made(graph, plan), net.example(3)) < 1e-9
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if not kind.exports])

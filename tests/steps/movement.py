@@ -190,7 +190,8 @@ add("select by numbers", lambda own, x: x.index_select(1, own.weight), _any_orde
 
 _SHUFFLES: dict[str, Callable[..., Any]] = {
     "shuffle": lambda x, g: _shuffled(x, g), "torch.channel_shuffle": torch.channel_shuffle,
-    "F.channel_shuffle": F.channel_shuffle, "torch.native_channel_shuffle": torch.native_channel_shuffle,
+    "F.channel_shuffle": F.channel_shuffle,
+    "torch.native_channel_shuffle": lambda x, g: torch.native_channel_shuffle(x.detach(), g),  # has no gradient
 }  # fmt: skip
 for _name, _mix in _SHUFFLES.items():
     add(_name, lambda _, x, f=_mix: f(x, 2), needs=even, alike=False)

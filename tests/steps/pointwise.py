@@ -63,6 +63,8 @@ _TWO = set(
     )
 )
 _THREE = {"lerp", "addcmul", "addcdiv"}
+_FLAT = {"floor_divide", "floordiv", "ifloordiv", "heaviside"}  # torch has no gradient of these
+_FLAT_IN_PLACE = {"asinh", "acosh", "atanh"}
 _MORE: dict[str, tuple[Any, ...]] = {
     "clamp": (-0.5, 0.5), "clip": (-0.5, 0.5), "clamp_min": (0.1,), "clamp_max": (0.1,), "threshold": (0.1, 0.2),
     "normal": (0.5,), "full_like": (0.5,), "fill": (0.5,), "to": (torch.float32,), "type": (torch.float32,),
@@ -77,10 +79,11 @@ _ALONE = {"where", "masked_fill", "bernoulli", "cuda", *_DROPS}
 def _run(call: Callable[..., Tensor], name: str, *, changes: bool) -> Callable[..., Tensor]:
     """What a spelling makes of one, two or three images: prepared, called, and a tensor of the images' dtype again."""
     domain, after, more = _FROM.get(name, _itself), _AFTER.get(name, _itself), _MORE.get(name, ())
+    flat = name in _FLAT or (changes and name in _FLAT_IN_PLACE)
 
-    def bare(_: Any, x: Tensor, *others: Tensor) -> Tensor:
-        first = x.clone() if changes and domain is _itself else domain(x)
-        return after(call(first, *(domain(other) for other in others), *more))
+    def bare(_: Any, *images: Tensor) -> Tensor:
+        first, *others = (domain(image.detach() if flat else image) for image in images)
+        return after(call(first.clone() if changes else first, *others, *more))
 
     sample = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     if bare(None, *[sample] * _inputs(name)).dtype == sample.dtype:
