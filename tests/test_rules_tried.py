@@ -72,7 +72,6 @@ def test_every_step_is_scored(names: list[str]) -> None:
     assert scores.protect.max() > 0
     graph = fxprune.capture(net, net.example(2))
     plan = scores.plan(alpha=0.5)
-    assert plan.removed
     assert fxprune.verify(graph, plan, made(graph, plan), net.example(3)) < 1e-9
 
 
