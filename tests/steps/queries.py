@@ -21,8 +21,9 @@ def _asserted(_: Any, x: Tensor) -> Tensor:
 add("size", lambda _, x: x.reshape(x.size(0), x.size(1), -1).view(x.size()))
 add("torch.Tensor.size", lambda _, x: x.flatten(2).view(exactly(torch.Tensor.size, x)))
 add("shape", lambda _, x: x.reshape(x.shape[0], -1).view(x.shape))
-for _name in ("dim", "ndimension", "numel", "nelement", "element_size"):
+for _name in ("dim", "ndimension", "numel", "nelement"):
     add(_name, lambda _, x, name=_name: x * getattr(x, name)())
+add("element_size", lambda _, x: x + 0 * x.element_size())  # the dtype of the network makes no difference
 add("__len__", lambda _, x: x * exactly("__len__", x.transpose(0, 2)))
 add("len", lambda _, x, function=len: x * exactly(function, x.transpose(0, 2)))  # tracing may replace the name
 add("torch.numel", lambda _, x: x * torch.numel(x))
