@@ -40,7 +40,8 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
         tolerance: of the returned error; by default 1e-9 in float64, 1e-4 in float32, 2e-2 in float16, 0.1 in bfloat16.
 
     Returns:
-        The largest absolute difference of the outputs, divided by the largest absolute output of the original.
+        The largest absolute difference of the outputs, divided by the largest finite absolute output of the original.
+        Infinities that both hold, such as those of a mask, are no difference.
 
     Raises:
         VerificationError: the labels disagree, or the error is above the tolerance.
@@ -106,8 +107,12 @@ def _compared(wanted: Any, found: Any, tolerance: float | None) -> float:
         raise FxpruneError("the model's output holds no tensor of floats: there is nothing to compare")
     largest = 0.0
     for a, b in zip(expected, got, strict=True):
-        scale = float(a.abs().max().clamp_min(torch.finfo(a.dtype).tiny)) if a.numel() else 1.0
-        error = float((a - b).abs().max()) / scale if a.numel() else 0.0
+        if a.isnan().any():
+            raise VerificationError(
+                "the zero-masked original gives NaN on the example, and there is nothing to compare: "
+                "exclude= the layers that it divides by or takes logarithms of, or remove fewer units"
+            )
+        error = _apart(a, b)
         limit = TOLERANCES[a.dtype] if tolerance is None else tolerance
         if not error <= limit:
             raise VerificationError(
@@ -133,12 +138,16 @@ def relative_error(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     """The largest difference of two lists of tensors, in shares of the largest entry; infinite for other shapes."""
     if [t.shape for t in wanted] != [t.shape for t in found]:
         return math.inf
-    errors = [
-        float((a - b.to(a)).abs().max() / a.abs().max().clamp_min(torch.finfo(a.dtype).tiny))
-        for a, b in zip(wanted, found, strict=True)
-        if a.numel()
-    ]
+    errors = [_apart(a, b.to(a)) for a, b in zip(wanted, found, strict=True)]
     return math.inf if any(math.isnan(error) for error in errors) else max(errors, default=0.0)
+
+
+def _apart(wanted: Tensor, found: Tensor) -> float:
+    """The largest difference in shares of the largest finite entry; infinities that both hold are no difference."""
+    if not wanted.numel():
+        return 0.0
+    scale = wanted.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp_min(torch.finfo(wanted.dtype).tiny)
+    return float(torch.where(wanted == found, 0.0, (wanted - found).abs()).max() / scale)
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -6,15 +6,16 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
-from helpers import difference, outputs, parameters, rounding, squares
+from helpers import difference, outputs, parameters, rounding, squares, tensors_of
 from numpy.typing import NDArray
 from permuted import permuted
 from random_nets import RandomNet
 from steps import KINDS
-from torch import nn
+from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.capture import ModelGraph
@@ -24,6 +25,7 @@ from fxprune.moments import CONSTANT, Moments
 from fxprune.notes import planned_by
 from fxprune.rewrite import rewrite
 
+BATCHES = 5, 4  # samples in each batch that a network is scored on
 CLOSE = {torch.float64: 1e-7, torch.float32: 1e-3}  # of two scores, in shares of the largest: a tie
 
 
@@ -69,7 +71,7 @@ def made(graph: ModelGraph, plan: fxprune.Plan) -> ModelGraph:
 
 def scored(net: RandomNet) -> fxprune.Scores:
     """The scores of a network on two small batches, by the mean square of its outputs."""
-    loader = [(net.example(batch), torch.arange(batch)) for batch in (5, 4)]
+    loader = [(net.example(batch), torch.arange(batch)) for batch in BATCHES]
     return fxprune.score(net, loader, squares, progress=False)
 
 
@@ -151,11 +153,12 @@ def scoring_twice_is_bit_equal(trial: Trial) -> bool:
 
 
 def precisions_agree_away_from_ties(trial: Trial) -> bool:
-    """Also away from jumps, of a floor or an index, that rounding decides: where the outputs agree."""
+    """Also away from jumps, of a floor or an index, that rounding decides: where all values on the way agree."""
     net = copy.deepcopy(trial.net).float()
-    whole, rounded = outputs(trial.net, trial.net.example(5)), outputs(net, net.example(5))
-    if difference(whole, rounded) > CLOSE[torch.float32] * max(float(t.abs().max()) for t in whole):
-        return False
+    graph = fxprune.capture(net, net.example())
+    for batch in BATCHES:
+        if not agree_throughout(values(trial.graph, trial.net.example(batch)), values(graph, net.example(batch))):
+            return False
     double, single = trial.scores, scored(net)
     if not agree(single, double, net):
         return False
@@ -163,6 +166,30 @@ def precisions_agree_away_from_ties(trial: Trial) -> bool:
         return False
     assert double.plan(trial.alpha).keep == single.plan(trial.alpha).keep
     return True
+
+
+class _Values(fx.Interpreter):
+    """Runs a graph and keeps the tensors of all its nodes."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.found = [*getattr(self, "found", ()), *(tensor.clone() for tensor in tensors_of(result))]
+        return result
+
+
+def values(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """All tensors on the way from the inputs of a graph to its outputs."""
+    run = _Values(graph)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        run.run(*inputs)
+    return run.found
+
+
+def agree_throughout(whole: list[Tensor], rounded: list[Tensor]) -> bool:
+    """Whether two lists of tensors differ by rounding alone: none of an index, say."""
+    pairs = [(a.double(), b.double()) for a, b in zip(whole, rounded, strict=True) if a.numel()]
+    return all(bool((a - b).abs().max() <= CLOSE[torch.float32] * a.abs().max()) for a, b in pairs)
 
 
 def agree(one: fxprune.Scores, two: fxprune.Scores, net: RandomNet) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hypothesis import assume
 from hypothesis import strategies as st
 from steps import KINDS, SIZE
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 from zoo import CLASSES, randomise
 
 from fxprune.rules.table import Key, key_of
@@ -17,6 +20,7 @@ from fxprune.rules.table import Key, key_of
 FAMILIES = tuple(dict.fromkeys(kind.family for kind in KINDS.values()))
 FORMS = ("tensor", "tuple", "dict")
 CHANNELS = 3  # of the inputs
+LARGEST = 1e6  # number that a network gives, and of its gradients
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,17 @@ def nets(draw: st.DrawFn, length: int = 10, *, alike: bool = False) -> RandomNet
     for _ in range(draw(st.integers(1, length))):
         steps.append(draw(_step(steps, inputs, alike=alike)))
     torch.manual_seed(draw(st.integers(0, 1000)))
-    return randomise(RandomNet(steps, inputs, form)).double().eval()
+    net = randomise(RandomNet(steps, inputs, form)).double().eval()
+    assume(all(_is_tame(other) for other in (copy.deepcopy(net).float(), net)))
+    return net
+
+
+def _is_tame(net: RandomNet) -> bool:
+    """Whether what a network gives and its gradients are far from overflow, on the batches that it is scored on."""
+    found = [t for batch in (4, 5) for t in pytree.tree_leaves(net(*net.example(batch)))]
+    loss = sum(t.to(net.flat.weight).square().mean() for t in found)
+    gradients = torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
+    return all(bool((t.abs() < LARGEST).all()) for t in (*found, *gradients) if t is not None)
 
 
 @st.composite

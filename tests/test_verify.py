@@ -99,6 +99,40 @@ def test_outputs_that_are_not_finite_are_caught() -> None:
         fxprune.verify(model, plan, small, tensors(6)(2))
 
 
+class Masked(nn.Module):
+    """A network of which some outputs are minus infinity, as those of actions that are not allowed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 5)
+        self.register_buffer("mask", torch.tensor([False, False, True, False, False]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu()).masked_fill(self.mask, float("-inf"))
+
+
+def test_infinities_that_both_hold_are_no_difference() -> None:
+    torch.manual_seed(0)
+    model, x, y = Masked().eval(), torch.randn(40, 6), torch.tensor([0, 1, 3, 4] * 10)
+    small = fxprune.compress(model, [(x, y)], params=0.6, progress=False)
+    assert small.get_submodule("first").out_features < 16
+    plan = fxprune.Scores.random(model, x).plan(alpha=0.5)
+    small = fxprune.apply(model, plan)
+    assert fxprune.verify(model, plan, small, x) < 1e-6
+    small.mask[0] = True
+    with pytest.raises(VerificationError, match="by inf of the output's scale"):
+        fxprune.verify(model, plan, small, x)
+
+
+def test_an_original_that_gives_nan_without_the_units_says_so() -> None:
+    model, plan, small = pruned("mlp")
+    with torch.no_grad():
+        for other in (model, small):
+            other.get_submodule("4").bias[0] = float("nan")
+    with pytest.raises(VerificationError, match="the zero-masked original gives NaN on the example"):
+        fxprune.verify(model, plan, small, tensors(6)(2))
+
+
 def test_outputs_of_another_shape_are_caught() -> None:
     model, plan, _ = pruned("mlp")
     other = fxprune.capture(nn.Sequential(nn.Linear(6, 3)), tensors(6)(2))

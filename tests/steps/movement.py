@@ -194,7 +194,7 @@ _SHUFFLES: dict[str, Callable[..., Any]] = {
     "torch.native_channel_shuffle": lambda x, g: torch.native_channel_shuffle(x.detach(), g),  # has no gradient
 }  # fmt: skip
 for _name, _mix in _SHUFFLES.items():
-    add(_name, lambda _, x, f=_mix: f(x, 2), needs=even, alike=False)
+    add(_name, lambda _, x, f=_mix: f(x, 2), needs=even, alike=False, exports="native" not in _name)
 add("nn.ChannelShuffle", lambda layer, x: layer(x), lambda i, o: nn.ChannelShuffle(2), needs=even, alike=False)
 
 _REPEATS: dict[str, Callable[[Tensor], Tensor]] = {

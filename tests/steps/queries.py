@@ -27,8 +27,9 @@ add("element_size", lambda _, x: x + 0 * x.element_size())  # the dtype of the n
 add("__len__", lambda _, x: x * exactly("__len__", x.transpose(0, 2)))
 add("len", lambda _, x, function=len: x * exactly(function, x.transpose(0, 2)))  # tracing may replace the name
 add("torch.numel", lambda _, x: x * torch.numel(x))
-for _name in ("is_floating_point", "is_complex", "is_contiguous", "get_device"):
+for _name in ("is_floating_point", "is_complex", "get_device"):
     add(_name, lambda _, x, name=_name: x * (getattr(x, name)() + 2))
+add("is_contiguous", lambda _, x: x + 0 * x.is_contiguous())  # a single channel lies in any order
 add("torch.is_floating_point", lambda _, x: x * (torch.is_floating_point(x) + 2))
 add("attributes", lambda _, x: x.data * x.ndim + torch.zeros(1, dtype=x.dtype, device=x.device), exports=False)
 add("T", lambda _, x: x * spread(pooled(x).T.mT))
