@@ -193,11 +193,11 @@ def agree_throughout(whole: list[Tensor], rounded: list[Tensor]) -> bool:
 
 
 def agree(one: fxprune.Scores, two: fxprune.Scores, net: RandomNet) -> bool:
-    """Whether two scores are the same; they have to be, unless rounding alone moves the first, of `net`, as far."""
-    dtype = net.flat.weight.dtype
-    if close(one, two, dtype):
+    """Whether two scores are the same; they have to be, unless rounding alone moves that of `net` about as far."""
+    found = apart(one, two)
+    if found <= CLOSE[net.flat.weight.dtype] / 2:
         return True
-    assert any(not close(one, scored(shaken(net, draw)), dtype) for draw in range(3))
+    assert any(apart(one, scored(shaken(net, draw))) > found / 10 for draw in range(3))
     return False
 
 
@@ -211,14 +211,10 @@ def shaken(net: RandomNet, draw: int) -> RandomNet:
     return other
 
 
-def close(a: fxprune.Scores, b: fxprune.Scores, dtype: torch.dtype) -> bool:
-    """Whether two scores of all units differ by less than a tie."""
-    return near(a.propose, b.propose, dtype) and near(a.protect, b.protect, dtype)
-
-
-def near(a: NDArray[np.float64], b: NDArray[np.float64], dtype: torch.dtype) -> bool:
-    """Whether two lists of scores differ by less than a tie."""
-    return bool((np.abs(a - b) <= CLOSE[dtype] / 2 * max(np.abs(a).max(initial=0), 1e-30)).all())
+def apart(one: fxprune.Scores, two: fxprune.Scores) -> float:
+    """The largest difference of two scores of the same units, in shares of the largest score."""
+    pairs = (one.propose, two.propose), (one.protect, two.protect)
+    return max(float(np.abs(a - b).max(initial=0)) / max(float(np.abs(a).max(initial=0)), 1e-30) for a, b in pairs)
 
 
 def constants(moments: Moments) -> NDArray[np.bool_]:
