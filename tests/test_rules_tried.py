@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from invariants import made, scored
 from random_nets import FAMILIES, RandomNet, keys_of, one_of_each
@@ -67,9 +69,9 @@ def test_every_step_is_verified(names: list[str], method: str) -> None:
 @pytest.mark.parametrize("names", chunks(), ids=lambda names: f"{KINDS[names[0]].family}: {names[0]}")
 def test_every_step_is_scored(names: list[str]) -> None:
     net = one_of_each(names)
-    scores = scored(net)
-    assert scores.propose.max() > 0
-    assert scores.protect.max() > 0
+    scores, single = scored(net), scored(copy.deepcopy(net).float())
+    for found in (scores.propose, scores.protect, single.propose, single.protect):
+        assert found.max() > 0
     graph = fxprune.capture(net, net.example(2))
     plan = scores.plan(alpha=0.5)
     assert fxprune.verify(graph, plan, made(graph, plan), net.example(3)) < 1e-9

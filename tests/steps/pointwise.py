@@ -50,7 +50,7 @@ _FROM: dict[str, Callable[[Tensor], Tensor]] = dict.fromkeys(
     ),
     _inside,
 )
-_FROM |= {"acosh": _beyond, "poisson": _beyond}
+_FROM |= {"acosh": _beyond, "poisson": _beyond, "float_power": lambda x: _inside(x).double()}
 _FROM |= dict.fromkeys(
     _names("bitwise_and bitwise_or bitwise_xor bitwise_not and_ or_ xor inv invert iand ior ixor"), _truth
 )
@@ -85,8 +85,8 @@ def _run(call: Callable[..., Tensor], name: str, *, changes: bool) -> Callable[.
         first, *others = (domain(image.detach() if flat else image) for image in images)
         return after(call(first.clone() if changes else first, *others, *more))
 
-    sample = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-    if bare(None, *[sample] * _inputs(name)).dtype == sample.dtype:
+    samples = [torch.ones(1, 1, 1, 1, dtype=dtype) for dtype in (torch.float32, torch.float64)]
+    if all(bare(None, *[sample] * _inputs(name)).dtype == sample.dtype for sample in samples):
         return bare
     return lambda _, x, *others: bare(_, x, *others).to(x)
 
