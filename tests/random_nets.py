@@ -39,12 +39,15 @@ class Step:
 class RandomNet(nn.Module):
     """Runs a list of steps; the values that no step reads go to two linear heads, one pooled, one flattened.
 
-    ``form`` is that of the output; where it holds more than one tensor, the last value comes out as it is.
+    ``form`` is that of the output; where it holds more than one tensor, the last value comes out as it is. ``seed`` is
+    that of the weights.
     """
 
-    def __init__(self, steps: list[Step], inputs: int = 1, form: str = "tensor") -> None:
+    def __init__(self, steps: list[Step], inputs: int = 1, form: str = "tensor", seed: int = 0) -> None:
         super().__init__()
-        self.steps, self.inputs, self.form, widths = steps, inputs, form, widths_of(steps, inputs)
+        torch.manual_seed(seed)
+        self.steps, self.inputs, self.form, self.seed = steps, inputs, form, seed
+        widths = widths_of(steps, inputs)
         self.layers = nn.ModuleDict()
         for index, step in enumerate(steps):
             layer = KINDS[step.kind].layer
@@ -79,7 +82,7 @@ class RandomNet(nn.Module):
         return tuple(image.to(self.flat.weight.dtype) for image in drawn)
 
     def __repr__(self) -> str:
-        return f"RandomNet({self.steps}, inputs={self.inputs}, form={self.form!r})"
+        return f"RandomNet({self.steps}, inputs={self.inputs}, form={self.form!r}, seed={self.seed})"
 
 
 def widths_of(steps: list[Step], inputs: int = 1) -> list[int]:
@@ -121,8 +124,7 @@ def nets(draw: st.DrawFn, length: int = 10, *, alike: bool = False) -> RandomNet
     steps = [Step("conv", (0,), draw(st.sampled_from([8, 12])))]
     for _ in range(draw(st.integers(1, length))):
         steps.append(draw(_step(steps, inputs, alike=alike)))
-    torch.manual_seed(draw(st.integers(0, 1000)))
-    net = randomise(RandomNet(steps, inputs, form)).double().eval()
+    net = randomise(RandomNet(steps, inputs, form, draw(st.integers(0, 1000)))).double().eval()
     assume(all(_is_tame(other) for other in (copy.deepcopy(net).float(), net)))
     return net
 
