@@ -24,7 +24,8 @@ def _statistic(call: Callable[..., Any], name: str, dim: Any) -> Callable[[Any, 
     """The image, scaled by a statistic of it along some axes."""
 
     def run(_: Any, x: Tensor) -> Tensor:
-        found = call(x > 0 if name in _TRUTHS else x, dim=dim, keepdim=True)
+        of = x > 0 if name in _TRUTHS else x.contiguous() if name == "median" else x  # torch errs where x is expanded
+        found = call(of, dim=dim, keepdim=True)
         return x * (found[0] if name in _FIRST else found).to(x)
 
     return run
