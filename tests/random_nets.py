@@ -20,6 +20,7 @@ from fxprune.rules.table import Key, key_of
 FAMILIES = tuple(dict.fromkeys(kind.family for kind in KINDS.values()))
 FORMS = ("tensor", "tuple", "dict")
 CHANNELS = 3  # of the inputs
+BATCHES = 5, 4  # samples in each batch that a network is scored on
 LARGEST = 1e6  # number that a network gives, and of its gradients
 
 
@@ -131,7 +132,7 @@ def nets(draw: st.DrawFn, length: int = 10, *, alike: bool = False) -> RandomNet
 
 def _is_tame(net: RandomNet) -> bool:
     """Whether what a network gives and its gradients are far from overflow, on the batches that it is scored on."""
-    found = [t for batch in (4, 5) for t in pytree.tree_leaves(net(*net.example(batch)))]
+    found = [t for batch in BATCHES for t in pytree.tree_leaves(net(*net.example(batch)))]
     loss = sum(t.to(net.flat.weight).square().mean() for t in found)
     gradients = torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
     return all(bool((t.abs() < LARGEST).all()) for t in (*found, *gradients) if t is not None)
