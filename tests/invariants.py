@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from helpers import difference, outputs, parameters, rounding, squares, tensors_of
 from numpy.typing import NDArray
@@ -18,10 +19,10 @@ from steps import KINDS
 from torch import Tensor, fx, nn
 
 import fxprune
+from fxprune import elimination
 from fxprune.capture import ModelGraph
 from fxprune.capture.passes import facts_on
 from fxprune.example import TensorSpec
-from fxprune.moments import CONSTANT, Moments
 from fxprune.notes import planned_by
 from fxprune.rewrite import rewrite
 
@@ -129,13 +130,16 @@ def two_ways_of_capture_agree(trial: Trial) -> bool:
 
 
 def permuted_channels_permute_the_plan(trial: Trial) -> bool:
-    """Where no step minds the order of channels; the plan follows from scores, and is compared away from ties."""
-    if not trial.net.alike or any(constants(moments).any() for moments in trial.scores.moments.values()):
-        return False  # units that never vary may all cost the same
+    """Where no step minds the order of channels; plans are compared away from ties, of scores or of costs."""
+    if not trial.net.alike:
+        return False
     other, order = permuted(trial.net, trial.graph, trial.seed)
     assert difference(outputs(trial.net, trial.net.example()), outputs(other, trial.net.example())) < 1e-9
     one, two = trial.scores, scored(other)
-    if not agree(one, replace(two, propose=two.propose[order], protect=two.protect[order]), trial.net):
+    moved = replace(two, propose=two.propose[order], protect=two.protect[order])
+    if apart(one, moved) > CLOSE[torch.float64] / 2 and nearest(trial.net) <= CLOSE[torch.float64]:
+        return False  # of two units that cost the same, the one that stands first goes first
+    if not agree(one, moved, trial.net):
         return False
     if any(tied(scores, torch.float64) for scores in (one.propose, one.protect)):
         return False
@@ -216,9 +220,21 @@ def apart(one: fxprune.Scores, two: fxprune.Scores) -> float:
     return max(float(np.abs(a - b).max(initial=0)) / max(float(np.abs(a).max(initial=0)), 1e-30) for a, b in pairs)
 
 
-def constants(moments: Moments) -> NDArray[np.bool_]:
-    """Which channels vary by no more than what rounding makes of constants."""
-    return moments.variance <= CONSTANT**2 * np.square(moments.mean)
+def nearest(net: RandomNet) -> float:
+    """How near the two units that cost least ever came as a network's scores were made, in shares of the dearest."""
+    gaps = [1.0]
+
+    def watched(states: Sequence[elimination.State], count: int) -> NDArray[np.float64]:
+        found = costs(states, count)
+        left = np.sort(found[found > 0])  # those that went cost nothing
+        gaps.extend((left[1:2] - left[:1]) / left[-1:])
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        costs = elimination._costs
+        patch.setattr(elimination, "_costs", watched)
+        scored(net)
+    return float(min(gaps))
 
 
 def tied(scores: NDArray[np.float64], dtype: torch.dtype) -> bool:

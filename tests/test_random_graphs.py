@@ -9,8 +9,9 @@ from collections import Counter
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from invariants import INVARIANTS, Trial
-from random_nets import keys_of, nets
+from invariants import INVARIANTS, Trial, nearest
+from random_nets import RandomNet, Step, keys_of, nets
+from zoo import randomise
 
 from fxprune.rules.table import describe
 
@@ -36,6 +37,19 @@ def trials(*, alike: bool = False, exports: st.SearchStrategy[bool] = ALWAYS) ->
 
 def test_every_invariant_is_tried() -> None:
     assert set(EXAMPLES) == set(INVARIANTS)
+
+
+@pytest.mark.parametrize(("first", "ties"), [("attention", True), ("conv", False)])
+def test_units_that_cost_the_same_are_told(first: str, *, ties: bool) -> None:
+    """Of what the inner projection of an attention reads, the covariance alone counts: channels that never vary tie."""
+    steps = [
+        Step("conv", (0,), 8),
+        Step(first, (0,), 4),
+        Step("torch.all", (1,), 4),
+        Step("nn.MultiheadAttention", (3,), 4),
+    ]
+    steps = steps if ties else steps[:2]
+    assert (nearest(randomise(RandomNet(steps)).double().eval()) == 0) is ties
 
 
 @pytest.mark.parametrize("name", INVARIANTS)
