@@ -125,7 +125,7 @@ CURVES: dict[str, Curve] = {
         lambda w: (network(width=w), noise(200)), "ResNet-20, 200 samples, 10 classes",
     ),
 }  # fmt: skip
-RANKS = (1, 2, 4)
+RANKS = Curve("ranks", (1, 2, 4), ("score",), lambda n: (network(), noise(n)), "ResNet-20, 4,000 samples")
 MANY = (1000, 32)  # classes, and samples of each
 
 
@@ -139,7 +139,7 @@ def on_ranks(images: int) -> None:
     """On every rank: `score` after a warm-up, between two barriers; rank 0 prints the seconds."""
     dist.init_process_group("gloo")
     torch.manual_seed(0)  # the same weights on all ranks
-    work = network(), noise(images)
+    work = RANKS.work(images)
     score(work)
     dist.barrier()
     taken = seconds(lambda: (score(work), dist.barrier()))
@@ -225,7 +225,7 @@ def table_of_ranks(found: dict[int, dict[str, Any]]) -> Table:
         (str(size), cell(point), f"{alone / point['seconds']:.2f}" if alone and "seconds" in point else "")
         for size, point in found.items()
     )
-    note = f"ResNet-20, 4,000 samples, gloo, one thread a rank, on {os.cpu_count()} cores."
+    note = f"{RANKS.note}, gloo, one thread a rank, on {os.cpu_count()} cores."
     return Table("Ranks", ("ranks", "score", "times as fast"), rows, note)
 
 
@@ -265,7 +265,7 @@ def main() -> None:
 def measured(name: str, *, quick: bool) -> dict[Any, Any]:
     """The figures of one section."""
     if name == "ranks":
-        sizes = RANKS[:2] if quick else RANKS
+        sizes = RANKS.values[:2] if quick else RANKS.values
         return {size: ranks(size, 500 if quick else 4000) for size in track(sizes, description=name, console=CONSOLE)}
     if name == "many":
         return point("many", "", 20 if quick else MANY[0], limit=3600)
@@ -280,8 +280,10 @@ def write_page(name: str, found: dict[Any, Any], options: argparse.Namespace) ->
     tables = [section(other, _with_numbers(data[other])) for other in NAMES if other in data]
     folder = publish("scaling", HEADING, tables, data, options)
     curves = {other: _with_numbers(data[other]) for other in CURVES if other in data}
+    if "ranks" in data:
+        curves["ranks"] = {RANKS.jobs[0]: _with_numbers(data["ranks"])}
     if folder is not None and curves:
-        plot(curves, CURVES, folder / "scaling.png")
+        plot(curves, {**CURVES, "ranks": RANKS}, folder / "scaling.png")
         with (folder / "scaling.md").open("a") as text:
             text.write("\n![seconds over what grows](scaling.png)\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ def plot(
             panel.loglog(values, taken, marker="o", color=colours[job], label=job)
         panel.set(xlabel=curves[name].what, title=curves[name].note)
         panel.set_xticks(curves[name].values, labels=[f"{value:,}" for value in curves[name].values])
+        low, high = (math.log10(limit) for limit in panel.get_ylim())
+        panel.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))  # whole decades: each panel has two ticks at least
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     axes[0][0].set_ylabel("seconds")
