@@ -131,7 +131,7 @@ def goes_on_after_an_interruption() -> fxprune.Scores:
             raise RuntimeError("out of luck")
         return F.cross_entropy(output, target)
 
-    loader = parts(12, 30, 1, 20, 7, 11)
+    loader = parts(12, 30, 1, 20, 7, 11, 5, 9, 2, 14, 6)  # a third batch for three ranks of four
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"checkpoint": Path(folder) / "pass.npz", "every": 1}
         with contextlib.suppress(FxpruneError):
