@@ -22,10 +22,6 @@ GPU_BATCHES = [(x.cuda(), y.cuda()) for x, y in CPU_BATCHES] if torch.cuda.is_av
 
 
 ON_THE_CPU = {"buffers", "constants_of_channels"}  # their forwards make tensors there, whatever they are given
-SIXTHS = {
-    "activation_modules",
-    "activation_functions",
-}  # torch's hardswish and hardsigmoid on CUDA: times float32(1 / 6)
 
 
 def moved(example: Any, device: str) -> Any:
@@ -51,7 +47,7 @@ def test_the_zoo_verifies_on_the_device(name: str) -> None:
     assert found == {"cuda"}  # numbers that a forward makes stay where it makes them
     on_device = [tensor.cpu() for tensor in outputs(small, there)]
     small.cpu()
-    assert difference(on_device, outputs(small, here)) < (1e-8 if name in SIXTHS else 1e-9)
+    assert difference(on_device, outputs(small, here)) < 1e-9
 
 
 @pytest.mark.parametrize("name", sorted(ON_THE_CPU))
