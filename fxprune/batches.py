@@ -163,5 +163,21 @@ def _for_dicts(targets: Any) -> str:
 
 
 def to_device(values: Any, device: torch.device) -> Any:
-    """Every tensor in `values`, on `device`."""
-    return pytree.tree_map_only(Tensor, lambda t: (t.clone() if t.is_inference() else t).to(device), values)
+    """Every tensor in `values`, on `device`; but beside others on an accelerator, those on the CPU stay there.
+
+    Whoever moved those has left it, as a forward wants that packs sequences by their lengths.
+    """
+    devices = {leaf.device.type for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)}
+    placed = bool(devices - {"cpu", "meta"})
+
+    def moved(tensor: Tensor) -> Tensor:
+        stays = placed and tensor.device.type == "cpu"
+        return (tensor.clone() if tensor.is_inference() else tensor).to(tensor.device if stays else device)
+
+    return pytree.tree_map_only(Tensor, moved, values)
+
+
+def batch_to_device(batch: tuple[Any, Any], device: torch.device) -> tuple[Any, Any]:
+    """The inputs and the targets of a batch, each on `device`."""
+    inputs, targets = batch
+    return to_device(inputs, device), to_device(targets, device)

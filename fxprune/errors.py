@@ -72,8 +72,11 @@ def told(error: BaseException | None) -> str:
     ('ValueError: odd', 'MemoryError: give smaller batches or another device=, they take too much memory')
     """
     parts = [type(error).__name__, first_line(error)]
-    remedy = "give smaller batches or another device=, they take too much memory"
-    return ": ".join([part for part in parts if part] + ([remedy] if is_of_memory(error) else []))
+    if is_of_memory(error):
+        parts.append("give smaller batches or another device=, they take too much memory")
+    if "'lengths' argument should be a 1D CPU" in str(error):
+        parts.append("move the other tensors of a batch to the device, with unpack=, and its lengths stay on the CPU")
+    return ": ".join(part for part in parts if part)
 
 
 def is_of_memory(error: BaseException | None) -> bool:

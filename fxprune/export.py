@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.atomic import replacing
+from fxprune.batches import to_device
 from fxprune.errors import ExportError, first_line
 from fxprune.example import as_call, opened
 from fxprune.isolation import device_of, isolated_copy, undisturbed
@@ -64,7 +65,7 @@ def export(
     need_numbers(small, "export", ExportError)
     with undisturbed(), torch.no_grad(), replacing(path, ExportError) as unfinished:
         model = isolated_copy(small).eval()
-        example = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device_of(model)), example)
+        example = to_device(pytree.tree_map_only(Tensor, Tensor.detach, example), device_of(model))
         batches = _batches(example) if dynamic_batch else [example]
         try:
             run = write(model, batches[-1], unfinished, dynamic_batch=dynamic_batch)

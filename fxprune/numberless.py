@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 
+from fxprune.batches import to_device
 from fxprune.errors import FxpruneError
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -52,18 +53,16 @@ def home_of(device: torch.device) -> torch.device:
 
 
 def to_home(example: Any, device: torch.device) -> Any:
-    """An example on the home of a model on `device`; zeros stand in for what has no numbers.
+    """An example on the home of a model on `device`, as `to_device` moves it; zeros stand in for what has no numbers.
 
     >>> to_home(torch.empty(2, dtype=torch.int64, device="meta"), META)
     tensor([0, 0])
     """
 
-    def moved(tensor: Tensor) -> Tensor:
-        if has_numbers(tensor):
-            return tensor.detach().to(home_of(device))
-        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=home_of(device))
+    def numbered(tensor: Tensor) -> Tensor:
+        return tensor.detach() if has_numbers(tensor) else torch.zeros(tensor.shape, dtype=tensor.dtype, device=CPU)
 
-    return pytree.tree_map_only(Tensor, moved, example)
+    return to_device(pytree.tree_map_only(Tensor, numbered, example), home_of(device))
 
 
 def on_meta(model: nn.Module) -> dict[int, object]:

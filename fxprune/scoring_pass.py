@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, fx, nn
 
-from fxprune.batches import Classes, Unpack, class_of_samples, count_of, length_of, sample_count, to_device
+from fxprune.batches import Classes, Unpack, batch_to_device, class_of_samples, count_of, length_of, sample_count
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling
 from fxprune.distributed import rank_and_size, together
@@ -72,7 +72,7 @@ class ScoringPass:
         with Progress(console=Console(stderr=True), transient=True, disable=rank > 0 or not progress) as bar:
             for index, (first, inputs, targets) in enumerate(bar.track(self.share, total, description="scoring")):
                 with blaming(f"moving to {self.place}", f"batch {index}"):
-                    moved = to_device(self.objective.fitted(inputs), self.place), to_device(targets, self.place)
+                    moved = batch_to_device((self.objective.fitted(inputs), targets), self.place)
                 yield first, *moved
 
     def _read(self, feed: Iterable[Numbered], classes: Classes | None) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import Unpack, batches, fitted, fitted_example, to_device
+from fxprune.batches import Unpack, batch_to_device, batches, fitted, fitted_example, to_device
 from fxprune.capture import capture_around, is_captured
 from fxprune.capture.checks import Leaves, check_bare
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, stage, told
@@ -97,7 +97,7 @@ def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | N
         own = isolated_copy(model).eval()
         part_of(own, path).register_forward_pre_hook(keep, with_kwargs=True)
         try:
-            call_whole(own, *to_device(batch, device_of(own)), run=run)
+            call_whole(own, *batch_to_device(batch, device_of(own)), run=run)
         except _SeenError:
             pass
         except Exception as error:

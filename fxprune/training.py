@@ -15,7 +15,7 @@ from rich.progress import Progress
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fxprune.batches import Unpack, batches, length_of, sample_count, to_device
+from fxprune.batches import Unpack, batch_to_device, batches, length_of, sample_count
 from fxprune.checkpoint import read, write
 from fxprune.distillation import Goal
 from fxprune.errors import CalibrationError, blaming
@@ -47,7 +47,7 @@ class Loaders:
         for index, batch in enumerate(batches(loader, self.unpack, name=name, when=f"{when}, ")):
             where = f"{when}, batch {index} of {name}"
             with blaming(f"moving to {self.place}", where):
-                inputs, targets = to_device(batch, self.place)
+                inputs, targets = batch_to_device(batch, self.place)
             yield inputs, targets, where
             for task in self.bar.task_ids:
                 self.bar.advance(task)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.batches import to_device
 from fxprune.capture import ModelGraph, capture_as, placeholder_values
 from fxprune.coupling import Coupling
 from fxprune.draws import Expected
@@ -56,7 +57,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
         keep = kept_units(plan, coupling)
         if isinstance(small, ModelGraph):
             _check_labels(small, coupling, keep, graph)
-        example = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device_of(graph)), example)
+        example = to_device(pytree.tree_map_only(Tensor, Tensor.detach, example), device_of(graph))
         with blaming("the original", "the example"):
             if (found := spoiled(graph, placeholder_values(graph, example))) is not None:
                 raise CalibrationError(f"{found} on the example: give one of finite numbers")

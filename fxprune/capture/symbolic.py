@@ -62,11 +62,23 @@ class SymbolicTracer(fx.Tracer):
         self.example, self.concrete, self.leaves = example, dict(concrete or {}), leaves
         self.kept: dict[str, None] = {}
 
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """A node that knows the user's line it comes from; what torch.fx would record takes longer than the trace."""
-        node = super().create_node(*args, **kwargs)
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
+        """A node that knows the user's line it comes from; what torch.fx would record takes longer than the trace.
+
+        Lengths by which sequences are packed go to the CPU, as torch wants them: the graph takes them from anywhere.
+        """
+        if target is PACKING[0] and "lengths" in kwargs:
+            kwargs = kwargs | {"lengths": self._on_cpu(kwargs["lengths"])}
+        elif target is PACKING[0]:
+            args = (args[0], self._on_cpu(args[1]), *args[2:])
+        node = super().create_node(kind, target, args, kwargs, *rest, **named)
         node.stack_trace = users_line()
         return node
+
+    def _on_cpu(self, value: Any) -> Any:
+        """The value of a node, copied to the CPU if it is not there."""
+        there = not isinstance(value, fx.Node) or value.target == "cpu"
+        return value if there else self.create_node("call_method", "cpu", (value,), {})
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if is_named(self.leaves, m, module_qualified_name):

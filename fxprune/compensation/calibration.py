@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import Unpack, batches, fitted, sample_count, to_device
+from fxprune.batches import Unpack, batch_to_device, batches, fitted, sample_count, to_device
 from fxprune.capture import ModelGraph, example_of, placeholder_values
 from fxprune.compensation.lockstep import live_bytes
 from fxprune.distributed import gathered, in_all, rank_and_size, summed, together
@@ -237,7 +237,7 @@ def _from_run(
         with evaluating(whole):
             for number, (inputs, targets) in enumerate(source):
                 with blaming("run=" if run else "the model", f"batch {number}"):
-                    call_whole(whole, *to_device((inputs, targets), device), run=run)
+                    call_whole(whole, *batch_to_device((inputs, targets), device), run=run)
                 yield from ((number, values) for values in calls)
                 calls.clear()
     finally:

@@ -19,7 +19,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 
 from fxprune.artifact import load, save
 from fxprune.atomic import replacing
-from fxprune.batches import Unpack, batches, split, to_device
+from fxprune.batches import Unpack, batch_to_device, batches, split
 from fxprune.compress import compress
 from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, first_line
 from fxprune.example import as_call
@@ -171,7 +171,7 @@ def _columns(inputs: list[str], labels: list[str], batch: Any) -> tuple[Any, Any
 
 def _loss_of_class(model: PreTrainedModel, loader: Iterable[Any], unpack: Unpack) -> Loss:
     """The loss that a class computes, as a function of its outputs and labels; compared with its own on one batch."""
-    inputs, targets = to_device(next(iter(batches(loader, unpack))), device_of(model))
+    inputs, targets = batch_to_device(next(iter(batches(loader, unpack))), device_of(model))
     if targets is None:
         raise CalibrationError(
             f"the batches have no labels that {type(model).__name__}.forward takes "
