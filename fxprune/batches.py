@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CalibrationError, blaming
+from fxprune.example import to_device
 
 TARGET_KEYS = ("labels", "label", "targets", "target")
 Unpack = Callable[[Any], tuple[Any, Any]]
@@ -160,21 +161,6 @@ def _for_dicts(targets: Any) -> str:
     """A word on the targets of detectors, one dict an image."""
     dicts = isinstance(targets, (tuple, list)) and all(isinstance(target, Mapping) for target in targets)
     return ", such as lambda targets: torch.stack([t['labels'].max() for t in targets])" if dicts else ""
-
-
-def to_device(values: Any, device: torch.device) -> Any:
-    """Every tensor in `values`, on `device`; but beside others on an accelerator, those on the CPU stay there.
-
-    Whoever moved those has left it, as a forward wants that packs sequences by their lengths.
-    """
-    devices = {leaf.device.type for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)}
-    placed = bool(devices - {"cpu", "meta"})
-
-    def moved(tensor: Tensor) -> Tensor:
-        stays = placed and tensor.device.type == "cpu"
-        return (tensor.clone() if tensor.is_inference() else tensor).to(tensor.device if stays else device)
-
-    return pytree.tree_map_only(Tensor, moved, values)
 
 
 def batch_to_device(batch: tuple[Any, Any], device: torch.device) -> tuple[Any, Any]:

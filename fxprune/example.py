@@ -67,6 +67,21 @@ def trim(example: Any, *, samples: int) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t[:samples] if t.ndim else t, example)
 
 
+def to_device(values: Any, device: torch.device) -> Any:
+    """Every tensor in `values`, on `device`; but beside others on an accelerator, those on the CPU stay there.
+
+    Whoever moved those has left these for a forward that wants them there, as one does that packs sequences by lengths.
+    """
+    devices = {leaf.device.type for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)}
+    placed = bool(devices - {"cpu", "meta"})
+
+    def moved(tensor: Tensor) -> Tensor:
+        stays = placed and tensor.device.type == "cpu"
+        return (tensor.clone() if tensor.is_inference() else tensor).to(tensor.device if stays else device)
+
+    return pytree.tree_map_only(Tensor, moved, values)
+
+
 def to_json(example: Any) -> Any:
     """A JSON description of an example, from which `from_json` builds another of the same shapes.
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.atomic import replacing
-from fxprune.batches import to_device
 from fxprune.errors import ExportError, first_line
-from fxprune.example import as_call, opened
+from fxprune.example import as_call, opened, to_device
 from fxprune.isolation import device_of, isolated_copy, undisturbed
 from fxprune.numberless import need_numbers
 from fxprune.verify import relative_error

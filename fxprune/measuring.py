@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.benchmark import Measurement, Timer
 
-from fxprune.batches import to_device
 from fxprune.errors import FxpruneError, first_line
-from fxprune.example import as_call
+from fxprune.example import as_call, to_device
 from fxprune.isolation import device_of, evaluating, undisturbed
 from fxprune.latency import wait_for
 from fxprune.report import note_latency, reported

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import Unpack, batch_to_device, batches, fitted, fitted_example, to_device
+from fxprune.batches import Unpack, batch_to_device, batches, fitted, fitted_example
 from fxprune.capture import capture_around, is_captured
 from fxprune.capture.checks import Leaves, check_bare
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, stage, told
-from fxprune.example import as_call
+from fxprune.example import as_call, to_device
 from fxprune.isolation import device_of, isolated_copy, seeded, undisturbed
 from fxprune.numberless import need_numbers
 

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import to_device
 from fxprune.capture import ModelGraph, capture_as, placeholder_values
 from fxprune.coupling import Coupling
 from fxprune.draws import Expected
 from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, stage
-from fxprune.example import as_call, opened
+from fxprune.example import as_call, opened, to_device
 from fxprune.isolation import device_of, evaluating, undisturbed
 from fxprune.numberless import need_numbers
 from fxprune.objective import spoiled

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.batches import Unpack, batches, to_device
+from fxprune.batches import Unpack, batches
 from fxprune.cli.output import Bars
 from fxprune.errors import FxpruneError
-from fxprune.example import as_call
+from fxprune.example import as_call, to_device
 from fxprune.isolation import device_of, evaluating
 from fxprune.submodule import call_whole
 

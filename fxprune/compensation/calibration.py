@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import Unpack, batch_to_device, batches, fitted, sample_count, to_device
+from fxprune.batches import Unpack, batch_to_device, batches, fitted, sample_count
 from fxprune.capture import ModelGraph, example_of, placeholder_values
 from fxprune.compensation.lockstep import live_bytes
 from fxprune.distributed import gathered, in_all, rank_and_size, summed, together
 from fxprune.errors import CalibrationError, blaming
+from fxprune.example import to_device
 from fxprune.isolation import device_of, evaluating
 from fxprune.objective import Part, spoiled
 from fxprune.probes import Rows as Samples
