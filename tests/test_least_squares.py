@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxprune.compensation.least_squares import Rectified, Rows, error_of, refitted
+from fxprune.compensation.least_squares import STRENGTHS, Normal, Rectified, Rows, error_of, refitted
 
 
 def problem(n: int = 400, features: int = 6, outputs: int = 3, noise: float = 0.1) -> tuple[Rows, Tensor, Tensor]:
@@ -69,6 +69,17 @@ def test_inputs_that_are_not_finite_leave_the_weights() -> None:
     fit = refitted(rows, weight, bias)
     assert fit.strength is None
     assert fit.weight is weight
+
+
+def test_a_covariance_that_rounding_made_indefinite_gives_no_weights() -> None:
+    """Covariances in float32 of inputs with a large mean, in few directions: the weakest ridge cannot mend them."""
+    mean = 3 * torch.rand(256)
+    inputs = (0.05 * torch.randn(1, 400, 8) @ torch.randn(8, 256) + mean).float()
+    weight, bias = torch.randn(1, 4, 256).double(), torch.zeros(1, 4, dtype=torch.float64)
+    normal = Normal.of(inputs, inputs[..., :4], intercept=False)
+    assert float(torch.linalg.eigvalsh(normal.covariance).min()) < -STRENGTHS[0] * float(normal.covariance.mean())
+    assert not normal.solve(weight, bias, STRENGTHS[0])[0].isfinite().all()
+    assert normal.solve(weight, bias, STRENGTHS[1])[0].isfinite().all()
 
 
 def test_behind_a_rectifier_only_what_passes_counts() -> None:

@@ -147,12 +147,13 @@ class Normal:
         return Normal(self.mean, mean, self.covariance, cross, self.intercept, self.factors)
 
     def solve(self, weight: Tensor, bias: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-        """The weights and biases, pulled towards those given."""
+        """The weights and biases, pulled towards those given; not finite where rounding made the matrix indefinite."""
         if strength not in self.factors:
             scale = self.covariance.diagonal(dim1=1, dim2=2).mean(-1).clamp_min(TINY)
             eye = torch.eye(self.covariance.shape[-1], dtype=torch.float64, device=self.covariance.device)
             regular = self.covariance + strength * scale[:, None, None] * eye
-            self.factors[strength] = torch.linalg.cholesky_ex(regular).L  # where it fails, the error is not finite
+            factor, failures = torch.linalg.cholesky_ex(regular)
+            self.factors[strength] = factor.masked_fill((failures > 0)[:, None, None], torch.nan)
         step = torch.cholesky_solve(self.cross - self.covariance @ weight.transpose(1, 2), self.factors[strength])
         moved = weight + step.transpose(1, 2)
         if not self.intercept:
