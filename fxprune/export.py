@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from fxprune.atomic import replacing
 from fxprune.errors import ExportError, first_line
 from fxprune.example import as_call, opened, to_device
-from fxprune.isolation import device_of, isolated_copy, undisturbed
+from fxprune.isolation import device_of, isolated_copy, precise, undisturbed
 from fxprune.numberless import need_numbers
 from fxprune.verify import relative_error
 
@@ -62,7 +62,7 @@ def export(
     if write is _onnx:
         _check_extra()
     need_numbers(small, "export", ExportError)
-    with undisturbed(), torch.no_grad(), replacing(path, ExportError) as unfinished:
+    with undisturbed(), precise(), torch.no_grad(), replacing(path, ExportError) as unfinished:
         model = isolated_copy(small).eval()
         example = to_device(pytree.tree_map_only(Tensor, Tensor.detach, example), device_of(model))
         batches = _batches(example) if dynamic_batch else [example]

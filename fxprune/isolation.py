@@ -154,6 +154,42 @@ def _uncast() -> Iterator[None]:
 
 
 @contextmanager
+def precise() -> Iterator[None]:
+    """Multiply numbers in float32 as they are.
+
+    By default a GPU rounds those of convolutions and recurrent layers to ten bits (TF32); products of matrices are
+    rounded where `torch.set_float32_matmul_precision` says so. Two models that compute the same differ by more than
+    `verify` lets pass then, and a GPU differs from the CPU.
+    """
+    cudnn: Any = torch.backends.cudnn
+    with ExitStack() as stack:
+        try:
+            for_matrices, tf32 = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+        except RuntimeError:  # torch was told operation by operation
+            for_matrices, tf32 = "highest", False
+        if for_matrices != "highest":
+            stack.callback(torch.set_float32_matmul_precision, for_matrices)
+            torch.set_float32_matmul_precision("highest")
+        if tf32:
+            stack.callback(setattr, cudnn, "allow_tf32", tf32)
+            cudnn.allow_tf32 = False
+        for products in _rounded():
+            stack.callback(setattr, products, "fp32_precision", products.fp32_precision)
+            products.fp32_precision = "ieee"
+        yield
+
+
+def _rounded() -> list[Any]:
+    """The operations of which torch was told one by one, which it can be since 2.9, to round what they multiply."""
+    backends: Any = torch.backends
+    if not hasattr(backends.cudnn, "conv"):
+        return []
+    on_cpu = backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn
+    operations = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, *on_cpu
+    return [operation for operation in operations if operation.fp32_precision in ("tf32", "bf16")]
+
+
+@contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Work `undisturbed`, with all random generators at `seed`."""
     with undisturbed():

@@ -12,7 +12,7 @@ from fxprune.batches import Unpack
 from fxprune.compensation import Level, check_level, compensated
 from fxprune.compensation.calibration import calibration_of
 from fxprune.errors import CalibrationError, stage
-from fxprune.isolation import device_of, placed, seeded
+from fxprune.isolation import device_of, placed, precise, seeded
 from fxprune.notes import Planned, note_compensation
 from fxprune.numberless import need_numbers
 from fxprune.plan import Plan
@@ -41,7 +41,7 @@ def repaired(
     if level == "none":
         return small
     need_numbers(model, f"compensate={level!r}", CalibrationError)
-    with stage("compensating"), seeded(seed):
+    with stage("compensating"), seeded(seed), precise():
         graph, coupling, keep = planned
         part: Any = part_of(small, plan.submodule)
         with placed(device, graph, part):

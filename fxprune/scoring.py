@@ -16,7 +16,7 @@ from fxprune.coupling import Exclude, analyse
 from fxprune.distributed import check_same, rank_and_size
 from fxprune.errors import stage
 from fxprune.evidence import evidence_of
-from fxprune.isolation import device_of, placed, seeded
+from fxprune.isolation import device_of, placed, precise, seeded
 from fxprune.objective import Loss
 from fxprune.probes import Draw
 from fxprune.ranking import Signal, check_names, name_of_signal, need_classes, ranked
@@ -104,7 +104,7 @@ def score(
     check_names(propose, protect)
     check_limits(min_keep, round_to)
     options = {"inexact": inexact, "head_dim": head_dim}
-    with stage("scoring"), seeded(seed):
+    with stage("scoring"), seeded(seed), precise():
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         graph: Any = part_of(whole, submodule)
         if rank_and_size()[1] > 1:

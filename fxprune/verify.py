@@ -17,7 +17,7 @@ from fxprune.coupling import Coupling
 from fxprune.draws import Expected
 from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, stage
 from fxprune.example import as_call, opened, to_device
-from fxprune.isolation import device_of, evaluating, undisturbed
+from fxprune.isolation import device_of, evaluating, precise, undisturbed
 from fxprune.numberless import need_numbers
 from fxprune.objective import spoiled
 from fxprune.oracle import oracle
@@ -49,7 +49,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
     """
     need_numbers(model, "verify")
     need_numbers(small, "verify")
-    with stage("verifying"), undisturbed(), torch.no_grad():
+    with stage("verifying"), undisturbed(), precise(), torch.no_grad():
         model, small = part_of(model, plan.submodule), part_of(small, plan.submodule)
         graph = capture_as(plan.settings, model, example)
         coupling = coupling_of(graph, plan)

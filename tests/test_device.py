@@ -103,6 +103,18 @@ def test_scores_agree_with_those_of_the_cpu() -> None:
     assert np.allclose(here.protect, there.protect, rtol=1e-6)
 
 
+def test_float32_is_multiplied_in_full_there() -> None:
+    """Products rounded to TF32, a GPU's default for convolutions, would be a thousand times as far from the CPU's."""
+    model = ZOO["residual"].build()
+    here, there = (fxprune.score(model, CPU_BATCHES, device=device, progress=False) for device in ("cpu", DEVICE))
+    assert np.allclose(here.propose, there.propose, rtol=0, atol=1e-5 * here.propose.max())
+    assert np.allclose(here.protect, there.protect, rtol=0, atol=1e-5 * here.protect.max())
+    plan = there.plan(alpha=0.4)
+    assert plan.keep == here.plan(alpha=0.4).keep
+    small = fxprune.apply(model.to(DEVICE), plan)
+    assert fxprune.verify(model, plan, small, images()(6)) < 1e-5
+
+
 def test_lengths_of_sequences_may_be_anywhere() -> None:
     case = ZOO["packed_lstm_states_samples_first"]
     model, batches = case.build().double(), [(moved(case.example(12), "cpu"), torch.arange(12) % 5)]

@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import difference, outputs, picture, same_picture, same_state, squares, width
 from torch import Tensor, nn
 from torch.fx import graph_module as fx_internals
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, TensorDataset
 from zoo import ZOO, images, tensors
 
@@ -220,6 +222,75 @@ def test_what_torch_is_told_makes_no_difference(world: str, task: Callable[[nn.M
         assert same_picture(before, picture(given))
     assert same_state(found, alone)
     assert not any(tensor.is_inference() for tensor in (*found.parameters(), *found.buffers()))
+
+
+class Precisions(TorchFunctionMode):
+    """Notes how convolutions of numbers multiply: on a GPU, and products of matrices on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[Any, ...]] = set()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.conv2d and type(args[0]) is Tensor and not args[0].is_meta:
+            self.seen.add(precisions())
+        return function(*args, **(kwargs or {}))
+
+
+def precisions() -> tuple[str, ...]:
+    """How torch was told to multiply: in convolutions, recurrent layers and matrices on a GPU, in matrices on the CPU."""
+    backends = torch.backends
+    if not hasattr(backends.cudnn, "conv"):
+        return "tf32" if backends.cudnn.allow_tf32 else "ieee", torch.get_float32_matmul_precision()
+    operations = backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.matmul
+    return tuple(operation.fp32_precision for operation in operations)
+
+
+@contextmanager
+def told_one_by_one() -> Iterator[None]:
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.rnn.fp32_precision = "tf32"
+        torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+
+
+@contextmanager
+def told_at_once() -> Iterator[None]:
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+one_by_one = pytest.param(
+    told_one_by_one, marks=pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="needs torch 2.9")
+)
+
+
+@pytest.mark.parametrize("told", [told_at_once, one_by_one])
+def test_float32_is_multiplied_in_full_and_torch_told_the_same_afterwards(told: Callable[[], Any]) -> None:
+    given, alone = model(), fxprune.score(model(), BATCHES, progress=False)
+    with told():
+        asked = precisions()
+        with Precisions() as while_scored:
+            scores = fxprune.score(given, BATCHES, progress=False)
+        with Precisions() as while_applied:
+            small = fxprune.apply(given, scores.plan(alpha=0.3), loader=BATCHES, compensate="sequential")
+        with Precisions() as while_verified:
+            plan = scores.plan(alpha=0.3)
+            fxprune.verify(given, plan, fxprune.apply(given, plan), images()(3))
+        with Precisions() as while_run:
+            small(images()(3))
+        assert precisions() == asked
+    for seen in (while_scored.seen, while_applied.seen, while_verified.seen):
+        assert len(seen) == 1
+        assert not {"tf32", "bf16", "high", "medium"} & {precision for found in seen for precision in found}
+    assert while_run.seen == {asked}
+    assert np.array_equal(scores.propose, alone.propose)
 
 
 def test_a_model_and_batches_that_were_made_in_inference_mode() -> None:
