@@ -238,7 +238,7 @@ class Precisions(TorchFunctionMode):
 
 
 def precisions() -> tuple[str, ...]:
-    """How torch was told to multiply: in convolutions, recurrent layers and matrices on a GPU, in matrices on the CPU."""
+    """How torch was told to multiply: by layers and matrices on a GPU, by matrices on the CPU."""
     backends = torch.backends
     if not hasattr(backends.cudnn, "conv"):
         return "tf32" if backends.cudnn.allow_tf32 else "ieee", torch.get_float32_matmul_precision()
