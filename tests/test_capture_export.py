@@ -48,6 +48,25 @@ def others(case: Case) -> list[Any]:
     return [case.example(batch) for batch in (1, 2, 5)] + ([case.example(2, size=11)] if case.any_size else [])
 
 
+class RectifiesSlice(nn.Module):
+    """A function that writes in place is the last to look at the slice that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = conv(3, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        F.hardswish(y[:, 4:], inplace=True)
+        y[:, :4].relu_()
+        return self.head(y)
+
+
+def test_what_is_written_in_place_last_is_kept() -> None:
+    model, x = RectifiesSlice().eval(), images()(2)
+    assert difference(outputs(model, x), outputs(export(model, x), x)) < 1e-6
+
+
 @every_case
 def test_the_graph_is_a_copy_that_computes_the_same(name: str) -> None:
     case = ZOO[name]

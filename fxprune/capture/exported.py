@@ -73,7 +73,7 @@ def _drop_unused(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         name = str(getattr(node.target, "__name__", node.target))
         in_place = name.endswith("_") or (name[:1] == "i" and getattr(operator, name, None) is node.target)
-        keeps = in_place or node.target in (must_be, torch._assert, operator.setitem)
+        keeps = in_place or node.kwargs.get("inplace") or node.target in (must_be, torch._assert, operator.setitem)
         if node.op in ("call_function", "call_method") and not node.users and not keeps:
             graph.erase_node(node)
 
