@@ -39,12 +39,6 @@ every_case = pytest.mark.parametrize("name", some_quick(name for name in ZOO if 
 OPENED = {"transposed_to_size": {"up"}, "loop_over_chunks": {"b"}}
 
 
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes in the zoo may be intricate, as its networks are small; below is a test of what is given up by default."""
-    monkeypatch.setattr(exported, "INTRICATE", 64)
-
-
 def export(model: nn.Module, example: Any) -> ModelGraph:
     return fxprune.capture(model, example, method="export")
 
@@ -73,7 +67,6 @@ def test_what_is_written_in_place_last_is_kept() -> None:
     assert difference(outputs(model, x), outputs(export(model, x), x)) < 1e-6
 
 
-@pytest.mark.usefixtures("patient")
 @every_case
 def test_the_graph_is_a_copy_that_computes_the_same(name: str) -> None:
     case = ZOO[name]
@@ -97,7 +90,6 @@ def test_the_graph_is_a_copy_that_computes_the_same(name: str) -> None:
         assert storages(twin).isdisjoint(storages(graph))
 
 
-@pytest.mark.usefixtures("patient")
 @every_case
 def test_plans_hold(name: str) -> None:
     case = ZOO[name]

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from zoo import ZOO, images
 
 import fxprune
-from fxprune.errors import FxpruneError
+from fxprune.errors import CalibrationError, CaptureError, FxpruneError
 
 DEVICE = "cuda" if torch.cuda.is_available() else "simulated" if hasattr(torch, "simulated") else ""
 pytestmark = pytest.mark.skipif(not DEVICE, reason="needs a CUDA device")
@@ -30,7 +30,7 @@ CPU_BATCHES = [(images()(20), torch.arange(20) % 5), (images()(6), torch.arange(
 DEVICE_BATCHES = [(x.to(DEVICE), y.to(DEVICE)) for x, y in CPU_BATCHES] if DEVICE else []
 
 # their forwards make tensors on the CPU, whatever they are given
-ON_THE_CPU = {"buffers", "constants_of_channels", "lstm_from_zeros"}
+ON_THE_CPU, STATE_ON_THE_CPU = {"buffers", "constants_of_channels"}, "lstm_from_zeros"
 
 
 def moved(example: Any, device: str) -> Any:
@@ -59,7 +59,7 @@ class AsOnDevice(TorchFunctionMode):
         return x.copy_(found) if in_place else found
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if name not in ON_THE_CPU])
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in {*ON_THE_CPU, STATE_ON_THE_CPU}])
 def test_the_zoo_verifies_on_the_device(name: str) -> None:
     case = ZOO[name]
     model, here, there = case.build().double().to(DEVICE), moved(case.example(2), "cpu"), moved(case.example(2), DEVICE)
@@ -77,9 +77,15 @@ def test_the_zoo_verifies_on_the_device(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(ON_THE_CPU))
 def test_a_model_that_does_not_run_on_the_device_says_so(name: str) -> None:
-    model, example = ZOO[name].build().double().to(DEVICE), moved(ZOO[name].example(2), DEVICE)
-    with pytest.raises(FxpruneError, match=r"(does not run|fails) on (the example|batch 0) .*same device"):
-        fxprune.score(model, [(example, torch.arange(2))], progress=False)
+    model = ZOO[name].build().double().to(DEVICE)
+    with pytest.raises(CaptureError, match=r"does not run on the example .*same device"):
+        fxprune.capture(model, moved(ZOO[name].example(2), DEVICE))
+
+
+def test_a_model_whose_shapes_alone_can_be_computed_there_says_so_too() -> None:
+    model, batch = ZOO[STATE_ON_THE_CPU].build().double().to(DEVICE), moved(ZOO[STATE_ON_THE_CPU].example(2), DEVICE)
+    with pytest.raises(CalibrationError, match=r"fails on batch 0 .*same device"):
+        fxprune.score(model, [(batch, torch.arange(2))], progress=False)
 
 
 @pytest.mark.parametrize("batches", [CPU_BATCHES, DEVICE_BATCHES])
