@@ -364,6 +364,12 @@ def test_intricate_sizes_are_those_of_the_example(monkeypatch: pytest.MonkeyPatc
     assert difference(outputs(model, large), outputs(export(model, images()(2)), large)) < 1e-6
 
 
+def test_products_of_sizes_are_as_easy_as_their_factors() -> None:
+    case = ZOO["windows_with_padding"]
+    model, large = case.build().eval(), case.example(5, size=11)
+    assert difference(outputs(model, large), outputs(export(model, case.example(2)), large)) < 1e-6
+
+
 class BranchesOnValue(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -245,6 +245,8 @@ def _watched(model: nn.Module, whole: set[str], odd: set[str]) -> Iterator[None]
 
 
 def _operations(size: torch.SymInt) -> int:
-    """By how many operations a size follows from those of the inputs; remainders count twice."""
-    formula = size.node.expr
-    return int(formula.count_ops()) + int(formula.count(Mod))
+    """By how many operations a size, or the hardest of its factors, follows from those of the inputs.
+
+    Remainders count twice.
+    """
+    return max(int(factor.count_ops()) + int(factor.count(Mod)) for factor in size.node.expr.as_ordered_factors())
