@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections import Counter
@@ -9,7 +10,7 @@ from collections import Counter
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from invariants import INVARIANTS, Trial, nearest
+from invariants import INVARIANTS, Trial, apart, nearest, of_one_function, scored
 from random_nets import RandomNet, Step, keys_of, nets
 from zoo import randomise
 
@@ -50,6 +51,17 @@ def test_units_that_cost_the_same_are_told(first: str, *, ties: bool) -> None:
     ]
     steps = steps if ties else steps[:2]
     assert (nearest(randomise(RandomNet(steps)).double().eval()) == 0) is ties
+
+
+def test_precisions_are_compared_of_one_function() -> None:
+    """An RMSNorm of one channel gives its sign, but for what it adds to the square."""
+    steps = [Step("conv", (0,), 4), Step("conv", (1,), 1), Step("nn.RMSNorm", (2,), 4), Step("conv", (3,), 8)]
+    trial = Trial(randomise(RandomNet(steps)).double().eval(), 0, 0.5)
+
+    def between(trial: Trial) -> float:
+        return apart(trial.scores, scored(copy.deepcopy(trial.net).float()))
+
+    assert between(of_one_function(trial)) < 1e-4 < 1e-2 < between(trial)
 
 
 @pytest.mark.parametrize("name", INVARIANTS)

@@ -37,7 +37,7 @@ for _home, _name in ((F, "F"), (torch, "torch")):
     )
     add(
         f"{_name}.rms_norm",
-        lambda own, x, home=_home: back(home.rms_norm(rows(x), own.normalized_shape, own.weight)),
+        lambda own, x, home=_home: back(home.rms_norm(rows(x), own.normalized_shape, own.weight, own.eps)),
         lambda i, o: nn.RMSNorm(i),
         whole=True,
     )
