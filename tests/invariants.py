@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -156,14 +156,21 @@ def scoring_twice_is_bit_equal(trial: Trial) -> bool:
 
 
 def precisions_agree_away_from_ties(trial: Trial) -> bool:
-    """Also away from jumps, of a floor or an index, that rounding decides: where all values on the way agree."""
+    """Also away from jumps, of a floor or an index, that rounding decides: where all values on the way agree.
+
+    Which of two near values a maximum takes shows in the gradients alone.
+    """
     trial = of_one_function(trial)
     net = copy.deepcopy(trial.net).float()
     graph = fxprune.capture(net, net.example())
-    for batch in BATCHES:
-        if not agree_throughout(values(trial.graph, trial.net.example(batch)), values(graph, net.example(batch))):
-            return False
+    seen = [(values(trial.graph, trial.net.example(size)), values(graph, net.example(size))) for size in BATCHES]
+    if not all(agree_throughout(whole.there, rounded.there) for whole, rounded in seen):
+        return False
     double, single = trial.scores, scored(net)
+    if apart(single, double) > CLOSE[torch.float32] / 2 and any(
+        jump(whole.back, rounded.back) for whole, rounded in seen
+    ):
+        return False
     if not agree(single, double, net):
         return False
     if any(tied(scores, torch.float32) for scores in (double.propose, double.protect)):
@@ -181,28 +188,53 @@ def of_one_function(trial: Trial) -> Trial:
     return replace(trial, net=net) if norms else trial
 
 
-class _Values(fx.Interpreter):
-    """Runs a graph and keeps the tensors of all its nodes."""
+@dataclass(frozen=True)
+class Values:
+    """All tensors on the way from the inputs of a graph to its outputs, and the gradients on the way back."""
+
+    there: list[Tensor]
+    back: list[Tensor]
+
+
+class _Watched(fx.Interpreter):
+    """Runs a graph and keeps the tensors of all its nodes, and later the gradients there."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.there: list[Tensor] = []
+        self.back: dict[int, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        self.found = [*getattr(self, "found", ()), *(tensor.clone() for tensor in tensors_of(result))]
+        for tensor in tensors_of(result):
+            if tensor.requires_grad:
+                tensor.register_hook(partial(self.back.__setitem__, len(self.there)))
+            self.there.append(tensor.detach().clone())
         return result
 
 
-def values(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """All tensors on the way from the inputs of a graph to its outputs."""
-    run = _Values(graph)
-    with torch.no_grad(), torch.random.fork_rng():
+def values(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Values:
+    """What a graph computes on the way there and back."""
+    run = _Watched(graph)
+    with torch.random.fork_rng():
         torch.manual_seed(0)
-        run.run(*inputs)
-    return run.found
+        loss = squares(run.run(*inputs))
+        if loss.requires_grad:
+            torch.autograd.grad(loss, list(graph.parameters()), allow_unused=True)
+    return Values(run.there, [run.back[number] for number in sorted(run.back)])
 
 
 def agree_throughout(whole: list[Tensor], rounded: list[Tensor]) -> bool:
     """Whether two lists of tensors differ by rounding alone: none of an index, say."""
     pairs = [(a.double(), b.double()) for a, b in zip(whole, rounded, strict=True) if a.numel()]
     return all(bool((a - b).abs().max() <= CLOSE[torch.float32] * a.abs().max()) for a, b in pairs)
+
+
+def jump(whole: list[Tensor], rounded: list[Tensor]) -> bool:
+    """Whether gradients differ by more than rounding: it decides which of two near values a maximum takes."""
+    largest = max((float(a.abs().max()) for a in whole if a.numel()), default=0.0)
+    gaps = (float((a - b.double()).abs().max()) for a, b in zip(whole, rounded, strict=True) if a.numel())
+    return any(gap > CLOSE[torch.float32] * largest for gap in gaps)
 
 
 def agree(one: fxprune.Scores, two: fxprune.Scores, net: RandomNet) -> bool:

@@ -8,12 +8,16 @@ import sys
 from collections import Counter
 
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from invariants import INVARIANTS, Trial, apart, nearest, of_one_function, scored
+from invariants import INVARIANTS, Trial, agree_throughout, apart, jump, nearest, of_one_function, scored, values
 from random_nets import RandomNet, Step, keys_of, nets
-from zoo import randomise
+from torch import Tensor, nn
+from zoo import conv, images, randomise
 
+import fxprune
 from fxprune.rules.table import describe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*upsample.* is deprecated")
@@ -62,6 +66,27 @@ def test_precisions_are_compared_of_one_function() -> None:
         return apart(trial.scores, scored(copy.deepcopy(trial.net).float()))
 
     assert between(of_one_function(trial)) < 1e-4 < 1e-2 < between(trial)
+
+
+class LargerOfTwo(nn.Module):
+    """The larger of two values that differ by less than rounding in float32, of which one alone has a gradient."""
+
+    def __init__(self, *, nearly: bool) -> None:
+        super().__init__()
+        self.a, self.more = conv(3, 8), 1e-10 if nearly else 1e-2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu() + 1
+        return F.max_pool1d(torch.stack([x, x.detach() * (1 + self.more)], -1).flatten(1, 3), 2)
+
+
+@pytest.mark.parametrize("nearly", [True, False])
+def test_which_of_two_near_values_a_maximum_takes_shows_in_gradients(*, nearly: bool) -> None:
+    model, x = randomise(LargerOfTwo(nearly=nearly)).double(), images()(2).double()
+    whole = values(fxprune.capture(model, x), (x,))
+    rounded = values(fxprune.capture(model.float(), x.float()), (x.float(),))
+    assert agree_throughout(whole.there, rounded.there)
+    assert jump(whole.back, rounded.back) is nearly
 
 
 @pytest.mark.parametrize("name", INVARIANTS)
