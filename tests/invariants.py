@@ -139,39 +139,11 @@ def permuted_channels_permute_the_plan(trial: Trial) -> bool:
     moved = replace(two, propose=two.propose[order], protect=two.protect[order])
     if apart(one, moved) > CLOSE[torch.float64] / 2 and nearest(trial.net) <= CLOSE[torch.float64]:
         return False  # of two units that cost the same, the one that stands first goes first
-    if apart(one, moved) > CLOSE[torch.float64] / 2 and not all(map(gradient_holds, (trial.net, other))):
-        return False  # torch's own error
     if not agree(one, moved, trial.net):
         return False
     if any(tied(scores, torch.float64) for scores in (one.propose, one.protect)):
         return False
     assert np.array_equal(kept(one, trial.alpha), kept(two, trial.alpha)[order])
-    return True
-
-
-def gradient_holds(net: RandomNet) -> bool:
-    """Whether the loss of a network moves as torch's gradient says, along a line.
-
-    In torch 2.14 that of an InstanceNorm over two or three axes is wrong on the CPU, where the gradient that it gets
-    lies in memory with the samples inside of the positions, as recurrent layers leave it.
-    """
-    generator, whole = torch.Generator().manual_seed(0), copy.deepcopy(net)
-    ways = [p * torch.randn(p.shape, dtype=p.dtype, generator=generator) for p in whole.parameters()]
-
-    def loss(inputs: tuple[Tensor, ...], step: float) -> Tensor:
-        with torch.no_grad():
-            for parameter, origin, way in zip(whole.parameters(), net.parameters(), ways, strict=True):
-                parameter.copy_(origin + step * way)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return squares(whole(*inputs))
-
-    for inputs in map(net.example, BATCHES):
-        gradients = torch.autograd.grad(loss(inputs, 0.0), list(whole.parameters()), allow_unused=True)
-        slope = sum((g * way).sum().item() for g, way in zip(gradients, ways, strict=True) if g is not None)
-        found = (loss(inputs, 1e-6) - loss(inputs, -1e-6)).item() / 2e-6
-        if abs(slope - found) > 1e-4 * (abs(slope) + abs(found)):
-            return False
     return True
 
 

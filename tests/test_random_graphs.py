@@ -12,18 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from invariants import (
-    INVARIANTS,
-    Trial,
-    agree_throughout,
-    apart,
-    gradient_holds,
-    jump,
-    nearest,
-    of_one_function,
-    scored,
-    values,
-)
+from invariants import INVARIANTS, Trial, agree_throughout, apart, jump, nearest, of_one_function, scored, values
 from random_nets import RandomNet, Step, keys_of, nets
 from torch import Tensor, nn
 from zoo import conv, images, randomise
@@ -98,13 +87,6 @@ def test_which_of_two_near_values_a_maximum_takes_shows_in_gradients(*, nearly: 
     rounded = values(fxprune.capture(model.float(), x.float()), (x.float(),))
     assert agree_throughout(whole.there, rounded.there)
     assert jump(whole.back, rounded.back) is nearly
-
-
-@pytest.mark.parametrize(("second", "holds"), [("conv", True), ("attributes", False)])
-def test_a_gradient_that_is_not_that_of_the_loss_is_seen(second: str, *, holds: bool) -> None:
-    """What is read as `x.data` has no gradient."""
-    net = randomise(RandomNet([Step("conv", (0,), 8), Step(second, (1,), 8)])).double().eval()
-    assert gradient_holds(net) is holds
 
 
 @pytest.mark.parametrize("name", INVARIANTS)
