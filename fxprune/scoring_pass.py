@@ -20,6 +20,7 @@ from fxprune.errors import CalibrationError, blaming
 from fxprune.fusing import fuse
 from fxprune.gates import insert
 from fxprune.isolation import dtype_of, evaluating
+from fxprune.layouts import keep
 from fxprune.merging import merge
 from fxprune.objective import Loss, Objective, Part
 from fxprune.probes import Probe, Rows, rows_of
@@ -103,6 +104,7 @@ def _gated(
     dtype, rows, draw = dtype_of(graph), rows_of(graph), sampler.draw
     gated, gates = insert(graph, coupling, lambda edge: Probe(edge, draw, place, dtype, rows.get(edge.source, Rows())))
     fuse(gated, coupling.specs)
+    keep(gated)
     return gated, [gate for gate in gates if isinstance(gate, Probe)]
 
 

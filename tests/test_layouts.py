@@ -1,0 +1,127 @@
+"""Layouts: scores do not depend on how what reads a norm lays out its gradient in memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import squares
+from torch import Tensor, nn
+from zoo import randomise
+
+import fxprune
+from fxprune.layouts import laid_out
+
+PLANES = (0, 2, 3, 1), (2, 3, 0, 1), (2, 0, 3, 1), (3, 1, 2, 0)  # orders of the axes, from the outermost in memory
+VOLUMES = (0, 2, 3, 4, 1), (2, 3, 4, 0, 1), (4, 0, 2, 1, 3)
+
+
+def in_order(x: Tensor, order: tuple[int, ...]) -> Tensor:
+    """The same numbers in memory so that the first axis of `order` is the outermost, and the last the innermost."""
+    return x.permute(order).contiguous().permute([order.index(axis) for axis in range(x.ndim)])
+
+
+def by_hand(x: Tensor, axes: tuple[int, ...], norm: Any) -> Tensor:
+    """What a norm does, in operations of one number each."""
+    mean, var = x.mean(axes, keepdim=True), x.var(axes, correction=0, keepdim=True)
+    if norm.running_mean is not None:
+        mean, var = (t.view(-1, *[1] * (x.ndim - 2)) for t in (norm.running_mean, norm.running_var))
+    scale, shift = (t.view(-1, *[1] * (x.ndim - 2)) for t in (norm.weight, norm.bias))
+    return (x - mean) / (var + norm.eps).sqrt() * scale + shift
+
+
+class Spelled(nn.Module):
+    """A norm in operations of one number each."""
+
+    def __init__(self, norm: Any, ndim: int) -> None:
+        super().__init__()
+        self.norm = norm
+        self.axes = tuple(range(2, ndim)) if isinstance(norm, nn.modules.instancenorm._InstanceNorm) else (0,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return by_hand(x, self.axes, self.norm)
+
+
+class Functional(nn.Module):
+    """A norm as a function."""
+
+    def __init__(self, norm: Any, ndim: int) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.norm
+        if isinstance(own, nn.modules.instancenorm._InstanceNorm):
+            return F.instance_norm(x, None, None, own.weight, own.bias, True, 0.1, own.eps)
+        return F.batch_norm(x, own.running_mean, own.running_var, own.weight, own.bias, False, 0.1, own.eps)
+
+
+class Net(nn.Module):
+    """A norm between layers that are scored, whose gradient is laid out in an order of the axes."""
+
+    def __init__(self, norm: nn.Module, ndim: int, order: tuple[int, ...]) -> None:
+        super().__init__()
+        conv: Callable[..., nn.Module] = nn.Conv2d if ndim == 4 else nn.Conv3d
+        self.first, self.second, self.norm = conv(3, 6, 3), conv(6, 8, 3), norm
+        self.head, self.order = nn.Linear(8, 4), order
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.second(self.first(x).relu()).tanh())
+        x = x.permute(self.order).contiguous().tanh()  # its gradient comes back contiguous in this order
+        x = x.square().permute([self.order.index(axis) for axis in range(x.ndim)])
+        return self.head(x.flatten(2).logsumexp(2))
+
+
+def protect(norm: nn.Module, ndim: int, order: tuple[int, ...], batch: int) -> np.ndarray:
+    """The R-Scores of a network with a norm."""
+    torch.manual_seed(0)
+    model = randomise(Net(norm, ndim, order)).double().eval()
+    x = torch.randn(2 * batch, 3, *[7] * (ndim - 2), dtype=torch.float64)
+    loader = [(part, torch.arange(len(part))) for part in x.split(batch)]
+    return fxprune.score(model, loader, squares, progress=False).protect
+
+
+CASES = [
+    (kind, batch, order)
+    for kinds, orders in (
+        ((nn.BatchNorm2d, nn.InstanceNorm2d), PLANES),
+        ((nn.BatchNorm3d, nn.InstanceNorm3d), VOLUMES),
+    )
+    for kind, batch, order in itertools.product(kinds, (1, 5), orders)
+]
+
+
+@pytest.mark.parametrize("form", [lambda norm, ndim: norm, Functional], ids=["module", "function"])
+@pytest.mark.parametrize(("kind", "batch", "order"), CASES)
+def test_scores_do_not_depend_on_the_layout(form: Any, kind: type, batch: int, order: tuple[int, ...]) -> None:
+    ndim = len(order)
+
+    def made() -> Any:
+        norm = kind(8) if "Batch" in kind.__name__ else kind(8, affine=True)
+        return randomise(norm)
+
+    told = protect(form(made(), ndim), ndim, order, batch)
+    spelled = protect(Spelled(made(), ndim), ndim, order, batch)
+    assert told.max() > 0
+    np.testing.assert_allclose(told, spelled, atol=1e-9 * spelled.max())
+
+
+@pytest.mark.parametrize("order", PLANES)
+def test_a_gradient_is_laid_out_as_the_value(order: tuple[int, ...]) -> None:
+    x, given = (torch.randn(2, 3, 4, 5) for _ in range(2))
+    y = in_order(x, order).requires_grad_() * 1
+    assert laid_out(y) is y
+    (found,) = torch.autograd.grad(2 * y, y, in_order(given, (3, 2, 1, 0)))
+    assert torch.equal(found, 2 * given)
+    assert found.stride() == y.stride()
+
+
+def test_what_needs_no_gradient_stays() -> None:
+    x = torch.randn(2, 3)
+    assert laid_out(x) is x
+    assert not x._backward_hooks
