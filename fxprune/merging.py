@@ -39,6 +39,7 @@ def _merge_moments(own: Gathering, channels: int) -> None:
     rows = int(summed(torch.tensor(own.rows)))
     if not rows:
         return
+    own.settle()
     place = own.products.device if own.products is not None else torch.device("cpu")
     nothing = torch.zeros(channels, dtype=torch.float64, device=place)
     origin = nothing if own.origin is None else own.origin.double()

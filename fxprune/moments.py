@@ -57,7 +57,7 @@ class Gathering:
            [0., 0.]])
     """
 
-    STATE = ("rows", "origin", "sums", "products")
+    STATE = ("rows", "origin", "sums", "products", "waiting")
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -65,6 +65,7 @@ class Gathering:
         self.origin: Tensor | None = None
         self.sums: Tensor | None = None
         self.products: Tensor | None = None
+        self.waiting: list[Tensor] = []  # rows that are not in the products yet: few at a time cost as much as many
 
     def add(self, x: Tensor, dim: int, numbers: Tensor | None = None, *, batch: int = 0) -> None:
         """Add rows of a tensor whose channels lie along axis `dim`.
@@ -81,30 +82,39 @@ class Gathering:
         if self.origin is None:  # squares of what lies far from zero would drown the covariance
             self.origin = rows.mean(0)
         rows = rows - self.origin
-        products = rows.T @ rows if rows.shape[1] <= WIDEST else rows.square().sum(0)
-        if self.sums is None or self.products is None:
-            self.sums, self.products = rows.sum(0).double(), products.double()
-        else:
-            self.sums += rows.sum(0)
-            self.products += products
+        self.sums = rows.sum(0).double() if self.sums is None else self.sums + rows.sum(0)
         self.rows += len(rows)
+        self.waiting.append(rows)
+        if sum(map(len, self.waiting)) >= rows.shape[1] or rows.shape[1] > WIDEST:
+            self.settle()
+
+    def settle(self) -> None:
+        """Add the products of the rows that wait."""
+        if self.waiting:
+            rows = torch.cat(self.waiting) if len(self.waiting) > 1 else self.waiting[0]
+            products = rows.T @ rows if rows.shape[1] <= WIDEST else rows.square().sum(0)
+            self.products = products.double() if self.products is None else self.products.add_(products)
+            self.waiting.clear()
 
     def state(self) -> dict[str, Tensor]:
         """What was added up so far, by the names in `STATE`; nothing where nothing was."""
-        if self.origin is None or self.sums is None or self.products is None:
+        if self.origin is None or self.sums is None:
             return {}
-        return {
-            "rows": torch.tensor(self.rows), "origin": self.origin, "sums": self.sums, "products": self.products
-        }  # fmt: skip
+        found = {"rows": torch.tensor(self.rows), "origin": self.origin, "sums": self.sums}
+        found |= {} if self.products is None else {"products": self.products}
+        return found | ({"waiting": torch.cat(self.waiting)} if self.waiting else {})
 
     def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
         """Take what `state` gave, on a device."""
         if "rows" in state:
             self.rows = int(state["rows"])
-            self.origin, self.sums, self.products = (state[name].to(device) for name in self.STATE[1:])
+            self.origin, self.sums = (state[name].to(device) for name in ("origin", "sums"))
+            self.products = state["products"].to(device) if "products" in state else None
+            self.waiting = [state["waiting"].to(device)] if "waiting" in state else []
 
     def moments(self) -> Moments:
         """The moments of all rows so far."""
+        self.settle()
         if self.origin is None or self.sums is None or self.products is None:
             raise ValueError("nothing was added")
         mean = self.sums / self.rows

@@ -21,7 +21,7 @@ from fxprune.probes import Probe
 from fxprune.sampling import Sampler
 from fxprune.shares import Numbered, digest
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)

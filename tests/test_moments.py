@@ -44,6 +44,18 @@ def test_what_rounding_makes_of_constants_is_no_variance(dtype: torch.dtype) -> 
     assert gathered(torch.cat([values.expand(40, 3), torch.randn(40, 1, dtype=dtype)], 1)).covariance[3, 3] > 0
 
 
+@pytest.mark.parametrize("size", [1, 3, 11, 12, 30])
+def test_rows_may_come_a_few_at_a_time(size: int) -> None:
+    x = torch.randn(30, 12, dtype=torch.float64) + 7
+    gathering = Gathering(seed=0)
+    for part in x.split(size):
+        gathering.add(part, 1)
+        assert sum(map(len, gathering.waiting)) < 12
+    assert gathering.rows == 30
+    for _ in range(2):
+        assert np.allclose(gathering.moments().covariance, np.cov(x.numpy().T, bias=True), atol=1e-12)
+
+
 @pytest.mark.parametrize("dim", [1, -1, 2])
 def test_they_are_those_of_all_rows_while_rows_are_few(dim: int) -> None:
     parts = [torch.randn(n, 3, 4, 5, dtype=torch.float64) + 7 for n in (4, 1, 6)]

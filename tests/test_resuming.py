@@ -72,6 +72,19 @@ def test_goes_on_where_it_was_interrupted(tmp_path: Path, options: dict[str, Any
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_rows_that_wait_for_others_are_in_the_file(tmp_path: Path, at: int) -> None:
+    """Of 40 channels, products are formed of 40 rows or more: of the first three batches, and of the others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(X[0].numel(), 40), nn.ReLU(), nn.Linear(40, CLASSES)).eval()
+    path = tmp_path / "pass.npz"
+    interrupted(path, model, labelled(), at, every=1)
+    with np.load(path) as arrays:
+        assert [len(arrays[name]) for name in arrays if name.startswith("waiting")] == [sum(SIZES[:at]) % 40]
+    resumed = fxprune.score(model, labelled(), progress=False, checkpoint=path, every=1)
+    assert_equal(resumed, fxprune.score(model, labelled(), progress=False))
+
+
 def test_only_what_is_left_is_computed(tmp_path: Path) -> None:
     path, model, seen = tmp_path / "pass.npz", build(), list[int]()
     interrupted(path, model, labelled(), 3, every=1)
