@@ -79,7 +79,8 @@ def measured(works: dict[str, Work], plain: Callable[[Work], None], repeats: int
     note = (
         "The same images, batches and threads as above, medians of three in turns. Fusing takes time away, the other "
         "parts add some. The gradients of the gates replace those of the weights; what is left of the backward pass "
-        "gives the gradients of the activations."
+        "gives the gradients of the activations. Most products of the wide layers' rows are formed behind the pass, in "
+        "the last part."
     )
     return Table(TITLE, COLUMNS, tuple(rows), note), data
 
