@@ -33,8 +33,10 @@ def laid_out(x: Tensor) -> Tensor:
     if x.requires_grad:
         shape, strides = x.shape, x.stride()
 
-        def like(grad: Tensor) -> Tensor:
-            return grad if grad.stride() == strides else grad.new_empty_strided(shape, strides).copy_(grad)
+        def like(grad: Tensor | None) -> Tensor | None:
+            if grad is None or grad.stride() == strides:  # none comes from a function that gives none
+                return grad
+            return grad.new_empty_strided(shape, strides).copy_(grad)
 
         x.register_hook(like)
     return x

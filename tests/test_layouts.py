@@ -121,6 +121,25 @@ def test_a_gradient_is_laid_out_as_the_value(order: tuple[int, ...]) -> None:
     assert found.stride() == y.stride()
 
 
+class NoGradient(torch.autograd.Function):
+    """Hands a tensor on, and no gradient back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        return None
+
+
+def test_there_may_be_no_gradient() -> None:
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    y = laid_out(F.instance_norm(x))
+    (found,) = torch.autograd.grad(NoGradient.apply(y).sum() + x.sum(), x)
+    assert torch.equal(found, torch.ones_like(x))
+
+
 def test_what_needs_no_gradient_stays() -> None:
     x = torch.randn(2, 3)
     assert laid_out(x) is x
