@@ -1,8 +1,8 @@
 """Layouts: a norm's gradient lies in memory as its output does; scoring does not leave that to what reads it.
 
 On CPUs the backward kernel behind nn.BatchNorm2d and nn.InstanceNorm2d, and their 3d forms, may take one axis for
-another where a single sample's gradient is laid out otherwise than its output (seen with torch 2.14; an
-InstanceNorm hands it all samples as one).
+another where one has a single place, as that of the samples in a batch of one, and the gradient is laid out otherwise
+than the output (seen with torch 2.14). An InstanceNorm hands the kernel any number of samples as one.
 """
 
 from __future__ import annotations
