@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.module_tracker import ModuleTracker
 
 
 def _layer_flops(x: torch.Size, inputs: torch.Size, hidden: torch.Size, *rest: Any, **kwargs: Any) -> int:
@@ -34,15 +32,17 @@ FORMULAS = {
 }  # those that torch's counter does not have
 
 
-@contextmanager
-def counting(model: nn.Module) -> Iterator[FlopCounterMode]:
-    """Count the flops of what runs; parameters of `model` have no gradients meanwhile, on whose views formulas fail."""
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in learned:
-            parameter.requires_grad = False
-        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
-            yield counter
-    finally:
-        for parameter in learned:
-            parameter.requires_grad = True
+class _Whole(ModuleTracker):
+    """Tells no module from another: the hooks by which torch does fail on views of values that need gradients."""
+
+    def __enter__(self) -> _Whole:
+        return self
+
+    def __exit__(self, *raised: object) -> None: ...
+
+
+def counting() -> FlopCounterMode:
+    """Count the flops of what runs within it, whether or not it needs gradients."""
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    counter.mod_tracker = _Whole()
+    return counter

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from zoo import ZOO, Case, images, tensors
 
 import fxprune
+from fxprune.capture import flops_of
 from fxprune.errors import CaptureError
 
 every_case = pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
@@ -125,6 +126,27 @@ def test_the_checkpoints_load_and_are_captured(build: Callable[[], nn.Module], d
     found = outputs(graph, x)
     assert difference(outputs(model, x), found) == 0
     assert float((found[0].argmax(1) == y).float().mean()) > 0.7
+
+
+class AsksForGradients(nn.Module):
+    """A forward that asks for gradients of a value on the way, as those do that checkpoint what follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).requires_grad_().view(-1, 2, 4)).sum(1)
+
+
+@pytest.mark.parametrize("method", ["fx", "values", "export"])
+def test_a_view_of_a_value_that_needs_gradients(method: str) -> None:
+    model, x = AsksForGradients(), tensors(6)(2)
+    graph = fxprune.capture(model, x, method=method)
+    assert difference(outputs(model, x), outputs(graph, x)) == 0
+    flops = flops_of(graph)
+    assert sum(flops.values()) == 2 * (2 * 6 * 8 + 2 * 2 * 4 * 5)
+    assert all(parameter.requires_grad for parameter in graph.parameters())
 
 
 # -- what cannot be captured -------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def facts_on(graph: fx.GraphModule, example: Any) -> Facts:
     """The facts of all nodes of `graph` on an example; the graph stays as it is."""
 
     def facts(inputs: list[Any]) -> Facts:
-        with counting(graph) as counter:
+        with counting() as counter:
             recorder = _Recorder(graph, counter)
             recorder.run(*inputs)
         return recorder.facts
