@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fxprune.attention import lower
 from fxprune.capture import exported, symbolic, values
@@ -18,10 +19,10 @@ from fxprune.capture.checks import (
     does_not_run,
     is_named,
     listed,
-    runnable,
 )  # fmt: skip
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, facts_on, placeholder_values
+from fxprune.capture.proof import DisagreementError, Reference
 from fxprune.errors import CaptureError, stage
 from fxprune.example import TensorSpec, to_json, trim
 from fxprune.isolation import device_of, isolated_copy, undisturbed
@@ -40,6 +41,8 @@ def capture(
     method: str = "auto",
     concrete_args: Mapping[str, Any] | None = None,
     leaves: Leaves = (),
+    other: Any = None,
+    prove: bool = True,
 ) -> ModelGraph:
     """Copy `model` into a `torch.fx.GraphModule` with the shapes of every activation on its nodes.
 
@@ -54,16 +57,21 @@ def capture(
         concrete_args: named arguments of the forward that are fixed at a value, and leave its signature.
         leaves: module names, glob patterns of names, or module types that are not traced into: each is one node, and
             what goes into it and comes out of it keeps its channels.
+        other: another batch, of other values, on which the graph is compared with the model beside the example; one is
+            made of the example by default.
+        prove: compare the graph with the model, on the example and on the other batch, in eval mode, before it is
+            returned. A way whose graph gives other outputs is given up.
 
     Returns:
         A graph module named after the caller's class, with its module paths, module types and state_dict keys, in
         the training mode that the model is in. A graph from an earlier `capture` is returned as it is.
 
     Raises:
-        CaptureError: the model cannot be copied, traced, or run on the example.
+        CaptureError: the model cannot be copied, traced, or run on the example, or no graph gives its outputs.
 
     Warns:
-        FxpruneWarning: the model decides by the values of its input, and the graph goes the example's way.
+        FxpruneWarning: the model decides by the values of its input, and the graph goes the example's way; it draws
+            random numbers in eval mode; or its forward changes buffers or attributes.
 
     >>> import torch
     >>> graph = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(2, 4))
@@ -79,14 +87,18 @@ def capture(
     options: dict[str, Any] = {"concrete_args": concrete, "leaves": listed(leaves)}
     failures: dict[str, CaptureError] = {}
     with stage("capturing"), undisturbed():
+        example = _checked(model, example, options)
+        reference = _reference(model, example, other, concrete) if prove else None
         for rung in tuple(RUNGS) if method == "auto" else (method,):
-            own, batch = _prepared(model, example, concrete, run=bool(failures))
-            check_leaves(own, listed(leaves))
             try:
-                return _captured(model, own, batch, rung, options)
+                graph = _captured(model, example if reference is None else reference.example, rung, options, reference)
             except CaptureError as error:
                 failures[rung] = error
-    raise CaptureError(_no_way(model, failures)) from next(iter(failures.values()))
+            else:
+                if reference is not None:
+                    reference.warn()
+                return graph
+        raise CaptureError(_no_way(model, failures, reference)) from next(iter(failures.values()))
 
 
 def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any) -> ModelGraph:
@@ -100,15 +112,17 @@ def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any) -> M
     )
 
 
-def capture_around(exclude: Leaves, model: nn.Module, example: Any) -> ModelGraph:
+def capture_around(
+    exclude: Leaves, model: nn.Module, example: Any, *, other: Any = None, prove: bool = True
+) -> ModelGraph:
     """Capture a model; where that fails, keep the modules whole that the caller excludes from pruning anyway."""
     named = [entry for entry in listed(exclude) if any(is_named([entry], m, name) for name, m in model.named_modules())]
     try:
-        return capture(model, example)
+        return capture(model, example, other=other, prove=prove)
     except CaptureError:
         if not named:
             raise
-    return capture(model, example, leaves=named)
+    return capture(model, example, leaves=named, other=other, prove=prove)
 
 
 def settings_of(graph: ModelGraph) -> dict[str, Any]:
@@ -119,21 +133,40 @@ def settings_of(graph: ModelGraph) -> dict[str, Any]:
     return settings | ({"concrete_args": notes["concrete_args"]} if notes["concrete_args"] else {})
 
 
-def _prepared(model: nn.Module, example: Any, concrete_args: Mapping[str, Any], *, run: bool) -> tuple[nn.Module, Any]:
-    """A copy of the model in eval mode, and the example on its device, checked; by a run of the model, too."""
-    own = lower(isolated_copy(model)).eval()
+def _prepared(model: nn.Module) -> nn.Module:
+    """A copy of the model in eval mode, to be traced."""
+    return lower(isolated_copy(model)).eval()
+
+
+def _checked(model: nn.Module, example: Any, options: Mapping[str, Any]) -> Any:
+    """The example on the model's home, after the model's names, the leaves, and whether it fits, were looked at."""
+    own = _prepared(model)
     check_names(own)
+    check_leaves(own, options["leaves"])
     example = to_home(example, device_of(own))
-    check_example(own, example, concrete_args)
-    runs = run and lacking_numbers(own) is None
-    return own, runnable(own, example, concrete_args) if runs else example
+    check_example(own, example, options["concrete_args"])
+    return example
 
 
-def _captured(model: nn.Module, own: nn.Module, example: Any, rung: str, options: dict[str, Any]) -> ModelGraph:
-    """The graph that one rung of the ladder gives."""
+def _reference(model: nn.Module, example: Any, other: Any, concrete: Mapping[str, Any]) -> Reference | None:
+    """What the model gives, to compare a graph with; nothing where it has no numbers."""
+    if lacking_numbers(model) is not None:
+        return None
+    return Reference.of(model, example, None if other is None else to_home(other, device_of(model)), concrete)
+
+
+def _captured(
+    model: nn.Module, example: Any, rung: str, options: dict[str, Any], reference: Reference | None
+) -> ModelGraph:
+    """The graph that one rung of the ladder gives, compared with the model."""
+    own = _prepared(model)
+    buffers = {name: buffer.clone() for name, buffer in own.named_buffers()}
     graph = RUNGS[rung](own, example, **options)
     notes = graph.meta.get("fxprune", {})
     small = _annotate(graph, example)
+    _put_back(graph, buffers)
+    if reference is not None:
+        reference.check(graph)
     graph.meta["fxprune"] = {
         "example": to_json(small), "inputs": small, "rung": rung, "leaves": notes.get("leaves", ()),
         "concrete_args": to_json(options["concrete_args"]),
@@ -144,15 +177,25 @@ def _captured(model: nn.Module, own: nn.Module, example: Any, rung: str, options
     return graph
 
 
+def _put_back(graph: ModelGraph, buffers: Mapping[str, Tensor]) -> None:
+    """Give the buffers of a graph the values that the model has: its forward may have changed them."""
+    with torch.no_grad():
+        for name, buffer in graph.named_buffers():
+            if name in buffers and not buffer.is_meta and buffer.shape == buffers[name].shape:
+                buffer.copy_(buffers[name])
+
+
 def _carried(model: nn.Module) -> dict[str, Any]:
     """What a graph keeps of the notes of the model that it was captured from, where that was pruned before."""
     notes = model.meta.get("fxprune", {}) if isinstance(model, ModelGraph) else {}
     return {name: notes[name] for name in ("plans", "biases", "structure") if name in notes}
 
 
-def _no_way(model: nn.Module, failures: Mapping[str, CaptureError]) -> str:
+def _no_way(model: nn.Module, failures: Mapping[str, CaptureError], reference: Reference | None) -> str:
     """The message for a model that no way leads to a graph of: the reason of each, and the ways out."""
     reasons = "".join(f"\n  {rung}: {error}" for rung, error in failures.items())
+    if reference is not None and any(isinstance(error, DisagreementError) for error in failures.values()):
+        reasons += f"\nLikely: {reference.reason()}."
     lacking = lacking_numbers(model)
     if lacking is not None:
         reasons += f"\n  ({lacking} and others have shapes only: where the forward asks for numbers, load the weights)"

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace as fx_internals
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import symbolic
 from fxprune.capture.checks import Entry
 from fxprune.capture.graph import ModelGraph
-from fxprune.capture.proxies import TensorProxy, ValueProxy, is_plain, proxy_of
+from fxprune.capture.proxies import TensorProxy, ValueProxy, found_symbol, is_plain, is_symbol, proxy_of
 from fxprune.errors import FxpruneWarning
 from fxprune.mixed import method, mixed
 from fxprune.numberless import CPU, META, has_numbers
@@ -79,9 +80,6 @@ class ValueTracer(symbolic.SymbolicTracer):
         return super()._fixed(name, default, value)
 
     # -- nodes -----------------------------------------------------------------------------------------------------
-
-    def create_arg(self, a: Any) -> Any:
-        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
@@ -163,11 +161,12 @@ class ValueTracer(symbolic.SymbolicTracer):
         before = {name: getattr(torch, name) for name in wrappers if hasattr(torch, name)}
         for name, function in before.items():
             setattr(torch, name, wrappers[name](function))
-        builtins.len = _symbolic_length
+        find, builtins.len = fx_internals._find_proxy, _symbolic_length
+        fx_internals._find_proxy = found_symbol
         try:
             yield
         finally:
-            builtins.len = _LENGTH
+            fx_internals._find_proxy, builtins.len = find, _LENGTH
             for name, function in before.items():
                 setattr(torch, name, function)
 
@@ -220,8 +219,8 @@ def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _can_be_written(arguments: Any) -> bool:
     """Whether a graph can name these arguments."""
-    kinds = (fx.Proxy, *fx.node.base_types, type(None))
-    return all(issubclass(type(leaf), kinds) for leaf in pytree.tree_leaves(arguments))
+    kinds = (*fx.node.base_types, type(None))
+    return all(is_symbol(leaf) or issubclass(type(leaf), kinds) for leaf in pytree.tree_leaves(arguments))
 
 
 def _tensors(value: Any) -> list[Tensor]:
