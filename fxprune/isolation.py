@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import CaptureError, is_of_memory
-from fxprune.numberless import computing, on_meta
+from fxprune.numberless import computing, has_numbers, on_meta
 
 HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
@@ -216,6 +216,31 @@ def placed(device: torch.device | str | None, *models: nn.Module) -> Iterator[No
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a model in eval mode: every submodule gets its own mode back, and every buffer that changes its numbers."""
+    with in_eval_mode(model), kept_buffers(model):
+        yield
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Put back the numbers of buffers that a forward changes."""
+    held = [(buffer, _age(buffer), buffer.clone()) for buffer in model.buffers() if has_numbers(buffer)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, age, before in held:
+                if _age(buffer) is None or _age(buffer) != age:
+                    buffer.copy_(before)
+
+
+def _age(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place, or None where torch does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every submodule into eval mode, and each back into its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxprune.attention import lower
 from fxprune.capture import exported, symbolic, values
@@ -25,7 +24,7 @@ from fxprune.capture.passes import annotate, facts_on, placeholder_values
 from fxprune.capture.proof import DisagreementError, Reference
 from fxprune.errors import CaptureError, stage
 from fxprune.example import TensorSpec, to_json, trim
-from fxprune.isolation import device_of, isolated_copy, undisturbed
+from fxprune.isolation import device_of, isolated_copy, kept_buffers, undisturbed
 from fxprune.numberless import lacking_numbers, to_home
 
 __all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "facts_on", "placeholder_values"]
@@ -160,29 +159,20 @@ def _captured(
 ) -> ModelGraph:
     """The graph that one rung of the ladder gives, compared with the model."""
     own = _prepared(model)
-    buffers = {name: buffer.clone() for name, buffer in own.named_buffers()}
-    graph = RUNGS[rung](own, example, **options)
-    notes = graph.meta.get("fxprune", {})
-    small = _annotate(graph, example)
-    _put_back(graph, buffers)
+    with kept_buffers(own):
+        graph = RUNGS[rung](own, example, **options)
+        small = _annotate(graph, example)
     if reference is not None:
         reference.check(graph)
     graph.meta["fxprune"] = {
-        "example": to_json(small), "inputs": small, "rung": rung, "leaves": notes.get("leaves", ()),
-        "concrete_args": to_json(options["concrete_args"]),
+        "example": to_json(small), "inputs": small, "rung": rung,
+        "leaves": graph.meta.get("fxprune", {}).get("leaves", ()),
+        "concrete_args": to_json(options["concrete_args"]), "state": reference.changed if reference else (),
     } | _carried(model)  # fmt: skip
     modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
     for name, module in graph.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], model.training))
     return graph
-
-
-def _put_back(graph: ModelGraph, buffers: Mapping[str, Tensor]) -> None:
-    """Give the buffers of a graph the values that the model has: its forward may have changed them."""
-    with torch.no_grad():
-        for name, buffer in graph.named_buffers():
-            if name in buffers and not buffer.is_meta and buffer.shape == buffers[name].shape:
-                buffer.copy_(buffers[name])
 
 
 def _carried(model: nn.Module) -> dict[str, Any]:
@@ -215,6 +205,12 @@ def is_captured(model: nn.Module) -> bool:
 def example_of(graph: ModelGraph) -> Any:
     """The example batch that `graph` was captured with."""
     return graph.meta["fxprune"]["inputs"]
+
+
+def state_of(graph: ModelGraph) -> list[str]:
+    """The names of the buffers whose numbers the forward changes."""
+    buffers = dict(graph.named_buffers())
+    return [name for name in graph.meta["fxprune"].get("state", ()) if name in buffers]
 
 
 def flops_of(graph: ModelGraph) -> dict[str, int]:

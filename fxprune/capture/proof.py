@@ -7,7 +7,6 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +20,7 @@ from fxprune.capture.graph import ModelGraph, plain_attributes
 from fxprune.capture.passes import placeholder_values
 from fxprune.errors import CaptureError, FxpruneWarning, told
 from fxprune.example import another, as_call, opened, trim
-from fxprune.isolation import isolated_copy, precise, seeded
+from fxprune.isolation import isolated_copy, kept_buffers, precise, seeded
 from fxprune.source import is_users
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -153,19 +152,6 @@ class _CallRecorder(fx.Interpreter):
         kept = pytree.tree_map_only(Tensor, torch.clone, output)
         self.calls.setdefault(str(target), []).append((given, kept))
         return output
-
-
-@contextmanager
-def kept_buffers(*models: nn.Module) -> Iterator[None]:
-    """Put the numbers of every buffer back that a forward changes."""
-    held = [(buffer, buffer.clone()) for model in models for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in held:
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
