@@ -7,6 +7,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from fxprune.capture.passes import placeholder_values
 from fxprune.errors import CaptureError, FxpruneWarning, told
 from fxprune.example import another, as_call, opened, trim
 from fxprune.isolation import isolated_copy, kept_buffers, precise, seeded
+from fxprune.numberless import has_numbers
 from fxprune.source import is_users
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -95,7 +97,8 @@ class Reference:
             rows = _rows(trial.batch)
             try:
                 with kept_buffers(graph):
-                    found = _run(graph, placeholder_values(graph, trial.batch), {}, _SEEDS[0], grad=trial.grad)
+                    values = placeholder_values(graph, trial.batch)
+                    found = _run(graph.forward, values, {}, _SEEDS[0], grad=trial.grad)
             except Exception as error:
                 raise DisagreementError(
                     f"its graph fails on {rows}, on which the model runs ({told(error)})"
@@ -199,10 +202,24 @@ def _call(own: nn.Module, batch: Any, concrete: Mapping[str, Any], seed: int = _
 
 
 def _run(function: Any, args: Any, kwargs: Any, seed: int, *, grad: bool) -> Any:
-    """What a function gives, with all generators at a seed, and without its warnings."""
-    with seeded(seed), precise(), torch.set_grad_enabled(grad), warnings.catch_warnings():
+    """What a function gives, with all generators at a seed, and without its warnings.
+
+    torch's fast path through transformer layers, which gives zeros where samples are padded, is not taken.
+    """
+    with seeded(seed), precise(), torch.set_grad_enabled(grad), warnings.catch_warnings(), _slow_path():
         warnings.simplefilter("ignore")
         return pytree.tree_map_only(Tensor, torch.detach, opened(function(*args, **kwargs)))
+
+
+@contextmanager
+def _slow_path() -> Iterator[None]:
+    mha: Any = torch.backends.mha
+    before = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(before)
 
 
 def _length(batch: Any) -> int:
@@ -246,6 +263,8 @@ def _difference(wanted: Any, found: Any) -> str | None:
 def _leaf_difference(a: Any, b: Any) -> str | None:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return None if _same(a, b) else f"it gives {b!r:.40}, the model {a!r:.40}"
+    if not has_numbers(b):
+        return "it gives a tensor without numbers"
     if a.shape != b.shape or a.dtype != b.dtype:
         return f"it gives {tuple(b.shape)} of {b.dtype}, the model {tuple(a.shape)} of {a.dtype}"
     if not a.is_floating_point() and not a.is_complex():

@@ -73,11 +73,11 @@ class SymbolicTracer(fx.Tracer):
         raise CaptureError(self.refused[-1])
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        self.refused.append("the forward decides by a value")
+        self.refused.append("the forward decides by a value, which symbolic tracing does not know")
         return super().to_bool(obj)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        self.refused.append("the forward goes through a value")
+        self.refused.append("the forward goes through a value, which symbolic tracing does not know")
         return super().iter(obj)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
