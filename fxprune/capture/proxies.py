@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +69,20 @@ else:  # without __call__, which would make every value callable
     _Recording = type("_Recording", (), {k: v for k, v in vars(fx.Proxy).items() if k not in _LEFT_OUT})
 
 
+@functools.cache
+def _also_proxy(kind: type) -> type:
+    """A class that is `kind` and a proxy; `kind` alone where Python lets nothing be derived from it."""
+    try:
+        return types.new_class(kind.__name__, (kind, fx.Proxy))
+    except TypeError:
+        return kind
+
+
 class ValueProxy(_Recording):
     """A symbol that answers with its value wherever Python needs a real number, and is recorded elsewhere.
 
-    Its class is that of the value, so that checks of types in the user's code go right.
+    Its class is that of the value, so that checks of types in the user's code go right, and that of a proxy, by which
+    libraries know that they are traced and must not decide by values.
     """
 
     tracer: Any
@@ -80,7 +92,7 @@ class ValueProxy(_Recording):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # type: ignore[override]
-        return type(self.concrete)
+        return _also_proxy(type(self.concrete))
 
     def __getattr__(self, k: str) -> Any:
         if k.startswith("__") and k.endswith("__"):
@@ -182,13 +194,6 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "
 def is_symbol(value: Any) -> bool:
     """Whether a value stands for a node."""
     return issubclass(type(value), (fx.Proxy, ValueProxy))
-
-
-def found_symbol(*values: Any) -> Any:
-    """The last symbol among nested values, or None."""
-    found = []
-    fx.node.map_aggregate(values, lambda value: found.append(value) if is_symbol(value) else None)
-    return found[-1] if found else None
 
 
 def is_plain(value: Any) -> bool:

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx import _symbolic_trace as fx_internals
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import symbolic
 from fxprune.capture.checks import Entry
 from fxprune.capture.graph import ModelGraph
-from fxprune.capture.proxies import TensorProxy, ValueProxy, found_symbol, is_plain, is_symbol, proxy_of
+from fxprune.capture.proxies import TensorProxy, ValueProxy, is_plain, is_symbol, proxy_of
 from fxprune.errors import FxpruneWarning
 from fxprune.mixed import method, mixed
 from fxprune.numberless import CPU, META, has_numbers
@@ -161,12 +160,11 @@ class ValueTracer(symbolic.SymbolicTracer):
         before = {name: getattr(torch, name) for name in wrappers if hasattr(torch, name)}
         for name, function in before.items():
             setattr(torch, name, wrappers[name](function))
-        find, builtins.len = fx_internals._find_proxy, _symbolic_length
-        fx_internals._find_proxy = found_symbol
+        builtins.len = _symbolic_length
         try:
             yield
         finally:
-            fx_internals._find_proxy, builtins.len = find, _LENGTH
+            builtins.len = _LENGTH
             for name, function in before.items():
                 setattr(torch, name, function)
 
