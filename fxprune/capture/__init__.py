@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.attention import lower
-from fxprune.capture import exported, symbolic, values
+from fxprune.capture import exported, hooks, symbolic, values
 from fxprune.capture.checks import (
     Leaves,
     check_example,
@@ -22,9 +22,10 @@ from fxprune.capture.checks import (
 )  # fmt: skip
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, facts_on, placeholder_values
+from fxprune.computed import computed, warn_of
 from fxprune.errors import CaptureError, stage
 from fxprune.example import TensorSpec, to_json, trim
-from fxprune.isolation import device_of, isolated_copy, undisturbed
+from fxprune.isolation import device_of, undisturbed
 from fxprune.numberless import lacking_numbers, to_home
 
 __all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "facts_on", "placeholder_values"]
@@ -79,14 +80,18 @@ def capture(
     options: dict[str, Any] = {"concrete_args": concrete, "leaves": listed(leaves)}
     failures: dict[str, CaptureError] = {}
     with stage("capturing"), undisturbed():
+        warn_of(model, computed(model))
+        kept = hooks.computing(model, example, concrete)
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own, batch = _prepared(model, example, concrete, run=bool(failures))
+            hooks.keep(own, kept)
             check_leaves(own, listed(leaves))
+            hooks.check_whole(own, listed(leaves))
             try:
                 return _captured(model, own, batch, rung, options)
             except CaptureError as error:
                 failures[rung] = error
-    raise CaptureError(_no_way(model, failures)) from next(iter(failures.values()))
+    raise CaptureError(_no_way(model, failures, hooks.told(model, kept))) from next(iter(failures.values()))
 
 
 def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any) -> ModelGraph:
@@ -121,7 +126,7 @@ def settings_of(graph: ModelGraph) -> dict[str, Any]:
 
 def _prepared(model: nn.Module, example: Any, concrete_args: Mapping[str, Any], *, run: bool) -> tuple[nn.Module, Any]:
     """A copy of the model in eval mode, and the example on its device, checked; by a run of the model, too."""
-    own = lower(isolated_copy(model)).eval()
+    own = lower(hooks.plain_copy(model)).eval()
     check_names(own)
     example = to_home(example, device_of(own))
     check_example(own, example, concrete_args)
@@ -150,9 +155,9 @@ def _carried(model: nn.Module) -> dict[str, Any]:
     return {name: notes[name] for name in ("plans", "biases", "structure") if name in notes}
 
 
-def _no_way(model: nn.Module, failures: Mapping[str, CaptureError]) -> str:
+def _no_way(model: nn.Module, failures: Mapping[str, CaptureError], beside: str) -> str:
     """The message for a model that no way leads to a graph of: the reason of each, and the ways out."""
-    reasons = "".join(f"\n  {rung}: {error}" for rung, error in failures.items())
+    reasons = "".join(f"\n  {rung}: {error}" for rung, error in failures.items()) + beside
     lacking = lacking_numbers(model)
     if lacking is not None:
         reasons += f"\n  ({lacking} and others have shapes only: where the forward asks for numbers, load the weights)"
