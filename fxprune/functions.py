@@ -46,16 +46,16 @@ def _function(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     cells = tuple(CellType() for _ in function.__closure__ or ())
     new = FunctionType(function.__code__, scope, function.__name__, None, cells or None)
     memo[id(function)] = new  # before what it holds: it may hold itself
-    new.__kwdefaults__ = function.__kwdefaults__ and {n: _held(v, memo) for n, v in function.__kwdefaults__.items()}
-    new.__defaults__ = function.__defaults__ and tuple(_held(value, memo) for value in function.__defaults__)
+    new.__kwdefaults__ = function.__kwdefaults__ and {n: held_copy(v, memo) for n, v in function.__kwdefaults__.items()}
+    new.__defaults__ = function.__defaults__ and tuple(held_copy(value, memo) for value in function.__defaults__)
     vars(new).update(vars(function))
     for cell, old in zip(cells, function.__closure__ or (), strict=True):
         if old != CellType():  # which is empty
-            cell.cell_contents = _held(old.cell_contents, memo)
+            cell.cell_contents = held_copy(old.cell_contents, memo)
     return new
 
 
-def _held(value: Any, memo: dict[int, Any]) -> Any:
+def held_copy(value: Any, memo: dict[int, Any]) -> Any:
     """A copy of what a function holds; a function that its module has under its name is nobody's own."""
     home = sys.modules.get(getattr(value, "__module__", None) or "")
     shared = isinstance(value, FunctionType) and getattr(home, value.__name__, None) is value

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fxprune.computed import stored_weights
 from fxprune.errors import CaptureError, is_of_memory
-from fxprune.functions import FUNCTIONS, copied
+from fxprune.functions import FUNCTIONS, copied, held_copy
 from fxprune.numberless import computing, on_meta
 
 FORWARD_HOOKS = (
@@ -55,8 +55,9 @@ def isolated_copy(model: nn.Module, instead: Mapping[int, object] | None = None)
 
 def _copy_functions(module: nn.Module, own: nn.Module, memo: dict[int, Any]) -> None:
     """Give the copy of a module copies of the functions and of the forward hooks that the module has."""
-    held = vars(module).items()
-    vars(own).update({name: copied(value, memo) for name, value in held if isinstance(value, FUNCTIONS)})
+    for name, value in vars(module).items():
+        if isinstance(value, FUNCTIONS):
+            vars(own)[name] = copied(value, memo) if name == "forward" else held_copy(value, memo)
     for name in FORWARD_HOOKS:
         for key, hook in getattr(module, name, {}).items():
             getattr(own, name)[key] = copied(hook, memo)

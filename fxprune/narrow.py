@@ -30,8 +30,8 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
 
     Only layers and tensors change, no code: it works where the forward reads sizes from the tensors at hand, or leaves
     them to the layers. The copy is captured anew; at every node its labels have to be the original's that stay, and its
-    output has to equal that of `apply`. Forward hooks are copied, with what they close over; weights that hooks of torch
-    compute (`torch.nn.utils.prune`, the old `weight_norm` and `spectral_norm`) are parameters of the copy.
+    output has to equal that of `apply`. Forward hooks are copied, with what they close over; weights that
+    `torch.nn.utils.prune` or the old `weight_norm` and `spectral_norm` compute become parameters.
 
     Args:
         model: the model that the plan is for; it is not changed.

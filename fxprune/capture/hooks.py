@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,7 +58,11 @@ def computing(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> fr
     run.check()
     if numbers and run.computing != found:
         keep(own := plain_copy(model), run.computing)
-        return frozenset(run.computing) if _equal(before, _outputs(own, example, concrete)) else found
+        try:
+            same = _equal(before, _outputs(own, example, concrete))
+        except Exception:  # noqa: BLE001 - a forward, or a hook, that works with what another one noted
+            same = False
+        return frozenset(run.computing) if same else found
     return frozenset(run.computing)
 
 
@@ -116,11 +122,29 @@ class _Run(TorchFunctionMode):
             finally:
                 self.inside.pop()
             same = result is None or _is_same(result, given if hook[1] == _PRE else given[-1])
-            if not same or any(t._version != age for t, age in ages) or _has_other(module, held):
+            if (
+                not same
+                or _may_return(function)
+                or any(t._version != age for t, age in ages)
+                or _has_other(module, held)
+            ):
                 self.computing.add(hook)
             return result
 
         return call
+
+
+def _may_return(function: Any) -> bool:
+    """Whether a function returns something on some ways through it, and nothing on others."""
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    calls = list(dis.get_instructions(code)) if code else []
+    values = [
+        before.argval if before.opname == "LOAD_CONST" else ...
+        for before, call in pairwise(calls)
+        if call.opname == "RETURN_VALUE"
+    ]
+    values += [call.argval for call in calls if call.opname == "RETURN_CONST"]
+    return None in values and any(value is not None for value in values)
 
 
 def _outputs(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> list[Any]:
