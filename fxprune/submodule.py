@@ -101,7 +101,7 @@ def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | N
 
     with seeded(0), torch.no_grad():
         own = isolated_copy(model).eval()
-        part_of(own, path).register_forward_pre_hook(keep, with_kwargs=True)
+        part_of(own, path).register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
         try:
             call_whole(own, *batch_to_device(batch, device_of(own)), run=run)
         except _SeenError:

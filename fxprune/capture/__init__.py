@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.attention import lower
-from fxprune.capture import exported, symbolic, values
+from fxprune.capture import exported, hooks, symbolic, values
 from fxprune.capture.checks import (
     Leaves,
     check_example,
@@ -22,9 +22,10 @@ from fxprune.capture.checks import (
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, facts_on, placeholder_values
 from fxprune.capture.proof import DisagreementError, Reference
+from fxprune.computed import computed, warn_of
 from fxprune.errors import CaptureError, stage
 from fxprune.example import TensorSpec, to_json, trim
-from fxprune.isolation import device_of, isolated_copy, kept_buffers, undisturbed
+from fxprune.isolation import device_of, kept_buffers, undisturbed
 from fxprune.numberless import lacking_numbers, to_home
 
 __all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "facts_on", "placeholder_values"]
@@ -86,18 +87,25 @@ def capture(
     options: dict[str, Any] = {"concrete_args": concrete, "leaves": listed(leaves)}
     failures: dict[str, CaptureError] = {}
     with stage("capturing"), undisturbed():
+        warn_of(model, computed(model))
         example = _checked(model, example, options)
         reference = _reference(model, example, other, concrete) if prove else None
+        example = example if reference is None else reference.example
+        kept = hooks.computing(model, example, concrete)
         for rung in tuple(RUNGS) if method == "auto" else (method,):
+            own = _prepared(model)
+            hooks.keep(own, kept)
+            hooks.check_whole(own, options["leaves"])
             try:
-                graph = _captured(model, example if reference is None else reference.example, rung, options, reference)
+                graph = _captured(model, own, example, rung, options, reference)
             except CaptureError as error:
                 failures[rung] = error
             else:
                 if reference is not None:
                     reference.warn()
                 return graph
-        raise CaptureError(_no_way(model, failures, reference)) from next(iter(failures.values()))
+        beside = hooks.told(model, kept)
+        raise CaptureError(_no_way(model, failures, beside, reference)) from next(iter(failures.values()))
 
 
 def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any) -> ModelGraph:
@@ -134,7 +142,7 @@ def settings_of(graph: ModelGraph) -> dict[str, Any]:
 
 def _prepared(model: nn.Module) -> nn.Module:
     """A copy of the model in eval mode, to be traced."""
-    return lower(isolated_copy(model)).eval()
+    return lower(hooks.plain_copy(model)).eval()
 
 
 def _checked(model: nn.Module, example: Any, options: Mapping[str, Any]) -> Any:
@@ -155,10 +163,14 @@ def _reference(model: nn.Module, example: Any, other: Any, concrete: Mapping[str
 
 
 def _captured(
-    model: nn.Module, example: Any, rung: str, options: dict[str, Any], reference: Reference | None
+    model: nn.Module,
+    own: nn.Module,
+    example: Any,
+    rung: str,
+    options: dict[str, Any],
+    reference: Reference | None,
 ) -> ModelGraph:
-    """The graph that one rung of the ladder gives, compared with the model."""
-    own = _prepared(model)
+    """The graph that one rung of the ladder gives of `own`, a copy of `model`, compared with the model."""
     with kept_buffers(own):
         graph = RUNGS[rung](own, example, **options)
         small = _annotate(graph, example)
@@ -181,9 +193,9 @@ def _carried(model: nn.Module) -> dict[str, Any]:
     return {name: notes[name] for name in ("plans", "biases", "structure") if name in notes}
 
 
-def _no_way(model: nn.Module, failures: Mapping[str, CaptureError], reference: Reference | None) -> str:
+def _no_way(model: nn.Module, failures: Mapping[str, CaptureError], beside: str, reference: Reference | None) -> str:
     """The message for a model that no way leads to a graph of: the reason of each, and the ways out."""
-    reasons = "".join(f"\n  {rung}: {error}" for rung, error in failures.items())
+    reasons = "".join(f"\n  {rung}: {error}" for rung, error in failures.items()) + beside
     if reference is not None and any(isinstance(error, DisagreementError) for error in failures.values()):
         reasons += f"\nLikely: {reference.reason()}."
     lacking = lacking_numbers(model)

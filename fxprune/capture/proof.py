@@ -18,10 +18,11 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.checks import does_not_run, signature_of
 from fxprune.capture.graph import ModelGraph, plain_attributes
+from fxprune.capture.hooks import plain_copy
 from fxprune.capture.passes import placeholder_values
 from fxprune.errors import CaptureError, FxpruneWarning, told
 from fxprune.example import another, as_call, opened, trim
-from fxprune.isolation import isolated_copy, kept_buffers, precise, seeded
+from fxprune.isolation import kept_buffers, precise, seeded
 from fxprune.numberless import has_numbers
 from fxprune.source import is_users
 
@@ -62,14 +63,14 @@ class Reference:
 
         Raises CaptureError where the model does not run on the example.
         """
-        own = _copy(model)
+        own = plain_copy(model)
         before = _state(own)
         batch, output = _first_run(own, example, concrete)
         changed = tuple(name for name, value in _state(own).items() if not _same(value, before.get(name)))
         random = False
         if not _agree(output, _call(own, batch, concrete, seed=_SEEDS[1])):
-            random = not _agree(output, _call(_copy(model), batch, concrete, seed=_SEEDS[1]))
-        own = _copy(model) if changed else own
+            random = not _agree(output, _call(plain_copy(model), batch, concrete, seed=_SEEDS[1]))
+        own = plain_copy(model) if changed else own
         trials = (Trial(batch, output, grad=False), *_second_trial(own, batch, other, concrete))
         return cls(model, concrete, trials, random, changed)
 
@@ -114,14 +115,14 @@ class Reference:
         if self.random:
             return "it draws random numbers that a graph does not hold: draw with torch, from its own generator"
         trial = self.trials[0]
-        if not _agree(trial.output, _call(_copy(self.model), trial.batch, self.concrete, grad=True)):
+        if not _agree(trial.output, _call(plain_copy(self.model), trial.batch, self.concrete, grad=True)):
             return "it decides by whether gradients are recorded: give the decision an argument of its own"
         return next(_signs(self.model), "a size or a value of the example is a constant in the graph")
 
     def _place(self, graph: ModelGraph, trial: Trial) -> str:
         """Where a graph first differs from the model, in words."""
         calls: list[tuple[str, Any, Any]] = []
-        own = _copy(self.model)
+        own = plain_copy(self.model)
         for path, module in own.named_modules():
             module.register_forward_hook(partial(_note_call, calls, path))
         _call(own, trial.batch, self.concrete)
@@ -158,10 +159,6 @@ class _CallRecorder(fx.Interpreter):
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    return isolated_copy(model).eval()
 
 
 def _first_run(own: nn.Module, example: Any, concrete: Mapping[str, Any]) -> tuple[Any, Any]:

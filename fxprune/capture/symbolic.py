@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -14,16 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx import _symbolic_trace as fx_internals
-from torch.nn.utils import rnn
+from torch.nn.utils import parametrize, rnn
 from torch.utils import _pytree as pytree
 
 from fxprune.attention import MultiheadAttention
 from fxprune.capture.checks import Entry, is_named, signature_of
 from fxprune.capture.graph import ModelGraph, must_be
+from fxprune.capture.hooks import hooked, layer_within_hooks, strip
 from fxprune.capture.proxies import Symbol, is_symbol
 from fxprune.errors import CaptureError, first_line
 from fxprune.example import as_call
-from fxprune.isolation import HOOKS
+from fxprune.overrides import changed
 from fxprune.rules.table import RULES, module_class
 from fxprune.source import line_of, users_line
 
@@ -102,10 +104,9 @@ class SymbolicTracer(fx.Tracer):
         if is_named(self.leaves, m, module_qualified_name):
             self.kept[module_qualified_name] = None
             return True
-        if module_class(m) is not None:
-            return True
-        owner = next(cls for cls in type(m).__mro__ if "forward" in vars(cls))
-        return owner.__module__.startswith("torch.nn") and owner not in _OPENED
+        if any(hooked(child) for child in m.modules() if child is not m):
+            return False
+        return module_class(m) is not None or _is_layer_of_torch(m)
 
     def create_arg(self, a: Any) -> Any:
         if is_symbol(a):
@@ -143,14 +144,23 @@ class SymbolicTracer(fx.Tracer):
 
         def run() -> Any:
             _say_eager()
-            return root_fn(self.root, *positional, **named)
+            return self.root(*positional, **named)
 
         return run, []
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A module that the forward itself makes is traced into: the graph has no place for it."""
-        known = self.submodule_paths is None or m in self.submodule_paths
-        return super().call_module(m, forward, args, kwargs) if known else forward(*args, **kwargs)
+        """The node of a layer, between those of its hooks, or the nodes in a module.
+
+        The root has no node, and neither has a module that the forward itself makes: the graph has no place for it.
+        """
+        path = (self.submodule_paths or {}).get(m)
+        if not path:
+            return forward(*args, **kwargs)
+        if not hooked(m) or not self.is_leaf_module(m, path):
+            return super().call_module(m, forward, args, kwargs)
+        node = partial(super().call_module, m, forward)
+        with layer_within_hooks(m, lambda *args, **kwargs: node(args, kwargs)):
+            return forward(*args, **kwargs)
 
     def _comes_after_concrete(self, name: str) -> bool:
         """Whether an argument cannot be given by its place, because one before it is concrete."""
@@ -211,6 +221,14 @@ def trace(
     return captured
 
 
+def _is_layer_of_torch(module: nn.Module) -> bool:
+    """Whether a module computes what a class of torch.nn does, and not only holds other modules."""
+    kinds = type(module).__mro__[parametrize.is_parametrized(module) :]
+    layer = next(cls for cls in kinds if cls.__module__.startswith("torch.nn"))
+    owner = next(cls for cls in layer.__mro__ if "forward" in vars(cls))
+    return owner not in _OPENED and not changed(module, layer)
+
+
 def _modules_with(functions: Sequence[Callable[..., Any]]) -> list[ModuleType]:
     """The imported modules that have one of these functions under its own name, a model's helpers among them."""
     modules: list[Any] = list(sys.modules.values())  # of which some may be anything
@@ -264,9 +282,7 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
             for name in [name for name, value in new.items() if _is_traced(value)]:
                 del store[name]
                 store.update({name: old[name]} if name in old else {})
-        for module in model.modules():
-            for hooks in HOOKS:
-                getattr(module, hooks, {}).clear()
+        strip(model)
 
 
 def register_constants(model: nn.Module) -> None:
