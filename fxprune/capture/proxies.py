@@ -92,7 +92,7 @@ class ValueProxy(_Recording):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # type: ignore[override]
-        return _also_proxy(type(self.concrete))
+        return _also_proxy(type(self.concrete))  # type: ignore[arg-type]
 
     def __getattr__(self, k: str) -> Any:
         if k.startswith("__") and k.endswith("__"):
