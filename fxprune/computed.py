@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -33,8 +33,7 @@ class Computed:
     @property
     def call(self) -> str:
         """What makes an ordinary parameter of it, as a user would write it."""
-        where = "".join(f"[{n}]" if n.isdigit() else f".{n}" for n in self.path.split(".") if n)
-        return f'{_REMOVERS[self.kind][1]}(model{where}, "{self.name}")'
+        return f'{_REMOVERS[self.kind][1]}({_module(self.path)}, "{self.name}")'
 
     def remove(self) -> None:
         """Make an ordinary parameter of it, at the value that it has in eval mode.
@@ -52,6 +51,24 @@ class Computed:
         for key, hook in list(hooks.items()):  # torch itself does not find this one
             if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
                 del hooks[key]
+
+
+def _module(path: str) -> str:
+    """A module of a model, as a user would write it."""
+    return "model" + "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in path.split(".") if name)
+
+
+def parametrized(model: nn.Module, path: str = "") -> Iterator[tuple[str, str]]:
+    """The layers that have tensors under `torch.nn.utils.parametrize`, and what makes ordinary parameters of these.
+
+    `model` is the part of the user's model at `path`.
+    """
+    for layer, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            whole = _module(f"{path}.{layer}")
+            for name in module.parametrizations:  # type: ignore[union-attr]
+                call = f'torch.nn.utils.parametrize.remove_parametrizations({whole}, "{name}")'
+                yield layer, f"its {name} is computed by torch.nn.utils.parametrize; {call} makes a parameter of it"
 
 
 def computed(model: nn.Module) -> list[Computed]:
@@ -82,10 +99,10 @@ def make_permanent(model: nn.Module) -> list[Computed]:
 def warn_of(model: nn.Module, found: list[Computed]) -> None:
     """Say which tensors of the caller's model are ordinary parameters in the graph."""
     if found:
-        others = f", and so are {len(found) - 1} others" if len(found) > 1 else ""
+        first, more = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         warnings.warn(
-            f"{type(model).__name__}: {found[0].path}.{found[0].name} is computed by a hook, and is a parameter in the "
-            f"graph, with the value it has now{others}: to have the same in your model, {found[0].call}",
+            f"{type(model).__name__}: {first.path}.{first.name}{more} is computed by a hook, before every forward; "
+            f"in the graph it is a parameter, at its present value: {first.call} makes one in your model too",
             FxpruneWarning,
             stacklevel=4,
         )

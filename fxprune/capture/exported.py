@@ -56,7 +56,7 @@ def trace(
         model.forward = partial(model.forward, **concrete_args)
     tracer = SymbolicTracer(leaves=leaves)
     whole = set(layers(model, tracer))
-    with _plain_output(model) as records, _exportable(model, example) as inputs:
+    with restored(model), _plain_output(model) as records, _exportable(model, example) as inputs:
         program = _exported(model, inputs, whole)
     args, kwargs = as_call(example)
     given = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)

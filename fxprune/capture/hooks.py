@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
 from itertools import pairwise
+from types import CodeType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -136,14 +137,12 @@ class _Run(TorchFunctionMode):
 
 def _may_return(function: Any) -> bool:
     """Whether a function returns something on some ways through it, and nothing on others."""
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
-    calls = list(dis.get_instructions(code)) if code else []
-    values = [
-        before.argval if before.opname == "LOAD_CONST" else ...
-        for before, call in pairwise(calls)
-        if call.opname == "RETURN_VALUE"
-    ]
-    values += [call.argval for call in calls if call.opname == "RETURN_CONST"]
+    calls = list(dis.get_instructions(code)) if (code := _code(function)) else []
+    values = [call.argval for call in calls if call.opname == "RETURN_CONST"]
+    for before, call in pairwise(calls):
+        if call.opname == "RETURN_VALUE":
+            constant = before.opname == "LOAD_CONST"
+            values += ([before.argval] if constant else []) + ([...] if call.is_jump_target or not constant else [])
     return None in values and any(value is not None for value in values)
 
 
@@ -176,16 +175,15 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield from ((f"{path}.{name}" if path else name, tensor) for name, tensor in _held(module).items())
 
 
-def _held(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors that a module itself holds."""
+def _held(module: nn.Module) -> dict[str, Any]:
+    """The tensors that a module itself holds, or their symbols."""
     stores: tuple[Mapping[str, Any], ...] = (vars(module), module._parameters, module._buffers)
-    return {name: value for store in stores for name, value in store.items() if isinstance(value, Tensor)}
+    return {name: value for store in stores for name, value in store.items() if isinstance(value, (Tensor, fx.Proxy))}
 
 
-def _has_other(module: nn.Module, held: Mapping[str, Tensor]) -> bool:
+def _has_other(module: nn.Module, held: Mapping[str, Any]) -> bool:
     """Whether something else stands in the place of a tensor that a module held."""
-    stores: tuple[Mapping[str, Any], ...] = (vars(module), module._parameters, module._buffers)
-    now = {name: value for store in stores for name, value in store.items()}
+    now = _held(module)
     return any(now.get(name) is not tensor for name, tensor in held.items())
 
 
@@ -236,7 +234,7 @@ def layer_within_hooks(layer: nn.Module, node: Callable[..., Any]) -> Iterator[N
     held = _held(layer)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if _has_other(layer, held):
+        if _has_other(layer, held) or len(_held(layer)) > len(held):
             return type(layer).forward(layer, *args, **kwargs)
         with restored(layer):
             strip(layer)
@@ -274,10 +272,14 @@ def described(model: nn.Module, hook: Hook) -> str:
 def _place(function: Any) -> str:
     """The name of a function and the line at which it starts."""
     inner = function.func if isinstance(function, partial) else function
-    inner = getattr(inner, "__wrapped__", inner)
-    code = getattr(inner, "__code__", None)
-    name = getattr(inner, "__qualname__", type(inner).__name__)
+    name, code = getattr(inner, "__qualname__", type(inner).__name__), _code(inner)
     return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code else name
+
+
+def _code(function: Any) -> CodeType | None:
+    """The code of a function, of what a partial calls, or of an object's __call__."""
+    inner = function.func if isinstance(function, partial) else function
+    return getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
 
 
 def told(model: nn.Module, hooks: Collection[Hook]) -> str:
