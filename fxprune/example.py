@@ -30,7 +30,11 @@ class PackedSpec(TensorSpec):
 
 def spec_of(value: Any) -> Any:
     """`value` with a `TensorSpec` in the place of every tensor, and a `PackedSpec` in that of packed sequences."""
-    return pytree.tree_map(_leaf_spec, opened(value), is_leaf=lambda leaf: isinstance(leaf, PackedSequence))
+    return pytree.tree_map(_leaf_spec, opened(value), is_leaf=_is_packed)
+
+
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, PackedSequence)
 
 
 def _leaf_spec(value: Any) -> Any:
@@ -67,6 +71,16 @@ def trim(example: Any, *, samples: int) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t[:samples] if t.ndim else t, example)
 
 
+def batch_length(example: Any) -> int:
+    """The number of samples of an example, the first axis of its first tensor; 0 where none has one.
+
+    >>> batch_length({"t": torch.tensor(0.5), "x": torch.zeros(4, 3)})
+    4
+    """
+    leaves = pytree.tree_leaves(example, is_leaf=_is_packed)
+    return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 0)
+
+
 def another(example: Any, samples: int) -> Any:
     """A batch of `samples` samples like those of `example`, of other values.
 
@@ -80,8 +94,8 @@ def another(example: Any, samples: int) -> Any:
             [3, 4]]), tensor([1.0417, 0.5000, 0.6250]), tensor([0., 0., 0.]))
     """
     nested = dict(example) if isinstance(example, Mapping) else example
-    leaves, layout = pytree.tree_flatten(nested, is_leaf=lambda leaf: isinstance(leaf, PackedSequence))
-    length = next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 0)
+    leaves, layout = pytree.tree_flatten(nested, is_leaf=_is_packed)
+    length = batch_length(nested)
     drawn = [_drawn_again(leaf, samples) if length and _has_rows(leaf, length) else leaf for leaf in leaves]
     return pytree.tree_unflatten(drawn, layout)
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from fxprune.batches import sample_count
 from fxprune.capture import ModelGraph, example_of, facts_on
-from fxprune.errors import CalibrationError, first_line
-from fxprune.example import TensorSpec, another
+from fxprune.errors import first_line
+from fxprune.example import TensorSpec, another, batch_length
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,9 +32,7 @@ class Growth:
         """The specs for one more sample; none where the model runs on as many as the example has alone."""
         example = example_of(self.graph)
         try:
-            return facts_on(self.graph, another(example, sample_count(example) + 1)).specs
-        except CalibrationError:  # no samples at all
-            return {}
+            return facts_on(self.graph, another(example, batch_length(example) + 1)).specs
         except Exception as error:  # noqa: BLE001 - whatever the user's model says of another number of samples
             _LOG.debug("%s runs on its example alone: %s", type(self.graph).__name__, first_line(error))
             return {}

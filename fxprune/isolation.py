@@ -99,6 +99,18 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def stateless(model: nn.Module) -> Iterator[None]:
+    """Let a forward change copies of the buffers, and of tensors kept as attributes; then give the model's own back."""
+    copies: dict[int, Tensor] = {}
+    with restored(model):
+        for module in model.modules():
+            for store in (module._buffers, vars(module)):
+                held = {name: value for name, value in store.items() if type(value) is Tensor}
+                store.update({name: copies.setdefault(id(t), t.clone()) for name, t in held.items()})
+        yield
+
+
+@contextmanager
 def weightless(model: nn.Module) -> Iterator[None]:
     """Let every parameter and buffer be on the meta device, with a shape and no numbers; then give its own back."""
     with restored(model):
