@@ -23,7 +23,7 @@ class Hostile:
 
     ``wanted`` is the answer that is reasonable: "exact"; "any", which is exact or refused; or "said", where a warning
     may also say that the graph is not the network at every call. ``plain`` is what makes the network's computed weights
-    permanent.
+    permanent. ``whole`` are patterns of the parameters of which a statistic is taken: what they read has to stay.
     """
 
     kind: str
@@ -32,6 +32,7 @@ class Hostile:
     inputs: Callable[[int, int], Inputs]  # of a number of samples and a seed
     wanted: str = "exact"
     plain: Callable[[nn.Module], nn.Module] = lambda model: model
+    whole: tuple[str, ...] = ()
 
     def build(self) -> nn.Module:
         """The network anew, with the same weights each time."""
@@ -149,10 +150,10 @@ def _net(function: Callable[[Tensor], Tensor]) -> Build:
     return lambda: Net(lambda _, x: function(x))
 
 
-def changed(kind: str, changes: Mapping[str, Callable[[Deep], Any]], may: Collection[str] = ()) -> None:
-    """Register a `Deep` for each of these functions that change one; those named in ``may`` may be refused."""
+def changed(kind: str, changes: Mapping[str, Callable[[Deep], Any]]) -> None:
+    """Register a `Deep` for each of these functions that change one."""
     for name, change in changes.items():
-        add(kind, name, _changed(change), images, wanted="any" if name in may else "exact")
+        add(kind, name, _changed(change), images)
 
 
 def _changed(change: Callable[[Deep], Any]) -> Build:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from io import StringIO
 from typing import Any
 
@@ -86,14 +87,16 @@ def _compressed(case: Hostile) -> Finding:
     loader = [(case.inputs(size, seed), torch.arange(size) % 4) for size, seed in ((6, 10), (4, 11))]
     small = fxprune.compress(model, loader, 0.3, compensate="none", progress=False)
     faults = _disturbed(model, before, "compress") + _other_buffers(case.build(), small)
+    make = _form(case, small)
     try:
-        held = _kept(case.plain(case.build()), small)
+        held = _kept(make(), small)
     except UnmatchedError as error:
         return _finding([*faults, str(error)])
-    references = [_reference(case, held, readers) for readers in (True, False)]
+    references = [_reference(make(), held, readers) for readers in (True, False)]
+    faults += [f"{name} reads less" for name, some in held.items() if some.reads_less and _is_any(name, case.whole)]
     with Expected() if _draws(case) else nullcontext():
         faults += _differences(small, references, case)
-    faults += _untrained(case, small)
+    faults += _untrained(make(), small, case)
     return _finding(faults, shrunk=any(some.narrower for some in held.values()))
 
 
@@ -208,6 +211,16 @@ def _draws(case: Hostile) -> bool:
 # -- weights ---------------------------------------------------------------------------------------------------------
 
 
+def _form(case: Hostile, small: nn.Module) -> Callable[[], nn.Module]:
+    """What makes the caller's model as it is, or the plain one, whichever has the small one's parameters."""
+    own, given = ({name for name, _ in model.named_parameters()} for model in (case.build(), small))
+    return case.build if own == given else lambda: case.plain(case.build())
+
+
+def _is_any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
 def _kept(plain: nn.Module, small: nn.Module) -> dict[str, Kept]:
     """What stays of every parameter of the caller's model, found in the small one by its values."""
     held = {}
@@ -228,18 +241,16 @@ def _at(model: nn.Module, name: str) -> Any:
         return None
 
 
-def _reference(case: Hostile, held: dict[str, Kept], readers: bool) -> nn.Module:
+def _reference(plain: nn.Module, held: dict[str, Kept], readers: bool) -> nn.Module:
     """The caller's model with zeros for what went: in those who read it only, or in the layers that make it, too."""
-    plain = case.plain(case.build())
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
             parameter.copy_(masked(parameter, held[name], first=1 if readers else 0))
     return plain
 
 
-def _untrained(case: Hostile, small: nn.Module) -> list[str]:
+def _untrained(plain: nn.Module, small: nn.Module, case: Hostile) -> list[str]:
     """What gets a gradient in the caller's model, and none in the small one."""
-    plain = case.plain(case.build())
     try:
         reached = _reached(plain, case)
     except RuntimeError:  # a network that cannot be trained

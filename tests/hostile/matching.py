@@ -24,6 +24,10 @@ class Kept:
     def narrower(self) -> bool:
         return any(len(axis) < size for axis, size in zip(self.axes, self.shape, strict=True))
 
+    @property
+    def reads_less(self) -> bool:
+        return any(len(axis) < size for axis, size in zip(self.axes[1:], self.shape[1:], strict=True))
+
 
 def kept(full: Tensor, part: Tensor, name: str = "") -> Kept:
     """What `part` holds of `full`, whose entries are random numbers.
@@ -39,7 +43,7 @@ def kept(full: Tensor, part: Tensor, name: str = "") -> Kept:
     whole, some = full.numpy(), part.numpy()
     found, known = _places(whole.ravel(), some.ravel())
     theirs, ours = np.unravel_index(found[known], shape), np.unravel_index(np.flatnonzero(known), some.shape)
-    axes = tuple(_axis(a, b, n, s) for a, b, n, s in zip(theirs, ours, shape, some.shape, strict=True))
+    axes = tuple(_axis(whole, some, axis, theirs[axis], ours[axis]) for axis in range(len(shape)))
     if not np.allclose(whole[np.ix_(*axes)], some, rtol=1e-4, atol=1e-6):
         raise UnmatchedError(f"{name}: what stays of {shape} has other values")
     return Kept(axes, shape)
@@ -67,10 +71,17 @@ def _places(values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndar
     return order[spot], (counts == 1) & (np.abs(ranked[spot] - wanted) <= near)
 
 
-def _axis(theirs: np.ndarray, ours: np.ndarray, size: int, left: int) -> tuple[int, ...]:
-    """The index of `size` that each of the `left` ones was; those without a known value take the first free ones."""
+def _axis(whole: np.ndarray, some: np.ndarray, axis: int, theirs: np.ndarray, ours: np.ndarray) -> tuple[int, ...]:
+    """Which index along an axis each of those that are left was.
+
+    Those without a known value (zeros, say) take the first free ones that hold all of their values.
+    """
+    size, left = whole.shape[axis], some.shape[axis]
     if size == left:
         return tuple(range(size))
-    pairs = {int(own): int(index) for own, index in zip(ours, theirs, strict=True)}
-    free = iter(sorted(set(range(size)) - set(pairs.values())))
-    return tuple(pairs[own] if own in pairs else next(free) for own in range(left))
+    found = {int(own): int(index) for own, index in zip(ours, theirs, strict=True)}
+    for own in sorted(set(range(left)) - found.keys()):
+        values = some.take(own, axis)
+        free = sorted(set(range(size)) - set(found.values()))
+        found[own] = next((i for i in free if np.isin(values, whole.take(i, axis)).all()), free[0])
+    return tuple(found[own] for own in range(left))

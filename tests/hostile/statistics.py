@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hostile.case import Net, Steps, add, hostile, images, middles, sequences
 
 KIND = "statistics"
-EPS = 1e-4
+EPS, WHOLE = 1e-4, ("g.weight",)
 
 
 def _by_batch_norm(w: Tensor) -> Tensor:
@@ -95,15 +95,17 @@ def _linear(weigh: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
 
 
 for _name, _weigh in STATISTICS.items():
-    add(KIND, f"conv_{_name}", _conv(_weigh), images, wanted="any" if _name in MAY else "exact")
+    _expected: dict[str, Any] = {"wanted": "any" if _name in MAY else "exact"}
+    _expected |= {} if _name == "standardised_over_its_rows" else {"whole": WHOLE}
+    add(KIND, f"conv_{_name}", _conv(_weigh), images, **_expected)
     if _name in LINEAR:
-        add(KIND, f"linear_{_name}", _linear(_weigh), sequences)
+        add(KIND, f"linear_{_name}", _linear(_weigh), sequences, **_expected)
 for _name in ("batch_norm", "mean_and_std"):
-    add(KIND, f"grouped_{_name}", _conv(STATISTICS[_name], groups=2), images)
+    add(KIND, f"grouped_{_name}", _conv(STATISTICS[_name], groups=2), images, whole=WHOLE)
     add(KIND, f"depthwise_{_name}", _conv(STATISTICS[_name], groups=8), images)
 
 
-@hostile(KIND)
+@hostile(KIND, whole=("g.weight", "c2.weight"))
 class SeveralLayers(Net):
     """Every layer is standardised, one behind another, around a shortcut."""
 
@@ -116,7 +118,7 @@ class SeveralLayers(Net):
         return x + self.g(F.silu(x)) * 0.2
 
 
-@hostile(KIND, wanted="any")
+@hostile(KIND, wanted="any", whole=("weight",))
 class Modulated(Net):
     """The style of a sample scales the weight's columns, and the rows are brought back to length one."""
 

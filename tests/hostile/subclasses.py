@@ -127,16 +127,16 @@ def _with_layer(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 
 
 for _name, _make in SUBCLASSES.items():
-    add(KIND, f"subclass_{_name}", _with_layer(_make), images, wanted="any" if "call" in _name else "exact")
+    add(KIND, f"subclass_{_name}", _with_layer(_make), images)
 
 
-@hostile(KIND, wanted="any")
+@hostile(KIND)
 class RootByCall(Net):
     def __call__(self, x: Tensor) -> Tensor:
         return super().__call__(x * 3)
 
 
-@hostile(KIND, wanted="any")
+@hostile(KIND)
 class RootByCallImpl(Net):
     def _call_impl(self, x: Tensor) -> Tensor:
         return super()._call_impl(x * 3)

@@ -137,6 +137,7 @@ CHANGES: dict[str, Callable[[Deep], Any]] = {
     "parametrized_standardised": _one("c2", parametrize.register_parametrization, "weight", Standardised()),
     "prune_and_parametrized": _pruned_and_parametrized,
 }
+COMPUTED = ("*parametrizations*", "*.raw")  # of which norms and scales are taken
 AFTER = (
     "prune_rows", "prune_columns", "prune_smallest", "prune_a_bias", "prune_a_norm", "weight_norm",
     "weight_norm_of_columns", "spectral_norm", "hook_equalized", "hook_normed", "hook_quantized",
@@ -158,11 +159,13 @@ def _made(change: Callable[[Deep], Any], *, run: bool) -> Callable[[], nn.Module
     return build
 
 
+TORCHS = ("prune", "weight_norm", "spectral_norm", "parametrized")  # what torch has computed, it makes permanent, too
 for _name, _change in CHANGES.items():
-    _wanted = "exact" if _name.startswith("param") or _name.endswith("remove") else "any"
-    add(KIND, _name, _made(_change, run=False), images, plain=permanent, wanted=_wanted)
+    _expected: Any = {"plain": permanent, "whole": ("*parametrizations*",) if "equalized" in _name else COMPUTED}
+    _expected["wanted"] = "exact" if _name.startswith(TORCHS) else "any"
+    add(KIND, _name, _made(_change, run=False), images, **_expected)
     if _name in AFTER:
-        add(KIND, f"{_name}_after_a_forward", _made(_change, run=True), images, plain=permanent, wanted=_wanted)
+        add(KIND, f"{_name}_after_a_forward", _made(_change, run=True), images, **_expected)
 
 
 class Computes(nn.Module):
