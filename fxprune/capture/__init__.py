@@ -23,10 +23,11 @@ from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, facts_on, placeholder_values
 from fxprune.capture.proof import DisagreementError, Reference
 from fxprune.computed import computed, warn_of
-from fxprune.errors import CaptureError, stage
+from fxprune.errors import CaptureError, first_line, is_of_memory, stage
 from fxprune.example import TensorSpec, to_json, trim
 from fxprune.isolation import device_of, kept_buffers, undisturbed
 from fxprune.numberless import lacking_numbers, to_home
+from fxprune.source import line_of
 
 __all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "facts_on", "placeholder_values"]
 
@@ -172,7 +173,13 @@ def _captured(
 ) -> ModelGraph:
     """The graph that one rung of the ladder gives of `own`, a copy of `model`, compared with the model."""
     with kept_buffers(own):
-        graph = RUNGS[rung](own, example, **options)
+        try:
+            graph = RUNGS[rung](own, example, **options)
+        except Exception as error:
+            if is_of_memory(error):
+                raise
+            what = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
+            raise CaptureError(f"{what}{first_line(error)} (at {line_of(error)})") from error
         small = _annotate(graph, example)
     if reference is not None:
         reference.check(graph)
