@@ -294,7 +294,7 @@ def register_constants(model: nn.Module) -> None:
             if isinstance(value, torch.Tensor):
                 delattr(module, name)
                 if hasattr(module, name):
-                    module.__class__ = _reading(type(module), name)
+                    module.__class__ = _reading(type(module), name)  # type: ignore[arg-type]
                 module._buffers[name] = value.detach()  # register_buffer refuses what is also found in the class
                 module._non_persistent_buffers_set.add(name)
 
@@ -312,7 +312,7 @@ def _reading(kind: type[nn.Module], name: str) -> type[nn.Module]:
 
 def _instance(kind: type[nn.Module], name: str) -> nn.Module:
     """A module of such a class, without anything in it."""
-    made = _reading(kind, name)
+    made: type[nn.Module] = _reading(kind, name)  # type: ignore[arg-type]
     return made.__new__(made)
 
 
