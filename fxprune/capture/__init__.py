@@ -22,6 +22,7 @@ from fxprune.capture.checks import (
 )  # fmt: skip
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, facts_on, placeholder_values
+from fxprune.capture.watching import computing
 from fxprune.computed import computed, warn_of
 from fxprune.errors import CaptureError, stage
 from fxprune.example import TensorSpec, to_json, trim
@@ -81,7 +82,7 @@ def capture(
     failures: dict[str, CaptureError] = {}
     with stage("capturing"), undisturbed():
         warn_of(model, computed(model))
-        kept = hooks.computing(model, example, concrete)
+        kept = computing(model, example, concrete)
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own, batch = _prepared(model, example, concrete, run=bool(failures))
             hooks.keep(own, kept)
