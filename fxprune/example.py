@@ -30,7 +30,11 @@ class PackedSpec(TensorSpec):
 
 def spec_of(value: Any) -> Any:
     """`value` with a `TensorSpec` in the place of every tensor, and a `PackedSpec` in that of packed sequences."""
-    return pytree.tree_map(_leaf_spec, opened(value), is_leaf=lambda leaf: isinstance(leaf, PackedSequence))
+    return pytree.tree_map(_leaf_spec, opened(value), is_leaf=_is_packed)
+
+
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, PackedSequence)
 
 
 def _leaf_spec(value: Any) -> Any:
@@ -65,6 +69,52 @@ def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def trim(example: Any, *, samples: int) -> Any:
     """The first `samples` rows of every tensor of an example batch."""
     return pytree.tree_map_only(Tensor, lambda t: t[:samples] if t.ndim else t, example)
+
+
+def batch_length(example: Any) -> int:
+    """The number of samples of an example, the first axis of its first tensor; 0 where none has one.
+
+    >>> batch_length({"t": torch.tensor(0.5), "x": torch.zeros(4, 3)})
+    4
+    """
+    leaves = pytree.tree_leaves(example, is_leaf=_is_packed)
+    return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 0)
+
+
+def another(example: Any, samples: int) -> Any:
+    """A batch of `samples` samples like those of `example`, of other values.
+
+    The rows of every tensor that has the length of the batch, which is the first axis of the first tensor, are taken
+    again, rolled by one. Floats are mixed with the next row and made smaller, each row by another factor; integers,
+    bools and floats that are all whole numbers, such as those of a mask, stay what they are. All else is kept.
+
+    >>> another((torch.tensor([[1, 2], [3, 4]]), torch.tensor([0.5, 1.5]), torch.zeros(3)), 3)
+    (tensor([[3, 4],
+            [1, 2],
+            [3, 4]]), tensor([1.0417, 0.5000, 0.6250]), tensor([0., 0., 0.]))
+    """
+    nested = dict(example) if isinstance(example, Mapping) else example
+    leaves, layout = pytree.tree_flatten(nested, is_leaf=_is_packed)
+    length = batch_length(nested)
+    drawn = [_drawn_again(leaf, samples) if length and _has_rows(leaf, length) else leaf for leaf in leaves]
+    return pytree.tree_unflatten(drawn, layout)
+
+
+def _has_rows(leaf: Any, length: int) -> bool:
+    dense = isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
+    return dense and leaf.ndim > 0 and len(leaf) == length
+
+
+def _drawn_again(tensor: Tensor, samples: int) -> Tensor:
+    """The rows of a tensor for `samples` samples: rolled by one; those of fractions are mixed and made smaller."""
+    given, rows = tensor.detach(), torch.arange(1, samples + 1, device=tensor.device)
+    rolled, following = given[rows % len(given)], given[(rows + 1) % len(given)]
+    wide = torch.promote_types(given.dtype, torch.float32)
+    if not given.is_floating_point() or given.is_meta or torch.equal(given.to(wide), given.to(wide).round()):
+        return rolled
+    factors = (1 - rows / (2 * samples)).to(wide).reshape(-1, *[1] * (given.ndim - 1))
+    mixed = factors * (0.75 * rolled.to(wide) + 0.25 * following.to(wide))
+    return mixed.to(given.dtype).requires_grad_(tensor.requires_grad)
 
 
 def to_device(values: Any, device: torch.device) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fxprune.computed import stored_weights
 from fxprune.errors import CaptureError, is_of_memory
 from fxprune.functions import FUNCTIONS, copied, held_copy
-from fxprune.numberless import computing, on_meta
+from fxprune.numberless import computing, has_numbers, on_meta
 
 FORWARD_HOOKS = (
     "_forward_pre_hooks", "_forward_hooks",
@@ -96,6 +96,18 @@ def restored(model: nn.Module) -> Iterator[None]:
         for store, old in zip(stores, before, strict=True):
             store.clear()
             store.update(old)
+
+
+@contextmanager
+def stateless(model: nn.Module) -> Iterator[None]:
+    """Let a forward change copies of the buffers, and of tensors kept as attributes; then give the model's own back."""
+    copies: dict[int, Tensor] = {}
+    with restored(model):
+        for module in model.modules():
+            for store in (module._buffers, vars(module)):
+                held = {name: value for name, value in store.items() if type(value) is Tensor}
+                store.update({name: copies.setdefault(id(t), t.clone()) for name, t in held.items()})
+        yield
 
 
 @contextmanager
@@ -240,6 +252,31 @@ def placed(device: torch.device | str | None, *models: nn.Module) -> Iterator[No
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a model in eval mode: every submodule gets its own mode back, and every buffer that changes its numbers."""
+    with in_eval_mode(model), kept_buffers(model):
+        yield
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Put back the numbers of buffers that a forward changes."""
+    held = [(buffer, _age(buffer), buffer.clone()) for buffer in model.buffers() if has_numbers(buffer)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, age, before in held:
+                if _age(buffer) is None or _age(buffer) != age:
+                    buffer.copy_(before)
+
+
+def _age(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place, or None where torch does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every submodule into eval mode, and each back into its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

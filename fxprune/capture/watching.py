@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.checks import check_example, runnable
+from fxprune.capture.checks import runnable
 from fxprune.capture.hooks import (
     PRE,
     Hook,
@@ -32,8 +32,8 @@ from fxprune.capture.hooks import (
 from fxprune.errors import CaptureError
 from fxprune.example import as_call, opened
 from fxprune.functions import works_with
-from fxprune.isolation import device_of, seeded, shape_only
-from fxprune.numberless import lacking_numbers, to_home
+from fxprune.isolation import seeded, shape_only
+from fxprune.numberless import lacking_numbers
 from fxprune.source import users_line
 
 
@@ -50,8 +50,6 @@ def computing(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> fr
         return frozenset()
     watched = plain_copy(model)
     found, numbers = frozenset(hooks_of(watched)), lacking_numbers(watched) is None
-    example = to_home(example, device_of(watched))
-    check_example(watched, example, concrete)
     if numbers:
         try:
             example = runnable(plain_copy(model), example, concrete)
