@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.atomic import replacing
-from fxprune.capture.hooks import computing, keep, plain_copy
+from fxprune.capture.hooks import keep, plain_copy
+from fxprune.capture.watching import computing
 from fxprune.errors import ExportError, first_line
 from fxprune.example import as_call, opened, to_device
 from fxprune.isolation import device_of, precise, undisturbed

@@ -22,6 +22,7 @@ from fxprune.capture.checks import (
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, facts_on, placeholder_values
 from fxprune.capture.proof import DisagreementError, Reference
+from fxprune.capture.watching import computing
 from fxprune.computed import computed, warn_of
 from fxprune.errors import CaptureError, first_line, is_of_memory, stage
 from fxprune.example import TensorSpec, to_json, trim
@@ -90,9 +91,9 @@ def capture(
     with stage("capturing"), undisturbed():
         warn_of(model, computed(model))
         example = _checked(model, example, options)
+        kept = computing(model, example, concrete)
         reference = _reference(model, example, other, concrete) if prove else None
         example = example if reference is None else reference.example
-        kept = hooks.computing(model, example, concrete)
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own = _prepared(model)
             hooks.keep(own, kept)
