@@ -26,6 +26,7 @@ from fxprune.errors import CaptureError, stage
 from fxprune.example import TensorSpec, to_json, trim
 from fxprune.isolation import device_of, isolated_copy, undisturbed
 from fxprune.numberless import lacking_numbers, to_home
+from fxprune.rules.arguments import spell
 
 __all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "facts_on", "placeholder_values"]
 
@@ -134,6 +135,7 @@ def _captured(model: nn.Module, own: nn.Module, example: Any, rung: str, options
     graph = RUNGS[rung](own, example, **options)
     notes = graph.meta.get("fxprune", {})
     small = _annotate(graph, example)
+    spell(graph)
     graph.meta["fxprune"] = {
         "example": to_json(small), "inputs": small, "rung": rung, "leaves": notes.get("leaves", ()),
         "concrete_args": to_json(options["concrete_args"]),
