@@ -28,6 +28,7 @@ from fxprune.errors import CaptureError, first_line, is_of_memory, stage
 from fxprune.example import TensorSpec, to_json, trim
 from fxprune.isolation import device_of, kept_buffers, undisturbed
 from fxprune.numberless import lacking_numbers, to_home
+from fxprune.rules.arguments import spell
 from fxprune.source import line_of
 
 __all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "facts_on", "placeholder_values"]
@@ -182,6 +183,7 @@ def _captured(
             what = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
             raise CaptureError(f"{what}{first_line(error)} (at {line_of(error)})") from error
         small = _annotate(graph, example)
+    spell(graph)
     if reference is not None:
         reference.check(graph)
     graph.meta["fxprune"] = {
