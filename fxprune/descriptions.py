@@ -14,7 +14,7 @@ LARGEST_EXAMPLE = 1 << 28  # entries of the example batch that a file describes
 DEEPEST = 50
 SETTINGS: dict[str, Any] = {
     "method": str, "leaves": tuple[str, ...], "concrete_args": Mapping[str, Any], "submodule": str,
-    "inexact": bool, "head_dim": bool,
+    "inexact": bool, "head_dim": bool, "decisions": tuple[bool | int | float, ...],
 }  # fmt: skip
 
 

@@ -91,13 +91,14 @@ def capture(
 
 def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any) -> ModelGraph:
     """Capture a model in the way that `settings`, those of scores or a plan, say; see `settings_of`."""
-    return capture(
-        model,
-        example,
-        method=str(settings.get("method", "auto")),
-        concrete_args=settings.get("concrete_args"),
-        leaves=tuple(settings.get("leaves", ())),
-    )
+    with values.replaying(settings.get("decisions", ())):
+        return capture(
+            model,
+            example,
+            method=str(settings.get("method", "auto")),
+            concrete_args=settings.get("concrete_args"),
+            leaves=tuple(settings.get("leaves", ())),
+        )
 
 
 def capture_around(exclude: Leaves, model: nn.Module, example: Any) -> ModelGraph:
@@ -115,7 +116,8 @@ def settings_of(graph: ModelGraph) -> dict[str, Any]:
     """How `graph` was captured, as a plan's JSON can hold it."""
     notes = graph.meta["fxprune"]
     settings: dict[str, Any] = {"method": notes["rung"]}
-    settings |= {"leaves": list(notes["leaves"])} if notes["leaves"] else {}
+    for name in ("leaves", "decisions"):
+        settings |= {name: list(notes[name])} if notes.get(name) else {}
     return settings | ({"concrete_args": notes["concrete_args"]} if notes["concrete_args"] else {})
 
 
@@ -136,7 +138,7 @@ def _captured(model: nn.Module, own: nn.Module, example: Any, rung: str, options
     small = _annotate(graph, example)
     graph.meta["fxprune"] = {
         "example": to_json(small), "inputs": small, "rung": rung, "leaves": notes.get("leaves", ()),
-        "concrete_args": to_json(options["concrete_args"]),
+        "decisions": notes.get("decisions", ()), "concrete_args": to_json(options["concrete_args"]),
     } | _carried(model)  # fmt: skip
     modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
     for name, module in graph.named_modules():
