@@ -59,4 +59,14 @@ def _tensor(description: Mapping[str, Any]) -> int:
         raise ValueError(f"the example names the dtype {dtype!r}, which torch does not have")
     if type(largest) is not int or not -(2**63) <= largest < 2**63:
         raise ValueError(f"the example names {largest!r} for the largest of its numbers")
+    _check_row(description.get("row"), shape)
     return math.prod(shape)
+
+
+def _check_row(row: Any, shape: list[int]) -> None:
+    """Raise ValueError where the row that stands for all of a tensor is not one of its shape."""
+    if row is None:
+        return
+    numbers = isinstance(row, list) and all(type(number) in (int, float) for number in row)
+    if not numbers or len(row) != math.prod(shape[1:]):
+        raise ValueError(f"the example names a row of a tensor of shape {shape} that is not {math.prod(shape[1:])} numbers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -15,15 +16,16 @@ from fxprune.capture.checks import (
     check_leaves,
     check_names,
     check_unwrapped,
-    does_not_run,
+    cuts,
+    first_running,
     is_named,
     listed,
-    runnable,
+    run_once,
 )  # fmt: skip
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, facts_on, placeholder_values
 from fxprune.errors import CaptureError, stage
-from fxprune.example import TensorSpec, to_json, trim
+from fxprune.example import TensorSpec, to_json
 from fxprune.isolation import device_of, isolated_copy, undisturbed
 from fxprune.numberless import lacking_numbers, to_home
 
@@ -127,8 +129,10 @@ def _prepared(model: nn.Module, example: Any, concrete_args: Mapping[str, Any], 
     check_names(own)
     example = to_home(example, device_of(own))
     check_example(own, example, concrete_args)
-    runs = run and lacking_numbers(own) is None
-    return own, runnable(own, example, concrete_args) if runs else example
+    batches = cuts(example)
+    if lacking_numbers(own) is not None or not (run or len(batches) > 1):
+        return own, example
+    return own, first_running(own, batches, partial(run_once, own, concrete_args))
 
 
 def _captured(model: nn.Module, own: nn.Module, example: Any, rung: str, options: dict[str, Any]) -> ModelGraph:
@@ -182,13 +186,6 @@ def flops_of(graph: ModelGraph) -> dict[str, int]:
 
 
 def _annotate(graph: ModelGraph, example: Any) -> Any:
-    """Put shapes and flops on all nodes; returns the example that was run: two samples, or the whole."""
-    failure: Exception | None = None
-    for batch in (trim(example, samples=2), example):
-        try:
-            annotate(graph, batch)
-        except Exception as error:  # noqa: BLE001 - whatever the user's model raises becomes the cause of ours
-            failure = error
-        else:
-            return batch
-    raise does_not_run(graph, failure)
+    """Put shapes and flops on all nodes; returns the example that was run, which is cut where nothing ran on it yet."""
+    batches = (example,) if lacking_numbers(graph) is None else cuts(example)
+    return first_running(graph, batches, partial(annotate, graph))
