@@ -108,7 +108,8 @@ def score(
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         graph: Any = part_of(whole, submodule)
         if rank_and_size()[1] > 1:
-            check_same("the model", _weight_of(whole), "load the same weights on all ranks")
+            told = f"one whose weights and buffers have the checksum {fingerprint(whole):08x}"
+            check_same("the model", told, "load the same weights on all ranks")
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         draw = Draw(torch.empty(0), projections, seed, moments=True)
         sampler = Sampler(samples_per_class, max_classes, sample_memory, draw, need_classes([propose, protect]))
@@ -144,9 +145,3 @@ def _sampled(sampler: Sampler) -> dict[str, int]:
         "seed": sampler.draw.seed, "classes": len(sampler.counts), "samples_per_class": sampler.per_class,
         "projections": sampler.draw.projections,
     }  # fmt: skip
-
-
-def _weight_of(model: nn.Module) -> str:
-    """A number that tells a model from one with other weights."""
-    total = sum(float(parameter.detach().double().abs().sum()) for parameter in model.parameters())
-    return f"one whose weights have the sum {total:.9g}"
