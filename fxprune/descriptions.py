@@ -67,6 +67,6 @@ def _check_row(row: Any, shape: list[int]) -> None:
     """Raise ValueError where the row that stands for all of a tensor is not one of its shape."""
     if row is None:
         return
-    numbers = isinstance(row, list) and all(type(number) in (int, float) for number in row)
-    if not numbers or len(row) != math.prod(shape[1:]):
-        raise ValueError(f"the example names a row of a tensor of shape {shape} that is not {math.prod(shape[1:])} numbers")
+    numbers, length = isinstance(row, list) and all(type(n) in (int, float) for n in row), math.prod(shape[1:])
+    if not numbers or len(row) != length:
+        raise ValueError(f"the example names a row of a tensor of shape {shape} that is not {length} numbers")

@@ -109,8 +109,8 @@ def _compare(own: nn.Module, other: ModelGraph, example: Any, graph: ModelGraph,
     wanted = outputs_of(other, example)
     try:
         found = outputs_of(own, example)
-    except Exception as error:
-        raise NarrowError(_blamed(own, graph, small, summary(error))) from error
+    except Exception as failure:
+        raise NarrowError(_blamed(own, graph, small, summary(failure))) from failure
     error = relative_error(wanted, found)
     limit = max((TOLERANCES[t.dtype] for t in wanted), default=0.0)
     if not error <= limit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +115,7 @@ def _gradients(value: Tensor, weights: list[Tensor]) -> list[Tensor | None]:
     """The gradients of a batch's summed loss by the gates, in float64 on the CPU; None for gates that it misses."""
     if not weights or not value.requires_grad:
         return [None] * len(weights)
-    grads = torch.autograd.grad(value, weights, allow_unused=True)
+    grads: Sequence[Tensor | None] = torch.autograd.grad(value, weights, allow_unused=True)
     return [None if grad is None else grad.double().cpu() for grad in grads]
 
 

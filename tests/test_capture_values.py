@@ -265,16 +265,16 @@ def test_every_stage_decides_as_the_example_did(sign: int, tmp_path: Path) -> No
     batches = [(x, torch.zeros(6, dtype=torch.int64))]
     with pytest.warns(FxpruneWarning, match="decides by the values of its input") as told:
         scores = fxprune.score(model, batches, lambda out, _: out.square().mean(), progress=False)
-        scores.save(tmp_path / "scores.npz")
-        plan = Scores.load(tmp_path / "scores.npz").plan(0.9)
-        plan.save(tmp_path / "plan.json")
-        plan = fxprune.Plan.load(tmp_path / "plan.json")
-        small = fxprune.apply(model, plan)
-        fxprune.save(small, tmp_path / "small.safetensors")
-        again = fxprune.load(tmp_path / "small.safetensors", model)
-        for other in (x, -x[:3]):
-            assert fxprune.verify(model, plan, again, other) < 1e-5
     assert len(told) == 1
+    scores.save(tmp_path / "scores.npz")
+    plan = Scores.load(tmp_path / "scores.npz").plan(0.9)
+    plan.save(tmp_path / "plan.json")
+    plan = fxprune.Plan.load(tmp_path / "plan.json")
+    small = fxprune.apply(model, plan)
+    fxprune.save(small, tmp_path / "small.safetensors")
+    again = fxprune.load(tmp_path / "small.safetensors", model)
+    for other in (x, -x[:3]):
+        assert fxprune.verify(model, plan, again, other) < 1e-5
     assert plan.settings["decisions"][0] is True
     assert plan.settings["decisions"][1] == float(x[:2].abs().max())
     assert plan.settings["decisions"][2] is (sign > 0)

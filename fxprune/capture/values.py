@@ -35,8 +35,8 @@ _ON_TYPES = ("finfo", "iinfo", "promote_types", "can_cast")  # functions of dtyp
 _ABOUT_SIZES = frozenset({
     "shape", "dtype", "device", "is_cuda", "requires_grad", "layout", "itemsize", "nbytes", "is_sparse", "is_nested",
     "size", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "is_complex", "element_size", "len",
-    "is_quantized", "get_device", "storage_offset", "is_inference", "type", "zeros_like", "ones_like", "empty_like", "new_zeros",
-    "new_ones", "new_empty", "new_full",
+    "get_device", "storage_offset", "is_inference", "type", "zeros_like", "ones_like", "empty_like", "new_zeros",
+    "new_ones", "new_empty", "new_full", "is_quantized",
 })  # fmt: skip
 
 _LENGTH = builtins.len
@@ -153,7 +153,7 @@ class ValueTracer(symbolic.SymbolicTracer):
             self.values[written] = pytree.tree_map_only(Tensor, lambda t: t.to(META), self.values[written])
 
     def fixed(self, proxy: ValueProxy) -> Any:
-        """The value of a symbol where Python needs it; it is noted, and the line, where the input's values decide it."""
+        """The value of a symbol where Python needs it; it is noted with its line where the input's values decide it."""
         value, frame = self.values[proxy.node], users_frame()
         if proxy.node not in self.told:
             return value
