@@ -34,6 +34,7 @@ def repaired(
     run: Run | None,
     seed: int,
     device: torch.device | str | None,
+    max_samples: int | None = None,
 ) -> nn.Module:
     """`small`, which a plan made of `model`, `planned` by it, compensated, with a note of it in its report."""
     moments = scores.moments if scores else {}
@@ -47,7 +48,9 @@ def repaired(
         with placed(device, graph, part):
             data = None
             if loader is not None:
-                data = calibration_of(model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run)
+                data = calibration_of(
+                    model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run, max_samples=max_samples
+                )
             part, done = compensated(graph, part, coupling, keep, level=level, moments=moments, data=data, seed=seed)
         part.meta["fxprune"]["biases"] = new_biases(graph, part)
         small = with_part(small, plan.submodule, part.to(device_of(graph)))

@@ -39,6 +39,7 @@ def score(
     samples_per_class: int = 32,
     projections: int = 64,
     max_classes: int | None = None,
+    max_samples: int | None = None,
     sample_memory: int = 1 << 30,
     exclude: Exclude = (),
     unknown: Unknown = "error",
@@ -76,6 +77,8 @@ def score(
             positions with classes, as many from the whole loader, drawn by `seed`.
         projections: directions of the sliced distance.
         max_classes: of more classes than this, so many are drawn, by `seed`.
+        max_samples: read no further batch of the loader once it gave so many samples. A loader without a length has to
+            end after 10,000 batches otherwise.
         sample_memory: bytes that the stored samples may take; to stay below, the number of projections is halved, and
             where there is one, the number of samples of a class.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
@@ -121,7 +124,7 @@ def score(
         with placed(place, graph):
             one = ScoringPass.through(
                 whole, submodule, name_of(model, submodule), coupling, sampler, loader,
-                loss=loss, unpack=unpack, run=run, place=place,
+                loss=loss, unpack=unpack, run=run, place=place, most=max_samples,
             )  # fmt: skip
             file = None
             if checkpoint is not None:

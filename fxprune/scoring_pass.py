@@ -42,14 +42,14 @@ class ScoringPass:
     @classmethod
     def through(
         cls, whole: nn.Module, path: str, name: str, coupling: Coupling, sampler: Sampler, loader: Iterable[Any],
-        *, loss: Loss | None, unpack: Unpack | None, run: Run | None, place: torch.device,
+        *, loss: Loss | None, unpack: Unpack | None, run: Run | None, place: torch.device, most: int | None,
     ) -> ScoringPass:  # fmt: skip
-        """A pass through the captured part of a model at `path`, which messages call `name`."""
+        """A pass through the captured part of a model at `path`, which messages call `name`, on `most` samples."""
         graph: Any = whole.get_submodule(path)
         gated, probes = _gated(graph, coupling, sampler, place)
         part = Part(gated, graph, name)
         objective = Objective(with_part(whole, path, part).to(place), part, loss or F.cross_entropy, run)
-        return cls(objective, Share(loader, unpack, objective.count), Found.by(probes, sampler), place)
+        return cls(objective, Share(loader, unpack, objective.count, most), Found.by(probes, sampler), place)
 
     def run(self, classes: Classes | None, file: Checkpoint | None, *, progress: bool) -> list[Tensor]:
         """Go over the loader, from where `file` tells; gives the sums of the gates' gradients, over all ranks.
@@ -68,7 +68,7 @@ class ScoringPass:
     def _feed(self, *, progress: bool) -> Iterator[Numbered]:
         """The inputs and targets of every batch, as the model takes them, on the device, under a progress bar."""
         rank, size = rank_and_size()
-        total = length_of(self.share.loader)
+        total = length_of(self.share.loader) if self.share.most is None else None
         total = total and len(range(rank, total, size))
         with Progress(console=Console(stderr=True), transient=True, disable=rank > 0 or not progress) as bar:
             for index, (first, inputs, targets) in enumerate(bar.track(self.share, total, description="scoring")):

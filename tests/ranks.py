@@ -141,6 +141,16 @@ def goes_on_after_an_interruption() -> fxprune.Scores:
 
 
 @job
+def no_more_than_so_many_samples() -> fxprune.Scores:
+    return scored(parts(12, 30, 1, 20, 7), max_samples=43)
+
+
+@job
+def no_more_than_so_many_samples_of_a_data_loader() -> fxprune.Scores:
+    return scored(DataLoader(TensorDataset(*data()), batch_size=9, shuffle=True), max_samples=9)
+
+
+@job
 def half_the_samples_memory() -> fxprune.Scores:
     return scored(parts(12, 30, 1, 20, 7), sample_memory=20_000)
 
