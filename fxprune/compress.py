@@ -54,6 +54,7 @@ def compress(
     head_dim: bool = False,
     min_keep: int = 1,
     round_to: int = 1,
+    max_samples: int | None = None,
     verify: bool = True,
     unpack: Unpack | None = None,
     classes: Classes | None = None,
@@ -81,7 +82,7 @@ def compress(
         compensate: "none", "bias" (what went is replaced by its mean), "ridge" (by what stays, linearly) or
             "sequential" (every layer behind is refitted to the original's values, front to back). See `apply`.
         rounds: how often to score and prune. A budget is gone for in equal factors; alpha holds for each round anew.
-        loss, unpack, classes, seed, device, progress, run, scoring: see `score`.
+        max_samples, loss, unpack, classes, seed, device, progress, run, scoring: see `score`.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
         unknown: "error", or "freeze" to keep what an operation without a rule touches.
         inexact, head_dim: see `couple`.
@@ -113,7 +114,7 @@ def compress(
         scores = score(
             whole, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim, unpack=unpack,
             classes=classes, seed=seed, device=device, progress=progress, submodule=submodule, run=run,
-            propose=propose, protect=protect, **scoring,
+            propose=propose, protect=protect, max_samples=max_samples, **scoring,
         )  # fmt: skip
         scores = scores if latency is None else scores.with_latency(whole)
         plan = fit(scores.plan(**asked, allocate=allocate, min_keep=min_keep, round_to=round_to))
@@ -123,8 +124,9 @@ def compress(
             example: Any = example_of(part_of(whole, submodule))  # type: ignore[arg-type]
             note_error(small, prove(whole, plan, small, example), submodule)
         return repaired(
-            whole, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device
-        )
+            whole, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device,
+            max_samples=max_samples,
+        )  # fmt: skip
 
     whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run, prove=verify)
     if rounds == 1:

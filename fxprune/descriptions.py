@@ -14,7 +14,7 @@ LARGEST_EXAMPLE = 1 << 28  # entries of the example batch that a file describes
 DEEPEST = 50
 SETTINGS: dict[str, Any] = {
     "method": str, "leaves": tuple[str, ...], "concrete_args": Mapping[str, Any], "submodule": str,
-    "inexact": bool, "head_dim": bool,
+    "inexact": bool, "head_dim": bool, "decisions": tuple[bool | int | float, ...],
 }  # fmt: skip
 
 
@@ -59,4 +59,14 @@ def _tensor(description: Mapping[str, Any]) -> int:
         raise ValueError(f"the example names the dtype {dtype!r}, which torch does not have")
     if type(largest) is not int or not -(2**63) <= largest < 2**63:
         raise ValueError(f"the example names {largest!r} for the largest of its numbers")
+    _check_row(description.get("row"), shape)
     return math.prod(shape)
+
+
+def _check_row(row: Any, shape: list[int]) -> None:
+    """Raise ValueError where the row that stands for all of a tensor is not one of its shape."""
+    if row is None:
+        return
+    numbers, length = isinstance(row, list) and all(type(n) in (int, float) for n in row), math.prod(shape[1:])
+    if not numbers or len(row) != length:
+        raise ValueError(f"the example names a row of a tensor of shape {shape} that is not {length} numbers")

@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError, PlanError
 
+LONGEST_ROW = 256  # numbers of a row that a plan keeps
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -67,8 +69,33 @@ def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def trim(example: Any, *, samples: int) -> Any:
-    """The first `samples` rows of every tensor of an example batch."""
-    return pytree.tree_map_only(Tensor, lambda t: t[:samples] if t.ndim else t, example)
+    """The first `samples` rows of every tensor that has the length of the batch: the first axis of the first tensor.
+
+    All of the example where another tensor holds numbers that may be those of rows which would go, as the edges of a
+    graph and the boxes of images do.
+
+    >>> trim((torch.zeros(8, 3), torch.ones(5, 5)), samples=2)[0].shape
+    torch.Size([2, 3])
+    >>> trim((torch.zeros(8, 3), torch.tensor([[0, 1], [6, 7]])), samples=2)[0].shape
+    torch.Size([8, 3])
+    """
+    length = batch_length(example)
+    if _fewest(example, samples) > samples:
+        return example
+    return pytree.tree_map_only(Tensor, lambda t: t[:samples] if _has_rows(t, length) else t, example)
+
+
+def _fewest(example: Any, samples: int) -> int:
+    """How many samples an example may be cut to: `samples`, or all where another tensor may hold numbers of rows."""
+    length = batch_length(example)
+    others = (tensor for tensor in _tensors(example) if not _has_rows(tensor, length))
+    return max(samples, length) if any(_may_number(tensor, samples) for tensor in others) else samples
+
+
+def _may_number(tensor: Tensor, samples: int) -> bool:
+    """Whether a tensor may hold the number of a row that is not one of the first `samples`."""
+    plain = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_complex() or tensor.is_meta)
+    return plain and tensor.ndim > 0 and bool((tensor >= samples).any())
 
 
 def batch_length(example: Any) -> int:
@@ -77,8 +104,12 @@ def batch_length(example: Any) -> int:
     >>> batch_length({"t": torch.tensor(0.5), "x": torch.zeros(4, 3)})
     4
     """
-    leaves = pytree.tree_leaves(example, is_leaf=_is_packed)
-    return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 0)
+    return next((len(tensor) for tensor in _tensors(example) if tensor.ndim), 0)
+
+
+def _tensors(example: Any) -> list[Tensor]:
+    leaves = pytree.tree_leaves(dict(example) if isinstance(example, Mapping) else example, is_leaf=_is_packed)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def another(example: Any, samples: int) -> Any:
@@ -86,7 +117,8 @@ def another(example: Any, samples: int) -> Any:
 
     The rows of every tensor that has the length of the batch, which is the first axis of the first tensor, are taken
     again, rolled by one. Floats are mixed with the next row and made smaller, each row by another factor; integers,
-    bools and floats that are all whole numbers, such as those of a mask, stay what they are. All else is kept.
+    bools and floats that are all whole numbers, such as those of a mask, stay what they are. All else is kept. Where
+    that may hold numbers of rows, there are no fewer samples than in the example.
 
     >>> another((torch.tensor([[1, 2], [3, 4]]), torch.tensor([0.5, 1.5]), torch.zeros(3)), 3)
     (tensor([[3, 4],
@@ -95,7 +127,7 @@ def another(example: Any, samples: int) -> Any:
     """
     nested = dict(example) if isinstance(example, Mapping) else example
     leaves, layout = pytree.tree_flatten(nested, is_leaf=_is_packed)
-    length = batch_length(nested)
+    length, samples = batch_length(example), _fewest(example, samples)
     drawn = [_drawn_again(leaf, samples) if length and _has_rows(leaf, length) else leaf for leaf in leaves]
     return pytree.tree_unflatten(drawn, layout)
 
@@ -138,14 +170,20 @@ def to_json(example: Any) -> Any:
     >>> to_json((torch.zeros(2, 3), {"flag": None}))
     [{'tensor': [2, 3], 'dtype': 'float32'}, {'flag': None}]
     """
+    return _described(example, batch_length(example))
+
+
+def _described(example: Any, length: int) -> Any:
+    """The description of an example, or of a part of one whose batch has a certain length."""
     if isinstance(example, Tensor):
         described = {"tensor": list(example.shape), "dtype": str(example.dtype).removeprefix("torch.")}
-        counts = example.dtype in (torch.int32, torch.int64) and example.numel()
-        return described | ({"largest": int(example.max())} if counts else {})
+        if example.dtype in (torch.int32, torch.int64) and example.numel():
+            return described | {"largest": int(example.max())}
+        return described | ({"row": _first_row(example)} if _keeps_row(example, length) else {})
     if isinstance(example, Mapping):
-        return {str(name): to_json(value) for name, value in example.items()}
+        return {str(name): _described(value, length) for name, value in example.items()}
     if isinstance(example, (tuple, list)):
-        return [to_json(value) for value in example]
+        return [_described(value, length) for value in example]
     if example is None or isinstance(example, (bool, int, float, str)):
         return example
     raise CaptureError(
@@ -154,8 +192,26 @@ def to_json(example: Any) -> Any:
     )
 
 
+def _keeps_row(tensor: Tensor, length: int) -> bool:
+    """Whether a plan keeps the first row of a tensor: of floats that are no samples, in which numbers may count."""
+    floats = tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_nested
+    return floats and tensor.numel() > 0 and not _has_rows(tensor, length) and _first(tensor).numel() <= LONGEST_ROW
+
+
+def _first(tensor: Tensor) -> Tensor:
+    return tensor[0] if tensor.ndim else tensor
+
+
+def _first_row(tensor: Tensor) -> list[float]:
+    row: list[float] = _first(tensor.detach()).double().flatten().tolist()
+    return row
+
+
 def from_json(description: Any, *, device: torch.device | str = "cpu") -> Any:
-    """An example of the described shapes and dtypes: seeded normal numbers for floats, the largest of integers."""
+    """An example of the described shapes and dtypes.
+
+    Integers are all the largest that there was, and floats seeded normal numbers, or the row that the plan keeps.
+    """
     if isinstance(description, Mapping) and "tensor" in description:
         dtype = getattr(torch, str(description.get("dtype")), None)
         if not isinstance(dtype, torch.dtype):
@@ -164,6 +220,9 @@ def from_json(description: Any, *, device: torch.device | str = "cpu") -> Any:
             )
         if not dtype.is_floating_point:
             return torch.full(description["tensor"], description.get("largest", 0), dtype=dtype, device=device)
+        if "row" in description:
+            row = torch.tensor(description["row"], dtype=torch.float64).reshape(description["tensor"][1:])
+            return row.expand(description["tensor"]).to(device, dtype, copy=True)
         generator = torch.Generator().manual_seed(0)
         return torch.randn(description["tensor"], generator=generator, dtype=torch.float64).to(device, dtype)
     if isinstance(description, Mapping):

@@ -117,7 +117,11 @@ def _prove(own: nn.Module, planned: Planned, small: ModelGraph, plan: Plan) -> N
 
 def _compare(own: nn.Module, other: ModelGraph, example: Any, graph: ModelGraph, small: ModelGraph) -> None:
     """Raise NarrowError where a narrowed copy gives other outputs than a rewritten graph."""
-    wanted, found = outputs_of(other, example), outputs_of(own, example)
+    wanted = outputs_of(other, example)
+    try:
+        found = outputs_of(own, example)
+    except Exception as failure:
+        raise NarrowError(_blamed(own, graph, small, summary(failure))) from failure
     error = relative_error(wanted, found)
     limit = max((TOLERANCES[t.dtype] for t in wanted), default=0.0)
     if not error <= limit:

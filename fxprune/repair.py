@@ -35,6 +35,7 @@ def repaired(
     run: Run | None,
     seed: int,
     device: torch.device | str | None,
+    max_samples: int | None = None,
 ) -> nn.Module:
     """`small`, which a plan made of `model`, `planned` by it, compensated, with a note of it in its report."""
     moments = scores.moments if scores else {}
@@ -49,7 +50,9 @@ def repaired(
         with placed(device, graph, part), kept_buffers(graph):
             data = None
             if loader is not None:
-                data = calibration_of(model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run)
+                data = calibration_of(
+                    model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run, max_samples=max_samples
+                )
             part, done = compensated(graph, part, coupling, keep, level=level, moments=moments, data=data, seed=seed)
         for name, value in state.items():
             part.get_buffer(name).copy_(value)

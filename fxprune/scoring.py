@@ -39,6 +39,7 @@ def score(
     samples_per_class: int = 32,
     projections: int = 64,
     max_classes: int | None = None,
+    max_samples: int | None = None,
     sample_memory: int = 1 << 30,
     exclude: Exclude = (),
     unknown: Unknown = "error",
@@ -76,6 +77,8 @@ def score(
             positions with classes, as many from the whole loader, drawn by `seed`.
         projections: directions of the sliced distance.
         max_classes: of more classes than this, so many are drawn, by `seed`.
+        max_samples: read no further batch of the loader once it gave so many samples. A loader without a length has to
+            end after 10,000 batches otherwise.
         sample_memory: bytes that the stored samples may take; to stay below, the number of projections is halved, and
             where there is one, the number of samples of a class.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
@@ -108,7 +111,8 @@ def score(
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         graph: Any = part_of(whole, submodule)
         if rank_and_size()[1] > 1:
-            check_same("the model", _weight_of(whole), "load the same weights on all ranks")
+            told = f"one whose weights and buffers have the checksum {fingerprint(whole):08x}"
+            check_same("the model", told, "load the same weights on all ranks")
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         draw = Draw(torch.empty(0), projections, seed, moments=True)
         sampler = Sampler(samples_per_class, max_classes, sample_memory, draw, need_classes([propose, protect]))
@@ -120,7 +124,7 @@ def score(
         with placed(place, graph):
             one = ScoringPass.through(
                 whole, submodule, name_of(model, submodule), coupling, sampler, loader,
-                loss=loss, unpack=unpack, run=run, place=place,
+                loss=loss, unpack=unpack, run=run, place=place, most=max_samples,
             )  # fmt: skip
             file = None
             if checkpoint is not None:
@@ -144,9 +148,3 @@ def _sampled(sampler: Sampler) -> dict[str, int]:
         "seed": sampler.draw.seed, "classes": len(sampler.counts), "samples_per_class": sampler.per_class,
         "projections": sampler.draw.projections,
     }  # fmt: skip
-
-
-def _weight_of(model: nn.Module) -> str:
-    """A number that tells a model from one with other weights."""
-    total = sum(float(parameter.detach().double().abs().sum()) for parameter in model.parameters())
-    return f"one whose weights have the sum {total:.9g}"

@@ -1,15 +1,18 @@
-"""Examples: another batch made of one."""
+"""Examples: cut to a few samples, described by a plan, and another batch made of one."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from fxprune.example import another
+from fxprune.descriptions import check_example
+from fxprune.example import LONGEST_ROW, another, from_json, to_json, trim
 
 
 @dataclass
@@ -80,3 +83,52 @@ def test_gradients_are_asked_for_as_before() -> None:
     with torch.inference_mode():
         x = torch.randn(2, 3)
     assert not another(x, 3).requires_grad
+
+
+def test_fewer_samples_are_no_batch_where_others_number_them() -> None:
+    edges = torch.tensor([[0, 1, 3], [2, 2, 1]])
+    assert another((torch.randn(4, 2), edges), 3)[0].shape == (4, 2)
+    assert another((torch.randn(4, 2), edges), 5)[0].shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("beside", "rows"),
+    [
+        (torch.zeros(6, 3), 2),
+        (torch.ones(6), 2),
+        (torch.eye(5), 2),
+        (torch.tensor(7.0), 2),
+        (torch.ones(2, 9, dtype=torch.bool), 2),
+        (torch.tensor([[0, 5], [1, 2]]), 6),
+        (torch.tensor([[5.0, 0.1, 0.2]]), 6),
+        (pack_sequence([torch.zeros(3, 2)] * 2), 6),
+    ],
+)
+def test_only_what_has_the_length_of_the_batch_is_cut(beside: Any, rows: int) -> None:
+    x = torch.randn(6, 4)
+    for cut, other in (trim((x, beside), samples=2), trim({"x": x, "y": beside}, samples=2).values()):
+        assert torch.equal(cut, x[:rows])
+        if isinstance(beside, Tensor):
+            kept = beside[:rows] if beside.ndim and len(beside) == 6 else beside
+            assert torch.equal(other, kept)
+        else:
+            assert other is beside
+
+
+def test_a_plan_keeps_a_row_of_floats_that_are_no_samples() -> None:
+    boxes = torch.tensor([[1.0, 0.5, -float("inf")], [0.0, 0.25, 2.0]])
+    example = torch.randn(3, 4), boxes, torch.tensor(0.5, dtype=torch.bfloat16), torch.randn(5, LONGEST_ROW + 1)
+    described = json.loads(json.dumps(to_json(example)))
+    check_example(described)
+    assert [entry.get("row") for entry in described] == [None, boxes[0].tolist(), [0.5], None]
+    made = from_json(described)
+    assert [(t.shape, t.dtype) for t in made] == [(t.shape, t.dtype) for t in example]
+    assert torch.equal(made[1], boxes[[0, 0]])
+    assert made[1].is_contiguous()
+    assert made[2] == 0.5
+
+
+@pytest.mark.parametrize("row", [[1.0], "row", [1.0, "a"], [True, False], {"0": 1.0}])
+def test_a_row_that_does_not_fit(row: Any) -> None:
+    with pytest.raises(ValueError, match=r"names a row of a tensor of shape \[3, 2\] that is not 2 numbers"):
+        check_example({"tensor": [3, 2], "dtype": "float32", "row": row})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -15,17 +16,18 @@ from fxprune.capture.checks import (
     check_leaves,
     check_names,
     check_unwrapped,
-    does_not_run,
+    cuts,
+    first_running,
     is_named,
     listed,
 )  # fmt: skip
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, facts_on, placeholder_values
-from fxprune.capture.proof import DisagreementError, Reference
+from fxprune.capture.proof import DisagreementError, Reference, first_run
 from fxprune.capture.watching import computing
 from fxprune.computed import computed, warn_of
 from fxprune.errors import CaptureError, first_line, is_of_memory, stage
-from fxprune.example import TensorSpec, to_json, trim
+from fxprune.example import TensorSpec, to_json
 from fxprune.isolation import device_of, kept_buffers, undisturbed
 from fxprune.numberless import lacking_numbers, to_home
 from fxprune.rules.arguments import spell
@@ -92,9 +94,12 @@ def capture(
     with stage("capturing"), undisturbed():
         warn_of(model, computed(model))
         example = _checked(model, example, options)
+        reference = None
+        if lacking_numbers(model) is None:
+            other = None if other is None else to_home(other, device_of(model))
+            reference = Reference.of(model, example, other, concrete) if prove else None
+            example = reference.example if reference else first_run(hooks.plain_copy(model), example, concrete)[0]
         kept = computing(model, example, concrete)
-        reference = _reference(model, example, other, concrete) if prove else None
-        example = example if reference is None else reference.example
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own = _prepared(model)
             hooks.keep(own, kept)
@@ -113,13 +118,16 @@ def capture(
 
 def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any) -> ModelGraph:
     """Capture a model in the way that `settings`, those of scores or a plan, say; see `settings_of`."""
-    return capture(
-        model,
-        example,
-        method=str(settings.get("method", "auto")),
-        concrete_args=settings.get("concrete_args"),
-        leaves=tuple(settings.get("leaves", ())),
-    )
+    decisions = settings.get("decisions", ())  # of the batch that the scores were made with, on which it was proved
+    with values.replaying(decisions):
+        return capture(
+            model,
+            example,
+            method=str(settings.get("method", "auto")),
+            concrete_args=settings.get("concrete_args"),
+            leaves=tuple(settings.get("leaves", ())),
+            prove=not decisions,
+        )
 
 
 def capture_around(
@@ -139,7 +147,8 @@ def settings_of(graph: ModelGraph) -> dict[str, Any]:
     """How `graph` was captured, as a plan's JSON can hold it."""
     notes = graph.meta["fxprune"]
     settings: dict[str, Any] = {"method": notes["rung"]}
-    settings |= {"leaves": list(notes["leaves"])} if notes["leaves"] else {}
+    for name in ("leaves", "decisions"):
+        settings |= {name: list(notes[name])} if notes.get(name) else {}
     return settings | ({"concrete_args": notes["concrete_args"]} if notes["concrete_args"] else {})
 
 
@@ -156,13 +165,6 @@ def _checked(model: nn.Module, example: Any, options: Mapping[str, Any]) -> Any:
     example = to_home(example, device_of(own))
     check_example(own, example, options["concrete_args"])
     return example
-
-
-def _reference(model: nn.Module, example: Any, other: Any, concrete: Mapping[str, Any]) -> Reference | None:
-    """What the model gives, to compare a graph with; nothing where it has no numbers."""
-    if lacking_numbers(model) is not None:
-        return None
-    return Reference.of(model, example, None if other is None else to_home(other, device_of(model)), concrete)
 
 
 def _captured(
@@ -184,12 +186,13 @@ def _captured(
             raise CaptureError(f"{what}{first_line(error)} (at {line_of(error)})") from error
         small = _annotate(graph, example)
     spell(graph)
+    notes = graph.meta.get("fxprune", {})
     if reference is not None:
         reference.check(graph)
     graph.meta["fxprune"] = {
-        "example": to_json(small), "inputs": small, "rung": rung,
-        "leaves": graph.meta.get("fxprune", {}).get("leaves", ()),
-        "concrete_args": to_json(options["concrete_args"]), "state": reference.changed if reference else (),
+        "example": to_json(small), "inputs": small, "rung": rung, "leaves": notes.get("leaves", ()),
+        "decisions": notes.get("decisions", ()), "concrete_args": to_json(options["concrete_args"]),
+        "state": reference.changed if reference else (),
     } | _carried(model)  # fmt: skip
     modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
     for name, module in graph.named_modules():
@@ -241,13 +244,6 @@ def flops_of(graph: ModelGraph) -> dict[str, int]:
 
 
 def _annotate(graph: ModelGraph, example: Any) -> Any:
-    """Put shapes and flops on all nodes; returns the example that was run: two samples, or the whole."""
-    failure: Exception | None = None
-    for batch in (trim(example, samples=2), example):
-        try:
-            annotate(graph, batch)
-        except Exception as error:  # noqa: BLE001 - whatever the user's model raises becomes the cause of ours
-            failure = error
-        else:
-            return batch
-    raise does_not_run(graph, failure)
+    """Put shapes and flops on all nodes; returns the example that was run, which is cut where nothing ran on it yet."""
+    batches = (example,) if lacking_numbers(graph) is None else cuts(example)
+    return first_running(graph, batches, partial(annotate, graph))

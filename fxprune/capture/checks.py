@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError, told
-from fxprune.example import as_call, trim
-from fxprune.isolation import restored
+from fxprune.example import as_call, batch_length, trim
 
 Entry = str | type[nn.Module]
 Leaves = Entry | Sequence[Entry]
@@ -74,22 +72,25 @@ def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -
         raise CaptureError(f"the example has no samples, its first tensor is {tuple(first.shape)}: give one at least")
 
 
-def runnable(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any:
-    """The first two samples of the example where the model, a copy of our own, runs on them, or else the whole.
+def first_running(model: nn.Module, batches: Iterable[Any], run: Callable[[Any], object]) -> Any:
+    """The first of some batches of one example that `run` takes; those of `cuts`, say.
 
-    Raises CaptureError where it runs on neither.
+    Raises CaptureError, which says that the model does not run, where it takes none.
     """
     failure: Exception | None = None
-    for batch in (trim(example, samples=2), example):
-        args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, batch))
+    for batch in batches:
         try:
-            with torch.no_grad(), restored(model):
-                model(*args, **kwargs, **concrete)
+            run(batch)
         except Exception as error:  # noqa: BLE001 - whatever the user's model raises becomes the cause of ours
             failure = error
         else:
             return batch
     raise does_not_run(model, failure)
+
+
+def cuts(example: Any) -> tuple[Any, ...]:
+    """Two samples of an example, and the whole."""
+    return (trim(example, samples=2), example) if batch_length(example) > 2 else (example,)
 
 
 def does_not_run(model: nn.Module, failure: Exception | None) -> CaptureError:

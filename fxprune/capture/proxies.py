@@ -115,6 +115,8 @@ class ValueProxy(_Recording):
         self._call(operator.setitem, key, value)
 
     def __contains__(self, item: Any) -> bool:
+        if isinstance(self.concrete, Tensor):
+            return bool(self._call(operator.eq, item).any())
         return item in self.tracer.fixed(self)
 
     def __len__(self) -> int:

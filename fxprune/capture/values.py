@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -35,10 +36,12 @@ _ABOUT_SIZES = frozenset({
     "shape", "dtype", "device", "is_cuda", "requires_grad", "layout", "itemsize", "nbytes", "is_sparse", "is_nested",
     "size", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "is_complex", "element_size", "len",
     "get_device", "storage_offset", "is_inference", "type", "zeros_like", "ones_like", "empty_like", "new_zeros",
-    "new_ones", "new_empty", "new_full",
+    "new_ones", "new_empty", "new_full", "is_quantized",
 })  # fmt: skip
 
 _LENGTH = builtins.len
+_DECISIONS = 4096  # that are noted of one trace
+_REPLAYED: ContextVar[tuple[Any, ...]] = ContextVar("decisions of an earlier trace", default=())
 
 fx.node.has_side_effect(operator.setitem)  # an assignment to slots is no dead code
 
@@ -47,7 +50,8 @@ class ValueTracer(symbolic.SymbolicTracer):
     """Runs every node that it makes on the example, in the order of the program.
 
     `values` are those of the nodes; `told` are the nodes whose values depend on those of the inputs, not only on their
-    sizes; `branches` are the lines that decide by such values.
+    sizes; `branches` are the lines that decide by such values, and `decisions` the numbers and truths that Python was
+    given of them, in order.
     """
 
     whole = symbolic.PACKING
@@ -57,6 +61,7 @@ class ValueTracer(symbolic.SymbolicTracer):
         self.values: dict[fx.Node, Any] = {}
         self.told: set[fx.Node] = set()
         self.branches: dict[str, None] = {}
+        self.decisions: list[Any] = []
         self.inputs: dict[str, Any] = {}
         self.running, self.thread = False, threading.get_ident()
 
@@ -145,11 +150,18 @@ class ValueTracer(symbolic.SymbolicTracer):
             self.values[written] = pytree.tree_map_only(Tensor, lambda t: t.to(META), self.values[written])
 
     def fixed(self, proxy: ValueProxy) -> Any:
-        """The value of a symbol where Python needs it; the line is noted where the input's values decide there."""
-        frame = users_frame()
-        if proxy.node in self.told and frame is not None and (line := deciding_line(frame)):
+        """The value of a symbol where Python needs it; it is noted with its line where the input's values decide it."""
+        value, frame = self.values[proxy.node], users_frame()
+        if proxy.node not in self.told:
+            return value
+        if frame is not None and (line := deciding_line(frame)):
             self.branches[line] = None
-        return self.values[proxy.node]
+        at = _LENGTH(self.decisions)
+        if not _is_single(value) or at == _DECISIONS:
+            return value
+        known = _REPLAYED.get()[at : at + 1] or (value.item() if isinstance(value, Tensor) else value,)
+        self.decisions += known
+        return known[0]
 
     # -- the functions that take no symbols ------------------------------------------------------------------------
 
@@ -221,6 +233,23 @@ def _can_be_written(arguments: Any) -> bool:
     return all(is_symbol(leaf) or issubclass(type(leaf), kinds) for leaf in pytree.tree_leaves(arguments))
 
 
+def _is_single(value: Any) -> bool:
+    """Whether a value is one real number, or true or false."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    return isinstance(value, (bool, int, float))
+
+
+@contextmanager
+def replaying(decisions: Sequence[Any]) -> Iterator[None]:
+    """Let traces decide as an earlier one did, which noted these `decisions`, whatever the values of the example."""
+    token = _REPLAYED.set(tuple(decisions))
+    try:
+        yield
+    finally:
+        _REPLAYED.reset(token)
+
+
 def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
@@ -230,7 +259,8 @@ def trace(
 ) -> ModelGraph:
     """Trace `model`, a copy of our own in eval mode, with the values of the example, and return its graph.
 
-    Warns where the values of the example decide which way the graph goes. Raises as `symbolic.trace`.
+    Warns where the values of the example decide which way the graph goes; where decisions are replayed, whoever made
+    them was warned. Raises as `symbolic.trace`.
     """
     tracers: list[ValueTracer] = []
 
@@ -239,7 +269,8 @@ def trace(
         return tracers[0]
 
     graph = symbolic.trace(model, example, concrete_args=concrete_args, leaves=leaves, make=make)
-    if tracers[0].branches:
+    graph.meta["fxprune"]["decisions"] = tuple(tracers[0].decisions)
+    if tracers[0].branches and not _REPLAYED.get():
         warnings.warn(
             f"{type(model).__name__} decides by the values of its input, and the graph always goes the way that the "
             f"example went, at {'; '.join(tracers[0].branches)}",
