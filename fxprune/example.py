@@ -87,8 +87,11 @@ def trim(example: Any, *, samples: int) -> Any:
 
 def _fewest(example: Any, samples: int) -> int:
     """How many samples an example may be cut to: `samples`, or all where another tensor may hold numbers of rows."""
-    length = batch_length(example)
-    others = (tensor for tensor in _tensors(example) if not _has_rows(tensor, length))
+    length, leaves = (
+        batch_length(example),
+        pytree.tree_leaves(dict(example) if isinstance(example, Mapping) else example),
+    )
+    others = (leaf for leaf in leaves if isinstance(leaf, Tensor) and not _has_rows(leaf, length))
     return max(samples, length) if any(_may_number(tensor, samples) for tensor in others) else samples
 
 

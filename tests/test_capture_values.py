@@ -257,7 +257,7 @@ def decides_by_sign(net: Any, x: Tensor) -> Tensor:
         h = net.b(h).relu()
     if 1.0 in (x * 0):
         h = -h
-    return h * (scale + round(float(x.abs().amin())))
+    return -h if scale + round(float(x.abs().amin())) > 100 else h
 
 
 @pytest.mark.parametrize("sign", [1, -1])
