@@ -284,7 +284,7 @@ def test_every_stage_decides_as_the_example_did(sign: int, tmp_path: Path) -> No
 
 
 def test_a_narrowed_class_that_goes_another_way_says_so() -> None:
-    model, x = Net(decides_by_sign).eval(), -images()(2).abs().clamp(0.2, 3)
+    model, x = Net(decides_by_sign).eval(), images()(2).abs().clamp(0.2, 3)
     model.a = nn.Sequential(model.a, nn.Conv2d(8, 8, 1))
     with pytest.warns(FxpruneWarning, match="decides by the values"):
         plan = Scores.random(model, x).plan(0.9)
