@@ -89,7 +89,8 @@ def compress(
         min_keep, round_to: see `Scores.plan`.
         submodule: path of the part to prune in place of the whole, for models that cannot be captured in one piece.
             Its outputs stay whole, so the rest of the model fits; `exclude` takes names in the part.
-        verify: prove the result against the zero-masked original before it is handed over.
+        verify: compare the captured graph with `model`, on two batches of the loader, before anything is decided, and
+            prove the result against the zero-masked original before it is handed over.
         finetune: arguments of `finetune`, at least train_loader and val_loader, to train the result with at the end;
             loss, unpack, run, seed, device and progress are those above where it does not name them. The proof, and the
             error in the report, are of the model before that.
@@ -109,7 +110,7 @@ def compress(
     check_level(compensate, None, loader)
 
     def one(model: nn.Module, asked: Asked, fit: Fit) -> nn.Module:
-        whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
+        whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run, prove=verify)
         scores = score(
             whole, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim, unpack=unpack,
             classes=classes, seed=seed, device=device, progress=progress, submodule=submodule, run=run,
@@ -127,7 +128,7 @@ def compress(
             max_samples=max_samples,
         )  # fmt: skip
 
-    whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
+    whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run, prove=verify)
     if rounds == 1:
         small = one(whole, asked, lambda plan: plan)
     else:

@@ -32,7 +32,11 @@ class PackedSpec(TensorSpec):
 
 def spec_of(value: Any) -> Any:
     """`value` with a `TensorSpec` in the place of every tensor, and a `PackedSpec` in that of packed sequences."""
-    return pytree.tree_map(_leaf_spec, opened(value), is_leaf=lambda leaf: isinstance(leaf, PackedSequence))
+    return pytree.tree_map(_leaf_spec, opened(value), is_leaf=_is_packed)
+
+
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, PackedSequence)
 
 
 def _leaf_spec(value: Any) -> Any:
@@ -75,33 +79,43 @@ def trim(example: Any, *, samples: int) -> Any:
     >>> trim((torch.zeros(8, 3), torch.tensor([[0, 1], [6, 7]])), samples=2)[0].shape
     torch.Size([8, 3])
     """
-    length = length_of_batch(example)
+    length = batch_length(example)
     if _fewest(example, samples) > samples:
         return example
-    return pytree.tree_map_only(Tensor, lambda t: t[:samples] if _has_rows(t, length) else t, example)
-
-
-def length_of_batch(example: Any) -> int:
-    """The first axis of the first tensor that has one; 0 where there is none."""
-    return next((len(tensor) for tensor in _tensors(example) if tensor.ndim), 0)
-
-
-def _tensors(example: Any) -> list[Tensor]:
-    leaves = pytree.tree_leaves(dict(example) if isinstance(example, Mapping) else example)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return pytree.tree_map_only(
+        Tensor, lambda t: t[:samples] if _has_rows(t, length) else t, example, is_leaf=_is_packed
+    )
 
 
 def _fewest(example: Any, samples: int) -> int:
-    """How many samples an example may be cut to: `samples`, or all where another tensor may hold numbers of rows."""
-    length = length_of_batch(example)
-    others = (tensor for tensor in _tensors(example) if not _has_rows(tensor, length))
-    return max(samples, length) if any(_may_number(tensor, samples) for tensor in others) else samples
+    """How many samples an example may be cut to: `samples`, or all where others of its parts may number them."""
+    length = batch_length(example)
+    others = (leaf for leaf in _leaves(example) if not _has_rows(leaf, length))
+    return max(samples, length) if any(_may_number(leaf, samples) for leaf in others) else samples
 
 
-def _may_number(tensor: Tensor, samples: int) -> bool:
-    """Whether a tensor may hold the number of a row that is not one of the first `samples`."""
-    plain = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_complex() or tensor.is_meta)
-    return plain and tensor.ndim > 0 and bool((tensor >= samples).any())
+def _may_number(leaf: Any, samples: int) -> bool:
+    """Whether a part of an example may hold the number of a row that is not one of the first `samples`."""
+    if not isinstance(leaf, Tensor) or leaf.ndim == 0:
+        return _is_packed(leaf)
+    plain = leaf.layout is torch.strided and not (leaf.is_nested or leaf.is_complex() or leaf.is_meta)
+    return plain and bool((leaf >= samples).any())
+
+
+def batch_length(example: Any) -> int:
+    """The number of samples of an example, the first axis of its first tensor; 0 where none has one.
+
+    >>> batch_length({"t": torch.tensor(0.5), "x": torch.zeros(4, 3)})
+    4
+    """
+    return next((len(leaf) for leaf in _leaves(example) if isinstance(leaf, Tensor) and leaf.ndim), 0)
+
+
+def _leaves(example: Any) -> list[Any]:
+    leaves: list[Any] = pytree.tree_leaves(
+        dict(example) if isinstance(example, Mapping) else example, is_leaf=_is_packed
+    )
+    return leaves
 
 
 def another(example: Any, samples: int) -> Any:
@@ -118,8 +132,8 @@ def another(example: Any, samples: int) -> Any:
             [3, 4]]), tensor([1.0417, 0.5000, 0.6250]), tensor([0., 0., 0.]))
     """
     nested = dict(example) if isinstance(example, Mapping) else example
-    leaves, layout = pytree.tree_flatten(nested, is_leaf=lambda leaf: isinstance(leaf, PackedSequence))
-    length, samples = length_of_batch(example), _fewest(example, samples)
+    leaves, layout = pytree.tree_flatten(nested, is_leaf=_is_packed)
+    length, samples = batch_length(example), _fewest(example, samples)
     drawn = [_drawn_again(leaf, samples) if length and _has_rows(leaf, length) else leaf for leaf in leaves]
     return pytree.tree_unflatten(drawn, layout)
 
@@ -162,7 +176,7 @@ def to_json(example: Any) -> Any:
     >>> to_json((torch.zeros(2, 3), {"flag": None}))
     [{'tensor': [2, 3], 'dtype': 'float32'}, {'flag': None}]
     """
-    return _described(example, length_of_batch(example))
+    return _described(example, batch_length(example))
 
 
 def _described(example: Any, length: int) -> Any:

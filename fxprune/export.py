@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.atomic import replacing
+from fxprune.capture.hooks import computing, keep, plain_copy
 from fxprune.errors import ExportError, first_line
 from fxprune.example import as_call, opened, to_device
-from fxprune.isolation import device_of, isolated_copy, precise, undisturbed
+from fxprune.isolation import device_of, precise, undisturbed
 from fxprune.numberless import need_numbers
 from fxprune.verify import relative_error
 
@@ -63,10 +64,11 @@ def export(
         _check_extra()
     need_numbers(small, "export", ExportError)
     with undisturbed(), precise(), torch.no_grad(), replacing(path, ExportError) as unfinished:
-        model = isolated_copy(small).eval()
+        model = plain_copy(small)
         example = to_device(pytree.tree_map_only(Tensor, Tensor.detach, example), device_of(model))
         batches = _batches(example) if dynamic_batch else [example]
         try:
+            keep(model, computing(small, example, {}))
             run = write(model, batches[-1], unfinished, dynamic_batch=dynamic_batch)
             return max(_error(model, run, batch, path, tolerance) for batch in batches)
         except Exception as error:

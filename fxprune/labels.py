@@ -75,6 +75,11 @@ class Labels:
         """The planes that vary along none of the axes `dims`."""
         return tuple(plane for plane in self.planes if not set(dims) & set(plane.axes))
 
+    def is_of_channels(self, dim: int) -> bool:
+        """Whether every index along axis `dim` is a channel of its own: no positions or samples lie there, too."""
+        firsts = [plane.core.movedim(dim, 0).reshape(self.shape[dim], -1)[:, 0] for plane in self.along(dim)]
+        return any(len(first.unique()) == len(first) for first in firsts)
+
 
 def vector_plane(vector: Tensor, dim: int, ndim: int) -> Plane:
     """The plane of a tensor of rank `ndim` whose axis `dim` carries the labels `vector`."""

@@ -27,7 +27,8 @@ PERMUTE = f"{INDEX}before_"  # of those that permute channels in front of a move
 class Repair:
     """A node to mend: values of the original graph by node name, new values by node, the value that it should get.
 
-    `masks` tells for a value of the original graph which indices of each axis stay.
+    `masks` tells for a value of the original graph which indices of each axis stay, `grows` whether an axis of a node's
+    value is longer for more samples.
     """
 
     graph: fx.GraphModule
@@ -36,6 +37,7 @@ class Repair:
     env: dict[fx.Node, Any]
     expected: Any
     masks: Callable[[Labels], list[Tensor]]
+    grows: Callable[[str, int], bool]
 
     @property
     def source(self) -> fx.Node:
@@ -212,6 +214,8 @@ def _places(repair: Repair) -> tuple[int, Tensor]:
     if len(narrowed) != 1:
         raise RewriteError(f"{len(narrowed)} axes of its input are narrowed")
     axis = narrowed[0]
+    if repair.grows(repair.source.name, axis):
+        raise RewriteError(f"axis {axis} of {repair.source.name} holds samples and channels, and no index fits both")
     out, origin = _trace(repair, axis, before.shape, lambda n: repair.old[n.name])
     if out is not None:
         origin = origin[repair.masks(repair.old[repair.node.name])[out]]

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from fxprune.capture import ModelGraph, capture_as, example_of
 from fxprune.capture.graph import plain_attributes
 from fxprune.compress import apply
+from fxprune.computed import computed, make_permanent
 from fxprune.errors import NarrowError, summary
 from fxprune.isolation import isolated_copy, undisturbed
 from fxprune.mending import is_inserted
@@ -29,7 +30,8 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
 
     Only layers and tensors change, no code: it works where the forward reads sizes from the tensors at hand, or leaves
     them to the layers. The copy is captured anew; at every node its labels have to be the original's that stay, and its
-    output has to equal that of `apply`. Hooks are not copied.
+    output has to equal that of `apply`. Forward hooks are copied, with what they close over; weights that
+    `torch.nn.utils.prune` or the old `weight_norm` and `spectral_norm` compute become parameters.
 
     Args:
         model: the model that the plan is for; it is not changed.
@@ -49,7 +51,7 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
       (2): Linear(in_features=2, out_features=2, bias=True)
     )
     """
-    part = part_of(model, plan.submodule)
+    part = _with_parameters(part_of(model, plan.submodule))
     if isinstance(part, ModelGraph):
         raise NarrowError(f"{type(part).__name__} is a graph already, with no forward of its own: use fxprune.apply")
     need_numbers(model, "narrow", NarrowError)
@@ -62,6 +64,15 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
         if weights is not None:
             _take(own, weights, graph, pruned, plan)
         return with_part(model, plan.submodule, own)
+
+
+def _with_parameters(part: nn.Module) -> nn.Module:
+    """A model, or a copy that has parameters in the place of weights that hooks of torch compute."""
+    if not computed(part):
+        return part
+    own = isolated_copy(part)
+    make_permanent(own)
+    return own
 
 
 def _narrowed(part: nn.Module, graph: ModelGraph, small: ModelGraph) -> nn.Module:

@@ -58,7 +58,7 @@ def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph
     return Report(
         type(graph).__name__, plan.alpha,
         parameters(graph), parameters(small), before.total, after.total, None,
-        group_reports(coupling, keep, frozen.get(EXCLUDED, ())), frozen_reports(frozen),
+        group_reports(coupling, keep, frozen.get(EXCLUDED, ())), frozen_reports(frozen, graph, plan.submodule),
         captured=graph.meta["fxprune"]["rung"], budget=plan.budget, layers=largest(before, after),
         weight_bytes=(bytes_of(graph), bytes_of(small)),
     )  # fmt: skip

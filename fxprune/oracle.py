@@ -36,7 +36,7 @@ def oracle(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> fx
 def _on_kept(gated: fx.GraphModule, node: fx.Node, checker: Checker) -> None:
     """Let a node see only what stays, and put its result back among zeros."""
     old, env = dict(checker.old), dict[fx.Node, Any]()
-    repair = Repair(gated, node, old, env, checker.expected(node), checker.masks)
+    repair = Repair(gated, node, old, env, checker.expected(node), checker.masks, lambda name, axis: False)
     for source in node.all_input_nodes:
         value = checker.old.get(source.name)
         if isinstance(value, Labels):

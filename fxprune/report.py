@@ -15,6 +15,7 @@ from torch import nn
 from fxprune.atomic import replacing
 from fxprune.capture import ModelGraph
 from fxprune.compensation import Compensation
+from fxprune.computed import parametrized
 from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError
 from fxprune.plan import Budget
@@ -146,9 +147,10 @@ def with_rankings(groups: Iterable[GroupReport], found: Mapping[str, Ranking]) -
     )
 
 
-def frozen_reports(frozen: Mapping[str, tuple[str, ...]]) -> tuple[FrozenReport, ...]:
-    """The layers with channels that stay whole, by reason."""
-    return tuple(FrozenReport(sites, reason) for reason, sites in frozen.items())
+def frozen_reports(frozen: Mapping[str, tuple[str, ...]], graph: nn.Module, part: str) -> tuple[FrozenReport, ...]:
+    """The layers of a graph, of the part at `part`, that stay whole, by reason; computed weights are one of these."""
+    by_reason = [FrozenReport(sites, reason) for reason, sites in frozen.items()]
+    return (*by_reason, *(FrozenReport((layer,), why) for layer, why in parametrized(graph, part)))
 
 
 def _free(units: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from fxprune import literals  # noqa: F401 - registers its ways of mending
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError, RewriteError
+from fxprune.growth import Growth
 from fxprune.isolation import empties
 from fxprune.labels import Labels, Plane, is_constant_beside
 from fxprune.mending import Repair, is_inserted, mend, restore_numbers
@@ -38,9 +39,9 @@ def rewrite(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> M
     Raises RewriteError where no literal and no gather makes a node's labels hold.
     """
     small: ModelGraph = narrowed_copy(graph, Checker(graph, coupling, keep))
-    checker = Checker(small, coupling, keep)
+    checker, growth = Checker(small, coupling, keep), Growth(graph, coupling.specs)
     for node in list(small.graph.nodes):
-        checker.env[node] = _settle(checker, node)
+        checker.env[node] = _settle(checker, node, growth)
     small.graph.lint()
     small.recompile()
     small.meta.get("fxprune", {}).pop("inputs", None)
@@ -73,9 +74,9 @@ def _kind(node: fx.Node) -> str:
     return "call" if node.op.startswith("call") else node.op
 
 
-def _settle(checker: Checker, node: fx.Node) -> Any:
+def _settle(checker: Checker, node: fx.Node, growth: Growth) -> Any:
     """The checked value of a node, after resizing its module and mending its literals where that is needed."""
-    repair = Repair(checker.graph, node, checker.old, checker.env, checker.expected(node), checker.masks)
+    repair = Repair(checker.graph, node, checker.old, checker.env, checker.expected(node), checker.masks, growth.along)
     if node.op == "call_module":
         inputs = map_arg(node.args, checker.env.__getitem__)
         resize(checker.module(node), inputs[0] if inputs else None, repair.expected)

@@ -79,11 +79,16 @@ def _is_known(x: Labels) -> bool:
 
 def _computed(ctx: Context, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Run a node for real: it works on numbers and known constants only."""
-    args, kwargs = pytree.tree_map_only(Labels, lambda x: x.value, (args, kwargs))
+    args, kwargs = pytree.tree_map_only(Labels, lambda x: x.value, (args, kwargs), is_leaf=_is_shape)
     with torch.no_grad():
         function: Any = method(str(node.target)) if node.op == "call_method" else node.target
         value = mixed(function, args, kwargs, CPU)
-    return pytree.tree_map_only(Tensor, lambda t: Labels(tuple(t.shape), value=t), value)
+    return pytree.tree_map_only(Tensor, lambda t: Labels(tuple(t.shape), value=t), value, is_leaf=_is_shape)
+
+
+def _is_shape(value: Any) -> bool:
+    """Whether a value is a shape, of which pytree would make a plain tuple, without its methods."""
+    return isinstance(value, torch.Size)
 
 
 def _attribute(ctx: Context, node: fx.Node) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.attention import lower
-from fxprune.capture import exported, symbolic, values
+from fxprune.capture import exported, hooks, symbolic, values
 from fxprune.capture.checks import (
     Leaves,
     check_example,
@@ -20,13 +20,15 @@ from fxprune.capture.checks import (
     first_running,
     is_named,
     listed,
-    run_once,
+    runnable,
 )  # fmt: skip
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, facts_on, placeholder_values
+from fxprune.capture.proof import DisagreementError, Reference
+from fxprune.computed import computed, warn_of
 from fxprune.errors import CaptureError, stage
 from fxprune.example import TensorSpec, to_json
-from fxprune.isolation import device_of, isolated_copy, undisturbed
+from fxprune.isolation import device_of, kept_buffers, undisturbed
 from fxprune.numberless import lacking_numbers, to_home
 
 __all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "facts_on", "placeholder_values"]
@@ -42,6 +44,8 @@ def capture(
     method: str = "auto",
     concrete_args: Mapping[str, Any] | None = None,
     leaves: Leaves = (),
+    other: Any = None,
+    prove: bool = True,
 ) -> ModelGraph:
     """Copy `model` into a `torch.fx.GraphModule` with the shapes of every activation on its nodes.
 
@@ -56,16 +60,21 @@ def capture(
         concrete_args: named arguments of the forward that are fixed at a value, and leave its signature.
         leaves: module names, glob patterns of names, or module types that are not traced into: each is one node, and
             what goes into it and comes out of it keeps its channels.
+        other: another batch, of other values, on which the graph is compared with the model beside the example; one is
+            made of the example by default.
+        prove: compare the graph with the model, on the example and on the other batch, in eval mode, before it is
+            returned. A way whose graph gives other outputs is given up.
 
     Returns:
         A graph module named after the caller's class, with its module paths, module types and state_dict keys, in
         the training mode that the model is in. A graph from an earlier `capture` is returned as it is.
 
     Raises:
-        CaptureError: the model cannot be copied, traced, or run on the example.
+        CaptureError: the model cannot be copied, traced, or run on the example, or no graph gives its outputs.
 
     Warns:
-        FxpruneWarning: the model decides by the values of its input, and the graph goes the example's way.
+        FxpruneWarning: the model decides by the values of its input, and the graph goes the example's way; it draws
+            random numbers in eval mode; or its forward changes buffers or attributes.
 
     >>> import torch
     >>> graph = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(2, 4))
@@ -81,37 +90,55 @@ def capture(
     options: dict[str, Any] = {"concrete_args": concrete, "leaves": listed(leaves)}
     failures: dict[str, CaptureError] = {}
     with stage("capturing"), undisturbed():
+        warn_of(model, computed(model))
+        example = _checked(model, example, options)
+        reference = _reference(model, example, other, concrete) if prove else None
+        example = _cut(model, example, concrete) if reference is None else reference.example
+        kept = hooks.computing(model, example, concrete)
         for rung in tuple(RUNGS) if method == "auto" else (method,):
-            own, batch = _prepared(model, example, concrete, run=bool(failures))
-            check_leaves(own, listed(leaves))
+            own = _prepared(model)
+            hooks.keep(own, kept)
+            hooks.check_whole(own, options["leaves"])
             try:
-                return _captured(model, own, batch, rung, options)
+                graph = _captured(model, own, example, rung, options, reference)
             except CaptureError as error:
                 failures[rung] = error
-    raise CaptureError(_no_way(model, failures)) from next(iter(failures.values()))
+            else:
+                if reference is not None:
+                    reference.warn()
+                return graph
+        beside = hooks.told(model, kept)
+        raise CaptureError(_no_way(model, failures, beside, reference)) from next(iter(failures.values()))
 
 
 def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any) -> ModelGraph:
-    """Capture a model in the way that `settings`, those of scores or a plan, say; see `settings_of`."""
-    with values.replaying(settings.get("decisions", ())):
+    """Capture a model in the way that `settings`, those of scores or a plan, say; see `settings_of`.
+
+    A graph that decides as an earlier one did is not compared with the model, which may decide otherwise.
+    """
+    decisions = settings.get("decisions", ())
+    with values.replaying(decisions):
         return capture(
             model,
             example,
             method=str(settings.get("method", "auto")),
             concrete_args=settings.get("concrete_args"),
             leaves=tuple(settings.get("leaves", ())),
+            prove=not decisions,
         )
 
 
-def capture_around(exclude: Leaves, model: nn.Module, example: Any) -> ModelGraph:
+def capture_around(
+    exclude: Leaves, model: nn.Module, example: Any, *, other: Any = None, prove: bool = True
+) -> ModelGraph:
     """Capture a model; where that fails, keep the modules whole that the caller excludes from pruning anyway."""
     named = [entry for entry in listed(exclude) if any(is_named([entry], m, name) for name, m in model.named_modules())]
     try:
-        return capture(model, example)
+        return capture(model, example, other=other, prove=prove)
     except CaptureError:
         if not named:
             raise
-    return capture(model, example, leaves=named)
+    return capture(model, example, leaves=named, other=other, prove=prove)
 
 
 def settings_of(graph: ModelGraph) -> dict[str, Any]:
@@ -123,26 +150,54 @@ def settings_of(graph: ModelGraph) -> dict[str, Any]:
     return settings | ({"concrete_args": notes["concrete_args"]} if notes["concrete_args"] else {})
 
 
-def _prepared(model: nn.Module, example: Any, concrete_args: Mapping[str, Any], *, run: bool) -> tuple[nn.Module, Any]:
-    """A copy of the model in eval mode, and the example on its device, checked; by a run of the model, too."""
-    own = lower(isolated_copy(model)).eval()
+def _prepared(model: nn.Module) -> nn.Module:
+    """A copy of the model in eval mode, to be traced."""
+    return lower(hooks.plain_copy(model)).eval()
+
+
+def _checked(model: nn.Module, example: Any, options: Mapping[str, Any]) -> Any:
+    """The example on the model's home, after the model's names, the leaves, and whether it fits, were looked at."""
+    own = _prepared(model)
     check_names(own)
+    check_leaves(own, options["leaves"])
     example = to_home(example, device_of(own))
-    check_example(own, example, concrete_args)
-    batches = cuts(example)
-    if lacking_numbers(own) is not None or not (run or len(batches) > 1):
-        return own, example
-    return own, first_running(own, batches, partial(run_once, own, concrete_args))
+    check_example(own, example, options["concrete_args"])
+    return example
 
 
-def _captured(model: nn.Module, own: nn.Module, example: Any, rung: str, options: dict[str, Any]) -> ModelGraph:
-    """The graph that one rung of the ladder gives."""
-    graph = RUNGS[rung](own, example, **options)
+def _reference(model: nn.Module, example: Any, other: Any, concrete: Mapping[str, Any]) -> Reference | None:
+    """What the model gives, to compare a graph with; nothing where it has no numbers."""
+    if lacking_numbers(model) is not None:
+        return None
+    return Reference.of(model, example, None if other is None else to_home(other, device_of(model)), concrete)
+
+
+def _cut(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any:
+    """Two samples of the example, where it has more and the model runs on them."""
+    if lacking_numbers(model) is not None or len(cuts(example)) == 1:
+        return example
+    return runnable(hooks.plain_copy(model), example, concrete)
+
+
+def _captured(
+    model: nn.Module,
+    own: nn.Module,
+    example: Any,
+    rung: str,
+    options: dict[str, Any],
+    reference: Reference | None,
+) -> ModelGraph:
+    """The graph that one rung of the ladder gives of `own`, a copy of `model`, compared with the model."""
+    with kept_buffers(own):
+        graph = RUNGS[rung](own, example, **options)
+        small = _annotate(graph, example)
     notes = graph.meta.get("fxprune", {})
-    small = _annotate(graph, example)
+    if reference is not None:
+        reference.check(graph)
     graph.meta["fxprune"] = {
-        "example": to_json(small), "inputs": small, "rung": rung, "leaves": notes.get("leaves", ()),
-        "decisions": notes.get("decisions", ()), "concrete_args": to_json(options["concrete_args"]),
+        "example": to_json(small), "inputs": small, "rung": rung,
+        "leaves": notes.get("leaves", ()), "decisions": notes.get("decisions", ()),
+        "concrete_args": to_json(options["concrete_args"]), "state": reference.changed if reference else (),
     } | _carried(model)  # fmt: skip
     modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
     for name, module in graph.named_modules():
@@ -156,9 +211,11 @@ def _carried(model: nn.Module) -> dict[str, Any]:
     return {name: notes[name] for name in ("plans", "biases", "structure") if name in notes}
 
 
-def _no_way(model: nn.Module, failures: Mapping[str, CaptureError]) -> str:
+def _no_way(model: nn.Module, failures: Mapping[str, CaptureError], beside: str, reference: Reference | None) -> str:
     """The message for a model that no way leads to a graph of: the reason of each, and the ways out."""
-    reasons = "".join(f"\n  {rung}: {error}" for rung, error in failures.items())
+    reasons = "".join(f"\n  {rung}: {error}" for rung, error in failures.items()) + beside
+    if reference is not None and any(isinstance(error, DisagreementError) for error in failures.values()):
+        reasons += f"\nLikely: {reference.reason()}."
     lacking = lacking_numbers(model)
     if lacking is not None:
         reasons += f"\n  ({lacking} and others have shapes only: where the forward asks for numbers, load the weights)"
@@ -180,6 +237,12 @@ def example_of(graph: ModelGraph) -> Any:
     return graph.meta["fxprune"]["inputs"]
 
 
+def state_of(graph: ModelGraph) -> list[str]:
+    """The names of the buffers whose numbers the forward changes."""
+    buffers = dict(graph.named_buffers())
+    return [name for name in graph.meta["fxprune"].get("state", ()) if name in buffers]
+
+
 def flops_of(graph: ModelGraph) -> dict[str, int]:
     """The flops of every node of a captured graph on its whole example; two are one multiply-accumulate."""
     return {node.name: node.meta["flops"] for node in graph.graph.nodes}
@@ -188,4 +251,4 @@ def flops_of(graph: ModelGraph) -> dict[str, int]:
 def _annotate(graph: ModelGraph, example: Any) -> Any:
     """Put shapes and flops on all nodes; returns the example that was run, which is cut where nothing ran on it yet."""
     batches = (example,) if lacking_numbers(graph) is None else cuts(example)
-    return first_running(graph, batches, partial(annotate, graph))
+    return first_running(graph, batches, partial(annotate, graph))[0]

@@ -23,6 +23,7 @@ from torch.utils._sympy.functions import Mod
 from fxprune.capture.checks import Entry
 from fxprune.capture.folding import layers
 from fxprune.capture.graph import ModelGraph, must_be
+from fxprune.capture.hooks import strip
 from fxprune.capture.program import Builder
 from fxprune.capture.symbolic import SymbolicTracer, register_constants
 from fxprune.errors import CaptureError, first_line
@@ -55,12 +56,12 @@ def trace(
         model.forward = partial(model.forward, **concrete_args)
     tracer = SymbolicTracer(leaves=leaves)
     whole = set(layers(model, tracer))
-    with _plain_output(model) as records, _exportable(model, example) as inputs:
+    with restored(model), _plain_output(model) as records, _exportable(model, example) as inputs:
         program = _exported(model, inputs, whole)
     args, kwargs = as_call(example)
     given = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     graph = Builder(program, model, records[-1] if records else None).build(_in_order(model, given, kwargs))
-    vars(model).pop("forward", None)
+    strip(model)
     _drop_unused(graph)
     captured = ModelGraph(model, graph, type(model).__name__)
     captured.meta["fxprune"] = {"leaves": tuple(tracer.kept)}

@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.fx import graph_module as fx_internals
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.proxies import ValueProxy
 from fxprune.errors import CaptureError
 
 
@@ -136,7 +137,8 @@ def must_be(value: Any, fixed: Any, name: str) -> None:
 
     Raises CaptureError where the argument has another value after all.
     """
-    if value is not fixed and value != fixed:
+    known = value.concrete if issubclass(type(value), ValueProxy) else value
+    if known is not fixed and known != fixed:
         raise CaptureError(
             f"the graph was made for {name}={fixed!r}, as the example has it or leaves it out: "
             f"capture the model with an example that gives {name} as it is to be"

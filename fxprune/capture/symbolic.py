@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -14,15 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx import _symbolic_trace as fx_internals
-from torch.nn.utils import rnn
+from torch.nn.utils import parametrize, rnn
 from torch.utils import _pytree as pytree
 
 from fxprune.attention import MultiheadAttention
 from fxprune.capture.checks import Entry, is_named, signature_of
 from fxprune.capture.graph import ModelGraph, must_be
+from fxprune.capture.hooks import hooked, layer_within_hooks, strip
+from fxprune.capture.proxies import Symbol, is_symbol
 from fxprune.errors import CaptureError, first_line
 from fxprune.example import as_call
-from fxprune.isolation import HOOKS
+from fxprune.overrides import changed
 from fxprune.rules.table import RULES, module_class
 from fxprune.source import line_of, users_line
 
@@ -61,6 +64,23 @@ class SymbolicTracer(fx.Tracer):
         self._autowrap_search += _modules_with(self.whole)
         self.example, self.concrete, self.leaves = example, dict(concrete or {}), leaves
         self.kept: dict[str, None] = {}
+        self.refused: list[str] = []
+
+    def proxy(self, node: fx.Node) -> Any:
+        return Symbol(node, self)
+
+    def refuse(self, why: str) -> Any:
+        """Give up, also where the forward catches the error. Raises CaptureError."""
+        self.refused.append(f"{why}, which symbolic tracing does not know")
+        raise CaptureError(self.refused[-1])
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        self.refused.append("the forward decides by a value, which symbolic tracing does not know")
+        return super().to_bool(obj)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        self.refused.append("the forward goes through a value, which symbolic tracing does not know")
+        return super().iter(obj)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
         """A node that knows the user's line it comes from; what torch.fx would record takes longer than the trace.
@@ -84,12 +104,13 @@ class SymbolicTracer(fx.Tracer):
         if is_named(self.leaves, m, module_qualified_name):
             self.kept[module_qualified_name] = None
             return True
-        if module_class(m) is not None:
-            return True
-        owner = next(cls for cls in type(m).__mro__ if "forward" in vars(cls))
-        return owner.__module__.startswith("torch.nn") and owner not in _OPENED
+        if any(hooked(child) for child in m.modules() if child is not m):
+            return False
+        return module_class(m) is not None or _is_layer_of_torch(m)
 
     def create_arg(self, a: Any) -> Any:
+        if is_symbol(a):
+            return a.node
         if is_dataclass(a) and not isinstance(a, type) and _holds_proxy(a):
             given = {field.name: getattr(a, field.name) for field in fields(a)}
             some = {name: self.create_arg(value) for name, value in given.items() if value is not None}
@@ -120,12 +141,26 @@ class SymbolicTracer(fx.Tracer):
                 named[name] = self._argument(name, self._default(parameter), given[name])
             else:
                 positional.append(self._argument(name, self._default(parameter), given[name]))
-        return lambda: root_fn(self.root, *positional, **named), []
+
+        def run() -> Any:
+            _say_eager()
+            return self.root(*positional, **named)
+
+        return run, []
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A module that the forward itself makes is traced into: the graph has no place for it."""
-        known = self.submodule_paths is None or m in self.submodule_paths
-        return super().call_module(m, forward, args, kwargs) if known else forward(*args, **kwargs)
+        """The node of a layer, between those of its hooks, or the nodes in a module.
+
+        The root has no node, and neither has a module that the forward itself makes: the graph has no place for it.
+        """
+        path = (self.submodule_paths or {}).get(m)
+        if not path:
+            return forward(*args, **kwargs)
+        if not hooked(m) or not self.is_leaf_module(m, path):
+            return super().call_module(m, forward, args, kwargs)
+        node = partial(super().call_module, m, forward)
+        with layer_within_hooks(m, lambda *args, **kwargs: node(args, kwargs)):
+            return forward(*args, **kwargs)
 
     def _comes_after_concrete(self, name: str) -> bool:
         """Whether an argument cannot be given by its place, because one before it is concrete."""
@@ -171,7 +206,10 @@ def trace(
         with _opened_functions(), _attributes_kept(model):
             graph = own.trace(model)
     except Exception as error:
-        raise CaptureError(f"{type(error).__name__}: {first_line(error)} (at {line_of(error)})") from error
+        what = first_line(error) if isinstance(error, CaptureError) else f"{type(error).__name__}: {first_line(error)}"
+        raise CaptureError(f"{what} (at {line_of(error)})") from error
+    if own.refused:
+        raise CaptureError(f"{own.refused[0]}, and it catches the error that says so")
     register_constants(model)
     _drop_unused_attention_weights(graph)
     for node in graph.nodes:
@@ -181,6 +219,14 @@ def trace(
     captured.meta["fxprune"] = {"leaves": tuple(own.kept)}
     _use_dropout_modules(captured)
     return captured
+
+
+def _is_layer_of_torch(module: nn.Module) -> bool:
+    """Whether a module computes what a class of torch.nn does, and not only holds other modules."""
+    kinds = type(module).__mro__[parametrize.is_parametrized(module) :]
+    layer = next(cls for cls in kinds if cls.__module__.startswith("torch.nn"))
+    owner = next(cls for cls in layer.__mro__ if "forward" in vars(cls))
+    return owner not in _OPENED and not changed(module, layer)
 
 
 def _modules_with(functions: Sequence[Callable[..., Any]]) -> list[ModuleType]:
@@ -196,8 +242,16 @@ def _holds_proxy(value: Any) -> bool:
 
 
 def _is_traced(value: Any) -> bool:
-    """Whether a value is a proxy, or a container of some."""
-    return any(issubclass(type(leaf), fx.Proxy) for leaf in pytree.tree_leaves(value))
+    """Whether a value is a symbol, or a container of some."""
+    return any(map(is_symbol, pytree.tree_leaves(value)))
+
+
+def _say_eager() -> None:
+    """Let the forward be told, when it asks torch.fx, that nothing traces it; torch.fx sets this back itself."""
+    if hasattr(fx_internals, "_set_is_fx_tracing"):
+        fx_internals._set_is_fx_tracing(False)  # noqa: FBT003 - takes no names
+    else:
+        fx_internals._is_fx_tracing_flag = False  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -228,9 +282,7 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
             for name in [name for name, value in new.items() if _is_traced(value)]:
                 del store[name]
                 store.update({name: old[name]} if name in old else {})
-        for module in model.modules():
-            for hooks in HOOKS:
-                getattr(module, hooks, {}).clear()
+        strip(model)
 
 
 def register_constants(model: nn.Module) -> None:
@@ -251,13 +303,23 @@ def _drop_unused_attention_weights(graph: fx.Graph) -> None:
 
 
 def _use_dropout_modules(graph: ModelGraph) -> None:
-    """Replace functional dropouts, whose `training` flag tracing has fixed, by modules that follow the model's mode."""
+    """Replace functional dropouts, whose `training` flag tracing has fixed, by modules that follow the model's mode.
+
+    Those that drop in eval mode, too, stay as they are.
+    """
     calls = [node for node in graph.graph.nodes if node.op == "call_function" and node.target in _DROPOUTS]
+    calls = [node for node in calls if not _given_to_dropout(node)["training"]]
     for node in calls:
-        kind = _DROPOUTS[node.target]
-        given = {"p": 0.5} | dict(zip(("input", "p"), node.args, strict=False)) | node.kwargs
+        kind, given = _DROPOUTS[node.target], _given_to_dropout(node)
         name = f"{node.name}_module"
         graph.add_module(name, kind(given["p"]).eval())
         node.op, node.target, node.args, node.kwargs = "call_module", name, (given["input"],), {}
     if calls:
         graph.recompile()
+
+
+def _given_to_dropout(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a functional dropout by name, with its defaults."""
+    defaults = {"p": 0.5, "training": node.target is not F.alpha_dropout and node.target is not F.feature_alpha_dropout}
+    named = {"training" if name == "train" else name: value for name, value in node.kwargs.items()}
+    return defaults | dict(zip(("input", "p", "training"), node.args, strict=False)) | named

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture import symbolic
 from fxprune.capture.checks import Entry
 from fxprune.capture.graph import ModelGraph
-from fxprune.capture.proxies import TensorProxy, ValueProxy, is_plain, proxy_of
+from fxprune.capture.proxies import TensorProxy, ValueProxy, is_plain, is_symbol, proxy_of
 from fxprune.errors import FxpruneWarning
 from fxprune.mixed import method, mixed
 from fxprune.numberless import CPU, META, has_numbers
@@ -84,9 +84,6 @@ class ValueTracer(symbolic.SymbolicTracer):
         return super()._fixed(name, default, value)
 
     # -- nodes -----------------------------------------------------------------------------------------------------
-
-    def create_arg(self, a: Any) -> Any:
-        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
@@ -232,8 +229,8 @@ def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _can_be_written(arguments: Any) -> bool:
     """Whether a graph can name these arguments."""
-    kinds = (fx.Proxy, *fx.node.base_types, type(None))
-    return all(issubclass(type(leaf), kinds) for leaf in pytree.tree_leaves(arguments))
+    kinds = (*fx.node.base_types, type(None))
+    return all(is_symbol(leaf) or issubclass(type(leaf), kinds) for leaf in pytree.tree_leaves(arguments))
 
 
 def _is_single(value: Any) -> bool:

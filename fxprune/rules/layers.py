@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune.labels import NO_CHANNEL, Labels, vector_plane
 from fxprune.rules.context import Context, Option, Slot
@@ -59,6 +59,8 @@ def convolve(
     groups = rest[3] if len(rest) > 3 else groups
     axis = input.ndim - nd - 1
     inputs = ctx.vector(input, axis)
+    if not ctx.is_constant(weight) and _holds_samples(ctx, inputs, groups):
+        ctx.freeze(inputs, f"the channels of all samples lie along one axis in {ctx.describe()}")
     outputs = _channels(ctx, inputs, weight, groups, transposed=transposed)
     first = outputs.reshape(groups, -1)[:, :1] if groups > 1 else None
     through = None if first is None else first.expand(-1, len(inputs) // groups).reshape(-1)
@@ -71,6 +73,12 @@ def convolve(
     shape = (*input.shape[:axis], len(outputs), *ctx.spec().shape[axis + 1 :])
     beside = input.beside(*range(axis, input.ndim))
     return Labels(shape, (*_labelled(outputs, axis, len(shape)), *beside))
+
+
+def _holds_samples(ctx: Context, inputs: Tensor, groups: int) -> bool:
+    """Whether a convolution whose weight is computed has a group, or several, for each sample."""
+    given = ctx.node.kwargs.get("groups", dict(enumerate(ctx.node.args)).get(6))
+    return len(inputs.unique()) < len(inputs) if groups > 1 else isinstance(given, fx.Node)
 
 
 def _channels(ctx: Context, inputs: Tensor, weight: Labels, groups: int, *, transposed: bool) -> Tensor:
