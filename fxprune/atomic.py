@@ -14,6 +14,7 @@ from os import PathLike
 from pathlib import Path
 
 from fxprune.errors import FxpruneError
+from fxprune.paths import regular
 
 if sys.platform != "win32":
     import fcntl
@@ -27,13 +28,9 @@ def replacing(path: str | PathLike[str], error: type[FxpruneError]) -> Iterator[
     processes left of theirs is removed on the way. Where `path` is a link, what it points at is replaced. Who may read
     it stays as it was, or is as for any new file.
 
-    Raises `error` where there is no such folder, or `path` is a folder itself.
+    Raises `error` where `writable` does, or where writing fails.
     """
-    goal = Path(os.path.realpath(path))
-    if not goal.parent.is_dir():
-        raise error(f"{path} cannot be written: there is no folder {goal.parent}; make it first")
-    if goal.is_dir():
-        raise error(f"{path} cannot be written: it is a folder; name a file in it")
+    goal = writable(path, error)
     try:
         with _folder(goal) as folder:
             unfinished = folder / goal.name
@@ -46,6 +43,14 @@ def replacing(path: str | PathLike[str], error: type[FxpruneError]) -> Iterator[
             to_disk(goal.parent)
     except OSError as cause:
         raise error(f"{path} cannot be written ({cause}): is there room, and are you allowed to?") from cause
+
+
+def writable(path: str | PathLike[str], error: type[FxpruneError]) -> Path:
+    """The path, without links, of a regular file or a new one. Raises `error` where it cannot be one."""
+    goal = Path(os.path.realpath(regular(path, error, "written")))
+    if not goal.parent.is_dir():
+        raise error(f"{path} cannot be written: there is no folder {goal.parent}; make it first")
+    return goal
 
 
 @contextmanager

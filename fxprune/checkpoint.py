@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
-from fxprune.atomic import to_disk
+from fxprune.atomic import replacing
 from fxprune.errors import FxpruneError, first_line
+from fxprune.paths import regular
 
 FORMAT = 1
 
 
 def write(path: str | PathLike[str], settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint in one step: whoever reads sees the old file or the new one, never a part."""
-    unfinished = Path(path).with_name(Path(path).name + ".part")  # of one name: what a killed run left is written over
-    try:
-        torch.save({"fxprune_finetune": FORMAT, "settings": dict(settings), "state": dict(state)}, unfinished)
-        to_disk(unfinished)
-        unfinished.replace(path)
-        to_disk(Path(path).parent)
-    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
-        raise FxpruneError(f"{path} cannot be written ({first_line(error)}): is there room?") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Write a checkpoint in one step, see `replacing`: whoever reads sees the old file or the new one, never a part."""
+    with replacing(path, FxpruneError) as unfinished:
+        try:
+            torch.save({"fxprune_finetune": FORMAT, "settings": dict(settings), "state": dict(state)}, unfinished)
+        except RuntimeError as error:  # which torch makes of a full disk
+            raise OSError(first_line(error)) from error
 
 
 def read(path: str | PathLike[str], settings: Mapping[str, Any], device: torch.device) -> dict[str, Any] | None:
@@ -35,12 +30,13 @@ def read(path: str | PathLike[str], settings: Mapping[str, Any], device: torch.d
 
     Raises FxpruneError where the file is no checkpoint, or is one of another run.
     """
-    if not Path(path).parent.is_dir():
-        raise FxpruneError(f"checkpoint is {path}, but there is no folder {Path(path).parent}: make it first")
-    if not Path(path).exists():
+    file = regular(path, FxpruneError, "read")
+    if not file.parent.is_dir():
+        raise FxpruneError(f"checkpoint is {path}, but there is no folder {file.parent}: make it first")
+    if not file.exists():
         return None
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(file, map_location=device, weights_only=True)
         made, state, made_by = content["settings"], dict(content["state"]), content["fxprune_finetune"]
     except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
         raise FxpruneError(

@@ -109,8 +109,6 @@ class Accounts:
         if formula is None:
             return []
         args, kwargs = map_arg((node.args, node.kwargs), lambda source: values[source.name])
-        if not args and "input" in kwargs:
-            args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
         own = self._own(node) if node.op == "call_module" else {}
         return formula(Work(self.ruler, own, values[node.name]), *args, **kwargs)
 

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fxprune
 from fxprune.atomic import replacing
 from fxprune.errors import FxpruneError
+from fxprune.paths import made_folder
 
 STAGES = (32, 64, 128)  # channels of the three stages; each but the first halves the image
 BLOCKS = 2  # residual blocks a stage
@@ -121,13 +122,13 @@ def run_demo(out: Path, alphas: Sequence[float], *, seed: int, epochs: int) -> l
     Returns the row of the original network, then one row an alpha.
     """
     console = Console()
+    made_folder(out, FxpruneError)
     digits = split_digits(seed)
     with one_thread():
         with progress_bar(console) as progress:
             model = train(digits.train, epochs=epochs, seed=seed, progress=progress)
         rows = measure(model, alphas, digits, seed=seed)
     console.print("", summary_table(rows), "", widths_table(rows), "", sep="\n")
-    out.mkdir(parents=True, exist_ok=True)
     save_json(rows, out / "results.json", seed=seed, epochs=epochs)
     save_plot(rows, out / "results.png")
     console.print(f"Saved {out / 'results.json'} and {out / 'results.png'}.")

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.atomic import replacing
-from fxprune.capture.hooks import computing, keep, plain_copy
+from fxprune.capture.hooks import keep, plain_copy
+from fxprune.capture.watching import computing
 from fxprune.errors import ExportError, first_line
 from fxprune.example import as_call, opened, to_device
 from fxprune.isolation import device_of, precise, undisturbed
 from fxprune.numberless import need_numbers
+from fxprune.paths import regular
 from fxprune.verify import relative_error
 
 TOLERANCE = 1e-4
@@ -57,9 +59,10 @@ def export(
     Raises:
         ExportError: the suffix is unknown, a package is missing, the model cannot be exported, or the outputs differ.
     """
-    write = _WRITERS.get(Path(path).suffix)
+    suffix = regular(path, ExportError, "written").suffix
+    write = _WRITERS.get(suffix)
     if write is None:
-        raise ExportError(f"{path} ends in {Path(path).suffix!r}: name a file that ends in {' or '.join(_WRITERS)}")
+        raise ExportError(f"{path} ends in {suffix!r}: name a file that ends in {' or '.join(_WRITERS)}")
     if write is _onnx:
         _check_extra()
     need_numbers(small, "export", ExportError)

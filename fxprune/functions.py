@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dis
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
@@ -21,8 +21,10 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
     """A deep copy of something that can be called; `memo` is that of `copy.deepcopy`, and is extended.
 
     Unlike `copy.deepcopy`, it does not share functions: one that closes over a module of which `memo` has a copy works
-    with that copy, and a list that it appends to is a copy. What cannot be copied (a lock, a file) is shared.
+    with that copy, and a list that it appends to is a copy. What cannot be copied (a lock, a file) is shared, and what
+    was compiled is copied as it was before.
     """
+    value = getattr(value, "_torchdynamo_orig_callable", value)
     if id(value) in memo:
         return memo[id(value)]
     if isinstance(value, MethodType):
@@ -31,28 +33,49 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
         return MethodType(function if own else copied(function, memo), owner)
     if isinstance(value, partial):
         arguments = [copied(argument, memo) for argument in value.args]
-        named = {name: copied(argument, memo) for name, argument in value.keywords.items()}
-        return partial(copied(value.func, memo), *arguments, **named)
+        new = partial(copied(value.func, memo), *arguments, **_each(value.keywords, memo))
+        vars(new).update(vars(value))
+        return new
     return _function(value, memo) if isinstance(value, FunctionType) else _value(value, memo)
 
 
 def _function(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     """The same code with copies of its cells, of its defaults, and of the data that it names in its module."""
-    scope, calls = function.__globals__, list(_instructions(function.__code__))
-    named = {call.argval: scope[call.argval] for call in calls if "GLOBAL" in call.opname and call.argval in scope}
-    data = {name: copied(value, memo) for name, value in named.items() if isinstance(value, _DATA)}
-    if data or any(call.opname == "STORE_GLOBAL" for call in calls):
-        scope = scope | data
+    scope, data = function.__globals__, _data(function)
+    if data or any(call.opname == "STORE_GLOBAL" for call in _instructions(function.__code__)):
+        scope = memo.setdefault(id(scope), dict(scope))  # which all functions of the module share
+        scope.update({name: copied(value, memo) for name, value in data.items()})
     cells = tuple(CellType() for _ in function.__closure__ or ())
     new = FunctionType(function.__code__, scope, function.__name__, None, cells or None)
     memo[id(function)] = new  # before what it holds: it may hold itself
-    new.__kwdefaults__ = function.__kwdefaults__ and {n: held_copy(v, memo) for n, v in function.__kwdefaults__.items()}
+    new.__kwdefaults__ = function.__kwdefaults__ and _each(function.__kwdefaults__, memo)
     new.__defaults__ = function.__defaults__ and tuple(held_copy(value, memo) for value in function.__defaults__)
     vars(new).update(vars(function))
     for cell, old in zip(cells, function.__closure__ or (), strict=True):
         if old != CellType():  # which is empty
             cell.cell_contents = held_copy(old.cell_contents, memo)
     return new
+
+
+def _each(values: Mapping[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
+    return {name: held_copy(value, memo) for name, value in values.items()}
+
+
+def works_with(value: Any) -> dict[str, Any]:
+    """What something that can be called closes over, and the data that it names in its module, by name."""
+    if isinstance(value, (MethodType, partial)):
+        return works_with(value.__func__ if isinstance(value, MethodType) else value.func)
+    if not isinstance(value, FunctionType):
+        return {}
+    cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+    return _data(value) | {name: cell.cell_contents for name, cell in cells if cell != CellType()}
+
+
+def _data(function: FunctionType) -> dict[str, Any]:
+    """The data that a function names in its module."""
+    scope = function.__globals__
+    names = {call.argval for call in _instructions(function.__code__) if "GLOBAL" in call.opname}
+    return {name: scope[name] for name in sorted(names & scope.keys()) if isinstance(scope[name], _DATA)}
 
 
 def held_copy(value: Any, memo: dict[int, Any]) -> Any:
@@ -71,12 +94,24 @@ def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
 
 
 def _value(value: Any, memo: dict[int, Any]) -> Any:
-    """A deep copy of any value, or the value where it cannot be copied."""
+    """A deep copy of any value; of one that holds what cannot be copied, a copy that shares this."""
+    known = set(memo)
     try:
         with _Detached():
             return copy.deepcopy(value, memo)
     except Exception:  # noqa: BLE001 - whatever a class of the user's raises that cannot be copied
-        return value
+        for half_made in memo.keys() - known - {id(memo)}:
+            del memo[half_made]
+    try:
+        new = memo[id(value)] = copy.copy(value)
+        if isinstance(value, list):
+            new[:] = [held_copy(item, memo) for item in value]
+        else:
+            held = new if isinstance(value, dict) else vars(new)
+            held.update(_each(held, memo))
+    except Exception:  # noqa: BLE001 - the same
+        memo[id(value)] = new = value
+    return new
 
 
 class _Detached(TorchFunctionMode):

@@ -18,7 +18,8 @@ def changed(module: nn.Module, layer: type[nn.Module]) -> str | None:
     for name in _methods(layer):  # type: ignore[arg-type]
         if name in own and own[name] != MethodType(getattr(kind, name), module):
             return name
-        if kind is not layer and getattr(kind, name, None) is not getattr(layer, name, None):
+        base = nn.Module if name in _CALLS[:3] else layer
+        if kind is not base and getattr(kind, name, None) is not getattr(base, name, None):
             return name
     return None
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from fxprune.capture import ModelGraph
 from fxprune.coupling import EXCLUDED, Coupling, Site, analyse
 from fxprune.descriptions import check_example, check_settings
 from fxprune.errors import PlanError
+from fxprune.paths import regular
 from fxprune.records import restored
 
 FORMAT = 1
@@ -117,11 +117,12 @@ class Plan:
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Plan:
         """Read a plan that `save` wrote. Raises PlanError where the file is not one."""
+        file = regular(path, PlanError, "read")
         try:
-            size = Path(path).stat().st_size
+            size = file.stat().st_size
             if size > LARGEST:
                 raise ValueError(f"it has {size:,} bytes, more than {LARGEST:,}")
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise PlanError(f"{path} cannot be read ({error})") from error
         except (ValueError, RecursionError) as error:

@@ -17,6 +17,7 @@ from torch import Tensor
 from fxprune.arrays import BROKEN, read, write
 from fxprune.distributed import rank_and_size
 from fxprune.errors import CalibrationError
+from fxprune.paths import regular
 from fxprune.probes import Probe
 from fxprune.sampling import Sampler
 from fxprune.shares import Numbered, digest
@@ -77,7 +78,7 @@ class Checkpoint:
         if every < 1:
             raise CalibrationError(f"every is {every}: a checkpoint is written after one batch or more")
         rank, size = rank_and_size()
-        own = Path(path) if size == 1 else Path(f"{path}.rank{rank}of{size}")
+        own = regular(path if size == 1 else f"{path}.rank{rank}of{size}", CalibrationError, "written")
         if not own.parent.is_dir():
             raise CalibrationError(f"checkpoint is {path}, but there is no folder {own.parent}: make it first")
         return cls(own, every, {**settings, "ranks": size})

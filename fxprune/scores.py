@@ -25,6 +25,7 @@ from fxprune.isolation import device_of
 from fxprune.latency import Latency, measure
 from fxprune.moments import Key, Moments
 from fxprune.numberless import computing, need_numbers
+from fxprune.paths import regular
 from fxprune.plan import Budget, Plan, coupling_of, plan_of
 from fxprune.records import restored
 from fxprune.soundness import check_consistent
@@ -204,8 +205,9 @@ class Scores:
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Scores:
         """Read scores that `save` wrote. Raises PlanError where the file is not such a one."""
+        file = regular(path, PlanError, "read")
         try:
-            content = read(path)
+            content = read(file)
             header = json.loads(content["header"].tobytes())
             if header["fxprune_scores"] != FORMAT:
                 raise PlanError(

@@ -21,8 +21,10 @@ def is_users(filename: str) -> bool:
 
 
 def line_of(error: BaseException) -> str:
-    """The innermost line of a traceback that is the user's."""
+    """The innermost line of a traceback, or of its cause's, that is the user's."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
+    if not frames and error.__cause__ is not None:
+        return line_of(error.__cause__)
     return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "a line inside torch"
 
 

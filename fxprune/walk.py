@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from fxprune.example import TensorSpec
 from fxprune.labels import Labels
 from fxprune.mixed import method, mixed
 from fxprune.numberless import CPU
+from fxprune.rules.arguments import Call
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.table import RAGGED, RULES, describe, key_of
 from fxprune.source import HOMES
@@ -47,8 +47,8 @@ def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
         return _unknown(ctx, node, inputs, unknown)
     for plane in (plane for x in inputs for plane in x.planes if plane.ragged and RULES[key] not in RAGGED):
         ctx.tie(*plane.columns)
-    args, kwargs = _by_position(ctx, node, args, kwargs)
-    return RULES[key](ctx, *args, **kwargs)
+    ctx.call = Call(key, (ctx.module(), *args) if node.op == "call_module" else args, kwargs).by_position()
+    return RULES[key](ctx, *ctx.call.args, **ctx.call.kwargs)
 
 
 def _container(kind: Any, args: Any, kwargs: Any) -> Any:
@@ -59,18 +59,6 @@ def _container(kind: Any, args: Any, kwargs: Any) -> Any:
 def leaves_of(graph: fx.GraphModule) -> tuple[str, ...]:
     """The modules that the caller asked to keep as single nodes."""
     return tuple(graph.meta.get("fxprune", {}).get("leaves", ()))
-
-
-def _by_position(ctx: Context, node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Arguments as rules take them: a module, then what its forward was given; a function's input first."""
-    if node.op == "call_module" and not kwargs:
-        return (ctx.module(), *args), kwargs
-    if node.op == "call_module":
-        bound = inspect.signature(ctx.module().forward).bind(*args, **kwargs)
-        return (ctx.module(), *bound.args), bound.kwargs
-    if not args and "input" in kwargs:
-        return (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
-    return args, kwargs
 
 
 def _is_known(x: Labels) -> bool:

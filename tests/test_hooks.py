@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,59 @@ def test_hooks_that_look_on_leave_no_nodes(rung: str) -> None:
     assert [str(node) for node in graph.graph.nodes] == [str(node) for node in plain.graph.nodes]
     assert seen == []
     assert "last" not in vars(model.c1)
+
+
+def test_what_a_hook_shares_is_copied_apart_from_what_cannot_be() -> None:
+    class Watcher:
+        def __init__(self, model: nn.Module) -> None:
+            self.model, self.seen, self.lock = model, [model(images(2))], threading.Lock()
+
+        def hook(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            with self.lock:
+                self.seen.append(output)
+            return output * self.model.f.bias[0]
+
+    model = Net().eval()
+    watcher = Watcher(model)
+    model.c1.register_forward_hook(watcher.hook)
+    graph = fxprune.capture(model, images(2))
+    assert len(watcher.seen) == 1
+    assert difference(outputs(model, images(5)), outputs(graph, images(5))) == 0
+    assert graph.get_submodule("f").bias.data_ptr() != model.f.bias.data_ptr()
+
+
+def test_a_hook_may_change_the_structure_of_what_it_is_given() -> None:
+    model = Net().eval()
+    model.register_forward_hook(lambda module, inputs, output: {"logits": output})
+    assert list(fxprune.capture(model, images(2))(images(5))) == ["logits"]
+
+
+def test_what_was_compiled_is_captured_as_it_was_before() -> None:
+    model, x = Net().eval(), images(5)
+    wanted = outputs(model, x)
+    model.forward, model.c1.forward = torch.compile(model.forward), torch.compile(model.c1.forward)
+    assert difference(wanted, outputs(fxprune.capture(model, images(2)), x)) == 0
+
+
+@pytest.mark.parametrize("name", ["hook_on_a_layer", "pre_hook_at_the_root", "forward_as_a_partial"])
+def test_a_model_without_numbers_is_captured_with_its_hooks(name: str) -> None:
+    graphs = [fxprune.capture(HOOKED[name]().to(device), images(2)) for device in ("cpu", "meta")]
+    one, other = ([node.format_node() for node in graph.graph.nodes] for graph in graphs)
+    assert one == other
+
+
+def test_hooks_of_accelerate() -> None:
+    hooks = pytest.importorskip("accelerate.hooks")
+
+    class Tripled(hooks.ModelHook):
+        def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
+            return output * 3
+
+    model = Net().eval()
+    hooks.add_hook_to_module(model.c1, hooks.AlignDevicesHook(execution_device="cpu"))
+    hooks.add_hook_to_module(model.c2, Tripled())
+    graph = fxprune.capture(model, images(2))
+    assert difference(outputs(model, images(5)), outputs(graph, images(5))) == 0
 
 
 def test_hooks_follow_the_mode_that_the_graph_is_of() -> None:
@@ -129,7 +183,7 @@ def test_a_function_that_reaches_the_model_itself_is_named() -> None:
     model = Net()
     STRANGERS.append(model)
     model.forward = lambda x: scaled(old(model, x))
-    refused(model, "a forward set on an instance works with f.bias of the Net itself")
+    refused(model, "a forward works with f.bias of the Net itself")
 
 
 def test_one_that_only_looks_on_may_reach_the_model_itself() -> None:
@@ -137,6 +191,20 @@ def test_one_that_only_looks_on_may_reach_the_model_itself() -> None:
     model.f.register_forward_hook(lambda module, inputs, output: STRANGERS.append(scaled(output)))
     STRANGERS.append(model)
     fxprune.capture(model, images(2))
+
+
+def test_what_a_forward_shares_with_a_hook_and_no_copy_can_follow() -> None:
+    noted: dict[str, Tensor] = {}
+
+    class Shared(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + noted["x"].mean()
+
+    model = Shared()
+    model.c1.register_forward_hook(lambda module, inputs, output: noted.update(x=output))
+    refused(model, r"(?s)Shared does not run on the example \(KeyError: 'x'\).*depends on the forward hook .*lambda")
+    model(images(2))
+    refused(model, "a forward works with a tensor in noted, which no copy of the model can follow .*in forward")
 
 
 @pytest.mark.parametrize(

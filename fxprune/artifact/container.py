@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +18,15 @@ from torch import Tensor
 from fxprune.artifact.header import FORMAT, LARGEST, Header
 from fxprune.atomic import replacing
 from fxprune.errors import ArtifactError
+from fxprune.paths import regular
 from fxprune.weights import FORMATS, RANKS, dtype_name, laid_out
 
 LIBRARY = {"format": "pt"}  # what other readers of safetensors look for
 _BROKEN = (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError, MemoryError)
-Path = str | PathLike[str]
+Name = str | PathLike[str]
 
 
-def write(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
+def write(path: Name, header: Header, tensors: Mapping[str, Tensor]) -> None:
     """Write header and tensors in one step; see `replacing`."""
     text = header.to_text()
     notes = LIBRARY | {"fxprune_artifact": str(FORMAT), "fxprune": text, "sha256": _digest(text.encode())}
@@ -39,14 +41,15 @@ def write(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[Header, dict[str, Tensor]]]:
+def opened(path: Name) -> Iterator[tuple[Header, dict[str, Tensor]]]:
     """The header and the tensors of a file, which is mapped into memory while it is open; every checksum is compared.
 
     Raises ArtifactError where the file is not there, is no artefact or a newer one, is cut off or was altered.
     """
-    _check_size(path)
+    place = regular(path, ArtifactError, "read")
+    _check_size(place)
     try:
-        with safe_open(os.fspath(path), framework="pt") as file:
+        with safe_open(place, framework="pt") as file:
             header = _header(path, file.metadata() or {})
             names = set(file.keys())
             _check_names(path, names, header)
@@ -78,7 +81,7 @@ def _digest(data: Any) -> str:
 def _check_size(path: Path) -> None:
     """Raise where the file is not there, or says that its header is larger than any: before anything is read."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - what os.fspath gives may be bytes of a path
+        with path.open("rb") as file:
             start = file.read(8)
             total = os.fstat(file.fileno()).st_size
     except OSError as error:
@@ -93,7 +96,7 @@ def _check_size(path: Path) -> None:
         raise ArtifactError(f"{path} has a header of {size:,} bytes, more than the {2 * LARGEST:,} that are read")
 
 
-def _header(path: Path, notes: Mapping[str, str]) -> Header:
+def _header(path: Name, notes: Mapping[str, str]) -> Header:
     """The header in the metadata of a safetensors file, its format and checksum compared."""
     if "fxprune_artifact" not in notes or "fxprune" not in notes:
         raise ArtifactError(
@@ -110,14 +113,14 @@ def _header(path: Path, notes: Mapping[str, str]) -> Header:
     return Header.of_text(notes["fxprune"], path)
 
 
-def _check_names(path: Path, found: set[str], header: Header) -> None:
+def _check_names(path: Name, found: set[str], header: Header) -> None:
     """Raise where the file holds other tensors than its header lists."""
     if odd := sorted(found ^ set(header.tensors)):
         where = "holds" if odd[0] in found else "lacks"
         raise ArtifactError(f"{path} was altered: it {where} the tensor {odd[0]}, against its header; get it anew")
 
 
-def _checked(path: Path, name: str, tensor: Tensor, header: Header) -> Tensor:
+def _checked(path: Name, name: str, tensor: Tensor, header: Header) -> Tensor:
     """A tensor of the file, in the memory format that it had, after its shape, dtype and bytes were compared."""
     record = header.tensors[name]
     if (tuple(tensor.shape), dtype_name(tensor)) != (record.shape, record.dtype):

@@ -25,11 +25,14 @@ from fxprune.capture.checks import (
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, facts_on, placeholder_values
 from fxprune.capture.proof import DisagreementError, Reference
+from fxprune.capture.watching import computing
 from fxprune.computed import computed, warn_of
-from fxprune.errors import CaptureError, stage
+from fxprune.errors import CaptureError, first_line, is_of_memory, stage
 from fxprune.example import TensorSpec, to_json
 from fxprune.isolation import device_of, kept_buffers, undisturbed
 from fxprune.numberless import lacking_numbers, to_home
+from fxprune.rules.arguments import spell
+from fxprune.source import line_of
 
 __all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "facts_on", "placeholder_values"]
 
@@ -92,9 +95,9 @@ def capture(
     with stage("capturing"), undisturbed():
         warn_of(model, computed(model))
         example = _checked(model, example, options)
+        kept = computing(model, example, concrete)
         reference = _reference(model, example, other, concrete) if prove else None
         example = _cut(model, example, concrete) if reference is None else reference.example
-        kept = hooks.computing(model, example, concrete)
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own = _prepared(model)
             hooks.keep(own, kept)
@@ -189,8 +192,15 @@ def _captured(
 ) -> ModelGraph:
     """The graph that one rung of the ladder gives of `own`, a copy of `model`, compared with the model."""
     with kept_buffers(own):
-        graph = RUNGS[rung](own, example, **options)
+        try:
+            graph = RUNGS[rung](own, example, **options)
+        except Exception as error:
+            if is_of_memory(error):
+                raise
+            what = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
+            raise CaptureError(f"{what}{first_line(error)} (at {line_of(error)})") from error
         small = _annotate(graph, example)
+    spell(graph)
     notes = graph.meta.get("fxprune", {})
     if reference is not None:
         reference.check(graph)

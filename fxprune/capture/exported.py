@@ -30,7 +30,6 @@ from fxprune.errors import CaptureError, first_line
 from fxprune.example import as_call
 from fxprune.isolation import restored
 from fxprune.numberless import lacking_numbers
-from fxprune.source import line_of
 
 Shapes = Callable[[Tensor, int], Any]
 INTRICATE = 16  # operations by which a size may follow from those of the inputs: the time of torch.export explodes
@@ -132,7 +131,7 @@ def _exported(model: nn.Module, example: Any, whole: set[str]) -> ExportedProgra
             return _export_layers(model, inputs, shapes, set(whole))
         except Exception as error:  # noqa: BLE001 - whatever torch.export or the user's model raises
             failure = error
-    raise CaptureError(f"{type(failure).__name__}: {first_line(failure)} (at {line_of(failure)})") from failure
+    raise CaptureError(f"{type(failure).__name__}: {first_line(failure)}") from failure
 
 
 def _repeated(t: Tensor, batch: int) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -23,11 +25,11 @@ from fxprune.capture.checks import Entry, is_named, signature_of
 from fxprune.capture.graph import ModelGraph, must_be
 from fxprune.capture.hooks import hooked, layer_within_hooks, strip
 from fxprune.capture.proxies import Symbol, is_symbol
-from fxprune.errors import CaptureError, first_line
+from fxprune.errors import CaptureError
 from fxprune.example import as_call
 from fxprune.overrides import changed
 from fxprune.rules.table import RULES, module_class
-from fxprune.source import line_of, users_line
+from fxprune.source import users_line
 
 _OPENED = (
     nn.Module, nn.Sequential, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
@@ -68,6 +70,10 @@ class SymbolicTracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> Any:
         return Symbol(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """What a module has under a name; a symbol that the forward put there is itself."""
+        return attr_val if is_symbol(attr_val) else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def refuse(self, why: str) -> Any:
         """Give up, also where the forward catches the error. Raises CaptureError."""
@@ -198,16 +204,12 @@ def trace(
 
     Arguments of the forward that the example leaves out are fixed at their defaults.
 
-    Raises CaptureError, with the line of the model, where tracing fails.
+    Raises whatever stops the tracer, and CaptureError where the forward caught that.
     """
     register_constants(model)
     own = make(example, concrete_args, leaves)
-    try:
-        with _opened_functions(), _attributes_kept(model):
-            graph = own.trace(model)
-    except Exception as error:
-        what = first_line(error) if isinstance(error, CaptureError) else f"{type(error).__name__}: {first_line(error)}"
-        raise CaptureError(f"{what} (at {line_of(error)})") from error
+    with _opened_functions(), _attributes_kept(model):
+        graph = own.trace(model)
     if own.refused:
         raise CaptureError(f"{own.refused[0]}, and it catches the error that says so")
     register_constants(model)
@@ -291,7 +293,27 @@ def register_constants(model: nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor):
                 delattr(module, name)
-                module.register_buffer(name, value.detach(), persistent=False)
+                if hasattr(module, name):
+                    module.__class__ = _reading(type(module), name)  # type: ignore[arg-type]
+                module._buffers[name] = value.detach()  # register_buffer refuses what is also found in the class
+                module._non_persistent_buffers_set.add(name)
+
+
+@functools.cache
+def _reading(kind: type[nn.Module], name: str) -> type[nn.Module]:
+    """A class of modules with an attribute of the class under the name of a buffer: it reads the buffer there."""
+
+    def reduced(self: nn.Module, protocol: Any) -> Any:  # copies and pickles name the class of the user's
+        return _instance, (kind, name), vars(self)
+
+    own = {name: property(lambda self: self._buffers[name]), "__module__": kind.__module__, "__reduce_ex__": reduced}
+    return types.new_class(kind.__name__, (kind,), exec_body=lambda body: body.update(own))
+
+
+def _instance(kind: type[nn.Module], name: str) -> nn.Module:
+    """A module of such a class, without anything in it."""
+    made: type[nn.Module] = _reading(kind, name)  # type: ignore[arg-type]
+    return made.__new__(made)
 
 
 def _drop_unused_attention_weights(graph: fx.Graph) -> None:

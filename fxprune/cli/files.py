@@ -10,19 +10,15 @@ from typing import Any
 
 import typer
 
-from fxprune.atomic import replacing
+from fxprune.atomic import replacing, writable
 from fxprune.errors import FxpruneError
 
 
 def check_writable(*paths: Path | None) -> None:
-    """Raise FxpruneError where a file could not be written in the end, for want of its folder or for being one."""
+    """Raise FxpruneError where a file could not be written in the end: no folder for it, or no file."""
     for path in paths:
-        if path is not None and path.is_dir():
-            raise FxpruneError(f"{path} cannot be written: it is a folder; name a file in it")
-        if path is not None and not path.parent.is_dir():
-            raise FxpruneError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
-        if path is not None and not os.access(path.parent, os.W_OK):
-            raise FxpruneError(f"{path} cannot be written: {path.parent} is not yours to write into; name another")
+        if path is not None and not os.access(folder := writable(path, FxpruneError).parent, os.W_OK):
+            raise FxpruneError(f"{path} cannot be written: {folder} is not yours to write into; name another")
 
 
 def check_suffix(paths: Iterable[Path], suffixes: tuple[str, ...], option: str) -> None:

@@ -24,6 +24,7 @@ from fxprune.cli.pruning import compensated, planned
 from fxprune.cli.targets import object_of, told
 from fxprune.errors import FxpruneError, FxpruneWarning, PlanError
 from fxprune.example import trim
+from fxprune.paths import made_folder
 from fxprune.plan import Plan
 from fxprune.scores import Scores
 
@@ -71,7 +72,7 @@ def sweep(
     level = compensate or ("ridge" if loader is None else "sequential")
     functions = {"unpack": data.unpacking(), "run": object_of(run, "--run") if run else None, "seed": model.seed}
     metric = _metric(evaluation, functions["unpack"])
-    _make_folder(out)
+    made_folder(out, FxpruneError)
     smalls, values = [], []
     with output.busy("sweeping") as bars:
         original = _value(metric, built.model, bars.over(held, "evaluating"))
@@ -161,13 +162,6 @@ def _plans(scores: Scores, points: Points, allocate: str, limits: LimitOptions) 
             yield f"{kind} {value:g}", plan
     if last and not found:
         raise last
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FxpruneError(f"the folder {out} cannot be made ({error}): name another with --out") from error
 
 
 def _written(rows: list[Row], output: Output, out: Path, **about: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fxprune.artifact import load
 from fxprune.errors import FxpruneError, first_line
+from fxprune.paths import regular
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which training scripts keep a state_dict
 SHOWN = 3
@@ -24,6 +25,7 @@ def with_weights(model: nn.Module, path: Path) -> nn.Module:
 
     Raises FxpruneError where the file is none of these, or is of another model.
     """
+    regular(path, FxpruneError, "read")
     if path.suffix == ".safetensors" and _is_artifact(path):
         return load(path, model)
     state = _state_of(path)

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING
 
+from fxprune import paths
 from fxprune.artifact import load, save
 from fxprune.atomic import replacing
 from fxprune.batches import Unpack, batch_to_device, batches, split
@@ -109,11 +110,11 @@ def save_pretrained(small: nn.Module, folder: str | PathLike[str], model: PreTra
             f"{name} is no class of transformers, so its name in {CONFIG} would not lead to it: use fxprune.save, and "
             f"fxprune.load with model= a {name}"
         )
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    save(small, Path(folder, WEIGHTS))
+    place = paths.made_folder(folder, ArtifactError)
+    save(small, place / WEIGHTS)
     described = json.loads(model.config.to_json_string())
     how = {"attn_implementation": model.config._attn_implementation, "dtype": str(model.dtype).removeprefix("torch.")}
-    with replacing(Path(folder, CONFIG), ArtifactError) as file:
+    with replacing(place / CONFIG, ArtifactError) as file:
         text = json.dumps(described | {"architectures": [name], "fxprune": how}, indent=2, sort_keys=True)
         file.write_text(text + "\n", encoding="utf-8")
 
@@ -131,8 +132,9 @@ def from_pretrained(folder: str | PathLike[str], *, own_class: bool = False) -> 
         ArtifactError: a file is missing or was altered, or names a class that transformers does not have.
         NarrowError: with `own_class`, where that cannot be.
     """
-    model = _architecture(Path(folder), "cpu" if own_class else "meta")
-    small = load(Path(folder, WEIGHTS), _without_cache(model))
+    place = paths.folder(folder, ArtifactError, "read")
+    model = _architecture(place, "cpu" if own_class else "meta")
+    small = load(place / WEIGHTS, _without_cache(model))
     return narrow_pretrained(small, model) if own_class else small
 
 
@@ -221,6 +223,7 @@ def _plan_of(small: nn.Module) -> Any:
 
 def _architecture(folder: Path, device: str) -> Any:
     """A model of the class and configuration that config.json says; on the meta device it costs nothing."""
+    paths.regular(folder / CONFIG, ArtifactError, "read")
     try:
         described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         how, name = described["fxprune"], str(described["architectures"][0])

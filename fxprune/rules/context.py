@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.example import TensorSpec
 from fxprune.labels import NO_CHANNEL, Labels, Plane, core_of, vector_plane
+from fxprune.rules.arguments import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ class Context(ABC):
         self.graph = graph
         self.env: dict[fx.Node, Any] = {}
         self.node: fx.Node = next(iter(graph.graph.nodes))
+        self.call = Call("", (), {})  # what the node at hand asks its rule
         self._dynamic = _depend_on_inputs(graph)
         self.owners = owners_of(graph)
         self.by_heads = True  # of an attention grid, whole heads go; otherwise the same places of every head
@@ -317,11 +319,13 @@ class Context(ABC):
         """
         planes, single = [], []
         for index, tensor in enumerate(tensors):
+            if not tensor.numel():
+                continue  # what is empty holds no channels
             axes = self.axes_of(tensor, output, index)
             core = core_of(tensor, axes)
             if not axes:
                 self.freeze(core, f"a single channel is taken out by {self.describe()}")
-                single.append(float(core.reshape(-1)[0]) if core.numel() else NO_CHANNEL)
+                single.append(float(core.reshape(-1)[0]))
                 continue
             apart = len(axes) > 1 and any(ragged[index : index + 1])
             if len(axes) > 1 and not apart:

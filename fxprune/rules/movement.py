@@ -223,7 +223,7 @@ def expand(ctx: Context, x: Labels, *size: Any, **kwargs: Any) -> Labels:
 def _written(ctx: Context, x: Labels, shape: Sequence[int], before: Sequence[int]) -> Iterator[Plane]:
     """Labels for the axes, but the first, that `expand` spreads out over a number in its arguments."""
     written: Any = ctx.node.kwargs.get("size", ctx.node.args[1:])
-    flat = written[0] if len(written) == 1 and isinstance(written[0], (tuple, list)) else written
+    flat = written[0] if isinstance(written, tuple) and len(written) == 1 else written
     if any(len(plane.axes) > 1 for plane in x.planes) or not isinstance(flat, (tuple, list)):
         return
     for axis, number in enumerate(flat):

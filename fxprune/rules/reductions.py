@@ -37,7 +37,7 @@ def reduce(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     second = labels_in((args, kwargs))
     if second:
         return ctx.meet((x, *second), torch.broadcast_shapes(x.shape, second[0].shape))
-    dims, keepdim = _reduced_axes(ctx, x, args, kwargs)
+    dims, keepdim = _reduced_axes(ctx, x)
     result = _over(ctx, x, dims, keepdim=keepdim)
     return pytree.tree_map_only(
         TensorSpec, lambda spec: result if len(spec.shape) == result.ndim else Labels(()), ctx.spec()
@@ -58,13 +58,9 @@ def similarity(ctx: Context, x1: Labels, x2: Labels, dim: int = 1, eps: float = 
     return _over(ctx, x, (dim % x.ndim,), keepdim=False)
 
 
-def _reduced_axes(ctx: Context, x: Labels, args: Any, kwargs: Any) -> tuple[tuple[int, ...], bool]:
+def _reduced_axes(ctx: Context, x: Labels) -> tuple[tuple[int, ...], bool]:
     """The axes that the reduction at hand runs over, and whether it keeps them as axes of size 1."""
-    given = [a for a in args if isinstance(a, (int, tuple, list)) and not isinstance(a, bool)]
-    if "norm" in str(ctx.node.target) or getattr(ctx.node.target, "__name__", "").endswith("norm"):
-        given = list(args[1:2])
-    dim = kwargs.get("dim", kwargs.get("axis", given[0] if given else None))
-    first = pytree.tree_leaves(ctx.spec())[0]
+    dim, first = ctx.call.get("dim"), pytree.tree_leaves(ctx.spec())[0]
     keepdim = isinstance(first, TensorSpec) and dim is not None and len(first.shape) == x.ndim
     dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
     return tuple(sorted({d % x.ndim for d in dims})) if x.ndim else (), keepdim
@@ -112,38 +108,22 @@ def _without(plane: Plane, dims: Sequence[int]) -> Plane:
 def normalise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """What is normalised or ordered along an axis of channels keeps them; a grid is tied along that axis."""
     x = labels_in((args, kwargs))[0]
-    dim = _normalised_axis(ctx, x, args, kwargs)
-    planes = []
-    for plane in x.planes:
-        if plane.axes == (dim,):
-            ctx.inexact(x, plane, f"{ctx.describe()} takes a statistic over the channels")
-        elif dim in plane.axes:
-            ctx.tie(plane.core.narrow(dim, 0, 1), plane.core)
-        planes.append(plane)
+    passed = ctx.statistic(x, _normalised_axes(ctx, x))
     outputs = pytree.tree_leaves(ctx.spec())
-    same = all(spec.shape == outputs[0].shape for spec in outputs) and len(outputs[0].shape) == x.ndim
-    if not same or outputs[0].shape != tuple(ctx.spec(ctx.source(x)).shape):
+    if any(spec.shape != tuple(ctx.spec(ctx.source(x)).shape) for spec in outputs):
         return ctx.opaque(f"ordered by {ctx.describe()}", x)
-    return pytree.tree_map_only(TensorSpec, lambda spec: Labels(x.shape, tuple(planes)), ctx.spec())
+    return pytree.tree_map_only(TensorSpec, lambda spec: passed, ctx.spec())
 
 
-def _normalised_axis(ctx: Context, x: Labels, args: Any, kwargs: Any) -> int:
+def _normalised_axes(ctx: Context, x: Labels) -> tuple[int, ...]:
+    """The axes along which the node at hand normalises or orders; torch's own choice where a softmax names none."""
     if ctx.node.op == "call_module":
-        dim = -3 if isinstance(args[0], nn.Softmax2d) else getattr(args[0], "dim", None)
+        module: Any = ctx.module()
+        dim = -3 if isinstance(module, nn.Softmax2d) else module.dim
     else:
-        given = [a for a in args if isinstance(a, int) and not isinstance(a, bool)]
-        if ctx.node.target in _TOPK:
-            given = list(args[2:3])  # the first number is k
-        dim = kwargs.get("dim", given[0] if given else None)
-    if ctx.node.target in _ORDERED:
-        default = -1
-    else:
-        default = 1 if ctx.node.target is F.normalize or x.ndim not in (0, 1, 3) else 0
-    return int(default if dim is None else dim) % max(x.ndim, 1)
-
-
-_TOPK = (torch.topk, "topk")
-_ORDERED = (*_TOPK, torch.sort, "sort")
+        dim = ctx.call.get("dim")
+    dim = dim if dim is not None else int(x.ndim not in (0, 1, 3))
+    return tuple(axis % max(x.ndim, 1) for axis in ((dim,) if isinstance(dim, int) else dim))
 
 
 def over_positions(ctx: Context, *args: Any, nd: int, **kwargs: Any) -> Any:

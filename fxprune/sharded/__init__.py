@@ -12,6 +12,7 @@ from torch import nn
 
 from fxprune.atomic import replacing
 from fxprune.errors import CheckpointError
+from fxprune.paths import folder
 from fxprune.plan import Plan
 from fxprune.sharded.manifest import FORMAT, FileRecord, Manifest, TensorChange
 from fxprune.sharded.narrowing import Narrowing, narrowing_of
@@ -52,7 +53,7 @@ def rewrite_checkpoint(
             target exists.
         PlanError: the plan does not fit the model.
     """
-    source, target = Path(source_dir), Path(target_dir)
+    source, target = folder(source_dir, CheckpointError, "read"), folder(target_dir, CheckpointError, "written")
     shards = shards_of(source)
     narrowing = narrowing_of(model, plan)
     left_out = _checked(shards, narrowing, ignore, type(model).__name__)

@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
-from pathlib import Path
 
 from fxprune.errors import CheckpointError
+from fxprune.paths import regular
 from fxprune.plan import Plan
 from fxprune.records import restored
 
@@ -85,8 +85,9 @@ class Manifest:
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Manifest:
         """Read a manifest. Raises CheckpointError where the file is not one."""
+        file = regular(path, CheckpointError, "read")
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
             return restored(cls, content)
         except (ValueError, TypeError, RecursionError, OSError) as error:
             raise CheckpointError(f"{path} is not a manifest that rewrite_checkpoint wrote ({error})") from error

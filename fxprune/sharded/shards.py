@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fxprune.errors import CheckpointError
+from fxprune.paths import regular
 from fxprune.sharded.manifest import DTYPES, FileRecord
 from fxprune.sharded.narrowing import Kept
 
@@ -83,6 +84,7 @@ def shards_of(source: Path) -> list[Shard]:
 
 def _places(index: Path) -> dict[str, str]:
     """Tensor -> file, as an index says."""
+    regular(index, CheckpointError, "read")
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         if not isinstance(places, dict) or not places:
@@ -107,6 +109,7 @@ def _check_places(places: Mapping[str, str], shards: Sequence[Shard], index: Pat
 
 def _shard(path: Path, index: str | None) -> Shard:
     """What a file says of itself; safetensors checks that its tensors fill it, without gaps or overlaps."""
+    regular(path, CheckpointError, "read")
     try:
         with path.open("rb") as file:
             start, state = file.read(8), os.fstat(file.fileno())
