@@ -77,8 +77,8 @@ def score(
             positions with classes, as many from the whole loader, drawn by `seed`.
         projections: directions of the sliced distance.
         max_classes: of more classes than this, so many are drawn, by `seed`.
-        max_samples: read no further batch of the loader once it gave so many samples. A loader without a length has to
-            end after 10,000 batches otherwise.
+        max_samples: score no further batch of the loader once there were so many samples. Without it, a loader that has
+            no length may give 10,000 batches at most.
         sample_memory: bytes that the stored samples may take; to stay below, the number of projections is halved, and
             where there is one, the number of samples of a class.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.

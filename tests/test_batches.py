@@ -84,7 +84,7 @@ def test_a_loader_without_an_end(wrap: Any, monkeypatch: pytest.MonkeyPatch) -> 
         CalibrationError, match=r"the loader gives more than 20 batches, and may never end: pass max_samples= .*islice"
     ):
         fxprune.score(network(), wrap(endless), progress=False)
-    assert endless.given == 22  # one for the example, and one more than there may be
+    assert endless.given == 23  # two for capturing, and one more than there may be
 
 
 def test_the_end_of_a_long_loader_is_its_own() -> None:
@@ -109,7 +109,7 @@ def test_a_training_loader_without_an_end(monkeypatch: pytest.MonkeyPatch) -> No
 def test_no_batch_is_read_behind_max_samples(most: int, read: int) -> None:
     endless, model = Endless(), network()
     found = fxprune.score(model, endless, max_samples=most, progress=False)
-    assert endless.given == read + 1  # and one for the example
+    assert endless.given == read + 2  # and two for capturing
     assert found.about["samples"] == 4 * read
     same = fxprune.score(model, [(X[:4], Y[:4])] * read, progress=False)
     assert found.propose.tolist() == same.propose.tolist()
@@ -119,7 +119,7 @@ def test_no_batch_is_read_behind_max_samples(most: int, read: int) -> None:
 def test_compression_as_a_whole_reads_no_more(run: Any) -> None:
     endless, model = Endless(12), network()
     small = fxprune.compress(model, endless, 0.9, max_samples=30, run=run, progress=False)
-    assert endless.given == 1 + 3 + 3  # for the example, for scores, and for compensation
+    assert endless.given == 2 + 3 + 3  # for capturing, for scores, and for compensation
     same = fxprune.compress(model, [(X, Y)] * 3, 0.9, run=run, progress=False)
     for name, weight in small.state_dict().items():
         assert torch.equal(weight, same.state_dict()[name])

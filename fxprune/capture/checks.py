@@ -72,25 +72,24 @@ def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -
         raise CaptureError(f"the example has no samples, its first tensor is {tuple(first.shape)}: give one at least")
 
 
-def first_running(model: nn.Module, batches: Iterable[Any], run: Callable[[Any], object]) -> Any:
-    """The first of some batches of one example that `run` takes; those of `cuts`, say.
+def first_running(model: nn.Module, batches: Iterable[Any], run: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """The first of some batches that `run` takes, and what it gives.
 
     Raises CaptureError, which says that the model does not run, where it takes none.
     """
     failure: Exception | None = None
     for batch in batches:
         try:
-            run(batch)
+            return batch, run(batch)
         except Exception as error:  # noqa: BLE001 - whatever the user's model raises becomes the cause of ours
             failure = error
-        else:
-            return batch
     raise does_not_run(model, failure)
 
 
 def cuts(example: Any) -> tuple[Any, ...]:
-    """Two samples of an example, and the whole."""
-    return (trim(example, samples=2), example) if batch_length(example) > 2 else (example,)
+    """Two samples of an example, where it has more that can be told apart, and the whole."""
+    cut = trim(example, samples=2)
+    return (example,) if cut is example or batch_length(example) <= 2 else (cut, example)
 
 
 def does_not_run(model: nn.Module, failure: Exception | None) -> CaptureError:

@@ -167,12 +167,10 @@ def first_run(own: nn.Module, example: Any, concrete: Mapping[str, Any]) -> tupl
 
     Raises CaptureError, which names hooks and forwards that are set on instances, where it runs on neither.
     """
-    found: list[Any] = []
     try:
-        batch = first_running(own, cuts(example), lambda tried: found.append(_call(own, tried, concrete)))
+        return first_running(own, cuts(example), lambda batch: _call(own, batch, concrete))
     except CaptureError as error:
         raise CaptureError(f"{error}{told_of_hooks(own, list(hooks_of(own)))}") from error.__cause__
-    return batch, found[-1]
 
 
 def _second_trial(own: nn.Module, batch: Any, other: Any, concrete: Mapping[str, Any]) -> Iterator[Trial]:
