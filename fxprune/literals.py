@@ -30,7 +30,7 @@ def number_as_tensor(repair: Repair) -> None:
     restore(repair.node, repair)
 
 
-@preserves(F.group_norm, torch.group_norm)
+@preserves(F.group_norm, torch.group_norm, follows=True)
 def groups_of_norm(repair: Repair) -> None:
     """Groups keep their size, where there are several."""
     now, before = repair.env[repair.source].shape[1], repair.old[repair.source.name].shape[1]
@@ -40,14 +40,13 @@ def groups_of_norm(repair: Repair) -> None:
         _set_argument(repair, 1, "num_groups", _held(repair, given, now // (before // count)))
 
 
-@preserves(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
+@preserves(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm, follows=True)
 def normalized_shape(repair: Repair) -> None:
     """The last axes of the input."""
     node, now = repair.node, repair.env[repair.source].shape
     named = node.kwargs.get("normalized_shape", node.args[1] if len(node.args) > 1 else ())
-    if now != repair.old[repair.source.name].shape and isinstance(named, (tuple, list)):
-        last = zip(named, now[len(now) - len(named) :], strict=True)
-        _set_argument(repair, 1, "normalized_shape", tuple(_held(repair, size, want) for size, want in last))
+    if now != repair.old[repair.source.name].shape:
+        _set_argument(repair, 1, "normalized_shape", _all_held(repair, named, now))
 
 
 def _set_argument(repair: Repair, place: int, name: str, value: Any) -> None:
@@ -63,6 +62,15 @@ def _held(repair: Repair, size: Any, want: int) -> Any:
     """A size as it was given, where it holds or is -1; or what gives the one that does."""
     value = repair.env[size] if isinstance(size, fx.Node) else size
     return size if value in (-1, want) else sized(repair, size, want)
+
+
+def _all_held(repair: Repair, given: Any, wanted: Sequence[int]) -> Any:
+    """A shape as it was given, where it holds as the last of these sizes, or one with what gives those that do."""
+    count = len(repair.env[given] if isinstance(given, fx.Node) else given)
+    last = tuple(wanted[len(wanted) - count :])
+    if isinstance(given, fx.Node):
+        return given if tuple(repair.env[given]) == last else sizes(repair, given, last)
+    return tuple(_held(repair, *pair) for pair in zip(given, last, strict=True))
 
 
 @mends("view_as", "reshape_as", "expand_as")
@@ -83,12 +91,9 @@ def shape_literals(repair: Repair) -> None:
     given = node.kwargs.get("shape", node.kwargs.get("size", node.args[1:]))
     if isinstance(given, (tuple, list)) and len(given) == 1 and _is_shape(repair, given[0]):
         given = given[0]
-    if not isinstance(given, fx.Node):
-        mended = tuple(_held(repair, *pair) for pair in zip(given, repair.expected.shape, strict=True))
-    elif _sum_literals(repair, given):
+    if isinstance(given, fx.Node) and _sum_literals(repair, given):
         return
-    else:
-        mended = sizes(repair, given, repair.expected.shape)
+    mended = _all_held(repair, given, repair.expected.shape)
     repair.become(node.op, node.target, (x, mended) if node.op == "call_function" else (x, *mended))
 
 
@@ -132,11 +137,7 @@ def unflatten(repair: Repair) -> None:
         dim, given = named["dim"], named["sizes"]
     dim = int(dim) % rank
     wanted = repair.expected.shape[dim : dim + repair.expected.ndim - rank + 1]
-    if isinstance(given, fx.Node):
-        mended = sizes(repair, given, wanted)
-    else:
-        mended = tuple(_held(repair, *pair) for pair in zip(given, wanted, strict=True))
-    repair.become("call_method", "unflatten", (repair.source, dim, mended))
+    repair.become("call_method", "unflatten", (repair.source, dim, _all_held(repair, given, wanted)))
 
 
 _SPLIT_ALONG = {"vsplit": 0, "hsplit": 1, "dsplit": 2}  # of a tensor with that many axes
@@ -185,7 +186,8 @@ def assertion(repair: Repair) -> None:
     repair.become("call_function", torch._assert, (True, *repair.node.args[1:]))
 
 
-@mends(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+@preserves(F.conv1d, F.conv2d, F.conv3d, follows=True)
+@preserves(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, follows=True)
 def group_count(repair: Repair) -> None:
     """A functional convolution names its number of groups."""
     node = repair.node
@@ -197,4 +199,5 @@ def group_count(repair: Repair) -> None:
     axis = x.ndim - (weight.ndim - 2) - 1
     channels = repair.expected.shape[axis] if transposed else x.shape[axis]
     groups = _held(repair, given.get("groups", 1), channels // weight.shape[1])
-    repair.become("call_function", node.target, (), given | {"groups": groups})
+    if groups is not given.get("groups", 1):
+        repair.become("call_function", node.target, (), given | {"groups": groups})

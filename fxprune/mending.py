@@ -71,13 +71,18 @@ def mends(*keys: Key) -> Callable[[Mend], Mend]:
 
 
 PRESERVES: dict[Key, Mend] = {}
+FOLLOWS: set[Key] = set()
 
 
-def preserves(*keys: Key) -> Callable[[Mend], Mend]:
-    """Register the decorated function, which brings numbers up to date that labels do not show."""
+def preserves(*keys: Key, follows: bool = False) -> Callable[[Mend], Mend]:
+    """Register the decorated function, which brings numbers up to date that labels do not show.
+
+    What `follows` takes sizes of what it reads as they are now; for any other, they stay the original's.
+    """
 
     def register(function: Mend) -> Mend:
         PRESERVES.update(dict.fromkeys(keys, function))
+        FOLLOWS.update(keys if follows else ())
         return function
 
     return register
@@ -108,8 +113,9 @@ def restore_numbers(repair: Repair) -> None:
     """A number that was read from a size and goes into arithmetic on tensors stays the original's."""
     node = repair.node
     preserve(repair)
-    rule = RULES.get(key_of(node, repair.graph)) if node.op.startswith("call") else None
-    follows = rule is None or rule.__module__ == movement.__name__
+    key = key_of(node, repair.graph) if node.op.startswith("call") else ""
+    rule = RULES.get(key)
+    follows = rule is None or rule.__module__ == movement.__name__ or key in FOLLOWS
     if not follows and any(isinstance(repair.old[n.name], Labels) for n in node.all_input_nodes):
         restore(node, repair)
 

@@ -82,23 +82,19 @@ def _settle(checker: Checker, node: fx.Node, growth: Growth) -> Any:
         resize(checker.module(node), inputs[0] if inputs else None, repair.expected)
     elif node.op == "get_attr":
         resize(checker.graph.get_submodule(str(node.target).rpartition(".")[0]))
-    restore_numbers(repair)
-    for source in node.all_input_nodes:
-        _see_inserted(checker, source, node)
-    try:
-        return checker.checked(node, node)
-    except Exception as error:  # noqa: BLE001 - whatever an op says of sizes that do not fit asks for mending
-        cause = error
-    try:
-        mend(repair)
-        for source in node.all_input_nodes:
-            _see_inserted(checker, source, node)
-        return checker.checked(node, node)
-    except Exception as error:
-        raise RewriteError(
-            f"{node.format_node()} cannot be narrowed ({cause}; after mending: {error}): "
-            "exclude the layers that feed it"
-        ) from error
+    failures: list[Exception] = []
+    for change in (restore_numbers, mend):
+        try:
+            change(repair)
+            for source in node.all_input_nodes:
+                _see_inserted(checker, source, node)
+            return checker.checked(node, node)
+        except Exception as error:  # noqa: BLE001 - whatever an op says of sizes that do not fit asks for mending
+            failures.append(error)
+    raise RewriteError(
+        f"{node.format_node()} cannot be narrowed ({failures[0]}; after mending: {failures[1]}): "
+        "exclude the layers that feed it"
+    ) from failures[1]
 
 
 def _see_inserted(checker: Checker, node: fx.Node, original: fx.Node) -> None:
