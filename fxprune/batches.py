@@ -65,7 +65,7 @@ def check_loader(loader: Any, name: str = "the loader") -> None:
     elif _is_pair(loader):
         what = "its two tensors are read as two batches"
         remedy = "give [(x, y)], or torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=64)"
-    elif isinstance(loader, (str, bytes)):
+    elif loader is None or isinstance(loader, (str, bytes)):
         what, remedy = "it gives no batches", "give a list of batches, or a torch.utils.data.DataLoader"
     else:
         return

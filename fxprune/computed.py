@@ -83,9 +83,9 @@ def computed(model: nn.Module) -> list[Computed]:
 
 
 def stored_weights(model: nn.Module) -> Iterator[Tensor]:
-    """The values that computed tensors had last; those are kept as plain attributes."""
-    values = (vars(entry.module).get(entry.name) for entry in computed(model))
-    return (value for value in values if isinstance(value, Tensor))
+    """The values that hooks before the forward computed last, and left on their modules as plain attributes."""
+    held = (vars(module).values() for module in model.modules() if module._forward_pre_hooks)
+    return (value for values in held for value in values if isinstance(value, Tensor) and not value.is_leaf)
 
 
 def make_permanent(model: nn.Module) -> list[Computed]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.benchmark import Measurement, Timer
 
+from fxprune.arguments import check
 from fxprune.errors import FxpruneError, first_line
 from fxprune.example import as_call, to_device
 from fxprune.isolation import device_of, evaluating, undisturbed
@@ -52,13 +53,10 @@ def measure_latency(
     Raises:
         FxpruneError: the models are on two devices, or one does not run on a batch.
     """
+    check(measure_latency, locals())
     homes = [device_of(each) for each in (model, small)]
     if homes[0] != homes[1]:
         raise FxpruneError(f"the model is on {homes[0]}, and the smaller one on {homes[1]}: move one to the other")
-    if not batch_sizes or min(batch_sizes) < 1 or repeats < 1:
-        raise FxpruneError(
-            f"batch_sizes is {tuple(batch_sizes)} and repeats is {repeats}: give sizes and a number from 1"
-        )
     count = torch.get_num_threads() if threads is None else threads
     pairs = []
     with undisturbed(), torch.no_grad(), evaluating(model), evaluating(small):

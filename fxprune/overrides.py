@@ -16,10 +16,10 @@ def changed(module: nn.Module, layer: type[nn.Module]) -> str | None:
     """
     own, kind = vars(module), type(module)
     for name in _methods(layer):  # type: ignore[arg-type]
-        if name in own and own[name] != MethodType(getattr(kind, name), module):
+        method, base = getattr(kind, name, None), nn.Module if name in _CALLS[:3] else layer
+        if method is not None and name in own and own[name] != MethodType(method, module):
             return name
-        base = nn.Module if name in _CALLS[:3] else layer
-        if kind is not base and getattr(kind, name, None) is not getattr(base, name, None):
+        if kind is not base and method is not getattr(base, name, None):
             return name
     return None
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.arguments import check
 from fxprune.capture import ModelGraph, capture_as, placeholder_values
 from fxprune.coupling import Coupling
 from fxprune.draws import Expected
@@ -54,6 +55,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
         VerificationError: the labels disagree, or the error is above the tolerance.
         CalibrationError: a model fails on the example, or that is not finite.
     """
+    check(verify, locals())
     need_numbers(model, "verify")
     need_numbers(small, "verify")
     with stage("verifying"), undisturbed(), precise(), torch.no_grad():

@@ -220,6 +220,13 @@ def pre_hook_that_computes_a_weight() -> nn.Module:
     return net
 
 
+@hooked
+def weight_that_a_pre_hook_left() -> nn.Module:
+    net = pre_hook_that_computes_a_weight()
+    net(images(2))
+    return net
+
+
 # -- forwards set on instances -----------------------------------------------------------------------------------------
 
 

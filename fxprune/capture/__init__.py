@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from fxprune.arguments import CHECKS, check, chosen
 from fxprune.attention import lower
 from fxprune.capture import exported, hooks, symbolic, values
 from fxprune.capture.checks import (
@@ -20,11 +21,10 @@ from fxprune.capture.checks import (
     first_running,
     is_named,
     listed,
-    runnable,
 )  # fmt: skip
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, facts_on, placeholder_values
-from fxprune.capture.proof import DisagreementError, Reference
+from fxprune.capture.proof import DisagreementError, Reference, first_run
 from fxprune.capture.watching import computing
 from fxprune.computed import computed, warn_of
 from fxprune.errors import CaptureError, first_line, is_of_memory, stage
@@ -38,6 +38,7 @@ __all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "facts_on", "placeh
 
 RUNGS = {"fx": symbolic.trace, "values": values.trace, "export": exported.trace}
 METHODS = ("auto", *RUNGS)
+CHECKS["method"] = chosen(METHODS, CaptureError)
 
 
 def capture(
@@ -84,10 +85,9 @@ def capture(
     >>> [node.name for node in graph.graph.nodes], graph.get_submodule("0")
     (['input_1', '_0', '_1', 'output'], Linear(in_features=4, out_features=3, bias=True))
     """
+    check(capture, locals())
     if is_captured(model):
         return model  # type: ignore[return-value]
-    if method not in METHODS:
-        raise CaptureError(f"method is {method!r}: it is one of {', '.join(METHODS)}")
     check_unwrapped(model, listed(leaves))
     concrete = dict(concrete_args or {})
     options: dict[str, Any] = {"concrete_args": concrete, "leaves": listed(leaves)}
@@ -95,9 +95,15 @@ def capture(
     with stage("capturing"), undisturbed():
         warn_of(model, computed(model))
         example = _checked(model, example, options)
+        reference = None
+        if lacking_numbers(model) is None:
+            other = None if other is None else to_home(other, device_of(model))
+            if prove:
+                reference = Reference.of(model, example, other, concrete)
+                example = reference.example
+            elif len(cuts(example)) > 1:
+                example = first_run(hooks.plain_copy(model), example, concrete)[0]
         kept = computing(model, example, concrete)
-        reference = _reference(model, example, other, concrete) if prove else None
-        example = _cut(model, example, concrete) if reference is None else reference.example
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own = _prepared(model)
             hooks.keep(own, kept)
@@ -115,11 +121,8 @@ def capture(
 
 
 def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any) -> ModelGraph:
-    """Capture a model in the way that `settings`, those of scores or a plan, say; see `settings_of`.
-
-    A graph that decides as an earlier one did is not compared with the model, which may decide otherwise.
-    """
-    decisions = settings.get("decisions", ())
+    """Capture a model in the way that `settings`, those of scores or a plan, say; see `settings_of`."""
+    decisions = settings.get("decisions", ())  # of the batch that the scores were made with, on which it was proved
     with values.replaying(decisions):
         return capture(
             model,
@@ -168,20 +171,6 @@ def _checked(model: nn.Module, example: Any, options: Mapping[str, Any]) -> Any:
     return example
 
 
-def _reference(model: nn.Module, example: Any, other: Any, concrete: Mapping[str, Any]) -> Reference | None:
-    """What the model gives, to compare a graph with; nothing where it has no numbers."""
-    if lacking_numbers(model) is not None:
-        return None
-    return Reference.of(model, example, None if other is None else to_home(other, device_of(model)), concrete)
-
-
-def _cut(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any:
-    """Two samples of the example, where it has more and the model runs on them."""
-    if lacking_numbers(model) is not None or len(cuts(example)) == 1:
-        return example
-    return runnable(hooks.plain_copy(model), example, concrete)
-
-
 def _captured(
     model: nn.Module,
     own: nn.Module,
@@ -205,9 +194,9 @@ def _captured(
     if reference is not None:
         reference.check(graph)
     graph.meta["fxprune"] = {
-        "example": to_json(small), "inputs": small, "rung": rung,
-        "leaves": notes.get("leaves", ()), "decisions": notes.get("decisions", ()),
-        "concrete_args": to_json(options["concrete_args"]), "state": reference.changed if reference else (),
+        "example": to_json(small), "inputs": small, "rung": rung, "leaves": notes.get("leaves", ()),
+        "decisions": notes.get("decisions", ()), "concrete_args": to_json(options["concrete_args"]),
+        "state": reference.changed if reference else (),
     } | _carried(model)  # fmt: skip
     modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
     for name, module in graph.named_modules():
@@ -261,4 +250,4 @@ def flops_of(graph: ModelGraph) -> dict[str, int]:
 def _annotate(graph: ModelGraph, example: Any) -> Any:
     """Put shapes and flops on all nodes; returns the example that was run, which is cut where nothing ran on it yet."""
     batches = (example,) if lacking_numbers(graph) is None else cuts(example)
-    return first_running(graph, batches, partial(annotate, graph))[0]
+    return first_running(graph, batches, partial(annotate, graph))

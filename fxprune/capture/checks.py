@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError, told
 from fxprune.example import as_call, batch_length, trim
-from fxprune.isolation import restored
 
 Entry = str | type[nn.Module]
 Leaves = Entry | Sequence[Entry]
@@ -74,38 +72,25 @@ def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -
         raise CaptureError(f"the example has no samples, its first tensor is {tuple(first.shape)}: give one at least")
 
 
-def first_running(model: nn.Module, batches: Iterable[Any], run: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """The first of some batches that `run` takes, and what it gives.
+def first_running(model: nn.Module, batches: Iterable[Any], run: Callable[[Any], object]) -> Any:
+    """The first of some batches of one example that `run` takes; those of `cuts`, say.
 
     Raises CaptureError, which says that the model does not run, where it takes none.
     """
     failure: Exception | None = None
     for batch in batches:
         try:
-            return batch, run(batch)
+            run(batch)
         except Exception as error:  # noqa: BLE001 - whatever the user's model raises becomes the cause of ours
             failure = error
+        else:
+            return batch
     raise does_not_run(model, failure)
 
 
 def cuts(example: Any) -> tuple[Any, ...]:
-    """Two samples of an example, where it has more that can be told apart, and the whole."""
-    cut = trim(example, samples=2)
-    return (example,) if cut is example or batch_length(example) <= 2 else (cut, example)
-
-
-def runnable(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any:
-    """The first two samples of the example where the model, a copy of our own, runs on them, or else the whole.
-
-    Raises CaptureError where it runs on neither.
-    """
-
-    def run(batch: Any) -> None:
-        args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, batch))
-        with torch.no_grad(), restored(model):
-            model(*args, **kwargs, **concrete)
-
-    return first_running(model, cuts(example), run)[0]
+    """Two samples of an example, and the whole."""
+    return (trim(example, samples=2), example) if batch_length(example) > 2 else (example,)
 
 
 def does_not_run(model: nn.Module, failure: Exception | None) -> CaptureError:

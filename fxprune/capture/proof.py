@@ -18,10 +18,11 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.checks import cuts, first_running, signature_of
 from fxprune.capture.graph import ModelGraph, plain_attributes
-from fxprune.capture.hooks import plain_copy
+from fxprune.capture.hooks import hooks_of, plain_copy
+from fxprune.capture.hooks import told as told_of_hooks
 from fxprune.capture.passes import placeholder_values
 from fxprune.errors import CaptureError, FxpruneWarning, told
-from fxprune.example import another, as_call, opened, trim
+from fxprune.example import another, as_call, batch_length, opened, trim
 from fxprune.isolation import kept_buffers, precise, seeded
 from fxprune.numberless import has_numbers
 from fxprune.source import is_users
@@ -65,7 +66,7 @@ class Reference:
         """
         own = plain_copy(model)
         before = _state(own)
-        batch, output = first_running(own, cuts(example), lambda batch: _call(own, batch, concrete))
+        batch, output = first_run(own, example, concrete)
         changed = tuple(name for name, value in _state(own).items() if not _same(value, before.get(name)))
         random = False
         if not _agree(output, _call(own, batch, concrete, seed=_SEEDS[1])):
@@ -161,9 +162,22 @@ class _CallRecorder(fx.Interpreter):
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
+def first_run(own: nn.Module, example: Any, concrete: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The first two samples of the example where a model, a copy of our own, runs on them, or the whole; the output.
+
+    Raises CaptureError, which names hooks and forwards that are set on instances, where it runs on neither.
+    """
+    found: list[Any] = []
+    try:
+        batch = first_running(own, cuts(example), lambda tried: found.append(_call(own, tried, concrete)))
+    except CaptureError as error:
+        raise CaptureError(f"{error}{told_of_hooks(own, list(hooks_of(own)))}") from error.__cause__
+    return batch, found[-1]
+
+
 def _second_trial(own: nn.Module, batch: Any, other: Any, concrete: Mapping[str, Any]) -> Iterator[Trial]:
     """Another batch, of another number of samples where the model takes one; none where it takes no other batch."""
-    made = (another(batch, _length(batch) + 1), another(batch, _length(batch)))
+    made = (another(batch, batch_length(batch) + 1), another(batch, batch_length(batch)))
     given = () if other is None else (trim(other, samples=3), other)
     for tried in (*given, *made):
         for grad in (True, False):
@@ -208,12 +222,8 @@ def _slow_path() -> Iterator[None]:
         mha.set_fastpath_enabled(before)
 
 
-def _length(batch: Any) -> int:
-    return next((len(leaf) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), 1)
-
-
 def _rows(batch: Any) -> str:
-    count = _length(batch)
+    count = batch_length(batch)
     return f"a batch of {count} sample{'s' if count != 1 else ''}"
 
 

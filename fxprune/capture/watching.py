@@ -14,7 +14,6 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.checks import runnable
 from fxprune.capture.hooks import (
     PRE,
     Hook,
@@ -27,7 +26,6 @@ from fxprune.capture.hooks import (
     is_set,
     keep,
     plain_copy,
-    told,
 )
 from fxprune.errors import CaptureError
 from fxprune.example import as_call, opened
@@ -50,11 +48,6 @@ def computing(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> fr
         return frozenset()
     watched = plain_copy(model)
     found, numbers = frozenset(hooks_of(watched)), lacking_numbers(watched) is None
-    if numbers:
-        try:
-            example = runnable(plain_copy(model), example, concrete)
-        except CaptureError as error:
-            raise CaptureError(f"{error}{told(model, found)}") from error.__cause__
     run = _Run(model, watched)
     try:
         before = run.outputs(example, concrete)
