@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxprune.batches import check_loader
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError, first_line
@@ -22,7 +22,7 @@ from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanErr
 Check = Callable[[str, Any], None]
 CHECKS: dict[str, Check] = {}
 _LONGEST, _FEW = 60, 3  # characters, and entries, of a value in a message
-_SEEDS = 1 << 63
+_COUNTS, _SEEDS = 1 << 31, 1 << 63
 
 
 def check(function: Callable[..., Any], given: Mapping[str, Any], passed_to: Callable[..., Any] | None = None) -> None:
@@ -115,7 +115,7 @@ def is_number(value: Any) -> bool:
 
 
 def _count(error: type[FxpruneError]) -> Check:
-    return wanted(is_whole, "it is a whole number, at least 1", error)
+    return wanted(lambda n: is_whole(n, below=_COUNTS), "it is a whole number, at least 1 and below 2**31", error)
 
 
 def _share(what: str) -> Check:
@@ -144,7 +144,7 @@ def _of_names(kinds: bool) -> Check:  # noqa: FBT001
 
 
 def _is_collection(value: Any) -> bool:
-    return isinstance(value, Collection) and not isinstance(value, (str, bytes, Tensor))
+    return isinstance(value, (Sequence, Set)) and not isinstance(value, (str, bytes))
 
 
 def _function(what: str) -> Check:
@@ -178,7 +178,7 @@ def check_model(name: str, value: Any) -> None:
     elif isinstance(value, (str, bytes, PathLike)):
         remedy = "build the model, and load its weights with model.load_state_dict(torch.load(path))"
     else:
-        remedy = "it is a model, an nn.Module"
+        remedy = "give a model, an nn.Module"
     raise CaptureError(f"{name} is {shown(value)}; {remedy}")
 
 
@@ -205,11 +205,10 @@ CHECKS |= {
     "latency": _share("latency"),
     **dict.fromkeys(("min_keep", "round_to", "rounds"), _count(PlanError)),
     **dict.fromkeys(
-        ("samples_per_class", "projections", "max_classes", "max_samples", "sample_memory"), _count(CalibrationError)
+        ("samples_per_class", "projections", "max_classes", "max_samples", "every"), _count(CalibrationError)
     ),
-    **dict.fromkeys(("repeats", "epochs", "threads"), _count(FxpruneError)),
-    "every": wanted(is_whole, "a checkpoint is written after one batch or more", CalibrationError),
-    "patience": wanted(is_whole, "it is a number of epochs, at least 1"),
+    **dict.fromkeys(("repeats", "epochs", "patience", "threads"), _count(FxpruneError)),
+    "sample_memory": wanted(is_whole, "it is a whole number of bytes, at least 1", CalibrationError),
     "seed": wanted(lambda n: is_whole(n, 0, _SEEDS), "it is a whole number from 0 to 2**63 - 1"),
     "lr": _positive("the learning rate is a positive number"),
     "temperature": _positive("it divides logits, and is a positive number"),
@@ -245,6 +244,6 @@ CHECKS |= {
     "checkpoint": wanted(lambda path: isinstance(path, (str, PathLike)), "it is the path of a file", CalibrationError),
     **dict.fromkeys(
         ("small", "teacher", "weights"),
-        instance(nn.Module, "it is a model, an nn.Module"),
+        instance(nn.Module, "give a model, an nn.Module"),
     ),
 }

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from fxprune.arguments import CHECKS, check, chosen
 from fxprune.batches import Unpack, length_of
 from fxprune.distillation import Distillation, Goal, Logits, Metric, classes_last
-from fxprune.errors import CalibrationError, FxpruneError, stage
+from fxprune.errors import CalibrationError, FxpruneError, blaming, stage
 from fxprune.isolation import device_of, dtype_of, isolated_copy, seeded
 from fxprune.numberless import need_numbers
 from fxprune.objective import Loss
@@ -116,7 +116,8 @@ def finetune(
             guide = isolated_copy(teacher).to(place).eval()
             distillation = Distillation(guide, distill, temperature, logits or classes_last)
         goal = Goal(model, loss or F.cross_entropy, run, metric, distillation)
-        trained = (optimizer or partial(SGD, lr=lr, momentum=MOMENTUM))(_trainable(model))
+        with blaming("optimizer=", f"the parameters of {type(model).__name__}"):
+            trained = (optimizer or partial(SGD, lr=lr, momentum=MOMENTUM))(_trainable(model))
         course = _course(goal, trained, length_of(train_loader), Finetuning(int(epochs), precision))
         course.go(Loaders(train_loader, val_loader, unpack, place, seed, bar), checkpoint, settings, patience)
         model.load_state_dict(course.best)

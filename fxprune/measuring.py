@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.benchmark import Measurement, Timer
 
 from fxprune.arguments import check
-from fxprune.errors import FxpruneError, first_line
+from fxprune.errors import FxpruneError, blaming, first_line
 from fxprune.example import as_call, to_device
 from fxprune.isolation import device_of, evaluating, undisturbed
 from fxprune.latency import wait_for
@@ -79,7 +79,8 @@ def batch_of(example: Any, size: int) -> Any:
     tensor([0, 1, 2, 0, 1])
     """
     if callable(example):
-        return example(size)
+        with blaming("example=", f"a batch of {size}", ": it is a batch, or a function from a batch size to one"):
+            return example(size)
     tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor) and leaf.ndim]
     if not tensors or not len(tensors[0]):
         raise FxpruneError("the example has no tensor with samples: give a function from a batch size to a batch")

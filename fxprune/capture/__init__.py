@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.arguments import CHECKS, check, chosen
+from fxprune.arguments import CHECKS, check, chosen, wanted
 from fxprune.attention import lower
 from fxprune.capture import exported, hooks, symbolic, values
 from fxprune.capture.checks import (
@@ -229,6 +229,9 @@ def _no_way(model: nn.Module, failures: Mapping[str, CaptureError], beside: str,
 def is_captured(model: nn.Module) -> bool:
     """Whether `model` came from `capture` and was not rewritten since."""
     return isinstance(model, ModelGraph) and "inputs" in model.meta.get("fxprune", {})
+
+
+CHECKS["graph"] = wanted(is_captured, "give what fxprune.capture gave", CaptureError)
 
 
 def example_of(graph: ModelGraph) -> Any:

@@ -14,7 +14,6 @@ from torch import fx, nn
 from torch.fx import graph_module as fx_internals
 from torch.utils import _pytree as pytree
 
-from fxprune.arguments import CHECKS, instance
 from fxprune.capture.proxies import ValueProxy
 from fxprune.errors import CaptureError
 
@@ -69,9 +68,6 @@ class ModelGraph(OwnSource):
         body = {name: value for name, value in self.__dict__.items() if name not in ("_graph", "forward")}
         nodes = [_packed(node) for node in self.graph.nodes]
         return _restore, (type(self).__name__, body, nodes)
-
-
-CHECKS["graph"] = instance(ModelGraph, "give what fxprune.capture gave", CaptureError)
 
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:
