@@ -65,11 +65,12 @@ def check_loader(loader: Any, name: str = "the loader") -> None:
     elif _is_pair(loader):
         what = "its two tensors are read as two batches"
         remedy = "give [(x, y)], or torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=64)"
-    elif isinstance(loader, (str, bytes)):
+    elif loader is None or isinstance(loader, (str, bytes, nn.Module)):
         what, remedy = "it gives no batches", "give a list of batches, or a torch.utils.data.DataLoader"
     else:
         return
-    raise CalibrationError(f"{name} is a {type(loader).__name__}, and {what}: {remedy}")
+    kind = "None" if loader is None else f"a {type(loader).__name__}"
+    raise CalibrationError(f"{name} is {kind}, and {what}: {remedy}")
 
 
 def _is_pair(loader: Any) -> bool:
@@ -103,7 +104,7 @@ def length_of(loader: Iterable[Any]) -> int | None:
     """The number of batches of a loader, or None where it does not know."""
     try:
         return len(loader) if isinstance(loader, Sized) else None
-    except TypeError:  # a DataLoader over an iterable dataset has a length that fails
+    except Exception:  # noqa: BLE001 - of a DataLoader over an iterable dataset, and whatever a user's own says
         return None
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxprune.allocate import Allocate
+from fxprune.arguments import check
 from fxprune.batches import Classes, Unpack
 from fxprune.budgets import given
 from fxprune.capture import example_of
@@ -102,6 +103,7 @@ def compress(
     Raises:
         FxpruneError: one of its children, from the stage that failed; see the stages.
     """
+    check(compress, locals(), passed_to=score)
     shared = {"loss": loss, "unpack": unpack, "run": run, "seed": seed, "device": device, "progress": progress}
     if finetune is not None:
         check_options(finetune := shared | dict(finetune))
@@ -169,6 +171,7 @@ def apply(
         PlanError: the plan does not fit the model, or scores or loader are missing.
         RewriteError: the graph cannot be rewritten.
     """
+    check(apply, locals())
     small, planned = _rewritten(model, plan)
     if scores is not None:
         note_scores(small, scores, plan)

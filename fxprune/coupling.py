@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import fx, nn
 
+from fxprune.arguments import check
 from fxprune.capture import ModelGraph
 from fxprune.capture.checks import listed
 from fxprune.collect import EXCLUDED, Collector, Exclude
@@ -56,6 +57,7 @@ def couple(
     2: 2 units, frozen: it is the model's output
       2: 2 of 2 channels
     """
+    check(couple, locals())
     return analyse(graph, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim).groups
 
 

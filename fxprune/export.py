@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.arguments import check
 from fxprune.atomic import replacing
 from fxprune.capture.hooks import keep, plain_copy
 from fxprune.capture.watching import computing
@@ -59,6 +60,7 @@ def export(
     Raises:
         ExportError: the suffix is unknown, a package is missing, the model cannot be exported, or the outputs differ.
     """
+    check(export, locals())
     suffix = regular(path, ExportError, "written").suffix
     write = _WRITERS.get(suffix)
     if write is None:

@@ -228,6 +228,7 @@ def _rounded() -> list[Any]:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Work `undisturbed`, with all random generators at `seed`."""
+    seed = int(seed)  # torch takes no integers of NumPy
     with undisturbed():
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():

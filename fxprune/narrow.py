@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fxprune.arguments import check
 from fxprune.capture import ModelGraph, capture_as, example_of
 from fxprune.capture.graph import plain_attributes
 from fxprune.compress import apply
@@ -51,6 +52,7 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
       (2): Linear(in_features=2, out_features=2, bias=True)
     )
     """
+    check(narrow, locals())
     part = _with_parameters(part_of(model, plan.submodule))
     if isinstance(part, ModelGraph):
         raise NarrowError(f"{type(part).__name__} is a graph already, with no forward of its own: use fxprune.apply")

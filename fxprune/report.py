@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
+from fxprune.arguments import check
 from fxprune.atomic import replacing
 from fxprune.capture import ModelGraph
 from fxprune.compensation import Compensation
@@ -98,6 +99,7 @@ def report(small: nn.Module) -> Report:
 
     Raises FxpruneError where `small` is not such a model.
     """
+    check(report, locals())
     for _, found in reported(small):
         return found
     raise FxpruneError(f"{type(small).__name__} has no report: it did not come from fxprune.compress or fxprune.apply")

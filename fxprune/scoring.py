@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.allocate import check_limits
+from fxprune.arguments import check
 from fxprune.batches import Classes, Unpack
 from fxprune.coupling import Exclude, analyse
 from fxprune.distributed import check_same, rank_and_size
@@ -19,7 +19,7 @@ from fxprune.evidence import evidence_of
 from fxprune.isolation import device_of, placed, precise, seeded
 from fxprune.objective import Loss
 from fxprune.probes import Draw
-from fxprune.ranking import Signal, check_names, name_of_signal, need_classes, ranked
+from fxprune.ranking import Signal, name_of_signal, need_classes, ranked
 from fxprune.resuming import Checkpoint
 from fxprune.sampling import Sampler
 from fxprune.scores import Scores, scores_of
@@ -104,8 +104,10 @@ def score(
         CalibrationError: the loader is empty or one-shot, a batch has an unknown form, an activation, the loss or a
             gradient is not finite; where classes are compared, their labels have an unknown form or there is only one.
     """
-    check_names(propose, protect)
-    check_limits(min_keep, round_to)
+    check(score, locals())
+    samples_per_class, projections, sample_memory, seed = map(
+        int, (samples_per_class, projections, sample_memory, seed)
+    )
     options = {"inexact": inexact, "head_dim": head_dim}
     with stage("scoring"), seeded(seed), precise():
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
@@ -118,7 +120,8 @@ def score(
         sampler = Sampler(samples_per_class, max_classes, sample_memory, draw, need_classes([propose, protect]))
         made = {
             "seed": seed, "submodule": submodule, "samples_per_class": samples_per_class, "projections": projections,
-            "max_classes": max_classes, "sample_memory": sample_memory, "compares": sampler.compares,
+            "max_classes": max_classes and int(max_classes), "sample_memory": sample_memory,
+            "compares": sampler.compares,
         }  # fmt: skip
         place = torch.device(device) if device is not None else device_of(graph)
         with placed(place, graph):
@@ -137,7 +140,7 @@ def score(
         file.done()
     about = {"samples": sampler.seen, "propose": name_of_signal(propose), "protect": name_of_signal(protect)}
     result = scores_of(graph, coupling, scores, options | {"submodule": submodule}, about | _sampled(sampler))
-    return replace(result, moments=evidence.moments, min_keep=min_keep, round_to=round_to)
+    return replace(result, moments=evidence.moments, min_keep=int(min_keep), round_to=int(round_to))
 
 
 def _sampled(sampler: Sampler) -> dict[str, int]:

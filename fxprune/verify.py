@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.arguments import check
 from fxprune.capture import ModelGraph, capture_as, placeholder_values
 from fxprune.coupling import Coupling
 from fxprune.draws import Expected
@@ -54,6 +55,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
         VerificationError: the labels disagree, or the error is above the tolerance.
         CalibrationError: a model fails on the example, or that is not finite.
     """
+    check(verify, locals())
     need_numbers(model, "verify")
     need_numbers(small, "verify")
     with stage("verifying"), undisturbed(), precise(), torch.no_grad():
@@ -68,10 +70,12 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
             if (found := spoiled(graph, placeholder_values(graph, example))) is not None:
                 raise CalibrationError(f"{found} on the example: give one of finite numbers")
             masked = oracle(graph, coupling, keep)
-        proof = _Proof(partial(_output, masked), partial(_output, graph), partial(_output, small), tolerance)
+        called = partial(_called, concrete=plan.settings.get("concrete_args") or {})
+        run = partial(_output if isinstance(small, ModelGraph) else called, small)
+        proof = _Proof(partial(_output, masked), partial(_output, graph), run, tolerance)
         error = proof.on(example)
         if model is not graph and keep.all():
-            whole = partial(_called, model, concrete=plan.settings.get("concrete_args") or {})
+            whole = partial(called, model)
             error = max(error, replace(proof, wanted=whole, what="the model that it was made of").on(example))
         return error
 

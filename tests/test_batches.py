@@ -54,7 +54,8 @@ DATA: dict[str, tuple[Any, str]] = {
     "samples": ([(X[0], 2)], r"of shape \(6,\) and the number 2, as single .*DataLoader\(samples, batch_size=64\)"),
     "tensors of samples": ([(X[0], Y[1])], "and the number 1, as single samples are: wrap them"),
     "a path": ("data/train", "is a str, and it gives no batches: give a list of batches, or a torch"),
-    "None": (None, r"the loader fails on batch 0 \(TypeError: 'NoneType' .*\): give a list of batches, or a torch"),
+    "None": (None, "the loader is None, and it gives no batches: give a list of batches, or a torch"),
+    "a number": (3, r"the loader fails on batch 0 \(TypeError: 'int' .*\): give a list of batches, or a torch"),
     "an empty batch": ([(X, Y), (X[:0], Y[:0])], r"batch 1 of the loader has no samples, its first tensor is \(0, 6\)"),
     "empty batches": ([(X[:0], Y[:0])], "batch 0 of the loader has no samples"),
 }  # fmt: skip

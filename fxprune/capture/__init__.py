@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from fxprune.arguments import CHECKS, check, chosen, wanted
 from fxprune.attention import lower
 from fxprune.capture import exported, hooks, symbolic, values
 from fxprune.capture.checks import (
@@ -37,6 +38,7 @@ __all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "facts_on", "placeh
 
 RUNGS = {"fx": symbolic.trace, "values": values.trace, "export": exported.trace}
 METHODS = ("auto", *RUNGS)
+CHECKS["method"] = chosen(METHODS, CaptureError)
 
 
 def capture(
@@ -83,10 +85,9 @@ def capture(
     >>> [node.name for node in graph.graph.nodes], graph.get_submodule("0")
     (['input_1', '_0', '_1', 'output'], Linear(in_features=4, out_features=3, bias=True))
     """
+    check(capture, locals())
     if is_captured(model):
         return model  # type: ignore[return-value]
-    if method not in METHODS:
-        raise CaptureError(f"method is {method!r}: it is one of {', '.join(METHODS)}")
     check_unwrapped(model, listed(leaves))
     concrete = dict(concrete_args or {})
     options: dict[str, Any] = {"concrete_args": concrete, "leaves": listed(leaves)}
@@ -97,8 +98,11 @@ def capture(
         reference = None
         if lacking_numbers(model) is None:
             other = None if other is None else to_home(other, device_of(model))
-            reference = Reference.of(model, example, other, concrete) if prove else None
-            example = reference.example if reference else first_run(hooks.plain_copy(model), example, concrete)[0]
+            if prove:
+                reference = Reference.of(model, example, other, concrete)
+                example = reference.example
+            elif len(cuts(example)) > 1:
+                example = first_run(hooks.plain_copy(model), example, concrete)[0]
         kept = computing(model, example, concrete)
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own = _prepared(model)
@@ -227,6 +231,9 @@ def is_captured(model: nn.Module) -> bool:
     return isinstance(model, ModelGraph) and "inputs" in model.meta.get("fxprune", {})
 
 
+CHECKS["graph"] = wanted(is_captured, "give what fxprune.capture gave", CaptureError)
+
+
 def example_of(graph: ModelGraph) -> Any:
     """The example batch that `graph` was captured with."""
     return graph.meta["fxprune"]["inputs"]
@@ -246,4 +253,4 @@ def flops_of(graph: ModelGraph) -> dict[str, int]:
 def _annotate(graph: ModelGraph, example: Any) -> Any:
     """Put shapes and flops on all nodes; returns the example that was run, which is cut where nothing ran on it yet."""
     batches = (example,) if lacking_numbers(graph) is None else cuts(example)
-    return first_running(graph, batches, partial(annotate, graph))[0]
+    return first_running(graph, batches, partial(annotate, graph))

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from numpy.typing import NDArray
 
+from fxprune.arguments import CHECKS, chosen
 from fxprune.capture import ModelGraph
 from fxprune.compensation.batchnorm import re_estimate
 from fxprune.compensation.calibration import Calibration
@@ -25,6 +26,7 @@ from fxprune.moments import Key, Moments
 
 Level = Literal["none", "bias", "ridge", "sequential"]
 LEVELS: tuple[str, ...] = get_args(Level)
+CHECKS["compensate"] = chosen(LEVELS, PlanError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,7 @@ class Compensation:
 
 
 def check_level(level: str, moments: Mapping[Key, Moments] | None, loader: object) -> None:
-    """Raise where a level of compensation is unknown, or lacks what it works with; moments of None are yet to come."""
-    if level not in LEVELS:
-        raise PlanError(f"compensate is {level!r}; it is one of {', '.join(LEVELS)}")
+    """Raise where a level of compensation lacks what it works with; moments of None are yet to come."""
     if level in ("bias", "ridge") and moments is not None and not moments:
         raise PlanError(
             f"compensate={level!r} works with the moments of the scoring pass: pass scores= from fxprune.score"
