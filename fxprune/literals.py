@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxprune.mending import PERMUTE, Repair, index_node, mends, preserves, restore
 from fxprune.originals import SHARE
@@ -26,7 +26,7 @@ def scale(repair: Repair) -> None:
 @preserves(torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.full)
 def number_as_tensor(repair: Repair) -> None:
     """A number that was read from a size and becomes a tensor stays the original's."""
-    restore(repair.node, repair)
+    restore(repair)
 
 
 @preserves(F.group_norm, torch.group_norm)
@@ -34,6 +34,7 @@ def groups_of_norm(repair: Repair) -> None:
     """Groups keep their size, where there are several."""
     now, before = repair.env[repair.source].shape[1], repair.old[repair.source.name].shape[1]
     count = repair.node.kwargs.get("num_groups", repair.node.args[1] if len(repair.node.args) > 1 else 1)
+    count = repair.old[count.name] if isinstance(count, fx.Node) else count
     if now != before and count != 1:
         _set_argument(repair, 1, "num_groups", now // (before // count))
 
@@ -69,7 +70,7 @@ def shape_of_another(repair: Repair) -> None:
     node.args = (node.args[0], other)
 
 
-@mends("view", "reshape", torch.reshape, "expand", "broadcast_to", torch.broadcast_to)
+@mends("view", "reshape", torch.reshape, "expand", torch.expand_copy, "broadcast_to", torch.broadcast_to)
 def shape_literals(repair: Repair) -> None:
     """Sizes that do not hold become those that do; -1 and those read from another tensor stay."""
     node = repair.node
@@ -159,15 +160,24 @@ def pad_amounts(repair: Repair) -> None:
     args, kwargs = repair.arguments()
     _, amounts, mode = movement.pad_arguments(repair.graph, repair.node, args, kwargs)
     stays = repair.masks(repair.old[repair.node.name])
-    flat: list[int] = []
-    for dim, (before, after) in amounts.items():
-        kept_after = int(stays[dim][len(stays[dim]) - after :].sum()) if after > 0 else after
-        flat += [int(stays[dim][:before].sum()) if before > 0 else before, kept_after]
+    given = repair.node.kwargs.get("pad", repair.node.args[1] if len(repair.node.args) > 1 else None)
+    flat = [*given] if isinstance(given, (tuple, list)) else [n for pair in amounts.values() for n in pair]
+    for place, (dim, (before, after)) in enumerate(amounts.items()):
+        if before and before > 0:
+            flat[2 * place] = _kept(repair, flat[2 * place], stays[dim][:before])
+        if after and after > 0:
+            flat[2 * place + 1] = _kept(repair, flat[2 * place + 1], stays[dim][-after:])
     if repair.node.op == "call_module":
         value = getattr(repair.graph.get_submodule(str(repair.node.target)), "value", 0.0)
     else:
         value = kwargs.get("value", args[3] if len(args) > 3 else None)
     repair.become("call_function", F.pad, (repair.source, flat, mode, value))
+
+
+def _kept(repair: Repair, amount: Any, stays: Tensor) -> Any:
+    """The amount of padding of which only a part stays: as it is written where that is the number."""
+    now = repair.env[amount] if isinstance(amount, fx.Node) else amount
+    return amount if now == int(stays.sum()) else int(stays.sum())
 
 
 @mends(torch._assert)

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.example import TensorSpec
 from fxprune.labels import Labels
-from fxprune.rules.table import RULES, Key, key_of
+from fxprune.rules.table import RULES, key_of
 
 _ALIASES = {"axis": "dim", "keepdims": "keepdim", "self": "input", "x": "input", "a": "input", "x1": "input"}
 _ALIASES |= {"x2": "other"}  # as NumPy calls them
