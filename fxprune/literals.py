@@ -27,7 +27,7 @@ def scale(repair: Repair) -> None:
 @preserves(torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.full)
 def number_as_tensor(repair: Repair) -> None:
     """A number that was read from a size and becomes a tensor stays the original's."""
-    restore(repair.node, repair)
+    restore(repair)
 
 
 @preserves(F.group_norm, torch.group_norm, follows=True)
@@ -83,7 +83,7 @@ def shape_of_another(repair: Repair) -> None:
     repair.become("call_method", name, (node.args[0], *sizes(repair, shape, repair.expected.shape)))
 
 
-@mends("view", "reshape", torch.reshape, "expand", "broadcast_to", torch.broadcast_to)
+@mends("view", "reshape", torch.reshape, "expand", torch.expand_copy, "broadcast_to", torch.broadcast_to)
 def shape_literals(repair: Repair) -> None:
     """Sizes that do not hold become those that do."""
     node = repair.node
@@ -167,12 +167,14 @@ def pad_amounts(repair: Repair) -> None:
     _, amounts, mode = movement.pad_arguments(repair.graph, repair.node, args, kwargs)
     given = repair.node.kwargs.get("pad", repair.node.args[1] if len(repair.node.args) > 1 else ())
     stays = repair.masks(repair.old[repair.node.name])
-    flat: list[Any] = []
+    wanted: list[Any] = []
     for dim, (before, after) in amounts.items():
-        kept_after = int(stays[dim][len(stays[dim]) - after :].sum()) if after > 0 else after
-        flat += [int(stays[dim][:before].sum()) if before > 0 else before, kept_after]
+        kept_after = int(stays[dim][len(stays[dim]) - after :].sum()) if after and after > 0 else after
+        wanted += [int(stays[dim][:before].sum()) if before and before > 0 else before, kept_after]
+    flat: list[Any] = wanted
     if isinstance(given, (tuple, list)):
-        flat = [_held(repair, *pair) for pair in zip(given, flat, strict=bool(given))]
+        pairs = zip(given, wanted, strict=bool(given))
+        flat = [own if want is None else _held(repair, own, want) for own, want in pairs]
     if repair.node.op == "call_module":
         value = getattr(repair.graph.get_submodule(str(repair.node.target)), "value", 0.0)
     else:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.graph import ModelGraph, OwnSource
 from fxprune.errors import CaptureError, told
 from fxprune.example import as_call, batch_length, trim
 
@@ -26,11 +27,14 @@ def signature_of(model: nn.Module, concrete: Mapping[str, Any]) -> inspect.Signa
 def check_names(model: nn.Module) -> None:
     """Raise where a child or parameter is called as something that every GraphModule has."""
     for name in (*model._modules, *model._parameters, *model._buffers):
-        if isinstance(inspect.getattr_static(fx.GraphModule, name, None), property) or name == "meta":
+        if name in _KEPT or (hasattr(ModelGraph, name) and not hasattr(nn.Module, name)):
             raise CaptureError(
                 f"{type(model).__name__} has a child called {name!r}, a name that torch.fx.GraphModule keeps: "
                 "rename it, or wrap the model in a module of its own"
             )
+
+
+_KEPT = {"self", *vars(OwnSource(nn.Module(), fx.Graph()))} - vars(nn.Module()).keys()
 
 
 def listed(entries: Leaves) -> tuple[Entry, ...]:
