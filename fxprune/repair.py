@@ -53,7 +53,9 @@ def repaired(
                 data = calibration_of(
                     model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run, max_samples=max_samples
                 )
-            part, done = compensated(graph, part, coupling, keep, level=level, moments=moments, data=data, seed=int(seed))
+            part, done = compensated(
+                graph, part, coupling, keep, level=level, moments=moments, data=data, seed=int(seed)
+            )
         for name, value in state.items():
             part.get_buffer(name).copy_(value)
         part.meta["fxprune"]["biases"] = new_biases(graph, part)
