@@ -184,6 +184,11 @@ def _addmm(work: Work, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> lis
     return [work.product(*work.axes(work.value), work.axes(a)[-1])]
 
 
+@_formula(torch.addbmm, "addbmm")
+def _addbmm(work: Work, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> list[Product]:
+    return [work.product(*work.axes(a), work.axes(b)[-1])]
+
+
 @_formula(torch.einsum)
 def _einsum(work: Work, equation: str, *operands: Any) -> list[Product]:
     """Of two operands: all letters but those that one of them has for itself, which are summed beforehand.

@@ -31,6 +31,7 @@ import fxprune
 from fxprune.atomic import replacing
 from fxprune.errors import FxpruneError
 from fxprune.paths import made_folder
+from fxprune.text import visible
 
 STAGES = (32, 64, 128)  # channels of the three stages; each but the first halves the image
 BLOCKS = 2  # residual blocks a stage
@@ -131,7 +132,7 @@ def run_demo(out: Path, alphas: Sequence[float], *, seed: int, epochs: int) -> l
     console.print("", summary_table(rows), "", widths_table(rows), "", sep="\n")
     save_json(rows, out / "results.json", seed=seed, epochs=epochs)
     save_plot(rows, out / "results.png")
-    console.print(f"Saved {out / 'results.json'} and {out / 'results.png'}.")
+    console.print(visible(f"Saved {out / 'results.json'} and {out / 'results.png'}."), markup=False)
     return rows
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fxprune.text import visible
+
 
 class FxpruneError(Exception):
-    """The parent of every error that fxprune raises on purpose; `stage` says while what, or nothing."""
+    """The parent of every error that fxprune raises on purpose; `stage` says while what, or nothing.
+
+    Its text is `visible`: names and files that it quotes give no orders to a terminal.
+    """
 
     stage = ""
 
     def __str__(self) -> str:
-        text = super().__str__()
+        text = visible(super().__str__())
         return f"while {self.stage}: {text}" if self.stage else text
 
 
@@ -125,3 +130,6 @@ def summary(error: BaseException) -> str:
 
 class FxpruneWarning(UserWarning):
     """Something that the user asked for had no effect, or had another effect than asked."""
+
+    def __str__(self) -> str:
+        return visible(super().__str__())

@@ -82,23 +82,24 @@ def trim(example: Any, *, samples: int) -> Any:
     length = batch_length(example)
     if _fewest(example, samples) > samples:
         return example
-    return pytree.tree_map_only(Tensor, lambda t: t[:samples] if _has_rows(t, length) else t, example)
+    return pytree.tree_map_only(
+        Tensor, lambda t: t[:samples] if _has_rows(t, length) else t, example, is_leaf=_is_packed
+    )
 
 
 def _fewest(example: Any, samples: int) -> int:
-    """How many samples an example may be cut to: `samples`, or all where another tensor may hold numbers of rows."""
-    length, leaves = (
-        batch_length(example),
-        pytree.tree_leaves(dict(example) if isinstance(example, Mapping) else example),
-    )
-    others = (leaf for leaf in leaves if isinstance(leaf, Tensor) and not _has_rows(leaf, length))
-    return max(samples, length) if any(_may_number(tensor, samples) for tensor in others) else samples
+    """How many samples an example may be cut to: `samples`, or all where others of its parts may number them."""
+    length = batch_length(example)
+    others = (leaf for leaf in _leaves(example) if not _has_rows(leaf, length))
+    return max(samples, length) if any(_may_number(leaf, samples) for leaf in others) else samples
 
 
-def _may_number(tensor: Tensor, samples: int) -> bool:
-    """Whether a tensor may hold the number of a row that is not one of the first `samples`."""
-    plain = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_complex() or tensor.is_meta)
-    return plain and tensor.ndim > 0 and bool((tensor >= samples).any())
+def _may_number(leaf: Any, samples: int) -> bool:
+    """Whether a part of an example may hold the number of a row that is not one of the first `samples`."""
+    if not isinstance(leaf, Tensor) or leaf.ndim == 0:
+        return _is_packed(leaf)
+    plain = leaf.layout is torch.strided and not (leaf.is_nested or leaf.is_complex() or leaf.is_meta)
+    return plain and bool((leaf >= samples).any())
 
 
 def batch_length(example: Any) -> int:
@@ -107,12 +108,14 @@ def batch_length(example: Any) -> int:
     >>> batch_length({"t": torch.tensor(0.5), "x": torch.zeros(4, 3)})
     4
     """
-    return next((len(tensor) for tensor in _tensors(example) if tensor.ndim), 0)
+    return next((len(leaf) for leaf in _leaves(example) if isinstance(leaf, Tensor) and leaf.ndim), 0)
 
 
-def _tensors(example: Any) -> list[Tensor]:
-    leaves = pytree.tree_leaves(dict(example) if isinstance(example, Mapping) else example, is_leaf=_is_packed)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+def _leaves(example: Any) -> list[Any]:
+    leaves: list[Any] = pytree.tree_leaves(
+        dict(example) if isinstance(example, Mapping) else example, is_leaf=_is_packed
+    )
+    return leaves
 
 
 def another(example: Any, samples: int) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 FUNCTIONS = (FunctionType, MethodType, partial)
+_PLAIN = (bool, int, float, str, type(None), type)
 _DATA = (list, dict, set, bytearray, Tensor, nn.Module)  # what a function may change or compute with
 
 
@@ -42,7 +43,12 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
 def _function(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     """The same code with copies of its cells, of its defaults, and of the data that it names in its module."""
     scope, data = function.__globals__, _data(function)
-    if data or any(call.opname == "STORE_GLOBAL" for call in _instructions(function.__code__)):
+    defaults = *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()
+    writes = any(call.opname == "STORE_GLOBAL" for call in _instructions(function.__code__))
+    holds = data or writes or function.__closure__ or not all(isinstance(value, _PLAIN) for value in defaults)
+    if not holds or (_is_named(function) and function.__module__.startswith("torch")):
+        return function  # and the rule of an operation of torch is found by it
+    if data or writes:
         scope = memo.setdefault(id(scope), dict(scope))  # which all functions of the module share
         scope.update({name: copied(value, memo) for name, value in data.items()})
     cells = tuple(CellType() for _ in function.__closure__ or ())
@@ -80,9 +86,12 @@ def _data(function: FunctionType) -> dict[str, Any]:
 
 def held_copy(value: Any, memo: dict[int, Any]) -> Any:
     """A copy of what a function holds; a function that its module has under its name is nobody's own."""
-    home = sys.modules.get(getattr(value, "__module__", None) or "")
-    shared = isinstance(value, FunctionType) and getattr(home, value.__name__, None) is value
-    return value if shared else copied(value, memo)
+    return value if isinstance(value, FunctionType) and _is_named(value) else copied(value, memo)
+
+
+def _is_named(function: FunctionType) -> bool:
+    """Whether a module has a function under its name."""
+    return getattr(sys.modules.get(function.__module__ or ""), function.__name__, None) is function
 
 
 def _instructions(code: CodeType) -> Iterator[dis.Instruction]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.rules.context import Slot
+from fxprune.text import visible
 
 Index = NDArray[np.int64]
 
@@ -57,7 +58,7 @@ class Group:
         lines += [f"  {site.name}: {self.channels(site)} of {site.width} channels" for site in self.sites]
         if self.consumers:
             lines.append(f"  read by {', '.join(self.consumers)}")
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -108,6 +108,19 @@ def varying_axes(tensor: Tensor) -> tuple[int, ...]:
     return tuple(varying)
 
 
+def unemptied(tensor: Tensor) -> Tensor | None:
+    """A view of labels that has no elements, with one index along its empty axes; None where it is no such view.
+
+    >>> import torch
+    >>> unemptied(torch.tensor([1.0, 2.0])[:, None].expand(2, 3)[:, :0])
+    tensor([[1.],
+            [2.]])
+    """
+    if any(stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if not size):
+        return None  # the labels lie along that axis, or this is a copy
+    return tensor.as_strided([max(size, 1) for size in tensor.shape], tensor.stride(), tensor.storage_offset())
+
+
 def core_of(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
     """`tensor` with every axis outside `axes` narrowed to its first index."""
     for dim in range(tensor.ndim):

@@ -27,10 +27,10 @@ def scale(repair: Repair) -> None:
 @preserves(torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.full)
 def number_as_tensor(repair: Repair) -> None:
     """A number that was read from a size and becomes a tensor stays the original's."""
-    restore(repair.node, repair)
+    restore(repair)
 
 
-@preserves(F.group_norm, torch.group_norm)
+@preserves(F.group_norm, torch.group_norm, follows=True)
 def groups_of_norm(repair: Repair) -> None:
     """Groups keep their size, where there are several."""
     now, before = repair.env[repair.source].shape[1], repair.old[repair.source.name].shape[1]
@@ -40,14 +40,13 @@ def groups_of_norm(repair: Repair) -> None:
         _set_argument(repair, 1, "num_groups", _held(repair, given, now // (before // count)))
 
 
-@preserves(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
+@preserves(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm, follows=True)
 def normalized_shape(repair: Repair) -> None:
     """The last axes of the input."""
     node, now = repair.node, repair.env[repair.source].shape
     named = node.kwargs.get("normalized_shape", node.args[1] if len(node.args) > 1 else ())
-    if now != repair.old[repair.source.name].shape and isinstance(named, (tuple, list)):
-        last = zip(named, now[len(now) - len(named) :], strict=True)
-        _set_argument(repair, 1, "normalized_shape", tuple(_held(repair, size, want) for size, want in last))
+    if now != repair.old[repair.source.name].shape:
+        _set_argument(repair, 1, "normalized_shape", _all_held(repair, named, now))
 
 
 def _set_argument(repair: Repair, place: int, name: str, value: Any) -> None:
@@ -65,6 +64,15 @@ def _held(repair: Repair, size: Any, want: int) -> Any:
     return size if value in (-1, want) else sized(repair, size, want)
 
 
+def _all_held(repair: Repair, given: Any, wanted: Sequence[int]) -> Any:
+    """A shape as it was given, where it holds as the last of these sizes, or one with what gives those that do."""
+    count = len(repair.env[given] if isinstance(given, fx.Node) else given)
+    last = tuple(wanted[len(wanted) - count :])
+    if isinstance(given, fx.Node):
+        return given if tuple(repair.env[given]) == last else sizes(repair, given, last)
+    return tuple(_held(repair, *pair) for pair in zip(given, last, strict=True))
+
+
 @mends("view_as", "reshape_as", "expand_as")
 def shape_of_another(repair: Repair) -> None:
     """The sizes are those of the other tensor, where they hold, or shares of them."""
@@ -75,7 +83,7 @@ def shape_of_another(repair: Repair) -> None:
     repair.become("call_method", name, (node.args[0], *sizes(repair, shape, repair.expected.shape)))
 
 
-@mends("view", "reshape", torch.reshape, "expand", "broadcast_to", torch.broadcast_to)
+@mends("view", "reshape", torch.reshape, "expand", torch.expand_copy, "broadcast_to", torch.broadcast_to)
 def shape_literals(repair: Repair) -> None:
     """Sizes that do not hold become those that do."""
     node = repair.node
@@ -83,12 +91,9 @@ def shape_literals(repair: Repair) -> None:
     given = node.kwargs.get("shape", node.kwargs.get("size", node.args[1:]))
     if isinstance(given, (tuple, list)) and len(given) == 1 and _is_shape(repair, given[0]):
         given = given[0]
-    if not isinstance(given, fx.Node):
-        mended = tuple(_held(repair, *pair) for pair in zip(given, repair.expected.shape, strict=True))
-    elif _sum_literals(repair, given):
+    if isinstance(given, fx.Node) and _sum_literals(repair, given):
         return
-    else:
-        mended = sizes(repair, given, repair.expected.shape)
+    mended = _all_held(repair, given, repair.expected.shape)
     repair.become(node.op, node.target, (x, mended) if node.op == "call_function" else (x, *mended))
 
 
@@ -132,11 +137,7 @@ def unflatten(repair: Repair) -> None:
         dim, given = named["dim"], named["sizes"]
     dim = int(dim) % rank
     wanted = repair.expected.shape[dim : dim + repair.expected.ndim - rank + 1]
-    if isinstance(given, fx.Node):
-        mended = sizes(repair, given, wanted)
-    else:
-        mended = tuple(_held(repair, *pair) for pair in zip(given, wanted, strict=True))
-    repair.become("call_method", "unflatten", (repair.source, dim, mended))
+    repair.become("call_method", "unflatten", (repair.source, dim, _all_held(repair, given, wanted)))
 
 
 _SPLIT_ALONG = {"vsplit": 0, "hsplit": 1, "dsplit": 2}  # of a tensor with that many axes
@@ -166,12 +167,14 @@ def pad_amounts(repair: Repair) -> None:
     _, amounts, mode = movement.pad_arguments(repair.graph, repair.node, args, kwargs)
     given = repair.node.kwargs.get("pad", repair.node.args[1] if len(repair.node.args) > 1 else ())
     stays = repair.masks(repair.old[repair.node.name])
-    flat: list[Any] = []
+    wanted: list[Any] = []
     for dim, (before, after) in amounts.items():
-        kept_after = int(stays[dim][len(stays[dim]) - after :].sum()) if after > 0 else after
-        flat += [int(stays[dim][:before].sum()) if before > 0 else before, kept_after]
+        kept_after = int(stays[dim][len(stays[dim]) - after :].sum()) if after and after > 0 else after
+        wanted += [int(stays[dim][:before].sum()) if before and before > 0 else before, kept_after]
+    flat: list[Any] = wanted
     if isinstance(given, (tuple, list)):
-        flat = [_held(repair, *pair) for pair in zip(given, flat, strict=bool(given))]
+        pairs = zip(given, wanted, strict=bool(given))
+        flat = [own if want is None else _held(repair, own, want) for own, want in pairs]
     if repair.node.op == "call_module":
         value = getattr(repair.graph.get_submodule(str(repair.node.target)), "value", 0.0)
     else:
@@ -185,7 +188,8 @@ def assertion(repair: Repair) -> None:
     repair.become("call_function", torch._assert, (True, *repair.node.args[1:]))
 
 
-@mends(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+@preserves(F.conv1d, F.conv2d, F.conv3d, follows=True)
+@preserves(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, follows=True)
 def group_count(repair: Repair) -> None:
     """A functional convolution names its number of groups."""
     node = repair.node
@@ -197,4 +201,5 @@ def group_count(repair: Repair) -> None:
     axis = x.ndim - (weight.ndim - 2) - 1
     channels = repair.expected.shape[axis] if transposed else x.shape[axis]
     groups = _held(repair, given.get("groups", 1), channels // weight.shape[1])
-    repair.become("call_function", node.target, (), given | {"groups": groups})
+    if groups is not given.get("groups", 1):
+        repair.become("call_function", node.target, (), given | {"groups": groups})

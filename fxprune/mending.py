@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from fxprune.labels import Labels, varying_axes
 from fxprune.numberless import home_of
 from fxprune.originals import SHARE, original
 from fxprune.rules import movement, recurrent
+from fxprune.rules.context import labels_in
 from fxprune.rules.table import RULES, Key, key_of
 
 INDEX = "_fxprune_index_"  # prefix of the buffers that hold gathering indices; they are not part of the state_dict
@@ -45,6 +46,10 @@ class Repair:
         source: fx.Node = self.node.all_input_nodes[0]
         return source
 
+    def changed(self, node: fx.Node) -> bool:
+        """Whether an input is a number, or several, and another one than in the original."""
+        return node in self.env and not isinstance(self.env[node], Labels) and self.env[node] != self.old[node.name]
+
     def arguments(self) -> tuple[Any, dict[str, Any]]:
         """The node's arguments with the original's numbers and labels in the place of nodes."""
         args, kwargs = map_arg((self.node.args, self.node.kwargs), lambda n: self.old[n.name])
@@ -56,6 +61,7 @@ class Repair:
         self.node.args, self.node.kwargs = args, kwargs or {}
 
 
+Value = Callable[[fx.Node], Any]
 Mend = Callable[[Repair], None]
 MENDS: dict[Key, Mend] = {}
 
@@ -71,13 +77,18 @@ def mends(*keys: Key) -> Callable[[Mend], Mend]:
 
 
 PRESERVES: dict[Key, Mend] = {}
+FOLLOWS: set[Key] = set()
 
 
-def preserves(*keys: Key) -> Callable[[Mend], Mend]:
-    """Register the decorated function, which brings numbers up to date that labels do not show."""
+def preserves(*keys: Key, follows: bool = False) -> Callable[[Mend], Mend]:
+    """Register the decorated function, which brings numbers up to date that labels do not show.
+
+    What `follows` takes sizes of what it reads as they are now; for any other, they stay the original's.
+    """
 
     def register(function: Mend) -> Mend:
         PRESERVES.update(dict.fromkeys(keys, function))
+        FOLLOWS.update(keys if follows else ())
         return function
 
     return register
@@ -107,22 +118,23 @@ def mend(repair: Repair) -> None:
 def restore_numbers(repair: Repair) -> None:
     """A number that was read from a size and goes into arithmetic on tensors stays the original's."""
     node = repair.node
+    key = key_of(node, repair.graph) if node.op.startswith("call") else ""
+    computes = key in RULES and key not in FOLLOWS and not _moves(repair)
+    if computes and any(isinstance(repair.old[n.name], Labels) for n in node.all_input_nodes):
+        restore(repair)
     preserve(repair)
-    rule = RULES.get(key_of(node, repair.graph)) if node.op.startswith("call") else None
-    follows = rule is None or rule.__module__ == movement.__name__
-    if not follows and any(isinstance(repair.old[n.name], Labels) for n in node.all_input_nodes):
-        restore(node, repair)
 
 
-def restore(node: fx.Node, repair: Repair, kinds: tuple[type, ...] = (int, float)) -> None:
-    """Replace the inputs that are of these kinds, and changed, by the original's."""
+def restore(repair: Repair, kinds: tuple[type, ...] = (int, float)) -> None:
+    """Replace the inputs of the node that are of these kinds, and changed, by the original's."""
+    node = repair.node
     node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda n: original(repair, n, kinds))
 
 
 @mends("new_zeros", "new_ones", "new_empty", "new_full")
 def creation(repair: Repair) -> None:
     """A tensor that is made of a size has the original's size."""
-    restore(repair.node, repair, (int, float, tuple))
+    restore(repair, (int, float, tuple))
 
 
 @mends(nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
@@ -182,7 +194,7 @@ def gather(repair: Repair) -> None:
 def _permute_before(repair: Repair, axis: int, index: Tensor) -> None:
     """Permute the channels so that the movement, as it stands, brings each to the place where it belongs."""
     size = repair.env[repair.source].shape[axis]
-    _, moved = _trace(repair, axis, repair.env[repair.source].shape, lambda n: repair.env[n])
+    _, moved = _trace(repair, axis, repair.env.__getitem__)
     if sorted(moved.tolist()) != list(range(size)) or len(index) != size:
         raise RewriteError(f"{repair.node.format_node()} moves channels and positions in one step")
     order = torch.empty_like(index)
@@ -216,7 +228,7 @@ def _places(repair: Repair) -> tuple[int, Tensor]:
     axis = narrowed[0]
     if repair.grows(repair.source.name, axis):
         raise RewriteError(f"axis {axis} of {repair.source.name} holds samples and channels, and no index fits both")
-    out, origin = _trace(repair, axis, before.shape, lambda n: repair.old[n.name])
+    out, origin = _trace(repair, axis, lambda n: repair.old[n.name])
     if out is not None:
         origin = origin[repair.masks(repair.old[repair.node.name])[out]]
     if not bool(stays[axis][origin].all()):
@@ -224,29 +236,63 @@ def _places(repair: Repair) -> tuple[int, Tensor]:
     return axis, (stays[axis].cumsum(0) - 1)[origin]
 
 
-def _trace(
-    repair: Repair, axis: int, shape: Sequence[int], value: Callable[[fx.Node], Any]
-) -> tuple[int | None, Tensor]:
+def _trace(repair: Repair, axis: int, value: Value) -> tuple[int | None, Tensor]:
     """Where along `axis` each index of the result comes from: the node's operation, run on the places themselves.
 
     Returns the axis of the result that `axis` becomes, or None where one index of it is taken out, and the places.
     """
-    size = [1] * len(shape)
-    size[axis] = shape[axis]
-    places = torch.arange(shape[axis], dtype=torch.float64).reshape(size).expand(tuple(shape))
-    given = repair.node.args[:2] if repair.node.target is operator.setitem else repair.node.args
-    args, kwargs = map_arg((given, repair.node.kwargs), value)
-    x = value(repair.source)
-    args, kwargs = pytree.tree_map_only(Labels, lambda v: places if v is x else v.value.cpu(), (args, kwargs))
-    result = movement.call(repair.node, repair.graph, args, kwargs)
+    result, rank = _moved(repair, axis, value, repair.node.args, repair.node.kwargs), value(repair.source).ndim
+    if isinstance(result, Tensor) and 0 in result.shape:
+        return result.shape.index(0), torch.empty(0, dtype=torch.int64)
     axes = varying_axes(result)
     if len(axes) > 1 or not isinstance(result, Tensor):
         raise RewriteError("it spreads the channels over several axes")
-    out = axes[0] if axes else axis if result.ndim == len(shape) else None
+    out = axes[0] if axes else axis if result.ndim == rank else None
     for dim in reversed(range(result.ndim)):
         if dim != out:
             result = result.select(dim, 0)
     return out, result.long()
+
+
+def _moved(repair: Repair, axis: int, value: Value, args: Any, kwargs: Any) -> Any:
+    """What the node's operation makes of the places along one axis of its first input."""
+    args = args[:2] if repair.node.target is operator.setitem else args
+    x, (args, kwargs) = value(repair.source), map_arg((args, kwargs), value)
+    size = [1] * x.ndim
+    size[axis] = x.shape[axis]
+    places = torch.arange(x.shape[axis], dtype=torch.float64).reshape(size).expand(x.shape)
+    args, kwargs = pytree.tree_map_only(Labels, lambda v: places if v is x else v.value.cpu(), (args, kwargs))
+    return movement.call(repair.node, repair.graph, args, kwargs)
+
+
+def check_places(repair: Repair, args: Any, kwargs: Any) -> None:
+    """See that a movement by numbers that changed moves what has no channels as it did by the arguments given before.
+
+    Raises RewriteError where it does not: labels do not show it.
+    """
+    x = repair.old.get(repair.source.name) if repair.node.all_input_nodes else None
+    if not isinstance(x, Labels) or not _moves(repair) or not any(map(repair.changed, repair.node.all_input_nodes)):
+        return
+    stays = [repair.masks(part) for part in labels_in(repair.old[repair.node.name])]
+    for axis in (axis for axis in range(x.ndim) if x.shape[axis] > 1 and not x.along(axis)):
+        before = pytree.tree_leaves(_moved(repair, axis, lambda n: repair.old[n.name], args, kwargs))
+        now = _moved(repair, axis, repair.env.__getitem__, repair.node.args, repair.node.kwargs)
+        for masks, then, part in zip(stays, before, pytree.tree_leaves(now), strict=True):
+            if not torch.equal(_picked(then, masks), part):
+                raise RewriteError(f"{repair.node.name} moves other places than in the original")
+
+
+def _picked(tensor: Tensor, masks: list[Tensor]) -> Tensor:
+    """What stays of a tensor, by masks of all its axes."""
+    for dim, mask in enumerate(masks):
+        tensor = tensor if bool(mask.all()) else tensor.index_select(dim, mask.nonzero().flatten())
+    return tensor
+
+
+def _moves(repair: Repair) -> bool:
+    """Whether the node is a data movement."""
+    rule = RULES.get(key_of(repair.node, repair.graph)) if repair.node.op.startswith("call") else None
+    return rule is not None and rule.__module__ == movement.__name__
 
 
 def _moves_only(repair: Repair, axis: int) -> bool:
@@ -254,7 +300,7 @@ def _moves_only(repair: Repair, axis: int) -> bool:
     before = repair.old[repair.source.name]
     for other in range(before.ndim):
         if other != axis and before.shape[other] > 1:
-            _, moved = _trace(repair, other, before.shape, lambda n: repair.old[n.name])
+            _, moved = _trace(repair, other, lambda n: repair.old[n.name])
             if moved.tolist() != list(range(before.shape[other])):
                 return False
     return True
@@ -262,7 +308,7 @@ def _moves_only(repair: Repair, axis: int) -> bool:
 
 def _run_of(index: Tensor) -> tuple[int, int] | None:
     """The bounds of an index that is a run of consecutive numbers."""
-    first = int(index[0])
+    first = int(index[0]) if len(index) else 0
     return (first, first + len(index)) if index.tolist() == list(range(first, first + len(index))) else None
 
 

@@ -44,10 +44,12 @@ def _on_kept(gated: fx.GraphModule, node: fx.Node, checker: Checker) -> None:
             node.replace_input_with(source, picked)
             env[picked] = checker.restrict(value)
             old[picked.name] = value
+        else:
+            env[source] = value
     if node.op == "call_module":
         name = f"kept_{node.name}"
         module = narrowed_copy(gated.get_submodule(str(node.target)), checker, prefix=str(node.target))
-        resize(module, next(iter(env.values()), None), repair.expected)
+        resize(module, env.get(repair.source), repair.expected)
         gated.add_module(name, module)
         node.target = name
     preserve(repair)

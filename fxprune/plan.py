@@ -19,6 +19,7 @@ from fxprune.descriptions import check_example, check_settings
 from fxprune.errors import PlanError
 from fxprune.paths import regular
 from fxprune.records import restored
+from fxprune.text import visible
 
 FORMAT = 1
 LARGEST = 256 << 20  # bytes of a file; a million channels take ten
@@ -79,7 +80,8 @@ class Plan:
         total, stay = sum(self.widths.values()), sum(len(kept) for kept in self.keep.values())
         level += "" if self.budget is None else f" ({self.budget})"
         lines = [f"plan{level}: {stay} of {total} channels stay"]
-        return "\n".join(lines + [f"  {site}: {len(kept)} of {self.widths[site]}" for site, kept in self.keep.items()])
+        lines += [f"  {site}: {len(kept)} of {self.widths[site]}" for site, kept in self.keep.items()]
+        return visible("\n".join(lines))
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON can hold it: format, alpha, the example's names, shapes and dtypes, each site's channels."""

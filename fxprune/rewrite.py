@@ -20,7 +20,7 @@ from fxprune.errors import FxpruneError, RewriteError
 from fxprune.growth import Growth
 from fxprune.isolation import empties
 from fxprune.labels import Labels, Plane, is_constant_beside
-from fxprune.mending import Repair, is_inserted, mend, restore_numbers
+from fxprune.mending import Repair, check_places, is_inserted, mend, restore, restore_numbers
 from fxprune.rules.context import Context, Option, Reading, Slot
 from fxprune.rules.resize import resize
 from fxprune.walk import step
@@ -83,22 +83,25 @@ def _settle(checker: Checker, node: fx.Node, growth: Growth) -> Any:
     elif node.op == "get_attr":
         resize(checker.graph.get_submodule(str(node.target).rpartition(".")[0]))
     restore_numbers(repair)
-    for source in node.all_input_nodes:
-        _see_inserted(checker, source, node)
-    try:
-        return checker.checked(node, node)
-    except Exception as error:  # noqa: BLE001 - whatever an op says of sizes that do not fit asks for mending
-        cause = error
-    try:
-        mend(repair)
-        for source in node.all_input_nodes:
-            _see_inserted(checker, source, node)
-        return checker.checked(node, node)
-    except Exception as error:
-        raise RewriteError(
-            f"{node.format_node()} cannot be narrowed ({cause}; after mending: {error}): "
-            "exclude the layers that feed it"
-        ) from error
+    given, errors = (node.args, node.kwargs), list[Exception]()
+    for change in (None, restore, mend):  # as it stands, with the original's numbers, and in other words
+        try:
+            if change is not None:
+                node.args, node.kwargs = given
+                change(repair)
+            for source in node.all_input_nodes:
+                _see_inserted(checker, source, node)
+            value = checker.checked(node, node)
+            if change is not mend:
+                check_places(repair, *given)
+        except Exception as error:  # noqa: BLE001 - whatever an op says of sizes that do not fit asks for mending
+            errors.append(error)
+        else:
+            return value
+    raise RewriteError(
+        f"{node.format_node()} cannot be narrowed ({errors[0]}; after mending: {errors[-1]}): "
+        "exclude the layers that feed it"
+    ) from errors[-1]
 
 
 def _see_inserted(checker: Checker, node: fx.Node, original: fx.Node) -> None:

@@ -91,14 +91,18 @@ def _unknown(ctx: Context, node: fx.Node, inputs: list[Labels], unknown: Unknown
     name = describe(key_of(node, ctx.graph))
     if unknown == "error":
         raise UnsupportedOpError(
-            f"no rule says what {name} (node {node.name}, {_line(node)}) does to channels: register one with "
+            f"no rule says what {name} ({named(node)}) does to channels: register one with "
             '@fxprune.rules.rule(...), or pass unknown="freeze" to keep the channels that it touches whole'
         )
     return ctx.opaque(f"no rule for {name}", inputs)
 
 
+def named(node: fx.Node) -> str:
+    """A node by its name, and where in the model's source it comes from."""
+    return f"node {node.name}, {_line(node)}"
+
+
 def _line(node: fx.Node) -> str:
-    """Where in the model's source a node comes from."""
     frames = (line.strip() for line in str(node.stack_trace or "").splitlines())
     places = [frame for frame in frames if frame.startswith('File "') and not any(home in frame for home in HOMES)]
     if places:

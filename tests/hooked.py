@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 HOOKED: dict[str, Callable[[], nn.Module]] = {}
 SEEN: list[int] = []  # what a hook appends to by its global name
+CALLS = 0  # what it counts there
 SCALE = torch.tensor(3.0)
 
 
@@ -89,6 +90,8 @@ def hook_by_a_tensor() -> nn.Module:
 @hooked
 def hook_by_globals() -> nn.Module:
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        global CALLS
+        CALLS += 1
         SEEN.append(1)
         return output * SCALE
 

@@ -61,10 +61,10 @@ def by_keyword(graph: fx.GraphModule, node: fx.Node, values: Values) -> None:
     own = int(node.op == "call_method")
     for signature in signatures(key):
         named = dict(zip(signature.places[int(module) + own :], node.args[own:], strict=False)) | node.kwargs
-        if len(named) + own == len(node.args) + len(node.kwargs):
-            if takes(graph, node, values, node.args[:own], named) is not None:
-                node.args, node.kwargs = node.args[:own], named
-                return
+        whole = len(named) + own == len(node.args) + len(node.kwargs)
+        if whole and takes(graph, node, values, node.args[:own], named) is not None:
+            node.args, node.kwargs = node.args[:own], named
+            return
 
 
 def with_empty(graph: fx.GraphModule, node: fx.Node, values: Values) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import fxprune
 from fxprune.errors import CaptureError, FxpruneWarning
+from fxprune.isolation import isolated_copy
 
 RUNGS = ("fx", "values", "export")
 LOADER = [(images(6, seed), torch.arange(6) % 3) for seed in range(2)]
@@ -37,14 +39,14 @@ DECIDING = "ignore:.* decides by the values:fxprune.FxpruneWarning"
 @pytest.mark.parametrize("name", HOOKED)
 def test_the_graph_equals_the_model_with_its_hooks(name: str, rung: str) -> None:
     model, x = HOOKED[name]().eval(), images(5, seed=7)
-    seen, before = list(hooked.SEEN), picture(model)
+    seen, before = (list(hooked.SEEN), hooked.CALLS), picture(model)
     if name in {"fx": NOT_BY_FX, "export": NOT_BY_EXPORT}.get(rung, ()):
         with pytest.raises(CaptureError, match=rf"(?s)cannot be captured:\n  {rung}.*depends on the forward"):
             fxprune.capture(model, images(2), method=rung)
         return
     graph = fxprune.capture(model, images(2), method=rung)
     assert same_picture(before, picture(model))
-    assert seen == hooked.SEEN
+    assert seen == (hooked.SEEN, hooked.CALLS)
     assert difference(outputs(model, x), outputs(graph, x)) <= (1e-6 if "attention" in name else 0)
     assert list(graph.state_dict()) == list(model.state_dict())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in graph.modules())
@@ -77,6 +79,14 @@ def test_what_a_hook_shares_is_copied_apart_from_what_cannot_be() -> None:
     assert len(watcher.seen) == 1
     assert difference(outputs(model, images(5)), outputs(graph, images(5))) == 0
     assert graph.get_submodule("f").bias.data_ptr() != model.f.bias.data_ptr()
+
+
+def test_functions_of_torch_are_shared() -> None:
+    model = nn.Sequential(conv(), nn.Flatten()).eval()
+    model.pool, model.relu = functools.partial(F.max_pool2d, kernel_size=2), F.relu
+    own = isolated_copy(model)
+    assert own.pool.func is F.max_pool2d
+    assert own.relu is F.relu
 
 
 def test_a_hook_may_change_the_structure_of_what_it_is_given() -> None:

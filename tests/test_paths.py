@@ -87,7 +87,7 @@ def test_what_is_no_regular_file_is_left_alone(verb: str, use: Use, thing: str, 
         use(path)
     after = (tmp_path / "thing").lstat()
     assert (before.st_ino, before.st_mode, before.st_rdev) == (after.st_ino, after.st_mode, after.st_rdev)
-    assert len(list(tmp_path.iterdir())) == 1 + linked
+    assert len([*tmp_path.iterdir()]) == 1 + linked
 
 
 ODD: dict[str, tuple[Any, str]] = {

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 import math
+import random
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -23,12 +26,12 @@ from fxprune.capture.hooks import told as told_of_hooks
 from fxprune.capture.passes import placeholder_values
 from fxprune.errors import CaptureError, FxpruneWarning, told
 from fxprune.example import another, as_call, batch_length, opened, trim
-from fxprune.isolation import kept_buffers, precise, seeded
+from fxprune.isolation import evaluating, precise, seeded
 from fxprune.numberless import has_numbers
 from fxprune.source import is_users
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-_SEEDS = (20_231, 20_232)  # no seeds that a forward is traced with: what it draws must not be a constant of the graph
+_SEED = 20_231  # none that a forward is traced with: what it draws must not be a constant of the graph
 
 
 class DisagreementError(CaptureError):
@@ -48,15 +51,18 @@ class Trial:
 class Reference:
     """What the caller's model gives in eval mode on the example, of which it takes two samples or all, and on another.
 
-    `random`: two runs on one batch differ since numbers are drawn. `changed`: names of the buffers and attributes that
-    a forward leaves with another value.
+    `whole` is the example as it was given. `random` names the generators that a forward draws from. `changed` are the
+    names of the buffers and attributes that it leaves with another value; `stateful` says that a second run on the same
+    batch differs for no other reason than the first.
     """
 
     model: nn.Module
     concrete: Mapping[str, Any]
-    trials: tuple[Trial, ...]
-    random: bool
+    whole: Any
+    trials: list[Trial]
+    random: frozenset[str]
     changed: tuple[str, ...]
+    stateful: bool
 
     @classmethod
     def of(cls, model: nn.Module, example: Any, other: Any, concrete: Mapping[str, Any]) -> Reference:
@@ -64,16 +70,14 @@ class Reference:
 
         Raises CaptureError where the model does not run on the example.
         """
-        own = plain_copy(model)
+        own, drawn = plain_copy(model), set[str]()
         before = _state(own)
         batch, output = first_run(own, example, concrete)
         changed = tuple(name for name, value in _state(own).items() if not _same(value, before.get(name)))
-        random = False
-        if not _agree(output, _call(own, batch, concrete, seed=_SEEDS[1])):
-            random = not _agree(output, _call(plain_copy(model), batch, concrete, seed=_SEEDS[1]))
+        again = _call(own, batch, concrete, drawn=drawn)
         own = plain_copy(model) if changed else own
-        trials = (Trial(batch, output, grad=False), *_second_trial(own, batch, other, concrete))
-        return cls(model, concrete, trials, random, changed)
+        trials = [Trial(batch, output, grad=False), *_second_trial(own, batch, other, concrete)]
+        return cls(model, concrete, example, trials, frozenset(drawn), changed, not _agree(output, again))
 
     @property
     def example(self) -> Any:
@@ -83,24 +87,29 @@ class Reference:
     def warn(self) -> None:
         """Say what a graph holds otherwise than the model: draws of random numbers, and what a forward changes."""
         name = type(self.model).__name__
-        if self.random:
+        if "torch" in self.random:
             _say(
                 f"{name} draws random numbers in eval mode: its graph draws them, too, and was compared under one seed"
             )
-        if self.changed:
+        if others := " and ".join(sorted(self.random - {"torch"})):
+            _say(f"{name} draws random numbers from {others} in eval mode: its graph holds those of one run")
+        if self.changed or self.stateful:
+            what = ", ".join(self.changed[:4]) or "something that is neither a buffer nor a number"
             _say(
-                f"the forward of {name} changes {', '.join(self.changed[:4])}: the graph begins with the buffers that "
-                "the model has now, and holds attributes at the values of the first call"
+                f"the forward of {name} changes {what}: the graph begins with the buffers that the model has now, and "
+                "holds all else at the values of the first call"
             )
 
     def check(self, graph: ModelGraph) -> None:
         """Raise DisagreementError where a graph gives other outputs than the model."""
+        if graph.meta["fxprune"].get("by_batch") and len(self.trials) <= 2:
+            self.trials.extend(self._of_other_sizes())
         for trial in self.trials:
             rows = _rows(trial.batch)
             try:
-                with kept_buffers(graph):
+                with evaluating(graph):
                     values = placeholder_values(graph, trial.batch)
-                    found = _run(graph.forward, values, {}, _SEEDS[0], grad=trial.grad)
+                    found = _run(graph.forward, values, {}, grad=trial.grad)
             except Exception as error:
                 raise DisagreementError(
                     f"its graph fails on {rows}, on which the model runs ({told(error)})"
@@ -110,6 +119,13 @@ class Reference:
                     f"its graph gives other outputs than the model on {rows} ({_difference(trial.output, found)}), "
                     f"first {self._place(graph, trial)}"
                 )
+
+    def _of_other_sizes(self) -> Iterator[Trial]:
+        """Batches of sizes that the model will be given, for graphs that were made by a decision on their number."""
+        length = batch_length(self.whole)
+        for batch in (self.whole, another(self.whole, length + 1)):
+            if batch_length(batch) > batch_length(self.example) + 1:
+                yield from _tried(plain_copy(self.model), batch, self.concrete)
 
     def reason(self) -> str:
         """What the graphs are likely to differ by, in words."""
@@ -127,9 +143,9 @@ class Reference:
         for path, module in own.named_modules():
             module.register_forward_hook(partial(_note_call, calls, path))
         _call(own, trial.batch, self.concrete)
-        with kept_buffers(graph):
+        with evaluating(graph):
             recorder = _CallRecorder(graph)
-            _run(recorder.run, placeholder_values(graph, trial.batch), {}, _SEEDS[0], grad=False)
+            _run(recorder.run, placeholder_values(graph, trial.batch), {}, grad=False)
         for path, inputs, output in calls:
             for given, found in recorder.calls.get(path, [])[:1]:
                 if not _agree(inputs, given):
@@ -167,29 +183,35 @@ def first_run(own: nn.Module, example: Any, concrete: Mapping[str, Any]) -> tupl
 
     Raises CaptureError, which names hooks and forwards that are set on instances, where it runs on neither.
     """
-    found: list[Any] = []
     try:
-        batch = first_running(own, cuts(example), lambda tried: found.append(_call(own, tried, concrete)))
+        return first_running(own, cuts(example), lambda batch: _call(own, batch, concrete))
     except CaptureError as error:
         raise CaptureError(f"{error}{told_of_hooks(own, list(hooks_of(own)))}") from error.__cause__
-    return batch, found[-1]
 
 
 def _second_trial(own: nn.Module, batch: Any, other: Any, concrete: Mapping[str, Any]) -> Iterator[Trial]:
     """Another batch, of another number of samples where the model takes one; none where it takes no other batch."""
     made = (another(batch, batch_length(batch) + 1), another(batch, batch_length(batch)))
     given = () if other is None else (trim(other, samples=3), other)
-    for tried in (*given, *made):
-        for grad in (True, False):
-            try:
-                output = _call(own, tried, concrete, grad=grad)
-            except Exception:  # noqa: BLE001, S112 - the caller's model takes no such batch, whatever it says
-                continue
-            yield Trial(tried, output, grad)
-            return
+    tried = chain.from_iterable(_tried(own, batch, concrete) for batch in (*given, *made))
+    yield from islice(tried, 1)
 
 
-def _call(own: nn.Module, batch: Any, concrete: Mapping[str, Any], seed: int = _SEEDS[0], *, grad: bool = False) -> Any:
+def _tried(own: nn.Module, batch: Any, concrete: Mapping[str, Any]) -> Iterator[Trial]:
+    """What a model gives on a batch, with gradients recorded where it takes that; nothing where it does not run."""
+    for grad in (True, False):
+        try:
+            output = _call(own, batch, concrete, grad=grad)
+        except Exception:  # noqa: BLE001, S112 - the caller's model takes no such batch, whatever it says
+            continue
+        yield Trial(batch, output, grad)
+        return
+
+
+def _call(
+    own: nn.Module, batch: Any, concrete: Mapping[str, Any], *, grad: bool = False, drawn: set[str] | None = None
+) -> Any:
+    """What a model gives on a copy of a batch. Into `drawn` go the generators that it draws from."""
     args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, batch))
     if concrete:  # which may stand between the positional ones
         args, kwargs = (), dict(signature_of(own, concrete).bind(*args, **kwargs).arguments)
@@ -198,17 +220,28 @@ def _call(own: nn.Module, batch: Any, concrete: Mapping[str, Any], seed: int = _
                 args = kwargs.pop(name, ())
             elif parameter.kind is parameter.VAR_KEYWORD:
                 kwargs |= kwargs.pop(name, {})
-    return _run(own, args, {**kwargs, **concrete}, seed, grad=grad)
+    return _run(own, args, {**kwargs, **concrete}, grad=grad, drawn=drawn)
 
 
-def _run(function: Any, args: Any, kwargs: Any, seed: int, *, grad: bool) -> Any:
-    """What a function gives, with all generators at a seed, and without its warnings.
+def _run(function: Any, args: Any, kwargs: Any, *, grad: bool, drawn: set[str] | None = None) -> Any:
+    """What a function gives, with all generators at one seed, and without its warnings.
 
     torch's fast path through transformer layers, which gives zeros where samples are padded, is not taken.
     """
-    with seeded(seed), precise(), torch.set_grad_enabled(grad), warnings.catch_warnings(), _slow_path():
+    with seeded(_SEED), precise(), torch.set_grad_enabled(grad), warnings.catch_warnings(), _slow_path():
         warnings.simplefilter("ignore")
-        return pytree.tree_map_only(Tensor, torch.detach, opened(function(*args, **kwargs)))
+        before = _generators()
+        output = pytree.tree_map_only(Tensor, torch.detach, opened(function(*args, **kwargs)))
+        if drawn is not None:
+            drawn |= {name for name, state in _generators().items() if state != before[name]}
+        return output
+
+
+def _generators() -> dict[str, Any]:
+    """The states of the random generators of the process, by whose they are."""
+    numpy: Any = np.random.get_state()
+    ours = bytes(torch.get_rng_state().tolist())
+    return {"torch": ours, "Python's random": random.getstate(), "NumPy": (numpy[1].tobytes(), *numpy[2:])}
 
 
 @contextmanager

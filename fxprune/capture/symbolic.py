@@ -63,7 +63,7 @@ class SymbolicTracer(fx.Tracer):
         self, example: Any = (), concrete: Mapping[str, Any] | None = None, leaves: Sequence[Entry] = ()
     ) -> None:
         super().__init__(autowrap_functions=self.whole)
-        self._autowrap_search += _modules_with(self.whole)
+        self._autowrap_search += _modules_with(self.whole, len(sys.modules))
         self.example, self.concrete, self.leaves = example, dict(concrete or {}), leaves
         self.kept: dict[str, None] = {}
         self.refused: list[str] = []
@@ -231,8 +231,12 @@ def _is_layer_of_torch(module: nn.Module) -> bool:
     return owner not in _OPENED and not changed(module, layer)
 
 
-def _modules_with(functions: Sequence[Callable[..., Any]]) -> list[ModuleType]:
-    """The imported modules that have one of these functions under its own name, a model's helpers among them."""
+@functools.lru_cache(maxsize=4)
+def _modules_with(functions: Sequence[Callable[..., Any]], count: int) -> list[ModuleType]:
+    """The imported modules, of which there are `count`, that have one of these functions under its own name.
+
+    A model's helpers are among them.
+    """
     modules: list[Any] = list(sys.modules.values())  # of which some may be anything
     found, named = [module for module in modules if isinstance(module, ModuleType)], {f.__name__: f for f in functions}
     return [m for m in found if any(vars(m)[name] is named[name] for name in named.keys() & vars(m).keys())]

@@ -22,6 +22,7 @@ from fxprune.capture.checks import Entry
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.proxies import TensorProxy, ValueProxy, is_plain, is_symbol, proxy_of
 from fxprune.errors import FxpruneWarning
+from fxprune.example import batch_length
 from fxprune.mixed import method, mixed
 from fxprune.numberless import CPU, META, has_numbers
 from fxprune.source import deciding_line, users_frame
@@ -51,7 +52,8 @@ class ValueTracer(symbolic.SymbolicTracer):
 
     `values` are those of the nodes; `told` are the nodes whose values depend on those of the inputs, not only on their
     sizes; `branches` are the lines that decide by such values, and `decisions` the numbers and truths that Python was
-    given of them, in order.
+    given of them, in order. `counts` are numbers that follow from that of the samples, and `by_batch` says whether
+    Python decides by one.
     """
 
     whole = symbolic.PACKING
@@ -62,6 +64,8 @@ class ValueTracer(symbolic.SymbolicTracer):
         self.told: set[fx.Node] = set()
         self.branches: dict[str, None] = {}
         self.decisions: list[Any] = []
+        self.counts: set[fx.Node] = set()
+        self.samples, self.by_batch = batch_length(self.example), False
         self.inputs: dict[str, Any] = {}
         self.running, self.thread = False, threading.get_ident()
 
@@ -90,6 +94,7 @@ class ValueTracer(symbolic.SymbolicTracer):
         if kind != "output":
             self.values[node] = self._run(node)
             self._tell(node)
+            self._count(node)
         return node
 
     def proxy(self, node: fx.Node) -> Any:
@@ -143,6 +148,20 @@ class ValueTracer(symbolic.SymbolicTracer):
         if node.all_input_nodes and _changes_input(node, str(name)):
             self.told.add(node.all_input_nodes[0])
 
+    def _count(self, node: fx.Node) -> None:
+        """Note whether a node is the number of samples, or follows from it; a truth that does decides something."""
+        value = self.values[node]
+        if isinstance(value, (bool, int, float)) and (
+            self.counts.intersection(node.all_input_nodes) or (value == self.samples and self._is_first_size(node))
+        ):
+            self.counts.add(node)
+            self.by_batch |= isinstance(value, bool)
+
+    def _is_first_size(self, node: fx.Node) -> bool:
+        """Whether a node is the size of a tensor's first axis."""
+        of_shape = node.target is operator.getitem and isinstance(self.values.get(node.args[0]), torch.Size)  # type: ignore[arg-type]
+        return (of_shape or node.target == "size") and node.args[1:] == (0,)
+
     def _forget(self, node: fx.Node) -> None:
         """What a node writes into has no numbers any more, where what it writes has none."""
         written, *others = node.all_input_nodes
@@ -152,6 +171,7 @@ class ValueTracer(symbolic.SymbolicTracer):
     def fixed(self, proxy: ValueProxy) -> Any:
         """The value of a symbol where Python needs it; it is noted with its line where the input's values decide it."""
         value, frame = self.values[proxy.node], users_frame()
+        self.by_batch |= proxy.node in self.counts
         if proxy.node not in self.told:
             return value
         if frame is not None and (line := deciding_line(frame)):
@@ -269,7 +289,7 @@ def trace(
         return tracers[0]
 
     graph = symbolic.trace(model, example, concrete_args=concrete_args, leaves=leaves, make=make)
-    graph.meta["fxprune"]["decisions"] = tuple(tracers[0].decisions)
+    graph.meta["fxprune"] |= {"decisions": tuple(tracers[0].decisions), "by_batch": tracers[0].by_batch}
     if tracers[0].branches and not _REPLAYED.get():
         warnings.warn(
             f"{type(model).__name__} decides by the values of its input, and the graph always goes the way that the "

@@ -12,6 +12,7 @@ import typer
 
 from fxprune.atomic import replacing, writable
 from fxprune.errors import FxpruneError
+from fxprune.text import visible
 
 
 def check_writable(*paths: Path | None) -> None:
@@ -25,7 +26,7 @@ def check_suffix(paths: Iterable[Path], suffixes: tuple[str, ...], option: str) 
     """A usage error where a file ends in none of `suffixes`."""
     for path in paths:
         if path.suffix not in suffixes:
-            raise typer.BadParameter(f"{path} ends in none of {', '.join(suffixes)}", param_hint=option)
+            raise typer.BadParameter(visible(f"{path} ends in none of {', '.join(suffixes)}"), param_hint=option)
 
 
 def write_json(path: Path, content: Any) -> None:

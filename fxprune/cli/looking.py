@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from fxprune.cli.targets import Built, object_of
 from fxprune.coupling import Group, couple
 from fxprune.errors import FxpruneError
 from fxprune.report import Report
+from fxprune.reporting.tables import plain
 from fxprune.submodule import part_of, with_captured_part
 
 DTYPES = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
@@ -84,7 +86,8 @@ def _write_page(found: Report, page: Path) -> None:
 
 def _page(html: Path, part: str, *, single: bool) -> Path:
     """The page of a part: with several parts, one each."""
-    return html if single else html.with_name(f"{html.stem}-{part}{html.suffix}")
+    named = re.sub(r"[^\w.-]", "_", part)  # a file may say anything
+    return html if single else html.with_name(f"{html.stem}-{named}{html.suffix}")
 
 
 def inspect(
@@ -141,7 +144,8 @@ def tree(name: str, groups: tuple[Group, ...]) -> Tree:
     free = [group for group in groups if group.frozen is None]
     units = sum(map(len, free))
     stay = _counted(len(groups) - len(free), "group")
-    root = Tree(Text(f"{name}: {_counted(units, 'unit')} in {_counted(len(free), 'group')} may go; {stay} whole"))
+    said = f"{name}: {_counted(units, 'unit')} in {_counted(len(free), 'group')} may go; {stay} whole"
+    root = Tree(*plain(said))
     for group in groups:
         root.add(_branch(group))
     return root
@@ -150,14 +154,15 @@ def tree(name: str, groups: tuple[Group, ...]) -> Tree:
 def _branch(group: Group) -> Tree:
     state = f"stays: {group.frozen}" if group.frozen else "prunable"
     state += f", inexactly: {group.inexact}" if group.inexact and not group.frozen else ""
-    title = Text.assemble(
-        (group.name, "bold"), f"  {_counted(len(group), 'unit')}, ", (state, "dim" if group.frozen else "green")
-    )
+    title = Text().join([
+        *plain(group.name, style="bold"), Text(f"  {_counted(len(group), 'unit')}, "),
+        *plain(state, style="dim" if group.frozen else "green"),
+    ])  # fmt: skip
     branch = Tree(title)
     for site in group.sites:
-        branch.add(Text(f"{site.name}  {group.channels(site)} of {site.width} channels"))
+        branch.add(*plain(f"{site.name}  {group.channels(site)} of {site.width} channels"))
     if group.consumers:
-        branch.add(Lines(Text(f"read by {', '.join(group.consumers)}", style="cyan")))
+        branch.add(Lines(*plain(f"read by {', '.join(group.consumers)}", style="cyan")))
     return branch
 
 

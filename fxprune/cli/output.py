@@ -18,6 +18,7 @@ from fxprune.batches import length_of, read
 from fxprune.cli import INTERRUPTED
 from fxprune.distributed import rank_and_size
 from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.text import visible
 
 WIDTH = 120  # of text that goes to a file or a pipe
 FAILED = 1
@@ -41,7 +42,8 @@ class Output:
         """Print text, tables or trees, unless the command is to be quiet."""
         if not self.quiet:
             for thing in things:
-                self._text.print(thing, markup=False, highlight=False, soft_wrap=isinstance(thing, str))
+                is_text = isinstance(thing, str)
+                self._text.print(visible(thing) if is_text else thing, markup=False, highlight=False, soft_wrap=is_text)
 
     def wrote(self, *paths: object) -> None:
         """Say which files there are now."""

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fxprune.atomic import replacing
 from fxprune.errors import FxpruneError
+from fxprune.reporting.tables import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,11 +58,11 @@ def table(rows: Sequence[Row], metric: str = "accuracy") -> Table:
     """Every row, with its share of the first, the original; those on the front have a star."""
     found = Table(caption="*: no other is at least as accurate, small and fast, and better in one")
     for name in ("asked", "alpha", "parameters", "MACs", "ms", metric, "front"):
-        found.add_column(name, justify="left" if name == "asked" else "right")
+        found.add_column(*plain(name), justify="left" if name == "asked" else "right")
     first = rows[0]
     for row in rows:
         found.add_row(
-            row.name,
+            *plain(row.name),
             "" if row.alpha is None else f"{row.alpha:.3g}",
             f"{row.params:,} ({row.params / max(first.params, 1):.0%})",
             f"{row.macs:,} ({row.macs / max(first.macs, 1):.0%})",

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from fxprune.reporting.tables import level_of, printed
+from fxprune.reporting.tables import level_of, plain, printed
 
 if TYPE_CHECKING:
     from fxprune.report import Report
@@ -63,15 +63,16 @@ class Comparison:
         return printed(self)
 
     def __rich_console__(self, console: Console, options: Any) -> Any:
-        columns = "before", self.first, self.second
-        figures = Table("", *columns, "second / first", title=f"{self.first} | {self.second}")
+        columns = plain("before", self.first, self.second)
+        title = plain(f"{self.first} | {self.second}", style="table.title")[0]
+        figures = Table("", *map(Column, columns), "second / first", title=title)
         for figure in self.figures:
-            figures.add_row(*figure.cells())
+            figures.add_row(*plain(*figure.cells()))
         yield figures
         if self.groups:
-            groups = Table("units of group", *columns)
+            groups = Table("units of group", *map(Column, columns))
             for group in self.groups:
-                groups.add_row(group.name, *map(_count, (group.before, group.first, group.second)))
+                groups.add_row(*plain(group.name, *map(_count, (group.before, group.first, group.second))))
             yield groups
         yield f"{self.alike} group{'' if self.alike == 1 else 's'} of the same width in both"
 

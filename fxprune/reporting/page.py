@@ -14,6 +14,7 @@ from fxprune.reporting.groups import groups_section
 from fxprune.reporting.markup import Cell, Row, card, note, number, share, short, table, text, tile
 from fxprune.reporting.records import BatchLatency, Finetuning, LayerReport, MeasuredLatency, Timing, milliseconds
 from fxprune.reporting.tables import level_of
+from fxprune.text import visible
 
 if TYPE_CHECKING:
     from fxprune.report import Report
@@ -42,7 +43,7 @@ def page(report: Report) -> str:
     """The page as text."""
     how = _how(report)
     sections = "".join(part for part in _sections(report) if part)
-    return (
+    return visible(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'

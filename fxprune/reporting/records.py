@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from fxprune.text import visible
+
 SAMPLED = 512  # units of a group that a report keeps
 GAIN = 0.05  # of the time, below which a model is not faster
 
@@ -157,7 +159,7 @@ class MeasuredLatency:
         for pair in self.batches:
             before, after = (f"{milliseconds(t.median)} ({_spread(t)})" for t in (pair.before, pair.after))
             lines.append(f"  batch {pair.batch_size}: {before} -> {after}, {pair.speedup:.2f} x")
-        return "\n".join([*lines, *(f"  {line}" for line in self.explained())])
+        return visible("\n".join([*lines, *(f"  {line}" for line in self.explained())]))
 
     def explained(self) -> tuple[str, ...]:
         """Where the smaller model is not faster, and why, a sentence a line; empty where it is faster everywhere."""

@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fxprune.compensation import Compensation
 from fxprune.reporting.records import Finetuning, MeasuredLatency, Timing, milliseconds
+from fxprune.text import visible
 
 if TYPE_CHECKING:
     from fxprune.report import Report
 
 SHOWN = 5  # of the largest layers
+
+
+def plain(*texts: str, style: str = "") -> list[Text]:
+    """Texts for a table that are shown as they are, whatever names they hold."""
+    return [Text(visible(text), style) for text in texts]
 
 
 def printed(shown: Any) -> str:
@@ -28,13 +35,13 @@ def printed(shown: Any) -> str:
 def tables(report: Report) -> Iterator[Any]:
     """What a report prints: the summary, the budget, the widths, the largest layers, and what stayed whole."""
     yield _summary(report)
-    yield from [] if report.budget is None else [str(report.budget)]
-    yield from [] if report.latency is None else report.latency.explained()
+    yield from [] if report.budget is None else plain(str(report.budget))
+    yield from [] if report.latency is None else plain(*report.latency.explained())
     yield _widths(report)
     yield from [_layers(report)] if report.layers else []
     for frozen in report.frozen:
         names = ", ".join(frozen.sites[:6]) + (", ..." if len(frozen.sites) > 6 else "")
-        yield f"whole: {names}: {frozen.reason}"
+        yield from plain(f"whole: {names}: {frozen.reason}")
 
 
 def level_of(report: Report) -> str:
@@ -53,20 +60,20 @@ def counted(report: Report) -> list[tuple[str, int, int]]:
 
 
 def _summary(report: Report) -> Table:
-    table = Table(title=f"{report.model} at {level_of(report)}")
+    table = Table(title=plain(f"{report.model} at {level_of(report)}", style="table.title")[0])
     for name in ("", "before", "after", "left"):
         table.add_column(name, justify="left" if not name else "right")
     for name, before, after in counted(report):
         table.add_row(name, f"{before:,}", f"{after:,}", f"{after / max(before, 1):.1%}")
     for row in _timed(report.latency) if report.latency else ():
-        table.add_row(*row)
+        table.add_row(*plain(*row))
     proof = "not run" if report.error is None else f"{report.error:.1e}"
     table.add_row("verify's error" + (", before fine-tuning" if report.finetuned else ""), "", proof, "")
-    table.add_row("captured by", "", report.captured, "")
+    table.add_row(*plain("captured by", "", report.captured, ""))
     if report.compensation:
-        table.add_row(*_compensated(report.compensation))
+        table.add_row(*plain(*_compensated(report.compensation)))
     if report.finetuned:
-        table.add_row(*_tuned(report.finetuned))
+        table.add_row(*plain(*_tuned(report.finetuned)))
     return table
 
 
@@ -74,9 +81,9 @@ def _widths(report: Report) -> Table:
     table = Table("group", "units", "layers (channels before -> after)")
     for group in report.groups:
         sites = ", ".join(f"{name} {before}->{after}" for name, (before, after) in group.sites.items())
-        table.add_row(group.name, f"{group.before} -> {group.after}", sites)
+        table.add_row(*plain(group.name, f"{group.before} -> {group.after}", sites))
         if group.inexact:
-            table.add_row("", "", f"inexact: {group.inexact}")
+            table.add_row(*plain("", "", f"inexact: {group.inexact}"))
     return table
 
 
@@ -84,7 +91,8 @@ def _layers(report: Report) -> Table:
     table = Table("largest that remain", "type", "parameters", "MACs a sample", "of all")
     for layer in report.layers[:SHOWN]:
         share = layer.macs[1] / max(report.macs_after, 1)
-        table.add_row(layer.name, layer.kind, f"{layer.params[1]:,}", f"{layer.macs[1]:,}", f"{share:.1%}")
+        counts = f"{layer.params[1]:,}", f"{layer.macs[1]:,}", f"{share:.1%}"
+        table.add_row(*plain(layer.name, layer.kind, *counts))
     return table
 
 

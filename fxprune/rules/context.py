@@ -319,8 +319,6 @@ class Context(ABC):
         """
         planes, single = [], []
         for index, tensor in enumerate(tensors):
-            if not tensor.numel():
-                continue  # what is empty holds no channels
             axes = self.axes_of(tensor, output, index)
             core = core_of(tensor, axes)
             if not axes:

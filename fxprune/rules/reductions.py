@@ -78,7 +78,7 @@ def _reduced(ctx: Context, x: Labels, plane: Plane, dims: Sequence[int]) -> Plan
         return Plane(first, rest)
     if not inside:
         return plane
-    is_sum = ctx.node.target in ("sum", torch.sum)
+    is_sum = ctx.node.target in ("sum", torch.sum) and not ctx.is_constant(x)  # that of a weight is a statistic
     if is_sum and len(inside) == 1 and len(x.along(inside[0])) == 1:
         ctx.consume(x, inside[0])
     else:
@@ -180,10 +180,18 @@ for _nd in (1, 2, 3):
 
 @rule(F.interpolate, F.upsample, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 @rule(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d)
-@rule(nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d, F.grid_sample)
+@rule(nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
 def resample(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Positions are resampled; a module's name or the rank of the input tells how many axes they have."""
     x = labels_in((args, kwargs))[0]
     if ctx.node.op == "call_module" and type(args[0]).__name__[-2:] in ("1d", "2d", "3d"):
         return over_positions(ctx, x, nd=int(type(args[0]).__name__[-2]))
     return over_positions(ctx, x, nd=x.ndim - 2)
+
+
+@rule(F.grid_sample)
+def grid_sample(ctx: Context, input: Labels, grid: Labels, *args: Any, **kwargs: Any) -> Any:  # noqa: A002 - torch's
+    """Positions are looked up by coordinates: two or three numbers that are no channels."""
+    for plane in grid.planes:
+        ctx.freeze(plane.core, f"gives {ctx.describe()} its coordinates")
+    return over_positions(ctx, input, nd=input.ndim - 2)
