@@ -30,11 +30,10 @@ def check(function: Callable[..., Any], given: Mapping[str, Any], passed_to: Cal
 
     None is what an argument may be whose default it is. Further keywords are those of `passed_to`, or a TypeError.
 
-    >>> check(torch.nn.init.ones_, {"tensor": 1})
     >>> def plan(alpha=None, min_keep=1): ...
     >>> check(plan, {"alpha": None, "min_keep": 0})
     Traceback (most recent call last):
-    fxprune.errors.PlanError: min_keep is 0; it is a whole number, at least 1
+    fxprune.errors.PlanError: min_keep is 0; it is a whole number, at least 1 and below 2**31
     """
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD and passed_to is not None:

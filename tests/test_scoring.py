@@ -491,5 +491,5 @@ def test_the_bounds_of_plans_are_those_that_scoring_was_told(tmp_path: Path) -> 
 
 
 def test_bounds_that_make_no_sense_are_said_before_the_pass() -> None:
-    with pytest.raises(PlanError, match="min_keep is 0 and round_to is 1; both are at least 1"):
+    with pytest.raises(PlanError, match="min_keep is 0; it is a whole number, at least 1"):
         fxprune.score(ZOO["residual"].build(), iter([]), min_keep=0)
