@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from fxprune.mending import PERMUTE, Repair, index_node, mends, preserves, restore
 from fxprune.originals import SHARE
@@ -33,8 +35,7 @@ def number_as_tensor(repair: Repair) -> None:
 def groups_of_norm(repair: Repair) -> None:
     """Groups keep their size, where there are several."""
     now, before = repair.env[repair.source].shape[1], repair.old[repair.source.name].shape[1]
-    count = repair.node.kwargs.get("num_groups", repair.node.args[1] if len(repair.node.args) > 1 else 1)
-    count = repair.old[count.name] if isinstance(count, fx.Node) else count
+    count = _argument(repair, 1, "num_groups", lambda n: repair.old[n.name])
     if now != before and count != 1:
         _set_argument(repair, 1, "num_groups", now // (before // count))
 
@@ -42,15 +43,22 @@ def groups_of_norm(repair: Repair) -> None:
 @preserves(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
 def normalized_shape(repair: Repair) -> None:
     """The last axes of the input."""
-    node, now = repair.node, repair.env[repair.source].shape
-    named = node.kwargs.get("normalized_shape", node.args[1] if len(node.args) > 1 else ())
-    if now != repair.old[repair.source.name].shape and isinstance(named, (tuple, list)):
+    now, named = repair.env[repair.source].shape, _argument(repair, 1, "normalized_shape", lambda n: repair.old[n.name])
+    if now != repair.old[repair.source.name].shape:
         _set_argument(repair, 1, "normalized_shape", tuple(now[len(now) - len(named) :]))
 
 
+def _argument(repair: Repair, place: int, name: str, value: Callable[[fx.Node], Any]) -> Any:
+    """An argument of the node, which it has by position or by name, with values in the place of nodes."""
+    given = repair.node.kwargs[name] if name in repair.node.kwargs else repair.node.args[place]
+    return map_arg(given, value)
+
+
 def _set_argument(repair: Repair, place: int, name: str, value: Any) -> None:
-    """Give the node another argument, by position or by name, as it had it."""
+    """Give the node another argument where it had it, unless it reads the same from a tensor already."""
     node = repair.node
+    if _argument(repair, place, name, repair.env.get) == value:
+        return
     if name in node.kwargs:
         node.kwargs = dict(node.kwargs) | {name: value}
     else:
