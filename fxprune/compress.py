@@ -180,14 +180,13 @@ def apply(
     )
 
 
-@stage("rewriting")
-@undisturbed()
 def _rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:
     """What a plan makes of a model, with a note of it, and what it found in the original."""
-    found = planned_by(model, plan)
-    small = with_part(model, plan.submodule, rewrite(*found))
-    note(model, small, plan, found)
-    return small, found
+    with stage("rewriting"), undisturbed():
+        found = planned_by(model, plan)
+        small = with_part(model, plan.submodule, rewrite(*found))
+        note(model, small, plan, found)
+        return small, found
 
 
 def warn_if_unpruned(small: nn.Module) -> None:

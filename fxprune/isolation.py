@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import os
 import random
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain
 from threading import RLock
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from fxprune.computed import stored_weights
 from fxprune.errors import CaptureError, is_of_memory
 from fxprune.functions import FUNCTIONS, copied, held_copy
+from fxprune.interrupts import Orderly
 from fxprune.numberless import computing, has_numbers, on_meta
 
 FORWARD_HOOKS = (
@@ -138,36 +140,68 @@ class _Alone:
 
     def renew(self) -> None:
         """Take a lock that nobody holds."""
-        self.lock = RLock()
+        self.lock: Any = RLock()
+
+    def waiting(self) -> bool:
+        """Whether this thread does not hold the lock, yet."""
+        return not self.lock._is_owned()
 
 
 _ALONE = _Alone()
 
 
-@contextmanager
-def alone() -> Iterator[None]:
-    """Work while no other thread of the process does so; it waits for the others."""
-    with _ALONE.lock:
-        yield
+class _Undisturbed(AbstractContextManager[None]):
+    """Work alone, and with all that torch is told for a while put back, whatever moment an interrupt comes at."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed, self.stack = seed, ExitStack()
+
+    def __enter__(self) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(Orderly(sys._getframe(1), _ALONE.waiting))
+            stack.enter_context(_ALONE.lock)
+            _set_apart(stack)
+            if self.seed is not None:
+                _seed(self.seed)
+            self.stack = stack.pop_all()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self.stack.__exit__(*error)
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed() -> AbstractContextManager[None]:
     """Work alone with gradients enabled, on numbers, outside inference mode and autocast.
 
-    All random generators get their states back.
+    All random generators get their states back. No other thread of the process works so meanwhile; it waits for the
+    others. An interrupt rises where it leaves nothing behind, see `Orderly`.
     """
-    with ExitStack() as stack:
-        stack.enter_context(alone())
-        states = random.getstate(), np.random.get_state()
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-        for context in (torch.random.fork_rng(devices), torch.inference_mode(mode=False), torch.enable_grad()):
-            stack.enter_context(context)
-        stack.enter_context(_uncast())
-        stack.enter_context(computing())
-        stack.callback(np.random.set_state, states[1])
-        stack.callback(random.setstate, states[0])
-        yield
+    return _Undisturbed()
+
+
+def seeded(seed: int) -> AbstractContextManager[None]:
+    """Work `undisturbed`, with all random generators at `seed`."""
+    return _Undisturbed(int(seed))  # torch takes no integers of NumPy
+
+
+def _set_apart(stack: ExitStack) -> None:
+    """Enter what makes up undisturbed work."""
+    states = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    for context in (torch.random.fork_rng(devices), torch.inference_mode(mode=False), torch.enable_grad()):
+        stack.enter_context(context)
+    stack.enter_context(_uncast())
+    stack.enter_context(computing())
+    stack.callback(np.random.set_state, states[1])
+    stack.callback(random.setstate, states[0])
+
+
+def _seed(seed: int) -> None:
+    """Set all random generators."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 @contextmanager
@@ -223,19 +257,6 @@ def _rounded() -> list[Any]:
     on_cpu = backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn
     operations = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, *on_cpu
     return [operation for operation in operations if operation.fp32_precision in ("tf32", "bf16")]
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Work `undisturbed`, with all random generators at `seed`."""
-    seed = int(seed)  # torch takes no integers of NumPy
-    with undisturbed():
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        yield
 
 
 @contextmanager

@@ -1,0 +1,82 @@
+"""Interrupts that wait while a context is being entered or left, so that all that contexts change is put back."""
+
+from __future__ import annotations
+
+import _thread
+import _weakrefset
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from torch._library import simple_registry
+from torch.utils import weak
+
+_BUSY = frozenset({"__enter__", "__exit__", "__del__", "enter_context", "callback"})
+_BY_C = (weakref, _weakrefset, weak, simple_registry)  # called by C, where errors are lost or end the process
+_FILES = frozenset(module.__file__ for module in _BY_C)
+_PAUSE = 0.001  # seconds until an interrupt that came at such a moment comes again
+
+
+class Orderly:
+    """Work during which an interrupt (SIGINT) rises only where no context is half entered or half left.
+
+    What torch is told for a while (modes, patches of tracing, autocast), it is told by context managers, and an
+    interrupt within `__enter__` or `__exit__` would skip what they still have to do. So it waits for the end of that,
+    for a moment that nobody notices. Then it goes to the handler that there was, by default the one of Python, which
+    raises KeyboardInterrupt.
+
+    Nothing is done in other threads than the main one, to which all signals go; inside of another `Orderly`; or where
+    SIGINT is ignored, or is handled outside of Python. `frame` is the one whose work it is, by default the one that
+    enters. While `waiting()`, nothing is half done.
+    """
+
+    def __init__(self, frame: FrameType | None = None, waiting: Callable[[], bool] = bool) -> None:
+        self.frame, self.waiting = frame, waiting
+        self.before: Any = None
+
+    def __enter__(self) -> None:
+        before: Any = signal.getsignal(signal.SIGINT)
+        inside = isinstance(before, Orderly) and before.frame is not None
+        if threading.current_thread() is not threading.main_thread() or inside or not callable(before):
+            return
+        self.before = before
+        self.frame = self.frame or sys._getframe(1)
+        signal.signal(signal.SIGINT, self)
+
+    def __exit__(self, *error: object) -> None:
+        current: Any = signal.getsignal(signal.SIGINT)
+        try:
+            if current is self:
+                signal.signal(signal.SIGINT, self.before)
+        finally:
+            self.frame = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Pass an interrupt on, or let it come again."""
+        if self._is_busy(frame) and not self.waiting():
+            _thread.start_new_thread(_again, (signal.Signals(number),))
+        else:
+            self.before(number, frame)
+
+    def _is_busy(self, frame: FrameType | None) -> bool:
+        """Whether a context is being entered or left, in any of the frames of the work."""
+        while frame is not None and frame is not self.frame:
+            code = frame.f_code
+            if code.co_name in _BUSY or code.co_filename in _FILES or code is Orderly.__call__.__code__:
+                return self.frame is not None
+            frame = frame.f_back
+        return False
+
+
+def _again(number: signal.Signals) -> None:
+    """Let a signal come once more, to the main thread."""
+    time.sleep(_PAUSE)
+    if sys.platform == "win32":
+        _thread.interrupt_main(number)
+    else:
+        signal.pthread_kill(threading.main_thread().ident or 0, number)  # which ends waiting in C, too
