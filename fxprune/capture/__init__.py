@@ -253,4 +253,4 @@ def flops_of(graph: ModelGraph) -> dict[str, int]:
 def _annotate(graph: ModelGraph, example: Any) -> Any:
     """Put shapes and flops on all nodes; returns the example that was run, which is cut where nothing ran on it yet."""
     batches = (example,) if lacking_numbers(graph) is None else cuts(example)
-    return first_running(graph, batches, partial(annotate, graph))
+    return first_running(graph, batches, partial(annotate, graph))[0]
