@@ -49,9 +49,17 @@ def normalized_shape(repair: Repair) -> None:
         _set_argument(repair, 1, "normalized_shape", _all_held(repair, named, now))
 
 
+def _argument(repair: Repair, place: int, name: str, value: Callable[[fx.Node], Any]) -> Any:
+    """An argument of the node, which it has by position or by name, with values in the place of nodes."""
+    given = repair.node.kwargs[name] if name in repair.node.kwargs else repair.node.args[place]
+    return map_arg(given, value)
+
+
 def _set_argument(repair: Repair, place: int, name: str, value: Any) -> None:
-    """Give the node another argument, by position or by name, as it had it."""
+    """Give the node another argument where it had it, unless it reads the same from a tensor already."""
     node = repair.node
+    if _argument(repair, place, name, repair.env.get) == value:
+        return
     if name in node.kwargs:
         node.kwargs = dict(node.kwargs) | {name: value}
     else:

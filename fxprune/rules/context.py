@@ -186,7 +186,12 @@ class Context(ABC):
 
     def is_constant(self, x: Labels) -> bool:
         """Whether `x`, an argument of the node at hand, depends on no input of the model."""
-        return self.source(x) not in self._dynamic
+        source = self.source(x)
+        return source is None or not self.is_live(source.name)
+
+    def is_live(self, name: str) -> bool:
+        """Whether what a node gives depends on an input of the model."""
+        return name in self._dynamic
 
     def consume(self, x: Labels, dim: int) -> Tensor:
         """The labels along axis `dim`, which the node at hand reads as its input channels."""
@@ -379,11 +384,11 @@ def clusters(inputs: Sequence[Sequence[Plane]]) -> list[tuple[int, ...]]:
     return sorted(tuple(sorted(axes)) for axes in found)
 
 
-def _depend_on_inputs(graph: fx.GraphModule) -> set[fx.Node]:
-    dynamic: set[fx.Node] = set()
+def _depend_on_inputs(graph: fx.GraphModule) -> set[str]:
+    dynamic: set[str] = set()
     for node in graph.graph.nodes:
-        if node.op == "placeholder" or any(source in dynamic for source in node.all_input_nodes):
-            dynamic.add(node)
+        if node.op == "placeholder" or any(source.name in dynamic for source in node.all_input_nodes):
+            dynamic.add(node.name)
     return dynamic
 
 

@@ -34,7 +34,7 @@ def layer_norm(
     first = x.ndim - len(normalized_shape)
     passed = ctx.statistic(x, range(first, x.ndim))
     parameters = [p for p in (weight, bias) if isinstance(p, Labels)]
-    return ctx.meet([passed, *parameters], x.shape)
+    return ctx.meet([passed, *parameters], x.shape) if parameters else passed
 
 
 @rule(nn.GroupNorm)
@@ -56,7 +56,7 @@ def group_norm(
     else:
         passed = ctx.statistic(x, range(1, x.ndim))
     spread = [_channels(p, x.ndim) for p in (weight, bias) if isinstance(p, Labels)]
-    return ctx.meet([passed, *spread], x.shape)
+    return ctx.meet([passed, *spread], x.shape) if spread else passed
 
 
 def _channels(parameter: Labels, rank: int) -> Labels:
