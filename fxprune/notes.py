@@ -31,7 +31,7 @@ Planned = tuple[ModelGraph, Coupling, Flags]
 def planned_by(model: nn.Module, plan: Plan) -> Planned:
     """The graph that a plan is for, its coupling, and the units that stay."""
     part = part_of(model, plan.submodule)
-    graph = capture_as(plan.settings, part, from_json(plan.example, device=home_of(device_of(part))))
+    graph = capture_as(plan.settings, part, from_json(plan.example, device=home_of(device_of(part))), made=True)
     coupling = coupling_of(graph, plan)
     return graph, coupling, kept_units(plan, coupling)
 

@@ -126,7 +126,7 @@ class Scores:
         check(Scores.with_latency, locals())
         need_numbers(model, "with_latency")
         part = part_of(model, str(self.settings.get("submodule", "")))
-        graph = capture_as(self.settings, part, from_json(self.example, device=device_of(part)))
+        graph = capture_as(self.settings, part, from_json(self.example, device=device_of(part)), made=True)
         coupling = coupling_of(graph, self.plan(0))
         if [(s.name, s.units.tolist()) for s in coupling.sites] != [(s.name, s.units.tolist()) for s in self.sites]:
             raise PlanError(

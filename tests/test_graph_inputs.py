@@ -102,3 +102,25 @@ def test_a_cut_that_runs_leaves_no_trace() -> None:
             return super().forward(x)
 
     assert fxprune.capture(Counts(), torch.randn(6, 4), prove=False).calls == 0
+
+
+class Bags(nn.Module):
+    """A sum of embeddings for every bag, of which the first has to begin at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bags, self.a, self.b = nn.EmbeddingBag(9, 4), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, words: Tensor, begins: Tensor) -> Tensor:
+        return self.b(self.a(self.bags(words, begins)).relu())
+
+
+def test_an_example_that_was_made_of_a_plan_need_not_be_one_that_the_model_takes() -> None:
+    model, example = Bags().eval(), (torch.tensor([0, 8, 3, 5, 5]), torch.tensor([0, 2]))
+    plan = fxprune.Scores.random(model, example).plan(0.9)
+    small = fxprune.apply(model, plan)
+    assert fxprune.verify(model, plan, small, example) < 1e-5
+    with pytest.raises(
+        fxprune.CaptureError, match=r"does not run on the example \(RuntimeError: offsets\[0\] has to be 0"
+    ):
+        fxprune.capture(model, (example[0], example[1] + 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -102,7 +103,8 @@ def capture(
                 reference = Reference.of(model, example, other, concrete)
                 example = reference.example
             elif len(cuts(example)) > 1:
-                example = first_run(hooks.plain_copy(model), example, concrete)[0]
+                with suppress(CaptureError):  # what runs on neither is annotated as a whole
+                    example = first_run(hooks.plain_copy(model), example, concrete)[0]
         kept = computing(model, example, concrete)
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own = _prepared(model)
@@ -120,18 +122,33 @@ def capture(
         raise CaptureError(_no_way(model, failures, beside, reference)) from next(iter(failures.values()))
 
 
-def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any) -> ModelGraph:
-    """Capture a model in the way that `settings`, those of scores or a plan, say; see `settings_of`."""
-    decisions = settings.get("decisions", ())  # of the batch that the scores were made with, on which it was proved
+def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any, *, made: bool = False) -> ModelGraph:
+    """Capture a model in the way that `settings`, those of scores or a plan, say; see `settings_of`.
+
+    The graph is not compared with the model where it decides as the scores' example did, on which it was compared, or
+    where the example was `made` of a plan's description, and its numbers are none that the model runs on.
+    """
+    decisions, concrete = settings.get("decisions", ()), settings.get("concrete_args")
     with values.replaying(decisions):
         return capture(
             model,
             example,
             method=str(settings.get("method", "auto")),
-            concrete_args=settings.get("concrete_args"),
+            concrete_args=concrete,
             leaves=tuple(settings.get("leaves", ())),
-            prove=not decisions,
+            prove=not decisions and (not made or _runs_on(model, example, concrete or {})),
         )
+
+
+def _runs_on(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> bool:
+    """Whether a model runs on an example, where that has to be tried."""
+    if is_captured(model) or lacking_numbers(model) is not None:
+        return True
+    try:
+        first_run(hooks.plain_copy(model), to_home(example, device_of(model)), concrete)
+    except CaptureError:
+        return False
+    return True
 
 
 def capture_around(
