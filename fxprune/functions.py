@@ -50,10 +50,10 @@ def _function(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
         return function  # and the rule of an operation of torch is found by it
     if data or writes:
         scope = memo.setdefault(id(scope), dict(scope))  # which all functions of the module share
-        scope.update({name: copied(value, memo) for name, value in data.items()})
     cells = tuple(CellType() for _ in function.__closure__ or ())
     new = FunctionType(function.__code__, scope, function.__name__, None, cells or None)
     memo[id(function)] = new  # before what it holds: it may hold itself
+    scope.update(_each(data, memo))
     new.__kwdefaults__ = function.__kwdefaults__ and _each(function.__kwdefaults__, memo)
     new.__defaults__ = function.__defaults__ and tuple(held_copy(value, memo) for value in function.__defaults__)
     vars(new).update(vars(function))
@@ -81,7 +81,14 @@ def _data(function: FunctionType) -> dict[str, Any]:
     """The data that a function names in its module."""
     scope = function.__globals__
     names = {call.argval for call in _instructions(function.__code__) if "GLOBAL" in call.opname}
-    return {name: scope[name] for name in sorted(names & scope.keys()) if isinstance(scope[name], _DATA)}
+    return {name: scope[name] for name in sorted(names & scope.keys()) if _is_data(scope[name])}
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a function may compute with a value, or change it: data, and what calls a module or has no home."""
+    if isinstance(value, MethodType):
+        return isinstance(value.__self__, nn.Module)
+    return isinstance(value, (*_DATA, partial)) or (isinstance(value, FunctionType) and not _is_named(value))
 
 
 def held_copy(value: Any, memo: dict[int, Any]) -> Any:

@@ -241,6 +241,15 @@ def forward_closing_over_the_old_one() -> nn.Module:
     return net
 
 
+@hooked
+def forward_by_a_global_one() -> nn.Module:
+    global OLD_FORWARD
+    net = Net()
+    OLD_FORWARD = net.c1.forward
+    net.c1.forward = lambda x: OLD_FORWARD(x) * 2
+    return net
+
+
 def doubled(self: nn.Conv2d, factor: int, x: Tensor) -> Tensor:
     return self._conv_forward(x, self.weight, self.bias) * factor
 
