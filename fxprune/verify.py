@@ -68,11 +68,11 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
             if (found := spoiled(graph, placeholder_values(graph, example))) is not None:
                 raise CalibrationError(f"{found} on the example: give one of finite numbers")
             masked = oracle(graph, coupling, keep)
-        original, found = partial(_output, graph), partial(_output, small)
-        error = _Proof(partial(_output, masked), original, found, tolerance).on(example)
+        run = partial(_output, small)
+        error = _Proof(partial(_output, masked), partial(_output, graph), run, tolerance).on(example)
         if model is not graph and keep.all():
             whole = partial(_called, model, concrete=plan.settings.get("concrete_args") or {})
-            error = max(error, _Proof(whole, whole, found, tolerance, "the model that it was made of").on(example))
+            error = max(error, _Proof(whole, whole, run, tolerance, "the model that it was made of").on(example))
         return error
 
 
