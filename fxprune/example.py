@@ -139,8 +139,11 @@ def another(example: Any, samples: int) -> Any:
 
 
 def _has_rows(leaf: Any, length: int) -> bool:
-    dense = isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
-    return dense and leaf.ndim > 0 and len(leaf) == length
+    return _is_dense(leaf) and leaf.ndim > 0 and len(leaf) == length
+
+
+def _is_dense(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
 
 
 def _drawn_again(tensor: Tensor, samples: int) -> Tensor:
@@ -153,6 +156,19 @@ def _drawn_again(tensor: Tensor, samples: int) -> Tensor:
     factors = (1 - rows / (2 * samples)).to(wide).reshape(-1, *[1] * (given.ndim - 1))
     mixed = factors * (0.75 * rolled.to(wide) + 0.25 * following.to(wide))
     return mixed.to(given.dtype).requires_grad_(tensor.requires_grad)
+
+
+def stretched(example: Any, axis: int) -> Any:
+    """An example in which every tensor that has this axis is twice as long there.
+
+    >>> stretched((torch.zeros(2, 3, 4), torch.zeros(2)), 2)[0].shape
+    torch.Size([2, 3, 8])
+    """
+
+    def longer(leaf: Any) -> Any:
+        return leaf.repeat_interleave(2, axis) if _is_dense(leaf) and leaf.ndim > axis else leaf
+
+    return pytree.tree_map(longer, example, is_leaf=_is_packed)
 
 
 def to_device(values: Any, device: torch.device) -> Any:

@@ -29,7 +29,7 @@ class Repair:
     """A node to mend: values of the original graph by node name, new values by node, the value that it should get.
 
     `masks` tells for a value of the original graph which indices of each axis stay, `grows` whether an axis of a node's
-    value is longer for more samples.
+    value is longer for longer inputs.
     """
 
     graph: fx.GraphModule
@@ -227,7 +227,9 @@ def _places(repair: Repair) -> tuple[int, Tensor]:
         raise RewriteError(f"{len(narrowed)} axes of its input are narrowed")
     axis = narrowed[0]
     if repair.grows(repair.source.name, axis):
-        raise RewriteError(f"axis {axis} of {repair.source.name} holds samples and channels, and no index fits both")
+        raise RewriteError(
+            f"axis {axis} of {repair.source.name} holds more than channels, and no index fits all of its lengths"
+        )
     out, origin = _trace(repair, axis, lambda n: repair.old[n.name])
     if out is not None:
         origin = origin[repair.masks(repair.old[repair.node.name])[out]]

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from fxprune.arguments import check
 from fxprune.capture import ModelGraph, capture_as, placeholder_values
 from fxprune.coupling import Coupling
 from fxprune.draws import Expected
-from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, first_line, stage
+from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, stage, told
 from fxprune.example import another, as_call, batch_length, opened, to_device
 from fxprune.isolation import device_of, evaluating, precise, stateless, undisturbed
 from fxprune.numberless import need_numbers
@@ -72,11 +72,10 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
             masked = oracle(graph, coupling, keep)
         called = partial(_called, concrete=plan.settings.get("concrete_args") or {})
         run = partial(_output if isinstance(small, ModelGraph) else called, small)
-        proof = _Proof(partial(_output, masked), partial(_output, graph), run, tolerance)
-        error = proof.on(example)
+        error = _Proof(partial(_output, masked), partial(_output, graph), run, tolerance).on(example)
         if model is not graph and keep.all():
             whole = partial(called, model)
-            error = max(error, replace(proof, wanted=whole, what="the model that it was made of").on(example))
+            error = max(error, _Proof(whole, whole, run, tolerance, "the model that it was made of").on(example))
         return error
 
 
@@ -107,28 +106,39 @@ class _Proof:
     def _errors(self, example: Any) -> float:
         with blaming("the original", "the example"):
             wanted = self.wanted(example)
-        error = self._compared(wanted, example, "the example")
+        with blaming("the rewritten model", "the example"):
+            found = self.found(example)
+        error = _compared(wanted, found, self.tolerance, self.what, "the example")
         samples = batch_length(example)
-        other = another(example, samples + 1)
-        if not samples or not self._runs_on(other):
-            return error
-        where = f"{samples + 1} samples like the example's {samples}"
-        with blaming("the original", where):
-            wanted = self.wanted(other)
-        return max(error, self._compared(wanted, other, where))
+        where = f"{samples + 1} samples like the {samples} of the example"
+        return max(error, self._error_on(another(example, samples + 1), where)) if samples else error
 
-    def _compared(self, wanted: Any, batch: Any, where: str) -> float:
-        with blaming("the rewritten model", where):
+    def _error_on(self, batch: Any, where: str) -> float:
+        """The error on another batch; 0 where the original does not run on it, or gives NaN."""
+        try:
+            with blaming("the original", where):
+                wanted = self.wanted(batch)
+        except CalibrationError as error:
+            if self._runs_on(batch):
+                raise
+            _LOG.debug("the proof is that on the example alone: %s", error)
+            return 0.0
+        if any(bool(t.isnan().any()) for t in _tensors(wanted)):
+            return 0.0
+        try:
             found = self.found(batch)
+        except Exception as error:
+            raise VerificationError(
+                f"the rewritten model fails on {where}, on which the original runs ({told(error)})"
+            ) from error
         return _compared(wanted, found, self.tolerance, self.what, where)
 
     def _runs_on(self, batch: Any) -> bool:
-        """Whether the original runs on a batch, and gives numbers."""
         try:
-            return not any(bool(t.isnan().any()) for t in _tensors(self.original(batch)))
-        except Exception as error:  # noqa: BLE001 - whatever the user's model says of another number of samples
-            _LOG.debug("the proof is that on the example alone: %s", first_line(error))
+            self.original(batch)
+        except Exception:  # noqa: BLE001 - whatever the user's model says of another number of samples
             return False
+        return True
 
 
 def _check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_], graph: ModelGraph) -> None:

@@ -139,7 +139,8 @@ def modulated(m: Any, x: Tensor) -> Tensor:
 
 
 OTHERS: dict[str, Step] = {
-    "an index over both": lambda m, x: m.narrow(x.flatten(0, 1)[::2].unflatten(0, (x.shape[0], -1))),
+    "an index over axis 0": lambda m, x: m.narrow(x.flatten(0, 1)[::2].unflatten(0, (x.shape[0], -1))),
+    "an index over axis 1": lambda m, x: m.same(x.flatten(1)[:, torch.arange(x[0].numel())].view(x.shape)),
     "modulated": modulated,
 }
 
@@ -195,9 +196,11 @@ def test_only_the_entry_of_the_channels_is_another() -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 2])
-def test_an_index_over_samples_and_channels_is_refused(samples: int) -> None:
-    graph, scores = scores_of("an index over both", "auto", samples=samples)
-    with pytest.raises(RewriteError, match="axis 0 of flatten holds samples and channels, and no index fits both"):
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_index_over_channels_and_more_is_refused(axis: int, samples: int) -> None:
+    graph, scores = scores_of(f"an index over axis {axis}", "auto", samples=samples)
+    expected = f"axis {axis} of flatten holds more than channels, and no index fits all of its lengths"
+    with pytest.raises(RewriteError, match=expected):
         fxprune.apply(graph, scores.plan(alpha=0.6))
 
 
