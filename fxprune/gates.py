@@ -156,5 +156,5 @@ def works_in_place(node: fx.Node, graph: ModelGraph) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = name == "setitem" or name[:1] == "i"
     operators = node.op == "call_function" and getattr(operator, name, None) is node.target and in_place
-    asked = node.op.startswith("call") and Call(key_of(node, graph), node.args, node.kwargs).get("inplace")
-    return bool(asked) or operators or (name.endswith("_") and not name.endswith("__"))
+    call = Call(key_of(node, graph) if node.op == "call_function" else "", node.args, node.kwargs)
+    return bool(call.signature and call.get("inplace")) or operators or (name.endswith("_") and not name.endswith("__"))

@@ -12,6 +12,7 @@ from fxprune.capture import ModelGraph, capture_as, example_of, facts_on, flops_
 from fxprune.compensation import Compensation
 from fxprune.cost import parameters
 from fxprune.coupling import EXCLUDED, Coupling
+from fxprune.errors import blaming
 from fxprune.example import from_json
 from fxprune.isolation import device_of
 from fxprune.numberless import home_of
@@ -54,7 +55,8 @@ def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph
     example, frozen = example_of(graph), plan.frozen or coupling.frozen()
     samples = sample_count(example)
     before = layer_costs(graph, flops_of(graph), samples)
-    after = layer_costs(small, facts_on(small, example).flops, samples)
+    with blaming("the rewritten model", "the example", ": keep more units, by a lower alpha or exclude="):
+        after = layer_costs(small, facts_on(small, example).flops, samples)
     return Report(
         type(graph).__name__, plan.alpha,
         parameters(graph), parameters(small), before.total, after.total, None,

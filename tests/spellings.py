@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -17,13 +18,14 @@ from fxprune.rules.arguments import signatures
 from fxprune.rules.table import RULES, key_of
 
 Values = dict[fx.Node, Any]
-Way = Callable[[fx.GraphModule, fx.Node, Values], None]
+Way = Callable[[fx.GraphModule, fx.Node, Values], bool]
+REFUSED = (TypeError, ValueError, RuntimeError, IndexError, AssertionError)
 
 
-def respelled(net: RandomNet, way: Way) -> fx.GraphModule:
-    """The network with every call that has a rule in another spelling, wherever torch takes that."""
+def respelled(net: RandomNet, way: Way) -> fx.GraphModule | None:
+    """The network with every call that has a rule in another spelling, wherever torch takes that; or None."""
     graph = copy.deepcopy(fxprune.capture(net, net.example()))
-    inputs, values = iter(net.example()), Values()
+    inputs, values, changed = iter(net.example()), Values(), False
     for node in list(graph.graph.nodes):
         if node.op == "placeholder":
             values[node] = next(inputs)
@@ -32,12 +34,12 @@ def respelled(net: RandomNet, way: Way) -> fx.GraphModule:
             values[node] = getattr(graph.get_submodule(owner), name)
         elif node.op != "output":
             if key_of(node, graph) in RULES:
-                way(graph, node, values)
-            values[node] = call(graph, node, *map_arg((node.args, node.kwargs), values.__getitem__))
-    return fx.GraphModule(graph, graph.graph)
+                changed |= way(graph, node, values)
+            values[node] = called(graph, node, *map_arg((node.args, node.kwargs), values.__getitem__))
+    return fx.GraphModule(graph, graph.graph).eval() if changed else None
 
 
-def call(graph: fx.GraphModule, node: fx.Node, args: Any, kwargs: Any) -> Any:
+def called(graph: fx.GraphModule, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """What a node gives for other arguments."""
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
@@ -45,70 +47,73 @@ def call(graph: fx.GraphModule, node: fx.Node, args: Any, kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
-def takes(graph: fx.GraphModule, node: fx.Node, values: Values, args: Any, kwargs: Any) -> Any:
+def tried(graph: fx.GraphModule, node: fx.Node, values: Values, args: Any, kwargs: Any) -> Any:
     """What a node gives for copies of other arguments, or None where torch refuses them."""
     given = map_arg((args, kwargs), values.__getitem__)
     try:
-        return call(graph, node, *pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), given))
-    except (TypeError, ValueError, RuntimeError, IndexError, AssertionError, NotImplementedError):
+        return called(graph, node, *pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), given))
+    except REFUSED:
         return None
 
 
-def by_keyword(graph: fx.GraphModule, node: fx.Node, values: Values) -> None:
-    """All arguments by their names; of a method all but the tensor that it is called on."""
+def by_keyword(graph: fx.GraphModule, node: fx.Node, values: Values) -> bool:
+    """All arguments by their names, the last first; of a method, all but the tensor that it is called on."""
     module = node.op == "call_module"
     key = type(graph.get_submodule(str(node.target))) if module else key_of(node, graph)
     own = int(node.op == "call_method")
     for signature in signatures(key):
-        named = dict(zip(signature.places[int(module) + own :], node.args[own:], strict=False)) | node.kwargs
+        named = {**dict(zip(signature.places[module + own :], node.args[own:], strict=False)), **node.kwargs}
         whole = len(named) + own == len(node.args) + len(node.kwargs)
-        if whole and takes(graph, node, values, node.args[:own], named) is not None:
-            node.args, node.kwargs = node.args[:own], named
-            return
+        if whole and tried(graph, node, values, node.args[:own], named) is not None:
+            node.args, node.kwargs = node.args[:own], dict(reversed(named.items()))
+            return len(named) + own > 1
+    return False
 
 
-def with_empty(graph: fx.GraphModule, node: fx.Node, values: Values) -> None:
-    """Behind its first tensor with channels cut off and put back; beside what it gives for none of them, summed."""
-    x = next((n for n in node.all_input_nodes if is_image(values[n])), None)
-    if x is None or not isinstance(node.args[:1], tuple):
-        return
+def with_empty(graph: fx.GraphModule, node: fx.Node, values: Values) -> bool:
+    """No channels in front of those of its first image, and what the call makes of none alone, summed, added to it."""
+    x = next((n for n in node.all_input_nodes if is_image(values[n]) and values[n].is_floating_point()), None)
+    if x is None or str(getattr(node.target, "__name__", node.target)) == "detach_":  # which takes no views
+        return False
+
+    def put(kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        made: fx.Node = graph.graph.create_node(kind, target, args, kwargs)
+        values[made] = called(graph, made, *map_arg((args, kwargs), values.__getitem__))
+        return made
+
     with graph.graph.inserting_before(node):
-        empty = graph.graph.call_method("narrow", (x, 1, 0, 0))
-        values[empty] = values[x].narrow(1, 0, 0)
-        whole = graph.graph.call_function(torch.cat, ([empty, x], 1))
-        values[whole] = torch.cat([values[empty], values[x]], 1)
-    args, kwargs = map_arg((node.args, node.kwargs), lambda n: empty if n is x else n)
-    found = takes(graph, node, values, args, kwargs)
+        empty = put("call_function", operator.getitem, x, (slice(None), slice(0, 0)))
+        whole = put("call_function", torch.cat, [empty, x], 1)
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: empty if n is x else n)
+        found = tried(graph, node, values, args, kwargs)
+        if isinstance(found, Tensor) and found.is_floating_point() and bool(found.sum().isfinite()):
+            nothing = put(node.op, node.target, *args, **kwargs)
+            whole = put("call_function", torch.add, whole, put("call_method", "sum", nothing))
     node.replace_input_with(x, whole)
-    if isinstance(found, Tensor) and found.is_floating_point() and bool(found.sum().isfinite()):
-        with graph.graph.inserting_before(node):
-            nothing = graph.graph.create_node(node.op, node.target, args, kwargs)
-            total = graph.graph.call_method("sum", (nothing,))
-            values[nothing], values[total] = found, found.sum()
-            added = graph.graph.call_function(torch.add, (whole, total))
-            values[added] = values[whole] + found.sum()
-        node.replace_input_with(whole, added)
+    return True
 
 
-def by_shape(graph: fx.GraphModule, node: fx.Node, values: Values) -> None:
-    """Every number among its arguments that is that of its channels is read from its tensor."""
+def by_shape(graph: fx.GraphModule, node: fx.Node, values: Values) -> bool:
+    """Every number among its arguments that is that of the channels of its first image is read from the shape."""
     x = next((n for n in node.all_input_nodes if is_image(values[n])), None)
     if x is None:
-        return
-    sizes: list[fx.Node] = []
+        return False
+    with graph.graph.inserting_before(node):
+        shape = graph.graph.call_function(getattr, (x, "shape"))
+        size = graph.graph.call_function(operator.getitem, (shape, 1))
+    values[shape], values[size] = values[x].shape, values[x].shape[1]
 
     def read(leaf: Any) -> Any:
-        if type(leaf) is not int or leaf != values[x].shape[1]:
-            return leaf
-        with graph.graph.inserting_before(node):
-            shape = graph.graph.call_function(getattr, (x, "shape"))
-            sizes.append(graph.graph.call_function(__import__("operator").getitem, (shape, 1)))
-        values[shape], values[sizes[-1]] = values[x].shape, values[x].shape[1]
-        return sizes[-1]
+        return size if type(leaf) is int and leaf == values[size] else leaf
 
     args, kwargs = map_aggregate(node.args, read), map_aggregate(node.kwargs, read)
-    if sizes and takes(graph, node, values, args, kwargs) is not None:
+    if tried(graph, node, values, args, kwargs) is not None:
         node.args, node.kwargs = args, kwargs
+    if size.users:
+        return True
+    graph.graph.erase_node(size)
+    graph.graph.erase_node(shape)
+    return False
 
 
 def is_image(value: Any) -> bool:

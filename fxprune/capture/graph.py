@@ -26,7 +26,13 @@ class OwnSource(fx.GraphModule):
     """
 
     def recompile(self) -> fx.graph.PythonCode:
-        """Generate the forward anew."""
+        """Generate the forward anew. Raises CaptureError where a call names an argument as Python cannot."""
+        for node in self._graph.nodes:
+            odd = [name for name in node.kwargs if keyword.iskeyword(name) or not name.isidentifier()]
+            if odd:
+                raise CaptureError(
+                    f"{node.name} is given {odd[0]!r} by name, which is no name in Python: give it by place"
+                )
         with self._graph.on_generate_code(lambda _: self._with_any_names):
             code = super().recompile()
         forget = weakref.finalize(self, _forget, type(self).forward.__code__.co_filename)

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.example import TensorSpec
 from fxprune.labels import Labels
-from fxprune.rules.table import RULES, key_of
+from fxprune.rules.table import RULES, describe, key_of
 
 _ALIASES = {"axis": "dim", "keepdims": "keepdim", "self": "input", "x": "input", "a": "input", "x1": "input"}
 _ALIASES |= {"x2": "other"}  # as NumPy calls them
@@ -25,7 +25,8 @@ _ALIASES |= {"x2": "other"}  # as NumPy calls them
 class Signature:
     """One way to call an operation: what it takes by position and what by name alone, and the types in its schema.
 
-    `defaults` are those of all that may be left out; `more` says that it takes others, too.
+    `defaults` are those of all that may be left out; `more` says that it takes others, too. What stands in `stays` is
+    best given by name: another signature of the operation takes it so alone.
     """
 
     places: tuple[str, ...]
@@ -33,6 +34,7 @@ class Signature:
     defaults: Mapping[str, Any]
     types: Mapping[str, str]
     more: bool = False
+    stays: Set[str] = frozenset()
 
     def name(self, given: str) -> str:
         """What a parameter is called here that a call may give under another name."""
@@ -73,7 +75,7 @@ class Call:
         """
         signature = self.signature
         if signature is None:
-            return self.kwargs.get(name)
+            raise TypeError(f"no known signature of {describe(self.key)} takes these arguments")
         given = {signature.name(own): value for own, value in self.kwargs.items()}
         return {**signature.defaults, **dict(zip(signature.places, self.args, strict=False)), **given}.get(name)
 
@@ -88,7 +90,7 @@ class Call:
             return self
         rest, args = {signature.name(name): value for name, value in self.kwargs.items()}, list(self.args)
         for name in signature.places[len(args) :]:
-            if name not in rest:
+            if name not in rest or name in signature.stays:
                 break
             args.append(rest.pop(name))
         return Call(self.key, tuple(args), rest)
@@ -96,12 +98,13 @@ class Call:
 
 def spell(graph: fx.GraphModule) -> None:
     """Put the arguments of all calls that have a rule in their operation's order: each has one spelling then."""
-    for node in graph.graph.nodes:
-        if node.kwargs and node.op.startswith("call") and key_of(node, graph) in RULES:
-            module = (graph.get_submodule(str(node.target)),) if node.op == "call_module" else ()
-            call = Call(key_of(node, graph), (*module, *node.args), node.kwargs).by_position()
-            node.args, node.kwargs = call.args[len(module) :], dict(call.kwargs)
-    graph.recompile()
+    named = [node for node in graph.graph.nodes if node.kwargs and node.op.startswith("call")]
+    for node in (node for node in named if key_of(node, graph) in RULES):
+        module = (graph.get_submodule(str(node.target)),) if node.op == "call_module" else ()
+        call = Call(key_of(node, graph), (*module, *node.args), node.kwargs).by_position()
+        node.args, node.kwargs = call.args[len(module) :], dict(call.kwargs)
+    if named:
+        graph.recompile()
 
 
 @lru_cache(maxsize=2048)
@@ -137,18 +140,16 @@ def _schemas(key: Any) -> list[Any]:
     return [schema for schema in found if any("Tensor" in str(argument.type) for argument in schema.arguments)]
 
 
-def _of_schema(schema: Any, named: Set[str], *, method: bool) -> Signature:
-    """A schema as Python's callers know it: `self` is called `input`, and is the first of a method.
-
-    What one schema of an operation takes by name alone is in `named`: in Python no other takes it by its place.
-    """
+def _of_schema(schema: Any, stays: Set[str], *, method: bool) -> Signature:
+    """A schema as Python's callers know it: `self` is called `input`, and is the first of a method."""
     arguments = sorted(schema.arguments, key=lambda argument: method and argument.name != "self")
     pairs = [("input" if argument.name == "self" else argument.name, argument) for argument in arguments]
     return Signature(
-        tuple(name for name, _ in pairs if name not in named),
-        frozenset(name for name, _ in pairs if name in named),
+        tuple(name for name, argument in pairs if not argument.kwarg_only),
+        frozenset(name for name, argument in pairs if argument.kwarg_only),
         {name: argument.default_value for name, argument in pairs if argument.has_default_value()},
         {name: str(argument.type) for name, argument in pairs},
+        stays=stays,
     )
 
 
