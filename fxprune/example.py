@@ -115,7 +115,7 @@ def from_json(description: Any, *, device: torch.device | str = "cpu") -> Any:
         if not dtype.is_floating_point:
             return torch.full(description["tensor"], description.get("largest", 0), dtype=dtype, device=device)
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(description["tensor"], generator=generator, dtype=torch.float64).to(device, dtype)
+        return torch.randn(description["tensor"], generator=generator, dtype=torch.float32).to(device, dtype)
     if isinstance(description, Mapping):
         return {name: from_json(value, device=device) for name, value in description.items()}
     if isinstance(description, list):
