@@ -246,7 +246,7 @@ def from_json(description: Any, *, device: torch.device | str = "cpu") -> Any:
             row = torch.tensor(description["row"], dtype=torch.float64).reshape(description["tensor"][1:])
             return row.expand(description["tensor"]).to(device, dtype, copy=True)
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(description["tensor"], generator=generator, dtype=torch.float64).to(device, dtype)
+        return torch.randn(description["tensor"], generator=generator, dtype=torch.float32).to(device, dtype)
     if isinstance(description, Mapping):
         return {name: from_json(value, device=device) for name, value in description.items()}
     if isinstance(description, list):

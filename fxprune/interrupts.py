@@ -9,15 +9,17 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from torch._library import simple_registry
 from torch.utils import weak
 
-_BUSY = frozenset({"__enter__", "__exit__", "__del__", "enter_context", "callback"})
-_BY_C = (weakref, _weakrefset, weak, simple_registry)  # called by C, where errors are lost or end the process
+_BUSY = frozenset({
+    "__enter__", "__exit__", "enter_context", "callback",  # half of a context
+    "__del__", "__index__", "__bool__", "__len__", "__hash__", "__eq__", "__getattr__", "__class__",  # called by C
+})  # fmt: skip
+_BY_C = (weakref, _weakrefset, weak, simple_registry)  # called by C, which loses errors or ends the process by them
 _FILES = frozenset(module.__file__ for module in _BY_C)
 _PAUSE = 0.001  # seconds until an interrupt that came at such a moment comes again
 
@@ -32,12 +34,13 @@ class Orderly:
 
     Nothing is done in other threads than the main one, to which all signals go; inside of another `Orderly`; or where
     SIGINT is ignored, or is handled outside of Python. `frame` is the one whose work it is, by default the one that
-    enters. While `waiting()`, nothing is half done.
+    enters.
     """
 
-    def __init__(self, frame: FrameType | None = None, waiting: Callable[[], bool] = bool) -> None:
-        self.frame, self.waiting = frame, waiting
+    def __init__(self, frame: FrameType | None = None) -> None:
+        self.frame = frame
         self.before: Any = None
+        self.lock: Any = None
 
     def __enter__(self) -> None:
         before: Any = signal.getsignal(signal.SIGINT)
@@ -56,11 +59,19 @@ class Orderly:
         finally:
             self.frame = None
 
+    def wait_for(self, lock: Any) -> None:
+        """Take a lock (RLock); an interrupt ends waiting for it, even though that is while a context is entered."""
+        self.lock = lock
+        lock.acquire()
+        self.lock = None
+
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Pass an interrupt on, or let it come again."""
-        if self._is_busy(frame) and not self.waiting():
+        waits = self.lock is not None and not self.lock._is_owned()
+        if self._is_busy(frame) and not waits:
             _thread.start_new_thread(_again, (signal.Signals(number),))
         else:
+            self.lock = None
             self.before(number, frame)
 
     def _is_busy(self, frame: FrameType | None) -> bool:

@@ -140,11 +140,7 @@ class _Alone:
 
     def renew(self) -> None:
         """Take a lock that nobody holds."""
-        self.lock: Any = RLock()
-
-    def waiting(self) -> bool:
-        """Whether this thread does not hold the lock, yet."""
-        return not self.lock._is_owned()
+        self.lock = RLock()
 
 
 _ALONE = _Alone()
@@ -158,8 +154,11 @@ class _Undisturbed(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         with ExitStack() as stack:
-            stack.enter_context(Orderly(sys._getframe(1), _ALONE.waiting))
-            stack.enter_context(_ALONE.lock)
+            interrupts = Orderly(sys._getframe(1))
+            stack.enter_context(interrupts)
+            lock = _ALONE.lock
+            interrupts.wait_for(lock)
+            stack.callback(lock.release)
             _set_apart(stack)
             if self.seed is not None:
                 _seed(self.seed)

@@ -8,14 +8,12 @@ from typing import Any
 from torch import nn
 
 from fxprune.batches import sample_count
-from fxprune.capture import ModelGraph, capture_as, example_of, facts_on, flops_of
+from fxprune.capture import ModelGraph, example_of, facts_on, flops_of
 from fxprune.compensation import Compensation
 from fxprune.cost import parameters
 from fxprune.coupling import EXCLUDED, Coupling
+from fxprune.descriptions import captured
 from fxprune.errors import blaming
-from fxprune.example import from_json
-from fxprune.isolation import device_of
-from fxprune.numberless import home_of
 from fxprune.plan import Plan, coupling_of, kept_units
 from fxprune.provenance import provenance
 from fxprune.report import Report, frozen_reports, group_reports, with_rankings
@@ -32,7 +30,7 @@ Planned = tuple[ModelGraph, Coupling, Flags]
 def planned_by(model: nn.Module, plan: Plan) -> Planned:
     """The graph that a plan is for, its coupling, and the units that stay."""
     part = part_of(model, plan.submodule)
-    graph = capture_as(plan.settings, part, from_json(plan.example, device=home_of(device_of(part))), made=True)
+    graph = captured(plan.settings, part, plan.example)
     coupling = coupling_of(graph, plan)
     return graph, coupling, kept_units(plan, coupling)
 

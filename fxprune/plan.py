@@ -41,6 +41,10 @@ class Budget:
     asked: float
     achieved: float
 
+    def __post_init__(self) -> None:
+        if self.of not in BUDGETS:
+            raise PlanError(f"a budget is of {self.of!r}: it is of one of {', '.join(BUDGETS)}")
+
     def __str__(self) -> str:
         return f"asked for {self.asked:.1%} of the {BUDGETS[self.of]}, achieved {self.achieved:.1%}"
 

@@ -17,12 +17,11 @@ from fxprune.allocate import EVEN, Allocate, Allocation, levels
 from fxprune.arguments import CHECKS, check, instance
 from fxprune.arrays import BROKEN, read, write
 from fxprune.budgets import Cost, given, meet, remedies
-from fxprune.capture import ModelGraph, capture_around, capture_as, settings_of
+from fxprune.capture import ModelGraph, capture_around, settings_of
 from fxprune.costing import Costs, costs_of
 from fxprune.coupling import Coupling, Exclude, Index, Site, analyse
+from fxprune.descriptions import captured
 from fxprune.errors import FxpruneWarning, PlanError
-from fxprune.example import from_json
-from fxprune.isolation import device_of
 from fxprune.latency import Latency, measure
 from fxprune.moments import Key, Moments
 from fxprune.numberless import computing, need_numbers
@@ -126,7 +125,7 @@ class Scores:
         check(Scores.with_latency, locals())
         need_numbers(model, "with_latency")
         part = part_of(model, str(self.settings.get("submodule", "")))
-        graph = capture_as(self.settings, part, from_json(self.example, device=device_of(part)), made=True)
+        graph = captured(self.settings, part, self.example)
         coupling = coupling_of(graph, self.plan(0))
         if [(s.name, s.units.tolist()) for s in coupling.sites] != [(s.name, s.units.tolist()) for s in self.sites]:
             raise PlanError(

@@ -11,8 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.batches import sample_count
 from fxprune.capture import ModelGraph, TensorSpec, facts_on
-from fxprune.example import from_json
-from fxprune.isolation import device_of
+from fxprune.descriptions import example_for
 from fxprune.mending import INDEX
 from fxprune.report import Report
 from fxprune.reporting.layers import kind_of
@@ -63,7 +62,7 @@ def why_slow(graph: ModelGraph, report: Report, pair: BatchLatency, device: str)
 
 def work_of(graph: ModelGraph) -> Iterator[Work]:
     """What every node of a pruned graph computes and moves, but for those that only give another view of a tensor."""
-    example = from_json(graph.meta["fxprune"]["plan"].example, device=device_of(graph))
+    example = example_for(graph, graph.meta["fxprune"]["plan"].example)
     facts, samples = facts_on(graph, example), sample_count(example)
     for node in graph.graph.nodes:
         kind = kind_of(graph, node)

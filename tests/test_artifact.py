@@ -500,7 +500,7 @@ TEXTS = {
     "no parts": "it has no plan", "no plans": "it has no plan", "a number for a name": "model is a int, and should",
     "lists for records": "tensors is a list", "report": r"parts\[0\].report.params_after is a str",
     "plan": "holds a plan that cannot be used", "settings": "cannot be used: .*settings.leaves is a int",
-    "example": "an example batch of 1,099,511,627,776 numbers, more than", "shape": "was altered: .* its header says",
+    "example": "an example batch of 4,398,046,511,104 bytes, more than", "shape": "was altered: .* its header says",
     "checksum": "do not have their checksum", "layout": "has 1 axes and the memory format channels_last",
     "another tensor": "it lacks the tensor other, against its header", "alias": "stem.weight is",
     "submodule": "its plan does not fit .*no module of that name",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
@@ -150,6 +152,44 @@ def test_a_context_is_entered_and_left_as_a_whole(around: Any, kind: Any, moment
     assert not changed(before, state())
 
 
+def enter() -> None:
+    with undisturbed():
+        pass
+
+
+def interrupted_at(moment: int) -> bool:
+    """Whether entering and leaving a section has so many calls and returns; then it was interrupted at this one."""
+    left = moment
+
+    def profile(*event: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGINT)
+
+    try:
+        sys.setprofile(profile)
+        with seeded(0):
+            pass
+        sys.setprofile(None)
+        time.sleep(PATIENCE if left <= 0 else 0)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def test_a_section_is_entered_and_left_as_a_whole() -> None:
+    before = state()
+    moment = next(moment for moment in count(1) if not interrupted_at(moment))
+    assert moment > 100
+    assert not changed(before, state())
+    thread = threading.Thread(target=enter, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), "the lock is still held"
+
+
 @pytest.mark.parametrize("around", [undisturbed, Orderly])
 def test_an_interrupt_elsewhere_comes_at_once(around: Any) -> None:
     reached: list[str] = []
@@ -226,10 +266,6 @@ def test_an_interrupt_ends_waiting_for_another_thread() -> None:
             held.set()
             go_on.wait(PATIENCE)
 
-    def enter() -> None:
-        with undisturbed():
-            raise AssertionError("the other thread works")
-
     thread, before = threading.Thread(target=hold), state()
     thread.start()
     assert held.wait(PATIENCE)
@@ -237,5 +273,4 @@ def test_an_interrupt_ends_waiting_for_another_thread() -> None:
     go_on.set()
     thread.join()
     assert not changed(before, state())
-    with undisturbed():
-        pass
+    enter()

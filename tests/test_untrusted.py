@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import errno
 import hashlib
 import io
@@ -19,14 +20,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import outputs
+from helpers import outputs, same_state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
+from torch.utils import _pytree as pytree
 from zoo import ZOO
 
 import fxprune
 from fxprune import FxpruneError, Plan, Scores, arrays, checkpoint
+from fxprune.artifact.container import opened
+from fxprune.descriptions import FREE, example_for
+from fxprune.reporting.page import page
+from fxprune.weights import bytes_of
 
 CASE = ZOO["mlp_batchnorm_dropout"]
 FAST, SLOW = 120, 3000  # mutations of each file, in each of two ways
@@ -48,17 +54,22 @@ def scored() -> Scores:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The bytes of a file of each kind."""
-    folder, scores = tmp_path_factory.mktemp("files"), scored()
-    plan = scores.plan(alpha=0.5)
+    folder, scores, model = tmp_path_factory.mktemp("files"), scored(), CASE.build().eval()
+    plan = scores.plan(params=0.7)
     plan.save(folder / "plan")
     scores.save(folder / "scores")
-    fxprune.save(fxprune.apply(CASE.build().eval(), plan), folder / "model")
+    batches = [(CASE.example(8), torch.arange(8) % 2)]
+    small = fxprune.apply(model, plan, scores=scores, loader=batches, compensate="ridge")
+    small = fxprune.finetune(small, batches, batches, epochs=1, progress=False)
+    fxprune.measure_latency(model, small, CASE.example(2), (1,), repeats=1)
+    fxprune.save(small, folder / "model")
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def read_plan(path: Path) -> None:
     plan = Plan.load(path)
-    str(plan)
+    assert str(plan).startswith("plan")
+    assert Plan.from_dict(plan.to_dict()).to_dict() == plan.to_dict()
     fxprune.apply(CASE.build(), plan)
 
 
@@ -74,9 +85,19 @@ def read_scores(path: Path) -> None:
 
 def read_model(path: Path) -> None:
     """What loads after all is what was saved."""
+    with opened(path) as (header, _):
+        for part in header.parts:
+            read_report(part.report)
     model = fxprune.load(path, CASE.build())
     found = outputs(model, CASE.example(2))
     assert all(t.isfinite().all() for t in found)
+
+
+def read_report(report: fxprune.Report) -> None:
+    """A report that can be read can be shown, too."""
+    assert "</html>" in page(report)
+    assert str(report)
+    assert str(report.compare(report))
 
 
 READ: dict[str, Callable[[Path], None]] = {"plan": read_plan, "scores": read_scores, "model": read_model}
@@ -334,6 +355,7 @@ import io, json, resource, sys, zipfile
 sys.path[:0] = {paths!r}
 from pathlib import Path
 import numpy as np
+import torch
 import fxprune
 from fxprune import FxpruneError, Plan, Scores
 
@@ -362,6 +384,9 @@ def text(name, content):
     (root / name).write_text(content)
     return root / name
 
+def applied(path):
+    fxprune.apply(torch.nn.Linear(16384, 2), Plan.load(path))
+
 plan = '{{"fxprune_plan": 1, "alpha": null, "frozen": {{}}, "settings": {{}}, "example": %s, "sites": {{}}}}'
 tries = [
     (fxprune.load, sparse("a", (1 << 62).to_bytes(8, "little"), 100)),
@@ -379,6 +404,9 @@ tries = [
     (Plan.load, text("l", plan % ("[" * 900 + "]" * 900))),
     (Plan.load, text("m", plan % '{{"tensor": [4294967296, 4294967296], "dtype": "float32"}}')),
     (Plan.load, text("n", plan % ("1" * 100_000))),
+    (applied, text("p", plan % '{{"tensor": [4096, 16384], "dtype": "float64"}}')),
+    (applied, text("q", plan % ('[' + '{{"tensor": [2, 3, 512, 512], "dtype": "float32"}},' * 40 + 'null]'))),
+    (applied, text("r", plan % '{{"tensor": [2, 3], "dtype": "qint8"}}')),
     (Plan.load, text("o", plan.replace('"sites": {{}}', '"sites": {{"a": {{"of": 1e400, "keep": [0]}}}}') % "null")),
 ]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -400,6 +428,40 @@ def test_files_that_would_take_all_memory_or_time(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr + ended.stdout
     assert int(ended.stdout) < 600, "MiB of memory were taken"
+
+
+sizes = st.one_of(st.integers(0, 8), st.integers(0, 1 << 16), st.sampled_from([1 << 20, 1 << 31]))
+tensors_said = st.fixed_dictionaries({
+    "tensor": st.lists(sizes, max_size=4),
+    "dtype": st.sampled_from(["float64", "float32", "bfloat16", "int64", "bool", "complex64", "qint8", "float8_e5m2"]),
+    "largest": st.integers(-3, 300),
+})  # fmt: skip
+examples = st.recursive(
+    st.one_of(tensors_said, st.none()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+)
+
+
+@times(FAST)
+@given(description=examples)
+def test_an_example_is_made_in_proportion_to_the_model(description: Any) -> None:
+    model = CASE.build()
+    plan = {"fxprune_plan": 1, "alpha": None, "frozen": {}, "settings": {}, "example": description, "sites": {}}
+    try:
+        made = example_for(model, Plan.from_dict(plan).example)
+    except fxprune.PlanError:
+        return
+    assert sum(t.nbytes for t in pytree.tree_leaves(made) if isinstance(t, torch.Tensor)) <= FREE + bytes_of(model)
+
+
+def test_an_example_out_of_proportion_says_what_to_do() -> None:
+    plan = Scores.random(CASE.build(), CASE.example(2)).plan(alpha=0.5)
+    large = dataclasses.replace(plan, example=[{"tensor": [2, 5_000_000], "dtype": "float32"}])
+    said = r"40,000,000 bytes, more than the 33,\d{3},\d{3} that are made for a .*: score smaller samples, or capture"
+    with pytest.raises(fxprune.PlanError, match=said):
+        fxprune.apply(CASE.build(), large)
+    graph = fxprune.capture(CASE.build(), CASE.example(2))
+    assert same_state(fxprune.apply(graph, large), fxprune.apply(graph, plan))
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

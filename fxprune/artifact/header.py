@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fxprune.errors import ArtifactError
+from fxprune.errors import ArtifactError, PlanError
 from fxprune.records import restored
 from fxprune.report import Report
 
@@ -96,7 +96,7 @@ class Header:
             if not header.parts or not all(part.plans for part in header.parts):
                 raise ValueError("it has no plan")
             return header
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError, PlanError) as error:
             raise ArtifactError(
                 f"{source} is not a model that fxprune.save wrote: its header cannot be read ({error}); get it anew"
             ) from error

@@ -52,11 +52,16 @@ class Output:
     @contextmanager
     def busy(self, description: str) -> Iterator[Bars]:
         """A bar on stderr, where that is a terminal, for the time of some work."""
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn()
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[done]}"),
+            TimeElapsedColumn(),
+        )
         console = Console(stderr=True)
         hidden = self.quiet or not console.is_terminal
         with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-            progress.add_task(description, total=None, done="")
+            progress.add_task(visible(description), total=None, done="")
             yield Bars(progress)
 
     @contextmanager
@@ -123,7 +128,7 @@ class Bars:
 
     def counted(self, items: Iterator[Any], total: int | None, what: str) -> Iterator[Any]:
         """The items of an iterator, under a bar that is gone afterwards."""
-        task = self.progress.add_task(what, total=total, done=_done(0, total))
+        task = self.progress.add_task(visible(what), total=total, done=_done(0, total))
         try:
             for count, item in enumerate(items, start=1):
                 yield item

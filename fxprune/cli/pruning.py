@@ -16,9 +16,8 @@ from fxprune.cli.files import check_suffix, check_writable
 from fxprune.cli.options import DataOptions, File, ModelOptions
 from fxprune.cli.output import Output
 from fxprune.cli.targets import Built, object_of
+from fxprune.descriptions import example_for
 from fxprune.errors import FxpruneError, PlanError
-from fxprune.example import from_json
-from fxprune.isolation import device_of
 from fxprune.notes import note_error
 from fxprune.plan import Plan
 from fxprune.scores import Scores
@@ -191,7 +190,7 @@ def compensated(
     error = None
     if verify:
         part = part_of(model, plan.submodule)
-        error = fxprune.verify(model, plan, small, from_json(plan.example, device=device_of(part)))
+        error = fxprune.verify(model, plan, small, example_for(part, plan.example))
     if level != "none":
         small = fxprune.apply(model, plan, scores=scores, loader=loader, compensate=level, **options)  # type: ignore[arg-type]
     if error is not None:
@@ -222,7 +221,7 @@ def _example(small: nn.Module, plan: Plan, loader: Iterable[Any] | None, unpack:
         raise FxpruneError(
             f"exporting needs a batch of the whole model, the plan has one of {plan.submodule}: add --data"
         )
-    return from_json(plan.example, device=device_of(small))
+    return example_for(small, plan.example)
 
 
 def _finished(
