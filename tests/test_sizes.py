@@ -129,6 +129,17 @@ def windows(m: Any, x: Tensor) -> Tensor:
     return y.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
+def masks(m: Any, x: Tensor) -> Tensor:
+    tokens = x.flatten(2).mT
+    batch, length, channels = tokens.shape
+    seen = (x.mean(1).flatten(1) > 0)[:, None, None].expand(batch, 2, length, length).reshape(-1, length, length)
+    q, k, v = (y.view(batch, length, 2, 4).transpose(1, 2).flatten(0, 1) for y in m.qkv(tokens).chunk(3, -1))
+    y = (q @ k.mT).masked_fill(~seen, -1e4).softmax(-1) @ v
+    y = y.view(batch, 2, length, channels // 2).transpose(1, 2).reshape(batch, length, channels)
+    return m.up(m.down(y)).mT.reshape(x.shape)
+
+
+STEPS |= {"masks spread over heads": masks}
 STEPS |= {"attention with heads in the batch": attention, "windows in the batch": windows}
 
 

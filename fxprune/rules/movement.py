@@ -274,9 +274,9 @@ def _written(ctx: Context, x: Labels, shape: Sequence[int], before: Sequence[int
     if any(len(plane.axes) > 1 for plane in x.planes) or not isinstance(flat, (tuple, list)):
         return
     for axis, number in enumerate(flat):
-        if axis == 0 or not isinstance(number, int) or number < 1 or before[axis] != 1:
+        if axis == 0 or not isinstance(number, int) or number < 1:
             continue
-        if ctx.remember(f"spread{axis}", number) > 1:
+        if ctx.remember(f"spread{axis}", number if before[axis] == 1 else 1) > 1:
             labels = ctx.fresh(Slot(ctx.node.name, f"spread{axis}"), shape[axis])
             yield vector_plane(labels, axis, len(shape))
 
