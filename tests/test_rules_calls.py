@@ -47,6 +47,11 @@ def each(own: Any, x: Tensor) -> Tensor:
     return own.weight.expand(x.shape[0], -1, -1)
 
 
+def twice(x: Tensor) -> Tensor:
+    """The sum of two names of what the call has changed."""
+    return F.relu(x, True) + x
+
+
 def looked_up(own: Any, x: Tensor, **names: Any) -> Tensor:
     return F.grid_sample(**names, grid=own.flow(x).permute(0, 2, 3, 1).tanh(), input=x, align_corners=False)
 
@@ -83,7 +88,9 @@ EXACT: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "channels padded to a size": lambda _, x: F.pad(x, (0, 0, 0, 0, 0, 8 - x.shape[1])),
     "baddbmm": lambda own, x: back(torch.baddbmm(batch2=each(own, x), input=rows(x), batch1=rows(x))),
     "method baddbmm": lambda own, x: back(rows(x).baddbmm(batch2=each(own, x), batch1=rows(x), alpha=0.5)),
-    "addmm": lambda own, x: x * torch.addmm(mat2=own.weight, mat1=x.mean((2, 3)), input=x.amax((2, 3)))[..., None, None],
+    "addmm": lambda own, x: (
+        x * torch.addmm(mat2=own.weight, mat1=x.mean((2, 3)), input=x.amax((2, 3)))[:, :, None, None]
+    ),
     "addbmm": lambda own, x: (
         x + torch.addbmm(input=own.weight[:, :1], batch1=each(own, x), batch2=x.flatten(2)[..., :1])[:, :, None]
     ),
@@ -91,7 +98,7 @@ EXACT: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "parts by keyword": lambda _, x: torch.cat(axis=1, tensors=[x.narrow(length=3, start=5, dim=1), x.narrow(1, 0, 5)]),
     "a whole number as p": lambda _, x: F.normalize(x, 1, 3),
     "the last axis of gumbel_softmax": lambda _, x: x + 0 * F.gumbel_softmax(x),
-    "in place by position": lambda _, x: (lambda y: F.relu(y, True) + y)(x + 0),
+    "in place by position": lambda _, x: twice(x + 0),
     "rolled by the number of channels": lambda _, x: x.roll(x.shape[1] - 5, 2),
     "rows by the number of channels": lambda _, x: x[:, :, x.shape[1] - 7 : x.shape[1] - 1],
     "turned by the number of channels": lambda _, x: x.rot90(x.shape[1] - 7, (2, 3)),

@@ -92,7 +92,7 @@ def test_a_statistic_over_the_channels_of_a_weight_keeps_them(name: str) -> None
 
 
 def test_filters_of_a_computed_weight_are_those_of_the_callers_model() -> None:
-    """Removed filters, zeroed behind the caller's own layer, give the same: verify asks the graph, this asks the model."""
+    """What verify proves of the graph is so for the caller's model, whose next layer reads removed filters as zero."""
     torch.manual_seed(0)
     computed = Computed(standardised)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), computed, nn.SiLU(), nn.Conv2d(7, 4, 3), nn.Flatten()).double().eval()
@@ -149,7 +149,7 @@ def test_a_batch_norm_by_statistics_of_its_input(name: str) -> None:
 
 @pytest.mark.parametrize("inexact", [False, True])
 def test_an_nfnet_of_timm(inexact: bool) -> None:
-    """All its convolutions standardise their weights: only what convolutions with other readers read may go."""
+    """Its convolutions standardise their weights: by default, what they read stays."""
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model = timm.create_model("test_nfnet", pretrained=False, num_classes=4).double().eval()
