@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import RewriteError
-from fxprune.labels import Labels, varying_axes
+from fxprune.labels import Labels
 from fxprune.numberless import home_of
 from fxprune.originals import SHARE, original
-from fxprune.rules import movement, recurrent
-from fxprune.rules.context import labels_in
+from fxprune.places import moves, trace
+from fxprune.rules import recurrent
 from fxprune.rules.table import RULES, Key, key_of
 
 INDEX = "_fxprune_index_"  # prefix of the buffers that hold gathering indices; they are not part of the state_dict
@@ -61,7 +60,6 @@ class Repair:
         self.node.args, self.node.kwargs = args, kwargs or {}
 
 
-Value = Callable[[fx.Node], Any]
 Mend = Callable[[Repair], None]
 MENDS: dict[Key, Mend] = {}
 
@@ -119,7 +117,7 @@ def restore_numbers(repair: Repair) -> None:
     """A number that was read from a size and goes into arithmetic on tensors stays the original's."""
     node = repair.node
     key = key_of(node, repair.graph) if node.op.startswith("call") else ""
-    computes = key in RULES and key not in FOLLOWS and not _moves(repair)
+    computes = key in RULES and key not in FOLLOWS and not moves(repair)
     if computes and any(isinstance(repair.old[n.name], Labels) for n in node.all_input_nodes):
         restore(repair)
     preserve(repair)
@@ -129,6 +127,16 @@ def restore(repair: Repair, kinds: tuple[type, ...] = (int, float)) -> None:
     """Replace the inputs of the node that are of these kinds, and changed, by the original's."""
     node = repair.node
     node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda n: original(repair, n, kinds))
+
+
+def undo(repair: Repair, args: Any, kwargs: Any) -> None:
+    """Give the node the arguments back that it had, and erase what was inserted for others."""
+    repair.node.args, repair.node.kwargs = args, kwargs
+    node = repair.node.prev
+    while node.name.startswith(SHARE) and not node.users:  # the last inserted one stands right in front
+        node, unused = node.prev, node
+        repair.env.pop(unused, None)
+        repair.graph.graph.erase_node(unused)
 
 
 @mends("new_zeros", "new_ones", "new_empty", "new_full")
@@ -194,7 +202,7 @@ def gather(repair: Repair) -> None:
 def _permute_before(repair: Repair, axis: int, index: Tensor) -> None:
     """Permute the channels so that the movement, as it stands, brings each to the place where it belongs."""
     size = repair.env[repair.source].shape[axis]
-    _, moved = _trace(repair, axis, repair.env.__getitem__)
+    _, moved = trace(repair, axis, repair.env.__getitem__)
     if sorted(moved.tolist()) != list(range(size)) or len(index) != size:
         raise RewriteError(f"{repair.node.format_node()} moves channels and positions in one step")
     order = torch.empty_like(index)
@@ -230,7 +238,7 @@ def _places(repair: Repair) -> tuple[int, Tensor]:
         raise RewriteError(
             f"axis {axis} of {repair.source.name} holds more than channels, and no index fits all of its lengths"
         )
-    out, origin = _trace(repair, axis, lambda n: repair.old[n.name])
+    out, origin = trace(repair, axis, lambda n: repair.old[n.name])
     if out is not None:
         origin = origin[repair.masks(repair.old[repair.node.name])[out]]
     if not bool(stays[axis][origin].all()):
@@ -238,71 +246,12 @@ def _places(repair: Repair) -> tuple[int, Tensor]:
     return axis, (stays[axis].cumsum(0) - 1)[origin]
 
 
-def _trace(repair: Repair, axis: int, value: Value) -> tuple[int | None, Tensor]:
-    """Where along `axis` each index of the result comes from: the node's operation, run on the places themselves.
-
-    Returns the axis of the result that `axis` becomes, or None where one index of it is taken out, and the places.
-    """
-    result, rank = _moved(repair, axis, value, repair.node.args, repair.node.kwargs), value(repair.source).ndim
-    if isinstance(result, Tensor) and 0 in result.shape:
-        return result.shape.index(0), torch.empty(0, dtype=torch.int64)
-    axes = varying_axes(result)
-    if len(axes) > 1 or not isinstance(result, Tensor):
-        raise RewriteError("it spreads the channels over several axes")
-    out = axes[0] if axes else axis if result.ndim == rank else None
-    for dim in reversed(range(result.ndim)):
-        if dim != out:
-            result = result.select(dim, 0)
-    return out, result.long()
-
-
-def _moved(repair: Repair, axis: int, value: Value, args: Any, kwargs: Any) -> Any:
-    """What the node's operation makes of the places along one axis of its first input."""
-    args = args[:2] if repair.node.target is operator.setitem else args
-    x, (args, kwargs) = value(repair.source), map_arg((args, kwargs), value)
-    size = [1] * x.ndim
-    size[axis] = x.shape[axis]
-    places = torch.arange(x.shape[axis], dtype=torch.float64).reshape(size).expand(x.shape)
-    args, kwargs = pytree.tree_map_only(Labels, lambda v: places if v is x else v.value.cpu(), (args, kwargs))
-    return movement.call(repair.node, repair.graph, args, kwargs)
-
-
-def check_places(repair: Repair, args: Any, kwargs: Any) -> None:
-    """See that a movement by numbers that changed moves what has no channels as it did by the arguments given before.
-
-    Raises RewriteError where it does not: labels do not show it.
-    """
-    x = repair.old.get(repair.source.name) if repair.node.all_input_nodes else None
-    if not isinstance(x, Labels) or not _moves(repair) or not any(map(repair.changed, repair.node.all_input_nodes)):
-        return
-    stays = [repair.masks(part) for part in labels_in(repair.old[repair.node.name])]
-    for axis in (axis for axis in range(x.ndim) if x.shape[axis] > 1 and not x.along(axis)):
-        before = pytree.tree_leaves(_moved(repair, axis, lambda n: repair.old[n.name], args, kwargs))
-        now = _moved(repair, axis, repair.env.__getitem__, repair.node.args, repair.node.kwargs)
-        for masks, then, part in zip(stays, before, pytree.tree_leaves(now), strict=True):
-            if not torch.equal(_picked(then, masks), part):
-                raise RewriteError(f"{repair.node.name} moves other places than in the original")
-
-
-def _picked(tensor: Tensor, masks: list[Tensor]) -> Tensor:
-    """What stays of a tensor, by masks of all its axes."""
-    for dim, mask in enumerate(masks):
-        tensor = tensor if bool(mask.all()) else tensor.index_select(dim, mask.nonzero().flatten())
-    return tensor
-
-
-def _moves(repair: Repair) -> bool:
-    """Whether the node is a data movement."""
-    rule = RULES.get(key_of(repair.node, repair.graph)) if repair.node.op.startswith("call") else None
-    return rule is not None and rule.__module__ == movement.__name__
-
-
 def _moves_only(repair: Repair, axis: int) -> bool:
     """Whether the node's operation leaves every axis but `axis` as it is."""
     before = repair.old[repair.source.name]
     for other in range(before.ndim):
         if other != axis and before.shape[other] > 1:
-            _, moved = _trace(repair, other, lambda n: repair.old[n.name])
+            _, moved = trace(repair, other, lambda n: repair.old[n.name])
             if moved.tolist() != list(range(before.shape[other])):
                 return False
     return True

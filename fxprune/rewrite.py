@@ -20,7 +20,8 @@ from fxprune.errors import FxpruneError, RewriteError
 from fxprune.growth import Growth
 from fxprune.isolation import empties
 from fxprune.labels import Labels, Plane, is_constant_beside
-from fxprune.mending import Repair, check_places, is_inserted, mend, restore, restore_numbers
+from fxprune.mending import Repair, is_inserted, mend, restore, restore_numbers, undo
+from fxprune.places import check_places
 from fxprune.rules.context import Context, Option, Reading, Slot
 from fxprune.rules.resize import resize
 from fxprune.walk import step
@@ -64,8 +65,7 @@ def check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_],
     if [_kind(node) for node in own] != [_kind(node) for node in graph.graph.nodes]:
         raise MismatchError("the rewritten graph has other nodes than the original")
     for node, original in zip(own, graph.graph.nodes, strict=True):
-        for source in node.all_input_nodes:
-            _see_inserted(checker, source, original)
+        _see_inserted(checker, node, original)
         checker.env[node] = checker.checked(node, original)
 
 
@@ -87,10 +87,9 @@ def _settle(checker: Checker, node: fx.Node, growth: Growth) -> Any:
     for change in (None, restore, mend):  # as it stands, with the original's numbers, and in other words
         try:
             if change is not None:
-                node.args, node.kwargs = given
+                undo(repair, *given)
                 change(repair)
-            for source in node.all_input_nodes:
-                _see_inserted(checker, source, node)
+            _see_inserted(checker, node, node)
             value = checker.checked(node, node)
             if change is not mend:
                 check_places(repair, *given)
@@ -105,12 +104,12 @@ def _settle(checker: Checker, node: fx.Node, growth: Growth) -> Any:
 
 
 def _see_inserted(checker: Checker, node: fx.Node, original: fx.Node) -> None:
-    """Put the value of a node that mending inserted before `original` into the checker."""
-    if node not in checker.env:
-        for source in node.all_input_nodes:
+    """Put the values of nodes that mending inserted before `original`, and that `node` reads, into the checker."""
+    for source in node.all_input_nodes:
+        if source not in checker.env:
             _see_inserted(checker, source, original)
-        checker.original = original
-        checker.env[node] = step(checker, node)
+            checker.original = original
+            checker.env[source] = step(checker, source)
 
 
 def narrowed_copy(module: Any, checker: Checker, prefix: str = "") -> Any:

@@ -67,7 +67,7 @@ def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
 
     def run(tensor: Tensor) -> Any:
         def fill(value: Labels) -> Tensor:
-            return tensor if value is x else _constant(value)
+            return tensor if value is x else constant(value)
 
         return call(ctx.node, ctx.graph, *pytree.tree_map_only(Labels, fill, (args, kwargs)))
 
@@ -128,7 +128,7 @@ def _moves_rows(run: Callable[[Tensor], Any], x: Labels) -> bool:
     return True
 
 
-def _constant(value: Labels) -> Tensor:
+def constant(value: Labels) -> Tensor:
     """The numbers of a constant (an index, say), or zeros of its shape where only that matters."""
     return torch.zeros((), dtype=torch.int64).expand(value.shape) if value.value is None else value.value.cpu()
 
@@ -283,17 +283,6 @@ def _written(ctx: Context, x: Labels, shape: Sequence[int], before: Sequence[int
 
 def _blank(value: Labels) -> Tensor:
     return torch.zeros(()).expand(value.shape)
-
-
-@rule(F.unfold, nn.Unfold)
-def unfold(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
-    """im2col: every channel becomes kernel-size many rows."""
-    x = labels_in((args, kwargs))[0]
-    spec = ctx.spec()
-    source = ctx.source(x)
-    rows = spec.shape[1] // ctx.spec(source).shape[1] if source else 1
-    vector = ctx.vector(x, 1).repeat_interleave(rows)
-    return Labels((x.shape[0], len(vector), *spec.shape[2:]), (vector_plane(vector, 1, 3),))
 
 
 def _with(shape: Sequence[int], dim: int, size: int) -> tuple[int, ...]:
