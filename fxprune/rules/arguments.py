@@ -158,4 +158,6 @@ def _suits(type_: str, value: Any) -> bool:
         return True
     leaves = [leaf.meta.get("spec") if isinstance(leaf, fx.Node) else leaf for leaf in pytree.tree_leaves(value)]
     tensors = any(isinstance(leaf, (Labels, TensorSpec)) for leaf in leaves)
+    if type_ == "bool":
+        return all(isinstance(leaf, bool) for leaf in leaves)
     return tensors == ("Tensor" in type_) and (not isinstance(value, bool) or "bool" in type_)

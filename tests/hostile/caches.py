@@ -170,7 +170,7 @@ class AttributeSetAndRead(Net):
         return x * self.size[-1] + torch.zeros(self.size[0], 1, 1, 1)
 
 
-@hostile(KIND)
+@hostile(KIND, wanted="any")
 class PutBackAfterUse(Net):
     """A setting of a layer is changed for one call."""
 

@@ -69,7 +69,7 @@ class SingleDispatchMethod(Net):
         return x * 2
 
 
-@middle(KIND)
+@middle(KIND, wanted="any")
 def dispatched_by_class(self: Any, x: Any) -> Any:
     return {Tensor: lambda t: t * 2, list: lambda t: torch.cat(t)}[type(x)](x)
 
@@ -81,7 +81,7 @@ def asserts_that_it_is_a_tensor(self: Any, x: Any) -> Any:
     return x * 2
 
 
-@hostile(KIND)
+@hostile(KIND, wanted="any")
 class AsksInTheRoot(Net):
     """The question is about the model's own input."""
 

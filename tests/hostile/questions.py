@@ -117,7 +117,8 @@ def _doubled_where(question: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 MAY = (
     "isinstance_float_tensor", "type_representation", "dir", "torch_function_attribute", "has_torch_function",
-    "identity_after_contiguous", "representation",
+    "identity_after_contiguous", "representation", "type_is", "type_equals", "type_name", "class_is", "dispatch_table",
+    "memory",
 )  # fmt: skip
 for questions in (OF_TYPES, OF_ATTRIBUTES, OF_THE_RUN):
     middles(KIND, {name: _doubled_where(question) for name, question in questions.items()}, MAY)
@@ -136,7 +137,7 @@ for _name, _question in OF_MASKS.items():
     def _build(question: Callable[[Any], Any] = _question) -> nn.Module:
         return Steps(lambda _, h, mask: h * mask[..., None] if question(mask) else h)
 
-    add(KIND, _name, _build, masked)
+    add(KIND, _name, _build, masked, wanted="any" if _name == "mask_type_is" else "exact")
 
 
 @hostile(KIND, masked_by_bools)
