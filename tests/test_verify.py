@@ -218,6 +218,7 @@ class Noisy(nn.Module):
         return self.head(self.noise(self.b(self.noise(self.a(x)).relu())))
 
 
+@pytest.mark.filterwarnings("ignore:.* draws random numbers in eval mode")
 @pytest.mark.parametrize("noise", [gaussian, around, flipped])
 def test_models_that_draw_noise_are_compared_without_it(noise: Callable[[Tensor], Tensor]) -> None:
     model, x = Noisy(noise).double(), tensors(6)(4).double()
@@ -244,6 +245,7 @@ class Sampled(nn.Module):
         return self.head(deviations * torch.empty_like(deviations).normal_())
 
 
+@pytest.mark.filterwarnings("ignore:.* draws random numbers in eval mode")
 def test_what_scales_the_noise_is_compared() -> None:
     model, x = Sampled().double(), tensors(6)(4).double()
     plan = fxprune.Scores.random(model, x).plan(params=0.6)
@@ -317,6 +319,7 @@ class Counting(nn.Module):
         return self.last + self.calls
 
 
+@pytest.mark.filterwarnings("ignore:the forward of Counting changes calls")
 def test_what_a_forward_changes_is_put_back() -> None:
     model, x = Counting().eval(), tensors(6)(2)
     for share in (0.6, 1.0):

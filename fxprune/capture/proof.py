@@ -26,7 +26,7 @@ from fxprune.capture.hooks import told as told_of_hooks
 from fxprune.capture.passes import placeholder_values
 from fxprune.errors import CaptureError, FxpruneWarning, told
 from fxprune.example import another, as_call, batch_length, opened, trim
-from fxprune.isolation import evaluating, precise, seeded
+from fxprune.isolation import evaluating, precise, restored, seeded
 from fxprune.numberless import has_numbers
 from fxprune.source import is_users
 
@@ -107,7 +107,7 @@ class Reference:
         for trial in self.trials:
             rows = _rows(trial.batch)
             try:
-                with evaluating(graph):
+                with evaluating(graph), restored(graph):
                     values = placeholder_values(graph, trial.batch)
                     found = _run(graph.forward, values, {}, grad=trial.grad)
             except Exception as error:
@@ -143,7 +143,7 @@ class Reference:
         for path, module in own.named_modules():
             module.register_forward_hook(partial(_note_call, calls, path))
         _call(own, trial.batch, self.concrete)
-        with evaluating(graph):
+        with evaluating(graph), restored(graph):
             recorder = _CallRecorder(graph)
             _run(recorder.run, placeholder_values(graph, trial.batch), {}, grad=False)
         for path, inputs, output in calls:

@@ -21,7 +21,7 @@ from fxprune.compensation.sequential import Refit, refit
 from fxprune.coupling import Coupling
 from fxprune.distributed import give_from_first
 from fxprune.errors import PlanError
-from fxprune.isolation import evaluating
+from fxprune.isolation import evaluating, in_eval_mode
 from fxprune.moments import Key, Moments
 
 Level = Literal["none", "bias", "ridge", "sequential"]
@@ -109,7 +109,7 @@ class _Best:
     def attempt(self, change: Callable[[ModelGraph], Any]) -> Any:
         """What a change of the graph gives, if there was one and it was kept; else None."""
         tried = copy.deepcopy(self.graph)
-        with torch.no_grad(), evaluating(tried), evaluating(self.original):
+        with torch.no_grad(), in_eval_mode(tried), evaluating(self.original):
             done = change(tried)
         if not done:
             return None
