@@ -26,7 +26,7 @@ from fxprune.capture.hooks import told as told_of_hooks
 from fxprune.capture.passes import placeholder_values
 from fxprune.errors import CaptureError, FxpruneWarning, told
 from fxprune.example import another, as_call, batch_length, opened, trim
-from fxprune.isolation import evaluating, precise, restored, seeded
+from fxprune.isolation import evaluating, kept_buffers, precise, restored, seeded
 from fxprune.numberless import has_numbers
 from fxprune.source import is_users
 
@@ -72,10 +72,10 @@ class Reference:
         """
         own, drawn = plain_copy(model), set[str]()
         before = _state(own)
-        batch, output = first_run(own, example, concrete)
-        changed = tuple(name for name, value in _state(own).items() if not _same(value, before.get(name)))
-        again = _call(own, batch, concrete, drawn=drawn)
-        own = plain_copy(model) if changed else own
+        with restored(own), kept_buffers(own):
+            batch, output = first_run(own, example, concrete)
+            changed = tuple(name for name, value in _state(own).items() if not _same(value, before.get(name)))
+            again = _call(own, batch, concrete, drawn=drawn)
         trials = [Trial(batch, output, grad=False), *_second_trial(own, batch, other, concrete)]
         return cls(model, concrete, example, trials, frozenset(drawn), changed, not _agree(output, again))
 
