@@ -52,8 +52,8 @@ class Reference:
     """What the caller's model gives in eval mode on the example, of which it takes two samples or all, and on another.
 
     `whole` is the example as it was given. `random` names the generators that a forward draws from. `changed` are the
-    names of the buffers and attributes that it leaves with another value; `stateful` says that a second run on the same
-    batch differs for no other reason than the first.
+    names of the buffers and attributes that it leaves with another value; `stateful` says that what it gives on the
+    second batch depends on whether it saw the first.
     """
 
     model: nn.Module
@@ -75,9 +75,10 @@ class Reference:
         with restored(own), kept_buffers(own):
             batch, output = first_run(own, example, concrete)
             changed = tuple(name for name, value in _state(own).items() if not _same(value, before.get(name)))
-            again = _call(own, batch, concrete, drawn=drawn)
+            later = list(_second_trial(own, batch, other, concrete, drawn))
         trials = [Trial(batch, output, grad=False), *_second_trial(own, batch, other, concrete)]
-        return cls(model, concrete, example, trials, frozenset(drawn), changed, not _agree(output, again))
+        stateful = [trial.output for trial in later], [trial.output for trial in trials[1:]]
+        return cls(model, concrete, example, trials, frozenset(drawn), changed, not _agree(*stateful))
 
     @property
     def example(self) -> Any:
@@ -189,19 +190,21 @@ def first_run(own: nn.Module, example: Any, concrete: Mapping[str, Any]) -> tupl
         raise CaptureError(f"{error}{told_of_hooks(own, list(hooks_of(own)))}") from error.__cause__
 
 
-def _second_trial(own: nn.Module, batch: Any, other: Any, concrete: Mapping[str, Any]) -> Iterator[Trial]:
+def _second_trial(
+    own: nn.Module, batch: Any, other: Any, concrete: Mapping[str, Any], drawn: set[str] | None = None
+) -> Iterator[Trial]:
     """Another batch, of another number of samples where the model takes one; none where it takes no other batch."""
     made = (another(batch, batch_length(batch) + 1), another(batch, batch_length(batch)))
     given = () if other is None else (trim(other, samples=3), other)
-    tried = chain.from_iterable(_tried(own, batch, concrete) for batch in (*given, *made))
+    tried = chain.from_iterable(_tried(own, batch, concrete, drawn) for batch in (*given, *made))
     yield from islice(tried, 1)
 
 
-def _tried(own: nn.Module, batch: Any, concrete: Mapping[str, Any]) -> Iterator[Trial]:
+def _tried(own: nn.Module, batch: Any, concrete: Mapping[str, Any], drawn: set[str] | None = None) -> Iterator[Trial]:
     """What a model gives on a batch, with gradients recorded where it takes that; nothing where it does not run."""
     for grad in (True, False):
         try:
-            output = _call(own, batch, concrete, grad=grad)
+            output = _call(own, batch, concrete, grad=grad, drawn=drawn)
         except Exception:  # noqa: BLE001, S112 - the caller's model takes no such batch, whatever it says
             continue
         yield Trial(batch, output, grad)
