@@ -21,7 +21,7 @@ import fxprune
 
 MODELS = {"ResNet-50": torchvision.models.resnet50, "ViT-B/16": torchvision.models.vit_b_16}
 NOTE = (
-    "Seconds. Captures are medians of 5, in turns; `compress` is one run on the images named, at 224 x 224, to 0.7 of "
+    "Seconds. Captures are medians of 3, in turns; `compress` is one run on the images named, at 224 x 224, to 0.7 of "
     "the MACs, with its default compensation. The share is that of the proof in `compress`."
 )
 
@@ -30,7 +30,7 @@ def measured(name: str, images: int, repeats: int) -> dict[str, Any]:
     """Times of both captures of one model, and of `compress`."""
     torch.manual_seed(0)
     model = MODELS[name](weights=None).eval()
-    batch = min(16, images // 2)
+    batch = images // 2
     loader = [(torch.randn(batch, 3, 224, 224), torch.arange(batch) % 1000) for _ in range(images // batch)]
     capture = partial(fxprune.capture, model, loader[0][0], other=loader[1][0])
     times = interleaved({"without": partial(capture, prove=False), "with": capture}, repeats=repeats)
@@ -43,7 +43,7 @@ def main() -> None:
     """Measure both models."""
     options = parser("what the proof of the captured graph costs", "proof").parse_args()
     warnings.simplefilter("ignore")
-    results = {name: measured(name, *((4, 1) if options.quick else (32, 5))) for name in MODELS}
+    results = {name: measured(name, *((4, 1) if options.quick else (16, 3))) for name in MODELS}
     for name, found in results.items():
         CONSOLE.print(name, found)
     rows = [
