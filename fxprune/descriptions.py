@@ -58,10 +58,11 @@ def example_for(model: nn.Module, description: Any) -> Any:
 
     Raises PlanError where it is out of proportion to the model, or of a dtype that cannot be made.
     """
-    size, limit = (
-        _bytes(description, 0),
-        FREE + sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())),
-    )
+    try:
+        size = _bytes(description, 0)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlanError(f"the plan's example cannot be made: {error}") from error
+    limit = FREE + sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     if size > limit:
         raise PlanError(
             f"the plan's example has {size:,} bytes, more than the {limit:,} that are made for a "
