@@ -16,6 +16,7 @@ from fxprune.capture.checks import listed
 from fxprune.collect import EXCLUDED, Collector, Exclude
 from fxprune.errors import CaptureError, FxpruneError, first_line
 from fxprune.groups import Coupling, Edge, Group, Index, Site
+from fxprune.isolation import undisturbed
 from fxprune.numberless import computing, lacking_numbers
 from fxprune.resolve import resolve
 from fxprune.rules.table import RULES
@@ -56,7 +57,8 @@ def couple(
     2: 2 units, frozen: it is the model's output
       2: 2 of 2 channels
     """
-    return analyse(graph, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim).groups
+    with undisturbed():
+        return analyse(graph, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim).groups
 
 
 def analyse(

@@ -15,7 +15,6 @@ from fxprune.example import from_json
 from fxprune.isolation import device_of
 from fxprune.numberless import home_of
 from fxprune.records import restored
-from fxprune.weights import bytes_of
 
 LARGEST_EXAMPLE = 1 << 30  # bytes of the example batch that a file describes
 FREE = 32 << 20  # bytes that the example of any model may have, beside as many as the model itself has
@@ -59,7 +58,8 @@ def example_for(model: nn.Module, description: Any) -> Any:
 
     Raises PlanError where it is out of proportion to the model, or of a dtype that cannot be made.
     """
-    size, limit = _bytes(description, 0), FREE + bytes_of(model)
+    held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    size, limit = _bytes(description, 0), FREE + held
     if size > limit:
         raise PlanError(
             f"the plan's example has {size:,} bytes, more than the {limit:,} that are made for a "
