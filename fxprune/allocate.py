@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.errors import PlanError
+from fxprune.arguments import CHECKS, check_value, chosen
+from fxprune.errors import PlanError, told
 from fxprune.tod import LARGEST_SHARE, Flags, balanced, ranks, tod_curve
 
 Scalars = NDArray[np.float64]
@@ -99,6 +100,8 @@ def over_all(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
 
 
 ALLOCATIONS: dict[str, Allocate] = {"tod": tod, "tod-by-group": tod_by_group, "uniform": uniform, "global": over_all}
+_FUNCTION = "a function (propose, protect, groups) -> levels"
+CHECKS["allocate"] = chosen(ALLOCATIONS, PlanError, _FUNCTION)
 
 
 def levels(
@@ -110,13 +113,12 @@ def levels(
 
     Raises PlanError where there is none of that name, or what it gives is not one number a unit.
     """
-    if isinstance(allocate, str) and allocate not in ALLOCATIONS:
-        raise PlanError(
-            f"allocate is {allocate!r}: it is one of {', '.join(ALLOCATIONS)}, or a function "
-            "(propose, protect, groups) -> levels"
-        )
+    check_value("allocate", allocate)
     function = ALLOCATIONS[allocate] if isinstance(allocate, str) else allocate
-    level = np.asarray(function(propose, weighed(protect, worth), groups), dtype=np.float64)
+    try:
+        level = np.asarray(function(propose, weighed(protect, worth), groups), dtype=np.float64)
+    except Exception as error:
+        raise PlanError(f"allocate= fails ({told(error)}): {_FUNCTION}") from error
     if level.shape != propose.shape or np.isnan(level).any():
         raise PlanError(
             f"the allocation gives levels of shape {level.shape}, {int(np.isnan(level).sum())} of them nan, "
@@ -128,12 +130,6 @@ def levels(
 def weighed(protect: Scalars, worth: Scalars | None) -> Scalars:
     """What units are protected by, over what the model costs less without each; one that saves nothing stays."""
     return protect if worth is None else protect / np.maximum(worth, 1e-9)
-
-
-def check_limits(min_keep: int, round_to: int) -> None:
-    """Raise where the number of units that stay has bounds that make no sense."""
-    if min_keep < 1 or round_to < 1:
-        raise PlanError(f"min_keep is {min_keep} and round_to is {round_to}; both are at least 1")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

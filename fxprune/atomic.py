@@ -50,7 +50,7 @@ def writable(path: str | PathLike[str], error: type[FxpruneError]) -> Path:
     """The path, without links, of a regular file or a new one. Raises `error` where it cannot be one."""
     goal = Path(os.path.realpath(regular(path, error, "written")))
     if not goal.parent.is_dir():
-        raise error(f"{path} cannot be written: there is no folder {goal.parent}; make it first")
+        raise error(f"{path} cannot be written: there is no folder {Path(path).parent}; make it first")
     return goal
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fxprune.overrides import changed
 
 
 class ScaledDotProduct(nn.Module):
@@ -134,7 +136,12 @@ def lower(model: nn.Module) -> nn.Module:
     lowered: dict[nn.Module, nn.Module] = {}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            if type(child) is nn.MultiheadAttention:
+            if _is_plain(child):
                 lowered.setdefault(child, MultiheadAttention.lowered(child))
                 parent._modules[name] = lowered[child]
-    return lowered.get(model, MultiheadAttention.lowered(model) if type(model) is nn.MultiheadAttention else model)
+    return lowered.get(model, MultiheadAttention.lowered(model) if _is_plain(model) else model)
+
+
+def _is_plain(module: nn.Module | None) -> TypeGuard[nn.MultiheadAttention]:
+    """Whether a module is an attention of torch that computes as its class says."""
+    return type(module) is nn.MultiheadAttention and not changed(module, nn.MultiheadAttention)

@@ -3,43 +3,89 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset, IterableDataset
 
 from fxprune.errors import CalibrationError, blaming
 from fxprune.example import to_device
 
+LONGEST = 10_000  # batches of a loader for calibration that says of no more how many there are
+LONGEST_EPOCH = 1_000_000  # of one for training or evaluation
 TARGET_KEYS = ("labels", "label", "targets", "target")
 Unpack = Callable[[Any], tuple[Any, Any]]
 Classes = Callable[[Any], Tensor]
 
 
 def batches(
-    loader: Iterable[Any], unpack: Unpack | None = None, *, name: str = "the loader", when: str = ""
-) -> Iterator[tuple[Any, Any]]:
+    loader: Iterable[Any], unpack: Unpack | None = None, *, name: str = "the loader", when: str = "",
+    least: int = 1, most: int | None = LONGEST,
+) -> Iterator[tuple[Any, Any]]:  # fmt: skip
     """The (inputs, targets) of every batch of a loader, which messages call by `name`; `when` goes before its number.
 
-    Raises CalibrationError where the loader is empty, fails, can be read only once, or gives batches of unknown form.
+    Raises CalibrationError where it is no loader, fails, can be read only once, gives batches of unknown form or
+    without samples, fewer than `least`, or more than `most` and than its length.
     """
-    with blaming(name, f"{when}batch 0"):
+    check_loader(loader, name)
+    with blaming(name, f"{when}batch 0", ": give a list of batches, or a torch.utils.data.DataLoader"):
         once = iter(loader) is loader
     if once:
         raise CalibrationError(
             f"{name} is a {type(loader).__name__}, which can be read only once: give a list of batches, a "
             "DataLoader, or another object that starts anew each time it is iterated"
         )
-    found = 0
+    found, end = 0, None if most is None else max(most, length_of(loader) or 0)
     for found, batch in enumerate(read(loader, name, when), 1):
+        if end is not None and found > end:
+            raise CalibrationError(
+                f"{name} gives more than {end:,} batches, and may never end: pass max_samples= to score or compress, "
+                "or a list of its first batches, list(itertools.islice(loader, 100)) say"
+            )
         with blaming("unpack=", f"{when}batch {found - 1} of {name}"):
             pair = (unpack or split)(batch)
+            _check_samples(pair[0], f"{when}batch {found - 1} of {name}")
         yield pair
-    if not found:
+    if found < least:
         raise CalibrationError(f"{name} gives no batch: at least one is needed")
+
+
+def check_loader(loader: Any, name: str = "the loader") -> None:
+    """Raise CalibrationError, with what makes a loader of it, where data are given in place of one."""
+    if isinstance(loader, Tensor):
+        what, remedy = "it is read row by row", "put it into a list of batches, [x] or x.split(64)"
+    elif isinstance(loader, Mapping):
+        what, remedy = "it is read key by key", "put the one batch that it is into a list, [batch]"
+    elif isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        what, remedy = "it gives single samples", "wrap it, torch.utils.data.DataLoader(dataset, batch_size=64)"
+    elif _is_pair(loader):
+        what = "its two tensors are read as two batches"
+        remedy = "give [(x, y)], or torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=64)"
+    elif loader is None or isinstance(loader, (str, bytes, nn.Module)):
+        what, remedy = "it gives no batches", "give a list of batches, or a torch.utils.data.DataLoader"
+    else:
+        return
+    kind = "None" if loader is None else f"a {type(loader).__name__}"
+    raise CalibrationError(f"{name} is {kind}, and {what}: {remedy}")
+
+
+def _is_pair(loader: Any) -> bool:
+    """Whether a loader is all inputs and all targets: two tensors of one length, and of other ranks or dtypes."""
+    if not isinstance(loader, (tuple, list)) or len(loader) != 2 or not all(isinstance(t, Tensor) for t in loader):
+        return False
+    x, y = loader
+    return bool(x.ndim and y.ndim and len(x) == len(y)) and (x.ndim != y.ndim or x.dtype != y.dtype)
+
+
+def _check_samples(inputs: Any, where: str) -> None:
+    """Raise CalibrationError where a batch is empty."""
+    first = next((leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim), None)
+    if first is not None and not len(first):
+        raise CalibrationError(f"{where} has no samples, its first tensor is {tuple(first.shape)}: leave it out")
 
 
 def read(loader: Iterable[Any], name: str = "the loader", when: str = "") -> Iterator[Any]:
@@ -58,7 +104,7 @@ def length_of(loader: Iterable[Any]) -> int | None:
     """The number of batches of a loader, or None where it does not know."""
     try:
         return len(loader) if isinstance(loader, Sized) else None
-    except TypeError:  # a DataLoader over an iterable dataset has a length that fails
+    except Exception:  # noqa: BLE001 - of a DataLoader over an iterable dataset, and whatever a user's own says
         return None
 
 
@@ -79,6 +125,7 @@ def split(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, Tensor):
         return batch, None
     if isinstance(batch, (tuple, list)) and len(batch) in (1, 2) and not _is_uncollated(batch):
+        _check_collated(batch)
         return batch[0], batch[1] if len(batch) == 2 else None
     length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
     raise CalibrationError(
@@ -86,6 +133,18 @@ def split(batch: Any) -> tuple[Any, Any]:
         "pass unpack=, a function from a batch to (inputs, targets)"
         + (", here lambda batch: tuple(zip(*batch))" if _is_uncollated(batch) else "")
     )
+
+
+def _check_collated(batch: Sequence[Any]) -> None:
+    """Raise where a pair is a single sample: a tensor, and one number as its target."""
+    inputs, number = batch[0], batch[-1]
+    single = isinstance(number, (int, float)) or (isinstance(number, Tensor) and not number.ndim)
+    if isinstance(inputs, Tensor) and single:
+        raise CalibrationError(
+            f"a batch is a tensor of shape {tuple(inputs.shape)} and the number {float(number):g}, as single samples "
+            "are: wrap them, torch.utils.data.DataLoader(samples, batch_size=64), or pass unpack= where the number is "
+            "the target of a batch"
+        )
 
 
 def _is_uncollated(batch: Any) -> bool:

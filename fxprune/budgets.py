@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fxprune.allocate import EVEN, Allocate, Allocation
+from fxprune.arguments import check_value
 from fxprune.errors import PlanError
 from fxprune.plan import BUDGETS
 from fxprune.tod import Flags
@@ -92,17 +93,12 @@ def remedies(allocate: str | Allocate, allocation: Allocation, settings: Mapping
 def given(**asked: float | None) -> tuple[str, float] | None:
     """The one of alpha and the budgets that was given, and its value; None where none was.
 
-    Raises PlanError where several were, or a budget is no share.
+    Raises PlanError where several were, or one is no share.
     """
     present = {name: value for name, value in asked.items() if value is not None}
+    for name, value in present.items():
+        check_value(name, value)
     if len(present) > 1:
         values = " and ".join(f"{name}={value:g}" for name, value in present.items())
         raise PlanError(f"{values} are given: one of {', '.join(asked)} decides how much goes")
-    for name, value in present.items():
-        if name in BUDGETS and not 0 < value <= 1:
-            raise PlanError(
-                f"{name} is {value:g}; it is a share of the original's {BUDGETS[name]}: more than 0, at most 1"
-            )
-        if name == "alpha" and not 0 <= value <= 1:
-            raise PlanError(f"alpha is {value}; it is a share of units and lies between 0 and 1")
-    return next(iter(present.items()), None)
+    return next(((name, float(value)) for name, value in present.items()), None)

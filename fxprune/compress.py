@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxprune.allocate import Allocate
+from fxprune.arguments import check
 from fxprune.batches import Classes, Unpack
 from fxprune.budgets import given
 from fxprune.capture import example_of
@@ -54,6 +55,7 @@ def compress(
     head_dim: bool = False,
     min_keep: int = 1,
     round_to: int = 1,
+    max_samples: int | None = None,
     verify: bool = True,
     unpack: Unpack | None = None,
     classes: Classes | None = None,
@@ -81,14 +83,15 @@ def compress(
         compensate: "none", "bias" (what went is replaced by its mean), "ridge" (by what stays, linearly) or
             "sequential" (every layer behind is refitted to the original's values, front to back). See `apply`.
         rounds: how often to score and prune. A budget is gone for in equal factors; alpha holds for each round anew.
-        loss, unpack, classes, seed, device, progress, run, scoring: see `score`.
+        max_samples, loss, unpack, classes, seed, device, progress, run, scoring: see `score`.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
         unknown: "error", or "freeze" to keep what an operation without a rule touches.
         inexact, head_dim: see `couple`.
         min_keep, round_to: see `Scores.plan`.
         submodule: path of the part to prune in place of the whole, for models that cannot be captured in one piece.
             Its outputs stay whole, so the rest of the model fits; `exclude` takes names in the part.
-        verify: prove the result against the zero-masked original before it is handed over.
+        verify: compare the captured graph with `model`, on two batches of the loader, before anything is decided, and
+            prove the result against the zero-masked original before it is handed over.
         finetune: arguments of `finetune`, at least train_loader and val_loader, to train the result with at the end;
             loss, unpack, run, seed, device and progress are those above where it does not name them. The proof, and the
             error in the report, are of the model before that.
@@ -100,6 +103,7 @@ def compress(
     Raises:
         FxpruneError: one of its children, from the stage that failed; see the stages.
     """
+    check(compress, locals(), passed_to=score)
     shared = {"loss": loss, "unpack": unpack, "run": run, "seed": seed, "device": device, "progress": progress}
     if finetune is not None:
         check_options(finetune := shared | dict(finetune))
@@ -108,11 +112,11 @@ def compress(
     check_level(compensate, None, loader)
 
     def one(model: nn.Module, asked: Asked, fit: Fit) -> nn.Module:
-        whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
+        whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run, prove=verify)
         scores = score(
             whole, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim, unpack=unpack,
             classes=classes, seed=seed, device=device, progress=progress, submodule=submodule, run=run,
-            propose=propose, protect=protect, **scoring,
+            propose=propose, protect=protect, max_samples=max_samples, **scoring,
         )  # fmt: skip
         scores = scores if latency is None else scores.with_latency(whole)
         plan = fit(scores.plan(**asked, allocate=allocate, min_keep=min_keep, round_to=round_to))
@@ -122,10 +126,11 @@ def compress(
             example: Any = example_of(part_of(whole, submodule))  # type: ignore[arg-type]
             note_error(small, prove(whole, plan, small, example), submodule)
         return repaired(
-            whole, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device
-        )
+            whole, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device,
+            max_samples=max_samples,
+        )  # fmt: skip
 
-    whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
+    whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run, prove=verify)
     if rounds == 1:
         small = one(whole, asked, lambda plan: plan)
     else:
@@ -166,6 +171,7 @@ def apply(
         PlanError: the plan does not fit the model, or scores or loader are missing.
         RewriteError: the graph cannot be rewritten.
     """
+    check(apply, locals())
     small, planned = _rewritten(model, plan)
     if scores is not None:
         note_scores(small, scores, plan)

@@ -109,8 +109,6 @@ class Accounts:
         if formula is None:
             return []
         args, kwargs = map_arg((node.args, node.kwargs), lambda source: values[source.name])
-        if not args and "input" in kwargs:
-            args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
         own = self._own(node) if node.op == "call_module" else {}
         return formula(Work(self.ruler, own, values[node.name]), *args, **kwargs)
 
@@ -184,6 +182,11 @@ def _matmul(work: Work, a: Labels, b: Labels) -> list[Product]:
 @_formula(torch.addmm, "addmm", torch.baddbmm, "baddbmm")
 def _addmm(work: Work, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> list[Product]:
     return [work.product(*work.axes(work.value), work.axes(a)[-1])]
+
+
+@_formula(torch.addbmm, "addbmm")
+def _addbmm(work: Work, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> list[Product]:
+    return [work.product(*work.axes(a), work.axes(b)[-1])]
 
 
 @_formula(torch.einsum)

@@ -10,17 +10,21 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
+from fxprune.arguments import check
 from fxprune.capture import ModelGraph
 from fxprune.capture.checks import listed
 from fxprune.collect import EXCLUDED, Collector, Exclude
-from fxprune.errors import CaptureError, FxpruneError, first_line
+from fxprune.errors import CaptureError, FxpruneError, UnsupportedOpError, first_line, is_of_memory
+from fxprune.example import TensorSpec
 from fxprune.groups import Coupling, Edge, Group, Index, Site
 from fxprune.isolation import undisturbed
+from fxprune.labels import Labels
 from fxprune.numberless import computing, lacking_numbers
 from fxprune.resolve import resolve
-from fxprune.rules.table import RULES
-from fxprune.walk import Unknown, step
+from fxprune.rules.table import RULES, describe, key_of
+from fxprune.walk import Unknown, named, step
 
 __all__ = ["EXCLUDED", "Coupling", "Edge", "Exclude", "Group", "Index", "Site", "analyse", "couple"]
 
@@ -57,6 +61,7 @@ def couple(
     2: 2 units, frozen: it is the model's output
       2: 2 of 2 channels
     """
+    check(couple, locals())
     with undisturbed():
         return analyse(graph, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim).groups
 
@@ -94,6 +99,8 @@ def _found(collector: Collector, unknown: Unknown) -> Coupling:
         for node in collector.graph.graph.nodes:
             with explained(collector, node):
                 collector.env[node] = step(collector, node, unknown=unknown)
+                if node.op.startswith("call"):
+                    _check_shapes(collector.env[node], collector.spec(node))
             collector.freeze_excluded(node)
     collector.check_exclude()
     with computing():
@@ -132,17 +139,31 @@ def _as_it_stands(graph: ModelGraph) -> tuple[Hashable, tuple[Any, ...]]:
     return found, (*specs, *tensors)
 
 
+def _check_shapes(value: Any, spec: Any) -> None:
+    """Raise ValueError where a rule gives tensors other shapes than the model gave on the example."""
+    found = [x.shape for x in pytree.tree_leaves(value) if isinstance(x, Labels)]
+    wanted = [x.shape for x in pytree.tree_leaves(spec) if isinstance(x, TensorSpec)]
+    if wanted and found != wanted:
+        raise ValueError(f"it makes shapes {found} of what the model makes {wanted}")
+
+
 @contextmanager
 def explained(collector: Collector, node: fx.Node) -> Iterator[None]:
-    """Say what is missing where labels cannot be found since a constant of the model has no numbers."""
+    """Say which call a rule cannot take, or what is missing where a constant of the model has no numbers."""
     try:
         yield
     except FxpruneError:
         raise
     except Exception as error:
         model, name = collector.graph, lacking_numbers(collector.graph)
-        if name is None:
+        if is_of_memory(error) or not node.op.startswith("call"):
             raise
+        if name is None:
+            raise UnsupportedOpError(
+                f"the rule for {describe(key_of(node, model))} cannot take {named(node)} "
+                f"({type(error).__name__}: {first_line(error)}): spell the call in another way, or register a rule of "
+                "your own in its place"
+            ) from error
         raise CaptureError(
             f"{collector.describe()} of {type(model).__name__} moves channels by constants without numbers "
             f"({type(error).__name__}: {first_line(error)}): build the buffers and tensors that the forward indexes by "

@@ -21,7 +21,7 @@ FREE = 32 << 20  # bytes that the example of any model may have, beside as many 
 DEEPEST = 50
 SETTINGS: dict[str, Any] = {
     "method": str, "leaves": tuple[str, ...], "concrete_args": Mapping[str, Any], "submodule": str,
-    "inexact": bool, "head_dim": bool,
+    "inexact": bool, "head_dim": bool, "decisions": tuple[bool | int | float, ...],
 }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def captured(settings: Mapping[str, Any], model: nn.Module, description: Any) ->
     """The graph of a model, captured as `settings` say on an example of the described shapes; a graph as it is."""
     if is_captured(model):
         return cast("ModelGraph", model)
-    return capture_as(settings, model, example_for(model, description))
+    return capture_as(settings, model, example_for(model, description), made=True)
 
 
 def example_for(model: nn.Module, description: Any) -> Any:
@@ -58,8 +58,10 @@ def example_for(model: nn.Module, description: Any) -> Any:
 
     Raises PlanError where it is out of proportion to the model, or of a dtype that cannot be made.
     """
-    held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    size, limit = _bytes(description, 0), FREE + held
+    size, limit = (
+        _bytes(description, 0),
+        FREE + sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())),
+    )
     if size > limit:
         raise PlanError(
             f"the plan's example has {size:,} bytes, more than the {limit:,} that are made for a "
@@ -94,5 +96,15 @@ def _tensor(description: Mapping[str, Any]) -> int:
         raise ValueError(f"the example names the dtype {dtype!r}, which torch does not have")
     if type(largest) is not int or not -(2**63) <= largest < 2**63:
         raise ValueError(f"the example names {largest!r} for the largest of its numbers")
+    _check_row(description.get("row"), shape)
     kind: torch.dtype = getattr(torch, dtype)
     return math.prod(shape) * kind.itemsize
+
+
+def _check_row(row: Any, shape: list[int]) -> None:
+    """Raise ValueError where the row that stands for all of a tensor is not one of its shape."""
+    if row is None:
+        return
+    numbers, length = isinstance(row, list) and all(type(n) in (int, float) for n in row), math.prod(shape[1:])
+    if not numbers or len(row) != length:
+        raise ValueError(f"the example names a row of a tensor of shape {shape} that is not {length} numbers")

@@ -104,8 +104,8 @@ class Goal:
         else:
             lost = self._lost(output, targets, where)
         with blaming("metric=", where):
-            metric = self.metric(output, targets) if self.metric else 0.0
-        return float(_one_number(lost, "loss", where)), float(_one_number(torch.as_tensor(metric), "metric", where))
+            metric = torch.as_tensor(self.metric(output, targets) if self.metric else 0.0)
+        return float(_one_number(lost, "loss", where)), float(_one_number(metric, "metric", where))
 
     @property
     def _who(self) -> str:

@@ -71,6 +71,11 @@ def in_all(flag: bool) -> bool:  # noqa: FBT001
     return int(summed(torch.tensor(int(flag)))) == rank_and_size()[1]
 
 
+def in_any(flag: bool) -> bool:  # noqa: FBT001
+    """Whether something holds on some rank."""
+    return not in_all(not flag)
+
+
 def give_from_first(module: nn.Module) -> None:
     """Give a module of every rank the numbers that rank 0 has in it."""
     with torch.no_grad():

@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError, PlanError
 
+LONGEST_ROW = 256  # numbers of a row that a plan keeps
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -30,7 +32,11 @@ class PackedSpec(TensorSpec):
 
 def spec_of(value: Any) -> Any:
     """`value` with a `TensorSpec` in the place of every tensor, and a `PackedSpec` in that of packed sequences."""
-    return pytree.tree_map(_leaf_spec, opened(value), is_leaf=lambda leaf: isinstance(leaf, PackedSequence))
+    return pytree.tree_map(_leaf_spec, opened(value), is_leaf=_is_packed)
+
+
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, PackedSequence)
 
 
 def _leaf_spec(value: Any) -> Any:
@@ -63,8 +69,106 @@ def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def trim(example: Any, *, samples: int) -> Any:
-    """The first `samples` rows of every tensor of an example batch."""
-    return pytree.tree_map_only(Tensor, lambda t: t[:samples] if t.ndim else t, example)
+    """The first `samples` rows of every tensor that has the length of the batch: the first axis of the first tensor.
+
+    All of the example where another tensor holds numbers that may be those of rows which would go, as the edges of a
+    graph and the boxes of images do.
+
+    >>> trim((torch.zeros(8, 3), torch.ones(5, 5)), samples=2)[0].shape
+    torch.Size([2, 3])
+    >>> trim((torch.zeros(8, 3), torch.tensor([[0, 1], [6, 7]])), samples=2)[0].shape
+    torch.Size([8, 3])
+    """
+    length = batch_length(example)
+    if _fewest(example, samples) > samples:
+        return example
+    return pytree.tree_map_only(
+        Tensor, lambda t: t[:samples] if _has_rows(t, length) else t, example, is_leaf=_is_packed
+    )
+
+
+def _fewest(example: Any, samples: int) -> int:
+    """How many samples an example may be cut to: `samples`, or all where others of its parts may number them."""
+    length = batch_length(example)
+    others = (leaf for leaf in _leaves(example) if not _has_rows(leaf, length))
+    return max(samples, length) if any(_may_number(leaf, samples) for leaf in others) else samples
+
+
+def _may_number(leaf: Any, samples: int) -> bool:
+    """Whether a part of an example may hold the number of a row that is not one of the first `samples`."""
+    if not isinstance(leaf, Tensor) or leaf.ndim == 0:
+        return _is_packed(leaf)
+    plain = leaf.layout is torch.strided and not (leaf.is_nested or leaf.is_complex() or leaf.is_meta)
+    return plain and bool((leaf >= samples).any())
+
+
+def batch_length(example: Any) -> int:
+    """The number of samples of an example, the first axis of its first tensor; 0 where none has one.
+
+    >>> batch_length({"t": torch.tensor(0.5), "x": torch.zeros(4, 3)})
+    4
+    """
+    return next((len(leaf) for leaf in _leaves(example) if isinstance(leaf, Tensor) and leaf.ndim), 0)
+
+
+def _leaves(example: Any) -> list[Any]:
+    leaves: list[Any] = pytree.tree_leaves(
+        dict(example) if isinstance(example, Mapping) else example, is_leaf=_is_packed
+    )
+    return leaves
+
+
+def another(example: Any, samples: int) -> Any:
+    """A batch of `samples` samples like those of `example`, of other values.
+
+    The rows of every tensor that has the length of the batch, which is the first axis of the first tensor, are taken
+    again, rolled by one. Floats are mixed with the next row and made smaller, each row by another factor; integers,
+    bools and floats that are all whole numbers, such as those of a mask, stay what they are. All else is kept. Where
+    that may hold numbers of rows, there are no fewer samples than in the example.
+
+    >>> another((torch.tensor([[1, 2], [3, 4]]), torch.tensor([0.5, 1.5]), torch.zeros(3)), 3)
+    (tensor([[3, 4],
+            [1, 2],
+            [3, 4]]), tensor([1.0417, 0.5000, 0.6250]), tensor([0., 0., 0.]))
+    """
+    nested = dict(example) if isinstance(example, Mapping) else example
+    leaves, layout = pytree.tree_flatten(nested, is_leaf=_is_packed)
+    length, samples = batch_length(example), _fewest(example, samples)
+    drawn = [_drawn_again(leaf, samples) if length and _has_rows(leaf, length) else leaf for leaf in leaves]
+    return pytree.tree_unflatten(drawn, layout)
+
+
+def _has_rows(leaf: Any, length: int) -> bool:
+    return _is_dense(leaf) and leaf.ndim > 0 and len(leaf) == length
+
+
+def _is_dense(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
+
+
+def _drawn_again(tensor: Tensor, samples: int) -> Tensor:
+    """The rows of a tensor for `samples` samples: rolled by one; those of fractions are mixed and made smaller."""
+    given, rows = tensor.detach(), torch.arange(1, samples + 1, device=tensor.device)
+    rolled, following = given[rows % len(given)], given[(rows + 1) % len(given)]
+    wide = torch.promote_types(given.dtype, torch.float32)
+    if not given.is_floating_point() or given.is_meta or torch.equal(given.to(wide), given.to(wide).round()):
+        return rolled
+    factors = (1 - rows / (2 * samples)).to(wide).reshape(-1, *[1] * (given.ndim - 1))
+    mixed = factors * (0.75 * rolled.to(wide) + 0.25 * following.to(wide))
+    return mixed.to(given.dtype).requires_grad_(tensor.requires_grad)
+
+
+def stretched(example: Any, axis: int) -> Any:
+    """An example in which every tensor that has this axis is twice as long there.
+
+    >>> stretched((torch.zeros(2, 3, 4), torch.zeros(2)), 2)[0].shape
+    torch.Size([2, 3, 8])
+    """
+
+    def longer(leaf: Any) -> Any:
+        return leaf.repeat_interleave(2, axis) if _is_dense(leaf) and leaf.ndim > axis else leaf
+
+    return pytree.tree_map(longer, example, is_leaf=_is_packed)
 
 
 def to_device(values: Any, device: torch.device) -> Any:
@@ -88,14 +192,20 @@ def to_json(example: Any) -> Any:
     >>> to_json((torch.zeros(2, 3), {"flag": None}))
     [{'tensor': [2, 3], 'dtype': 'float32'}, {'flag': None}]
     """
+    return _described(example, batch_length(example))
+
+
+def _described(example: Any, length: int) -> Any:
+    """The description of an example, or of a part of one whose batch has a certain length."""
     if isinstance(example, Tensor):
         described = {"tensor": list(example.shape), "dtype": str(example.dtype).removeprefix("torch.")}
-        counts = example.dtype in (torch.int32, torch.int64) and example.numel()
-        return described | ({"largest": int(example.max())} if counts else {})
+        if example.dtype in (torch.int32, torch.int64) and example.numel():
+            return described | {"largest": int(example.max())}
+        return described | ({"row": _first_row(example)} if _keeps_row(example, length) else {})
     if isinstance(example, Mapping):
-        return {str(name): to_json(value) for name, value in example.items()}
+        return {str(name): _described(value, length) for name, value in example.items()}
     if isinstance(example, (tuple, list)):
-        return [to_json(value) for value in example]
+        return [_described(value, length) for value in example]
     if example is None or isinstance(example, (bool, int, float, str)):
         return example
     raise CaptureError(
@@ -104,8 +214,26 @@ def to_json(example: Any) -> Any:
     )
 
 
+def _keeps_row(tensor: Tensor, length: int) -> bool:
+    """Whether a plan keeps the first row of a tensor: of floats that are no samples, in which numbers may count."""
+    floats = tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_nested
+    return floats and tensor.numel() > 0 and not _has_rows(tensor, length) and _first(tensor).numel() <= LONGEST_ROW
+
+
+def _first(tensor: Tensor) -> Tensor:
+    return tensor[0] if tensor.ndim else tensor
+
+
+def _first_row(tensor: Tensor) -> list[float]:
+    row: list[float] = _first(tensor.detach()).double().flatten().tolist()
+    return row
+
+
 def from_json(description: Any, *, device: torch.device | str = "cpu") -> Any:
-    """An example of the described shapes and dtypes: seeded normal numbers for floats, the largest of integers."""
+    """An example of the described shapes and dtypes.
+
+    Integers are all the largest that there was, and floats seeded normal numbers, or the row that the plan keeps.
+    """
     if isinstance(description, Mapping) and "tensor" in description:
         dtype = getattr(torch, str(description.get("dtype")), None)
         if not isinstance(dtype, torch.dtype):
@@ -114,6 +242,9 @@ def from_json(description: Any, *, device: torch.device | str = "cpu") -> Any:
             )
         if not dtype.is_floating_point:
             return torch.full(description["tensor"], description.get("largest", 0), dtype=dtype, device=device)
+        if "row" in description:
+            row = torch.tensor(description["row"], dtype=torch.float64).reshape(description["tensor"][1:])
+            return row.expand(description["tensor"]).to(device, dtype, copy=True)
         generator = torch.Generator().manual_seed(0)
         return torch.randn(description["tensor"], generator=generator, dtype=torch.float32).to(device, dtype)
     if isinstance(description, Mapping):

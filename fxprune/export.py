@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.arguments import check
 from fxprune.atomic import replacing
+from fxprune.capture.hooks import keep, plain_copy
+from fxprune.capture.watching import computing
 from fxprune.errors import ExportError, first_line
 from fxprune.example import as_call, opened, to_device
-from fxprune.isolation import device_of, isolated_copy, precise, undisturbed
+from fxprune.isolation import device_of, precise, undisturbed
 from fxprune.numberless import need_numbers
 from fxprune.paths import regular
 from fxprune.verify import relative_error
@@ -57,6 +60,7 @@ def export(
     Raises:
         ExportError: the suffix is unknown, a package is missing, the model cannot be exported, or the outputs differ.
     """
+    check(export, locals())
     suffix = regular(path, ExportError, "written").suffix
     write = _WRITERS.get(suffix)
     if write is None:
@@ -65,10 +69,11 @@ def export(
         _check_extra()
     need_numbers(small, "export", ExportError)
     with undisturbed(), precise(), torch.no_grad(), replacing(path, ExportError) as unfinished:
-        model = isolated_copy(small).eval()
+        model = plain_copy(small)
         example = to_device(pytree.tree_map_only(Tensor, Tensor.detach, example), device_of(model))
         batches = _batches(example) if dynamic_batch else [example]
         try:
+            keep(model, computing(small, example, {}))
             run = write(model, batches[-1], unfinished, dynamic_batch=dynamic_batch)
             return max(_error(model, run, batch, path, tolerance) for batch in batches)
         except Exception as error:

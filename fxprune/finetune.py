@@ -18,9 +18,10 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from fxprune.arguments import CHECKS, check, chosen
 from fxprune.batches import Unpack, length_of
 from fxprune.distillation import Distillation, Goal, Logits, Metric, classes_last
-from fxprune.errors import CalibrationError, FxpruneError, stage
+from fxprune.errors import CalibrationError, FxpruneError, blaming, stage
 from fxprune.isolation import device_of, dtype_of, isolated_copy, seeded
 from fxprune.numberless import need_numbers
 from fxprune.objective import Loss
@@ -31,6 +32,7 @@ from fxprune.weights import fingerprint
 
 MOMENTUM = 0.9
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+CHECKS["precision"] = chosen(PRECISIONS, FxpruneError)
 
 
 def finetune(
@@ -100,7 +102,7 @@ def finetune(
     place = torch.device(device) if device is not None else device_of(small)
     precision = precision or _precision_for(small, place)
     settings = {
-        "epochs": epochs, "lr": lr, "seed": seed, "precision": precision, "model": fingerprint(small),
+        "epochs": int(epochs), "lr": float(lr), "seed": int(seed), "precision": precision, "model": fingerprint(small),
         "distill": 0.0 if teacher is None else distill, "temperature": temperature,
     }  # fmt: skip
     with (
@@ -114,8 +116,9 @@ def finetune(
             guide = isolated_copy(teacher).to(place).eval()
             distillation = Distillation(guide, distill, temperature, logits or classes_last)
         goal = Goal(model, loss or F.cross_entropy, run, metric, distillation)
-        trained = (optimizer or partial(SGD, lr=lr, momentum=MOMENTUM))(_trainable(model))
-        course = _course(goal, trained, length_of(train_loader), Finetuning(epochs, precision))
+        with blaming("optimizer=", f"the parameters of {type(model).__name__}"):
+            trained = (optimizer or partial(SGD, lr=lr, momentum=MOMENTUM))(_trainable(model))
+        course = _course(goal, trained, length_of(train_loader), Finetuning(int(epochs), precision))
         course.go(Loaders(train_loader, val_loader, unpack, place, seed, bar), checkpoint, settings, patience)
         model.load_state_dict(course.best)
         for module, given in zip(model.modules(), small.modules(), strict=True):
@@ -132,24 +135,11 @@ def check_options(options: Mapping[str, Any]) -> None:
         inspect.signature(finetune).bind(**({"small": None} | dict(options)))
     except TypeError as error:
         raise FxpruneError(f"the options of finetune do not fit ({error}): see fxprune.finetune") from error
-    for name, wrong, remedy in _CHECKS:
-        value = options.get(name)
-        if value is not None and wrong(value):
-            raise FxpruneError(f"{name} is {value!r}; {remedy}")
+    check(finetune, options)
     if options.get("run") and (options.get("metric") or options.get("teacher") is not None):
         raise FxpruneError(
             "run= gives a loss and no output, and metric= and teacher= need one: leave run= or these out"
         )
-
-
-_CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("epochs", lambda n: not isinstance(n, int) or n < 1, "give at least 1"),
-    ("patience", lambda n: not isinstance(n, int) or n < 1, "it is a number of epochs, at least 1"),
-    ("lr", lambda x: not 0 < x < math.inf, "the learning rate is a positive number"),
-    ("distill", lambda x: not 0 < x <= 1, "it is the teacher's share in the loss, above 0 and at most 1"),
-    ("temperature", lambda x: not 0 < x < math.inf, "it divides logits, and is a positive number"),
-    ("precision", lambda name: name not in PRECISIONS, f"it is one of {', '.join(PRECISIONS)}"),
-)
 
 
 def _precision_for(model: nn.Module, place: torch.device) -> str:

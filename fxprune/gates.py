@@ -17,6 +17,7 @@ from fxprune.capture.graph import OwnSource
 from fxprune.coupling import Coupling, Edge
 from fxprune.example import PackedSpec
 from fxprune.recurrence import PackedGate, gated_module
+from fxprune.rules.arguments import Call
 from fxprune.rules.movement import move
 from fxprune.rules.table import RULES, key_of
 
@@ -155,4 +156,5 @@ def works_in_place(node: fx.Node, graph: ModelGraph) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = name == "setitem" or name[:1] == "i"
     operators = node.op == "call_function" and getattr(operator, name, None) is node.target and in_place
-    return bool(node.kwargs.get("inplace")) or operators or (name.endswith("_") and not name.endswith("__"))
+    call = Call(key_of(node, graph) if node.op == "call_function" else "", node.args, node.kwargs)
+    return bool(call.signature and call.get("inplace")) or operators or (name.endswith("_") and not name.endswith("__"))

@@ -16,43 +16,67 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxprune.computed import stored_weights
 from fxprune.errors import CaptureError, is_of_memory
+from fxprune.functions import FUNCTIONS, copied, held_copy
 from fxprune.interrupts import Orderly
-from fxprune.numberless import computing, on_meta
+from fxprune.numberless import computing, has_numbers, on_meta
 
-HOOKS = (
-    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
-    "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called",
+FORWARD_HOOKS = (
+    "_forward_pre_hooks", "_forward_hooks",
+    "_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
 )  # fmt: skip
+HOOKS = (*FORWARD_HOOKS, "_backward_hooks", "_backward_pre_hooks")
 
 
 def isolated_copy(model: nn.Module, instead: Mapping[int, object] | None = None) -> nn.Module:
-    """A deep copy of `model` that shares no storage with it and has none of its hooks; fake tensors become meta ones.
+    """A deep copy of `model` that shares nothing with it; fake tensors become meta ones.
 
-    `instead` maps ids of objects to what stands in their places in the copy.
+    Forward hooks are copied, and so are functions that modules hold, each with what it closes over: see
+    `fxprune.functions`. Other hooks are left out. `instead` maps ids of objects to what stands in their places.
 
     Raises CaptureError where the model cannot be copied.
     """
-    memo: dict[int, object] = empties(model) | on_meta(model) | dict(instead or {})
+    stored = list(stored_weights(model))
+    memo: dict[int, Any] = empties(model) | on_meta(model) | {id(weight): weight.detach().clone() for weight in stored}
+    memo |= dict(instead or {})
     for module in model.modules():
         memo |= {id(getattr(module, name)): OrderedDict() for name in HOOKS if hasattr(module, name)}
     try:
-        return _hookless(copy.deepcopy(model, memo))
+        own: nn.Module = copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:
         if is_of_memory(error):
             raise
-        raise CaptureError(
-            f"{type(model).__name__} cannot be deep-copied ({error}): "
-            "remove what cannot be copied, such as results of an earlier forward that are kept on a module, or weights "
-            "computed by hooks (torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove)"
-        ) from error
-
-
-def _hookless(model: nn.Module) -> nn.Module:
-    """A model whose hooks were left out, told so: transformers installs those that collect outputs but once."""
+        raise CaptureError(_cannot_be_copied(model, error)) from error
     for module in model.modules():
-        vars(module).pop("_output_capturing_hooks_installed", None)
-    return model
+        if id(module) in memo and id(module) not in (instead or {}):
+            _copy_functions(module, memo[id(module)], memo)
+    return own
+
+
+def _copy_functions(module: nn.Module, own: nn.Module, memo: dict[int, Any]) -> None:
+    """Give the copy of a module copies of the functions and of the forward hooks that the module has."""
+    for name, value in vars(module).items():
+        if isinstance(value, FUNCTIONS):
+            vars(own)[name] = copied(value, memo) if name == "forward" else held_copy(value, memo)
+    for name in FORWARD_HOOKS:
+        for key, hook in getattr(module, name, {}).items():
+            getattr(own, name)[key] = copied(hook, memo)
+
+
+def _cannot_be_copied(model: nn.Module, error: Exception) -> str:
+    """The message for a model of which no deep copy can be made; it names tensors that were computed, if there are."""
+    computed = [
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    named = f"; {', '.join(computed)} was computed by an earlier forward, or by a hook" if computed else ""
+    return (
+        f"{type(model).__name__} cannot be deep-copied ({error}{named}): remove what cannot be copied, such as results "
+        "of an earlier forward that are kept on a module: set them to None, or detach them"
+    )
 
 
 def empties(model: nn.Module) -> dict[int, object]:
@@ -73,6 +97,18 @@ def restored(model: nn.Module) -> Iterator[None]:
         for store, old in zip(stores, before, strict=True):
             store.clear()
             store.update(old)
+
+
+@contextmanager
+def stateless(model: nn.Module) -> Iterator[None]:
+    """Let a forward change copies of the buffers, and of tensors kept as attributes; then give the model's own back."""
+    copies: dict[int, Tensor] = {}
+    with restored(model):
+        for module in model.modules():
+            for store in (module._buffers, vars(module)):
+                held = {name: value for name, value in store.items() if type(value) is Tensor}
+                store.update({name: copies.setdefault(id(t), t.clone()) for name, t in held.items()})
+        yield
 
 
 @contextmanager
@@ -142,7 +178,7 @@ def undisturbed() -> AbstractContextManager[None]:
 
 def seeded(seed: int) -> AbstractContextManager[None]:
     """Work `undisturbed`, with all random generators at `seed`."""
-    return _Undisturbed(seed)
+    return _Undisturbed(int(seed))  # torch takes no integers of NumPy
 
 
 def _set_apart(stack: ExitStack) -> None:
@@ -236,6 +272,31 @@ def placed(device: torch.device | str | None, *models: nn.Module) -> Iterator[No
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a model in eval mode: every submodule gets its own mode back, and every buffer that changes its numbers."""
+    with in_eval_mode(model), kept_buffers(model):
+        yield
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Put back the numbers of buffers that a forward changes."""
+    held = [(buffer, _age(buffer), buffer.clone()) for buffer in model.buffers() if has_numbers(buffer)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, age, before in held:
+                if _age(buffer) is None or _age(buffer) != age:
+                    buffer.copy_(before)
+
+
+def _age(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place, or None where torch does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every submodule into eval mode, and each back into its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

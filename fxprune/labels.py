@@ -75,6 +75,11 @@ class Labels:
         """The planes that vary along none of the axes `dims`."""
         return tuple(plane for plane in self.planes if not set(dims) & set(plane.axes))
 
+    def is_of_channels(self, dim: int) -> bool:
+        """Whether every index along axis `dim` is a channel of its own: no positions or samples lie there, too."""
+        firsts = [plane.core.movedim(dim, 0).reshape(self.shape[dim], -1)[:, 0] for plane in self.along(dim)]
+        return any(len(first.unique()) == len(first) for first in firsts)
+
 
 def vector_plane(vector: Tensor, dim: int, ndim: int) -> Plane:
     """The plane of a tensor of rank `ndim` whose axis `dim` carries the labels `vector`."""
@@ -101,6 +106,19 @@ def varying_axes(tensor: Tensor) -> tuple[int, ...]:
         else:
             small = small.narrow(dim, 0, min(1, small.shape[dim]))
     return tuple(varying)
+
+
+def unemptied(tensor: Tensor) -> Tensor | None:
+    """A view of labels that has no elements, with one index along its empty axes; None where it is no such view.
+
+    >>> import torch
+    >>> unemptied(torch.tensor([1.0, 2.0])[:, None].expand(2, 3)[:, :0])
+    tensor([[1.],
+            [2.]])
+    """
+    if any(stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if not size):
+        return None  # the labels lie along that axis, or this is a copy
+    return tensor.as_strided([max(size, 1) for size in tensor.shape], tensor.stride(), tensor.storage_offset())
 
 
 def core_of(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -16,6 +16,7 @@ from fxprune.allocate import Allocation
 from fxprune.capture import ModelGraph, example_of, flops_of, placeholder_values
 from fxprune.costing import Accounts
 from fxprune.coupling import Coupling
+from fxprune.errors import blaming
 from fxprune.isolation import device_of, evaluating, undisturbed
 from fxprune.rewrite import rewrite
 from fxprune.rules.context import labels_in
@@ -76,6 +77,8 @@ def measure(
     names = [node.name for node in graph.graph.nodes]
     keeps = [allocation.keep(1 - share) for share in SHARES]
     with undisturbed(), torch.no_grad(), evaluating(graph):
+        with blaming("the model", "the example"):
+            graph(*placeholder_values(graph, example))
         times = [_node_times(rewrite(graph, coupling, keep), names, example, repeats) for keep in keeps]
         whole = _median_time(lambda: graph(*placeholder_values(graph, example)), graph, repeats)
     widths, work, node = _work(graph, coupling)

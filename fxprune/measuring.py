@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.benchmark import Measurement, Timer
 
-from fxprune.errors import FxpruneError, first_line
+from fxprune.arguments import check
+from fxprune.errors import FxpruneError, blaming, first_line
 from fxprune.example import as_call, to_device
 from fxprune.isolation import device_of, evaluating, undisturbed
 from fxprune.latency import wait_for
@@ -52,13 +53,10 @@ def measure_latency(
     Raises:
         FxpruneError: the models are on two devices, or one does not run on a batch.
     """
+    check(measure_latency, locals())
     homes = [device_of(each) for each in (model, small)]
     if homes[0] != homes[1]:
         raise FxpruneError(f"the model is on {homes[0]}, and the smaller one on {homes[1]}: move one to the other")
-    if not batch_sizes or min(batch_sizes) < 1 or repeats < 1:
-        raise FxpruneError(
-            f"batch_sizes is {tuple(batch_sizes)} and repeats is {repeats}: give sizes and a number from 1"
-        )
     count = torch.get_num_threads() if threads is None else threads
     pairs = []
     with undisturbed(), torch.no_grad(), evaluating(model), evaluating(small):
@@ -81,7 +79,8 @@ def batch_of(example: Any, size: int) -> Any:
     tensor([0, 1, 2, 0, 1])
     """
     if callable(example):
-        return example(size)
+        with blaming("example=", f"a batch of {size}", ": it is a batch, or a function from a batch size to one"):
+            return example(size)
     tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor) and leaf.ndim]
     if not tensors or not len(tensors[0]):
         raise FxpruneError("the example has no tensor with samples: give a function from a batch size to a batch")

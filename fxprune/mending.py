@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import RewriteError
-from fxprune.labels import Labels, varying_axes
+from fxprune.labels import Labels
 from fxprune.numberless import home_of
 from fxprune.originals import SHARE, original
-from fxprune.rules import movement, recurrent
+from fxprune.places import moves, trace
+from fxprune.rules import recurrent
 from fxprune.rules.table import RULES, Key, key_of
 
 INDEX = "_fxprune_index_"  # prefix of the buffers that hold gathering indices; they are not part of the state_dict
@@ -27,7 +27,8 @@ PERMUTE = f"{INDEX}before_"  # of those that permute channels in front of a move
 class Repair:
     """A node to mend: values of the original graph by node name, new values by node, the value that it should get.
 
-    `masks` tells for a value of the original graph which indices of each axis stay.
+    `masks` tells for a value of the original graph which indices of each axis stay, `grows` whether an axis of a node's
+    value is longer for longer inputs.
     """
 
     graph: fx.GraphModule
@@ -36,12 +37,17 @@ class Repair:
     env: dict[fx.Node, Any]
     expected: Any
     masks: Callable[[Labels], list[Tensor]]
+    grows: Callable[[str, int], bool]
 
     @property
     def source(self) -> fx.Node:
         """The first input node."""
         source: fx.Node = self.node.all_input_nodes[0]
         return source
+
+    def changed(self, node: fx.Node) -> bool:
+        """Whether an input is a number, or several, and another one than in the original."""
+        return node in self.env and not isinstance(self.env[node], Labels) and self.env[node] != self.old[node.name]
 
     def arguments(self) -> tuple[Any, dict[str, Any]]:
         """The node's arguments with the original's numbers and labels in the place of nodes."""
@@ -69,13 +75,18 @@ def mends(*keys: Key) -> Callable[[Mend], Mend]:
 
 
 PRESERVES: dict[Key, Mend] = {}
+FOLLOWS: set[Key] = set()
 
 
-def preserves(*keys: Key) -> Callable[[Mend], Mend]:
-    """Register the decorated function, which brings numbers up to date that labels do not show."""
+def preserves(*keys: Key, follows: bool = False) -> Callable[[Mend], Mend]:
+    """Register the decorated function, which brings numbers up to date that labels do not show.
+
+    What `follows` takes sizes of what it reads as they are now; for any other, they stay the original's.
+    """
 
     def register(function: Mend) -> Mend:
         PRESERVES.update(dict.fromkeys(keys, function))
+        FOLLOWS.update(keys if follows else ())
         return function
 
     return register
@@ -105,22 +116,33 @@ def mend(repair: Repair) -> None:
 def restore_numbers(repair: Repair) -> None:
     """A number that was read from a size and goes into arithmetic on tensors stays the original's."""
     node = repair.node
+    key = key_of(node, repair.graph) if node.op.startswith("call") else ""
+    computes = key in RULES and key not in FOLLOWS and not moves(repair)
+    if computes and any(isinstance(repair.old[n.name], Labels) for n in node.all_input_nodes):
+        restore(repair)
     preserve(repair)
-    rule = RULES.get(key_of(node, repair.graph)) if node.op.startswith("call") else None
-    follows = rule is None or rule.__module__ == movement.__name__
-    if not follows and any(isinstance(repair.old[n.name], Labels) for n in node.all_input_nodes):
-        restore(node, repair)
 
 
-def restore(node: fx.Node, repair: Repair, kinds: tuple[type, ...] = (int, float)) -> None:
-    """Replace the inputs that are of these kinds, and changed, by the original's."""
+def restore(repair: Repair, kinds: tuple[type, ...] = (int, float)) -> None:
+    """Replace the inputs of the node that are of these kinds, and changed, by the original's."""
+    node = repair.node
     node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda n: original(repair, n, kinds))
+
+
+def undo(repair: Repair, args: Any, kwargs: Any) -> None:
+    """Give the node the arguments back that it had, and erase what was inserted for others."""
+    repair.node.args, repair.node.kwargs = args, kwargs
+    node = repair.node.prev
+    while node.name.startswith(SHARE) and not node.users:  # the last inserted one stands right in front
+        node, unused = node.prev, node
+        repair.env.pop(unused, None)
+        repair.graph.graph.erase_node(unused)
 
 
 @mends("new_zeros", "new_ones", "new_empty", "new_full")
 def creation(repair: Repair) -> None:
     """A tensor that is made of a size has the original's size."""
-    restore(repair.node, repair, (int, float, tuple))
+    restore(repair, (int, float, tuple))
 
 
 @mends(nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
@@ -180,7 +202,7 @@ def gather(repair: Repair) -> None:
 def _permute_before(repair: Repair, axis: int, index: Tensor) -> None:
     """Permute the channels so that the movement, as it stands, brings each to the place where it belongs."""
     size = repair.env[repair.source].shape[axis]
-    _, moved = _trace(repair, axis, repair.env[repair.source].shape, lambda n: repair.env[n])
+    _, moved = trace(repair, axis, repair.env.__getitem__)
     if sorted(moved.tolist()) != list(range(size)) or len(index) != size:
         raise RewriteError(f"{repair.node.format_node()} moves channels and positions in one step")
     order = torch.empty_like(index)
@@ -212,7 +234,11 @@ def _places(repair: Repair) -> tuple[int, Tensor]:
     if len(narrowed) != 1:
         raise RewriteError(f"{len(narrowed)} axes of its input are narrowed")
     axis = narrowed[0]
-    out, origin = _trace(repair, axis, before.shape, lambda n: repair.old[n.name])
+    if repair.grows(repair.source.name, axis):
+        raise RewriteError(
+            f"axis {axis} of {repair.source.name} holds more than channels, and no index fits all of its lengths"
+        )
+    out, origin = trace(repair, axis, lambda n: repair.old[n.name])
     if out is not None:
         origin = origin[repair.masks(repair.old[repair.node.name])[out]]
     if not bool(stays[axis][origin].all()):
@@ -220,37 +246,12 @@ def _places(repair: Repair) -> tuple[int, Tensor]:
     return axis, (stays[axis].cumsum(0) - 1)[origin]
 
 
-def _trace(
-    repair: Repair, axis: int, shape: Sequence[int], value: Callable[[fx.Node], Any]
-) -> tuple[int | None, Tensor]:
-    """Where along `axis` each index of the result comes from: the node's operation, run on the places themselves.
-
-    Returns the axis of the result that `axis` becomes, or None where one index of it is taken out, and the places.
-    """
-    size = [1] * len(shape)
-    size[axis] = shape[axis]
-    places = torch.arange(shape[axis], dtype=torch.float64).reshape(size).expand(tuple(shape))
-    given = repair.node.args[:2] if repair.node.target is operator.setitem else repair.node.args
-    args, kwargs = map_arg((given, repair.node.kwargs), value)
-    x = value(repair.source)
-    args, kwargs = pytree.tree_map_only(Labels, lambda v: places if v is x else v.value.cpu(), (args, kwargs))
-    result = movement.call(repair.node, repair.graph, args, kwargs)
-    axes = varying_axes(result)
-    if len(axes) > 1 or not isinstance(result, Tensor):
-        raise RewriteError("it spreads the channels over several axes")
-    out = axes[0] if axes else axis if result.ndim == len(shape) else None
-    for dim in reversed(range(result.ndim)):
-        if dim != out:
-            result = result.select(dim, 0)
-    return out, result.long()
-
-
 def _moves_only(repair: Repair, axis: int) -> bool:
     """Whether the node's operation leaves every axis but `axis` as it is."""
     before = repair.old[repair.source.name]
     for other in range(before.ndim):
         if other != axis and before.shape[other] > 1:
-            _, moved = _trace(repair, other, before.shape, lambda n: repair.old[n.name])
+            _, moved = trace(repair, other, lambda n: repair.old[n.name])
             if moved.tolist() != list(range(before.shape[other])):
                 return False
     return True
@@ -258,7 +259,7 @@ def _moves_only(repair: Repair, axis: int) -> bool:
 
 def _run_of(index: Tensor) -> tuple[int, int] | None:
     """The bounds of an index that is a run of consecutive numbers."""
-    first = int(index[0])
+    first = int(index[0]) if len(index) else 0
     return (first, first + len(index)) if index.tolist() == list(range(first, first + len(index))) else None
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fxprune.arguments import check
 from fxprune.capture import ModelGraph, capture_as, example_of
 from fxprune.capture.graph import plain_attributes
 from fxprune.compress import apply
+from fxprune.computed import computed, make_permanent
 from fxprune.errors import NarrowError, summary
 from fxprune.isolation import isolated_copy, undisturbed
 from fxprune.mending import is_inserted
@@ -29,7 +31,8 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
 
     Only layers and tensors change, no code: it works where the forward reads sizes from the tensors at hand, or leaves
     them to the layers. The copy is captured anew; at every node its labels have to be the original's that stay, and its
-    output has to equal that of `apply`. Hooks are not copied.
+    output has to equal that of `apply`. Forward hooks are copied, with what they close over; weights that
+    `torch.nn.utils.prune` or the old `weight_norm` and `spectral_norm` compute become parameters.
 
     Args:
         model: the model that the plan is for; it is not changed.
@@ -49,7 +52,8 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
       (2): Linear(in_features=2, out_features=2, bias=True)
     )
     """
-    part = part_of(model, plan.submodule)
+    check(narrow, locals())
+    part = _with_parameters(part_of(model, plan.submodule))
     if isinstance(part, ModelGraph):
         raise NarrowError(f"{type(part).__name__} is a graph already, with no forward of its own: use fxprune.apply")
     need_numbers(model, "narrow", NarrowError)
@@ -62,6 +66,15 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
         if weights is not None:
             _take(own, weights, graph, pruned, plan)
         return with_part(model, plan.submodule, own)
+
+
+def _with_parameters(part: nn.Module) -> nn.Module:
+    """A model, or a copy that has parameters in the place of weights that hooks of torch compute."""
+    if not computed(part):
+        return part
+    own = isolated_copy(part)
+    make_permanent(own)
+    return own
 
 
 def _narrowed(part: nn.Module, graph: ModelGraph, small: ModelGraph) -> nn.Module:
@@ -106,7 +119,11 @@ def _prove(own: nn.Module, planned: Planned, small: ModelGraph, plan: Plan) -> N
 
 def _compare(own: nn.Module, other: ModelGraph, example: Any, graph: ModelGraph, small: ModelGraph) -> None:
     """Raise NarrowError where a narrowed copy gives other outputs than a rewritten graph."""
-    wanted, found = outputs_of(other, example), outputs_of(own, example)
+    wanted = outputs_of(other, example)
+    try:
+        found = outputs_of(own, example)
+    except Exception as failure:
+        raise NarrowError(_blamed(own, graph, small, summary(failure))) from failure
     error = relative_error(wanted, found)
     limit = max((TOLERANCES[t.dtype] for t in wanted), default=0.0)
     if not error <= limit:

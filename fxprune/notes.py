@@ -13,6 +13,7 @@ from fxprune.compensation import Compensation
 from fxprune.cost import parameters
 from fxprune.coupling import EXCLUDED, Coupling
 from fxprune.descriptions import captured
+from fxprune.errors import blaming
 from fxprune.plan import Plan, coupling_of, kept_units
 from fxprune.provenance import provenance
 from fxprune.report import Report, frozen_reports, group_reports, with_rankings
@@ -52,11 +53,12 @@ def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph
     example, frozen = example_of(graph), plan.frozen or coupling.frozen()
     samples = sample_count(example)
     before = layer_costs(graph, flops_of(graph), samples)
-    after = layer_costs(small, facts_on(small, example).flops, samples)
+    with blaming("the rewritten model", "the example", ": keep more units, by a lower alpha or exclude="):
+        after = layer_costs(small, facts_on(small, example).flops, samples)
     return Report(
         type(graph).__name__, plan.alpha,
         parameters(graph), parameters(small), before.total, after.total, None,
-        group_reports(coupling, keep, frozen.get(EXCLUDED, ())), frozen_reports(frozen),
+        group_reports(coupling, keep, frozen.get(EXCLUDED, ())), frozen_reports(frozen, graph, plan.submodule),
         captured=graph.meta["fxprune"]["rung"], budget=plan.budget, layers=largest(before, after),
         weight_bytes=(bytes_of(graph), bytes_of(small)),
     )  # fmt: skip

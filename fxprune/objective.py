@@ -107,7 +107,7 @@ class Objective:
         if not isinstance(value, Tensor) or value.numel() != 1:
             what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
             raise CalibrationError(
-                f"the loss of batch {index} has {what}: it must be one number, the mean over the batch"
+                f"the loss of batch {index} has {what}: it must be one number, the mean over the batch, in a tensor"
             )
         if not bool(torch.isfinite(value.detach())):
             raise CalibrationError(
@@ -115,12 +115,13 @@ class Objective:
             )
         return value
 
-    def check_reached(self, totals: list[Tensor]) -> None:
-        """Raise where a loss of the user's gave no gradient for any gate."""
-        if not self.counts_rows and totals and not any(bool(total.any()) for total in totals):
+    def check_reached(self, totals: list[Tensor], reached: bool) -> None:  # noqa: FBT001
+        """Raise where no loss depended on a gate, or one of the user's gave no gradient for any."""
+        zero = not self.counts_rows and not any(bool(total.any()) for total in totals)
+        if totals and (zero or not reached):
             raise CalibrationError(
                 f"the loss does not depend on {self.part.name}: its gradient is 0 on every batch; look for "
-                "torch.no_grad(), detach() or a loss of 0 between the two"
+                "torch.no_grad(), detach(), item() or a loss of 0 between the two"
             )
 
     def _ran(self, inputs: Any, targets: Any, index: int) -> Any:

@@ -36,7 +36,7 @@ def oracle(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> fx
 def _on_kept(gated: fx.GraphModule, node: fx.Node, checker: Checker) -> None:
     """Let a node see only what stays, and put its result back among zeros."""
     old, env = dict(checker.old), dict[fx.Node, Any]()
-    repair = Repair(gated, node, old, env, checker.expected(node), checker.masks)
+    repair = Repair(gated, node, old, env, checker.expected(node), checker.masks, lambda name, axis: False)
     for source in node.all_input_nodes:
         value = checker.old.get(source.name)
         if isinstance(value, Labels):
@@ -44,10 +44,12 @@ def _on_kept(gated: fx.GraphModule, node: fx.Node, checker: Checker) -> None:
             node.replace_input_with(source, picked)
             env[picked] = checker.restrict(value)
             old[picked.name] = value
+        else:
+            env[source] = value
     if node.op == "call_module":
         name = f"kept_{node.name}"
         module = narrowed_copy(gated.get_submodule(str(node.target)), checker, prefix=str(node.target))
-        resize(module, next(iter(env.values()), None), repair.expected)
+        resize(module, env.get(repair.source), repair.expected)
         gated.add_module(name, module)
         node.target = name
     preserve(repair)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx
 from torch.fx.node import map_arg
 
@@ -16,46 +16,62 @@ if TYPE_CHECKING:
     from fxprune.mending import Repair
 
 SHARE = "share_of_size_"  # prefix of the nodes that compute a share of a size
-_COUNTS: tuple[Any, ...] = ("numel", "nelement", torch.numel)  # of all entries, whatever their axis
 
 
 def original(repair: Repair, node: fx.Node, kinds: tuple[type, ...]) -> Any:
-    """What stands for a number (or, of these kinds, a shape) that changed: a literal, or what gives it for any input.
+    """What stands for a number (or, of these kinds, a shape) that changed: what gives the original's for any input.
 
-    Sizes that the plan leaves alone, such as that of the batch, are still read from the input.
+    A size is in fixed proportion to what it was; what is computed of sizes is computed of those of the original.
     """
     before, now = repair.old[node.name], repair.env[node]
-    if not isinstance(before, kinds) or isinstance(before, bool) or before == now:
+    stays = isinstance(before, bool) or not isinstance(before, kinds)
+    if stays or before == now:
         return node
-    if isinstance(before, tuple):
-        pairs = enumerate(zip(before, now, strict=True))
-        return tuple(_inserted(repair, operator.getitem, node, i) if old == new else old for i, (old, new) in pairs)
-    if node.target in _COUNTS and isinstance(before, int):
-        common = math.gcd(before, now)
-        times = _inserted(repair, operator.mul, node, before // common)
-        return _inserted(repair, operator.floordiv, times, now // common)
-    if not _varies(repair, node):
-        return before
-    args, kwargs = map_arg((node.args, node.kwargs), lambda n: original(repair, n, (int, float)))
-    with repair.graph.graph.inserting_before(repair.node):
-        return repair.graph.graph.create_node(node.op, node.target, args, kwargs, name=f"{SHARE}{node.name}")
+    if _is_read(repair, node) and not isinstance(before, float):
+        return sizes(repair, node, before) if isinstance(before, tuple) else share(repair, node, now, before)
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: original(repair, n, (int, float, tuple)))
+    return inserted(repair, node.target, *args, op=node.op, **kwargs)
 
 
-def _inserted(repair: Repair, function: Any, *args: Any) -> fx.Node:
-    with repair.graph.graph.inserting_before(repair.node):
-        return repair.graph.graph.create_node("call_function", function, args, name=f"{SHARE}{repair.node.name}")
+def sized(repair: Repair, size: Any, want: int) -> Any:
+    """What gives `want` on the example in the place of a size, and follows the input wherever that does."""
+    if not isinstance(size, fx.Node):
+        return want
+    now = repair.env[size]
+    before = repair.old.get(size.name, now)
+    if before == now or _is_read(repair, size):
+        return share(repair, size, now, want)
+    return share(repair, original(repair, size, (int,)), before, want)
 
 
-def _varies(repair: Repair, node: fx.Node) -> bool:
-    """Whether a number that changed follows from sizes, too, that did not."""
-    before = repair.old[node.name]
-    if isinstance(before, Labels):
-        return False
-    if not isinstance(before, (int, float)) or _reads(repair, node):
-        return node.target in _COUNTS or before == repair.env[node]
-    return any(_varies(repair, source) for source in node.all_input_nodes)
+def sizes(repair: Repair, shape: fx.Node, wanted: Sequence[int]) -> tuple[Any, ...]:
+    """The entries of a shape that a node gives, each in proportion to what is wanted; -1 stays."""
+    found = enumerate(zip(repair.env[shape], wanted, strict=True))
+    return tuple(
+        -1 if now == -1 else share(repair, inserted(repair, operator.getitem, shape, place), now, want)
+        for place, (now, want) in found
+    )
 
 
-def _reads(repair: Repair, node: fx.Node) -> bool:
-    """Whether a node reads a number from a tensor, or from its shape."""
-    return any(not isinstance(repair.old[source.name], (int, float)) for source in node.all_input_nodes)
+def share(repair: Repair, size: fx.Node, now: int, want: int) -> Any:
+    """The share of a size that is `want` where the size is `now`."""
+    if now <= 0:
+        return want
+    common = math.gcd(now, want)
+    for function, number in ((operator.mul, want // common), (operator.floordiv, now // common)):
+        if number != 1:
+            size = inserted(repair, function, size, number)
+    return size
+
+
+def inserted(repair: Repair, target: Any, *args: Any, op: str = "call_function", **kwargs: Any) -> fx.Node:
+    """A node before the one that is mended."""
+    graph = repair.graph.graph
+    with graph.inserting_before(repair.node):
+        return graph.create_node(op, target, args, kwargs, name=f"{SHARE}{repair.node.name}")
+
+
+def _is_read(repair: Repair, node: fx.Node) -> bool:
+    """Whether a node reads a size from a tensor or from a shape: it is in proportion to what it was."""
+    sources = (repair.old[source.name] for source in node.all_input_nodes)
+    return node.target is operator.getitem or node.op == "call_method" or any(isinstance(v, Labels) for v in sources)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fxprune.arguments import CHECKS, instance
 from fxprune.atomic import replacing
 from fxprune.capture import ModelGraph
 from fxprune.coupling import EXCLUDED, Coupling, Site, analyse
@@ -134,6 +135,9 @@ class Plan:
         except (ValueError, RecursionError) as error:
             raise PlanError(f"{path} is not a plan that Plan.save wrote ({type(error).__name__}: {error})") from error
         return cls.from_dict(content, path)
+
+
+CHECKS["plan"] = instance(Plan, "give what Scores.plan or Plan.load gave", PlanError)
 
 
 def _site(name: str, entry: Any) -> tuple[int, tuple[int, ...]]:

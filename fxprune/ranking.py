@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fxprune.arguments import CHECKS, chosen
 from fxprune.coupling import Edge
 from fxprune.elimination import Reading, eliminated
-from fxprune.errors import CalibrationError
+from fxprune.errors import CalibrationError, blaming
 from fxprune.evidence import Evidence, Scalars
 from fxprune.moments import Moments
 from fxprune.readers import readers_on
@@ -19,6 +20,9 @@ WIDE = 2048  # channels of an edge, above which none stands in for another
 
 Signal = Callable[[Evidence], Scalars]
 SIGNALS: dict[str, Signal] = {}
+CHECKS |= dict.fromkeys(
+    ("propose", "protect"), chosen(SIGNALS, CalibrationError, "a function from fxprune.Evidence to one number a unit")
+)
 
 
 def signal(name: str) -> Callable[[Signal], Signal]:
@@ -36,7 +40,8 @@ def ranked(by: str | Signal, evidence: Evidence) -> Scalars:
 
     Raises CalibrationError where a caller's signal does not give one number a unit.
     """
-    found = np.asarray((SIGNALS[by] if isinstance(by, str) else by)(evidence), dtype=np.float64)
+    with blaming(f"the signal {name_of_signal(by)}", "what scoring found"):
+        found = np.asarray((SIGNALS[by] if isinstance(by, str) else by)(evidence), dtype=np.float64)
     if found.shape != (evidence.coupling.units,) or not np.isfinite(found).all():
         raise CalibrationError(
             f"the signal {name_of_signal(by)} gives shape {found.shape}, "
@@ -44,16 +49,6 @@ def ranked(by: str | Signal, evidence: Evidence) -> Scalars:
             "give one finite number a unit"
         )
     return found
-
-
-def check_names(*signals: str | Signal) -> None:
-    """Raise where a signal is named that there is not."""
-    for name in signals:
-        if isinstance(name, str) and name not in SIGNALS:
-            raise CalibrationError(
-                f"{name!r} is no signal: take {', '.join(SIGNALS)}, or a function from fxprune.Evidence to one number "
-                "a unit"
-            )
 
 
 @signal("separability")

@@ -74,11 +74,11 @@ def _mapping(kind: Any, content: Any, where: str) -> Any:
 
 
 def _union(kind: Any, content: Any, where: str) -> Any:
-    """A value that may be missing: of one type, or None."""
-    if content is None and type(None) in get_args(kind):
-        return None
-    inner = next(arg for arg in get_args(kind) if arg is not type(None))
-    return _value(inner, content, where)
+    """A value of one of several plain types, or one that may be missing: of one type, or None."""
+    kinds = get_args(kind)
+    if type(content) in kinds:
+        return content
+    return _value(next(arg for arg in kinds if arg is not type(None)), content, where)
 
 
 def _literal(kind: Any, content: Any, where: str) -> Any:

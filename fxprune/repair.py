@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from fxprune.batches import Unpack
+from fxprune.capture import state_of
 from fxprune.compensation import Level, check_level, compensated
 from fxprune.compensation.calibration import calibration_of
 from fxprune.errors import CalibrationError, stage
-from fxprune.isolation import device_of, placed, precise, seeded
+from fxprune.isolation import device_of, kept_buffers, placed, precise, seeded
 from fxprune.notes import Planned, note_compensation
 from fxprune.numberless import need_numbers
 from fxprune.plan import Plan
@@ -34,6 +35,7 @@ def repaired(
     run: Run | None,
     seed: int,
     device: torch.device | str | None,
+    max_samples: int | None = None,
 ) -> nn.Module:
     """`small`, which a plan made of `model`, `planned` by it, compensated, with a note of it in its report."""
     moments = scores.moments if scores else {}
@@ -44,11 +46,18 @@ def repaired(
     with stage("compensating"), seeded(seed), precise():
         graph, coupling, keep = planned
         part: Any = part_of(small, plan.submodule)
-        with placed(device, graph, part):
+        state = {name: part.get_buffer(name).clone() for name in state_of(graph)}
+        with placed(device, graph, part), kept_buffers(graph):
             data = None
             if loader is not None:
-                data = calibration_of(model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run)
-            part, done = compensated(graph, part, coupling, keep, level=level, moments=moments, data=data, seed=seed)
+                data = calibration_of(
+                    model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run, max_samples=max_samples
+                )
+            part, done = compensated(
+                graph, part, coupling, keep, level=level, moments=moments, data=data, seed=int(seed)
+            )
+        for name, value in state.items():
+            part.get_buffer(name).copy_(value)
         part.meta["fxprune"]["biases"] = new_biases(graph, part)
         small = with_part(small, plan.submodule, part.to(device_of(graph)))
         note_compensation(small, done, plan.submodule)

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
+from fxprune.arguments import check
 from fxprune.atomic import replacing
 from fxprune.capture import ModelGraph
 from fxprune.compensation import Compensation
+from fxprune.computed import parametrized
 from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError
 from fxprune.plan import Budget
@@ -97,6 +99,7 @@ def report(small: nn.Module) -> Report:
 
     Raises FxpruneError where `small` is not such a model.
     """
+    check(report, locals())
     for _, found in reported(small):
         return found
     raise FxpruneError(f"{type(small).__name__} has no report: it did not come from fxprune.compress or fxprune.apply")
@@ -146,9 +149,10 @@ def with_rankings(groups: Iterable[GroupReport], found: Mapping[str, Ranking]) -
     )
 
 
-def frozen_reports(frozen: Mapping[str, tuple[str, ...]]) -> tuple[FrozenReport, ...]:
-    """The layers with channels that stay whole, by reason."""
-    return tuple(FrozenReport(sites, reason) for reason, sites in frozen.items())
+def frozen_reports(frozen: Mapping[str, tuple[str, ...]], graph: nn.Module, part: str) -> tuple[FrozenReport, ...]:
+    """The layers of a graph, of the part at `part`, that stay whole, by reason; computed weights are one of these."""
+    by_reason = [FrozenReport(sites, reason) for reason, sites in frozen.items()]
+    return (*by_reason, *(FrozenReport((layer,), why) for layer, why in parametrized(graph, part)))
 
 
 def _free(units: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -32,6 +32,7 @@ def resolve(collector: Collector) -> Coupling:
     for options, ordered in sorted(_different(collector.choices), key=lambda choice: not choice[1]):
         _choose(classes, options, ordered=ordered)
     merged = classes.of(np.arange(collector.size))
+    _freeze_summed_weights(collector, frozen, merged)
     _freeze_balanced(collector, frozen, merged)
     groups, sites, unit_of = _grouped(collector, merged, _reasons(collector, merged, np.flatnonzero(frozen)))
     values = {node.name: value for node, value in collector.env.items()}
@@ -205,6 +206,26 @@ class _Classes:
         found: Flags = self._marks[classes]
         self._marks[others] = False
         return found
+
+
+def _freeze_summed_weights(collector: Collector, frozen: Flags, merged: Index) -> None:
+    """Freeze the channels of activations over which a product of weights sums: it does not read them as zero."""
+    live = np.zeros(len(frozen) + 1, dtype=bool)
+    for r in collector.edges:
+        live[merged[_numbers(r.labels)]] |= collector.is_live(r.source)
+    nodes = {node.name: node for node in collector.graph.graph.nodes}
+    for r in collector.edges:
+        labels = np.empty(0, dtype=np.int64) if collector.is_live(r.source) else _numbers(_every(r))
+        shared = labels[live[merged[labels]]]
+        if len(shared):
+            reason = f"{_described(collector, nodes[r.consumer])} takes a statistic over the channels of a weight"
+            collector.frozen.append((torch.from_numpy(shared), reason))
+            frozen[merged[shared]] = True
+
+
+def _every(reading: Reading) -> Tensor:
+    """All labels that an edge reads."""
+    return reading.labels if reading.across is None else reading.across
 
 
 def _freeze_balanced(collector: Collector, frozen: Flags, merged: Index) -> None:

@@ -75,8 +75,6 @@ class Checkpoint:
     @classmethod
     def at(cls, path: str | PathLike[str], every: int, settings: Mapping[str, Any]) -> Checkpoint:
         """The checkpoint at a path, to which the number of the rank is added where there are several."""
-        if every < 1:
-            raise CalibrationError(f"every is {every}: a checkpoint is written after one batch or more")
         rank, size = rank_and_size()
         own = regular(path if size == 1 else f"{path}.rank{rank}of{size}", CalibrationError, "written")
         if not own.parent.is_dir():

@@ -17,9 +17,11 @@ from fxprune import literals  # noqa: F401 - registers its ways of mending
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError, RewriteError
+from fxprune.growth import Growth
 from fxprune.isolation import empties
 from fxprune.labels import Labels, Plane, is_constant_beside
-from fxprune.mending import Repair, is_inserted, mend, restore_numbers
+from fxprune.mending import Repair, is_inserted, mend, restore, restore_numbers, undo
+from fxprune.places import check_places
 from fxprune.rules.context import Context, Option, Reading, Slot
 from fxprune.rules.resize import resize
 from fxprune.walk import step
@@ -38,9 +40,9 @@ def rewrite(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> M
     Raises RewriteError where no literal and no gather makes a node's labels hold.
     """
     small: ModelGraph = narrowed_copy(graph, Checker(graph, coupling, keep))
-    checker = Checker(small, coupling, keep)
+    checker, growth = Checker(small, coupling, keep), Growth(graph, coupling.specs)
     for node in list(small.graph.nodes):
-        checker.env[node] = _settle(checker, node)
+        checker.env[node] = _settle(checker, node, growth)
     small.graph.lint()
     small.recompile()
     small.meta.get("fxprune", {}).pop("inputs", None)
@@ -63,8 +65,7 @@ def check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_],
     if [_kind(node) for node in own] != [_kind(node) for node in graph.graph.nodes]:
         raise MismatchError("the rewritten graph has other nodes than the original")
     for node, original in zip(own, graph.graph.nodes, strict=True):
-        for source in node.all_input_nodes:
-            _see_inserted(checker, source, original)
+        _see_inserted(checker, node, original)
         checker.env[node] = checker.checked(node, original)
 
 
@@ -73,40 +74,42 @@ def _kind(node: fx.Node) -> str:
     return "call" if node.op.startswith("call") else node.op
 
 
-def _settle(checker: Checker, node: fx.Node) -> Any:
+def _settle(checker: Checker, node: fx.Node, growth: Growth) -> Any:
     """The checked value of a node, after resizing its module and mending its literals where that is needed."""
-    repair = Repair(checker.graph, node, checker.old, checker.env, checker.expected(node), checker.masks)
+    repair = Repair(checker.graph, node, checker.old, checker.env, checker.expected(node), checker.masks, growth.along)
     if node.op == "call_module":
         inputs = map_arg(node.args, checker.env.__getitem__)
         resize(checker.module(node), inputs[0] if inputs else None, repair.expected)
     elif node.op == "get_attr":
         resize(checker.graph.get_submodule(str(node.target).rpartition(".")[0]))
     restore_numbers(repair)
-    for source in node.all_input_nodes:
-        _see_inserted(checker, source, node)
-    try:
-        return checker.checked(node, node)
-    except Exception as error:  # noqa: BLE001 - whatever an op says of sizes that do not fit asks for mending
-        cause = error
-    try:
-        mend(repair)
-        for source in node.all_input_nodes:
-            _see_inserted(checker, source, node)
-        return checker.checked(node, node)
-    except Exception as error:
-        raise RewriteError(
-            f"{node.format_node()} cannot be narrowed ({cause}; after mending: {error}): "
-            "exclude the layers that feed it"
-        ) from error
+    given, errors = (node.args, node.kwargs), list[Exception]()
+    for change in (None, restore, mend):  # as it stands, with the original's numbers, and in other words
+        try:
+            if change is not None:
+                undo(repair, *given)
+                change(repair)
+            _see_inserted(checker, node, node)
+            value = checker.checked(node, node)
+            if change is not mend:
+                check_places(repair, *given)
+        except Exception as error:  # noqa: BLE001 - whatever an op says of sizes that do not fit asks for mending
+            errors.append(error)
+        else:
+            return value
+    raise RewriteError(
+        f"{node.format_node()} cannot be narrowed ({errors[0]}; after mending: {errors[-1]}): "
+        "exclude the layers that feed it"
+    ) from errors[-1]
 
 
 def _see_inserted(checker: Checker, node: fx.Node, original: fx.Node) -> None:
-    """Put the value of a node that mending inserted before `original` into the checker."""
-    if node not in checker.env:
-        for source in node.all_input_nodes:
+    """Put the values of nodes that mending inserted before `original`, and that `node` reads, into the checker."""
+    for source in node.all_input_nodes:
+        if source not in checker.env:
             _see_inserted(checker, source, original)
-        checker.original = original
-        checker.env[node] = step(checker, node)
+            checker.original = original
+            checker.env[source] = step(checker, source)
 
 
 def narrowed_copy(module: Any, checker: Checker, prefix: str = "") -> Any:

@@ -58,8 +58,7 @@ def in_rounds(whole: nn.Module, submodule: str, one: Round, asked: Asked, rounds
         so_far = plan if so_far is None else composed(so_far, plan)
         errors += [] if notes.error is None else [notes.error]
         left *= _left(notes, what)
-    if so_far is None:
-        raise PlanError(f"rounds is {rounds}; it is at least 1")
+    assert so_far is not None  # there is one round at least
     if not what:
         return Outcome(small, so_far, max(errors, default=None))
     budget = Budget(what, goal, left)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from fxprune.allocate import EVEN, Allocate, Allocation, check_limits, levels
+from fxprune.allocate import EVEN, Allocate, Allocation, levels
+from fxprune.arguments import CHECKS, check, instance
 from fxprune.arrays import BROKEN, read, write
 from fxprune.budgets import Cost, given, meet, remedies
 from fxprune.capture import ModelGraph, capture_around, settings_of
@@ -100,6 +101,7 @@ class Scores:
         Raises:
             PlanError: several of alpha and the budgets are given, or the budget is below all that can be reached.
         """
+        check(Scores.plan, locals())
         what, value = given(alpha=alpha, params=params, macs=macs, latency=latency) or ("alpha", 0.05)
         allocation = self.allocation(allocate, min_keep=min_keep, round_to=round_to, per=what)
         if what == "alpha":
@@ -121,6 +123,7 @@ class Scores:
             example: the batch to run, as the model (or its part) takes it; the two samples of scoring by default.
             repeats: runs of which the median is taken.
         """
+        check(Scores.with_latency, locals())
         need_numbers(model, "with_latency")
         part = part_of(model, str(self.settings.get("submodule", "")))
         with undisturbed():
@@ -144,9 +147,9 @@ class Scores:
 
         `per` is what protection is weighed by: "params" or, for all else, MACs.
         """
+        check(Scores.allocation, locals())
         min_keep = self.min_keep if min_keep is None else min_keep
         round_to = self.round_to if round_to is None else round_to
-        check_limits(min_keep, round_to)
         level = levels(allocate, self.propose, self.protect, self.groups, self.worth(allocate, per=per))
         units = {site.name: site.units for site in self.sites}
         equal, larger = (
@@ -267,13 +270,17 @@ class Scores:
 
         `example` is what the part takes.
         """
+        check(cls.random, locals())
         graph = capture_around(exclude, part_of(model, submodule), example)
         options = {"inexact": inexact, "head_dim": head_dim}
         with undisturbed():
             coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
             drawn = np.random.default_rng(seed).random((2, coupling.units))
             own = options | {"submodule": submodule}
-            return scores_of(graph, coupling, (drawn[0], drawn[1]), own, {"random": seed})
+            return scores_of(graph, coupling, (drawn[0], drawn[1]), own, {"random": int(seed)})
+
+
+CHECKS["scores"] = instance(Scores, "give what fxprune.score or Scores.load gave", PlanError)
 
 
 def scores_of(

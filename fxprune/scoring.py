@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.allocate import check_limits
+from fxprune.arguments import check
 from fxprune.batches import Classes, Unpack
 from fxprune.coupling import Exclude, analyse
 from fxprune.distributed import check_same, rank_and_size
@@ -19,7 +19,7 @@ from fxprune.evidence import evidence_of
 from fxprune.isolation import device_of, placed, precise, seeded
 from fxprune.objective import Loss
 from fxprune.probes import Draw
-from fxprune.ranking import Signal, check_names, name_of_signal, need_classes, ranked
+from fxprune.ranking import Signal, name_of_signal, need_classes, ranked
 from fxprune.resuming import Checkpoint
 from fxprune.sampling import Sampler
 from fxprune.scores import Scores, scores_of
@@ -39,6 +39,7 @@ def score(
     samples_per_class: int = 32,
     projections: int = 64,
     max_classes: int | None = None,
+    max_samples: int | None = None,
     sample_memory: int = 1 << 30,
     exclude: Exclude = (),
     unknown: Unknown = "error",
@@ -76,6 +77,8 @@ def score(
             positions with classes, as many from the whole loader, drawn by `seed`.
         projections: directions of the sliced distance.
         max_classes: of more classes than this, so many are drawn, by `seed`.
+        max_samples: score no further batch of the loader once there were so many samples. Without it, a loader that has
+            no length may give 10,000 batches at most.
         sample_memory: bytes that the stored samples may take; to stay below, the number of projections is halved, and
             where there is one, the number of samples of a class.
         exclude: module names, glob patterns of names, or module types whose outputs stay whole.
@@ -101,26 +104,30 @@ def score(
         CalibrationError: the loader is empty or one-shot, a batch has an unknown form, an activation, the loss or a
             gradient is not finite; where classes are compared, their labels have an unknown form or there is only one.
     """
-    check_names(propose, protect)
-    check_limits(min_keep, round_to)
+    check(score, locals())
+    samples_per_class, projections, sample_memory, seed = map(
+        int, (samples_per_class, projections, sample_memory, seed)
+    )
     options = {"inexact": inexact, "head_dim": head_dim}
     with stage("scoring"), seeded(seed), precise():
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         graph: Any = part_of(whole, submodule)
         if rank_and_size()[1] > 1:
-            check_same("the model", _weight_of(whole), "load the same weights on all ranks")
+            told = f"one whose weights and buffers have the checksum {fingerprint(whole):08x}"
+            check_same("the model", told, "load the same weights on all ranks")
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         draw = Draw(torch.empty(0), projections, seed, moments=True)
         sampler = Sampler(samples_per_class, max_classes, sample_memory, draw, need_classes([propose, protect]))
         made = {
             "seed": seed, "submodule": submodule, "samples_per_class": samples_per_class, "projections": projections,
-            "max_classes": max_classes, "sample_memory": sample_memory, "compares": sampler.compares,
+            "max_classes": max_classes and int(max_classes), "sample_memory": sample_memory,
+            "compares": sampler.compares,
         }  # fmt: skip
         place = torch.device(device) if device is not None else device_of(graph)
         with placed(place, graph):
             one = ScoringPass.through(
                 whole, submodule, name_of(model, submodule), coupling, sampler, loader,
-                loss=loss, unpack=unpack, run=run, place=place,
+                loss=loss, unpack=unpack, run=run, place=place, most=max_samples,
             )  # fmt: skip
             file = None
             if checkpoint is not None:
@@ -133,7 +140,7 @@ def score(
         result = scores_of(graph, coupling, scores, options | {"submodule": submodule}, about | _sampled(sampler))
     if file is not None:
         file.done()
-    return replace(result, moments=evidence.moments, min_keep=min_keep, round_to=round_to)
+    return replace(result, moments=evidence.moments, min_keep=int(min_keep), round_to=int(round_to))
 
 
 def _sampled(sampler: Sampler) -> dict[str, int]:
@@ -144,9 +151,3 @@ def _sampled(sampler: Sampler) -> dict[str, int]:
         "seed": sampler.draw.seed, "classes": len(sampler.counts), "samples_per_class": sampler.per_class,
         "projections": sampler.draw.projections,
     }  # fmt: skip
-
-
-def _weight_of(model: nn.Module) -> str:
-    """A number that tells a model from one with other weights."""
-    total = sum(float(parameter.detach().double().abs().sum()) for parameter in model.parameters())
-    return f"one whose weights have the sum {total:.9g}"

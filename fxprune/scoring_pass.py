@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from fxprune.batches import Classes, Unpack, batch_to_device, class_of_samples, count_of, length_of, sample_count
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling
-from fxprune.distributed import rank_and_size, together
+from fxprune.distributed import in_any, rank_and_size, together
 from fxprune.errors import CalibrationError, blaming
 from fxprune.fusing import fuse
 from fxprune.gates import insert
@@ -42,14 +42,14 @@ class ScoringPass:
     @classmethod
     def through(
         cls, whole: nn.Module, path: str, name: str, coupling: Coupling, sampler: Sampler, loader: Iterable[Any],
-        *, loss: Loss | None, unpack: Unpack | None, run: Run | None, place: torch.device,
+        *, loss: Loss | None, unpack: Unpack | None, run: Run | None, place: torch.device, most: int | None,
     ) -> ScoringPass:  # fmt: skip
-        """A pass through the captured part of a model at `path`, which messages call `name`."""
+        """A pass through the captured part of a model at `path`, which messages call `name`, on `most` samples."""
         graph: Any = whole.get_submodule(path)
         gated, probes = _gated(graph, coupling, sampler, place)
         part = Part(gated, graph, name)
         objective = Objective(with_part(whole, path, part).to(place), part, loss or F.cross_entropy, run)
-        return cls(objective, Share(loader, unpack, objective.count), Found.by(probes, sampler), place)
+        return cls(objective, Share(loader, unpack, objective.count, most), Found.by(probes, sampler), place)
 
     def run(self, classes: Classes | None, file: Checkpoint | None, *, progress: bool) -> list[Tensor]:
         """Go over the loader, from where `file` tells; gives the sums of the gates' gradients, over all ranks.
@@ -59,16 +59,16 @@ class ScoringPass:
         found = self.found
         with evaluating(self.objective.whole), together("scoring"):
             feed = self._feed(progress=progress)
-            self._read(feed if file is None else file.rest(feed, found), classes)
+            reached = self._read(feed if file is None else file.rest(feed, found), classes)
         totals = merge(found.probes, found.totals, found.sampler, self.share)
         _check_classes(found.sampler, totals)
-        self.objective.check_reached(totals)
+        self.objective.check_reached(totals, in_any(reached))
         return totals
 
     def _feed(self, *, progress: bool) -> Iterator[Numbered]:
         """The inputs and targets of every batch, as the model takes them, on the device, under a progress bar."""
         rank, size = rank_and_size()
-        total = length_of(self.share.loader)
+        total = length_of(self.share.loader) if self.share.most is None else None
         total = total and len(range(rank, total, size))
         with Progress(console=Console(stderr=True), transient=True, disable=rank > 0 or not progress) as bar:
             for index, (first, inputs, targets) in enumerate(bar.track(self.share, total, description="scoring")):
@@ -76,9 +76,9 @@ class ScoringPass:
                     moved = batch_to_device((self.objective.fitted(inputs), targets), self.place)
                 yield first, *moved
 
-    def _read(self, feed: Iterable[Numbered], classes: Classes | None) -> None:
-        """Sum the gradients of the gates, and leave the samples in the probes."""
-        probes, sampler = self.found.probes, self.found.sampler
+    def _read(self, feed: Iterable[Numbered], classes: Classes | None) -> bool:
+        """Sum the gradients of the gates, and leave the samples in the probes; whether a loss depended on a gate."""
+        probes, sampler, reached = self.found.probes, self.found.sampler, False
         weights: list[Tensor] = [probe.weight for probe in probes]
         for first, inputs, targets in feed:
             index, samples = sampler.draw.batch, sample_count(inputs) if self.objective.counts_rows else None
@@ -92,9 +92,12 @@ class ScoringPass:
             value = self.objective.value(inputs, targets, samples, index)
             with blaming("the backward pass", f"batch {index}"):
                 grads = _gradients(value * count, weights)
-            for total, grad in zip(self.found.totals, grads, strict=False):
-                total.add_(grad)
+            for total, grad in zip(self.found.totals, grads, strict=True):
+                if grad is not None:
+                    total.add_(grad)
+                    reached = True
             sampler.bound(probes)
+        return reached
 
 
 def _gated(
@@ -108,12 +111,12 @@ def _gated(
     return gated, [gate for gate in gates if isinstance(gate, Probe)]
 
 
-def _gradients(value: Tensor, weights: list[Tensor]) -> list[Tensor]:
-    """The gradients of a batch's summed loss by the gates, in float64 on the CPU."""
+def _gradients(value: Tensor, weights: list[Tensor]) -> list[Tensor | None]:
+    """The gradients of a batch's summed loss by the gates, in float64 on the CPU; None for gates that it misses."""
     if not weights or not value.requires_grad:
-        return []
-    grads = torch.autograd.grad(value, weights, materialize_grads=True)
-    return [grad.double().cpu() for grad in grads]
+        return [None] * len(weights)
+    grads: Sequence[Tensor | None] = torch.autograd.grad(value, weights, allow_unused=True)
+    return [None if grad is None else grad.double().cpu() for grad in grads]
 
 
 def _check_classes(sampler: Sampler, totals: list[Tensor]) -> None:

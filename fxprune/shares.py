@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
-from fxprune.batches import Unpack, batches
+from fxprune.batches import LONGEST, Unpack, batches
 from fxprune.distributed import rank_and_size
 
 Numbered = tuple[int | None, Any, Any]  # the number of the batch's first sample, its inputs, its targets
@@ -21,15 +21,15 @@ class Share:
     """This rank's share of a loader: every batch whose number leaves the rank, divided by the number of ranks.
 
     Every rank is given the same loader, over all samples. A DataLoader reads the rank's own samples only; of other
-    loaders all batches are read, and those of other ranks dropped. `samples` is how many there were on all ranks, once
-    the share was iterated, as `count` tells of the inputs and targets of a batch. A single rank reads all, and counts
-    for itself: the number of a first sample is None then.
+    loaders all batches are read, and those of other ranks dropped. No batch is read once there are `most` samples.
+    `samples` is how many there were on all ranks, once the share was iterated, as `count` tells of the inputs and
+    targets of a batch. A single rank reads all, and counts for itself: the number of a first sample is None then.
     """
 
     def __init__(
-        self, loader: Iterable[Any], unpack: Unpack | None, count: Callable[[Any, Any], int] = lambda _, __: 0
+        self, loader: Iterable[Any], unpack: Unpack | None, count: Callable[[Any, Any], int], most: int | None = None
     ) -> None:
-        self.loader, self.unpack, self.count = loader, unpack, count
+        self.loader, self.unpack, self.count, self.most = loader, unpack, count, most
         self.samples, self._digest = 0, 0
 
     def __str__(self) -> str:
@@ -38,23 +38,34 @@ class Share:
     def __iter__(self) -> Iterator[Numbered]:
         rank, size = rank_and_size()
         if size == 1:
-            yield from ((None, inputs, targets) for inputs, targets in batches(self.loader, self.unpack))
+            yield from self.whole()
         elif isinstance(self.loader, DataLoader) and _splits(self.loader):
-            yield from self._of_indices(_Own(self.loader, rank, size))
+            yield from self._of_indices(_Own(self.loader, rank, size, self.most))
         else:
             yield from self._of_batches(rank, size)
 
-    def _of_batches(self, rank: int, size: int) -> Iterator[Numbered]:
+    def whole(self) -> Iterator[Numbered]:
+        """The batches of all ranks."""
+        for _, inputs, targets in self._numbered():
+            yield None, inputs, targets
+
+    def _numbered(self) -> Iterator[tuple[int, Any, Any]]:
         self.samples = 0
-        for number, (inputs, targets) in enumerate(batches(self.loader, self.unpack)):
+        for inputs, targets in batches(self.loader, self.unpack, most=LONGEST if self.most is None else None):
+            yield self.samples, inputs, targets
+            self.samples += self.count(inputs, targets)
+            if self.most is not None and self.samples >= self.most:
+                return
+
+    def _of_batches(self, rank: int, size: int) -> Iterator[Numbered]:
+        for number, (first, inputs, targets) in enumerate(self._numbered()):
             if number == 0:
                 self._digest = digest(inputs)
             if number % size == rank:
-                yield self.samples, inputs, targets
-            self.samples += self.count(inputs, targets)
+                yield first, inputs, targets
 
     def _of_indices(self, own: _Own) -> Iterator[Numbered]:
-        for inputs, targets in batches(own.loader(), self.unpack) if own.any() else ():
+        for inputs, targets in batches(own.loader(), self.unpack, least=0):
             yield own.firsts.popleft(), inputs, targets
         self.samples, self._digest = own.samples, own.digest
 
@@ -62,8 +73,8 @@ class Share:
 class _Own(BatchSampler):
     """The index lists of one rank's batches; `firsts` has the number of the first sample of each that was given."""
 
-    def __init__(self, whole: DataLoader[Any], rank: int, size: int) -> None:
-        self.whole, self.rank, self.size = whole, rank, size
+    def __init__(self, whole: DataLoader[Any], rank: int, size: int, most: int | None) -> None:
+        self.whole, self.rank, self.size, self.most = whole, rank, size, most
         self.firsts: deque[int] = deque()
         self.samples = self.digest = 0
 
@@ -71,6 +82,8 @@ class _Own(BatchSampler):
         self.firsts.clear()
         self.samples = self.digest = 0
         for number, indices in enumerate(_all_of(self.whole)):
+            if self.most is not None and self.samples >= self.most:
+                return
             if number % self.size == self.rank:
                 self.firsts.append(self.samples)
                 yield indices
@@ -79,10 +92,6 @@ class _Own(BatchSampler):
 
     def __len__(self) -> int:
         return len(range(self.rank, len(_all_of(self.whole)), self.size))
-
-    def any(self) -> bool:
-        """Whether the rank has a batch; where it has none, the samples are counted all the same."""
-        return len(self) > 0 or bool(list(self))
 
     def loader(self) -> DataLoader[Any]:
         """A DataLoader that reads these batches."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fxprune.allocate import check_limits
+from fxprune.arguments import is_whole
 from fxprune.descriptions import check_example, check_settings
 from fxprune.widths import Products, Widths
 
@@ -42,8 +42,7 @@ def check_consistent(scores: Scores) -> None:
         _check(0 < scores.costs.samples < _MANY, "costs")
     if scores.times is not None:
         _check_times(scores.times, units)
-    check_limits(scores.min_keep, scores.round_to)
-    _check(max(scores.min_keep, scores.round_to) < _MANY, "min_keep and round_to")
+    _check(is_whole(scores.min_keep, below=_MANY) and is_whole(scores.round_to, below=_MANY), "min_keep and round_to")
     check_settings(scores.settings)
     check_example(scores.example)
 

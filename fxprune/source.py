@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import linecache
 import os
@@ -12,7 +13,6 @@ from types import FrameType
 import torch
 
 HOMES = tuple(f"{Path(file).parent}{os.sep}" for file in (str(torch.__file__), __file__))  # not the user's
-_STATEMENTS = ("assert", "if ", "elif ", "while ", "return", "for ")
 
 
 def is_users(filename: str) -> bool:
@@ -21,8 +21,10 @@ def is_users(filename: str) -> bool:
 
 
 def line_of(error: BaseException) -> str:
-    """The innermost line of a traceback that is the user's."""
+    """The innermost line of a traceback, or of its cause's, that is the user's."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
+    if not frames and error.__cause__ is not None:
+        return line_of(error.__cause__)
     return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "a line inside torch"
 
 
@@ -47,13 +49,20 @@ def users_line() -> str | None:
 def deciding_line(frame: FrameType) -> str | None:
     """The line at which a frame stands, or None where the statement there is an assertion, or an `if` that raises."""
     filename, number = frame.f_code.co_filename, frame.f_lineno
-    first = number
-    while first > max(1, number - 8) and not linecache.getline(filename, first).lstrip().startswith(_STATEMENTS):
-        first -= 1
-    last = number
-    while last < number + 8 and not linecache.getline(filename, last).rstrip().endswith(":"):
-        last += 1
-    lines = [linecache.getline(filename, at).strip() for at in (first, number, last + 1)]
-    if "assert" in lines[0] or "assert" in lines[1] or (lines[0].startswith("if ") and lines[2].startswith("raise")):
+    inner = [node for node in _statements(filename) if node.lineno <= number <= (node.end_lineno or node.lineno)]
+    statement = max(inner, key=lambda node: (node.lineno, -(node.end_lineno or 0)), default=None)
+    raises = isinstance(statement, ast.If) and isinstance(statement.body[0], ast.Raise)
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    asserts = isinstance(statement, ast.Assert) or (isinstance(call, ast.Call) and "assert" in ast.unparse(call.func))
+    if raises or asserts:
         return None
-    return f"{filename}:{number}: {lines[1]}"
+    return f"{filename}:{number}: {linecache.getline(filename, number).strip()}"
+
+
+def _statements(filename: str) -> list[ast.stmt]:
+    """All statements of a source file; none where it cannot be read."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(filename)))
+    except SyntaxError:
+        return []
+    return [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]

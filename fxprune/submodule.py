@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import Unpack, batch_to_device, batches, fitted, fitted_example
+from fxprune.batches import Unpack, batch_to_device, batches, fitted
 from fxprune.capture import capture_around, is_captured
 from fxprune.capture.checks import Leaves, check_bare
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, stage, told
@@ -63,9 +64,11 @@ def with_captured_part(
     *,
     unpack: Unpack | None = None,
     run: Run | None = None,
+    prove: bool = True,
 ) -> nn.Module:
     """A copy of `model` whose part at `path` is a captured graph; the model as it is where its part is one already.
 
+    With `prove`, the graph is compared with the part on the loader's first batch and on its second, where it has one.
     Raises CaptureError where the part is not run by the loader's first batch, or cannot be captured.
     """
     part = part_of(model, path)
@@ -74,11 +77,12 @@ def with_captured_part(
         return model
     check_bare(model)
     with stage("capturing"), undisturbed():
-        if path or run:
-            example = _inputs_of(model, path, next(iter(batches(loader, unpack))), run)
-        else:
-            example = to_device(fitted_example(model, loader, unpack), device_of(model))
-        return with_part(model, path, capture_around(exclude, part, example))
+        feed = batches(loader, unpack)
+        example, other = _inputs_of(model, path, next(feed), run), None
+        if prove:
+            with suppress(FxpruneError, StopIteration):  # scoring says what is wrong with it
+                other = _inputs_of(model, path, next(feed), run)
+        return with_part(model, path, capture_around(exclude, part, example, other=other, prove=prove))
 
 
 class _SeenError(Exception):
@@ -87,6 +91,8 @@ class _SeenError(Exception):
 
 def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | None) -> Any:
     """What the part at `path` is called with, first, when a copy of `model` runs on a batch in eval mode."""
+    if not path and not run:
+        return to_device(fitted(batch[0], list(inspect.signature(model.forward).parameters)), device_of(model))
     calls: list[tuple[Any, Any]] = []
 
     def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -95,7 +101,7 @@ def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | N
 
     with seeded(0), torch.no_grad():
         own = isolated_copy(model).eval()
-        part_of(own, path).register_forward_pre_hook(keep, with_kwargs=True)
+        part_of(own, path).register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
         try:
             call_whole(own, *batch_to_device(batch, device_of(own)), run=run)
         except _SeenError:

@@ -15,10 +15,10 @@ from rich.progress import Progress
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fxprune.batches import Unpack, batch_to_device, batches, length_of, sample_count
+from fxprune.batches import LONGEST_EPOCH, Unpack, batch_to_device, batches, length_of, sample_count
 from fxprune.checkpoint import read, write
 from fxprune.distillation import Goal
-from fxprune.errors import CalibrationError, blaming
+from fxprune.errors import blaming
 from fxprune.isolation import seeded
 from fxprune.report import Finetuning
 
@@ -44,7 +44,8 @@ class Loaders:
         """The inputs and targets of the batches of `train_loader` or `val_loader`, and what messages call them."""
         loader = self.train if name == "train_loader" else self.val
         when = f"epoch {epoch}" if epoch else "the model before its first epoch"
-        for index, batch in enumerate(batches(loader, self.unpack, name=name, when=f"{when}, ")):
+        source = batches(loader, self.unpack, name=name, when=f"{when}, ", most=LONGEST_EPOCH)
+        for index, batch in enumerate(source):
             where = f"{when}, batch {index} of {name}"
             with blaming(f"moving to {self.place}", where):
                 inputs, targets = batch_to_device(batch, self.place)
@@ -190,8 +191,6 @@ class _Mean:
 
     @property
     def value(self) -> float:
-        if not self.weight:
-            raise CalibrationError("the batches hold no samples: there is nothing to take a mean over")
         return self.total / self.weight
 
 

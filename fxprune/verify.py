@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.arguments import check
 from fxprune.capture import ModelGraph, capture_as, placeholder_values
 from fxprune.coupling import Coupling
 from fxprune.draws import Expected
-from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, stage
-from fxprune.example import as_call, opened, to_device
-from fxprune.isolation import device_of, evaluating, precise, undisturbed
+from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, stage, told
+from fxprune.example import another, as_call, batch_length, opened, to_device
+from fxprune.isolation import device_of, evaluating, precise, stateless, undisturbed
 from fxprune.numberless import need_numbers
 from fxprune.objective import spoiled
 from fxprune.oracle import oracle
@@ -25,6 +30,7 @@ from fxprune.plan import Plan, coupling_of, kept_units
 from fxprune.rewrite import MismatchError, check_labels
 from fxprune.submodule import part_of
 
+_LOG = logging.getLogger(__name__)
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -32,8 +38,10 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
     """Prove that `small` is `model` with the units that `plan` removes zeroed wherever they are read.
 
     First the labels that stay are run through `small`; at every node they must be the original's, narrowed. Then both
-    run in eval mode on `example`, the original with a mask on every edge that reads a removed unit. Where they differ
-    and draw random numbers (`torch.randn_like`, say), they are compared once more with constants in their place.
+    run in eval mode, the original with a mask on every edge that reads a removed unit: on `example` and, where the
+    original runs on it, on a batch of one sample more with other values. Where they differ and draw random numbers
+    (`torch.randn_like`, say), they are compared once more with constants in their place. Where the plan removes
+    nothing, `small` is compared with `model` itself, too.
 
     Args:
         example: one batch of inputs; where the plan is for a part of the model, inputs of that part.
@@ -47,6 +55,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
         VerificationError: the labels disagree, or the error is above the tolerance.
         CalibrationError: a model fails on the example, or that is not finite.
     """
+    check(verify, locals())
     need_numbers(model, "verify")
     need_numbers(small, "verify")
     with stage("verifying"), undisturbed(), precise(), torch.no_grad():
@@ -61,23 +70,75 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
             if (found := spoiled(graph, placeholder_values(graph, example))) is not None:
                 raise CalibrationError(f"{found} on the example: give one of finite numbers")
             masked = oracle(graph, coupling, keep)
+        called = partial(_called, concrete=plan.settings.get("concrete_args") or {})
+        run = partial(_output if isinstance(small, ModelGraph) else called, small)
+        error = _Proof(partial(_output, masked), partial(_output, graph), run, tolerance).on(example)
+        if model is not graph and keep.all():
+            whole = partial(called, model)
+            error = max(error, _Proof(whole, whole, run, tolerance, "the model that it was made of").on(example))
+        return error
+
+
+Run = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Proof:
+    """What a rewritten model has to give, what it gives, and what the original does on whatever it runs on."""
+
+    wanted: Run
+    original: Run
+    found: Run
+    tolerance: float | None
+    what: str = "the zero-masked original"
+
+    def on(self, example: Any) -> float:
+        """The larger error on an example and on another batch. Raises VerificationError where one is too large."""
         try:
-            return _difference(masked, small, example, tolerance)
+            return self._errors(example)
         except VerificationError:
             with Expected() as expected:
-                error = _difference(masked, small, example, tolerance)
+                error = self._errors(example)
             if not expected.drawn:
                 raise
             return error
 
+    def _errors(self, example: Any) -> float:
+        with blaming("the original", "the example"):
+            wanted = self.wanted(example)
+        with blaming("the rewritten model", "the example"):
+            found = self.found(example)
+        error = _compared(wanted, found, self.tolerance, self.what, "the example")
+        samples = batch_length(example)
+        where = f"{samples + 1} samples like the {samples} of the example"
+        return max(error, self._error_on(another(example, samples + 1), where)) if samples else error
 
-def _difference(masked: fx.GraphModule, small: nn.Module, example: Any, tolerance: float | None) -> float:
-    """The relative difference of what both give. Raises VerificationError where it is too large."""
-    with blaming("the original", "the example"):
-        wanted = _output(masked, example)
-    with blaming("the rewritten model", "the example"):
-        found = _output(small, example)
-    return _compared(wanted, found, tolerance)
+    def _error_on(self, batch: Any, where: str) -> float:
+        """The error on another batch; 0 where the original does not run on it, or gives NaN."""
+        try:
+            with blaming("the original", where):
+                wanted = self.wanted(batch)
+        except CalibrationError as error:
+            if self._runs_on(batch):
+                raise
+            _LOG.debug("the proof is that on the example alone: %s", error)
+            return 0.0
+        if any(bool(t.isnan().any()) for t in _tensors(wanted)):
+            return 0.0
+        try:
+            found = self.found(batch)
+        except Exception as error:
+            raise VerificationError(
+                f"the rewritten model fails on {where}, on which the original runs ({told(error)})"
+            ) from error
+        return _compared(wanted, found, self.tolerance, self.what, where)
+
+    def _runs_on(self, batch: Any) -> bool:
+        try:
+            self.original(batch)
+        except Exception:  # noqa: BLE001 - whatever the user's model says of another number of samples
+            return False
+        return True
 
 
 def _check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_], graph: ModelGraph) -> None:
@@ -89,18 +150,33 @@ def _check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]
         ) from error
 
 
-def _output(model: Any, example: Any) -> Any:
-    with evaluating(model), torch.random.fork_rng(devices=[]):
+def _output(model: nn.Module, example: Any) -> Any:
+    """What a graph gives in eval mode; its buffers, and those of modules that it shares, stay as they were."""
+    with _running(model):
+        return model(*placeholder_values(model, example))  # type: ignore[arg-type]
+
+
+def _called(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any:
+    """What a model gives in eval mode, called as its forward is; it stays as it was."""
+    args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, example))
+    with _running(model):
+        return model(*args, **kwargs, **concrete)
+
+
+@contextmanager
+def _running(model: nn.Module) -> Iterator[None]:
+    """Run a model in eval mode on the same random numbers each time, and leave no trace on it."""
+    with evaluating(model), stateless(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return model(*placeholder_values(model, example))
+        yield
 
 
-def _compared(wanted: Any, found: Any, tolerance: float | None) -> float:
+def _compared(wanted: Any, found: Any, tolerance: float | None, what: str, where: str) -> float:
     """The relative difference of two nested outputs. Raises VerificationError where it is too large."""
     expected, got = _tensors(wanted), _tensors(found)
     if [t.shape for t in expected] != [t.shape for t in got]:
         raise VerificationError(
-            f"the rewritten model gives shapes {[tuple(t.shape) for t in got]}, "
+            f"on {where}, the rewritten model gives shapes {[tuple(t.shape) for t in got]}, "
             f"the original {[tuple(t.shape) for t in expected]}"
         )
     if not expected:
@@ -109,15 +185,15 @@ def _compared(wanted: Any, found: Any, tolerance: float | None) -> float:
     for a, b in zip(expected, got, strict=True):
         if a.isnan().any():
             raise VerificationError(
-                "the zero-masked original gives NaN on the example, and there is nothing to compare: "
+                f"{what} gives NaN on {where}, and there is nothing to compare: "
                 "exclude= the layers that it divides by or takes logarithms of, or remove fewer units"
             )
         error = _apart(a, b)
         limit = TOLERANCES[a.dtype] if tolerance is None else tolerance
         if not error <= limit:
             raise VerificationError(
-                f"the rewritten model differs from the zero-masked original by {error:.3g} of the output's scale, "
-                f"more than {limit:.3g}"
+                f"the rewritten model differs from {what} by {error:.3g} of the output's scale, more than {limit:.3g}, "
+                f"on {where}"
             )
         largest = max(largest, error)
     return largest
@@ -125,13 +201,7 @@ def _compared(wanted: Any, found: Any, tolerance: float | None) -> float:
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
     """The floating tensors that a model, or a graph, gives in eval mode on a batch as its forward takes it."""
-    if isinstance(model, ModelGraph):
-        with torch.no_grad():
-            return _tensors(_output(model, example))
-    args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, example))
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return _tensors(model(*args, **kwargs))
+    return _tensors(_output(model, example) if isinstance(model, ModelGraph) else _called(model, example, {}))
 
 
 def relative_error(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from fxprune.example import TensorSpec
 from fxprune.labels import Labels
 from fxprune.mixed import method, mixed
 from fxprune.numberless import CPU
+from fxprune.rules.arguments import Call
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.table import RAGGED, RULES, describe, key_of
 from fxprune.source import HOMES
@@ -47,8 +47,8 @@ def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
         return _unknown(ctx, node, inputs, unknown)
     for plane in (plane for x in inputs for plane in x.planes if plane.ragged and RULES[key] not in RAGGED):
         ctx.tie(*plane.columns)
-    args, kwargs = _by_position(ctx, node, args, kwargs)
-    return RULES[key](ctx, *args, **kwargs)
+    ctx.call = Call(key, (ctx.module(), *args) if node.op == "call_module" else args, kwargs).by_position()
+    return RULES[key](ctx, *ctx.call.args, **ctx.call.kwargs)
 
 
 def _container(kind: Any, args: Any, kwargs: Any) -> Any:
@@ -61,29 +61,22 @@ def leaves_of(graph: fx.GraphModule) -> tuple[str, ...]:
     return tuple(graph.meta.get("fxprune", {}).get("leaves", ()))
 
 
-def _by_position(ctx: Context, node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Arguments as rules take them: a module, then what its forward was given; a function's input first."""
-    if node.op == "call_module" and not kwargs:
-        return (ctx.module(), *args), kwargs
-    if node.op == "call_module":
-        bound = inspect.signature(ctx.module().forward).bind(*args, **kwargs)
-        return (ctx.module(), *bound.args), bound.kwargs
-    if not args and "input" in kwargs:
-        return (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
-    return args, kwargs
-
-
 def _is_known(x: Labels) -> bool:
     return x.value is not None and not x.planes
 
 
 def _computed(ctx: Context, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Run a node for real: it works on numbers and known constants only."""
-    args, kwargs = pytree.tree_map_only(Labels, lambda x: x.value, (args, kwargs))
+    args, kwargs = pytree.tree_map_only(Labels, lambda x: x.value, (args, kwargs), is_leaf=_is_shape)
     with torch.no_grad():
         function: Any = method(str(node.target)) if node.op == "call_method" else node.target
         value = mixed(function, args, kwargs, CPU)
-    return pytree.tree_map_only(Tensor, lambda t: Labels(tuple(t.shape), value=t), value)
+    return pytree.tree_map_only(Tensor, lambda t: Labels(tuple(t.shape), value=t), value, is_leaf=_is_shape)
+
+
+def _is_shape(value: Any) -> bool:
+    """Whether a value is a shape, of which pytree would make a plain tuple, without its methods."""
+    return isinstance(value, torch.Size)
 
 
 def _attribute(ctx: Context, node: fx.Node) -> Any:
@@ -98,14 +91,18 @@ def _unknown(ctx: Context, node: fx.Node, inputs: list[Labels], unknown: Unknown
     name = describe(key_of(node, ctx.graph))
     if unknown == "error":
         raise UnsupportedOpError(
-            f"no rule says what {name} (node {node.name}, {_line(node)}) does to channels: register one with "
+            f"no rule says what {name} ({named(node)}) does to channels: register one with "
             '@fxprune.rules.rule(...), or pass unknown="freeze" to keep the channels that it touches whole'
         )
     return ctx.opaque(f"no rule for {name}", inputs)
 
 
+def named(node: fx.Node) -> str:
+    """A node by its name, and where in the model's source it comes from."""
+    return f"node {node.name}, {_line(node)}"
+
+
 def _line(node: fx.Node) -> str:
-    """Where in the model's source a node comes from."""
     frames = (line.strip() for line in str(node.stack_trace or "").splitlines())
     places = [frame for frame in frames if frame.startswith('File "') and not any(home in frame for home in HOMES)]
     if places:

@@ -87,10 +87,9 @@ def bytes_of(model: nn.Module) -> int:
 
 
 def fingerprint(model: nn.Module) -> int:
-    """A checksum of a model's names, parameters and buffers."""
+    """A checksum of the bytes of a model's parameters and buffers, with their names, in order."""
     total = 0
-    for name, value in model.state_dict().items():
+    for name, value in named_tensors(model).items():
         total = zlib.crc32(name.encode(), total)
-        if isinstance(value, Tensor):
-            total = zlib.crc32(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data, total)
+        total = zlib.crc32(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data, total)
     return total

@@ -141,6 +141,16 @@ def goes_on_after_an_interruption() -> fxprune.Scores:
 
 
 @job
+def no_more_than_so_many_samples() -> fxprune.Scores:
+    return scored(parts(12, 30, 1, 20, 7), max_samples=43)
+
+
+@job
+def no_more_than_so_many_samples_of_a_data_loader() -> fxprune.Scores:
+    return scored(DataLoader(TensorDataset(*data()), batch_size=9, shuffle=True), max_samples=9)
+
+
+@job
 def half_the_samples_memory() -> fxprune.Scores:
     return scored(parts(12, 30, 1, 20, 7), sample_memory=20_000)
 
@@ -180,16 +190,20 @@ def compressed() -> nn.Module:
 
 def failures(rank: int) -> dict[str, str]:
     """What each rank is told where something is wrong on one of them."""
-    other = network()
+    weights, order, buffers = network(), network(), network()
     with torch.no_grad():
-        other[0].weight.add_(rank)
+        weights[0].weight.add_(rank)
+        order[3].weight.copy_(order[3].weight.roll(rank, 0))
+        buffers[1].running_mean.add_(rank)
     tried: dict[str, Callable[[], object]] = {
         "not a number": lambda: scored([(x.index_fill(0, torch.tensor([0]), float("nan")) if i == 1 else x, y)
                                         for i, (x, y) in enumerate(parts(10, 10, 10))]),
         "unreadable": lambda: scored(DataLoader(Broken(), batch_size=10)),
         "other loaders": lambda: scored(parts(10, 10 + rank)),
         "other samples": lambda: scored([(x + rank, y) for x, y in parts(10, 10)]),
-        "other weights": lambda: scored(parts(10, 10), other),
+        "other weights": lambda: scored(parts(10, 10), weights),
+        "another order of weights": lambda: scored(parts(10, 10), order),
+        "other buffers": lambda: scored(parts(10, 10), buffers),
     }  # fmt: skip
     found = {}
     for name, call in tried.items():

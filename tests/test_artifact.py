@@ -276,7 +276,7 @@ def test_a_builder_that_gives_no_model(path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"builder": "no colon"}, "builder is 'no colon': write \"package.module:callable\""),
+        ({"builder": "no colon"}, "builder is 'no colon'; write \"package.module:callable\""),
         ({"builder_kwargs": {"a": 1}}, "builder_kwargs are given without builder="),
         (
             {"builder": "a:b", "builder_kwargs": {"a": object()}},

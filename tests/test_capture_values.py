@@ -10,6 +10,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -141,7 +142,7 @@ def test_the_model_and_torch_are_left_alone() -> None:
 
 
 def unable(net: Any, x: Tensor) -> Tensor:
-    if torch.fx._symbolic_trace.is_fx_tracing():
+    if type(x) is not Tensor:
         raise ValueError("no")
     return net.a(x)
 
@@ -154,8 +155,10 @@ def test_a_buffer_that_the_forward_changes() -> None:
             return self.seen
 
     model = Counts(branch)
-    graph = fxprune.capture(model, images()(2), method="values")
+    with pytest.warns(FxpruneWarning, match="the forward of Counts changes scale: the graph begins with the buffers"):
+        graph = fxprune.capture(model, images()(2), method="values")
     assert torch.equal(model.scale, torch.ones(8, 1, 1))
+    assert torch.equal(graph.scale, model.scale)
     assert not any(issubclass(type(value), fx.Proxy) for value in vars(graph).values())
 
 
@@ -244,6 +247,49 @@ def test_a_decision_on_values_is_the_examples_and_says_so() -> None:
         graph = fxprune.capture(model, images()(2))
     assert len([warning for warning in told if warning.category is FxpruneWarning]) == 1
     assert difference(outputs(model, images()(3)), outputs(graph, images()(3))) == 0
+
+
+def decides_by_the_mean(net: Any, x: Tensor) -> Tensor:
+    assert x.abs().max() < 4
+    large = float((x.abs() > 4).sum())
+    h = net.a(x).relu()
+    if x.mean() > 0.1:
+        h = net.b(h).relu()
+    if 1.0 in (x * 0):
+        h = -h
+    return h * (1 + large + round(float((x > 9).sum())))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_every_stage_decides_as_the_example_did(sign: int, tmp_path: Path) -> None:
+    model, x = Net(decides_by_the_mean).eval(), sign * images()(6).abs().clamp(0.2, 3)
+    model.a, model.b = nn.Sequential(model.a, nn.Conv2d(8, 8, 1)), nn.Sequential(model.b, nn.Conv2d(8, 8, 1))
+    batches = [(x, torch.zeros(6, dtype=torch.int64))]
+    with pytest.warns(FxpruneWarning, match="decides by the values of its input") as told:
+        scores = fxprune.score(model, batches, lambda out, _: out.square().mean(), progress=False)
+    assert len(told) == 1
+    scores.save(tmp_path / "scores.npz")
+    plan = Scores.load(tmp_path / "scores.npz").plan(0.9)
+    plan.save(tmp_path / "plan.json")
+    plan = fxprune.Plan.load(tmp_path / "plan.json")
+    small = fxprune.apply(model, plan)
+    fxprune.save(small, tmp_path / "small.safetensors")
+    again = fxprune.load(tmp_path / "small.safetensors", model)
+    for other in (x, -x[:3]):
+        assert fxprune.verify(model, plan, again, other) < 1e-5
+    assert plan.settings["decisions"][0] is True
+    assert plan.settings["decisions"][1] == 0
+    assert plan.settings["decisions"][2] is (sign > 0)
+    assert fxprune.report(small).params_after < fxprune.report(small).params_before
+
+
+def test_a_narrowed_class_that_goes_another_way_says_so() -> None:
+    model, x = Net(decides_by_the_mean).eval(), images()(2).abs().clamp(0.2, 3)
+    model.a = nn.Sequential(model.a, nn.Conv2d(8, 8, 1))
+    with pytest.warns(FxpruneWarning, match="decides by the values"):
+        plan = Scores.random(model, x).plan(0.9)
+    with pytest.raises(fxprune.NarrowError, match="Net does not run as its own class with the layers that stay"):
+        fxprune.narrow(model, plan)
 
 
 def test_assertions_and_decisions_on_constants_do_not_warn() -> None:
@@ -412,7 +458,8 @@ def test_star_arguments() -> None:
 def test_random_numbers_are_drawn_anew_and_tracing_draws_none() -> None:
     model = Net(lambda net, x: net.a(x) + torch.rand(len(x), *x.shape[2:])[:, None])
     state, drawn = torch.get_rng_state(), random.getstate()
-    graph = fxprune.capture(model, images()(2), method="values")
+    with pytest.warns(FxpruneWarning, match="Net draws random numbers in eval mode: its graph"):
+        graph = fxprune.capture(model, images()(2), method="values")
     assert torch.equal(state, torch.get_rng_state())
     assert drawn == random.getstate()
     assert not torch.equal(graph(images()(2)), graph(images()(2)))

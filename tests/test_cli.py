@@ -137,7 +137,7 @@ def test_an_error_is_json_too(project):
             ["compress", "mynets:build", "--data", "mynets:loader", "--alpha", "0.1", "--macs", "0.5"],
             "alpha=0.1 and macs=0.5 are given: one of alpha, params, macs, latency decides",
         ),
-        (["compress", "mynets:build", "--data", "mynets:loader", "--macs", "0"], "macs is 0; it is a share"),
+        (["compress", "mynets:build", "--data", "mynets:loader", "--macs", "0"], "macs is 0.0; it is a share"),
         (["compress", "mynets:build", "--data", "mynets:loader", "--propose", "luck"], "'luck' is none of"),
         (
             ["compress", "mynets:build", "--data", "mynets:loader", "--compensate", "luck"],

@@ -90,7 +90,10 @@ def test_all_ranks_are_told_what_is_wrong_on_one(tmp_path: Path) -> None:
     gone = "(OSError: sample 25 is gone): look at that sample, or at the data's options"
     assert zero["unreadable"] == f"CalibrationError: while scoring: the loader fails on batch 1 {gone}"
     assert one["unreadable"].startswith("DistributedError: scoring failed on rank 0 of 2: CalibrationError: the loader")
-    for name, word in (("other loaders", "21 samples"), ("other samples", "digest"), ("other weights", "weights")):
+    of_models = dict.fromkeys(
+        ("other weights", "another order of weights", "other buffers"), "one whose weights and buffers have the"
+    )
+    for name, word in {"other loaders": "21 samples", "other samples": "digest", **of_models}.items():
         for found in (zero, one):
             assert found[name].startswith("DistributedError: the ")
             assert word in found[name]

@@ -351,7 +351,7 @@ def test_compress_checks_the_options_before_it_starts(trained: nn.Module) -> Non
             {"train_loader": [], "val_loader": [], "epoch": 1},
             r"do not fit \(got an unexpected keyword argument 'epoch'",
         ),
-        ({"train_loader": [], "val_loader": [], "epochs": 0}, "epochs is 0; give at least 1"),
+        ({"train_loader": [], "val_loader": [], "epochs": 0}, "epochs is 0; it is a whole number, at least 1"),
     ):
         with pytest.raises(FxpruneError, match=message):
             fxprune.compress(trained, [(PIXELS[:9], LABELS[:9])], loss=never, progress=False, finetune=options)
@@ -410,8 +410,8 @@ def test_the_page_on_it_runs(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs is 0; give at least 1"),
-        ({"patience": 0}, "patience is 0; it is a number of epochs, at least 1"),
+        ({"epochs": 0}, "epochs is 0; it is a whole number, at least 1"),
+        ({"patience": 0}, "patience is 0; it is a whole number, at least 1"),
         ({"lr": -1.0}, "lr is -1.0; the learning rate is a positive number"),
         ({"distill": 1.5}, "distill is 1.5; it is the teacher's share"),
         ({"temperature": 0}, "temperature is 0; it divides logits"),
@@ -452,7 +452,7 @@ def test_loaders_that_cannot_be_used(small: nn.Module) -> None:
         tune(small, (batch for batch in train), val, epochs=1)
     with pytest.raises(CalibrationError, match=r"the model fails on epoch 1, batch 0 of train_loader \(\w+"):
         tune(small, [(PIXELS[:4, :, :2], LABELS[:4])], val, epochs=1)
-    with pytest.raises(CalibrationError, match="the batches hold no samples"):
+    with pytest.raises(CalibrationError, match=r"batch 0 of val_loader has no samples, its first tensor is \(0, 1"):
         tune(small, train, [(PIXELS[:0], LABELS[:0])], epochs=1, loss=lambda o, t: o.sum())
 
 

@@ -117,7 +117,8 @@ def test_alpha_lies_between_0_and_1(alpha: float) -> None:
 
 @pytest.mark.parametrize("options", [{"min_keep": 0}, {"round_to": 0}, {"round_to": -2}])
 def test_floors_and_multiples_are_at_least_1(options: dict[str, int]) -> None:
-    with pytest.raises(PlanError, match="both are at least 1"):
+    name, value = next(iter(options.items()))
+    with pytest.raises(PlanError, match=f"{name} is {value}; it is a whole number, at least 1"):
         scores_of("mlp").plan(alpha=0.1, **options)
 
 

@@ -221,11 +221,11 @@ def test_a_function_ranks() -> None:
 
 def test_a_name_that_is_none() -> None:
     message = (
-        "'fisher' is no signal: take separability, taylor, taylor-by-sample, reconstruction, activation, magnitude, "
+        "is 'fisher'; it is one of separability, taylor, taylor-by-sample, reconstruction, activation, magnitude, "
         "random, or a function from fxprune.Evidence to one number a unit"
     )
     for which in ("propose", "protect"):
-        with pytest.raises(CalibrationError, match=message):
+        with pytest.raises(CalibrationError, match=f"{which} {message}"):
             score(ZOO["mlp"].build(), VECTORS, **{which: "fisher"})
 
 

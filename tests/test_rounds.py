@@ -162,7 +162,7 @@ def test_the_round_that_falls_short_says_so() -> None:
 
 
 def test_rounds_are_at_least_one() -> None:
-    with pytest.raises(PlanError, match="rounds is 0; it is at least 1"):
+    with pytest.raises(PlanError, match="rounds is 0; it is a whole number, at least 1"):
         compress("mlp", rounds=0)
 
 

@@ -363,6 +363,36 @@ def test_a_loss_that_is_not_a_number() -> None:
         score(build("residual"), loader(), loss=lambda output, target: 1.0)
 
 
+@torch.no_grad()
+def without_gradients(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        without_gradients,
+        lambda o, t: F.cross_entropy(o.detach().requires_grad_(), t),
+        lambda o, t: torch.tensor(F.cross_entropy(o, t).item()),
+        lambda o, t: torch.zeros(()),
+    ],
+    ids=["no_grad", "detach", "item", "zero"],
+)
+def test_a_loss_that_no_scored_value_reaches(loss: Any) -> None:
+    with pytest.raises(
+        CalibrationError, match=r"loss does not depend on Residual: its gradient is 0.*no_grad\(\), detach"
+    ):
+        score(build("residual"), loader(), loss=loss)
+
+
+def test_a_loss_that_some_batches_do_not_reach() -> None:
+    model, batches, calls = build("residual"), loader(), iter(range(3))
+    found = score(model, batches, loss=lambda o, t: F.cross_entropy(o, t) if next(calls) else torch.zeros(()))
+    first = len(batches[0][1])
+    assert np.allclose(found.protect, score(model, batches[1:]).protect)
+    assert found.about["samples"] == SAMPLES > first
+
+
 def test_a_loss_that_fails() -> None:
     with pytest.raises(CalibrationError, match=r"the loss cross_entropy fails on batch 0 \(.*\): pass loss="):
         score(build("several_outputs"), loader())
@@ -461,5 +491,5 @@ def test_the_bounds_of_plans_are_those_that_scoring_was_told(tmp_path: Path) -> 
 
 
 def test_bounds_that_make_no_sense_are_said_before_the_pass() -> None:
-    with pytest.raises(PlanError, match="min_keep is 0 and round_to is 1; both are at least 1"):
+    with pytest.raises(PlanError, match="min_keep is 0; it is a whole number, at least 1"):
         fxprune.score(ZOO["residual"].build(), iter([]), min_keep=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -217,6 +218,7 @@ class Noisy(nn.Module):
         return self.head(self.noise(self.b(self.noise(self.a(x)).relu())))
 
 
+@pytest.mark.filterwarnings("ignore:.* draws random numbers in eval mode")
 @pytest.mark.parametrize("noise", [gaussian, around, flipped])
 def test_models_that_draw_noise_are_compared_without_it(noise: Callable[[Tensor], Tensor]) -> None:
     model, x = Noisy(noise).double(), tensors(6)(4).double()
@@ -243,6 +245,7 @@ class Sampled(nn.Module):
         return self.head(deviations * torch.empty_like(deviations).normal_())
 
 
+@pytest.mark.filterwarnings("ignore:.* draws random numbers in eval mode")
 def test_what_scales_the_noise_is_compared() -> None:
     model, x = Sampled().double(), tensors(6)(4).double()
     plan = fxprune.Scores.random(model, x).plan(params=0.6)
@@ -251,4 +254,91 @@ def test_what_scales_the_noise_is_compared() -> None:
     with torch.no_grad():
         small.a.bias += 0.1
     with pytest.raises(VerificationError, match="differs from the zero-masked original"):
+        fxprune.verify(model, plan, small, x)
+
+
+class Folded(nn.Module):
+    """Works on the halves of its channels by themselves, in a batch that is twice as long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(4, 4), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.head(self.b(y.reshape(-1, 4, 8, 8)).reshape(y.shape).mean((2, 3)))
+
+
+def test_what_holds_for_the_examples_batch_alone_is_caught() -> None:
+    model, x = Folded().eval(), images()(2)
+    plan = fxprune.Scores.random(model, x).plan(params=0.7)
+    small: Any = fxprune.apply(model, plan)
+    assert fxprune.verify(model, plan, small, x) < 1e-5
+    node = [node for node in small.graph.nodes if node.target == "reshape"][-1]
+    node.args = (node.args[0], 2, len(plan.keep["b"]) * 2, 8, 8)
+    small.recompile()
+    with pytest.raises(
+        VerificationError, match=r"fails on 3 samples like the 2 of the example, on which the original runs \(Runtime"
+    ):
+        fxprune.verify(model, plan, small, x)
+
+
+def test_what_holds_for_the_examples_values_alone_is_caught() -> None:
+    model, plan, small = pruned("mlp")
+    small.register_buffer("wanted", small(tensors(6)(2)).detach())
+    (output,) = [node for node in small.graph.nodes if node.op == "output"]
+    with small.graph.inserting_before(output):
+        wanted = small.graph.get_attr("wanted")
+    output.replace_input_with(output.args[0], wanted)
+    plain = torch.fx.GraphModule(small, small.graph)
+    with pytest.raises(VerificationError, match=r"on 3 samples like the 2 .* gives shapes \[\(2, 5\)\], the orig"):
+        fxprune.verify(model, plan, plain, tensors(6)(2))
+
+
+def test_the_example_alone_counts_where_the_original_runs_on_nothing_else() -> None:
+    class Fixed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).reshape(2, 5)
+
+    model = Fixed(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    plan = fxprune.Scores.random(model, tensors(6)(2)).plan(params=0.6)
+    assert fxprune.verify(model, plan, fxprune.apply(model, plan), tensors(6)(2)) < 1e-5
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer, in place, and gives the count away; keeps its last output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(6, 16), nn.Linear(16, 5), torch.zeros(1)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        self.last = self.b(self.a(x).relu())
+        return self.last + self.calls
+
+
+@pytest.mark.filterwarnings("ignore:the forward of Counting changes calls")
+def test_what_a_forward_changes_is_put_back() -> None:
+    model, x = Counting().eval(), tensors(6)(2)
+    for share in (0.6, 1.0):
+        plan = fxprune.Scores.random(model, x).plan(params=share)
+        small = fxprune.apply(model, plan)
+        before = picture(model), picture(small)
+        assert fxprune.verify(model, plan, small, x) < 1e-5
+        assert same_picture(before[0], picture(model))
+        assert same_picture(before[1], picture(small))
+
+
+def test_a_plan_that_removes_nothing_is_proved_against_the_model_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = ZOO["mlp"].build().eval(), tensors(6)(2)
+    graph = fxprune.capture(model, x)
+    plan = fxprune.Scores.random(model, x).plan(params=1.0)
+    small = fxprune.apply(model, plan)
+    assert fxprune.verify(model, plan, small, x) == 0
+    monkeypatch.setattr(sys.modules["fxprune.verify"], "capture_as", lambda settings, model, example: graph)
+    with torch.no_grad():
+        model.get_submodule("4").bias.add_(1)
+    with pytest.raises(VerificationError, match=r"differs from the model that it was made of by .* on the example"):
         fxprune.verify(model, plan, small, x)

@@ -29,6 +29,8 @@ from helpers import (
 from zoo import CLASSES, ZOO, Case
 
 import fxprune
+from fxprune.notes import planned_by
+from fxprune.oracle import oracle
 
 every_case = pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
 
@@ -36,7 +38,12 @@ every_case = pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
 @every_case
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0])
 def test_verify_holds_in_float32(case: Case, alpha: float) -> None:
-    assert fxprune.verify(case.build(), case.plan(alpha), case.small(alpha), case.example(3)) < 1e-4
+    graph, plan, small = case.graph(), case.plan(alpha), case.small(alpha)
+    assert fxprune.verify(graph, plan, small, case.example(3)) < 1e-4  # and on four samples
+    masked = oracle(*planned_by(graph, plan))
+    for samples in (1, 5):
+        example = case.example(samples)
+        assert difference(outputs(masked, example), outputs(small, example)) < 1e-4, samples
 
 
 @every_case

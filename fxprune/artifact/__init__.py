@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxprune.arguments import CHECKS, check, is_keywords, wanted
 from fxprune.artifact.container import digest_of, opened, plain, write
 from fxprune.artifact.header import Builder, Header, Part, TensorRecord
 from fxprune.artifact.rebuild import built, plan_from, rebuilt, versions
@@ -23,6 +24,12 @@ from fxprune.weights import aliases_of, dtype_name, lacking, memory_format_of, n
 __all__ = ["load", "save"]
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+CHECKS["builder"] = wanted(
+    lambda text: isinstance(text, str) and bool(_TARGET.fullmatch(text)),
+    'write "package.module:callable"',
+    ArtifactError,
+)
+CHECKS["builder_kwargs"] = wanted(is_keywords, "it is a dict of arguments of the builder", ArtifactError)
 
 
 def save(
@@ -47,8 +54,7 @@ def save(
     Raises:
         ArtifactError: `small` has no plan, cannot be described, or the file cannot be written.
     """
-    if builder is not None and not _TARGET.fullmatch(builder):
-        raise ArtifactError(f'builder is {builder!r}: write "package.module:callable"')
+    check(save, locals())
     if builder is None and builder_kwargs:
         raise ArtifactError("builder_kwargs are given without builder=: name the callable that they are for")
     parts = _parts(small, scores)
@@ -85,6 +91,7 @@ def load(path: str | PathLike[str], model: nn.Module | None = None, *, build: bo
     Raises:
         ArtifactError: the file cannot be read, was altered, or is not for this model; or no model is given.
     """
+    check(load, locals())
     if model is not None and build:
         raise ArtifactError("model= and build=True are both given: leave one out")
     with opened(path) as (header, tensors):

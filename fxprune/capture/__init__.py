@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from fxprune.arguments import CHECKS, check, chosen, wanted
 from fxprune.attention import lower
-from fxprune.capture import exported, symbolic, values
+from fxprune.capture import exported, hooks, symbolic, values
 from fxprune.capture.checks import (
     Leaves,
     check_example,
     check_leaves,
     check_names,
     check_unwrapped,
-    does_not_run,
+    cuts,
+    first_running,
     is_named,
     listed,
-    runnable,
 )  # fmt: skip
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, facts_on, placeholder_values
-from fxprune.errors import CaptureError, stage
-from fxprune.example import TensorSpec, to_json, trim
-from fxprune.isolation import device_of, isolated_copy, undisturbed
+from fxprune.capture.proof import DisagreementError, Reference, first_run
+from fxprune.capture.watching import computing
+from fxprune.computed import computed, warn_of
+from fxprune.errors import CaptureError, first_line, is_of_memory, stage
+from fxprune.example import TensorSpec, to_json
+from fxprune.isolation import device_of, kept_buffers, undisturbed
 from fxprune.numberless import lacking_numbers, to_home
+from fxprune.rules.arguments import spell
+from fxprune.source import line_of
 
 __all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "facts_on", "placeholder_values"]
 
 RUNGS = {"fx": symbolic.trace, "values": values.trace, "export": exported.trace}
 METHODS = ("auto", *RUNGS)
+CHECKS["method"] = chosen(METHODS, CaptureError)
 
 
 def capture(
@@ -40,6 +49,8 @@ def capture(
     method: str = "auto",
     concrete_args: Mapping[str, Any] | None = None,
     leaves: Leaves = (),
+    other: Any = None,
+    prove: bool = True,
 ) -> ModelGraph:
     """Copy `model` into a `torch.fx.GraphModule` with the shapes of every activation on its nodes.
 
@@ -54,89 +65,155 @@ def capture(
         concrete_args: named arguments of the forward that are fixed at a value, and leave its signature.
         leaves: module names, glob patterns of names, or module types that are not traced into: each is one node, and
             what goes into it and comes out of it keeps its channels.
+        other: another batch, of other values, on which the graph is compared with the model beside the example; one is
+            made of the example by default.
+        prove: compare the graph with the model, on the example and on the other batch, in eval mode, before it is
+            returned. A way whose graph gives other outputs is given up.
 
     Returns:
         A graph module named after the caller's class, with its module paths, module types and state_dict keys, in
         the training mode that the model is in. A graph from an earlier `capture` is returned as it is.
 
     Raises:
-        CaptureError: the model cannot be copied, traced, or run on the example.
+        CaptureError: the model cannot be copied, traced, or run on the example, or no graph gives its outputs.
 
     Warns:
-        FxpruneWarning: the model decides by the values of its input, and the graph goes the example's way.
+        FxpruneWarning: the model decides by the values of its input, and the graph goes the example's way; it draws
+            random numbers in eval mode; or its forward changes buffers or attributes.
 
     >>> import torch
     >>> graph = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(2, 4))
     >>> [node.name for node in graph.graph.nodes], graph.get_submodule("0")
     (['input_1', '_0', '_1', 'output'], Linear(in_features=4, out_features=3, bias=True))
     """
+    check(capture, locals())
     if is_captured(model):
         return model  # type: ignore[return-value]
-    if method not in METHODS:
-        raise CaptureError(f"method is {method!r}: it is one of {', '.join(METHODS)}")
     check_unwrapped(model, listed(leaves))
     concrete = dict(concrete_args or {})
     options: dict[str, Any] = {"concrete_args": concrete, "leaves": listed(leaves)}
     failures: dict[str, CaptureError] = {}
     with stage("capturing"), undisturbed():
+        warn_of(model, computed(model))
+        example = _checked(model, example, options)
+        reference = None
+        if lacking_numbers(model) is None:
+            other = None if other is None else to_home(other, device_of(model))
+            if prove:
+                reference = Reference.of(model, example, other, concrete)
+                example = reference.example
+            elif len(cuts(example)) > 1:
+                with suppress(CaptureError):  # what runs on neither is annotated as a whole
+                    example = first_run(hooks.plain_copy(model), example, concrete)[0]
+        kept = computing(model, example, concrete)
         for rung in tuple(RUNGS) if method == "auto" else (method,):
-            own, batch = _prepared(model, example, concrete, run=bool(failures))
-            check_leaves(own, listed(leaves))
+            own = _prepared(model)
+            hooks.keep(own, kept)
+            hooks.check_whole(own, options["leaves"])
             try:
-                return _captured(model, own, batch, rung, options)
+                graph = _captured(model, own, example, rung, options, reference)
             except CaptureError as error:
                 failures[rung] = error
-    raise CaptureError(_no_way(model, failures)) from next(iter(failures.values()))
+            else:
+                if reference is not None:
+                    reference.warn()
+                return graph
+        beside = hooks.told(model, kept)
+        raise CaptureError(_no_way(model, failures, beside, reference)) from next(iter(failures.values()))
 
 
-def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any) -> ModelGraph:
-    """Capture a model in the way that `settings`, those of scores or a plan, say; see `settings_of`."""
-    return capture(
-        model,
-        example,
-        method=str(settings.get("method", "auto")),
-        concrete_args=settings.get("concrete_args"),
-        leaves=tuple(settings.get("leaves", ())),
-    )
+def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any, *, made: bool = False) -> ModelGraph:
+    """Capture a model in the way that `settings`, those of scores or a plan, say; see `settings_of`.
+
+    The graph is not compared with the model where it decides as the scores' example did, on which it was compared, or
+    where the example was `made` of a plan's description, and its numbers are none that the model runs on.
+    """
+    decisions, concrete = settings.get("decisions", ()), settings.get("concrete_args")
+    with values.replaying(decisions):
+        return capture(
+            model,
+            example,
+            method=str(settings.get("method", "auto")),
+            concrete_args=concrete,
+            leaves=tuple(settings.get("leaves", ())),
+            prove=not decisions and (not made or _runs_on(model, example, concrete or {})),
+        )
 
 
-def capture_around(exclude: Leaves, model: nn.Module, example: Any) -> ModelGraph:
+def _runs_on(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> bool:
+    """Whether a model runs on an example, where that has to be tried."""
+    if is_captured(model) or lacking_numbers(model) is not None:
+        return True
+    try:
+        first_run(hooks.plain_copy(model), to_home(example, device_of(model)), concrete)
+    except CaptureError:
+        return False
+    return True
+
+
+def capture_around(
+    exclude: Leaves, model: nn.Module, example: Any, *, other: Any = None, prove: bool = True
+) -> ModelGraph:
     """Capture a model; where that fails, keep the modules whole that the caller excludes from pruning anyway."""
     named = [entry for entry in listed(exclude) if any(is_named([entry], m, name) for name, m in model.named_modules())]
     try:
-        return capture(model, example)
+        return capture(model, example, other=other, prove=prove)
     except CaptureError:
         if not named:
             raise
-    return capture(model, example, leaves=named)
+    return capture(model, example, leaves=named, other=other, prove=prove)
 
 
 def settings_of(graph: ModelGraph) -> dict[str, Any]:
     """How `graph` was captured, as a plan's JSON can hold it."""
     notes = graph.meta["fxprune"]
     settings: dict[str, Any] = {"method": notes["rung"]}
-    settings |= {"leaves": list(notes["leaves"])} if notes["leaves"] else {}
+    for name in ("leaves", "decisions"):
+        settings |= {name: list(notes[name])} if notes.get(name) else {}
     return settings | ({"concrete_args": notes["concrete_args"]} if notes["concrete_args"] else {})
 
 
-def _prepared(model: nn.Module, example: Any, concrete_args: Mapping[str, Any], *, run: bool) -> tuple[nn.Module, Any]:
-    """A copy of the model in eval mode, and the example on its device, checked; by a run of the model, too."""
-    own = lower(isolated_copy(model)).eval()
+def _prepared(model: nn.Module) -> nn.Module:
+    """A copy of the model in eval mode, to be traced."""
+    return lower(hooks.plain_copy(model)).eval()
+
+
+def _checked(model: nn.Module, example: Any, options: Mapping[str, Any]) -> Any:
+    """The example on the model's home, after the model's names, the leaves, and whether it fits, were looked at."""
+    own = _prepared(model)
     check_names(own)
+    check_leaves(own, options["leaves"])
     example = to_home(example, device_of(own))
-    check_example(own, example, concrete_args)
-    runs = run and lacking_numbers(own) is None
-    return own, runnable(own, example, concrete_args) if runs else example
+    check_example(own, example, options["concrete_args"])
+    return example
 
 
-def _captured(model: nn.Module, own: nn.Module, example: Any, rung: str, options: dict[str, Any]) -> ModelGraph:
-    """The graph that one rung of the ladder gives."""
-    graph = RUNGS[rung](own, example, **options)
+def _captured(
+    model: nn.Module,
+    own: nn.Module,
+    example: Any,
+    rung: str,
+    options: dict[str, Any],
+    reference: Reference | None,
+) -> ModelGraph:
+    """The graph that one rung of the ladder gives of `own`, a copy of `model`, compared with the model."""
+    with kept_buffers(own):
+        try:
+            graph = RUNGS[rung](own, example, **options)
+        except Exception as error:
+            if is_of_memory(error):
+                raise
+            what = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
+            raise CaptureError(f"{what}{first_line(error)} (at {line_of(error)})") from error
+        small = _annotate(graph, example)
+    spell(graph)
     notes = graph.meta.get("fxprune", {})
-    small = _annotate(graph, example)
+    if reference is not None:
+        reference.check(graph)
     graph.meta["fxprune"] = {
         "example": to_json(small), "inputs": small, "rung": rung, "leaves": notes.get("leaves", ()),
-        "concrete_args": to_json(options["concrete_args"]),
+        "decisions": notes.get("decisions", ()), "concrete_args": to_json(options["concrete_args"]),
+        "state": reference.changed if reference else (),
     } | _carried(model)  # fmt: skip
     modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
     for name, module in graph.named_modules():
@@ -150,9 +227,11 @@ def _carried(model: nn.Module) -> dict[str, Any]:
     return {name: notes[name] for name in ("plans", "biases", "structure") if name in notes}
 
 
-def _no_way(model: nn.Module, failures: Mapping[str, CaptureError]) -> str:
+def _no_way(model: nn.Module, failures: Mapping[str, CaptureError], beside: str, reference: Reference | None) -> str:
     """The message for a model that no way leads to a graph of: the reason of each, and the ways out."""
-    reasons = "".join(f"\n  {rung}: {error}" for rung, error in failures.items())
+    reasons = "".join(f"\n  {rung}: {error}" for rung, error in failures.items()) + beside
+    if reference is not None and any(isinstance(error, DisagreementError) for error in failures.values()):
+        reasons += f"\nLikely: {reference.reason()}."
     lacking = lacking_numbers(model)
     if lacking is not None:
         reasons += f"\n  ({lacking} and others have shapes only: where the forward asks for numbers, load the weights)"
@@ -169,9 +248,18 @@ def is_captured(model: nn.Module) -> bool:
     return isinstance(model, ModelGraph) and "inputs" in model.meta.get("fxprune", {})
 
 
+CHECKS["graph"] = wanted(is_captured, "give what fxprune.capture gave", CaptureError)
+
+
 def example_of(graph: ModelGraph) -> Any:
     """The example batch that `graph` was captured with."""
     return graph.meta["fxprune"]["inputs"]
+
+
+def state_of(graph: ModelGraph) -> list[str]:
+    """The names of the buffers whose numbers the forward changes."""
+    buffers = dict(graph.named_buffers())
+    return [name for name in graph.meta["fxprune"].get("state", ()) if name in buffers]
 
 
 def flops_of(graph: ModelGraph) -> dict[str, int]:
@@ -180,13 +268,6 @@ def flops_of(graph: ModelGraph) -> dict[str, int]:
 
 
 def _annotate(graph: ModelGraph, example: Any) -> Any:
-    """Put shapes and flops on all nodes; returns the example that was run: two samples, or the whole."""
-    failure: Exception | None = None
-    for batch in (trim(example, samples=2), example):
-        try:
-            annotate(graph, batch)
-        except Exception as error:  # noqa: BLE001 - whatever the user's model raises becomes the cause of ours
-            failure = error
-        else:
-            return batch
-    raise does_not_run(graph, failure)
+    """Put shapes and flops on all nodes; returns the example that was run, which is cut where nothing ran on it yet."""
+    batches = (example,) if lacking_numbers(graph) is None else cuts(example)
+    return first_running(graph, batches, partial(annotate, graph))[0]

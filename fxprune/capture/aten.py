@@ -366,10 +366,12 @@ for _nd, _linear in ((1, "linear"), (2, "bilinear"), (3, "trilinear")):
 spells("upsample_bicubic2d")(_resized("bicubic", corners=True))
 
 
-def _dropped(kind: type[nn.Module], *, inplace: bool) -> Spell:
-    """A dropout whose flag tracing has fixed becomes a module that follows the model's mode."""
+def _dropped(kind: type[nn.Module], function: Any, *, inplace: bool) -> Spell:
+    """A dropout whose flag tracing has fixed becomes a module that follows the model's mode, or drops in any mode."""
 
     def spell(x: Any, p: float, train: Any) -> Call:
+        if train:
+            return Call("call_function", function, (x, p, True, inplace))
         known = getattr(x, "meta", {}).get("val")
         rank = known.ndim if kind is nn.Dropout2d and isinstance(known, torch.Tensor) else 4
         of_rank = {2: nn.Dropout1d, 3: nn.Dropout1d, 5: nn.Dropout3d}.get(rank, kind)
@@ -378,9 +380,10 @@ def _dropped(kind: type[nn.Module], *, inplace: bool) -> Spell:
     return spell
 
 
-for _op, _kind in {
-    "dropout": nn.Dropout, "feature_dropout": nn.Dropout2d, "alpha_dropout": nn.AlphaDropout,
-    "feature_alpha_dropout": nn.FeatureAlphaDropout,
-}.items():  # fmt: skip
-    spells(_op)(_dropped(_kind, inplace=False))
-    spells(f"{_op}_")(_dropped(_kind, inplace=True))
+for _op, _kind, _always in (
+    ("dropout", nn.Dropout, F.dropout), ("feature_dropout", nn.Dropout2d, F.dropout2d),
+    ("alpha_dropout", nn.AlphaDropout, F.alpha_dropout),
+    ("feature_alpha_dropout", nn.FeatureAlphaDropout, F.feature_alpha_dropout),
+):  # fmt: skip
+    spells(_op)(_dropped(_kind, _always, inplace=False))
+    spells(f"{_op}_")(_dropped(_kind, _always, inplace=True))

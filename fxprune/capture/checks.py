@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.graph import ModelGraph, OwnSource
 from fxprune.errors import CaptureError, told
-from fxprune.example import as_call, trim
-from fxprune.isolation import restored
+from fxprune.example import as_call, batch_length, trim
 
 Entry = str | type[nn.Module]
 Leaves = Entry | Sequence[Entry]
@@ -28,11 +27,14 @@ def signature_of(model: nn.Module, concrete: Mapping[str, Any]) -> inspect.Signa
 def check_names(model: nn.Module) -> None:
     """Raise where a child or parameter is called as something that every GraphModule has."""
     for name in (*model._modules, *model._parameters, *model._buffers):
-        if isinstance(inspect.getattr_static(fx.GraphModule, name, None), property) or name == "meta":
+        if name in _KEPT or (hasattr(ModelGraph, name) and not hasattr(nn.Module, name)):
             raise CaptureError(
                 f"{type(model).__name__} has a child called {name!r}, a name that torch.fx.GraphModule keeps: "
                 "rename it, or wrap the model in a module of its own"
             )
+
+
+_KEPT = {"self", *vars(OwnSource(nn.Module(), fx.Graph()))} - vars(nn.Module()).keys()
 
 
 def listed(entries: Leaves) -> tuple[Entry, ...]:
@@ -74,22 +76,24 @@ def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -
         raise CaptureError(f"the example has no samples, its first tensor is {tuple(first.shape)}: give one at least")
 
 
-def runnable(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any:
-    """The first two samples of the example where the model, a copy of our own, runs on them, or else the whole.
+def first_running(model: nn.Module, batches: Iterable[Any], run: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """The first of some batches that `run` takes, and what it gives.
 
-    Raises CaptureError where it runs on neither.
+    Raises CaptureError, which says that the model does not run, where it takes none.
     """
     failure: Exception | None = None
-    for batch in (trim(example, samples=2), example):
-        args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, batch))
+    for batch in batches:
         try:
-            with torch.no_grad(), restored(model):
-                model(*args, **kwargs, **concrete)
+            return batch, run(batch)
         except Exception as error:  # noqa: BLE001 - whatever the user's model raises becomes the cause of ours
             failure = error
-        else:
-            return batch
     raise does_not_run(model, failure)
+
+
+def cuts(example: Any) -> tuple[Any, ...]:
+    """Two samples of an example, where it has more that can be told apart, and the whole."""
+    cut = trim(example, samples=2)
+    return (example,) if cut is example or batch_length(example) <= 2 else (cut, example)
 
 
 def does_not_run(model: nn.Module, failure: Exception | None) -> CaptureError:

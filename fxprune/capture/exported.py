@@ -23,13 +23,13 @@ from torch.utils._sympy.functions import Mod
 from fxprune.capture.checks import Entry
 from fxprune.capture.folding import layers
 from fxprune.capture.graph import ModelGraph, must_be
+from fxprune.capture.hooks import strip
 from fxprune.capture.program import Builder
 from fxprune.capture.symbolic import SymbolicTracer, register_constants
 from fxprune.errors import CaptureError, first_line
 from fxprune.example import as_call
 from fxprune.isolation import restored
 from fxprune.numberless import lacking_numbers
-from fxprune.source import line_of
 
 Shapes = Callable[[Tensor, int], Any]
 INTRICATE = 16  # operations by which a size may follow from those of the inputs: the time of torch.export explodes
@@ -55,12 +55,12 @@ def trace(
         model.forward = partial(model.forward, **concrete_args)
     tracer = SymbolicTracer(leaves=leaves)
     whole = set(layers(model, tracer))
-    with _plain_output(model) as records, _exportable(model, example) as inputs:
+    with restored(model), _plain_output(model) as records, _exportable(model, example) as inputs:
         program = _exported(model, inputs, whole)
     args, kwargs = as_call(example)
     given = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     graph = Builder(program, model, records[-1] if records else None).build(_in_order(model, given, kwargs))
-    vars(model).pop("forward", None)
+    strip(model)
     _drop_unused(graph)
     captured = ModelGraph(model, graph, type(model).__name__)
     captured.meta["fxprune"] = {"leaves": tuple(tracer.kept)}
@@ -131,7 +131,7 @@ def _exported(model: nn.Module, example: Any, whole: set[str]) -> ExportedProgra
             return _export_layers(model, inputs, shapes, set(whole))
         except Exception as error:  # noqa: BLE001 - whatever torch.export or the user's model raises
             failure = error
-    raise CaptureError(f"{type(failure).__name__}: {first_line(failure)} (at {line_of(failure)})") from failure
+    raise CaptureError(f"{type(failure).__name__}: {first_line(failure)}") from failure
 
 
 def _repeated(t: Tensor, batch: int) -> Tensor:

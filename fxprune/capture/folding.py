@@ -15,6 +15,7 @@ from torch.export.graph_signature import ConstantArgument
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.aten import is_assertion
+from fxprune.capture.hooks import hooked
 from fxprune.capture.symbolic import SymbolicTracer
 from fxprune.errors import CaptureError
 
@@ -24,10 +25,10 @@ _NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 def layers(model: nn.Module, tracer: SymbolicTracer, prefix: str = "") -> Iterator[str]:
-    """The paths of all modules that stay whole, under each of their names."""
+    """The paths of all modules that stay whole, under each of their names; one with hooks does not."""
     for name, child in model._modules.items():
         path = f"{prefix}{name}"
-        if child is not None and tracer.is_leaf_module(child, path):
+        if child is not None and not hooked(child) and tracer.is_leaf_module(child, path):
             yield path
         elif child is not None:
             yield from layers(child, tracer, f"{path}.")

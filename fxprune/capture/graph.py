@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import linecache
 import sys
 import weakref
@@ -14,18 +15,56 @@ from torch import fx, nn
 from torch.fx import graph_module as fx_internals
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.proxies import ValueProxy
 from fxprune.errors import CaptureError
 
 
 class OwnSource(fx.GraphModule):
-    """A GraphModule whose generated source goes when it goes; torch.fx keeps that of every graph for good."""
+    """A GraphModule whose generated source goes when it goes; torch.fx keeps that of every graph for good.
+
+    Its modules and tensors may have any name, that of a keyword or one with quotes, say.
+    """
 
     def recompile(self) -> fx.graph.PythonCode:
-        """Generate the forward anew."""
-        code = super().recompile()
+        """Generate the forward anew. Raises CaptureError where a call names an argument as Python cannot."""
+        for node in self._graph.nodes:
+            odd = [name for name in node.kwargs if keyword.iskeyword(name) or not name.isidentifier()]
+            if odd:
+                raise CaptureError(
+                    f"{node.name} is given {odd[0]!r} by name, which is no name in Python: give it by place"
+                )
+        with self._graph.on_generate_code(lambda _: self._with_any_names):
+            code = super().recompile()
         forget = weakref.finalize(self, _forget, type(self).forward.__code__.co_filename)
         forget.atexit = False
         return code
+
+    def _with_any_names(self, body: list[str]) -> list[str]:
+        """The parts of a generated forward, with names that do not stand behind a dot in Python quoted."""
+        for node in self._graph.nodes:
+            path = str(node.target).split(".") if node.op in ("call_module", "get_attr") else []
+            if not all(map(_stands_behind_a_dot, path)):
+                written = f"{node} = " + _reached(path, str.isidentifier, '"{}"'.format)
+                (place,) = (index for index, part in enumerate(body) if part.startswith(written))
+                body[place] = f"{node} = " + _reached(path, _stands_behind_a_dot, repr) + body[place][len(written) :]
+        return body
+
+
+def _stands_behind_a_dot(name: str) -> bool:
+    """Whether Python reads a name behind a dot as that attribute; some other letters it takes for ASCII ones."""
+    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
+
+
+def _reached(path: list[str], plain: Callable[[str], bool], quoted: Callable[[str], str]) -> str:
+    """The source of the module or tensor at a path.
+
+    >>> _reached(["heads", "class"], str.isidentifier, repr), _reached(["heads", "a b"], str.isidentifier, repr)
+    ('self.heads.class', "getattr(self.heads, 'a b')")
+    """
+    source = "self"
+    for name in path:
+        source = f"{source}.{name}" if plain(name) else f"getattr({source}, {quoted(name)})"
+    return source
 
 
 def _forget(name: str) -> None:
@@ -136,7 +175,8 @@ def must_be(value: Any, fixed: Any, name: str) -> None:
 
     Raises CaptureError where the argument has another value after all.
     """
-    if value is not fixed and value != fixed:
+    known = value.concrete if issubclass(type(value), ValueProxy) else value
+    if known is not fixed and known != fixed:
         raise CaptureError(
             f"the graph was made for {name}={fixed!r}, as the example has it or leaves it out: "
             f"capture the model with an example that gives {name} as it is to be"

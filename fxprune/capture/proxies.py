@@ -1,34 +1,98 @@
-"""The symbols of the second way to a graph: each stands for a node and knows the node's value on the example."""
+"""The symbols that stand for nodes while a forward runs: some know no value, others know that of the example."""
 
 from __future__ import annotations
 
+import functools
 import operator
+import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
+from fxprune.source import is_users
+
 _PLAIN = (type(None), str, bytes, type, torch.layout, torch.memory_format, torch.finfo, torch.iinfo)
 _MISSING = object()
 _OWN = frozenset({"node", "tracer", "concrete", "_call"})  # what a tensor's symbol has itself
+_OF_AUTOGRAD = frozenset({"grad", "grad_fn", "requires_grad", "is_leaf", "retains_grad", "output_nr"})
 
 
-class ValueProxy(fx.Proxy):
+class _Unknown:
+    """What a symbol without a value is asked and cannot answer: the tracer refuses to go on, and says what it was."""
+
+    tracer: Any
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # type: ignore[override]
+        if _asked_by_user():
+            self.tracer.refuse("the forward asks for the type of a value")
+        return type(self)
+
+    def __getattr__(self, k: str) -> Any:
+        if not k.startswith("__") and (k in _OF_AUTOGRAD or not hasattr(Tensor, k)):
+            self.tracer.refuse(f"the forward asks a value for {k!r}")
+        return SymbolAttribute(self, k)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return int(self.tracer.refuse("the forward asks for the length of a value"))
+
+    def __int__(self) -> int:
+        return int(self.tracer.refuse("the forward makes an int of a value"))
+
+    def __float__(self) -> float:
+        return float(self.tracer.refuse("the forward makes a float of a value"))
+
+
+class Symbol(_Unknown, fx.Proxy):
+    """A symbol of symbolic tracing, which knows no value."""
+
+
+class SymbolAttribute(_Unknown, fx.proxy.Attribute):  # type: ignore[misc]
+    """An attribute, or a method before it is called, of such a symbol."""
+
+
+def _asked_by_user() -> bool:
+    """Whether the innermost frame behind the caller's that is no frozen part of Python, such as abc, is the user's."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith("<frozen"):
+        frame = frame.f_back
+    return is_users(frame.f_code.co_filename)
+
+
+if TYPE_CHECKING:
+    _Recording = fx.Proxy
+else:  # without __call__, which would make every value callable
+    _LEFT_OUT = ("__call__", "__dict__", "__weakref__", "__class_getitem__")
+    _Recording = type("_Recording", (), {k: v for k, v in vars(fx.Proxy).items() if k not in _LEFT_OUT})
+
+
+@functools.cache
+def _also_proxy(kind: type) -> type:
+    """A class that is `kind` and a proxy; `kind` alone where Python lets nothing be derived from it."""
+    try:
+        return types.new_class(kind.__name__, (kind, fx.Proxy))
+    except TypeError:
+        return kind
+
+
+class ValueProxy(_Recording):
     """A symbol that answers with its value wherever Python needs a real number, and is recorded elsewhere.
 
-    Its class is that of the value, so that checks of types in the user's code go right.
+    Its class is that of the value, so that checks of types in the user's code go right, and that of a proxy, by which
+    libraries know that they are traced and must not decide by values.
     """
 
     tracer: Any
 
     def __init__(self, node: fx.Node, tracer: Any, concrete: Any) -> None:
-        self.concrete = concrete
-        super().__init__(node, tracer)
+        self.concrete, self.node, self.tracer = concrete, node, tracer
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # type: ignore[override]
-        return type(self.concrete)
+        return _also_proxy(type(self.concrete))  # type: ignore[arg-type]
 
     def __getattr__(self, k: str) -> Any:
         if k.startswith("__") and k.endswith("__"):
@@ -51,6 +115,8 @@ class ValueProxy(fx.Proxy):
         self._call(operator.setitem, key, value)
 
     def __contains__(self, item: Any) -> bool:
+        if isinstance(self.concrete, Tensor):
+            return bool(self._call(operator.eq, item).any())
         return item in self.tracer.fixed(self)
 
     def __len__(self) -> int:
@@ -125,6 +191,11 @@ def _in_place(name: str) -> Callable[[ValueProxy, Any], Any]:
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
     setattr(ValueProxy, f"__i{_name}__", _in_place(_name))
+
+
+def is_symbol(value: Any) -> bool:
+    """Whether a value stands for a node."""
+    return issubclass(type(value), (fx.Proxy, ValueProxy))
 
 
 def is_plain(value: Any) -> bool:

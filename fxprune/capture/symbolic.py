@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -14,17 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx import _symbolic_trace as fx_internals
-from torch.nn.utils import rnn
+from torch.nn.utils import parametrize, rnn
 from torch.utils import _pytree as pytree
 
 from fxprune.attention import MultiheadAttention
 from fxprune.capture.checks import Entry, is_named, signature_of
 from fxprune.capture.graph import ModelGraph, must_be
-from fxprune.errors import CaptureError, first_line
+from fxprune.capture.hooks import hooked, layer_within_hooks, strip
+from fxprune.capture.proxies import Symbol, is_symbol
+from fxprune.errors import CaptureError
 from fxprune.example import as_call
-from fxprune.isolation import HOOKS
+from fxprune.overrides import changed
 from fxprune.rules.table import RULES, module_class
-from fxprune.source import line_of, users_line
+from fxprune.source import users_line
 
 _OPENED = (
     nn.Module, nn.Sequential, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
@@ -58,9 +63,30 @@ class SymbolicTracer(fx.Tracer):
         self, example: Any = (), concrete: Mapping[str, Any] | None = None, leaves: Sequence[Entry] = ()
     ) -> None:
         super().__init__(autowrap_functions=self.whole)
-        self._autowrap_search += _modules_with(self.whole)
+        self._autowrap_search += _modules_with(self.whole, len(sys.modules))
         self.example, self.concrete, self.leaves = example, dict(concrete or {}), leaves
         self.kept: dict[str, None] = {}
+        self.refused: list[str] = []
+
+    def proxy(self, node: fx.Node) -> Any:
+        return Symbol(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """What a module has under a name; a symbol that the forward put there is itself."""
+        return attr_val if is_symbol(attr_val) else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def refuse(self, why: str) -> Any:
+        """Give up, also where the forward catches the error. Raises CaptureError."""
+        self.refused.append(f"{why}, which symbolic tracing does not know")
+        raise CaptureError(self.refused[-1])
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        self.refused.append("the forward decides by a value, which symbolic tracing does not know")
+        return super().to_bool(obj)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        self.refused.append("the forward goes through a value, which symbolic tracing does not know")
+        return super().iter(obj)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
         """A node that knows the user's line it comes from; what torch.fx would record takes longer than the trace.
@@ -84,12 +110,13 @@ class SymbolicTracer(fx.Tracer):
         if is_named(self.leaves, m, module_qualified_name):
             self.kept[module_qualified_name] = None
             return True
-        if module_class(m) is not None:
-            return True
-        owner = next(cls for cls in type(m).__mro__ if "forward" in vars(cls))
-        return owner.__module__.startswith("torch.nn") and owner not in _OPENED
+        if any(hooked(child) for child in m.modules() if child is not m):
+            return False
+        return module_class(m) is not None or _is_layer_of_torch(m)
 
     def create_arg(self, a: Any) -> Any:
+        if is_symbol(a):
+            return a.node
         if is_dataclass(a) and not isinstance(a, type) and _holds_proxy(a):
             given = {field.name: getattr(a, field.name) for field in fields(a)}
             some = {name: self.create_arg(value) for name, value in given.items() if value is not None}
@@ -120,12 +147,26 @@ class SymbolicTracer(fx.Tracer):
                 named[name] = self._argument(name, self._default(parameter), given[name])
             else:
                 positional.append(self._argument(name, self._default(parameter), given[name]))
-        return lambda: root_fn(self.root, *positional, **named), []
+
+        def run() -> Any:
+            _say_eager()
+            return self.root(*positional, **named)
+
+        return run, []
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A module that the forward itself makes is traced into: the graph has no place for it."""
-        known = self.submodule_paths is None or m in self.submodule_paths
-        return super().call_module(m, forward, args, kwargs) if known else forward(*args, **kwargs)
+        """The node of a layer, between those of its hooks, or the nodes in a module.
+
+        The root has no node, and neither has a module that the forward itself makes: the graph has no place for it.
+        """
+        path = (self.submodule_paths or {}).get(m)
+        if not path:
+            return forward(*args, **kwargs)
+        if not hooked(m) or not self.is_leaf_module(m, path):
+            return super().call_module(m, forward, args, kwargs)
+        node = partial(super().call_module, m, forward)
+        with layer_within_hooks(m, lambda *args, **kwargs: node(args, kwargs)):
+            return forward(*args, **kwargs)
 
     def _comes_after_concrete(self, name: str) -> bool:
         """Whether an argument cannot be given by its place, because one before it is concrete."""
@@ -163,15 +204,14 @@ def trace(
 
     Arguments of the forward that the example leaves out are fixed at their defaults.
 
-    Raises CaptureError, with the line of the model, where tracing fails.
+    Raises whatever stops the tracer, and CaptureError where the forward caught that.
     """
     register_constants(model)
     own = make(example, concrete_args, leaves)
-    try:
-        with _opened_functions(), _attributes_kept(model):
-            graph = own.trace(model)
-    except Exception as error:
-        raise CaptureError(f"{type(error).__name__}: {first_line(error)} (at {line_of(error)})") from error
+    with _opened_functions(), _attributes_kept(model):
+        graph = own.trace(model)
+    if own.refused:
+        raise CaptureError(f"{own.refused[0]}, and it catches the error that says so")
     register_constants(model)
     _drop_unused_attention_weights(graph)
     for node in graph.nodes:
@@ -183,8 +223,20 @@ def trace(
     return captured
 
 
-def _modules_with(functions: Sequence[Callable[..., Any]]) -> list[ModuleType]:
-    """The imported modules that have one of these functions under its own name, a model's helpers among them."""
+def _is_layer_of_torch(module: nn.Module) -> bool:
+    """Whether a module computes what a class of torch.nn does, and not only holds other modules."""
+    kinds = type(module).__mro__[parametrize.is_parametrized(module) :]
+    layer = next(cls for cls in kinds if cls.__module__.startswith("torch.nn"))
+    owner = next(cls for cls in layer.__mro__ if "forward" in vars(cls))
+    return owner not in _OPENED and not changed(module, layer)
+
+
+@functools.lru_cache(maxsize=4)
+def _modules_with(functions: Sequence[Callable[..., Any]], count: int) -> list[ModuleType]:
+    """The imported modules, of which there are `count`, that have one of these functions under its own name.
+
+    A model's helpers are among them.
+    """
     modules: list[Any] = list(sys.modules.values())  # of which some may be anything
     found, named = [module for module in modules if isinstance(module, ModuleType)], {f.__name__: f for f in functions}
     return [m for m in found if any(vars(m)[name] is named[name] for name in named.keys() & vars(m).keys())]
@@ -196,8 +248,16 @@ def _holds_proxy(value: Any) -> bool:
 
 
 def _is_traced(value: Any) -> bool:
-    """Whether a value is a proxy, or a container of some."""
-    return any(issubclass(type(leaf), fx.Proxy) for leaf in pytree.tree_leaves(value))
+    """Whether a value is a symbol, or a container of some."""
+    return any(map(is_symbol, pytree.tree_leaves(value)))
+
+
+def _say_eager() -> None:
+    """Let the forward be told, when it asks torch.fx, that nothing traces it; torch.fx sets this back itself."""
+    if hasattr(fx_internals, "_set_is_fx_tracing"):
+        fx_internals._set_is_fx_tracing(False)  # noqa: FBT003 - takes no names
+    else:
+        fx_internals._is_fx_tracing_flag = False  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -228,9 +288,7 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
             for name in [name for name, value in new.items() if _is_traced(value)]:
                 del store[name]
                 store.update({name: old[name]} if name in old else {})
-        for module in model.modules():
-            for hooks in HOOKS:
-                getattr(module, hooks, {}).clear()
+        strip(model)
 
 
 def register_constants(model: nn.Module) -> None:
@@ -239,7 +297,27 @@ def register_constants(model: nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor):
                 delattr(module, name)
-                module.register_buffer(name, value.detach(), persistent=False)
+                if hasattr(module, name):
+                    module.__class__ = _reading(type(module), name)  # type: ignore[arg-type]
+                module._buffers[name] = value.detach()  # register_buffer refuses what is also found in the class
+                module._non_persistent_buffers_set.add(name)
+
+
+@functools.cache
+def _reading(kind: type[nn.Module], name: str) -> type[nn.Module]:
+    """A class of modules with an attribute of the class under the name of a buffer: it reads the buffer there."""
+
+    def reduced(self: nn.Module, protocol: Any) -> Any:  # copies and pickles name the class of the user's
+        return _instance, (kind, name), vars(self)
+
+    own = {name: property(lambda self: self._buffers[name]), "__module__": kind.__module__, "__reduce_ex__": reduced}
+    return types.new_class(kind.__name__, (kind,), exec_body=lambda body: body.update(own))
+
+
+def _instance(kind: type[nn.Module], name: str) -> nn.Module:
+    """A module of such a class, without anything in it."""
+    made: type[nn.Module] = _reading(kind, name)  # type: ignore[arg-type]
+    return made.__new__(made)
 
 
 def _drop_unused_attention_weights(graph: fx.Graph) -> None:
@@ -251,13 +329,23 @@ def _drop_unused_attention_weights(graph: fx.Graph) -> None:
 
 
 def _use_dropout_modules(graph: ModelGraph) -> None:
-    """Replace functional dropouts, whose `training` flag tracing has fixed, by modules that follow the model's mode."""
+    """Replace functional dropouts, whose `training` flag tracing has fixed, by modules that follow the model's mode.
+
+    Those that drop in eval mode, too, stay as they are.
+    """
     calls = [node for node in graph.graph.nodes if node.op == "call_function" and node.target in _DROPOUTS]
+    calls = [node for node in calls if not _given_to_dropout(node)["training"]]
     for node in calls:
-        kind = _DROPOUTS[node.target]
-        given = {"p": 0.5} | dict(zip(("input", "p"), node.args, strict=False)) | node.kwargs
+        kind, given = _DROPOUTS[node.target], _given_to_dropout(node)
         name = f"{node.name}_module"
         graph.add_module(name, kind(given["p"]).eval())
         node.op, node.target, node.args, node.kwargs = "call_module", name, (given["input"],), {}
     if calls:
         graph.recompile()
+
+
+def _given_to_dropout(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a functional dropout by name, with its defaults."""
+    defaults = {"p": 0.5, "training": node.target is not F.alpha_dropout and node.target is not F.feature_alpha_dropout}
+    named = {"training" if name == "train" else name: value for name, value in node.kwargs.items()}
+    return defaults | dict(zip(("input", "p", "training"), node.args, strict=False)) | named

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from torch.utils import _pytree as pytree
 from fxprune.capture import symbolic
 from fxprune.capture.checks import Entry
 from fxprune.capture.graph import ModelGraph
-from fxprune.capture.proxies import TensorProxy, ValueProxy, is_plain, proxy_of
+from fxprune.capture.proxies import TensorProxy, ValueProxy, is_plain, is_symbol, proxy_of
 from fxprune.errors import FxpruneWarning
+from fxprune.example import batch_length
 from fxprune.mixed import method, mixed
 from fxprune.numberless import CPU, META, has_numbers
 from fxprune.source import deciding_line, users_frame
@@ -35,10 +37,12 @@ _ABOUT_SIZES = frozenset({
     "shape", "dtype", "device", "is_cuda", "requires_grad", "layout", "itemsize", "nbytes", "is_sparse", "is_nested",
     "size", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "is_complex", "element_size", "len",
     "get_device", "storage_offset", "is_inference", "type", "zeros_like", "ones_like", "empty_like", "new_zeros",
-    "new_ones", "new_empty", "new_full",
+    "new_ones", "new_empty", "new_full", "is_quantized",
 })  # fmt: skip
 
 _LENGTH = builtins.len
+_DECISIONS = 4096  # that are noted of one trace
+_REPLAYED: ContextVar[tuple[Any, ...]] = ContextVar("decisions of an earlier trace", default=())
 
 fx.node.has_side_effect(operator.setitem)  # an assignment to slots is no dead code
 
@@ -47,7 +51,9 @@ class ValueTracer(symbolic.SymbolicTracer):
     """Runs every node that it makes on the example, in the order of the program.
 
     `values` are those of the nodes; `told` are the nodes whose values depend on those of the inputs, not only on their
-    sizes; `branches` are the lines that decide by such values.
+    sizes; `branches` are the lines that decide by such values, and `decisions` the numbers and truths that Python was
+    given of them, in order. `counts` are numbers that follow from that of the samples, and `by_batch` says whether
+    Python decides by one.
     """
 
     whole = symbolic.PACKING
@@ -57,6 +63,9 @@ class ValueTracer(symbolic.SymbolicTracer):
         self.values: dict[fx.Node, Any] = {}
         self.told: set[fx.Node] = set()
         self.branches: dict[str, None] = {}
+        self.decisions: list[Any] = []
+        self.counts: set[fx.Node] = set()
+        self.samples, self.by_batch = batch_length(self.example), False
         self.inputs: dict[str, Any] = {}
         self.running, self.thread = False, threading.get_ident()
 
@@ -80,14 +89,12 @@ class ValueTracer(symbolic.SymbolicTracer):
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
-    def create_arg(self, a: Any) -> Any:
-        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
-
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
         if kind != "output":
             self.values[node] = self._run(node)
             self._tell(node)
+            self._count(node)
         return node
 
     def proxy(self, node: fx.Node) -> Any:
@@ -141,6 +148,20 @@ class ValueTracer(symbolic.SymbolicTracer):
         if node.all_input_nodes and _changes_input(node, str(name)):
             self.told.add(node.all_input_nodes[0])
 
+    def _count(self, node: fx.Node) -> None:
+        """Note whether a node is the number of samples, or follows from it; a truth that does decides something."""
+        value = self.values[node]
+        if isinstance(value, (bool, int, float)) and (
+            self.counts.intersection(node.all_input_nodes) or (value == self.samples and self._is_first_size(node))
+        ):
+            self.counts.add(node)
+            self.by_batch |= isinstance(value, bool)
+
+    def _is_first_size(self, node: fx.Node) -> bool:
+        """Whether a node is the size of a tensor's first axis."""
+        of_shape = node.target is operator.getitem and isinstance(self.values.get(node.args[0]), torch.Size)  # type: ignore[arg-type]
+        return (of_shape or node.target == "size") and node.args[1:] == (0,)
+
     def _forget(self, node: fx.Node) -> None:
         """What a node writes into has no numbers any more, where what it writes has none."""
         written, *others = node.all_input_nodes
@@ -148,11 +169,19 @@ class ValueTracer(symbolic.SymbolicTracer):
             self.values[written] = pytree.tree_map_only(Tensor, lambda t: t.to(META), self.values[written])
 
     def fixed(self, proxy: ValueProxy) -> Any:
-        """The value of a symbol where Python needs it; the line is noted where the input's values decide there."""
-        frame = users_frame()
-        if proxy.node in self.told and frame is not None and (line := deciding_line(frame)):
+        """The value of a symbol where Python needs it; it is noted with its line where the input's values decide it."""
+        value, frame = self.values[proxy.node], users_frame()
+        self.by_batch |= proxy.node in self.counts
+        if proxy.node not in self.told:
+            return value
+        if frame is not None and (line := deciding_line(frame)):
             self.branches[line] = None
-        return self.values[proxy.node]
+        at = _LENGTH(self.decisions)
+        if not _is_single(value) or at == _DECISIONS:
+            return value
+        known = _REPLAYED.get()[at : at + 1] or (value.item() if isinstance(value, Tensor) else value,)
+        self.decisions += known
+        return known[0]
 
     # -- the functions that take no symbols ------------------------------------------------------------------------
 
@@ -220,8 +249,25 @@ def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _can_be_written(arguments: Any) -> bool:
     """Whether a graph can name these arguments."""
-    kinds = (fx.Proxy, *fx.node.base_types, type(None))
-    return all(issubclass(type(leaf), kinds) for leaf in pytree.tree_leaves(arguments))
+    kinds = (*fx.node.base_types, type(None))
+    return all(is_symbol(leaf) or issubclass(type(leaf), kinds) for leaf in pytree.tree_leaves(arguments))
+
+
+def _is_single(value: Any) -> bool:
+    """Whether a value is one real number, or true or false."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    return isinstance(value, (bool, int, float))
+
+
+@contextmanager
+def replaying(decisions: Sequence[Any]) -> Iterator[None]:
+    """Let traces decide as an earlier one did, which noted these `decisions`, whatever the values of the example."""
+    token = _REPLAYED.set(tuple(decisions))
+    try:
+        yield
+    finally:
+        _REPLAYED.reset(token)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -233,7 +279,8 @@ def trace(
 ) -> ModelGraph:
     """Trace `model`, a copy of our own in eval mode, with the values of the example, and return its graph.
 
-    Warns where the values of the example decide which way the graph goes. Raises as `symbolic.trace`.
+    Warns where the values of the example decide which way the graph goes; where decisions are replayed, whoever made
+    them was warned. Raises as `symbolic.trace`.
     """
     tracers: list[ValueTracer] = []
 
@@ -242,7 +289,8 @@ def trace(
         return tracers[0]
 
     graph = symbolic.trace(model, example, concrete_args=concrete_args, leaves=leaves, make=make)
-    if tracers[0].branches:
+    graph.meta["fxprune"] |= {"decisions": tuple(tracers[0].decisions), "by_batch": tracers[0].by_batch}
+    if tracers[0].branches and not _REPLAYED.get():
         warnings.warn(
             f"{type(model).__name__} decides by the values of its input, and the graph always goes the way that the "
             f"example went, at {'; '.join(tracers[0].branches)}",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.batches import Unpack, batches
+from fxprune.batches import LONGEST_EPOCH, Unpack, batches
 from fxprune.cli.output import Bars
 from fxprune.errors import FxpruneError
 from fxprune.example import as_call, to_device
@@ -31,7 +31,7 @@ def accuracy(model: nn.Module, loader: Iterable[Any], unpack: Unpack | None = No
     right = total = 0
     device = device_of(model)
     with torch.no_grad(), evaluating(model):
-        for inputs, targets in batches(loader, unpack, name="the evaluation's loader"):
+        for inputs, targets in batches(loader, unpack, name="the evaluation's loader", most=LONGEST_EPOCH):
             output = call_whole(model, to_device(inputs, device), targets, run=None)
             _check(output, targets)
             right += int((output.argmax(1).cpu() == targets.cpu()).sum())

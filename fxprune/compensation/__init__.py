@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from numpy.typing import NDArray
 
+from fxprune.arguments import CHECKS, chosen
 from fxprune.capture import ModelGraph
 from fxprune.compensation.batchnorm import re_estimate
 from fxprune.compensation.calibration import Calibration
@@ -20,11 +21,12 @@ from fxprune.compensation.sequential import Refit, refit
 from fxprune.coupling import Coupling
 from fxprune.distributed import give_from_first
 from fxprune.errors import PlanError
-from fxprune.isolation import evaluating
+from fxprune.isolation import evaluating, in_eval_mode
 from fxprune.moments import Key, Moments
 
 Level = Literal["none", "bias", "ridge", "sequential"]
 LEVELS: tuple[str, ...] = get_args(Level)
+CHECKS["compensate"] = chosen(LEVELS, PlanError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,7 @@ class Compensation:
 
 
 def check_level(level: str, moments: Mapping[Key, Moments] | None, loader: object) -> None:
-    """Raise where a level of compensation is unknown, or lacks what it works with; moments of None are yet to come."""
-    if level not in LEVELS:
-        raise PlanError(f"compensate is {level!r}; it is one of {', '.join(LEVELS)}")
+    """Raise where a level of compensation lacks what it works with; moments of None are yet to come."""
     if level in ("bias", "ridge") and moments is not None and not moments:
         raise PlanError(
             f"compensate={level!r} works with the moments of the scoring pass: pass scores= from fxprune.score"
@@ -109,7 +109,7 @@ class _Best:
     def attempt(self, change: Callable[[ModelGraph], Any]) -> Any:
         """What a change of the graph gives, if there was one and it was kept; else None."""
         tried = copy.deepcopy(self.graph)
-        with torch.no_grad(), evaluating(tried), evaluating(self.original):
+        with torch.no_grad(), in_eval_mode(tried), evaluating(self.original):
             done = change(tried)
         if not done:
             return None

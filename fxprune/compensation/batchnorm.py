@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fxprune.compensation.calibration import Calibration
 from fxprune.compensation.lockstep import Stepper
 from fxprune.errors import stage
-from fxprune.isolation import evaluating
+from fxprune.isolation import in_eval_mode
 from fxprune.readers import uses
 
 SAMPLES = 256  # that statistics are taken anew from: with more, nothing was measurably better
@@ -40,7 +40,7 @@ def re_estimate(graph: fx.GraphModule, data: Calibration) -> int:
         return 0
     data = data.fitted(graph, math.ceil(SAMPLES / data.ranks))
     steps = Stepper(graph, data.inputs, data.numbers)
-    with stage("re-estimating the BatchNorms"), torch.no_grad(), evaluating(graph):
+    with stage("re-estimating the BatchNorms"), torch.no_grad(), in_eval_mode(graph):
         for node in steps.nodes:
             if node in norms:
                 (source,) = node.all_input_nodes

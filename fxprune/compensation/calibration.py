@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import Unpack, batch_to_device, batches, fitted, sample_count
+from fxprune.batches import Unpack, batch_to_device, count_of, fitted, sample_count
 from fxprune.capture import ModelGraph, example_of, placeholder_values
 from fxprune.compensation.lockstep import live_bytes
 from fxprune.distributed import gathered, in_all, rank_and_size, summed, together
@@ -181,15 +181,18 @@ def calibration_of(
     unpack: Unpack | None = None,
     run: Run | None = None,
     memory: int = MEMORY,
+    max_samples: int | None = None,
 ) -> Calibration:
     """What the graph, a capture of the part of `model` at `submodule`, is given for the batches of a loader.
 
-    As many batches, one at least, as the values of two graphs take no more than `memory` bytes for. A part that is
+    As many batches, one at least, as the values of two graphs take no more than `memory` bytes for, and none once
+    there are `max_samples` samples. A part that is
     called several times for a batch gives as many batches. Of several ranks, each reads its share, if every share has
     samples to fit to and samples to hold out; else each reads all.
     """
     a_sample = 2 * live_bytes(graph) / max(sample_count(example_of(graph)), 1)
-    feed = _from_run if submodule or run else _from_loader
+    feed, count = (_from_run, count_of) if submodule or run else (_from_loader, _rows)
+    share = Share(loader, unpack, count, max_samples)
 
     def read(source: Iterable[tuple[Any, Any]]) -> Calibration:
         found, numbers, samples = list[Inputs](), list[int](), 0
@@ -205,10 +208,15 @@ def calibration_of(
 
     with torch.no_grad():
         with together("reading the calibration batches"):
-            own = read((inputs, targets) for _, inputs, targets in Share(loader, unpack))
+            own = read((inputs, targets) for _, inputs, targets in share)
         if in_all(own.judges):
             return replace(own, ranks=rank_and_size()[1])
-        return read(batches(loader, unpack))  # a single rank, or one of several that has nothing to fit or judge by
+        # a single rank, or one of several that has nothing to fit or judge by
+        return read((inputs, targets) for _, inputs, targets in share.whole())
+
+
+def _rows(inputs: Any, _: Any) -> int:
+    return sample_count(inputs)
 
 
 def _from_loader(

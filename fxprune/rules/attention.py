@@ -56,7 +56,7 @@ def _repeated(x: Labels, times: int) -> Labels:
     heads = x.ndim - 3
     shape = (*x.shape[:heads], x.shape[heads] * times, *x.shape[heads + 1 :])
     planes = (Plane(p.core.repeat_interleave(times, heads) if heads in p.axes else p.core, p.axes) for p in x.planes)
-    return Labels(shape, tuple(planes))
+    return Labels(shape, tuple(plane for plane in planes if plane.core.numel()))
 
 
 @rule(nn.MultiheadAttention, F.multi_head_attention_forward)

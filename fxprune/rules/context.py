@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.example import TensorSpec
 from fxprune.labels import NO_CHANNEL, Labels, Plane, core_of, vector_plane
+from fxprune.rules.arguments import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ class Context(ABC):
         self.graph = graph
         self.env: dict[fx.Node, Any] = {}
         self.node: fx.Node = next(iter(graph.graph.nodes))
+        self.call = Call("", (), {})  # what the node at hand asks its rule
         self._dynamic = _depend_on_inputs(graph)
         self.owners = owners_of(graph)
         self.by_heads = True  # of an attention grid, whole heads go; otherwise the same places of every head
@@ -184,7 +186,12 @@ class Context(ABC):
 
     def is_constant(self, x: Labels) -> bool:
         """Whether `x`, an argument of the node at hand, depends on no input of the model."""
-        return self.source(x) not in self._dynamic
+        source = self.source(x)
+        return source is None or not self.is_live(source.name)
+
+    def is_live(self, name: str) -> bool:
+        """Whether what a node gives depends on an input of the model."""
+        return name in self._dynamic
 
     def consume(self, x: Labels, dim: int) -> Tensor:
         """The labels along axis `dim`, which the node at hand reads as its input channels."""
@@ -321,7 +328,7 @@ class Context(ABC):
             core = core_of(tensor, axes)
             if not axes:
                 self.freeze(core, f"a single channel is taken out by {self.describe()}")
-                single.append(float(core.reshape(-1)[0]) if core.numel() else NO_CHANNEL)
+                single.append(float(core.reshape(-1)[0]))
                 continue
             apart = len(axes) > 1 and any(ragged[index : index + 1])
             if len(axes) > 1 and not apart:
@@ -377,11 +384,11 @@ def clusters(inputs: Sequence[Sequence[Plane]]) -> list[tuple[int, ...]]:
     return sorted(tuple(sorted(axes)) for axes in found)
 
 
-def _depend_on_inputs(graph: fx.GraphModule) -> set[fx.Node]:
-    dynamic: set[fx.Node] = set()
+def _depend_on_inputs(graph: fx.GraphModule) -> set[str]:
+    dynamic: set[str] = set()
     for node in graph.graph.nodes:
-        if node.op == "placeholder" or any(source in dynamic for source in node.all_input_nodes):
-            dynamic.add(node)
+        if node.op == "placeholder" or any(source.name in dynamic for source in node.all_input_nodes):
+            dynamic.add(node.name)
     return dynamic
 
 

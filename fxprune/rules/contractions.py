@@ -38,6 +38,13 @@ def addmm(ctx: Context, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> La
     return ctx.meet((bias, result), result.shape)
 
 
+@rule(torch.addbmm, "addbmm")
+def addbmm(ctx: Context, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> Labels:
+    """Bias + the sum over the batch of a b."""
+    result = contract(ctx, ("NYX", "NXZ"), (a, b), "YZ")
+    return ctx.meet((bias, result), result.shape)
+
+
 @rule(torch.einsum)
 def einsum(ctx: Context, equation: str, *operands: Any) -> Labels:
     """Axes of one letter are tied; a letter that the output lacks is read, the others go through."""

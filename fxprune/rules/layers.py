@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune.labels import NO_CHANNEL, Labels, vector_plane
 from fxprune.rules.context import Context, Option, Slot
@@ -59,6 +59,8 @@ def convolve(
     groups = rest[3] if len(rest) > 3 else groups
     axis = input.ndim - nd - 1
     inputs = ctx.vector(input, axis)
+    if not ctx.is_constant(weight) and _holds_samples(ctx, inputs, groups):
+        ctx.freeze(inputs, f"the channels of all samples lie along one axis in {ctx.describe()}")
     outputs = _channels(ctx, inputs, weight, groups, transposed=transposed)
     first = outputs.reshape(groups, -1)[:, :1] if groups > 1 else None
     through = None if first is None else first.expand(-1, len(inputs) // groups).reshape(-1)
@@ -71,6 +73,12 @@ def convolve(
     shape = (*input.shape[:axis], len(outputs), *ctx.spec().shape[axis + 1 :])
     beside = input.beside(*range(axis, input.ndim))
     return Labels(shape, (*_labelled(outputs, axis, len(shape)), *beside))
+
+
+def _holds_samples(ctx: Context, inputs: Tensor, groups: int) -> bool:
+    """Whether a convolution whose weight is computed has a group, or several, for each sample."""
+    given = ctx.node.kwargs.get("groups", dict(enumerate(ctx.node.args)).get(6))
+    return len(inputs.unique()) < len(inputs) if groups > 1 else isinstance(given, fx.Node)
 
 
 def _channels(ctx: Context, inputs: Tensor, weight: Labels, groups: int, *, transposed: bool) -> Tensor:
@@ -113,15 +121,13 @@ for _nd in (1, 2, 3):
 @rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 @rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def batch_norm_module(ctx: Context, module: nn.Module, x: Labels) -> Labels:
-    """Statistics and affine parameters of each channel by itself."""
-    names = ("running_mean", "running_var", "weight", "bias")
-    return channelwise(ctx, x, *(ctx.own(name) for name in names), axis=_channel_axis(module, x))
-
-
-def _channel_axis(module: nn.Module, x: Labels) -> int:
-    """Axis 1; axis 0 for an InstanceNorm's input without a batch axis."""
+    """Statistics, those of the input where there are no others, and affine parameters of each channel by itself."""
+    mean, *others = (ctx.own(name) for name in ("running_mean", "running_var", "weight", "bias"))
     ndim = {"1": 3, "2": 4, "3": 5}.get(type(module).__name__[-2], 0)
-    return 0 if isinstance(module, nn.modules.instancenorm._InstanceNorm) and x.ndim < ndim else 1
+    by_sample = isinstance(module, nn.modules.instancenorm._InstanceNorm)
+    axis = 0 if by_sample and x.ndim < ndim else 1  # an InstanceNorm may be given one sample alone
+    x = _of_input(ctx, x, axis, by_sample=by_sample) if mean is None else x
+    return channelwise(ctx, x, mean, *others, axis=axis)
 
 
 @rule(F.batch_norm, F.instance_norm)
@@ -135,8 +141,15 @@ def batch_norm(
     *args: Any,
     **kwargs: Any,
 ) -> Labels:
-    """Statistics and affine parameters of each channel by itself."""
+    """Statistics, those of the input where that is asked for, and affine parameters of each channel by itself."""
+    if ctx.call.get("training") or ctx.call.get("use_input_stats"):
+        input = _of_input(ctx, input, 1, by_sample=ctx.node.target is F.instance_norm)  # noqa: A001
     return channelwise(ctx, input, running_mean, running_var, weight, bias)
+
+
+def _of_input(ctx: Context, x: Labels, axis: int, *, by_sample: bool) -> Labels:
+    """A value of which each channel gets a statistic over its positions, and but `by_sample` over the samples too."""
+    return ctx.statistic(x, {*range(x.ndim)} - {*range(axis + 1 if by_sample else 0), axis})
 
 
 def channelwise(ctx: Context, x: Labels, *parameters: Labels | None, axis: int = 1) -> Labels:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.labels import NO_CHANNEL, Labels, Plane, core_of, varying_axes, vector_plane
+from fxprune.labels import NO_CHANNEL, Labels, Plane, core_of, unemptied, varying_axes, vector_plane
 from fxprune.rules.context import Context, Slot, grid_options, labels_in
 from fxprune.rules.table import rule, takes_ragged
 
@@ -59,25 +59,51 @@ def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(x, Labels):
         return call(ctx.node, ctx.graph, args, kwargs)
 
+    if any(isinstance(value, torch.dtype) for value in args):
+        return _bits(ctx, x)
     others = [value for value in labels_in((args, kwargs)) if value is not x and value.value is None]
     if others and not str(ctx.node.target).endswith("_as") and not _picks_beside(ctx, x, args, others):
         return ctx.opaque(f"picked by a computed index in {ctx.describe()}", args, kwargs)
 
     def run(tensor: Tensor) -> Any:
         def fill(value: Labels) -> Tensor:
-            return tensor if value is x else _constant(value)
+            return tensor if value is x else constant(value)
 
         return call(ctx.node, ctx.graph, *pytree.tree_map_only(Labels, fill, (args, kwargs)))
 
     bare = run(torch.zeros(()).expand(x.shape))
-    moved = [run(plane.over(x.shape)) for plane in x.planes]
+    moved = [pytree.tree_leaves(run(plane.over(x.shape))) for plane in x.planes]
     ragged = [plane.ragged and _moves_rows(run, x) for plane in x.planes]
     for plane, apart in zip(x.planes, ragged, strict=True):
         if plane.ragged and not apart:
             ctx.tie(*plane.columns)
-    if isinstance(bare, Tensor):
-        return ctx.settle(moved, bare.shape, ragged=ragged)
-    return tuple(ctx.settle([m[i] for m in moved], part.shape, i, ragged=ragged) for i, part in enumerate(bare))
+    parts = tuple(
+        ctx.settle([m[i] for m in moved] if part.numel() else _empty(ctx, x, run, i), part.shape, i, ragged=ragged)
+        for i, part in enumerate(pytree.tree_leaves(bare))
+    )
+    return parts[0] if isinstance(bare, Tensor) else parts
+
+
+def _empty(ctx: Context, x: Labels, run: Callable[[Tensor], Any], part: int) -> list[Tensor]:
+    """The labels of a part without elements, by those of its axes that have indices; across each they are tied."""
+    found = []
+    for plane in x.planes:
+        for axis in plane.axes:
+            slices = plane.core.movedim(axis, 0).reshape(x.shape[axis], -1)
+            strides = [int(other == axis) for other in range(x.ndim)]
+            first = slices[:, 0].contiguous()
+            shown = unemptied(pytree.tree_leaves(run(first.as_strided(x.shape, strides)))[part])
+            if shown is not None:
+                ctx.tie(slices[:, :1], slices)
+                found.append(shown)
+    return found
+
+
+def _bits(ctx: Context, x: Labels) -> Any:
+    """A view of the bits as another type: each number becomes one of the same channel, if both take as many bits."""
+    if ctx.spec().dtype.itemsize == ctx.spec(ctx.source(x)).dtype.itemsize:
+        return Labels(x.shape, x.planes)
+    return ctx.opaque(f"numbers are cut or joined by their bits in {ctx.describe()}", x)
 
 
 def _picks_beside(ctx: Context, x: Labels, args: Any, computed: list[Labels]) -> bool:
@@ -102,7 +128,7 @@ def _moves_rows(run: Callable[[Tensor], Any], x: Labels) -> bool:
     return True
 
 
-def _constant(value: Labels) -> Tensor:
+def constant(value: Labels) -> Tensor:
     """The numbers of a constant (an index, say), or zeros of its shape where only that matters."""
     return torch.zeros((), dtype=torch.int64).expand(value.shape) if value.value is None else value.value.cpu()
 
@@ -121,9 +147,16 @@ def assign(ctx: Context, x: Labels, index: Any, value: Any) -> Any:
 
 
 @rule(torch.cat, torch.concat, torch.concatenate)
-def cat(ctx: Context, tensors: Sequence[Labels], dim: int = 0, **kwargs: Any) -> Labels:
+def cat(ctx: Context, tensors: Sequence[Labels], dim: int = 0) -> Labels:
     """Labels stand side by side along `dim`; along every other axis they meet, as in an element-wise op."""
-    dim = kwargs.get("axis", dim) % tensors[0].ndim
+    tensors = [x for x in tensors if x.shape != (0,)] or tensors  # which torch passes over, whatever the others' rank
+    dim = dim % tensors[0].ndim
+    whole = [x for x in tensors if x.shape[dim]] or tensors
+    for x in tensors:
+        for axis in {axis for plane in (*x.planes, *whole[0].planes) for axis in plane.axes} - {dim}:
+            if not x.shape[dim]:
+                ctx.tie(ctx.vector(x, axis), ctx.vector(whole[0], axis))
+    tensors = whole
     rows = [Labels(_with(x.shape, dim, 1), x.beside(dim)) for x in tensors]
     across = ctx.meet(rows, rows[0].shape)
     shape = _with(tensors[0].shape, dim, sum(x.shape[dim] for x in tensors))
@@ -161,6 +194,11 @@ def pad(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
     x, amounts, mode = pad_arguments(ctx.graph, ctx.node, args, kwargs)
     shape, planes = list(x.shape), list(x.planes)
     for dim, (before, after) in amounts.items():
+        if before is None or after is None:
+            if x.along(dim):
+                return cast("Labels", ctx.opaque(f"{ctx.describe()} pads channels by computed amounts", x))
+            shape[dim] = ctx.spec().shape[dim]
+            continue
         shape[dim] += before + after
         if not x.along(dim) or ((before, after) == (0, 0) and mode == "constant"):
             continue
@@ -180,8 +218,11 @@ def _sides(before: int, after: int) -> tuple[tuple[str, int], tuple[str, int]]:
 
 def pad_arguments(
     graph: fx.GraphModule, node: fx.Node, args: Any, kwargs: Any
-) -> tuple[Labels, dict[int, tuple[int, int]], str]:
-    """The input, the (before, after) amounts of every padded axis, and the mode of a padding node."""
+) -> tuple[Labels, dict[int, tuple[int | None, int | None]], str]:
+    """The input, the (before, after) amounts of every padded axis, and the mode of a padding node.
+
+    An amount that is computed from the model's inputs is None.
+    """
     if node.op == "call_module":
         module: Any = graph.get_submodule(str(node.target))
         x, flat, mode = args[-1], module.padding, "constant"
@@ -189,7 +230,13 @@ def pad_arguments(
         given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
         x, flat, mode = given["input"], given["pad"], given.get("mode", "constant")
     pairs = zip(flat[::2], flat[1::2], strict=True)
-    return x, {x.ndim - 1 - i: (int(a), int(b)) for i, (a, b) in enumerate(pairs)}, mode
+    return x, {x.ndim - 1 - i: (_amount(a), _amount(b)) for i, (a, b) in enumerate(pairs)}, mode
+
+
+def _amount(value: Any) -> int | None:
+    """A number, also that of a known tensor."""
+    number = value.value if isinstance(value, Labels) else value
+    return None if number is None else int(number)
 
 
 @rule(torch.tril, torch.triu, "tril", "triu", "tril_", "triu_")
@@ -223,28 +270,19 @@ def expand(ctx: Context, x: Labels, *size: Any, **kwargs: Any) -> Labels:
 def _written(ctx: Context, x: Labels, shape: Sequence[int], before: Sequence[int]) -> Iterator[Plane]:
     """Labels for the axes, but the first, that `expand` spreads out over a number in its arguments."""
     written: Any = ctx.node.kwargs.get("size", ctx.node.args[1:])
-    flat = written[0] if len(written) == 1 and isinstance(written[0], (tuple, list)) else written
+    flat = written[0] if isinstance(written, tuple) and len(written) == 1 else written
     if any(len(plane.axes) > 1 for plane in x.planes) or not isinstance(flat, (tuple, list)):
         return
     for axis, number in enumerate(flat):
-        if axis > 0 and isinstance(number, int) and number > 1 and before[axis] == 1:
+        if axis == 0 or not isinstance(number, int) or number < 1:
+            continue
+        if ctx.remember(f"spread{axis}", number if before[axis] == 1 else 1) > 1:
             labels = ctx.fresh(Slot(ctx.node.name, f"spread{axis}"), shape[axis])
             yield vector_plane(labels, axis, len(shape))
 
 
 def _blank(value: Labels) -> Tensor:
     return torch.zeros(()).expand(value.shape)
-
-
-@rule(F.unfold, nn.Unfold)
-def unfold(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
-    """im2col: every channel becomes kernel-size many rows."""
-    x = labels_in((args, kwargs))[0]
-    spec = ctx.spec()
-    source = ctx.source(x)
-    rows = spec.shape[1] // ctx.spec(source).shape[1] if source else 1
-    vector = ctx.vector(x, 1).repeat_interleave(rows)
-    return Labels((x.shape[0], len(vector), *spec.shape[2:]), (vector_plane(vector, 1, 3),))
 
 
 def _with(shape: Sequence[int], dim: int, size: int) -> tuple[int, ...]:

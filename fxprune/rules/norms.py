@@ -34,7 +34,7 @@ def layer_norm(
     first = x.ndim - len(normalized_shape)
     passed = ctx.statistic(x, range(first, x.ndim))
     parameters = [p for p in (weight, bias) if isinstance(p, Labels)]
-    return ctx.meet([passed, *parameters], x.shape)
+    return ctx.meet([passed, *parameters], x.shape) if parameters else passed
 
 
 @rule(nn.GroupNorm)
@@ -52,14 +52,11 @@ def group_norm(
     if ctx.remember("groups", num_groups) > 1:
         rows = ctx.vector(x, 1).reshape(-1, size)
         ctx.choose([Option(((rows[:, :1], rows),))], ordered=True)
-        passed = Labels(x.shape, x.beside(*range(2, x.ndim)))
-        for plane in x.planes:
-            if any(axis > 1 for axis in plane.axes):
-                ctx.freeze(plane.core, f"{ctx.describe()} takes a statistic over the positions")
+        passed = ctx.statistic(x, range(2, x.ndim))
     else:
         passed = ctx.statistic(x, range(1, x.ndim))
     spread = [_channels(p, x.ndim) for p in (weight, bias) if isinstance(p, Labels)]
-    return ctx.meet([passed, *spread], x.shape)
+    return ctx.meet([passed, *spread], x.shape) if spread else passed
 
 
 def _channels(parameter: Labels, rank: int) -> Labels:

@@ -83,9 +83,7 @@ def prelu(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
 def glu(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
     """The first half of an axis times the sigmoid of the second: the halves are tied."""
     x = labels_in((args, kwargs))[0]
-    dim = (
-        args[0].dim if ctx.node.op == "call_module" else kwargs.get("dim", args[1] if len(args) > 1 else -1)
-    ) % x.ndim
+    dim = (args[0].dim if ctx.node.op == "call_module" else ctx.call.get("dim")) % x.ndim
     half = x.shape[dim] // 2
     parts = []
     for start in (0, half):

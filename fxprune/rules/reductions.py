@@ -37,7 +37,7 @@ def reduce(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     second = labels_in((args, kwargs))
     if second:
         return ctx.meet((x, *second), torch.broadcast_shapes(x.shape, second[0].shape))
-    dims, keepdim = _reduced_axes(ctx, x, args, kwargs)
+    dims, keepdim = _reduced_axes(ctx, x)
     result = _over(ctx, x, dims, keepdim=keepdim)
     return pytree.tree_map_only(
         TensorSpec, lambda spec: result if len(spec.shape) == result.ndim else Labels(()), ctx.spec()
@@ -58,13 +58,9 @@ def similarity(ctx: Context, x1: Labels, x2: Labels, dim: int = 1, eps: float = 
     return _over(ctx, x, (dim % x.ndim,), keepdim=False)
 
 
-def _reduced_axes(ctx: Context, x: Labels, args: Any, kwargs: Any) -> tuple[tuple[int, ...], bool]:
+def _reduced_axes(ctx: Context, x: Labels) -> tuple[tuple[int, ...], bool]:
     """The axes that the reduction at hand runs over, and whether it keeps them as axes of size 1."""
-    given = [a for a in args if isinstance(a, (int, tuple, list)) and not isinstance(a, bool)]
-    if "norm" in str(ctx.node.target) or getattr(ctx.node.target, "__name__", "").endswith("norm"):
-        given = list(args[1:2])
-    dim = kwargs.get("dim", kwargs.get("axis", given[0] if given else None))
-    first = pytree.tree_leaves(ctx.spec())[0]
+    dim, first = ctx.call.get("dim"), pytree.tree_leaves(ctx.spec())[0]
     keepdim = isinstance(first, TensorSpec) and dim is not None and len(first.shape) == x.ndim
     dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
     return tuple(sorted({d % x.ndim for d in dims})) if x.ndim else (), keepdim
@@ -82,7 +78,7 @@ def _reduced(ctx: Context, x: Labels, plane: Plane, dims: Sequence[int]) -> Plan
         return Plane(first, rest)
     if not inside:
         return plane
-    is_sum = ctx.node.target in ("sum", torch.sum)
+    is_sum = ctx.node.target in ("sum", torch.sum) and not ctx.is_constant(x)  # that of a weight is a statistic
     if is_sum and len(inside) == 1 and len(x.along(inside[0])) == 1:
         ctx.consume(x, inside[0])
     else:
@@ -112,38 +108,22 @@ def _without(plane: Plane, dims: Sequence[int]) -> Plane:
 def normalise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """What is normalised or ordered along an axis of channels keeps them; a grid is tied along that axis."""
     x = labels_in((args, kwargs))[0]
-    dim = _normalised_axis(ctx, x, args, kwargs)
-    planes = []
-    for plane in x.planes:
-        if plane.axes == (dim,):
-            ctx.inexact(x, plane, f"{ctx.describe()} takes a statistic over the channels")
-        elif dim in plane.axes:
-            ctx.tie(plane.core.narrow(dim, 0, 1), plane.core)
-        planes.append(plane)
+    passed = ctx.statistic(x, _normalised_axes(ctx, x))
     outputs = pytree.tree_leaves(ctx.spec())
-    same = all(spec.shape == outputs[0].shape for spec in outputs) and len(outputs[0].shape) == x.ndim
-    if not same or outputs[0].shape != tuple(ctx.spec(ctx.source(x)).shape):
+    if any(spec.shape != tuple(ctx.spec(ctx.source(x)).shape) for spec in outputs):
         return ctx.opaque(f"ordered by {ctx.describe()}", x)
-    return pytree.tree_map_only(TensorSpec, lambda spec: Labels(x.shape, tuple(planes)), ctx.spec())
+    return pytree.tree_map_only(TensorSpec, lambda spec: passed, ctx.spec())
 
 
-def _normalised_axis(ctx: Context, x: Labels, args: Any, kwargs: Any) -> int:
+def _normalised_axes(ctx: Context, x: Labels) -> tuple[int, ...]:
+    """The axes along which the node at hand normalises or orders; torch's own choice where a softmax names none."""
     if ctx.node.op == "call_module":
-        dim = -3 if isinstance(args[0], nn.Softmax2d) else getattr(args[0], "dim", None)
+        module: Any = ctx.module()
+        dim = -3 if isinstance(module, nn.Softmax2d) else module.dim
     else:
-        given = [a for a in args if isinstance(a, int) and not isinstance(a, bool)]
-        if ctx.node.target in _TOPK:
-            given = list(args[2:3])  # the first number is k
-        dim = kwargs.get("dim", given[0] if given else None)
-    if ctx.node.target in _ORDERED:
-        default = -1
-    else:
-        default = 1 if ctx.node.target is F.normalize or x.ndim not in (0, 1, 3) else 0
-    return int(default if dim is None else dim) % max(x.ndim, 1)
-
-
-_TOPK = (torch.topk, "topk")
-_ORDERED = (*_TOPK, torch.sort, "sort")
+        dim = ctx.call.get("dim")
+    dim = dim if dim is not None else int(x.ndim not in (0, 1, 3))
+    return tuple(axis % max(x.ndim, 1) for axis in ((dim,) if isinstance(dim, int) else dim))
 
 
 def over_positions(ctx: Context, *args: Any, nd: int, **kwargs: Any) -> Any:
@@ -200,10 +180,18 @@ for _nd in (1, 2, 3):
 
 @rule(F.interpolate, F.upsample, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 @rule(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d)
-@rule(nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d, F.grid_sample)
+@rule(nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
 def resample(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Positions are resampled; a module's name or the rank of the input tells how many axes they have."""
     x = labels_in((args, kwargs))[0]
     if ctx.node.op == "call_module" and type(args[0]).__name__[-2:] in ("1d", "2d", "3d"):
         return over_positions(ctx, x, nd=int(type(args[0]).__name__[-2]))
     return over_positions(ctx, x, nd=x.ndim - 2)
+
+
+@rule(F.grid_sample)
+def grid_sample(ctx: Context, input: Labels, grid: Labels, *args: Any, **kwargs: Any) -> Any:  # noqa: A002 - torch's
+    """Positions are looked up by coordinates: two or three numbers that are no channels."""
+    for plane in grid.planes:
+        ctx.freeze(plane.core, f"gives {ctx.describe()} its coordinates")
+    return over_positions(ctx, input, nd=input.ndim - 2)

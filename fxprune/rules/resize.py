@@ -28,7 +28,11 @@ def resize(module: nn.Module, x: Any = None, output: Any = None) -> None:
     """Set the sizes of a module whose parameters were narrowed; no labels where only its weights are read."""
     function = RESIZES.get(module_class(module) or type(module))
     if function is not None:
-        function(module, x, output)
+        try:
+            function(module, x, output)
+        except AttributeError:  # a layer whose weight its pre-hook computes has none of its own
+            if x is not None:
+                raise
 
 
 @resizes(nn.Linear)

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from torch import fx, nn
 
+from fxprune.overrides import changed
+
 Key = Callable[..., Any] | type[nn.Module] | str
 Rule = Callable[..., Any]
 AnyRule = TypeVar("AnyRule", bound=Rule)
@@ -57,9 +59,9 @@ def describe(key: Key) -> str:
 
 
 def module_class(module: nn.Module) -> type[nn.Module] | None:
-    """The class under which a module's rule stands: its first ancestor in the table that has the same forward."""
+    """The class under which a module's rule stands: its first ancestor in the table that it computes the same as."""
     for cls in type(module).__mro__:
-        if cls in RULES and cls.forward is type(module).forward:  # type: ignore[attr-defined]
+        if cls in RULES and not changed(module, cls):  # type: ignore[arg-type]
             return cls
     return None
 

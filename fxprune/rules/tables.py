@@ -1,4 +1,4 @@
-"""Tables that are looked up by number: their width is a layer's channels, their rows stay."""
+"""Tables that are looked up by number: their width is a layer's channels, their rows stay. Patches of images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxprune.labels import NO_CHANNEL, Labels, vector_plane
-from fxprune.rules.context import Context
+from fxprune.rules.context import Context, labels_in
 from fxprune.rules.table import rule
 
 
@@ -54,3 +54,14 @@ def _looked_up(ctx: Context, weight: Any, *, norm: float | None) -> Labels:
 def lookup(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Its channels are numbers that came in, or patches that overlap."""
     return ctx.opaque(f"{ctx.describe()} is kept whole", args, kwargs)
+
+
+@rule(F.unfold, nn.Unfold)
+def unfold(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
+    """im2col: every channel becomes kernel-size many rows."""
+    x = labels_in((args, kwargs))[0]
+    spec = ctx.spec()
+    source = ctx.source(x)
+    rows = spec.shape[1] // ctx.spec(source).shape[1] if source else 1
+    vector = ctx.vector(x, 1).repeat_interleave(rows)
+    return Labels((x.shape[0], len(vector), *spec.shape[2:]), (vector_plane(vector, 1, 3),))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from fxprune.arguments import check
 from fxprune.atomic import replacing
 from fxprune.errors import CheckpointError
 from fxprune.paths import folder
@@ -53,6 +54,7 @@ def rewrite_checkpoint(
             target exists.
         PlanError: the plan does not fit the model.
     """
+    check(rewrite_checkpoint, locals())
     source, target = folder(source_dir, CheckpointError, "read"), folder(target_dir, CheckpointError, "written")
     shards = shards_of(source)
     narrowing = narrowing_of(model, plan)

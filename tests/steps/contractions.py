@@ -73,6 +73,9 @@ for _product in (torch.baddbmm, "baddbmm"):
     add(
         _name, lambda own, x, f=_product: back(exactly(f, rows(x), rows(x), _beside(own, x))), lambda i, o: matrix(i, i)
     )
+for _product in (torch.addbmm, "addbmm"):
+    _name = _product if isinstance(_product, str) else "torch.addbmm"
+    add(_name, lambda _, x, f=_product: x * exactly(f, x.mean((0, 3)), x.mean(3), x.mean(3).mT)[:, None], whole=True)
 add("einsum", lambda own, x: torch.einsum("bchw,co->bohw", x, own.weight), matrix, width=drawn)
 add("einsum of two", lambda _, x, y: torch.einsum("bchw,bcij,bchw->bchw", x, y, y), inputs=2)
 add(

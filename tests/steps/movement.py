@@ -124,6 +124,36 @@ for _nd, _add in ((1, (1, 1)), (2, (1, 1, 1, 1)), (3, (1, 1, 1, 1, 0, 0))):
             lambda i, o, c=_class, a=_add, e=_extra: c(a, *e),
         )
 
+# -- sizes that are read from a tensor: of what the step gives, and of what it came from ------------------------------
+
+
+def _tokens(own: Any, x: Tensor) -> Tensor:
+    return F.linear(x.flatten(2).mT, own.weight).mT.reshape(x.shape)
+
+
+def _halves(layer: Any, x: Tensor) -> Tensor:
+    return layer(x.reshape(-1, x.shape[1] // 2, SIZE, SIZE)).reshape(x.shape)
+
+
+add("reshape to another's shape", _tokens, lambda i, o: Held(torch.randn(i, i) / i**0.5))
+add(
+    "expand to another's shape",
+    lambda layer, x: x + layer(x.mean((2, 3), keepdim=True)).expand(x.shape),
+    lambda i, o: nn.Conv2d(i, i, 1),
+)
+add("halves in the batch", _halves, lambda i, o: nn.Conv2d(i // 2, i // 2, 1), needs=even, alike=False)
+add(
+    "unflatten by sizes",
+    lambda layer, x: layer(x.flatten(1).unflatten(1, (x.shape[1], *x.shape[2:]))),
+    lambda i, o: nn.Conv2d(i, i, 1),
+)
+add(
+    "zeros of sizes",
+    lambda _, x: torch.cat([x, x.new_zeros(x.shape[0], 2, *x.shape[2:])], 1),
+    width=lambda i, o: i + 2,
+    alike=False,
+)
+
 # -- what gives channels other places --------------------------------------------------------------------------------
 
 _HALF: dict[str, Callable[[Tensor], Any]] = {

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.capture import ModelGraph
 
 Inputs = Any  # a tensor, a tuple of tensors, or a dict of them: whatever the model's forward takes
 CLASSES = 5
@@ -41,6 +42,10 @@ class Case:
         """What these scores plan at `alpha`."""
         return self.scores().plan(alpha=alpha)
 
+    def graph(self) -> ModelGraph:
+        """The captured network, for all tests."""
+        return _graph(self)
+
     def small(self, alpha: float) -> nn.Module:
         """What `apply` makes of the network by that plan, made once for all tests: copy it before it is changed."""
         return _small(self, alpha)
@@ -49,6 +54,11 @@ class Case:
 @functools.cache
 def _scores(case: Case, seed: int) -> fxprune.Scores:
     return fxprune.Scores.random(case.build(), case.example(2), seed=seed)
+
+
+@functools.cache
+def _graph(case: Case) -> ModelGraph:
+    return fxprune.capture(case.build(), case.example(2))
 
 
 @functools.cache

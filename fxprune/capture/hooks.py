@@ -1,0 +1,149 @@
+"""Forward hooks, and forwards set on instances: keeping some of them, tracing them, and saying which there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import CodeType
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.modules import module as torch_internals
+
+from fxprune.capture.checks import Entry, is_named
+from fxprune.computed import make_permanent
+from fxprune.errors import CaptureError
+from fxprune.isolation import FORWARD_HOOKS, HOOKS, isolated_copy, restored
+from fxprune.overrides import changed
+
+Hook = tuple[str, str, int]  # the path of its module, the dict of the module that it is in, and its key there
+PRE, POST = FORWARD_HOOKS[:2]
+_KINDS = {PRE: "forward pre-hook", POST: "forward hook"}
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model in eval mode, with its forward hooks; weights that hooks of torch compute are parameters."""
+    own = isolated_copy(model)
+    make_permanent(own)
+    return own.eval()
+
+
+def keep(model: nn.Module, hooks: Collection[Hook]) -> None:
+    """Take all forward hooks but these from a model, a copy of our own.
+
+    transformers, which installs hooks that collect outputs once, is told that they are gone.
+    """
+    for hook in list(hooks_of(model)):
+        if hook not in hooks:
+            module = model.get_submodule(hook[0])
+            del getattr(module, hook[1])[hook[2]]
+            vars(module).pop("_output_capturing_hooks_installed", None)
+
+
+def check_whole(model: nn.Module, leaves: Sequence[Entry]) -> None:
+    """Raise where a leaf holds a hook or does what its class does in a way of its own, which a node cannot say."""
+    for path, module in model.named_modules():
+        for name, part in module.named_modules(prefix=path) if is_named(leaves, module, path) else ():
+            inside = hooked(part) and part is not module
+            if inside or is_set(part) or (part is module and type(part).__call__ is not nn.Module.__call__):
+                what = "a forward hook" if inside else "a forward of its own" if is_set(part) else "its own __call__"
+                raise CaptureError(f"leaves keeps {path} whole, but {name} has {what}: let another module be the leaf")
+
+
+def strip(model: nn.Module) -> None:
+    """Take all hooks, and forwards set on instances, from a traced model: its graph has them now."""
+    for module in model.modules():
+        vars(module).pop("forward", None)
+        for hooks in HOOKS:
+            getattr(module, hooks, {}).clear()
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a module has forward hooks."""
+    return bool(module._forward_pre_hooks or module._forward_hooks)
+
+
+def held_by(module: nn.Module) -> dict[str, Any]:
+    """The tensors that a module itself holds, or their symbols."""
+    stores: tuple[Mapping[str, Any], ...] = (vars(module), module._parameters, module._buffers)
+    return {name: value for store in stores for name, value in store.items() if isinstance(value, (Tensor, fx.Proxy))}
+
+
+def has_other(module: nn.Module, held: Mapping[str, Any]) -> bool:
+    """Whether something else stands in the place of a tensor that a module held."""
+    now = held_by(module)
+    return any(now.get(name) is not tensor for name, tensor in held.items())
+
+
+@contextmanager
+def layer_within_hooks(layer: nn.Module, node: Callable[..., Any]) -> Iterator[None]:
+    """While a layer is called with its hooks, `node` stands for what it computes between them.
+
+    A layer into which a pre-hook puts other tensors is traced into: its weights are computed in the graph.
+    """
+    held = held_by(layer)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if has_other(layer, held) or len(held_by(layer)) > len(held):
+            return type(layer).forward(layer, *args, **kwargs)
+        with restored(layer):
+            strip(layer)
+            return node(*args, **kwargs)
+
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
+def hooks_of(model: nn.Module) -> Iterator[Hook]:
+    """All forward hooks of a model."""
+    for path, module in model.named_modules():
+        for store in (PRE, POST):
+            yield from ((path, store, key) for key in getattr(module, store))
+
+
+# -- what is said of them ----------------------------------------------------------------------------------------------
+
+
+def is_set(module: nn.Module) -> bool:
+    """Whether a module has a forward of its own, not that of its class."""
+    return "forward" in vars(module) and changed(module, type(module)) is not None
+
+
+def described(model: nn.Module, hook: Hook) -> str:
+    """A hook as a user knows it: what it is, its function and where that is, and of which module."""
+    path, store, key = hook
+    function = getattr(model.get_submodule(path), store)[key]
+    return f"the {_KINDS[store]} {_place(function)} of {path or 'the model'}"
+
+
+def _place(function: Any) -> str:
+    """The name of a function and the line at which it starts."""
+    inner = function.func if isinstance(function, partial) else function
+    name, code = getattr(inner, "__qualname__", type(inner).__name__), code_of(inner)
+    return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code else name
+
+
+def code_of(function: Any) -> CodeType | None:
+    """The code of a function, of what a partial calls, or of an object's __call__."""
+    inner = function.func if isinstance(function, partial) else function
+    return getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
+
+
+def told(model: nn.Module, hooks: Collection[Hook]) -> str:
+    """What a model computes by beside the forwards of its classes, and the way out where that cannot be traced."""
+    found = [described(model, hook) for hook in sorted(hooks)]
+    for path, module in model.named_modules():
+        if is_set(module):
+            found.append(f"the forward {_place(module.forward)} that is set on {path or 'the model'}")
+    if torch_internals._global_forward_hooks or torch_internals._global_forward_pre_hooks:
+        found.append("hooks that are registered for all modules")
+    if not found:
+        return ""
+    return (
+        f"\n  (what the model computes depends on {'; '.join(found)}: take off those that are not meant to be in the "
+        "graph, or put what they compute into the forward of a module)"
+    )

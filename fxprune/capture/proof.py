@@ -1,0 +1,356 @@
+"""The proof of a captured graph: it is run beside the caller's model, on the example and on another batch."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import random
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.checks import cuts, first_running, signature_of
+from fxprune.capture.graph import ModelGraph, plain_attributes
+from fxprune.capture.hooks import hooks_of, plain_copy
+from fxprune.capture.hooks import told as told_of_hooks
+from fxprune.capture.passes import placeholder_values
+from fxprune.errors import CaptureError, FxpruneWarning, told
+from fxprune.example import another, as_call, batch_length, opened, trim
+from fxprune.isolation import evaluating, kept_buffers, precise, restored, seeded
+from fxprune.numberless import has_numbers
+from fxprune.source import is_users
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_SEED = 20_231  # none that a forward is traced with: what it draws must not be a constant of the graph
+
+
+class DisagreementError(CaptureError):
+    """A graph gives other outputs than the model that it was captured from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A batch, what the model gives on it, and whether gradients were recorded."""
+
+    batch: Any
+    output: Any
+    grad: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """What the caller's model gives in eval mode on the example, of which it takes two samples or all, and on another.
+
+    `whole` is the example as it was given. `random` names the generators that a forward draws from. `changed` are the
+    names of the buffers and attributes that it leaves with another value; `stateful` says that what it gives on the
+    second batch depends on whether it saw the first.
+    """
+
+    model: nn.Module
+    concrete: Mapping[str, Any]
+    whole: Any
+    trials: list[Trial]
+    random: frozenset[str]
+    changed: tuple[str, ...]
+    stateful: bool
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Any, other: Any, concrete: Mapping[str, Any]) -> Reference:
+        """Run copies of `model`; `other` is another batch, or None where one is to be made of the example.
+
+        Raises CaptureError where the model does not run on the example.
+        """
+        own, drawn = plain_copy(model), set[str]()
+        before = _state(own)
+        with restored(own), kept_buffers(own):
+            batch, output = first_run(own, example, concrete)
+            changed = tuple(name for name, value in _state(own).items() if not _same(value, before.get(name)))
+            later = list(_second_trial(own, batch, other, concrete, drawn))
+        trials = [Trial(batch, output, grad=False), *_second_trial(own, batch, other, concrete)]
+        stateful = [trial.output for trial in later], [trial.output for trial in trials[1:]]
+        return cls(model, concrete, example, trials, frozenset(drawn), changed, not _agree(*stateful))
+
+    @property
+    def example(self) -> Any:
+        """The part of the example that the model runs on."""
+        return self.trials[0].batch
+
+    def warn(self) -> None:
+        """Say what a graph holds otherwise than the model: draws of random numbers, and what a forward changes."""
+        name = type(self.model).__name__
+        if "torch" in self.random:
+            _say(
+                f"{name} draws random numbers in eval mode: its graph draws them, too, and was compared under one seed"
+            )
+        if others := " and ".join(sorted(self.random - {"torch"})):
+            _say(f"{name} draws random numbers from {others} in eval mode: its graph holds those of one run")
+        if self.changed or self.stateful:
+            what = ", ".join(self.changed[:4]) or "something that is neither a buffer nor a number"
+            _say(
+                f"the forward of {name} changes {what}: the graph begins with the buffers that the model has now, and "
+                "holds all else at the values of the first call"
+            )
+
+    def check(self, graph: ModelGraph) -> None:
+        """Raise DisagreementError where a graph gives other outputs than the model."""
+        if graph.meta["fxprune"].get("by_batch") and len(self.trials) <= 2:
+            self.trials.extend(self._of_other_sizes())
+        for trial in self.trials:
+            rows = _rows(trial.batch)
+            try:
+                with evaluating(graph), restored(graph):
+                    values = placeholder_values(graph, trial.batch)
+                    found = _run(graph.forward, values, {}, grad=trial.grad)
+            except Exception as error:
+                raise DisagreementError(
+                    f"its graph fails on {rows}, on which the model runs ({told(error)})"
+                ) from error
+            if not _agree(trial.output, found):
+                raise DisagreementError(
+                    f"its graph gives other outputs than the model on {rows} ({_difference(trial.output, found)}), "
+                    f"first {self._place(graph, trial)}"
+                )
+
+    def _of_other_sizes(self) -> Iterator[Trial]:
+        """Batches of sizes that the model will be given, for graphs that were made by a decision on their number."""
+        length = batch_length(self.whole)
+        for batch in (self.whole, another(self.whole, length + 1)):
+            if batch_length(batch) > batch_length(self.example) + 1:
+                yield from _tried(plain_copy(self.model), batch, self.concrete)
+
+    def reason(self) -> str:
+        """What the graphs are likely to differ by, in words."""
+        if self.random:
+            return "it draws random numbers that a graph does not hold: draw with torch, from its own generator"
+        trial = self.trials[0]
+        if not _agree(trial.output, _call(plain_copy(self.model), trial.batch, self.concrete, grad=True)):
+            return "it decides by whether gradients are recorded: give the decision an argument of its own"
+        return next(_signs(self.model), "a size or a value of the example is a constant in the graph")
+
+    def _place(self, graph: ModelGraph, trial: Trial) -> str:
+        """Where a graph first differs from the model, in words."""
+        calls: list[tuple[str, Any, Any]] = []
+        own = plain_copy(self.model)
+        for path, module in own.named_modules():
+            module.register_forward_hook(partial(_note_call, calls, path))
+        _call(own, trial.batch, self.concrete)
+        with evaluating(graph), restored(graph):
+            recorder = _CallRecorder(graph)
+            _run(recorder.run, placeholder_values(graph, trial.batch), {}, grad=False)
+        for path, inputs, output in calls:
+            for given, found in recorder.calls.get(path, [])[:1]:
+                if not _agree(inputs, given):
+                    parent = path.rpartition(".")[0] or type(self.model).__name__
+                    return f"in what {parent} hands to {path}"
+                if not _agree(output, found):
+                    return f"in the output of {path}"
+        return f"in what {type(self.model).__name__} does with the outputs of its layers"
+
+
+def _note_call(calls: list[Any], path: str, module: nn.Module, args: Any, output: Any) -> None:
+    calls.append((path, *pytree.tree_map_only(Tensor, torch.clone, (args, output))))
+
+
+class _CallRecorder(fx.Interpreter):
+    """Runs a graph and keeps what its modules are given and give."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.calls: dict[str, list[tuple[Any, Any]]] = {}
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = pytree.tree_map_only(Tensor, torch.clone, args)
+        output = super().call_module(target, args, kwargs)
+        kept = pytree.tree_map_only(Tensor, torch.clone, output)
+        self.calls.setdefault(str(target), []).append((given, kept))
+        return output
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+def first_run(own: nn.Module, example: Any, concrete: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The first two samples of the example where a model, a copy of our own, runs on them, or the whole; the output.
+
+    Raises CaptureError, which names hooks and forwards that are set on instances, where it runs on neither.
+    """
+    try:
+        return first_running(own, cuts(example), lambda batch: _call(own, batch, concrete))
+    except CaptureError as error:
+        raise CaptureError(f"{error}{told_of_hooks(own, list(hooks_of(own)))}") from error.__cause__
+
+
+def _second_trial(
+    own: nn.Module, batch: Any, other: Any, concrete: Mapping[str, Any], drawn: set[str] | None = None
+) -> Iterator[Trial]:
+    """Another batch, of another number of samples where the model takes one; none where it takes no other batch."""
+    made = (another(batch, batch_length(batch) + 1), another(batch, batch_length(batch)))
+    given = () if other is None else (trim(other, samples=3), other)
+    tried = chain.from_iterable(_tried(own, batch, concrete, drawn) for batch in (*given, *made))
+    yield from islice(tried, 1)
+
+
+def _tried(own: nn.Module, batch: Any, concrete: Mapping[str, Any], drawn: set[str] | None = None) -> Iterator[Trial]:
+    """What a model gives on a batch, with gradients recorded where it takes that; nothing where it does not run."""
+    for grad in (True, False):
+        try:
+            output = _call(own, batch, concrete, grad=grad, drawn=drawn)
+        except Exception:  # noqa: BLE001, S112 - the caller's model takes no such batch, whatever it says
+            continue
+        yield Trial(batch, output, grad)
+        return
+
+
+def _call(
+    own: nn.Module, batch: Any, concrete: Mapping[str, Any], *, grad: bool = False, drawn: set[str] | None = None
+) -> Any:
+    """What a model gives on a copy of a batch. Into `drawn` go the generators that it draws from."""
+    args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, batch))
+    if concrete:  # which may stand between the positional ones
+        args, kwargs = (), dict(signature_of(own, concrete).bind(*args, **kwargs).arguments)
+        for name, parameter in inspect.signature(own.forward).parameters.items():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                args = kwargs.pop(name, ())
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                kwargs |= kwargs.pop(name, {})
+    return _run(own, args, {**kwargs, **concrete}, grad=grad, drawn=drawn)
+
+
+def _run(function: Any, args: Any, kwargs: Any, *, grad: bool, drawn: set[str] | None = None) -> Any:
+    """What a function gives, with all generators at one seed, and without its warnings.
+
+    torch's fast path through transformer layers, which gives zeros where samples are padded, is not taken.
+    """
+    with seeded(_SEED), precise(), torch.set_grad_enabled(grad), warnings.catch_warnings(), _slow_path():
+        warnings.simplefilter("ignore")
+        before = _generators()
+        output = pytree.tree_map_only(Tensor, torch.detach, opened(function(*args, **kwargs)))
+        if drawn is not None:
+            drawn |= {name for name, state in _generators().items() if state != before[name]}
+        return output
+
+
+def _generators() -> dict[str, Any]:
+    """The states of the random generators of the process, by whose they are."""
+    numpy: Any = np.random.get_state()
+    ours = bytes(torch.get_rng_state().tolist())
+    return {"torch": ours, "Python's random": random.getstate(), "NumPy": (numpy[1].tobytes(), *numpy[2:])}
+
+
+@contextmanager
+def _slow_path() -> Iterator[None]:
+    mha: Any = torch.backends.mha
+    before = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(before)
+
+
+def _rows(batch: Any) -> str:
+    count = batch_length(batch)
+    return f"a batch of {count} sample{'s' if count != 1 else ''}"
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    """The values of buffers, and of plain attributes, that a forward may change, by name."""
+    state: dict[str, Any] = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    for path, module in model.named_modules():
+        numbers = {name: value for name, value in plain_attributes(module).items() if isinstance(value, (int, float))}
+        state |= {f"{path}.{name}" if path else name: value for name, value in numbers.items()}
+    return state
+
+
+def _say(what: str) -> None:
+    warnings.warn(what, FxpruneWarning, stacklevel=5)
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+
+
+def _agree(wanted: Any, found: Any) -> bool:
+    """Whether two nested outputs hold the same, floats up to rounding."""
+    return _difference(wanted, found) is None
+
+
+def _difference(wanted: Any, found: Any) -> str | None:
+    """What two nested outputs differ by, in words, or None."""
+    a, b = pytree.tree_leaves(opened(wanted)), pytree.tree_leaves(opened(found))
+    if len(a) != len(b):
+        return f"it gives {len(b)} values, the model {len(a)}"
+    return next((text for one, other in zip(a, b, strict=True) if (text := _leaf_difference(one, other))), None)
+
+
+def _leaf_difference(a: Any, b: Any) -> str | None:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return None if _same(a, b) else f"it gives {b!r:.40}, the model {a!r:.40}"
+    if not has_numbers(b):
+        return "it gives a tensor without numbers"
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return f"it gives {tuple(b.shape)} of {b.dtype}, the model {tuple(a.shape)} of {a.dtype}"
+    if not a.is_floating_point() and not a.is_complex():
+        return None if torch.equal(a, b.to(a.device)) else "in integers"
+    error = apart(a, b.to(a.device))
+    return None if error <= TOLERANCES.get(a.dtype, 1e-4) else f"by {error:.2g} of their scale"
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values that are no outputs are the same; what does not say so plainly is taken to be."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b.to(a.device)))
+    plain = (bool, int, float, str, type(None))
+    return type(a) not in plain or type(b) not in plain or a == b or (a != a and b != b)
+
+
+def apart(wanted: Tensor, found: Tensor) -> float:
+    """The largest difference in shares of the largest finite entry; what is not finite has to be the same in both."""
+    if not wanted.numel():
+        return 0.0
+    if wanted.is_complex():
+        return max(apart(wanted.real, found.real), apart(wanted.imag, found.imag))
+    finite = wanted.isfinite()
+    same = (wanted == found) | (wanted.isnan() & found.isnan())
+    if bool((~finite & ~same).any()):
+        return math.inf
+    scale = wanted[finite].abs().max().clamp_min(torch.finfo(wanted.dtype).tiny) if bool(finite.any()) else 1.0
+    error = float(torch.where(same, 0.0, (wanted - found).abs()).max() / scale)
+    return math.inf if math.isnan(error) else error
+
+
+# -- what a forward does that a graph may not hold ---------------------------------------------------------------------
+
+_SIGNS = (
+    (r"\btype\(|\.__class__\b", "asks for the exact type of a value; ask with isinstance"),
+    (r"\bnp\.|numpy\.|\.numpy\(", "computes with NumPy, which no graph holds; use torch's functions"),
+    (r"vmap|torch\.func|functorch|\bjit\.", "calls a function that torch.fx cannot look into; write it with tensors"),
+    (r"is_tracing|is_compiling|is_exporting|is_scripting", "asks whether it is traced"),
+    (r"\bcallable\(|\bhasattr\(|\bgetattr\(", "asks what a value can do; ask with isinstance"),
+    (r"\bexcept\b", "catches errors; decide before, by a size or an argument"),
+    (r"\.item\(|\.tolist\(|\bfloat\(|\bint\(", "makes a Python number of a value, which the graph then holds fixed"),
+    (r"^(if|while|elif)\b|\bif\b.*\belse\b", "decides by something that its graph holds fixed"),
+)
+
+
+def _signs(model: nn.Module) -> Iterator[str]:
+    """What the classes of the user's modules do that a graph may not hold, the likeliest first, with the lines."""
+    lines = []
+    for kind in dict.fromkeys(type(module) for module in model.modules()):
+        try:
+            filename, (source, start) = inspect.getsourcefile(kind), inspect.getsourcelines(kind)
+        except (OSError, TypeError):
+            continue
+        if filename is not None and is_users(filename):
+            lines += [(line.partition("#")[0].strip(), f"{filename}:{start + at}") for at, line in enumerate(source)]
+    for pattern, what in _SIGNS:
+        yield from (f"the forward {what} ({where}: {line})" for line, where in lines if re.search(pattern, line))

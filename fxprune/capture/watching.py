@@ -1,0 +1,179 @@
+"""Which of the forward hooks of a model compute, and so belong to the graph; the others only look on."""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.hooks import (
+    PRE,
+    Hook,
+    code_of,
+    described,
+    has_other,
+    held_by,
+    hooked,
+    hooks_of,
+    is_set,
+    keep,
+    plain_copy,
+)
+from fxprune.errors import CaptureError
+from fxprune.example import as_call, opened
+from fxprune.functions import works_with
+from fxprune.isolation import seeded, shape_only
+from fxprune.numberless import lacking_numbers
+from fxprune.source import users_line
+
+
+def computing(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> frozenset[Hook]:
+    """The forward hooks of a model without which it would compute something else.
+
+    A copy is run on the example: these are the hooks that return something, change a tensor in place, or put another
+    into its place; or else all, if leaving out the others changes what the model gives.
+
+    Raises CaptureError where the model does not run, or where a hook or a forward that is set on an instance works with
+    tensors of the caller's own model.
+    """
+    if not any(hooked(module) or is_set(module) for module in model.modules()):
+        return frozenset()
+    watched = plain_copy(model)
+    found, numbers = frozenset(hooks_of(watched)), lacking_numbers(watched) is None
+    run = _Run(model, watched)
+    try:
+        before = run.outputs(example, concrete)
+    except Exception:
+        if numbers:
+            raise
+        return found  # what fails without numbers says nothing
+    run.check()
+    if numbers and run.computing != found:
+        keep(own := plain_copy(model), run.computing)
+        try:
+            same = _equal(before, _outputs(own, example, concrete))
+        except Exception:  # noqa: BLE001 - a forward, or a hook, that works with what another one noted
+            same = False
+        return frozenset(run.computing) if same else found
+    return frozenset(run.computing)
+
+
+class _Run(TorchFunctionMode):
+    """A run of a copy of a model with its hooks; `computing` are the hooks that computed."""
+
+    def __init__(self, model: nn.Module, own: nn.Module) -> None:
+        super().__init__()
+        self.model, self.own, self.computing = model, own, set[Hook]()
+        self.foreign = _foreign(model, own)
+        self.inside: list[Hook | None] = [None]
+        self.uses: list[tuple[Hook | None, str, str]] = []
+        for hook in hooks_of(own):
+            store = getattr(own.get_submodule(hook[0]), hook[1])
+            store[hook[2]] = self._watched(hook, store[hook[2]])
+
+    def outputs(self, example: Any, concrete: Mapping[str, Any]) -> Any:
+        """What the copy gives."""
+        with self:
+            return _outputs(self.own, example, concrete)
+
+    def check(self) -> None:
+        """Raise where something of the caller's is used, but not by hooks that only look on."""
+        for hook, name, line in self.uses:
+            if hook is None or hook in self.computing:
+                who = "a forward" if hook is None else described(self.model, hook)
+                raise CaptureError(
+                    f"{who} works with {name}, which no copy of the model can follow ({line}): "
+                    "use the module that it is given, or what it closes over"
+                )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if id(leaf) in self.foreign:
+                self.uses.append((self.inside[-1], self.foreign[id(leaf)], " ".join(str(users_line()).split())))
+        return func(*args, **(kwargs or {}))
+
+    def _watched(self, hook: Hook, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A hook that notes whether it computes."""
+
+        @wraps(function)
+        def call(module: nn.Module, *given: Any) -> Any:
+            held = held_by(module)
+            tensors = [t for t in (*pytree.tree_leaves(given), *held.values()) if isinstance(t, Tensor)]
+            ages = [(tensor, tensor._version) for tensor in tensors if not (is_lazy(tensor) or tensor.is_inference())]
+            self.inside.append(hook)
+            try:
+                result = function(module, *given)
+            finally:
+                self.inside.pop()
+            before = given if len(given) > 1 and hook[1] == PRE else given[0 if hook[1] == PRE else -1]
+            aged = any(tensor._version != age for tensor, age in ages)
+            if aged or has_other(module, held) or _may_return(function) or not _is_same(result, before):
+                self.computing.add(hook)
+            return result
+
+        return call
+
+
+def _may_return(function: Any) -> bool:
+    """Whether a function returns something on some ways through it, and nothing on others."""
+    calls = list(dis.get_instructions(code)) if (code := code_of(function)) else []
+    values = [call.argval for call in calls if call.opname == "RETURN_CONST"]
+    for before, call in pairwise(calls):
+        if call.opname == "RETURN_VALUE":
+            constant = before.opname == "LOAD_CONST"
+            values += ([before.argval] if constant else []) + ([...] if call.is_jump_target or not constant else [])
+    return None in values and any(value is not None for value in values)
+
+
+def _outputs(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any:
+    """What a model gives on a copy of an example; with shapes alone, where that is all it has."""
+    made = torch.clone if lacking_numbers(model) is None else shape_only
+    args, kwargs = as_call(pytree.tree_map_only(Tensor, made, example))
+    with seeded(0), torch.no_grad():
+        return opened(model(*args, **kwargs, **concrete))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two outputs are equal, bit for bit."""
+    (leaves, kind), (others, other_kind) = pytree.tree_flatten(one), pytree.tree_flatten(other)
+    return kind == other_kind and all(map(_same_bits, leaves, others))
+
+
+def _same_bits(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return type(one) is type(other)
+    alike = one.shape == other.shape and one.dtype == other.dtype
+    return alike and bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _is_same(result: Any, given: Any) -> bool:
+    """Whether a hook gave back nothing, or the very values that it was given."""
+    (leaves, kind), (others, other_kind) = pytree.tree_flatten(result), pytree.tree_flatten(given)
+    same = kind == other_kind and all(a is b for a, b in zip(leaves, others, strict=True))
+    return result is None or same
+
+
+def _foreign(model: nn.Module, own: nn.Module) -> dict[int, str]:
+    """What a copy of a model must not work with, by id: its tensors, and those in lists and dicts of its hooks."""
+    ours = {id(tensor) for _, tensor in _tensors(own)}
+    found = {id(t): f"{name} of the {type(model).__name__} itself" for name, t in _tensors(model) if id(t) not in ours}
+    functions = [module.forward for module in model.modules() if is_set(module)]
+    functions += [getattr(model.get_submodule(path), store)[key] for path, store, key in hooks_of(model)]
+    for name, value in (item for function in functions for item in works_with(function).items()):
+        if isinstance(value, (list, dict)):
+            found |= {id(leaf): f"a tensor in {name}" for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)}
+    return found
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All tensors that the modules of a model hold, by name."""
+    for path, module in model.named_modules():
+        yield from ((f"{path}.{name}" if path else name, tensor) for name, tensor in held_by(module).items())

@@ -1,0 +1,108 @@
+"""Weights that a hook of torch computes before every forward, and how they become ordinary parameters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
+from torch.nn.utils.weight_norm import WeightNorm
+
+from fxprune.errors import CaptureError, FxpruneWarning, told
+
+_REMOVERS: dict[type, tuple[Any, str]] = {
+    prune.BasePruningMethod: (prune.remove, "torch.nn.utils.prune.remove"),
+    WeightNorm: (remove_weight_norm, "torch.nn.utils.remove_weight_norm"),
+    SpectralNorm: (remove_spectral_norm, "torch.nn.utils.remove_spectral_norm"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A tensor of the module at `path` that one of torch's hooks computes."""
+
+    path: str
+    module: nn.Module
+    name: str
+    kind: type
+
+    @property
+    def call(self) -> str:
+        """What makes an ordinary parameter of it, as a user would write it."""
+        return f'{_REMOVERS[self.kind][1]}({_module(self.path)}, "{self.name}")'
+
+    def remove(self) -> None:
+        """Make an ordinary parameter of it, at the value that it has in eval mode.
+
+        Raises CaptureError, with the call, where torch cannot.
+        """
+        try:
+            _REMOVERS[self.kind][0](self.module, self.name)
+        except (AssertionError, AttributeError, KeyError, RuntimeError, ValueError) as error:
+            raise CaptureError(
+                f"{self.path}.{self.name} is computed by a hook, and torch cannot make a parameter of it "
+                f"({told(error)}): call {self.call} on your model first"
+            ) from error
+        hooks = self.module._load_state_dict_pre_hooks
+        for key, hook in list(hooks.items()):  # torch itself does not find this one
+            if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
+                del hooks[key]
+
+
+def _module(path: str) -> str:
+    """A module of a model, as a user would write it."""
+    return "model" + "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in path.split(".") if name)
+
+
+def parametrized(model: nn.Module, path: str = "") -> Iterator[tuple[str, str]]:
+    """The layers that have tensors under `torch.nn.utils.parametrize`, and what makes ordinary parameters of these.
+
+    `model` is the part of the user's model at `path`.
+    """
+    for layer, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            whole = _module(f"{path}.{layer}")
+            for name in module.parametrizations:  # type: ignore[union-attr]
+                call = f'torch.nn.utils.parametrize.remove_parametrizations({whole}, "{name}")'
+                yield layer, f"its {name} is computed by torch.nn.utils.parametrize; {call} makes a parameter of it"
+
+
+def computed(model: nn.Module) -> list[Computed]:
+    """All tensors of a model that hooks of torch compute, the latest hook of a module first."""
+    found = []
+    for path, module in model.named_modules():
+        for hook in reversed(module._forward_pre_hooks.values()):
+            kind = next((kind for kind in _REMOVERS if isinstance(hook, kind)), None)
+            name: Any = getattr(hook, "_tensor_name", None) or getattr(hook, "name", None)
+            found += [] if kind is None else [Computed(path, module, name, kind)]
+    return found
+
+
+def stored_weights(model: nn.Module) -> Iterator[Tensor]:
+    """The values that hooks before the forward computed last, and left on their modules as plain attributes."""
+    held = (vars(module).values() for module in model.modules() if module._forward_pre_hooks)
+    return (value for values in held for value in values if isinstance(value, Tensor) and not value.is_leaf)
+
+
+def make_permanent(model: nn.Module) -> list[Computed]:
+    """Make ordinary parameters of all computed tensors of a model, a copy of our own; gives what they were."""
+    found = computed(model)
+    for entry in found:
+        entry.remove()
+    return found
+
+
+def warn_of(model: nn.Module, found: list[Computed]) -> None:
+    """Say which tensors of the caller's model are ordinary parameters in the graph."""
+    if found:
+        first, more = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        warnings.warn(
+            f"{type(model).__name__}: {first.path}.{first.name}{more} is computed by a hook, before every forward; "
+            f"in the graph it is a parameter, at its present value: {first.call} makes one in your model too",
+            FxpruneWarning,
+            stacklevel=4,
+        )

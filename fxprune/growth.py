@@ -1,0 +1,40 @@
+"""Which axes of a graph's values grow with those of its inputs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from fxprune.capture import ModelGraph, example_of, facts_on
+from fxprune.errors import first_line
+from fxprune.example import TensorSpec, another, batch_length, stretched
+
+_LOG = logging.getLogger(__name__)
+
+
+class Growth:
+    """The shapes of a captured graph's values on its example and on longer ones, looked at when first asked for."""
+
+    def __init__(self, graph: ModelGraph, specs: Mapping[str, Any]) -> None:
+        self.graph, self.specs = graph, specs
+
+    def along(self, name: str, axis: int) -> bool:
+        """Whether axis `axis` of the tensor that node `name` gives is longer for more samples or positions."""
+        shapes = (specs[name].shape for specs in self.grown if isinstance(specs.get(name), TensorSpec))
+        return any(shape[axis] != self.specs[name].shape[axis] for shape in shapes)
+
+    @cached_property
+    def grown(self) -> list[Mapping[str, Any]]:
+        """The specs for one more sample, and for twice the length of every further axis, where the model runs so."""
+        example = example_of(self.graph)
+        longer = [another(example, batch_length(example) + 1), *(stretched(example, axis) for axis in (1, 2, 3, 4))]
+        return [specs for batch in longer if (specs := self._on(batch))]
+
+    def _on(self, batch: Any) -> Mapping[str, Any]:
+        try:
+            return facts_on(self.graph, batch).specs
+        except Exception as error:  # noqa: BLE001 - whatever the user's model says of other sizes
+            _LOG.debug("%s does not run on other sizes: %s", type(self.graph).__name__, first_line(error))
+            return {}

@@ -1,0 +1,238 @@
+"""Arguments of a wrong type or range: every stage refuses them with an error of its own, before it begins."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import fxprune
+from fxprune.arguments import CHECKS, shown
+from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError
+
+X, Y = torch.randn(12, 6), torch.arange(12) % 3
+LOADER = [(X, Y)]
+
+
+class Net(nn.Module):
+    """Three layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x).relu())
+
+
+MODEL = Net().eval()
+SCORES = fxprune.score(MODEL, LOADER, progress=False)
+PLAN = SCORES.plan(0.9)
+SMALL = fxprune.apply(MODEL, PLAN)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch has newer ways
+    SCRIPTED, TRACED = torch.jit.script(Net()), torch.jit.trace(Net(), X)
+
+PER_NAME: dict[str, tuple[Any, type[FxpruneError], str]] = {
+    "device": ("nope", FxpruneError, r"device is 'nope', which cannot be used \(Expected one of cpu.*\): name another"),
+    "seed": (2**70, FxpruneError, r"seed is 1180591620717411303424; it is a whole number from 0 to 2\*\*63 - 1"),
+    "exclude": ([3], FxpruneError, r"exclude is \[3\]; it is a name or glob pattern of names, or module types, or a"),
+    "alpha": ("0.3", PlanError, "alpha is '0.3'; it is a share of units and lies between 0 and 1"),
+    "params": (True, PlanError, "params is True; it is a share of the original's parameters: more than 0, at most 1"),
+    "macs": (torch.tensor(0.5), PlanError, "macs is a Tensor; it is a share of the original's MACs"),
+    "latency": (float("nan"), PlanError, "latency is nan; it is a share of the original's latency"),
+    "min_keep": (0, PlanError, r"min_keep is 0; it is a whole number, at least 1 and below 2\*\*31"),
+    "round_to": (1.5, PlanError, "round_to is 1.5; it is a whole number"),
+    "rounds": (None, PlanError, "rounds is None; it is a whole number"),
+    "samples_per_class": (-1, CalibrationError, "samples_per_class is -1; it is a whole number"),
+    "max_samples": (2**31, CalibrationError, "max_samples is 2147483648; it is a whole number"),
+    "sample_memory": ("1 GB", CalibrationError, "sample_memory is '1 GB'; it is a whole number of bytes"),
+    "every": (0, CalibrationError, "every is 0; it is a whole number"),
+    "checkpoint": (3, CalibrationError, "checkpoint is 3; it is the path of a file"),
+    "loss": (3, CalibrationError, r"loss is 3; it is a function, loss\(output, targets\)"),
+    "unpack": ("x", CalibrationError, r"unpack is 'x'; it is a function, unpack\(batch\), which gives"),
+    "classes": (3, CalibrationError, r"classes is 3; it is a function, classes\(targets\)"),
+    "run": (1, CalibrationError, r"run is 1; it is a function, run\(model, inputs, targets\)"),
+    "propose": (7, CalibrationError, "propose is 7; it is one of .*, random, or a function from fxprune.Evidence to"),
+    "protect": ("fisher", CalibrationError, "protect is 'fisher'; it is one of separability, "),
+    "compensate": (None, PlanError, "compensate is None; it is one of none, bias, ridge, sequential"),
+    "allocate": (
+        3,
+        PlanError,
+        r"allocate is 3; it is one of tod, .*, or a function \(propose, protect, groups\) -> lev",
+    ),
+    "unknown": ("skip", FxpruneError, "unknown is 'skip'; it is one of error, freeze"),
+    "submodule": (3, FxpruneError, "submodule is 3; it is the path of a module"),
+    "inexact": ("no", FxpruneError, "inexact is 'no'; it is True or False"),
+    "progress": (None, FxpruneError, "progress is None; it is True or False"),
+    "finetune": ([("epochs", 3)], FxpruneError, r"finetune is \[\['epochs', 3\]\]; it is a dict of arguments"),
+    "loader": (None, CalibrationError, "the loader is None, and it gives no batches"),
+}
+
+
+@pytest.mark.parametrize("name", PER_NAME)
+def test_an_argument_is_refused_with_its_name_its_value_and_what_it_has_to_be(name: str) -> None:
+    value, error, message = PER_NAME[name]
+    given = {"model": MODEL, "loader": LOADER, "progress": False, name: value}
+    with pytest.raises(error, match=message):
+        fxprune.compress(**given)
+
+
+MODELS: dict[str, tuple[Any, str]] = {
+    "a class": (Net, r"model is the class Net; give an instance of it, Net\(...\)"),
+    "a path": (Path("net.pt"), "model is a .*Path; build the model, and load its weights with model.load_state_dict"),
+    "a name": ("net.pt", r"model is 'net.pt'; build the model, and .*load_state_dict\(torch.load\(path\)\)"),
+    "a state dict": (
+        MODEL.state_dict(),
+        "model is a OrderedDict; build the model, and load the weights with model.load",
+    ),
+    "scripted": (
+        SCRIPTED,
+        "model is a RecursiveScriptModule; it is scripted or traced.*: give the Net that it was made",
+    ),
+    "traced": (TRACED, "model is a TopLevelTracedModule; it is scripted or traced"),
+    "None": (None, "model is None; give a model, an nn.Module"),
+    "the loader": (LOADER, r"model is \[\[a Tensor, a Tensor\]\]; give a model"),
+}
+
+
+@pytest.mark.parametrize(("model", "message"), MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(
+    "stage",
+    [
+        lambda model: fxprune.compress(model, LOADER),
+        lambda model: fxprune.score(model, LOADER),
+        lambda model: fxprune.capture(model, X),
+        lambda model: fxprune.apply(model, PLAN),
+        lambda model: fxprune.verify(model, PLAN, SMALL, X),
+        lambda model: fxprune.narrow(model, PLAN),
+        lambda model: fxprune.Scores.random(model, X),
+    ],
+    ids=["compress", "score", "capture", "apply", "verify", "narrow", "random"],
+)
+def test_what_is_given_in_place_of_a_model(stage: Callable[[Any], Any], model: Any, message: str) -> None:
+    with pytest.raises(CaptureError, match=message):
+        stage(model)
+
+
+def test_what_is_given_in_place_of_plans_scores_and_graphs() -> None:
+    with pytest.raises(PlanError, match=r"plan is a dict; give what Scores.plan or Plan.load gave"):
+        fxprune.apply(MODEL, PLAN.to_dict())
+    with pytest.raises(PlanError, match=r"scores is a Plan; give what fxprune.score or Scores.load gave"):
+        fxprune.apply(MODEL, PLAN, scores=PLAN)
+    for graph in (MODEL, SMALL):
+        with pytest.raises(CaptureError, match=r"graph is a Net; give what fxprune.capture gave"):
+            fxprune.couple(graph)
+    with pytest.raises(FxpruneError, match=r"small is a Plan; give a model, an nn.Module"):
+        fxprune.report(PLAN)
+
+
+@pytest.mark.parametrize("stage", [fxprune.compress, fxprune.score])
+def test_an_unknown_keyword_names_the_function_that_was_called(stage: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match=rf"^{stage.__name__}\(\) got an unexpected keyword argument 'foo'$"):
+        stage(MODEL, LOADER, foo=1)
+    with pytest.raises(TypeError, match=rf"^{stage.__name__}\(\) missing 1 required positional argument: 'loader'$"):
+        stage(MODEL)
+
+
+def test_functions_that_do_not_give_what_they_should() -> None:
+    with pytest.raises(PlanError, match=r"allocate= fails \(ValueError: could not .*'x'\): a function \(propose"):
+        SCORES.plan(0.1, allocate=lambda *_: "x")
+    with pytest.raises(CalibrationError, match=r"the signal <lambda> fails on what scoring found \(ValueError"):
+        fxprune.score(MODEL, LOADER, propose=lambda _: "x", progress=False)
+    with pytest.raises(CalibrationError, match=r"optimizer= fails on the parameters of Net \(TypeError"):
+        fxprune.finetune(SMALL, LOADER, LOADER, optimizer=nn.Linear, progress=False)
+    with pytest.raises(CalibrationError, match=r"metric= fails on the model before its first epoch, batch 0 .*'str'"):
+        fxprune.finetune(SMALL, LOADER, LOADER, metric=lambda *_: "x", progress=False)
+    with pytest.raises(CalibrationError, match=r"the model fails on the example \(RuntimeError: mat1 and mat2"):
+        SCORES.with_latency(MODEL, X[:, :3], repeats=1)
+    with pytest.raises(CalibrationError, match=r"example= fails on a batch of 2 \(TypeError.*a function from a batch"):
+        fxprune.measure_latency(MODEL, SMALL, nn.Linear, (2,), repeats=1)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    seed, one = np.int64(3), np.int32(1)
+    options = {"min_keep": one, "round_to": one, "samples_per_class": np.uint8(4), "propose": "separability"}
+    found = fxprune.score(MODEL, LOADER, seed=seed, **options, checkpoint=tmp_path / "pass", progress=False)
+    found.save(tmp_path / "scores")
+    plan = fxprune.Scores.load(tmp_path / "scores").plan(np.float32(0.5))
+    assert json.loads(json.dumps(plan.to_dict()))["alpha"] == 0.5
+    assert fxprune.Scores.random(MODEL, X, seed=seed).about == {"random": 3}
+    small = fxprune.compress(MODEL, LOADER, np.float64(0.9), seed=seed, progress=False)
+    assert fxprune.report(small).alpha == 0.9
+
+
+def test_a_narrowed_class_is_verified_by_its_numbers() -> None:
+    assert fxprune.verify(MODEL, PLAN, fxprune.narrow(MODEL, PLAN), X) < 1e-5
+
+
+# -- any wrong argument ------------------------------------------------------------------------------------------------
+
+STAGES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "compress": (fxprune.compress, {"model": MODEL, "loader": LOADER, "progress": False}),
+    "score": (fxprune.score, {"model": MODEL, "loader": LOADER, "progress": False}),
+    "plan": (SCORES.plan, {}),
+    "apply": (fxprune.apply, {"model": MODEL, "plan": PLAN}),
+    "verify": (fxprune.verify, {"model": MODEL, "plan": PLAN, "small": SMALL, "example": X}),
+    "load": (fxprune.load, {"path": "small.safetensors", "model": MODEL}),
+    "save": (fxprune.save, {"small": SMALL, "path": "out.safetensors"}),
+    "capture": (fxprune.capture, {"model": MODEL, "example": X}),
+    "narrow": (fxprune.narrow, {"model": MODEL, "plan": PLAN}),
+}
+PLACES = [
+    (stage, name)
+    for stage, (function, _) in STAGES.items()
+    for name, parameter in inspect.signature(function).parameters.items()
+    if parameter.kind is not parameter.VAR_KEYWORD
+]
+WRONG = [
+    None, True, 0, -1, 1.5, 2**70, float("nan"), float("inf"), 1j, "x", "", b"x", "a\0b", [], [3], [None], (), {},
+    {"a": 1}, {3: 4}, set(), range(3), iter([1]), object(), print, int, Net, Net(), nn.Sequential(), MODEL.state_dict(),
+    torch.randn(3), X[:0], torch.float32, torch.device("meta"), "meta", "cuda:7", np.float32(0.3), np.arange(3),
+    SCRIPTED, TRACED, SMALL, fxprune.capture(MODEL, X), PLAN, SCORES, LOADER, {"labels": Y}, (X, Y), lambda *_: None,
+    lambda *_: "x",
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::fxprune.FxpruneWarning")
+@settings(max_examples=200)
+@given(place=st.sampled_from(PLACES), value=st.sampled_from(WRONG))
+def test_any_argument_gives_a_result_or_an_error_of_ours(
+    place: tuple[str, str], value: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    function, given = STAGES[place[0]]
+    folder = tmp_path_factory.getbasetemp() / "arguments"
+    with pytest.MonkeyPatch.context() as patch:
+        folder.mkdir(exist_ok=True)
+        patch.chdir(folder)
+        fxprune.save(SMALL, "small.safetensors")
+        try:
+            found = function(**{**given, place[1]: value})
+        except FxpruneError as error:
+            found = str(error)
+            assert found
+    assert found is None or isinstance(found, (str, float, nn.Module, fxprune.Plan, fxprune.Scores))
+
+
+def test_every_shared_argument_is_in_the_table() -> None:
+    free = {"example", "other", "path"}
+    for stage, name in PLACES:
+        assert name in CHECKS or name in free, (stage, name)
+
+
+def test_values_are_shown_in_a_few_words() -> None:
+    assert shown("a" * 99) == f"'{'a' * 59}..."
+    assert shown([1, "b", None, 4]) == "[1, 'b', None, ...]"
+    assert shown(np.float32(0.5)) == "0.5"
+    assert shown(X) == "a Tensor"
+    assert shown("\x1b[31m") == r"'\x1b[31m'"

@@ -1,0 +1,134 @@
+"""Examples: cut to a few samples, described by a plan, and another batch made of one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
+
+from fxprune.descriptions import check_example
+from fxprune.example import LONGEST_ROW, another, from_json, to_json, trim
+
+
+@dataclass
+class Held:
+    """An input of the user's own class."""
+
+    x: Tensor
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 5])
+@pytest.mark.parametrize("length", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_floats_have_other_values_of_the_same_range(samples: int, length: int, dtype: torch.dtype) -> None:
+    x = torch.randn(length, 3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = x.clone()
+    y = another(x, samples)
+    assert y.shape == (samples, 3, 4)
+    assert y.dtype == dtype
+    assert not any(torch.equal(row, old) for row in y for old in x)
+    assert y.abs().max() <= x.abs().max()
+    assert len(y.unique(dim=0)) == samples
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.tensor([[1, 2], [3, 4]]),
+        torch.tensor([True, False]),
+        torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
+        torch.tensor([[0.0, float("-inf")], [0.0, 0.0]]),
+        torch.tensor([1 + 2j, 0.5j]),
+        torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8),
+    ],
+)
+def test_whole_numbers_are_taken_again_as_they_are(x: Tensor) -> None:
+    assert torch.equal(another(x, 3), x[[1, 0, 1]])
+
+
+def test_what_is_not_of_the_length_of_the_batch_is_kept() -> None:
+    x = torch.randn(4, 2)
+    packed = pack_sequence([torch.randn(4, 2)])
+    given = {
+        "x": x,
+        "edges": torch.tensor([[0, 1, 3], [2, 2, 1]]),
+        "t": torch.tensor(0.5),
+        "nested": (Held(x), [packed, None, "text", 4, torch.eye(4).to_sparse()]),
+        "meta": torch.zeros(4, 1, device="meta"),
+    }
+    made = another(given, 5)
+    assert list(made) == list(given)
+    assert made["x"].shape == (5, 2)
+    assert made["meta"].shape == (5, 1)
+    assert all(made[name] is given[name] for name in ("edges", "t"))
+    assert all(a is b for a, b in zip(made["nested"][1], given["nested"][1], strict=True))
+    assert made["nested"][0] is given["nested"][0]
+
+
+@pytest.mark.parametrize("nothing", [(), (3, None), torch.zeros(0, 4), torch.tensor(1.5)])
+def test_without_samples_it_stays_as_it_is(nothing: object) -> None:
+    made = another(nothing, 3)
+    assert made is nothing or made == nothing
+
+
+def test_gradients_are_asked_for_as_before() -> None:
+    assert another(torch.randn(2, 3, requires_grad=True), 3).is_leaf
+    assert another(torch.randn(2, 3, requires_grad=True), 3).requires_grad
+    with torch.inference_mode():
+        x = torch.randn(2, 3)
+    assert not another(x, 3).requires_grad
+
+
+def test_fewer_samples_are_no_batch_where_others_number_them() -> None:
+    edges = torch.tensor([[0, 1, 3], [2, 2, 1]])
+    assert another((torch.randn(4, 2), edges), 3)[0].shape == (4, 2)
+    assert another((torch.randn(4, 2), edges), 5)[0].shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("beside", "rows"),
+    [
+        (torch.zeros(6, 3), 2),
+        (torch.ones(6), 2),
+        (torch.eye(5), 2),
+        (torch.tensor(7.0), 2),
+        (torch.ones(2, 9, dtype=torch.bool), 2),
+        (torch.tensor([[0, 5], [1, 2]]), 6),
+        (torch.tensor([[5.0, 0.1, 0.2]]), 6),
+        (pack_sequence([torch.zeros(3, 2)] * 2), 6),
+    ],
+)
+def test_only_what_has_the_length_of_the_batch_is_cut(beside: Any, rows: int) -> None:
+    x = torch.randn(6, 4)
+    for cut, other in (trim((x, beside), samples=2), trim({"x": x, "y": beside}, samples=2).values()):
+        assert torch.equal(cut, x[:rows])
+        if isinstance(beside, Tensor):
+            kept = beside[:rows] if beside.ndim and len(beside) == 6 else beside
+            assert torch.equal(other, kept)
+        else:
+            assert other is beside
+
+
+def test_a_plan_keeps_a_row_of_floats_that_are_no_samples() -> None:
+    boxes = torch.tensor([[1.0, 0.5, -float("inf")], [0.0, 0.25, 2.0]])
+    example = torch.randn(3, 4), boxes, torch.tensor(0.5, dtype=torch.bfloat16), torch.randn(5, LONGEST_ROW + 1)
+    described = json.loads(json.dumps(to_json(example)))
+    check_example(described)
+    assert [entry.get("row") for entry in described] == [None, boxes[0].tolist(), [0.5], None]
+    made = from_json(described)
+    assert [(t.shape, t.dtype) for t in made] == [(t.shape, t.dtype) for t in example]
+    assert torch.equal(made[1], boxes[[0, 0]])
+    assert made[1].is_contiguous()
+    assert made[2] == 0.5
+
+
+@pytest.mark.parametrize("row", [[1.0], "row", [1.0, "a"], [True, False], {"0": 1.0}])
+def test_a_row_that_does_not_fit(row: Any) -> None:
+    with pytest.raises(ValueError, match=r"names a row of a tensor of shape \[3, 2\] that is not 2 numbers"):
+        check_example({"tensor": [3, 2], "dtype": "float32", "row": row})

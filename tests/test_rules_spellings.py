@@ -1,0 +1,72 @@
+"""Every operation in the table of rules, its call spelled in other ways: exact, or an error that names the node."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import difference, outputs
+from invariants import made
+from random_nets import FAMILIES, RandomNet, one_of_each
+from spellings import Way, by_keyword, by_shape, respelled, with_empty
+from steps import KINDS
+
+import fxprune
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*upsample.* is deprecated", "ignore:.*degrees of freedom is <= 0", "ignore:.*deprecated signature"
+)
+AT_ONCE = 40  # kinds in one network
+NONE = {  # what torch makes of no channels for a layer of six, and no rule can take
+    "nn.BatchNorm1d", "nn.BatchNorm2d", "nn.BatchNorm3d", "norm without affine", "norm after conv", "F.batch_norm",
+    "F.instance_norm", "nn.PixelUnshuffle", "torch.pixel_unshuffle", "F.pixel_unshuffle",
+    "torch.native_channel_shuffle",
+}  # fmt: skip
+
+
+def chunks() -> list[list[str]]:
+    """The names of all kinds, some of one family at a time."""
+    found = []
+    for family in FAMILIES:
+        names = [name for name, kind in KINDS.items() if kind.family == family]
+        found += [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
+    return found
+
+
+def prove(net: RandomNet, way: Way) -> None:
+    """The graph of the respelled network gives what that gives, and a smaller one what the masked original gives.
+
+    Where torch takes no other spelling of any of its calls, there is nothing to see.
+    """
+    other = respelled(net, way)
+    if other is None:
+        return
+    graph = fxprune.capture(other, net.example())
+    assert difference(outputs(other, net.example()), outputs(graph, net.example())) < 1e-12
+    plan = fxprune.Scores.random(graph, net.example()).plan(alpha=0.6)
+    assert fxprune.verify(graph, plan, made(graph, plan), net.example(3)) < 1e-9
+
+
+def fails(name: str, way: Way) -> str | None:
+    """What is wrong with one kind, if it is tried alone."""
+    try:
+        prove(one_of_each([name]), way)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is said with the kind's name
+        return f"{name}: {type(error).__name__}: {error}"
+    return None
+
+
+@pytest.mark.parametrize("way", [by_keyword, with_empty, by_shape], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("names", chunks(), ids=lambda names: f"{KINDS[names[0]].family}: {names[0]}")
+def test_every_step_in_another_spelling(names: list[str], way: Way) -> None:
+    names = [name for name in names if way is not with_empty or name not in NONE]
+    if KINDS[names[0]].family == "pointwise" and way is not by_keyword:
+        names = names[::8]  # one rule has nearly all of them
+    try:
+        prove(one_of_each(names), way)
+    except Exception as error:
+        raise AssertionError([found for n in names if (found := fails(n, way))] or "only together") from error
+
+
+@pytest.mark.parametrize("name", sorted(NONE))
+def test_calls_on_no_channels_that_no_rule_can_take(name: str) -> None:
+    with pytest.raises(fxprune.FxpruneError, match=r"cannot take node|does not run on the example"):
+        prove(one_of_each([name]), with_empty)
