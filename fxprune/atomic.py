@@ -14,6 +14,7 @@ from os import PathLike
 from pathlib import Path
 
 from fxprune.errors import FxpruneError
+from fxprune.interrupts import Orderly
 from fxprune.paths import regular
 
 if sys.platform != "win32":
@@ -32,7 +33,7 @@ def replacing(path: str | PathLike[str], error: type[FxpruneError]) -> Iterator[
     """
     goal = writable(path, error)
     try:
-        with _folder(goal) as folder:
+        with Orderly(), _folder(goal) as folder:
             unfinished = folder / goal.name
             unfinished.touch(exist_ok=False)
             mode = stat.S_IMODE((goal if goal.exists() else unfinished).stat().st_mode)

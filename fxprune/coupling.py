@@ -19,6 +19,7 @@ from fxprune.collect import EXCLUDED, Collector, Exclude
 from fxprune.errors import CaptureError, FxpruneError, UnsupportedOpError, first_line, is_of_memory
 from fxprune.example import TensorSpec
 from fxprune.groups import Coupling, Edge, Group, Index, Site
+from fxprune.isolation import undisturbed
 from fxprune.labels import Labels
 from fxprune.numberless import computing, lacking_numbers
 from fxprune.resolve import resolve
@@ -61,7 +62,8 @@ def couple(
       2: 2 of 2 channels
     """
     check(couple, locals())
-    return analyse(graph, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim).groups
+    with undisturbed():
+        return analyse(graph, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim).groups
 
 
 def analyse(

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import weakref
+from inspect import CO_GENERATOR
 from types import FrameType
 from typing import Any
 
@@ -33,12 +34,11 @@ class Orderly:
     raises KeyboardInterrupt.
 
     Nothing is done in other threads than the main one, to which all signals go; inside of another `Orderly`; or where
-    SIGINT is ignored, or is handled outside of Python. `frame` is the one whose work it is, by default the one that
-    enters.
+    SIGINT is ignored, or is handled outside of Python. `frame` is the one whose work it is.
     """
 
-    def __init__(self, frame: FrameType | None = None) -> None:
-        self.frame = frame
+    def __init__(self) -> None:
+        self.frame: FrameType | None = None
         self.before: Any = None
         self.lock: Any = None
 
@@ -48,7 +48,9 @@ class Orderly:
         if threading.current_thread() is not threading.main_thread() or inside or not callable(before):
             return
         self.before = before
-        self.frame = self.frame or sys._getframe(1)
+        self.frame = frame = sys._getframe(1)
+        while frame.f_back and (frame.f_code.co_name in _BUSY or frame.f_code.co_flags & CO_GENERATOR):
+            self.frame = frame = frame.f_back
         signal.signal(signal.SIGINT, self)
 
     def __exit__(self, *error: object) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import random
-import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -154,7 +153,7 @@ class _Undisturbed(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         with ExitStack() as stack:
-            interrupts = Orderly(sys._getframe(1))
+            interrupts = Orderly()
             stack.enter_context(interrupts)
             lock = _ALONE.lock
             interrupts.wait_for(lock)

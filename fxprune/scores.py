@@ -22,9 +22,10 @@ from fxprune.costing import Costs, costs_of
 from fxprune.coupling import Coupling, Exclude, Index, Site, analyse
 from fxprune.descriptions import captured
 from fxprune.errors import FxpruneWarning, PlanError
+from fxprune.isolation import undisturbed
 from fxprune.latency import Latency, measure
 from fxprune.moments import Key, Moments
-from fxprune.numberless import computing, need_numbers
+from fxprune.numberless import need_numbers
 from fxprune.paths import regular
 from fxprune.plan import Budget, Plan, coupling_of, plan_of
 from fxprune.records import restored
@@ -125,8 +126,9 @@ class Scores:
         check(Scores.with_latency, locals())
         need_numbers(model, "with_latency")
         part = part_of(model, str(self.settings.get("submodule", "")))
-        graph = captured(self.settings, part, self.example)
-        coupling = coupling_of(graph, self.plan(0))
+        with undisturbed():
+            graph = captured(self.settings, part, self.example)
+            coupling = coupling_of(graph, self.plan(0))
         if [(s.name, s.units.tolist()) for s in coupling.sites] != [(s.name, s.units.tolist()) for s in self.sites]:
             raise PlanError(
                 f"the scores are not of {type(model).__name__}: score it, or give the model that was scored"
@@ -271,7 +273,7 @@ class Scores:
         check(cls.random, locals())
         graph = capture_around(exclude, part_of(model, submodule), example)
         options = {"inexact": inexact, "head_dim": head_dim}
-        with computing():
+        with undisturbed():
             coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
             drawn = np.random.default_rng(seed).random((2, coupling.units))
             own = options | {"submodule": submodule}

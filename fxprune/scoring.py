@@ -136,10 +136,10 @@ def score(
             totals = one.run(classes, file, progress=progress)
         evidence = evidence_of(graph, coupling, one.found.probes, totals, sampler)
         scores = ranked(propose, evidence), ranked(protect, evidence)
+        about = {"samples": sampler.seen, "propose": name_of_signal(propose), "protect": name_of_signal(protect)}
+        result = scores_of(graph, coupling, scores, options | {"submodule": submodule}, about | _sampled(sampler))
     if file is not None:
         file.done()
-    about = {"samples": sampler.seen, "propose": name_of_signal(propose), "protect": name_of_signal(protect)}
-    result = scores_of(graph, coupling, scores, options | {"submodule": submodule}, about | _sampled(sampler))
     return replace(result, moments=evidence.moments, min_keep=int(min_keep), round_to=int(round_to))
 
 
