@@ -10,11 +10,13 @@ import threading
 import time
 import weakref
 from inspect import CO_GENERATOR
-from types import FrameType
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, TypeVar
 
 from torch._library import simple_registry
 from torch.utils import weak
+
+Function = TypeVar("Function", bound=Any)
 
 _BUSY = frozenset({
     "__enter__", "__exit__", "enter_context", "callback",  # half of a context
@@ -22,7 +24,17 @@ _BUSY = frozenset({
 })  # fmt: skip
 _BY_C = (weakref, _weakrefset, weak, simple_registry)  # called by C, which loses errors or ends the process by them
 _FILES = frozenset(module.__file__ for module in _BY_C)
+_WHOLE: set[CodeType] = set()  # of functions that no interrupt comes through
 _PAUSE = 0.001  # seconds until an interrupt that came at such a moment comes again
+
+
+def uninterrupted(function: Function) -> Function:
+    """Let interrupts wait for the end of the decorated function.
+
+    Where torch calls Python from C++ that takes no errors, as torch.export does, an interrupt would end the process.
+    """
+    _WHOLE.add(function.__code__)
+    return function
 
 
 class Orderly:
@@ -76,11 +88,13 @@ class Orderly:
             self.lock = None
             self.before(number, frame)
 
+    _WHOLE.add(__call__.__code__)
+
     def _is_busy(self, frame: FrameType | None) -> bool:
         """Whether a context is being entered or left, in any of the frames of the work."""
         while frame is not None and frame is not self.frame:
             code = frame.f_code
-            if code.co_name in _BUSY or code.co_filename in _FILES or code is Orderly.__call__.__code__:
+            if code.co_name in _BUSY or code.co_filename in _FILES or code in _WHOLE:
                 return self.frame is not None
             frame = frame.f_back
         return False

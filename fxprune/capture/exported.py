@@ -28,6 +28,7 @@ from fxprune.capture.program import Builder
 from fxprune.capture.symbolic import SymbolicTracer, register_constants
 from fxprune.errors import CaptureError, first_line
 from fxprune.example import as_call
+from fxprune.interrupts import uninterrupted
 from fxprune.isolation import restored
 from fxprune.numberless import lacking_numbers
 
@@ -152,6 +153,7 @@ def _export_layers(model: nn.Module, example: Any, shapes: Shapes | None, whole:
         whole -= odd
 
 
+@uninterrupted
 def _export(model: nn.Module, example: Any, shapes: Shapes | None, whole: set[str]) -> ExportedProgram:
     args, kwargs = as_call(example)
     with _quiet():
