@@ -46,7 +46,9 @@ class Repair:
         return source
 
     def changed(self, node: fx.Node) -> bool:
-        """Whether an input is a number, or several, and another one than in the original."""
+        """Whether an input is a number, or several, and another one than in the original; what was inserted is not."""
+        if node.name not in self.old:
+            return False
         return node in self.env and not isinstance(self.env[node], Labels) and self.env[node] != self.old[node.name]
 
     def arguments(self) -> tuple[Any, dict[str, Any]]:

@@ -117,6 +117,7 @@ WHOLE: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
 
 
 @pytest.mark.parametrize("name", EXACT)
+@pytest.mark.filterwarnings("ignore:Calls draws random numbers in eval mode")
 def test_a_call_that_is_exact(name: str) -> None:
     model = Calls(EXACT[name]).double().eval() if "bits" not in name else Calls(EXACT[name]).eval()
     inputs = images().to(model.weight.dtype)

@@ -75,7 +75,13 @@ for _product in (torch.baddbmm, "baddbmm"):
     )
 for _product in (torch.addbmm, "addbmm"):
     _name = _product if isinstance(_product, str) else "torch.addbmm"
-    add(_name, lambda _, x, f=_product: x * exactly(f, x.mean((0, 3)), x.mean(3), x.mean(3).mT)[:, None], whole=True)
+    add(
+        _name,
+        lambda _, x, f=_product: (
+            x * exactly(f, x.mean((0, 2, 3))[:, None], x.mean(3), x.mean(3).mT).mean(1)[:, None, None]
+        ),
+        whole=True,
+    )
 add("einsum", lambda own, x: torch.einsum("bchw,co->bohw", x, own.weight), matrix, width=drawn)
 add("einsum of two", lambda _, x, y: torch.einsum("bchw,bcij,bchw->bchw", x, y, y), inputs=2)
 add(
