@@ -133,9 +133,6 @@ BETWEEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], nn.Module | None, bool
     "tokens of a sample, by running statistics": (
         lambda layer, x: _back(layer(_rows(x))), nn.InstanceNorm1d(36, track_running_stats=True), False,
     ),
-    "one sample at a time": (
-        lambda layer, x: torch.stack([layer(y) for y in x.unbind(0)]), nn.InstanceNorm2d(8, affine=True), False,
-    ),
 }  # fmt: skip
 
 
