@@ -89,6 +89,11 @@ class Finetuning:
     metrics: tuple[float, ...] = ()
     best: int = 0
 
+    def __post_init__(self) -> None:
+        judged = self.metrics or self.val_losses
+        if (self.train_losses or judged) and not 0 <= self.best < len(judged):
+            raise ValueError(f"epoch {self.best} of a fine-tuning was kept, but {len(judged)} were judged")
+
     @property
     def ran(self) -> int:
         """The number of epochs that ran."""
