@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import _weakrefset
+import gc
 import signal
 import sys
 import threading
@@ -91,10 +92,11 @@ class Orderly:
     _WHOLE.add(__call__.__code__)
 
     def _is_busy(self, frame: FrameType | None) -> bool:
-        """Whether a context is being entered or left, in any of the frames of the work."""
+        """Whether a context is being entered or left, or errors are lost, in any of the frames of the work."""
+        lost = {getattr(callback, "__code__", None) for callback in gc.callbacks}
         while frame is not None and frame is not self.frame:
             code = frame.f_code
-            if code.co_name in _BUSY or code.co_filename in _FILES or code in _WHOLE:
+            if code.co_name in _BUSY or code.co_filename in _FILES or code in _WHOLE or code in lost:
                 return self.frame is not None
             frame = frame.f_back
         return False

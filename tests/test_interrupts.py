@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -72,6 +73,15 @@ def interrupted(call: Callable[[], Any], after: float) -> None:
     thread.join()
 
 
+@pytest.fixture
+def no_callbacks() -> Iterator[None]:
+    """Nothing runs while garbage is collected, where Python would lose an interrupt between two calls of ours."""
+    callbacks = list(gc.callbacks)
+    gc.callbacks.clear()
+    yield
+    gc.callbacks.extend(callbacks)
+
+
 def durations() -> dict[str, float]:
     """The seconds that each call takes, once it has been made before."""
     taken = {}
@@ -83,6 +93,7 @@ def durations() -> dict[str, float]:
     return taken
 
 
+@pytest.mark.usefixtures("no_callbacks")
 @pytest.mark.parametrize("times", [200, pytest.param(2000, marks=pytest.mark.slow)])
 def test_an_interrupt_at_any_moment_leaves_nothing_behind(times: int) -> None:
     draw, taken = random.Random(times), durations()
@@ -202,6 +213,24 @@ def test_an_interrupt_elsewhere_comes_at_once(around: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         work()
     assert not reached
+
+
+def test_an_interrupt_while_garbage_is_collected_is_not_lost() -> None:
+    def collected(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            signal.raise_signal(signal.SIGINT)
+
+    def work() -> None:
+        with undisturbed():
+            gc.collect()
+            time.sleep(PATIENCE)
+
+    gc.callbacks.append(collected)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        gc.callbacks.remove(collected)
 
 
 def test_the_callers_own_handler_is_called_and_put_back() -> None:
