@@ -1,7 +1,7 @@
 """fxprune: structured pruning as a torch.fx compiler pass, after FAIR-Pruner (arXiv 2508.02291)."""
 
-from fxprune import classes
 from fxprune.artifact import load, save
+from fxprune.caller import classes
 from fxprune.capture import capture
 from fxprune.compensation import Compensation
 from fxprune.compress import apply, compress

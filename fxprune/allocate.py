@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.arguments import CHECKS, check_value, chosen
+from fxprune.caller.arguments import CHECKS, check_value, chosen
 from fxprune.errors import PlanError, told
 from fxprune.tod import LARGEST_SHARE, Flags, balanced, ranks, tod_curve
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.overrides import changed
+from fxprune.caller.overrides import changed
 
 
 class ScaledDotProduct(nn.Module):

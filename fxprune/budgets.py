@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fxprune.allocate import EVEN, Allocate, Allocation
-from fxprune.arguments import check_value
+from fxprune.caller.arguments import check_value
 from fxprune.errors import PlanError
 from fxprune.plan import BUDGETS
 from fxprune.tod import Flags

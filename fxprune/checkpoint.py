@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from fxprune.atomic import replacing
+from fxprune.caller.files import regular, replacing
 from fxprune.errors import FxpruneError, first_line
-from fxprune.paths import regular
 
 FORMAT = 1
 

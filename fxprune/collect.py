@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.caller.example import TensorSpec
 from fxprune.capture import ModelGraph
 from fxprune.capture.checks import Leaves, listed
 from fxprune.errors import FxpruneError
-from fxprune.example import TensorSpec
 from fxprune.labels import Labels, Plane, varying_axes
 from fxprune.rules.context import Context, Option, Reading, Slot
 

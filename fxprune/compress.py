@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from fxprune.allocate import Allocate
-from fxprune.arguments import check
-from fxprune.batches import Classes, Unpack
 from fxprune.budgets import given
+from fxprune.caller.arguments import check
+from fxprune.caller.batches import Classes, Unpack
+from fxprune.caller.isolation import undisturbed
 from fxprune.capture import example_of
 from fxprune.compensation import Level, check_level
 from fxprune.coupling import Exclude
 from fxprune.errors import FxpruneWarning, stage
 from fxprune.finetune import check_options
 from fxprune.finetune import finetune as tune
-from fxprune.isolation import undisturbed
 from fxprune.notes import Planned, note, note_error, note_scores, planned_by
 from fxprune.objective import Loss
 from fxprune.plan import Plan

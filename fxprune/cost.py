@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.batches import sample_count
+from fxprune.caller.batches import sample_count
 from fxprune.capture import facts_on
 
 

@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from fxprune.attention import ScaledDotProduct
-from fxprune.batches import sample_count
+from fxprune.caller.batches import sample_count
 from fxprune.capture import ModelGraph, example_of, flops_of
 from fxprune.coupling import Coupling
 from fxprune.labels import Labels

@@ -12,16 +12,16 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.arguments import check
+from fxprune.caller.arguments import check
+from fxprune.caller.example import TensorSpec
+from fxprune.caller.isolation import undisturbed
+from fxprune.caller.meta import computing, lacking_numbers
 from fxprune.capture import ModelGraph
 from fxprune.capture.checks import listed
 from fxprune.collect import EXCLUDED, Collector, Exclude
 from fxprune.errors import CaptureError, FxpruneError, UnsupportedOpError, first_line, is_of_memory
-from fxprune.example import TensorSpec
 from fxprune.groups import Coupling, Edge, Group, Index, Site
-from fxprune.isolation import undisturbed
 from fxprune.labels import Labels
-from fxprune.numberless import computing, lacking_numbers
 from fxprune.resolve import resolve
 from fxprune.rules.table import RULES, describe, key_of
 from fxprune.walk import Unknown, named, step

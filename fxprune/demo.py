@@ -28,10 +28,8 @@ from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
-from fxprune.atomic import replacing
-from fxprune.errors import FxpruneError
-from fxprune.paths import made_folder
-from fxprune.text import visible
+from fxprune.caller.files import made_folder, replacing
+from fxprune.errors import FxpruneError, visible
 
 STAGES = (32, 64, 128)  # channels of the three stages; each but the first halves the image
 BLOCKS = 2  # residual blocks a stage

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxprune.caller.example import opened
 from fxprune.errors import CalibrationError, FxpruneError, blaming
-from fxprune.example import opened
 from fxprune.objective import Loss, loss_of
 from fxprune.submodule import Run, call_whole
 

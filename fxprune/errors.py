@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fxprune.text import visible
-
 
 class FxpruneError(Exception):
     """The parent of every error that fxprune raises on purpose; `stage` says while what, or nothing.
@@ -133,3 +131,14 @@ class FxpruneWarning(UserWarning):
 
     def __str__(self) -> str:
         return visible(super().__str__())
+
+
+def visible(text: str) -> str:
+    r"""Text in which all that a terminal would obey, or not show, stands as an escape; ends of lines stay.
+
+    >>> print(visible("conv\x1b[31m1"))
+    conv\x1b[31m1
+    """
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

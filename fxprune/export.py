@@ -15,15 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.arguments import check
-from fxprune.atomic import replacing
+from fxprune.caller.arguments import check
+from fxprune.caller.example import as_call, opened, to_device
+from fxprune.caller.files import regular, replacing
+from fxprune.caller.isolation import device_of, precise, undisturbed
+from fxprune.caller.meta import need_numbers
 from fxprune.capture.hooks import keep, plain_copy
 from fxprune.capture.watching import computing
 from fxprune.errors import ExportError, first_line
-from fxprune.example import as_call, opened, to_device
-from fxprune.isolation import device_of, precise, undisturbed
-from fxprune.numberless import need_numbers
-from fxprune.paths import regular
 from fxprune.verify import relative_error
 
 TOLERANCE = 1e-4

@@ -18,17 +18,17 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from fxprune.arguments import CHECKS, check, chosen
-from fxprune.batches import Unpack, length_of
+from fxprune.caller.arguments import CHECKS, check, chosen
+from fxprune.caller.batches import Unpack, length_of
+from fxprune.caller.isolation import device_of, dtype_of, isolated_copy, seeded
+from fxprune.caller.meta import need_numbers
+from fxprune.caller.tensors import fingerprint
 from fxprune.distillation import Distillation, Goal, Logits, Metric, classes_last
 from fxprune.errors import CalibrationError, FxpruneError, blaming, stage
-from fxprune.isolation import device_of, dtype_of, isolated_copy, seeded
-from fxprune.numberless import need_numbers
 from fxprune.objective import Loss
 from fxprune.report import Finetuning, note_finetuning, report
 from fxprune.submodule import Run
 from fxprune.training import Course, Loaders
-from fxprune.weights import fingerprint
 
 MOMENTUM = 0.9
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")

@@ -9,8 +9,8 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fxprune.example import TensorSpec
-from fxprune.isolation import evaluating
+from fxprune.caller.example import TensorSpec
+from fxprune.caller.isolation import evaluating
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from fxprune.caller.example import PackedSpec
 from fxprune.capture import ModelGraph
 from fxprune.capture.graph import OwnSource
 from fxprune.coupling import Coupling, Edge
-from fxprune.example import PackedSpec
 from fxprune.recurrence import PackedGate, gated_module
 from fxprune.rules.arguments import Call
 from fxprune.rules.movement import move

@@ -9,8 +9,8 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from fxprune.errors import visible
 from fxprune.rules.context import Slot
-from fxprune.text import visible
 
 Index = NDArray[np.int64]
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from fxprune.caller.example import TensorSpec, another, batch_length, stretched
 from fxprune.capture import ModelGraph, example_of, facts_on
 from fxprune.errors import first_line
-from fxprune.example import TensorSpec, another, batch_length, stretched
 
 _LOG = logging.getLogger(__name__)
 

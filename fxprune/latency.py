@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import fx
 
 from fxprune.allocate import Allocation
+from fxprune.caller.isolation import device_of, evaluating, undisturbed
 from fxprune.capture import ModelGraph, example_of, flops_of, placeholder_values
 from fxprune.costing import Accounts
 from fxprune.coupling import Coupling
 from fxprune.errors import blaming
-from fxprune.isolation import device_of, evaluating, undisturbed
 from fxprune.rewrite import rewrite
 from fxprune.rules.context import labels_in
 from fxprune.widths import Flags, Index, Product, Products, Ruler, Widths, products

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.benchmark import Measurement, Timer
 
-from fxprune.arguments import check
+from fxprune.caller.arguments import check
+from fxprune.caller.example import as_call, to_device
+from fxprune.caller.isolation import device_of, evaluating, undisturbed
 from fxprune.errors import FxpruneError, blaming, first_line
-from fxprune.example import as_call, to_device
-from fxprune.isolation import device_of, evaluating, undisturbed
 from fxprune.latency import wait_for
 from fxprune.report import note_latency, reported
 from fxprune.reporting.records import BatchLatency, MeasuredLatency, Timing

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from fxprune.caller.meta import home_of
+from fxprune.caller.tensors import INDEX
 from fxprune.errors import RewriteError
 from fxprune.labels import Labels
-from fxprune.numberless import home_of
 from fxprune.originals import SHARE, original
 from fxprune.places import moves, trace
 from fxprune.rules import recurrent
 from fxprune.rules.table import RULES, Key, key_of
 
-INDEX = "_fxprune_index_"  # prefix of the buffers that hold gathering indices; they are not part of the state_dict
 PERMUTE = f"{INDEX}before_"  # of those that permute channels in front of a movement
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fxprune.distributed import check_same, gathered, rank_and_size, summed
+from fxprune.caller.rank_batches import Share
+from fxprune.caller.ranks import check_same, gathered, rank_and_size, summed
 from fxprune.moments import WIDEST, Gathering
 from fxprune.positions import first_of_each
 from fxprune.probes import Probe
 from fxprune.sampling import Sampler
-from fxprune.shares import Share
 
 
 def merge(probes: Sequence[Probe], totals: Sequence[Tensor], sampler: Sampler, share: Share) -> list[Tensor]:

@@ -7,21 +7,21 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxprune.arguments import check
+from fxprune.caller.arguments import check
+from fxprune.caller.computed_weights import computed, make_permanent
+from fxprune.caller.isolation import isolated_copy, undisturbed
+from fxprune.caller.meta import need_numbers
+from fxprune.caller.tensors import lacking, named_tensors, put
 from fxprune.capture import ModelGraph, capture_as, example_of
 from fxprune.capture.graph import plain_attributes
 from fxprune.compress import apply
-from fxprune.computed import computed, make_permanent
 from fxprune.errors import NarrowError, summary
-from fxprune.isolation import isolated_copy, undisturbed
 from fxprune.mending import is_inserted
 from fxprune.notes import Planned, planned_by
-from fxprune.numberless import need_numbers
 from fxprune.plan import Plan
 from fxprune.rewrite import check_labels
 from fxprune.submodule import part_of, with_part
 from fxprune.verify import TOLERANCES, outputs_of, relative_error
-from fxprune.weights import lacking, named_tensors, put
 
 _REMEDY = "use fxprune.apply, which gives a graph in which that is mended, or exclude the layers that feed it"
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.batches import sample_count
+from fxprune.caller.batches import sample_count
+from fxprune.caller.tensors import bytes_of
 from fxprune.capture import ModelGraph, example_of, facts_on, flops_of
 from fxprune.compensation import Compensation
 from fxprune.cost import parameters
@@ -22,7 +23,6 @@ from fxprune.reporting.rankings import rankings
 from fxprune.scores import Scores
 from fxprune.submodule import name_of, part_of
 from fxprune.tod import Flags
-from fxprune.weights import bytes_of
 
 Planned = tuple[ModelGraph, Coupling, Flags]
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import count_of, fitted, sample_count
+from fxprune.caller.batches import count_of, fitted, sample_count
+from fxprune.caller.example import as_call, opened
+from fxprune.caller.isolation import evaluating
 from fxprune.capture import ModelGraph, placeholder_values
 from fxprune.capture.graph import plain_attributes
 from fxprune.errors import CalibrationError, blaming
-from fxprune.example import as_call, opened
-from fxprune.isolation import evaluating
 from fxprune.submodule import Run, call_whole
 
 Loss = Callable[[Any, Any], Tensor]

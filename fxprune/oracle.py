@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from fxprune.caller.isolation import device_of
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling
 from fxprune.gates import Mask, insert
-from fxprune.isolation import device_of
 from fxprune.labels import Labels
 from fxprune.mending import Repair, preserve
 from fxprune.rewrite import Checker, narrowed_copy

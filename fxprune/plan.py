@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.arguments import CHECKS, instance
-from fxprune.atomic import replacing
+from fxprune.caller.arguments import CHECKS, instance
+from fxprune.caller.example import check_example
+from fxprune.caller.files import regular, replacing
+from fxprune.caller.typed_json import restored
 from fxprune.capture import ModelGraph
 from fxprune.coupling import EXCLUDED, Coupling, Site, analyse
-from fxprune.descriptions import check_example, check_settings
-from fxprune.errors import PlanError
-from fxprune.paths import regular
-from fxprune.records import restored
-from fxprune.text import visible
+from fxprune.descriptions import check_settings
+from fxprune.errors import PlanError, visible
 
 FORMAT = 1
 LARGEST = 256 << 20  # bytes of a file; a million channels take ten

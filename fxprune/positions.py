@@ -13,25 +13,6 @@ from torch import Tensor
 from fxprune.moments import hashed
 
 
-def majority(classes: Tensor) -> Tensor:
-    """The class that most positions of a sample have: (samples, *positions) -> (samples,); negative ones do not count.
-
-    A sample whose positions all have negative classes gets -1; of classes with equally many, the lowest is taken.
-
-    >>> majority(torch.tensor([[2, 2, 5], [-1, -1, 3], [-1, -1, -1]]))
-    tensor([ 2,  3, -1])
-    """
-    flat = classes.flatten(1)
-    present, inverse = torch.unique(flat, return_inverse=True)
-    if not flat.numel():
-        return flat.new_full((len(flat),), -1)
-    counts = torch.zeros(len(flat), len(present), dtype=torch.int64)
-    counts.scatter_add_(1, inverse, torch.ones_like(inverse))
-    counts[:, present < 0] = 0
-    best = counts.argmax(1)
-    return torch.where(counts.amax(1) > 0, present[best], -1)
-
-
 def resized(classes: Tensor, size: Sequence[int]) -> Tensor:
     """A class map (samples, *positions) at other sizes of the positions: the nearest position's class.
 

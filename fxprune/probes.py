@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.example import TensorSpec
 from fxprune.capture import ModelGraph, example_of, facts_on
 from fxprune.coupling import Edge, Index
-from fxprune.example import TensorSpec
 from fxprune.gates import Gate
 from fxprune.moments import Gathering
 from fxprune.positions import PositionDraw, first_of_each

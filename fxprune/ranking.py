@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fxprune.arguments import CHECKS, chosen
+from fxprune.caller.arguments import CHECKS, chosen
 from fxprune.coupling import Edge
 from fxprune.elimination import Reading, eliminated
 from fxprune.errors import CalibrationError, blaming

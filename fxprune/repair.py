@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.batches import Unpack
+from fxprune.caller.batches import Unpack
+from fxprune.caller.isolation import device_of, kept_buffers, placed, precise, seeded
+from fxprune.caller.meta import need_numbers
 from fxprune.capture import state_of
 from fxprune.compensation import Level, check_level, compensated
 from fxprune.compensation.calibration import calibration_of
 from fxprune.errors import CalibrationError, stage
-from fxprune.isolation import device_of, kept_buffers, placed, precise, seeded
 from fxprune.notes import Planned, note_compensation
-from fxprune.numberless import need_numbers
 from fxprune.plan import Plan
 from fxprune.provenance import new_biases
 from fxprune.scores import Scores

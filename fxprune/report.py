@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
-from fxprune.arguments import check
-from fxprune.atomic import replacing
+from fxprune.caller.arguments import check
+from fxprune.caller.computed_weights import parametrized
+from fxprune.caller.files import replacing
 from fxprune.capture import ModelGraph
 from fxprune.compensation import Compensation
-from fxprune.computed import parametrized
 from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError
 from fxprune.plan import Budget

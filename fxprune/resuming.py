@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.arrays import BROKEN, read, write
-from fxprune.distributed import rank_and_size
+from fxprune.caller.arrays import BROKEN, read, write
+from fxprune.caller.files import regular
+from fxprune.caller.rank_batches import Numbered, digest
+from fxprune.caller.ranks import rank_and_size
 from fxprune.errors import CalibrationError
-from fxprune.paths import regular
 from fxprune.probes import Probe
 from fxprune.sampling import Sampler
-from fxprune.shares import Numbered, digest
 
 FORMAT = 3
 

@@ -14,11 +14,11 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from fxprune import literals  # noqa: F401 - registers its ways of mending
+from fxprune.caller.isolation import empties
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError, RewriteError
 from fxprune.growth import Growth
-from fxprune.isolation import empties
 from fxprune.labels import Labels, Plane, is_constant_beside
 from fxprune.mending import Repair, is_inserted, mend, restore, restore_numbers, undo
 from fxprune.places import check_places

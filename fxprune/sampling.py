@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.positions import PositionDraw, majority
+from fxprune.caller.classes import majority
+from fxprune.positions import PositionDraw
 from fxprune.probes import Draw, Probe
 
 

@@ -14,21 +14,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fxprune.allocate import EVEN, Allocate, Allocation, levels
-from fxprune.arguments import CHECKS, check, instance
-from fxprune.arrays import BROKEN, read, write
 from fxprune.budgets import Cost, given, meet, remedies
+from fxprune.caller.arguments import CHECKS, check, instance
+from fxprune.caller.arrays import BROKEN, read, write
+from fxprune.caller.files import regular
+from fxprune.caller.isolation import undisturbed
+from fxprune.caller.meta import need_numbers
+from fxprune.caller.typed_json import restored
 from fxprune.capture import ModelGraph, capture_around, settings_of
 from fxprune.costing import Costs, costs_of
 from fxprune.coupling import Coupling, Exclude, Index, Site, analyse
 from fxprune.descriptions import captured
 from fxprune.errors import FxpruneWarning, PlanError
-from fxprune.isolation import undisturbed
 from fxprune.latency import Latency, measure
 from fxprune.moments import Key, Moments
-from fxprune.numberless import need_numbers
-from fxprune.paths import regular
 from fxprune.plan import Budget, Plan, coupling_of, plan_of
-from fxprune.records import restored
 from fxprune.soundness import check_consistent
 from fxprune.submodule import part_of
 from fxprune.walk import Unknown

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.arguments import check
-from fxprune.batches import Classes, Unpack
+from fxprune.caller.arguments import check
+from fxprune.caller.batches import Classes, Unpack
+from fxprune.caller.isolation import device_of, placed, precise, seeded
+from fxprune.caller.ranks import check_same, rank_and_size
+from fxprune.caller.tensors import fingerprint
 from fxprune.coupling import Exclude, analyse
-from fxprune.distributed import check_same, rank_and_size
 from fxprune.errors import stage
 from fxprune.evidence import evidence_of
-from fxprune.isolation import device_of, placed, precise, seeded
 from fxprune.objective import Loss
 from fxprune.probes import Draw
 from fxprune.ranking import Signal, name_of_signal, need_classes, ranked
@@ -26,7 +27,6 @@ from fxprune.scores import Scores, scores_of
 from fxprune.scoring_pass import ScoringPass
 from fxprune.submodule import Run, name_of, part_of, with_captured_part
 from fxprune.walk import Unknown
-from fxprune.weights import fingerprint
 
 
 def score(

@@ -12,21 +12,21 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, fx, nn
 
-from fxprune.batches import Classes, Unpack, batch_to_device, class_of_samples, count_of, length_of, sample_count
+from fxprune.caller.batches import Classes, Unpack, batch_to_device, class_of_samples, count_of, length_of, sample_count
+from fxprune.caller.isolation import dtype_of, evaluating
+from fxprune.caller.rank_batches import Numbered, Share
+from fxprune.caller.ranks import in_any, rank_and_size, together
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling
-from fxprune.distributed import in_any, rank_and_size, together
 from fxprune.errors import CalibrationError, blaming
 from fxprune.fusing import fuse
 from fxprune.gates import insert
-from fxprune.isolation import dtype_of, evaluating
 from fxprune.layouts import keep
 from fxprune.merging import merge
 from fxprune.objective import Loss, Objective, Part
 from fxprune.probes import Probe, Rows, rows_of
 from fxprune.resuming import Checkpoint, Found
 from fxprune.sampling import Sampler
-from fxprune.shares import Numbered, Share
 from fxprune.submodule import Run, with_part
 
 

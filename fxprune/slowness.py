@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import sample_count
+from fxprune.caller.batches import sample_count
+from fxprune.caller.tensors import INDEX
 from fxprune.capture import ModelGraph, TensorSpec, facts_on
 from fxprune.descriptions import example_for
-from fxprune.mending import INDEX
 from fxprune.report import Report
 from fxprune.reporting.layers import kind_of
 from fxprune.reporting.records import BatchLatency

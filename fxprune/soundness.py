@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fxprune.arguments import is_whole
-from fxprune.descriptions import check_example, check_settings
+from fxprune.caller.arguments import is_whole
+from fxprune.caller.example import check_example
+from fxprune.descriptions import check_settings
 from fxprune.widths import Products, Widths
 
 if TYPE_CHECKING:

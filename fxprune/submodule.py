@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import Unpack, batch_to_device, batches, fitted
+from fxprune.caller.batches import Unpack, batch_to_device, batches, fitted
+from fxprune.caller.example import as_call, to_device
+from fxprune.caller.isolation import device_of, isolated_copy, seeded, undisturbed
+from fxprune.caller.meta import need_numbers
 from fxprune.capture import capture_around, is_captured
 from fxprune.capture.checks import Leaves, check_bare
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, stage, told
-from fxprune.example import as_call, to_device
-from fxprune.isolation import device_of, isolated_copy, seeded, undisturbed
-from fxprune.numberless import need_numbers
 
 Run = Callable[[Any, Any, Any], Tensor]
 

@@ -15,11 +15,11 @@ from rich.progress import Progress
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fxprune.batches import LONGEST_EPOCH, Unpack, batch_to_device, batches, length_of, sample_count
+from fxprune.caller.batches import LONGEST_EPOCH, Unpack, batch_to_device, batches, length_of, sample_count
+from fxprune.caller.isolation import seeded
 from fxprune.checkpoint import read, write
 from fxprune.distillation import Goal
 from fxprune.errors import blaming
-from fxprune.isolation import seeded
 from fxprune.report import Finetuning
 
 

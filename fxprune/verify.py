@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.arguments import check
+from fxprune.caller.arguments import check
+from fxprune.caller.example import another, as_call, batch_length, opened, to_device
+from fxprune.caller.isolation import device_of, evaluating, precise, stateless, undisturbed
+from fxprune.caller.meta import need_numbers
 from fxprune.capture import ModelGraph, capture_as, placeholder_values
 from fxprune.coupling import Coupling
 from fxprune.draws import Expected
 from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, stage, told
-from fxprune.example import another, as_call, batch_length, opened, to_device
-from fxprune.isolation import device_of, evaluating, precise, stateless, undisturbed
-from fxprune.numberless import need_numbers
 from fxprune.objective import spoiled
 from fxprune.oracle import oracle
 from fxprune.plan import Plan, coupling_of, kept_units

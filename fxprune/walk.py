@@ -9,15 +9,15 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.example import TensorSpec
+from fxprune.caller.meta import CPU
+from fxprune.caller.meta_calls import method, mixed
+from fxprune.caller.source_lines import HOMES
 from fxprune.errors import UnsupportedOpError
-from fxprune.example import TensorSpec
 from fxprune.labels import Labels
-from fxprune.mixed import method, mixed
-from fxprune.numberless import CPU
 from fxprune.rules.arguments import Call
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.table import RAGGED, RULES, describe, key_of
-from fxprune.source import HOMES
 
 Unknown = Literal["error", "freeze"]
 

@@ -20,9 +20,9 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune import elimination
+from fxprune.caller.example import TensorSpec
 from fxprune.capture import ModelGraph
 from fxprune.capture.passes import facts_on
-from fxprune.example import TensorSpec
 from fxprune.notes import planned_by
 from fxprune.oracle import oracle
 from fxprune.rewrite import rewrite

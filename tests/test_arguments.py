@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxprune
-from fxprune.arguments import CHECKS, shown
+from fxprune.caller.arguments import CHECKS, shown
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError
 
 X, Y = torch.randn(12, 6), torch.arange(12) % 3

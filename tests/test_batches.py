@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import fxprune
-from fxprune import batches as own
+from fxprune.caller import batches as own
 from fxprune.errors import CalibrationError
 
 X, Y = torch.randn(12, 6), torch.arange(12) % 3
@@ -79,7 +79,7 @@ def test_loaders_that_look_like_data_but_are_none() -> None:
 
 @pytest.mark.parametrize("wrap", [lambda endless: endless, lambda endless: DataLoader(endless, batch_size=None)])
 def test_a_loader_without_an_end(wrap: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.shares.LONGEST", 20)
+    monkeypatch.setattr("fxprune.caller.rank_batches.LONGEST", 20)
     endless = Endless()
     with pytest.raises(
         CalibrationError, match=r"the loader gives more than 20 batches, and may never end: pass max_samples= .*islice"

@@ -21,9 +21,9 @@ from zoo import ZOO, images
 from zoo.case import randomise
 
 import fxprune
-from fxprune.classes import bins, each_position, frequency_bins, majority_class, quantile_bins
+from fxprune.caller.classes import bins, each_position, frequency_bins, majority, majority_class, quantile_bins
 from fxprune.errors import CalibrationError
-from fxprune.positions import PositionDraw, first_of_each, majority, resized
+from fxprune.positions import PositionDraw, first_of_each, resized
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

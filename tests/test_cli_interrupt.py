@@ -27,7 +27,7 @@ container.save_file = save_file
 TORN_SCORES = """
 import time
 from pathlib import Path
-import fxprune.arrays as arrays
+import fxprune.caller.arrays as arrays
 from mynets import build, loader
 
 def write_array(file, array, allow_pickle):

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO, Case, tensors
 
 import fxprune
-from fxprune.batches import sample_count
+from fxprune.caller.batches import sample_count
 from fxprune.capture import ModelGraph, facts_on, passes
 from fxprune.cost import macs
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from fxprune.descriptions import check_example
-from fxprune.example import LONGEST_ROW, another, from_json, to_json, trim
+from fxprune.caller.example import LONGEST_ROW, another, check_example, from_json, to_json, trim
 
 
 @dataclass

@@ -143,7 +143,7 @@ def test_a_child_process_does_not_wait_for_threads_that_it_has_not() -> None:
     assert inside.wait(60)
     child = os.fork()
     if child == 0:
-        fxprune.isolation.undisturbed().__enter__()
+        fxprune.caller.isolation.undisturbed().__enter__()
         os._exit(7)
     go_on.set()
     thread.join()

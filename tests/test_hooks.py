@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import fxprune
+from fxprune.caller.isolation import isolated_copy
 from fxprune.errors import CaptureError, FxpruneWarning
-from fxprune.isolation import isolated_copy
 
 RUNGS = ("fx", "values", "export")
 LOADER = [(images(6, seed), torch.arange(6) % 3) for seed in range(2)]

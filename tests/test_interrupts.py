@@ -22,8 +22,8 @@ from process import changed, state
 from torch import nn
 
 import fxprune
-from fxprune.interrupts import Orderly
-from fxprune.isolation import seeded, undisturbed
+from fxprune.caller.interrupts import Orderly
+from fxprune.caller.isolation import seeded, undisturbed
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")
 PATIENCE = 20.0  # seconds in which an interrupt has to come, however busy the machine is

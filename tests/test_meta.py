@@ -19,8 +19,8 @@ from zoo import ZOO
 
 import fxprune
 from fxprune import FxpruneError, Scores
+from fxprune.caller.meta import has_numbers
 from fxprune.cost import macs
-from fxprune.numberless import has_numbers
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -21,8 +21,8 @@ from zoo import ZOO, images, tensors
 
 import fxprune
 from fxprune.allocate import tod_by_group
+from fxprune.caller.typed_json import restored
 from fxprune.errors import FxpruneError, PlanError
-from fxprune.records import restored
 from fxprune.reporting import rankings as ranking_module
 from fxprune.reporting.page import page
 from fxprune.reporting.rankings import rankings

@@ -18,8 +18,8 @@ from fxprune import FxpruneError, FxpruneWarning, Plan, PlanError
 from fxprune.cli.looking import tree
 from fxprune.cli.output import Output
 from fxprune.cli.pareto import Row, table
+from fxprune.errors import visible
 from fxprune.reporting.records import BatchLatency, GroupReport, MeasuredLatency, Timing
-from fxprune.text import visible
 
 ORDER = "\x1b]0;owned\x07"  # names the window
 NAME = f"{ORDER}[red]x[/red]"  # and is markup of rich

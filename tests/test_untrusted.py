@@ -28,11 +28,12 @@ from torch.utils import _pytree as pytree
 from zoo import ZOO
 
 import fxprune
-from fxprune import FxpruneError, Plan, Scores, arrays, checkpoint
+from fxprune import FxpruneError, Plan, Scores, checkpoint
 from fxprune.artifact.container import opened
+from fxprune.caller import arrays
+from fxprune.caller.tensors import bytes_of
 from fxprune.descriptions import FREE, example_for
 from fxprune.reporting.page import page
-from fxprune.weights import bytes_of
 
 CASE = ZOO["mlp_batchnorm_dropout"]
 FAST, SLOW = 120, 3000  # mutations of each file, in each of two ways
@@ -585,7 +586,7 @@ def called(node: ast.Call, where: str, function: tuple[str, str]) -> Iterator[st
         if node.func.attr == "load" and owner == "torch" and told.get("weights_only") is not True:
             yield f"{where} calls torch.load without weights_only=True"
         if node.func.attr == "load" and owner in ("np", "numpy"):
-            yield f"{where} calls np.load: use fxprune.arrays.read"
+            yield f"{where} calls np.load: use fxprune.caller.arrays.read"
         if told.get("allow_pickle", False) is not False:
             yield f"{where} allows pickles"
 

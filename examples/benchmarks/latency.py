@@ -22,7 +22,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.records import restored
+from fxprune.caller.typed_json import restored
 
 NETWORKS = ("resnet50", "vit_b_16")
 ROUND_TO = (8, 1)

@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxprune.arguments import CHECKS, check, is_keywords, wanted
 from fxprune.artifact.container import digest_of, opened, plain, write
 from fxprune.artifact.header import Builder, Header, Part, TensorRecord
 from fxprune.artifact.rebuild import built, plan_from, rebuilt, versions
+from fxprune.caller.arguments import CHECKS, check, is_keywords, wanted
+from fxprune.caller.meta import need_numbers
+from fxprune.caller.tensors import aliases_of, dtype_name, lacking, memory_format_of, named_tensors, put
 from fxprune.capture import ModelGraph
 from fxprune.errors import ArtifactError
-from fxprune.numberless import need_numbers
 from fxprune.report import Report
 from fxprune.scores import Scores
 from fxprune.submodule import part_of
-from fxprune.weights import aliases_of, dtype_name, lacking, memory_format_of, named_tensors, put
 
 __all__ = ["load", "save"]
 

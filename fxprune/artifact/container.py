@@ -16,10 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fxprune.artifact.header import FORMAT, LARGEST, Header
-from fxprune.atomic import replacing
+from fxprune.caller.files import regular, replacing
+from fxprune.caller.tensors import FORMATS, RANKS, dtype_name, laid_out
 from fxprune.errors import ArtifactError
-from fxprune.paths import regular
-from fxprune.weights import FORMATS, RANKS, dtype_name, laid_out
 
 LIBRARY = {"format": "pt"}  # what other readers of safetensors look for
 _BROKEN = (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError, MemoryError)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fxprune.caller.typed_json import restored
 from fxprune.errors import ArtifactError, PlanError
-from fxprune.records import restored
 from fxprune.report import Report
 
 FORMAT = 1

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.artifact.header import Builder, Header, Part
+from fxprune.caller.isolation import isolated_copy
 from fxprune.compress import apply
 from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, first_line, summary
-from fxprune.isolation import isolated_copy
 from fxprune.plan import Plan
 from fxprune.submodule import part_of
 

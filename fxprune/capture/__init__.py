@@ -9,8 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.arguments import CHECKS, check, chosen, wanted
 from fxprune.attention import lower
+from fxprune.caller.arguments import CHECKS, check, chosen, wanted
+from fxprune.caller.computed_weights import computed, warn_of
+from fxprune.caller.example import TensorSpec, to_json
+from fxprune.caller.isolation import device_of, kept_buffers, undisturbed
+from fxprune.caller.meta import lacking_numbers, to_home
+from fxprune.caller.source_lines import line_of
 from fxprune.capture import exported, hooks, symbolic, values
 from fxprune.capture.checks import (
     Leaves,
@@ -27,13 +32,8 @@ from fxprune.capture.graph import ModelGraph
 from fxprune.capture.passes import annotate, facts_on, placeholder_values
 from fxprune.capture.proof import DisagreementError, Reference, first_run
 from fxprune.capture.watching import computing
-from fxprune.computed import computed, warn_of
 from fxprune.errors import CaptureError, first_line, is_of_memory, stage
-from fxprune.example import TensorSpec, to_json
-from fxprune.isolation import device_of, kept_buffers, undisturbed
-from fxprune.numberless import lacking_numbers, to_home
 from fxprune.rules.arguments import spell
-from fxprune.source import line_of
 
 __all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "facts_on", "placeholder_values"]
 

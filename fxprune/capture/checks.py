@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.example import as_call, batch_length, trim
 from fxprune.capture.graph import ModelGraph, OwnSource
 from fxprune.errors import CaptureError, told
-from fxprune.example import as_call, batch_length, trim
 
 Entry = str | type[nn.Module]
 Leaves = Entry | Sequence[Entry]

@@ -20,6 +20,10 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import Mod
 
+from fxprune.caller.example import as_call
+from fxprune.caller.interrupts import uninterrupted
+from fxprune.caller.isolation import restored
+from fxprune.caller.meta import lacking_numbers
 from fxprune.capture.checks import Entry
 from fxprune.capture.folding import layers
 from fxprune.capture.graph import ModelGraph, must_be
@@ -27,10 +31,6 @@ from fxprune.capture.hooks import strip
 from fxprune.capture.program import Builder
 from fxprune.capture.symbolic import SymbolicTracer, register_constants
 from fxprune.errors import CaptureError, first_line
-from fxprune.example import as_call
-from fxprune.interrupts import uninterrupted
-from fxprune.isolation import restored
-from fxprune.numberless import lacking_numbers
 
 Shapes = Callable[[Tensor, int], Any]
 INTRICATE = 16  # operations by which a size may follow from those of the inputs: the time of torch.export explodes

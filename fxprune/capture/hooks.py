@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_internals
 
+from fxprune.caller.computed_weights import make_permanent
+from fxprune.caller.isolation import FORWARD_HOOKS, HOOKS, isolated_copy, restored
+from fxprune.caller.overrides import changed
 from fxprune.capture.checks import Entry, is_named
-from fxprune.computed import make_permanent
 from fxprune.errors import CaptureError
-from fxprune.isolation import FORWARD_HOOKS, HOOKS, isolated_copy, restored
-from fxprune.overrides import changed
 
 Hook = tuple[str, str, int]  # the path of its module, the dict of the module that it is in, and its key there
 PRE, POST = FORWARD_HOOKS[:2]

@@ -14,12 +14,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from fxprune.caller.example import TensorSpec, as_call, spec_of
+from fxprune.caller.isolation import evaluating
+from fxprune.caller.meta import CPU, META, lacking_numbers
+from fxprune.caller.meta_calls import PLACES, method, mixed, shape_only, weightless
 from fxprune.errors import first_line
-from fxprune.example import TensorSpec, as_call, spec_of
 from fxprune.flops import counting
-from fxprune.isolation import evaluating, shape_only, weightless
-from fxprune.mixed import PLACES, method, mixed
-from fxprune.numberless import CPU, META, lacking_numbers
 
 Found = TypeVar("Found")
 _Form = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]

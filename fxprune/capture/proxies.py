@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from fxprune.source import is_users
+from fxprune.caller.source_lines import is_users
 
 _PLAIN = (type(None), str, bytes, type, torch.layout, torch.memory_format, torch.finfo, torch.iinfo)
 _MISSING = object()

@@ -17,15 +17,15 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.example import batch_length
+from fxprune.caller.meta import CPU, META, has_numbers
+from fxprune.caller.meta_calls import method, mixed
+from fxprune.caller.source_lines import deciding_line, users_frame
 from fxprune.capture import symbolic
 from fxprune.capture.checks import Entry
 from fxprune.capture.graph import ModelGraph
 from fxprune.capture.proxies import TensorProxy, ValueProxy, is_plain, is_symbol, proxy_of
 from fxprune.errors import FxpruneWarning
-from fxprune.example import batch_length
-from fxprune.mixed import method, mixed
-from fxprune.numberless import CPU, META, has_numbers
-from fxprune.source import deciding_line, users_frame
 
 _FACTORIES = (
     "zeros", "ones", "full", "empty", "arange", "range", "linspace", "logspace", "rand", "randn", "randint", "randperm",

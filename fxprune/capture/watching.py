@@ -14,6 +14,12 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.example import as_call, opened
+from fxprune.caller.functions import works_with
+from fxprune.caller.isolation import seeded
+from fxprune.caller.meta import lacking_numbers
+from fxprune.caller.meta_calls import shape_only
+from fxprune.caller.source_lines import users_line
 from fxprune.capture.hooks import (
     PRE,
     Hook,
@@ -28,11 +34,6 @@ from fxprune.capture.hooks import (
     plain_copy,
 )
 from fxprune.errors import CaptureError
-from fxprune.example import as_call, opened
-from fxprune.functions import works_with
-from fxprune.isolation import seeded, shape_only
-from fxprune.numberless import lacking_numbers
-from fxprune.source import users_line
 
 
 def computing(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> frozenset[Hook]:

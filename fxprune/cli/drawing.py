@@ -14,7 +14,7 @@ from pathlib import Path
 
 import networkx as nx
 
-from fxprune.atomic import replacing
+from fxprune.caller.files import replacing
 from fxprune.capture import ModelGraph
 from fxprune.cli import PLOT_EXTRA, missing_message
 from fxprune.coupling import Group

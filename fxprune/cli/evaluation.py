@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.batches import LONGEST_EPOCH, Unpack, batches
+from fxprune.caller.batches import LONGEST_EPOCH, Unpack, batches
+from fxprune.caller.example import as_call, to_device
+from fxprune.caller.isolation import device_of, evaluating
 from fxprune.cli.output import Bars
 from fxprune.errors import FxpruneError
-from fxprune.example import as_call, to_device
-from fxprune.isolation import device_of, evaluating
 from fxprune.submodule import call_whole
 
 Metric = Callable[[nn.Module, Iterable[Any]], float]

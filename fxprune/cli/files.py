@@ -10,9 +10,8 @@ from typing import Any
 
 import typer
 
-from fxprune.atomic import replacing, writable
-from fxprune.errors import FxpruneError
-from fxprune.text import visible
+from fxprune.caller.files import replacing, writable
+from fxprune.errors import FxpruneError, visible
 
 
 def check_writable(*paths: Path | None) -> None:

@@ -16,7 +16,7 @@ from rich.tree import Tree
 
 from fxprune.artifact.container import opened
 from fxprune.artifact.header import Header
-from fxprune.atomic import replacing
+from fxprune.caller.files import replacing
 from fxprune.capture import ModelGraph
 from fxprune.cli.choices import CouplingOptions, Run
 from fxprune.cli.drawing import SUFFIXES, draw, layers_of

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from fxprune.caller.isolation import seeded
 from fxprune.cli.datasets import Preparation, Source, loader_of
 from fxprune.cli.output import Output
 from fxprune.cli.targets import Built, arguments_of, build, object_of
 from fxprune.cli.weights import with_weights
 from fxprune.errors import FxpruneError, first_line
-from fxprune.isolation import seeded
 
 IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 File = partial(typer.Option, exists=True, dir_okay=False, readable=True)

@@ -14,11 +14,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fxprune.batches import length_of, read
+from fxprune.caller.batches import length_of, read
+from fxprune.caller.ranks import rank_and_size
 from fxprune.cli import INTERRUPTED
-from fxprune.distributed import rank_and_size
-from fxprune.errors import FxpruneError, FxpruneWarning
-from fxprune.text import visible
+from fxprune.errors import FxpruneError, FxpruneWarning, visible
 
 WIDTH = 120  # of text that goes to a file or a pipe
 FAILED = 1

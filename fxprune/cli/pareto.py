@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from fxprune.atomic import replacing
+from fxprune.caller.files import replacing
 from fxprune.errors import FxpruneError
 from fxprune.reporting.tables import plain
 

@@ -10,7 +10,7 @@ import typer
 from torch import nn
 
 import fxprune
-from fxprune.batches import fitted_example
+from fxprune.caller.batches import fitted_example
 from fxprune.cli.choices import Allocation, Level, LevelOptions, LimitOptions, Run, ScoringOptions
 from fxprune.cli.files import check_suffix, check_writable
 from fxprune.cli.options import DataOptions, File, ModelOptions

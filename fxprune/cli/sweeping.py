@@ -12,7 +12,9 @@ import typer
 from torch import nn
 
 import fxprune
-from fxprune.batches import Unpack, fitted_example
+from fxprune.caller.batches import Unpack, fitted_example
+from fxprune.caller.example import trim
+from fxprune.caller.files import made_folder
 from fxprune.cli import PLOT_EXTRA, missing_message
 from fxprune.cli.choices import Allocation, Level, LimitOptions, Run
 from fxprune.cli.evaluation import Metric, accuracy, latencies
@@ -23,8 +25,6 @@ from fxprune.cli.pareto import Row, plot, table, with_front
 from fxprune.cli.pruning import compensated, planned
 from fxprune.cli.targets import object_of, told
 from fxprune.errors import FxpruneError, FxpruneWarning, PlanError
-from fxprune.example import trim
-from fxprune.paths import made_folder
 from fxprune.plan import Plan
 from fxprune.scores import Scores
 

@@ -11,7 +11,9 @@ from typing import Any, Literal, get_args
 import torch
 from numpy.typing import NDArray
 
-from fxprune.arguments import CHECKS, chosen
+from fxprune.caller.arguments import CHECKS, chosen
+from fxprune.caller.isolation import evaluating, in_eval_mode
+from fxprune.caller.ranks import give_from_first
 from fxprune.capture import ModelGraph
 from fxprune.compensation.batchnorm import re_estimate
 from fxprune.compensation.calibration import Calibration
@@ -19,9 +21,7 @@ from fxprune.compensation.judging import Judge
 from fxprune.compensation.ridge import fill, is_recurrent
 from fxprune.compensation.sequential import Refit, refit
 from fxprune.coupling import Coupling
-from fxprune.distributed import give_from_first
 from fxprune.errors import PlanError
-from fxprune.isolation import evaluating, in_eval_mode
 from fxprune.moments import Key, Moments
 
 Level = Literal["none", "bias", "ridge", "sequential"]

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.batches import Unpack, batch_to_device, count_of, fitted, sample_count
+from fxprune.caller.batches import Unpack, batch_to_device, count_of, fitted, sample_count
+from fxprune.caller.example import to_device
+from fxprune.caller.isolation import device_of, evaluating
+from fxprune.caller.rank_batches import Share
+from fxprune.caller.ranks import gathered, in_all, rank_and_size, summed, together
 from fxprune.capture import ModelGraph, example_of, placeholder_values
 from fxprune.compensation.lockstep import live_bytes
-from fxprune.distributed import gathered, in_all, rank_and_size, summed, together
 from fxprune.errors import CalibrationError, blaming
-from fxprune.example import to_device
-from fxprune.isolation import device_of, evaluating
 from fxprune.objective import Part, spoiled
 from fxprune.probes import Rows as Samples
 from fxprune.probes import rows_of
-from fxprune.shares import Share
 from fxprune.submodule import Run, call_whole, name_of, with_part
 
 MEMORY = 2 << 30  # bytes for the values of the calibration batches

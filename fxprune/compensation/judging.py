@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.example import opened
+from fxprune.caller.isolation import evaluating
 from fxprune.compensation.calibration import Calibration, Inputs
 from fxprune.errors import blaming
-from fxprune.example import opened
-from fxprune.isolation import evaluating
 
 TINY = 1e-12  # the least variance of an output
 

@@ -19,12 +19,12 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 
 from fxprune import paths
 from fxprune.artifact import load, save
-from fxprune.atomic import replacing
-from fxprune.batches import Unpack, batch_to_device, batches, split
+from fxprune.caller.batches import Unpack, batch_to_device, batches, split
+from fxprune.caller.example import as_call
+from fxprune.caller.files import replacing
+from fxprune.caller.isolation import device_of, evaluating, isolated_copy, undisturbed
 from fxprune.compress import compress
 from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, first_line
-from fxprune.example import as_call
-from fxprune.isolation import device_of, evaluating, isolated_copy, undisturbed
 from fxprune.narrow import narrow
 from fxprune.objective import Loss
 

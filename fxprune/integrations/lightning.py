@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from fxprune.caller.isolation import seeded
 from fxprune.compress import compress
 from fxprune.errors import CalibrationError, FxpruneError
-from fxprune.isolation import seeded
 from fxprune.report import Report, report
 from fxprune.submodule import part_of
 

@@ -8,13 +8,13 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from fxprune.compensation import Compensation
+from fxprune.errors import visible
 from fxprune.plan import BUDGETS
 from fxprune.reporting.drawing import times
 from fxprune.reporting.groups import groups_section
 from fxprune.reporting.markup import Cell, Row, card, note, number, share, short, table, text, tile
 from fxprune.reporting.records import BatchLatency, Finetuning, LayerReport, MeasuredLatency, Timing, milliseconds
 from fxprune.reporting.tables import level_of
-from fxprune.text import visible
 
 if TYPE_CHECKING:
     from fxprune.report import Report

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from fxprune.text import visible
+from fxprune.errors import visible
 
 SAMPLED = 512  # units of a group that a report keeps
 GAIN = 0.05  # of the time, below which a model is not faster

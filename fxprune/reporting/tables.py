@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fxprune.compensation import Compensation
+from fxprune.errors import visible
 from fxprune.reporting.records import Finetuning, MeasuredLatency, Timing, milliseconds
-from fxprune.text import visible
 
 if TYPE_CHECKING:
     from fxprune.report import Report

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch._jit_internal import boolean_dispatched
 from torch.utils import _pytree as pytree
 
-from fxprune.example import TensorSpec
+from fxprune.caller.example import TensorSpec
 from fxprune.labels import Labels
 from fxprune.rules.table import RULES, describe, key_of
 

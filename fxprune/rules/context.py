@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.example import TensorSpec
+from fxprune.caller.example import TensorSpec
 from fxprune.labels import NO_CHANNEL, Labels, Plane, core_of, vector_plane
 from fxprune.rules.arguments import Call
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fxprune.example import TensorSpec
+from fxprune.caller.example import TensorSpec
 from fxprune.labels import Labels
 from fxprune.rules.context import Context
 from fxprune.rules.movement import move

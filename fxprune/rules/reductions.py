@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.example import TensorSpec
+from fxprune.caller.example import TensorSpec
 from fxprune.labels import Labels, Plane, vector_plane
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.table import Key, rule

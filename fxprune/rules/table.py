@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from torch import fx, nn
 
-from fxprune.overrides import changed
+from fxprune.caller.overrides import changed
 
 Key = Callable[..., Any] | type[nn.Module] | str
 Rule = Callable[..., Any]

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from torch import nn
 
-from fxprune.arguments import check
-from fxprune.atomic import replacing
+from fxprune.caller.arguments import check
+from fxprune.caller.files import folder, replacing
 from fxprune.errors import CheckpointError
-from fxprune.paths import folder
 from fxprune.plan import Plan
 from fxprune.sharded.manifest import FORMAT, FileRecord, Manifest, TensorChange
 from fxprune.sharded.narrowing import Narrowing, narrowing_of

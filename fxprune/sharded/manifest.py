@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
 
+from fxprune.caller.files import regular
+from fxprune.caller.typed_json import restored
 from fxprune.errors import CheckpointError
-from fxprune.paths import regular
 from fxprune.plan import Plan
-from fxprune.records import restored
 
 FORMAT = 1
 DTYPES = {

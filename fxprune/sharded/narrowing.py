@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fxprune.caller.isolation import undisturbed
 from fxprune.errors import CheckpointError
-from fxprune.isolation import undisturbed
 from fxprune.notes import planned_by
 from fxprune.plan import Plan
 from fxprune.rewrite import Checker, rewrite

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from fxprune.caller.files import regular
 from fxprune.errors import CheckpointError
-from fxprune.paths import regular
 from fxprune.sharded.manifest import DTYPES, FileRecord
 from fxprune.sharded.narrowing import Kept
 

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fxprune.atomic import replacing, to_disk
+from fxprune.caller.files import replacing, to_disk
+from fxprune.caller.typed_json import restored
 from fxprune.errors import CheckpointError
 from fxprune.plan import Plan
-from fxprune.records import restored
 from fxprune.sharded.manifest import FileRecord, Manifest, digest_of
 from fxprune.sharded.shards import Shard
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fxprune.mending import INDEX
+INDEX = "_fxprune_index_"  # prefix of the buffers that hold gathering indices; they are not part of the state_dict
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

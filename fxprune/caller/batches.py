@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, IterableDataset
 
+from fxprune.caller.example import to_device
 from fxprune.errors import CalibrationError, blaming
-from fxprune.example import to_device
 
 LONGEST = 10_000  # batches of a loader for calibration that says of no more how many there are
 LONGEST_EPOCH = 1_000_000  # of one for training or evaluation

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from fxprune.atomic import replacing
+from fxprune.caller.files import replacing
 from fxprune.errors import FxpruneError
 
 Array = NDArray[Any]

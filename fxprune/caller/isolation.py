@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxprune.computed import stored_weights
+from fxprune.caller.computed_weights import stored_weights
+from fxprune.caller.functions import FUNCTIONS, copied, held_copy
+from fxprune.caller.interrupts import Orderly
+from fxprune.caller.meta import computing, has_numbers, on_meta
 from fxprune.errors import CaptureError, is_of_memory
-from fxprune.functions import FUNCTIONS, copied, held_copy
-from fxprune.interrupts import Orderly
-from fxprune.numberless import computing, has_numbers, on_meta
 
 FORWARD_HOOKS = (
     "_forward_pre_hooks", "_forward_hooks",
@@ -33,7 +33,7 @@ def isolated_copy(model: nn.Module, instead: Mapping[int, object] | None = None)
     """A deep copy of `model` that shares nothing with it; fake tensors become meta ones.
 
     Forward hooks are copied, and so are functions that modules hold, each with what it closes over: see
-    `fxprune.functions`. Other hooks are left out. `instead` maps ids of objects to what stands in their places.
+    `fxprune.caller.functions`. Other hooks are left out. `instead` maps ids of objects to what stands in their places.
 
     Raises CaptureError where the model cannot be copied.
     """
@@ -109,24 +109,6 @@ def stateless(model: nn.Module) -> Iterator[None]:
                 held = {name: value for name, value in store.items() if type(value) is Tensor}
                 store.update({name: copies.setdefault(id(t), t.clone()) for name, t in held.items()})
         yield
-
-
-@contextmanager
-def weightless(model: nn.Module) -> Iterator[None]:
-    """Let every parameter and buffer be on the meta device, with a shape and no numbers; then give its own back."""
-    with restored(model):
-        for module in model.modules():
-            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for store in stores:
-                store.update({name: None if tensor is None else shape_only(tensor) for name, tensor in store.items()})
-            if isinstance(module, nn.RNNBase):  # which keeps a list of its own
-                module._flat_weights = [None if t is None else shape_only(t) for t in module._flat_weights]
-        yield
-
-
-def shape_only(tensor: Tensor) -> Tensor:
-    """A tensor of the same shape and dtype on the meta device, where nothing is computed."""
-    return torch.empty_like(tensor, device="meta", requires_grad=False)
 
 
 class _Alone:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.isolation import weightless
-from fxprune.numberless import META
+from fxprune.caller.isolation import restored
+from fxprune.caller.meta import META
 
 PLACES = frozenset({"device", "is_cuda", "is_cpu", "is_meta", "get_device", "type", "data_ptr"})
 
@@ -51,3 +51,21 @@ def method(name: str) -> Callable[..., Any]:
 
     call.__name__ = name
     return call
+
+
+@contextmanager
+def weightless(model: nn.Module) -> Iterator[None]:
+    """Let every parameter and buffer be on the meta device, with a shape and no numbers; then give its own back."""
+    with restored(model):
+        for module in model.modules():
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for store in stores:
+                store.update({name: None if tensor is None else shape_only(tensor) for name, tensor in store.items()})
+            if isinstance(module, nn.RNNBase):  # which keeps a list of its own
+                module._flat_weights = [None if t is None else shape_only(t) for t in module._flat_weights]
+        yield
+
+
+def shape_only(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape and dtype on the meta device, where nothing is computed."""
+    return torch.empty_like(tensor, device="meta", requires_grad=False)

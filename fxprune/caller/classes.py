@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.batches import Classes, Unpack, batches
+from fxprune.caller.batches import Classes, Unpack, batches
 from fxprune.errors import CalibrationError
-from fxprune.positions import majority
 
 Values = Callable[[Any], Tensor]
 
@@ -177,3 +176,22 @@ def _frequency(targets: Tensor, *, table: Tensor, shift: bool, ignore: int) -> T
     wanted = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1) if shift else tokens
     found = table[wanted.clamp(0, len(table) - 1)]
     return torch.where((wanted < 0) | (wanted == ignore), -1, found)
+
+
+def majority(classes: Tensor) -> Tensor:
+    """The class that most positions of a sample have: (samples, *positions) -> (samples,); negative ones do not count.
+
+    A sample whose positions all have negative classes gets -1; of classes with equally many, the lowest is taken.
+
+    >>> majority(torch.tensor([[2, 2, 5], [-1, -1, 3], [-1, -1, -1]]))
+    tensor([ 2,  3, -1])
+    """
+    flat = classes.flatten(1)
+    present, inverse = torch.unique(flat, return_inverse=True)
+    if not flat.numel():
+        return flat.new_full((len(flat),), -1)
+    counts = torch.zeros(len(flat), len(present), dtype=torch.int64)
+    counts.scatter_add_(1, inverse, torch.ones_like(inverse))
+    counts[:, present < 0] = 0
+    best = counts.argmax(1)
+    return torch.where(counts.amax(1) > 0, present[best], -1)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fxprune.batches import check_loader
+from fxprune.caller.batches import check_loader
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError, first_line
 
 Check = Callable[[str, Any], None]

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
-from fxprune.batches import LONGEST, Unpack, batches
-from fxprune.distributed import rank_and_size
+from fxprune.caller.batches import LONGEST, Unpack, batches
+from fxprune.caller.ranks import rank_and_size
 
 Numbered = tuple[int | None, Any, Any]  # the number of the batch's first sample, its inputs, its targets
 

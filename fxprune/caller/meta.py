@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.example import to_device
 from fxprune.errors import FxpruneError
-from fxprune.example import to_device
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 
