@@ -12,8 +12,9 @@ from fxprune.caller.example import TensorSpec
 from fxprune.capture import ModelGraph
 from fxprune.capture.checks import Leaves, listed
 from fxprune.errors import FxpruneError
-from fxprune.labels import Labels, Plane, varying_axes
-from fxprune.rules.context import Context, Option, Reading, Slot
+from fxprune.rules.context import Context
+from fxprune.rules.labels import Labels, Plane, varying_axes
+from fxprune.rules.vocabulary import Option, Reading, Slot
 
 Exclude = Leaves
 EXCLUDED = "excluded by the caller"

@@ -18,9 +18,9 @@ from fxprune.attention import ScaledDotProduct
 from fxprune.caller.batches import sample_count
 from fxprune.capture import ModelGraph, example_of, flops_of
 from fxprune.coupling import Coupling
-from fxprune.labels import Labels
 from fxprune.rules.context import labels_in, owners_of
 from fxprune.rules.contractions import terms_of
+from fxprune.rules.labels import Labels
 from fxprune.rules.table import key_of
 from fxprune.widths import Axes, Flags, Index, Product, Products, Ruler, Widths, products
 

@@ -21,8 +21,8 @@ from fxprune.capture.checks import listed
 from fxprune.collect import EXCLUDED, Collector, Exclude
 from fxprune.errors import CaptureError, FxpruneError, UnsupportedOpError, first_line, is_of_memory
 from fxprune.groups import Coupling, Edge, Group, Index, Site
-from fxprune.labels import Labels
 from fxprune.resolve import resolve
+from fxprune.rules.labels import Labels
 from fxprune.rules.table import RULES, describe, key_of
 from fxprune.walk import Unknown, named, step
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.errors import visible
-from fxprune.rules.context import Slot
+from fxprune.rules.vocabulary import Slot
 
 Index = NDArray[np.int64]
 

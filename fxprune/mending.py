@@ -14,10 +14,10 @@ from torch.fx.node import map_arg
 from fxprune.caller.meta import home_of
 from fxprune.caller.tensors import INDEX
 from fxprune.errors import RewriteError
-from fxprune.labels import Labels
 from fxprune.originals import SHARE, original
 from fxprune.places import moves, trace
 from fxprune.rules import recurrent
+from fxprune.rules.labels import Labels
 from fxprune.rules.table import RULES, Key, key_of
 
 PERMUTE = f"{INDEX}before_"  # of those that permute channels in front of a movement

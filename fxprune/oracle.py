@@ -13,9 +13,9 @@ from fxprune.caller.isolation import device_of
 from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling
 from fxprune.gates import Mask, insert
-from fxprune.labels import Labels
 from fxprune.mending import Repair, preserve
 from fxprune.rewrite import Checker, narrowed_copy
+from fxprune.rules.labels import Labels
 from fxprune.rules.resize import resize
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 from torch.fx.node import map_arg
 
-from fxprune.labels import Labels
+from fxprune.rules.labels import Labels
 
 if TYPE_CHECKING:
     from fxprune.mending import Repair

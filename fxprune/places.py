@@ -12,9 +12,9 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import RewriteError
-from fxprune.labels import Labels, varying_axes
 from fxprune.rules import movement
 from fxprune.rules.context import labels_in
+from fxprune.rules.labels import Labels, varying_axes
 from fxprune.rules.table import RULES, key_of
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from fxprune.errors import CalibrationError, blaming
 from fxprune.evidence import Evidence, Scalars
 from fxprune.moments import Moments
 from fxprune.readers import readers_on
-from fxprune.rules.context import Slot
+from fxprune.rules.vocabulary import Slot
 
 WIDE = 2048  # channels of an edge, above which none stands in for another
 

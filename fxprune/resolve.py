@@ -15,7 +15,8 @@ from torch import Tensor, fx
 
 from fxprune.collect import Collector
 from fxprune.groups import Coupling, Edge, Group, Index, Site
-from fxprune.rules.context import Option, Reading, labels_in
+from fxprune.rules.context import labels_in
+from fxprune.rules.vocabulary import Option, Reading
 
 Flags = NDArray[np.bool_]
 _Choice = tuple[Sequence[Option], bool]

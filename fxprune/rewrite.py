@@ -19,11 +19,12 @@ from fxprune.capture import ModelGraph
 from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError, RewriteError
 from fxprune.growth import Growth
-from fxprune.labels import Labels, Plane, is_constant_beside
 from fxprune.mending import Repair, is_inserted, mend, restore, restore_numbers, undo
 from fxprune.places import check_places
-from fxprune.rules.context import Context, Option, Reading, Slot
+from fxprune.rules.context import Context
+from fxprune.rules.labels import Labels, Plane, is_constant_beside
 from fxprune.rules.resize import resize
+from fxprune.rules.vocabulary import Option, Reading, Slot
 from fxprune.walk import step
 
 Shape = tuple[int, ...]

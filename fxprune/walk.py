@@ -14,9 +14,9 @@ from fxprune.caller.meta import CPU
 from fxprune.caller.meta_calls import method, mixed
 from fxprune.caller.source_lines import HOMES
 from fxprune.errors import UnsupportedOpError
-from fxprune.labels import Labels
 from fxprune.rules.arguments import Call
 from fxprune.rules.context import Context, labels_in
+from fxprune.rules.labels import Labels
 from fxprune.rules.table import RAGGED, RULES, describe, key_of
 
 Unknown = Literal["error", "freeze"]

@@ -12,8 +12,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from fxprune.coupling import Coupling
-from fxprune.labels import Labels
-from fxprune.rules.context import Slot
+from fxprune.rules.labels import Labels
+from fxprune.rules.vocabulary import Slot
 
 Index = NDArray[np.int64]
 Flags = NDArray[np.bool_]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.labels import Labels
 from fxprune.rules.context import Context
+from fxprune.rules.labels import Labels
 from fxprune.rules.layers import batch_norm
 from fxprune.rules.table import rule
 

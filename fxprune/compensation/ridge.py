@@ -18,7 +18,7 @@ from fxprune.evidence import key_of_edge
 from fxprune.moments import Key, Moments
 from fxprune.readers import Reader, from_matrix, readers_on, uses
 from fxprune.rewrite import Checker, narrow
-from fxprune.rules.context import Slot
+from fxprune.rules.vocabulary import Slot
 
 STRENGTH = 1e-3  # of the ridge, by the mean variance of the channels that stay
 TINY = 1e-12  # the least mean variance

@@ -14,10 +14,10 @@ from fxprune.compensation.calibration import Calibration
 from fxprune.compensation.least_squares import Rectified, Rows
 from fxprune.compensation.lockstep import Stepper
 from fxprune.compensation.targets import Aim
-from fxprune.labels import Labels
 from fxprune.probes import Rows as Samples
 from fxprune.readers import Reader
 from fxprune.rewrite import Checker, narrow
+from fxprune.rules.labels import Labels
 
 ROWS_A_FEATURE = 24
 FEWEST_ROWS, MOST_ROWS = 8192, 32768

@@ -1,6 +1,6 @@
 """Rules: operation -> effect on labels, one file a family of operations."""
 
-from fxprune.rules import (
+from fxprune.rules import (  # fmt: skip
     attention,
     contractions,
     layers,
@@ -10,8 +10,8 @@ from fxprune.rules import (
     queries,
     recurrent,
     reductions,
-    tables,
-)  # fmt: skip
+)
+from fxprune.rules import embeddings as tables
 from fxprune.rules.context import Context
 from fxprune.rules.table import RULES, rule
 

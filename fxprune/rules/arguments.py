@@ -14,7 +14,7 @@ from torch._jit_internal import boolean_dispatched
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import TensorSpec
-from fxprune.labels import Labels
+from fxprune.rules.labels import Labels
 from fxprune.rules.table import RULES, describe, key_of
 
 _ALIASES = {"axis": "dim", "keepdims": "keepdim", "self": "input", "x": "input", "a": "input", "x1": "input"}

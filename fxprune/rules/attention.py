@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxprune.attention import ScaledDotProduct
-from fxprune.labels import Labels, Plane
 from fxprune.rules.context import Context
 from fxprune.rules.contractions import contract, product
+from fxprune.rules.labels import Labels, Plane
 from fxprune.rules.table import rule
 
 _BATCH = "abcdefgh"  # names for the axes in front of lengths and places

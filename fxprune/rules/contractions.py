@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.labels import Labels, Plane
-from fxprune.rules.context import Context, Meeting, clusters, labels_in
+from fxprune.rules.context import Context, clusters, labels_in
+from fxprune.rules.labels import Labels, Plane
 from fxprune.rules.table import rule
+from fxprune.rules.vocabulary import Meeting
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

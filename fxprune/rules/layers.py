@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.labels import NO_CHANNEL, Labels, vector_plane
-from fxprune.rules.context import Context, Option, Slot
+from fxprune.rules.context import Context
 from fxprune.rules.contractions import contract
+from fxprune.rules.labels import NO_CHANNEL, Labels, vector_plane
 from fxprune.rules.table import rule
+from fxprune.rules.vocabulary import Option, Slot
 
 _ROWS = "abcdefghijklmnop"  # names for the axes that a linear layer leaves as they are
 

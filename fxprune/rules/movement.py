@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.labels import NO_CHANNEL, Labels, Plane, core_of, unemptied, varying_axes, vector_plane
-from fxprune.rules.context import Context, Slot, grid_options, labels_in
+from fxprune.rules.context import Context, grid_options, labels_in
+from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, unemptied, varying_axes, vector_plane
 from fxprune.rules.table import rule, takes_ragged
+from fxprune.rules.vocabulary import Slot
 
 _VIEWS = {"view": "reshape", "view_as": "reshape_as"}
 

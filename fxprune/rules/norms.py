@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxprune.labels import Labels
-from fxprune.rules.context import Context, Option
+from fxprune.rules.context import Context
+from fxprune.rules.labels import Labels
 from fxprune.rules.table import rule
+from fxprune.rules.vocabulary import Option
 
 
 @rule(nn.LayerNorm, nn.RMSNorm)

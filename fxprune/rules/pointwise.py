@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 from torchvision.ops.stochastic_depth import stochastic_depth
 
-from fxprune.labels import Labels
 from fxprune.rules.context import Context, labels_in
+from fxprune.rules.labels import Labels
 from fxprune.rules.table import Key, rule
 
 _ARITHMETIC = (

@@ -8,8 +8,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import TensorSpec
-from fxprune.labels import Labels
 from fxprune.rules.context import Context
+from fxprune.rules.labels import Labels
 from fxprune.rules.movement import move
 from fxprune.rules.table import rule
 

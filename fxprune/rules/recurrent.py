@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
-from fxprune.labels import NO_CHANNEL, Labels, Plane, vector_plane
 from fxprune.rules.context import Context, labels_in
+from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, vector_plane
 from fxprune.rules.table import rule, takes_ragged
 
 

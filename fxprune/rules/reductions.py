@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import TensorSpec
-from fxprune.labels import Labels, Plane, vector_plane
 from fxprune.rules.context import Context, labels_in
+from fxprune.rules.labels import Labels, Plane, vector_plane
 from fxprune.rules.table import Key, rule
 
 _REDUCTIONS = (

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.labels import Labels
+from fxprune.rules.labels import Labels
 from fxprune.rules.table import module_class
 
 Resize = Callable[[Any, Any, Any], None]

@@ -15,7 +15,7 @@ from fxprune.errors import CheckpointError
 from fxprune.notes import planned_by
 from fxprune.plan import Plan
 from fxprune.rewrite import Checker, rewrite
-from fxprune.rules.context import Slot
+from fxprune.rules.vocabulary import Slot
 from fxprune.submodule import part_of
 
 Kept = tuple[NDArray[np.int64] | None, ...]  # for each axis the indices that stay; None where all do

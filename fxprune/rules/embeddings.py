@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from fxprune.labels import NO_CHANNEL, Labels, vector_plane
 from fxprune.rules.context import Context, labels_in
+from fxprune.rules.labels import NO_CHANNEL, Labels, vector_plane
 from fxprune.rules.table import rule
 
 
