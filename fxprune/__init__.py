@@ -2,10 +2,9 @@
 
 from fxprune.artifact import load, save
 from fxprune.caller import classes
-from fxprune.capture import capture
 from fxprune.compensation import Compensation
 from fxprune.compress import apply, compress
-from fxprune.coupling import Coupling, Group, Site, couple
+from fxprune.coupling import couple
 from fxprune.errors import (
     ArtifactError,
     CalibrationError,
@@ -23,15 +22,18 @@ from fxprune.errors import (
 from fxprune.evidence import Evidence
 from fxprune.export import export
 from fxprune.finetune import finetune
+from fxprune.groups import Coupling, Group, Site
 from fxprune.measuring import measure_latency
 from fxprune.narrow import narrow
 from fxprune.plan import Budget, Plan
-from fxprune.report import Finetuning, Report, report
+from fxprune.report import Report, report
 from fxprune.reporting.comparison import Comparison
-from fxprune.reporting.records import MeasuredLatency
+from fxprune.reporting.records import Finetuning, MeasuredLatency
 from fxprune.scores import Scores
 from fxprune.scoring import score
-from fxprune.sharded import Manifest, rewrite_checkpoint
+from fxprune.sharded import rewrite_checkpoint
+from fxprune.sharded.manifest import Manifest
+from fxprune.tracing.capture import capture
 from fxprune.verify import verify
 
 __version__ = "0.1.0"

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.caller.example import TensorSpec
-from fxprune.capture import ModelGraph
-from fxprune.capture.checks import Leaves, listed
 from fxprune.errors import FxpruneError
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, Plane, varying_axes
 from fxprune.rules.vocabulary import Option, Reading, Slot
+from fxprune.tracing.checks import Leaves, listed
+from fxprune.tracing.graph import ModelGraph
 
 Exclude = Leaves
 EXCLUDED = "excluded by the caller"

@@ -14,9 +14,8 @@ from fxprune.budgets import given
 from fxprune.caller.arguments import check
 from fxprune.caller.batches import Classes, Unpack
 from fxprune.caller.isolation import undisturbed
-from fxprune.capture import example_of
+from fxprune.collect import Exclude
 from fxprune.compensation import Level, check_level
-from fxprune.coupling import Exclude
 from fxprune.errors import FxpruneWarning, stage
 from fxprune.finetune import check_options
 from fxprune.finetune import finetune as tune
@@ -30,7 +29,8 @@ from fxprune.rewrite import rewrite
 from fxprune.rounds import Asked, Fit, in_rounds
 from fxprune.scores import Scores
 from fxprune.scoring import score
-from fxprune.submodule import Run, part_of, with_captured_part, with_part
+from fxprune.tracing.graph import example_of
+from fxprune.tracing.part import Run, part_of, with_captured_part, with_part
 from fxprune.verify import verify as prove
 from fxprune.walk import Unknown
 

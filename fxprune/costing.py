@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from fxprune.attention import ScaledDotProduct
 from fxprune.caller.batches import sample_count
-from fxprune.capture import ModelGraph, example_of, flops_of
-from fxprune.coupling import Coupling
+from fxprune.groups import Coupling
 from fxprune.rules.context import labels_in, owners_of
 from fxprune.rules.contractions import terms_of
 from fxprune.rules.labels import Labels
 from fxprune.rules.table import key_of
+from fxprune.tracing.attention import ScaledDotProduct
+from fxprune.tracing.graph import ModelGraph, example_of, flops_of
 from fxprune.widths import Axes, Flags, Index, Product, Products, Ruler, Widths, products
 
 Scalars = NDArray[np.float64]

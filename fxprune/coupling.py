@@ -16,14 +16,14 @@ from fxprune.caller.arguments import check
 from fxprune.caller.example import TensorSpec
 from fxprune.caller.isolation import undisturbed
 from fxprune.caller.meta import computing, lacking_numbers
-from fxprune.capture import ModelGraph
-from fxprune.capture.checks import listed
 from fxprune.collect import EXCLUDED, Collector, Exclude
 from fxprune.errors import CaptureError, FxpruneError, UnsupportedOpError, first_line, is_of_memory
 from fxprune.groups import Coupling, Edge, Group, Index, Site
 from fxprune.resolve import resolve
 from fxprune.rules.labels import Labels
 from fxprune.rules.table import RULES, describe, key_of
+from fxprune.tracing.checks import listed
+from fxprune.tracing.graph import ModelGraph
 from fxprune.walk import Unknown, named, step
 
 __all__ = ["EXCLUDED", "Coupling", "Edge", "Exclude", "Group", "Index", "Site", "analyse", "couple"]

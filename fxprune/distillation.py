@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fxprune.caller.example import opened
 from fxprune.errors import CalibrationError, FxpruneError, blaming
 from fxprune.objective import Loss, loss_of
-from fxprune.submodule import Run, call_whole
+from fxprune.tracing.part import Run, call_whole
 
 Metric = Callable[[Any, Any], Any]
 Logits = Callable[[Any], Tensor]

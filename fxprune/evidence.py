@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.capture import ModelGraph
-from fxprune.coupling import Coupling, Edge
 from fxprune.errors import CalibrationError
+from fxprune.groups import Coupling, Edge
 from fxprune.moments import Key, Moments
 from fxprune.probes import Probe
 from fxprune.sampling import Sampler
-from fxprune.signals import separability
+from fxprune.signals.separability import separability
+from fxprune.tracing.graph import ModelGraph
 
 Scalars = NDArray[np.float64]
 

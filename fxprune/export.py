@@ -20,9 +20,9 @@ from fxprune.caller.example import as_call, opened, to_device
 from fxprune.caller.files import regular, replacing
 from fxprune.caller.isolation import device_of, precise, undisturbed
 from fxprune.caller.meta import need_numbers
-from fxprune.capture.hooks import keep, plain_copy
-from fxprune.capture.watching import computing
 from fxprune.errors import ExportError, first_line
+from fxprune.tracing.hook_effects import computing
+from fxprune.tracing.hooks import keep, plain_copy
 from fxprune.verify import relative_error
 
 TOLERANCE = 1e-4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -13,13 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from fxprune.caller.example import PackedSpec
-from fxprune.capture import ModelGraph
-from fxprune.capture.graph import OwnSource
-from fxprune.coupling import Coupling, Edge
+from fxprune.groups import Coupling, Edge
 from fxprune.recurrence import PackedGate, gated_module
-from fxprune.rules.arguments import Call
 from fxprune.rules.movement import move
 from fxprune.rules.table import RULES, key_of
+from fxprune.tracing.graph import ModelGraph, OwnSource
+from fxprune.tracing.in_place import works_in_place
 
 
 class Gate(nn.Module, ABC):
@@ -147,14 +145,3 @@ def _changes(graph: ModelGraph) -> dict[str, list[str]]:
         if in_place and inputs:
             changes.setdefault(roots[node], []).append(node.name)
     return {node.name: changes[root] for node, root in roots.items() if root in changes}
-
-
-def works_in_place(node: fx.Node, graph: ModelGraph) -> bool:
-    """Whether a node writes into its first input."""
-    if node.op == "call_module":
-        return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = name == "setitem" or name[:1] == "i"
-    operators = node.op == "call_function" and getattr(operator, name, None) is node.target and in_place
-    call = Call(key_of(node, graph) if node.op == "call_function" else "", node.args, node.kwargs)
-    return bool(call.signature and call.get("inplace")) or operators or (name.endswith("_") and not name.endswith("__"))

@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from fxprune.caller.example import TensorSpec, another, batch_length, stretched
-from fxprune.capture import ModelGraph, example_of, facts_on
 from fxprune.errors import first_line
+from fxprune.tracing.facts import facts_on
+from fxprune.tracing.graph import ModelGraph, example_of
 
 _LOG = logging.getLogger(__name__)
 

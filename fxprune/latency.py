@@ -14,12 +14,13 @@ from torch import fx
 
 from fxprune.allocate import Allocation
 from fxprune.caller.isolation import device_of, evaluating, undisturbed
-from fxprune.capture import ModelGraph, example_of, flops_of, placeholder_values
 from fxprune.costing import Accounts
-from fxprune.coupling import Coupling
 from fxprune.errors import blaming
+from fxprune.groups import Coupling
 from fxprune.rewrite import rewrite
 from fxprune.rules.context import labels_in
+from fxprune.tracing.facts import placeholder_values
+from fxprune.tracing.graph import ModelGraph, example_of, flops_of
 from fxprune.widths import Flags, Index, Product, Products, Ruler, Widths, products
 
 Scalars = NDArray[np.float64]

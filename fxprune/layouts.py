@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.capture.batchnorm import FollowingBatchNorm
+from fxprune.tracing.batchnorm import FollowingBatchNorm
 
 NORMS = (nn.modules.batchnorm._NormBase, FollowingBatchNorm)
 FUNCTIONS = (F.batch_norm, F.instance_norm)

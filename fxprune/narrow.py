@@ -12,15 +12,15 @@ from fxprune.caller.computed_weights import computed, make_permanent
 from fxprune.caller.isolation import isolated_copy, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import lacking, named_tensors, put
-from fxprune.capture import ModelGraph, capture_as, example_of
-from fxprune.capture.graph import plain_attributes
 from fxprune.compress import apply
 from fxprune.errors import NarrowError, summary
 from fxprune.mending import is_inserted
 from fxprune.notes import Planned, planned_by
 from fxprune.plan import Plan
 from fxprune.rewrite import check_labels
-from fxprune.submodule import part_of, with_part
+from fxprune.tracing.capture import capture_as
+from fxprune.tracing.graph import ModelGraph, example_of, plain_attributes
+from fxprune.tracing.part import part_of, with_part
 from fxprune.verify import TOLERANCES, outputs_of, relative_error
 
 _REMEDY = "use fxprune.apply, which gives a graph in which that is mended, or exclude the layers that feed it"

@@ -9,20 +9,21 @@ from torch import nn
 
 from fxprune.caller.batches import sample_count
 from fxprune.caller.tensors import bytes_of
-from fxprune.capture import ModelGraph, example_of, facts_on, flops_of
+from fxprune.collect import EXCLUDED
 from fxprune.compensation import Compensation
-from fxprune.cost import parameters
-from fxprune.coupling import EXCLUDED, Coupling
-from fxprune.descriptions import captured
 from fxprune.errors import blaming
+from fxprune.groups import Coupling
 from fxprune.plan import Plan, coupling_of, kept_units
 from fxprune.provenance import provenance
 from fxprune.report import Report, frozen_reports, group_reports, with_rankings
 from fxprune.reporting.layers import largest, layer_costs, layer_parameters
 from fxprune.reporting.rankings import rankings
 from fxprune.scores import Scores
-from fxprune.submodule import name_of, part_of
 from fxprune.tod import Flags
+from fxprune.tracing.capture import captured
+from fxprune.tracing.facts import facts_on, parameters
+from fxprune.tracing.graph import ModelGraph, example_of, flops_of
+from fxprune.tracing.part import name_of, part_of
 
 Planned = tuple[ModelGraph, Coupling, Flags]
 

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from fxprune.caller.isolation import device_of
-from fxprune.capture import ModelGraph
-from fxprune.coupling import Coupling
 from fxprune.gates import Mask, insert
+from fxprune.groups import Coupling
 from fxprune.mending import Repair, preserve
 from fxprune.rewrite import Checker, narrowed_copy
 from fxprune.rules.labels import Labels
 from fxprune.rules.resize import resize
+from fxprune.tracing.graph import ModelGraph
 
 
 def oracle(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> fx.GraphModule:

@@ -15,10 +15,12 @@ from fxprune.caller.arguments import CHECKS, instance
 from fxprune.caller.example import check_example
 from fxprune.caller.files import regular, replacing
 from fxprune.caller.typed_json import restored
-from fxprune.capture import ModelGraph
-from fxprune.coupling import EXCLUDED, Coupling, Site, analyse
-from fxprune.descriptions import check_settings
+from fxprune.collect import EXCLUDED
+from fxprune.coupling import analyse
 from fxprune.errors import PlanError, visible
+from fxprune.groups import Coupling, Site
+from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.settings import check_settings
 
 FORMAT = 1
 LARGEST = 256 << 20  # bytes of a file; a million channels take ten

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import TensorSpec
-from fxprune.capture import ModelGraph, example_of, facts_on
-from fxprune.coupling import Edge, Index
 from fxprune.gates import Gate
+from fxprune.groups import Edge, Index
 from fxprune.moments import Gathering
 from fxprune.positions import PositionDraw, first_of_each
-from fxprune.signals import Through, directions
+from fxprune.signals.separability import directions
+from fxprune.signals.taylor import Through
+from fxprune.tracing.facts import facts_on
+from fxprune.tracing.graph import ModelGraph, example_of
 
 
 @dataclass(frozen=True, slots=True)

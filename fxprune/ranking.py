@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fxprune.caller.arguments import CHECKS, chosen
-from fxprune.coupling import Edge
 from fxprune.elimination import Reading, eliminated
 from fxprune.errors import CalibrationError, blaming
 from fxprune.evidence import Evidence, Scalars
+from fxprune.groups import Edge
 from fxprune.moments import Moments
 from fxprune.readers import readers_on
 from fxprune.rules.vocabulary import Slot

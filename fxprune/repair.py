@@ -11,7 +11,6 @@ from torch import nn
 from fxprune.caller.batches import Unpack
 from fxprune.caller.isolation import device_of, kept_buffers, placed, precise, seeded
 from fxprune.caller.meta import need_numbers
-from fxprune.capture import state_of
 from fxprune.compensation import Level, check_level, compensated
 from fxprune.compensation.calibration import calibration_of
 from fxprune.errors import CalibrationError, stage
@@ -19,7 +18,8 @@ from fxprune.notes import Planned, note_compensation
 from fxprune.plan import Plan
 from fxprune.provenance import new_biases
 from fxprune.scores import Scores
-from fxprune.submodule import Run, part_of, with_part
+from fxprune.tracing.graph import state_of
+from fxprune.tracing.part import Run, part_of, with_part
 
 
 def repaired(

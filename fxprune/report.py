@@ -15,10 +15,9 @@ from torch import nn
 from fxprune.caller.arguments import check
 from fxprune.caller.computed_weights import parametrized
 from fxprune.caller.files import replacing
-from fxprune.capture import ModelGraph
 from fxprune.compensation import Compensation
-from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError
+from fxprune.groups import Coupling
 from fxprune.plan import Budget
 from fxprune.reporting.comparison import Comparison, compared
 from fxprune.reporting.page import page
@@ -31,6 +30,7 @@ from fxprune.reporting.records import (
     Ranking,
 )
 from fxprune.reporting.tables import printed, tables
+from fxprune.tracing.graph import ModelGraph
 
 __all__ = ["Finetuning", "FrozenReport", "GroupReport", "LayerReport", "MeasuredLatency", "Ranking", "Report", "report"]
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fxprune.capture import ModelGraph
-from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneWarning, PlanError
+from fxprune.groups import Coupling
 from fxprune.plan import BUDGETS, Budget, Plan, coupling_of
 from fxprune.report import Report, report
-from fxprune.submodule import part_of
 from fxprune.tod import Flags
+from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.part import part_of
 
 ROUNDING = 1e-9
 Asked = Mapping[str, float | None]

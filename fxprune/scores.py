@@ -21,16 +21,19 @@ from fxprune.caller.files import regular
 from fxprune.caller.isolation import undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.typed_json import restored
-from fxprune.capture import ModelGraph, capture_around, settings_of
+from fxprune.collect import Exclude
 from fxprune.costing import Costs, costs_of
-from fxprune.coupling import Coupling, Exclude, Index, Site, analyse
-from fxprune.descriptions import captured
+from fxprune.coupling import analyse
 from fxprune.errors import FxpruneWarning, PlanError
+from fxprune.groups import Coupling, Index, Site
 from fxprune.latency import Latency, measure
 from fxprune.moments import Key, Moments
 from fxprune.plan import Budget, Plan, coupling_of, plan_of
 from fxprune.soundness import check_consistent
-from fxprune.submodule import part_of
+from fxprune.tracing.capture import capture_around, captured
+from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.part import part_of
+from fxprune.tracing.settings import settings_of
 from fxprune.walk import Unknown
 
 FORMAT = 3

@@ -16,18 +16,18 @@ from fxprune.caller.batches import Classes, Unpack, batch_to_device, class_of_sa
 from fxprune.caller.isolation import dtype_of, evaluating
 from fxprune.caller.rank_batches import Numbered, Share
 from fxprune.caller.ranks import in_any, rank_and_size, together
-from fxprune.capture import ModelGraph
-from fxprune.coupling import Coupling
 from fxprune.errors import CalibrationError, blaming
 from fxprune.fusing import fuse
 from fxprune.gates import insert
+from fxprune.groups import Coupling
 from fxprune.layouts import keep
 from fxprune.merging import merge
 from fxprune.objective import Loss, Objective, Part
 from fxprune.probes import Probe, Rows, rows_of
 from fxprune.resuming import Checkpoint, Found
 from fxprune.sampling import Sampler
-from fxprune.submodule import Run, with_part
+from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.part import Run, with_part
 
 
 @dataclass(frozen=True, slots=True, eq=False)

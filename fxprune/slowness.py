@@ -10,12 +10,14 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.batches import sample_count
+from fxprune.caller.example import TensorSpec
 from fxprune.caller.tensors import INDEX
-from fxprune.capture import ModelGraph, TensorSpec, facts_on
-from fxprune.descriptions import example_for
 from fxprune.report import Report
 from fxprune.reporting.layers import kind_of
 from fxprune.reporting.records import BatchLatency
+from fxprune.tracing.facts import facts_on
+from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.settings import example_for
 
 INTENSE = 8  # multiply-accumulates a byte; below, processors wait for memory, of all kinds and by a wide margin
 BLOCK = 8  # channels, in multiples of which kernels work

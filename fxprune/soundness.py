@@ -9,7 +9,7 @@ import numpy as np
 
 from fxprune.caller.arguments import is_whole
 from fxprune.caller.example import check_example
-from fxprune.descriptions import check_settings
+from fxprune.tracing.settings import check_settings
 from fxprune.widths import Products, Widths
 
 if TYPE_CHECKING:

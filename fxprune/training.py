@@ -20,7 +20,7 @@ from fxprune.caller.isolation import seeded
 from fxprune.checkpoint import read, write
 from fxprune.distillation import Goal
 from fxprune.errors import blaming
-from fxprune.report import Finetuning
+from fxprune.reporting.records import Finetuning
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,15 +20,17 @@ from fxprune.caller.arguments import check
 from fxprune.caller.example import another, as_call, batch_length, opened, to_device
 from fxprune.caller.isolation import device_of, evaluating, precise, stateless, undisturbed
 from fxprune.caller.meta import need_numbers
-from fxprune.capture import ModelGraph, capture_as, placeholder_values
-from fxprune.coupling import Coupling
 from fxprune.draws import Expected
 from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, stage, told
-from fxprune.objective import spoiled
+from fxprune.groups import Coupling
 from fxprune.oracle import oracle
 from fxprune.plan import Plan, coupling_of, kept_units
 from fxprune.rewrite import MismatchError, check_labels
-from fxprune.submodule import part_of
+from fxprune.tracing.capture import capture_as
+from fxprune.tracing.facts import placeholder_values
+from fxprune.tracing.finite import spoiled
+from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.part import part_of
 
 _LOG = logging.getLogger(__name__)
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}

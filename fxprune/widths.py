@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from fxprune.coupling import Coupling
+from fxprune.groups import Coupling
 from fxprune.rules.labels import Labels
 from fxprune.rules.vocabulary import Slot
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import capture
-from fxprune.coupling import Edge, analyse
+from fxprune.coupling import analyse
 from fxprune.gates import Gate, insert
+from fxprune.groups import Edge
+from fxprune.tracing.capture import capture
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

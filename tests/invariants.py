@@ -21,11 +21,11 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune import elimination
 from fxprune.caller.example import TensorSpec
-from fxprune.capture import ModelGraph
-from fxprune.capture.passes import facts_on
 from fxprune.notes import planned_by
 from fxprune.oracle import oracle
 from fxprune.rewrite import rewrite
+from fxprune.tracing.facts import facts_on
+from fxprune.tracing.graph import ModelGraph
 
 CLOSE = {torch.float64: 1e-7, torch.float32: 1e-3}  # of two scores, in shares of the largest: a tie
 

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from random_nets import RandomNet
 from torch import Tensor
 
-from fxprune.capture import ModelGraph
-from fxprune.coupling import Coupling, analyse
+from fxprune.coupling import analyse
+from fxprune.groups import Coupling
+from fxprune.tracing.graph import ModelGraph
 
 
 def permuted(net: RandomNet, graph: ModelGraph, seed: int) -> tuple[RandomNet, NDArray[np.int64]]:

@@ -13,7 +13,7 @@ from zoo import ZOO, randomise, tensors
 from zoo.attention import Block, E, H, Multihead, T
 
 import fxprune
-from fxprune.attention import MultiheadAttention, lower
+from fxprune.tracing.attention import MultiheadAttention, lower
 
 NORMED = [
     name for name in ZOO

@@ -18,9 +18,9 @@ from zoo import ZOO
 import fxprune
 from fxprune.allocate import ALLOCATIONS, Allocation
 from fxprune.budgets import meet
-from fxprune.capture import example_of
-from fxprune.cost import macs
 from fxprune.errors import PlanError
+from fxprune.tracing.facts import macs
+from fxprune.tracing.graph import example_of
 
 RESNET = torchvision.models.resnet18(weights=None).eval()
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from zoo import ZOO, Case, images, tensors
 
 import fxprune
-from fxprune.capture import flops_of
 from fxprune.errors import CaptureError
+from fxprune.tracing.graph import flops_of
 
 every_case = pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
 

@@ -20,8 +20,9 @@ from torchvision.ops import StochasticDepth
 from zoo import CLASSES, ZOO, Case, conv, head, images, randomise, tensors
 
 import fxprune
-from fxprune.capture import ModelGraph, exported
 from fxprune.errors import CaptureError
+from fxprune.tracing.export import trace as exported
+from fxprune.tracing.graph import ModelGraph
 
 
 def some_quick(names: Iterable[str]) -> list[Any]:

@@ -16,8 +16,9 @@ from zoo import ZOO, Case, tensors
 
 import fxprune
 from fxprune.caller.batches import sample_count
-from fxprune.capture import ModelGraph, facts_on, passes
-from fxprune.cost import macs
+from fxprune.tracing import facts as passes
+from fxprune.tracing.facts import facts_on, macs
+from fxprune.tracing.graph import ModelGraph
 
 
 def on_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

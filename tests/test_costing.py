@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from zoo import ZOO, Case, images, randomise
 
 import fxprune
-from fxprune.capture import example_of
-from fxprune.cost import macs
 from fxprune.costing import costs_of
 from fxprune.coupling import analyse
 from fxprune.plan import kept_units
 from fxprune.rewrite import rewrite
+from fxprune.tracing.facts import macs
+from fxprune.tracing.graph import example_of
 
 NETWORKS = [
     ("resnet18", {}, 32),

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from zoo import ZOO, conv, head, images
 
 import fxprune
-from fxprune.capture.passes import annotate
 from fxprune.coupling import analyse
 from fxprune.errors import FxpruneError, UnsupportedOpError
-from fxprune.rules import RULES
+from fxprune.rules.table import RULES
+from fxprune.tracing.facts import annotate
 
 
 def groups_of(model: nn.Module, example: Any = None, **options: Any) -> tuple[fxprune.Group, ...]:

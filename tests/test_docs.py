@@ -18,8 +18,8 @@ from pages import given, tiny_resnet
 from torch import nn
 
 import fxprune
-from fxprune.rules import RULES
 from fxprune.rules.resize import RESIZES
+from fxprune.rules.table import RULES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from helpers import difference, outputs
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.capture import example_of
+from fxprune.tracing.graph import example_of
 
 
 class Nodes(nn.Module):

@@ -20,7 +20,7 @@ from zoo import ZOO
 import fxprune
 from fxprune import FxpruneError, Scores
 from fxprune.caller.meta import has_numbers
-from fxprune.cost import macs
+from fxprune.tracing.facts import macs
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

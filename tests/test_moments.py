@@ -14,10 +14,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from zoo import CLASSES, ZOO, images
 
 import fxprune
-from fxprune.capture import capture
 from fxprune.coupling import analyse
 from fxprune.evidence import key_of_edge
 from fxprune.moments import BATCH_ROWS, ROWS, WIDEST, Gathering, Moments, hashed
+from fxprune.tracing.capture import capture
 
 
 def gathered(*parts: Tensor, dim: int = 1, seed: int = 0) -> Moments:

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from zoo import CLASSES, ZOO
 
 import fxprune
-from fxprune.capture import capture
-from fxprune.cost import macs
-from fxprune.coupling import Coupling, Edge, analyse
+from fxprune.coupling import analyse
 from fxprune.errors import PlanError
 from fxprune.gates import Mask, insert
+from fxprune.groups import Coupling, Edge
 from fxprune.tod import balanced
+from fxprune.tracing.capture import capture
+from fxprune.tracing.facts import macs
 
 READ_BY_LAYERS = [
     "rnn_tanh_both_ways", "rnn_relu_deep_both_ways", "lstm_deep", "lstm_time_major", "gru_deep_both_ways",

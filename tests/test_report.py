@@ -13,8 +13,8 @@ from torch import nn
 from zoo import ZOO, Case, images, tensors
 
 import fxprune
-from fxprune.cost import macs
 from fxprune.errors import FxpruneError
+from fxprune.tracing.facts import macs
 
 BATCHES = [(images()(20), torch.arange(20) % 5)]
 

@@ -12,10 +12,10 @@ from torch import nn
 from zoo import CLASSES, ZOO, conv, head, images
 
 import fxprune
-from fxprune.capture import example_of
-from fxprune.cost import macs
 from fxprune.errors import FxpruneWarning, PlanError
 from fxprune.rounds import composed
+from fxprune.tracing.facts import macs
+from fxprune.tracing.graph import example_of
 
 CASES = ["residual", "inception", "resnext_block", "shuffle_units", "attention_chunk_matmul", "lstm_deep_both_ways"]
 

@@ -13,8 +13,8 @@ from zoo import conv, head, images
 
 import fxprune
 from fxprune.errors import RewriteError, UnsupportedOpError, VerificationError
-from fxprune.rules import RULES, rule
 from fxprune.rules.movement import move
+from fxprune.rules.table import RULES, rule
 
 
 def wobble(x: Tensor, amount: float = 0.5) -> Tensor:

@@ -11,9 +11,8 @@ from steps import KINDS
 from torch import nn
 
 import fxprune
-from fxprune.capture import symbolic
-from fxprune.rules import RULES
-from fxprune.rules.table import describe
+from fxprune.rules.table import RULES, describe
+from fxprune.tracing import symbolic
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*upsample.* is deprecated")
 AT_ONCE = 16  # kinds in one network; one by one they take three times as long

@@ -13,8 +13,9 @@ from scipy.spatial.distance import pdist
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from fxprune.signals import directions, inner_products, separability
 from fxprune.signals.diameter import FEW, diameter
+from fxprune.signals.separability import directions, separability
+from fxprune.signals.taylor import inner_products
 
 
 def plain_separability(samples: Tensor, classes: Tensor) -> list[float]:

@@ -32,8 +32,8 @@ from fxprune import FxpruneError, Plan, Scores, checkpoint
 from fxprune.artifact.container import opened
 from fxprune.caller import arrays
 from fxprune.caller.tensors import bytes_of
-from fxprune.descriptions import FREE, example_for
 from fxprune.reporting.page import page
+from fxprune.tracing.settings import FREE, example_for
 
 CASE = ZOO["mlp_batchnorm_dropout"]
 FAST, SLOW = 120, 3000  # mutations of each file, in each of two ways

@@ -22,7 +22,7 @@ from rich.progress import track
 from zoo import run
 
 import fxprune
-from fxprune.capture import RUNGS
+from fxprune.tracing.capture import RUNGS
 
 LIMIT = 600.0
 NAMES = (*MEMBERS, "mvit_v2_s", *language.MODELS)

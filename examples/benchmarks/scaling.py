@@ -34,7 +34,7 @@ from scoring import Work, noise, plain
 from torch import nn
 
 import fxprune
-from fxprune.signals import separability
+from fxprune.signals.separability import separability
 
 LIMIT = 240.0
 SLOW = 5.0  # seconds of a run that is not repeated

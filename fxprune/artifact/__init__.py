@@ -15,11 +15,11 @@ from fxprune.artifact.rebuild import built, plan_from, rebuilt, versions
 from fxprune.caller.arguments import CHECKS, check, is_keywords, wanted
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import aliases_of, dtype_name, lacking, memory_format_of, named_tensors, put
-from fxprune.capture import ModelGraph
 from fxprune.errors import ArtifactError
 from fxprune.report import Report
 from fxprune.scores import Scores
-from fxprune.submodule import part_of
+from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.part import part_of
 
 __all__ = ["load", "save"]
 

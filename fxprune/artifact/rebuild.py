@@ -15,7 +15,7 @@ from fxprune.caller.isolation import isolated_copy
 from fxprune.compress import apply
 from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, first_line, summary
 from fxprune.plan import Plan
-from fxprune.submodule import part_of
+from fxprune.tracing.part import part_of
 
 _FAILURES = (FxpruneError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, OverflowError)
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import networkx as nx
 
 from fxprune.caller.files import replacing
-from fxprune.capture import ModelGraph
 from fxprune.cli import PLOT_EXTRA, missing_message
-from fxprune.coupling import Group
 from fxprune.errors import FxpruneError
+from fxprune.groups import Group
+from fxprune.tracing.graph import ModelGraph
 
 SUFFIXES = (".svg", ".png", ".pdf")
 COLOURS = ("#8dd3c7", "#fdb462", "#80b1d3", "#b3de69", "#fccde5", "#bc80bd", "#ffed6f", "#fb8072")

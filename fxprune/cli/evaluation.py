@@ -14,7 +14,7 @@ from fxprune.caller.example import as_call, to_device
 from fxprune.caller.isolation import device_of, evaluating
 from fxprune.cli.output import Bars
 from fxprune.errors import FxpruneError
-from fxprune.submodule import call_whole
+from fxprune.tracing.part import call_whole
 
 Metric = Callable[[nn.Module, Iterable[Any]], float]
 ROUNDS = 7

@@ -17,18 +17,19 @@ from rich.tree import Tree
 from fxprune.artifact.container import opened
 from fxprune.artifact.header import Header
 from fxprune.caller.files import replacing
-from fxprune.capture import ModelGraph
 from fxprune.cli.choices import CouplingOptions, Run
 from fxprune.cli.drawing import SUFFIXES, draw, layers_of
 from fxprune.cli.files import check_suffix, check_writable
 from fxprune.cli.options import DataOptions, File, ModelOptions
 from fxprune.cli.output import Output
 from fxprune.cli.targets import Built, object_of
-from fxprune.coupling import Group, couple
+from fxprune.coupling import couple
 from fxprune.errors import FxpruneError
+from fxprune.groups import Group
 from fxprune.report import Report
 from fxprune.reporting.tables import plain
-from fxprune.submodule import part_of, with_captured_part
+from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.part import part_of, with_captured_part
 
 DTYPES = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 BATCH = 2  # samples of an example made of zeros

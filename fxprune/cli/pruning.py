@@ -16,12 +16,12 @@ from fxprune.cli.files import check_suffix, check_writable
 from fxprune.cli.options import DataOptions, File, ModelOptions
 from fxprune.cli.output import Output
 from fxprune.cli.targets import Built, object_of
-from fxprune.descriptions import example_for
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.notes import note_error
 from fxprune.plan import Plan
 from fxprune.scores import Scores
-from fxprune.submodule import part_of
+from fxprune.tracing.part import part_of
+from fxprune.tracing.settings import example_for
 
 EXPORTS = (".onnx", ".pt2")
 SMALL, SCORES, PLAN = Path("small.safetensors"), Path("scores.npz"), Path("plan.json")

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from fxprune.caller.arguments import CHECKS, chosen
 from fxprune.caller.isolation import evaluating, in_eval_mode
 from fxprune.caller.ranks import give_from_first
-from fxprune.capture import ModelGraph
 from fxprune.compensation.batchnorm import re_estimate
 from fxprune.compensation.calibration import Calibration
 from fxprune.compensation.judging import Judge
 from fxprune.compensation.ridge import fill, is_recurrent
 from fxprune.compensation.sequential import Refit, refit
-from fxprune.coupling import Coupling
 from fxprune.errors import PlanError
+from fxprune.groups import Coupling
 from fxprune.moments import Key, Moments
+from fxprune.tracing.graph import ModelGraph
 
 Level = Literal["none", "bias", "ridge", "sequential"]
 LEVELS: tuple[str, ...] = get_args(Level)

@@ -15,13 +15,15 @@ from fxprune.caller.example import to_device
 from fxprune.caller.isolation import device_of, evaluating
 from fxprune.caller.rank_batches import Share
 from fxprune.caller.ranks import gathered, in_all, rank_and_size, summed, together
-from fxprune.capture import ModelGraph, example_of, placeholder_values
 from fxprune.compensation.lockstep import live_bytes
 from fxprune.errors import CalibrationError, blaming
-from fxprune.objective import Part, spoiled
+from fxprune.objective import Part
 from fxprune.probes import Rows as Samples
 from fxprune.probes import rows_of
-from fxprune.submodule import Run, call_whole, name_of, with_part
+from fxprune.tracing.facts import placeholder_values
+from fxprune.tracing.finite import spoiled
+from fxprune.tracing.graph import ModelGraph, example_of
+from fxprune.tracing.part import Run, call_whole, name_of, with_part
 
 MEMORY = 2 << 30  # bytes for the values of the calibration batches
 EVERY = 5  # the last of so many samples is held out

@@ -11,7 +11,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import blaming
-from fxprune.gates import works_in_place
+from fxprune.tracing.in_place import works_in_place
 
 Values = list[Any]  # one a batch
 

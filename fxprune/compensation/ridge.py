@@ -10,15 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from fxprune.capture import ModelGraph
 from fxprune.compensation.biases import add_to_bias
 from fxprune.compensation.targets import norm_after
-from fxprune.coupling import Coupling, Edge
 from fxprune.evidence import key_of_edge
+from fxprune.groups import Coupling, Edge
 from fxprune.moments import Key, Moments
 from fxprune.readers import Reader, from_matrix, readers_on, uses
 from fxprune.rewrite import Checker, narrow
 from fxprune.rules.vocabulary import Slot
+from fxprune.tracing.graph import ModelGraph
 
 STRENGTH = 1e-3  # of the ridge, by the mean variance of the channels that stay
 TINY = 1e-12  # the least mean variance

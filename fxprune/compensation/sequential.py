@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from fxprune.capture import ModelGraph
 from fxprune.compensation.biases import add_to_bias, bias_of, takes_bias
 from fxprune.compensation.calibration import Calibration
 from fxprune.compensation.least_squares import Fit, refitted
@@ -21,10 +20,11 @@ from fxprune.compensation.lockstep import Stepper
 from fxprune.compensation.sampling import Pair, rows_for
 from fxprune.compensation.targets import Aim, aim_of
 from fxprune.compensation.wide import by_channel
-from fxprune.coupling import Coupling
-from fxprune.gates import works_in_place
+from fxprune.groups import Coupling
 from fxprune.readers import Reader, reader_of, uses
 from fxprune.rewrite import Checker
+from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.in_place import works_in_place
 
 WIDEST = 4096  # features of a group of a layer; wider ones are fitted by channel
 

@@ -14,7 +14,7 @@ from fxprune.caller.isolation import seeded
 from fxprune.compress import compress
 from fxprune.errors import CalibrationError, FxpruneError
 from fxprune.report import Report, report
-from fxprune.submodule import part_of
+from fxprune.tracing.part import part_of
 
 try:
     from lightning.pytorch import Callback

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.capture import ModelGraph
 from fxprune.reporting.records import LayerReport
+from fxprune.tracing.graph import ModelGraph
 
 WHOLE = "(model)"  # the name of what holds parameters that lie in no layer
 LARGEST = 12  # layers that a report keeps, by parameters and by MACs

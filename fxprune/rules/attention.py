@@ -8,21 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxprune.attention import ScaledDotProduct
 from fxprune.rules.context import Context
 from fxprune.rules.contractions import contract, product
 from fxprune.rules.labels import Labels, Plane
 from fxprune.rules.table import rule
 
 _BATCH = "abcdefgh"  # names for the axes in front of lengths and places
-
-
-@rule(ScaledDotProduct)
-def dot_product_module(
-    ctx: Context, module: nn.Module, query: Labels, key: Labels, value: Labels, mask: Labels | None = None
-) -> Labels:
-    """The attention of the module's inputs."""
-    return dot_product(ctx, query, key, value, mask)
 
 
 @rule(F.scaled_dot_product_attention)

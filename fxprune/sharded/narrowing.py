@@ -16,7 +16,7 @@ from fxprune.notes import planned_by
 from fxprune.plan import Plan
 from fxprune.rewrite import Checker, rewrite
 from fxprune.rules.vocabulary import Slot
-from fxprune.submodule import part_of
+from fxprune.tracing.part import part_of
 
 Kept = tuple[NDArray[np.int64] | None, ...]  # for each axis the indices that stay; None where all do
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 from torchvision.ops.stochastic_depth import stochastic_depth
 
-from fxprune.rules import RULES
 from fxprune.rules import pointwise as rules
+from fxprune.rules.table import RULES
 from steps.kind import exactly, kind
 
 add = partial(kind, "pointwise")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.capture import ModelGraph
+from fxprune.tracing.graph import ModelGraph
 
 Inputs = Any  # a tensor, a tuple of tensors, or a dict of them: whatever the model's forward takes
 CLASSES = 5

@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.caller.overrides import changed
+from fxprune.rules.attention import dot_product
+from fxprune.rules.context import Context
+from fxprune.rules.labels import Labels
+from fxprune.rules.table import rule
 
 
 class ScaledDotProduct(nn.Module):
@@ -145,3 +149,11 @@ def lower(model: nn.Module) -> nn.Module:
 def _is_plain(module: nn.Module | None) -> TypeGuard[nn.MultiheadAttention]:
     """Whether a module is an attention of torch that computes as its class says."""
     return type(module) is nn.MultiheadAttention and not changed(module, nn.MultiheadAttention)
+
+
+@rule(ScaledDotProduct)
+def dot_product_module(
+    ctx: Context, module: nn.Module, query: Labels, key: Labels, value: Labels, mask: Labels | None = None
+) -> Labels:
+    """The attention of the module's inputs."""
+    return dot_product(ctx, query, key, value, mask)

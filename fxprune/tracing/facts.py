@@ -14,12 +14,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from fxprune.caller.batches import sample_count
 from fxprune.caller.example import TensorSpec, as_call, spec_of
 from fxprune.caller.isolation import evaluating
 from fxprune.caller.meta import CPU, META, lacking_numbers
 from fxprune.caller.meta_calls import PLACES, method, mixed, shape_only, weightless
 from fxprune.errors import first_line
-from fxprune.flops import counting
+from fxprune.tracing.flops import counting
 
 Found = TypeVar("Found")
 _Form = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
@@ -238,3 +239,13 @@ def placeholder_values(graph: fx.GraphModule, example: Any) -> list[Any]:
         else:
             values.append(kwargs[name] if name in kwargs else node.args[0])
     return values
+
+
+def parameters(model: nn.Module) -> int:
+    """The number of entries of all parameters, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def macs(model: Any, example: Any) -> int:
+    """Multiply-accumulates of one sample of `example`, of matrix products and convolutions (torch's formulas)."""
+    return sum(facts_on(model, example).flops.values()) // 2 // sample_count(example)

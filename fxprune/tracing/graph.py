@@ -15,8 +15,8 @@ from torch import fx, nn
 from torch.fx import graph_module as fx_internals
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.proxies import ValueProxy
 from fxprune.errors import CaptureError
+from fxprune.tracing.value_proxies import ValueProxy
 
 
 class OwnSource(fx.GraphModule):
@@ -181,3 +181,24 @@ def must_be(value: Any, fixed: Any, name: str) -> None:
             f"the graph was made for {name}={fixed!r}, as the example has it or leaves it out: "
             f"capture the model with an example that gives {name} as it is to be"
         )
+
+
+def is_captured(model: nn.Module) -> bool:
+    """Whether `model` came from `capture` and was not rewritten since."""
+    return isinstance(model, ModelGraph) and "inputs" in model.meta.get("fxprune", {})
+
+
+def example_of(graph: ModelGraph) -> Any:
+    """The example batch that `graph` was captured with."""
+    return graph.meta["fxprune"]["inputs"]
+
+
+def state_of(graph: ModelGraph) -> list[str]:
+    """The names of the buffers whose numbers the forward changes."""
+    buffers = dict(graph.named_buffers())
+    return [name for name in graph.meta["fxprune"].get("state", ()) if name in buffers]
+
+
+def flops_of(graph: ModelGraph) -> dict[str, int]:
+    """The flops of every node of a captured graph on its whole example; two are one multiply-accumulate."""
+    return {node.name: node.meta["flops"] for node in graph.graph.nodes}

@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import as_call, batch_length, trim
-from fxprune.capture.graph import ModelGraph, OwnSource
 from fxprune.errors import CaptureError, told
+from fxprune.tracing.graph import ModelGraph, OwnSource
 
 Entry = str | type[nn.Module]
 Leaves = Entry | Sequence[Entry]

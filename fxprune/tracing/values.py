@@ -21,11 +21,11 @@ from fxprune.caller.example import batch_length
 from fxprune.caller.meta import CPU, META, has_numbers
 from fxprune.caller.meta_calls import method, mixed
 from fxprune.caller.source_lines import deciding_line, users_frame
-from fxprune.capture import symbolic
-from fxprune.capture.checks import Entry
-from fxprune.capture.graph import ModelGraph
-from fxprune.capture.proxies import TensorProxy, ValueProxy, is_plain, is_symbol, proxy_of
 from fxprune.errors import FxpruneWarning
+from fxprune.tracing import symbolic
+from fxprune.tracing.checks import Entry
+from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.value_proxies import TensorProxy, ValueProxy, is_plain, is_symbol, proxy_of
 
 _FACTORIES = (
     "zeros", "ones", "full", "empty", "arange", "range", "linspace", "logspace", "rand", "randn", "randint", "randperm",

@@ -20,7 +20,8 @@ from fxprune.caller.isolation import seeded
 from fxprune.caller.meta import lacking_numbers
 from fxprune.caller.meta_calls import shape_only
 from fxprune.caller.source_lines import users_line
-from fxprune.capture.hooks import (
+from fxprune.errors import CaptureError
+from fxprune.tracing.hooks import (
     PRE,
     Hook,
     code_of,
@@ -33,7 +34,6 @@ from fxprune.capture.hooks import (
     keep,
     plain_copy,
 )
-from fxprune.errors import CaptureError
 
 
 def computing(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> frozenset[Hook]:

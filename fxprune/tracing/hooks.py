@@ -14,8 +14,8 @@ from torch.nn.modules import module as torch_internals
 from fxprune.caller.computed_weights import make_permanent
 from fxprune.caller.isolation import FORWARD_HOOKS, HOOKS, isolated_copy, restored
 from fxprune.caller.overrides import changed
-from fxprune.capture.checks import Entry, is_named
 from fxprune.errors import CaptureError
+from fxprune.tracing.checks import Entry, is_named
 
 Hook = tuple[str, str, int]  # the path of its module, the dict of the module that it is in, and its key there
 PRE, POST = FORWARD_HOOKS[:2]

@@ -16,11 +16,11 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.aten import Call, Same, is_changed, is_creation, spelled
-from fxprune.capture.batchnorm import FollowingBatchNorm
-from fxprune.capture.folding import fold
-from fxprune.capture.graph import must_be
 from fxprune.errors import CaptureError
+from fxprune.tracing.batchnorm import FollowingBatchNorm
+from fxprune.tracing.export.layers import fold
+from fxprune.tracing.export.ops import Call, Same, is_changed, is_creation, spelled
+from fxprune.tracing.graph import must_be
 
 _CHECKED = (bool, int, float, str)
 

@@ -20,16 +20,16 @@ from torch.fx import _symbolic_trace as fx_internals
 from torch.nn.utils import parametrize, rnn
 from torch.utils import _pytree as pytree
 
-from fxprune.attention import MultiheadAttention
 from fxprune.caller.example import as_call
 from fxprune.caller.overrides import changed
 from fxprune.caller.source_lines import users_line
-from fxprune.capture.checks import Entry, is_named, signature_of
-from fxprune.capture.graph import ModelGraph, must_be
-from fxprune.capture.hooks import hooked, layer_within_hooks, strip
-from fxprune.capture.proxies import Symbol, is_symbol
 from fxprune.errors import CaptureError
 from fxprune.rules.table import RULES, module_class
+from fxprune.tracing.attention import MultiheadAttention
+from fxprune.tracing.checks import Entry, is_named, signature_of
+from fxprune.tracing.graph import ModelGraph, must_be
+from fxprune.tracing.hooks import hooked, layer_within_hooks, strip
+from fxprune.tracing.value_proxies import Symbol, is_symbol
 
 _OPENED = (
     nn.Module, nn.Sequential, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,

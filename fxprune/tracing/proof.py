@@ -23,12 +23,12 @@ from fxprune.caller.example import another, as_call, batch_length, opened, trim
 from fxprune.caller.isolation import evaluating, kept_buffers, precise, restored, seeded
 from fxprune.caller.meta import has_numbers
 from fxprune.caller.source_lines import is_users
-from fxprune.capture.checks import cuts, first_running, signature_of
-from fxprune.capture.graph import ModelGraph, plain_attributes
-from fxprune.capture.hooks import hooks_of, plain_copy
-from fxprune.capture.hooks import told as told_of_hooks
-from fxprune.capture.passes import placeholder_values
 from fxprune.errors import CaptureError, FxpruneWarning, told
+from fxprune.tracing.checks import cuts, first_running, signature_of
+from fxprune.tracing.facts import placeholder_values
+from fxprune.tracing.graph import ModelGraph, plain_attributes
+from fxprune.tracing.hooks import hooks_of, plain_copy
+from fxprune.tracing.hooks import told as told_of_hooks
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _SEED = 20_231  # none that a forward is traced with: what it draws must not be a constant of the graph

@@ -24,13 +24,13 @@ from fxprune.caller.example import as_call
 from fxprune.caller.interrupts import uninterrupted
 from fxprune.caller.isolation import restored
 from fxprune.caller.meta import lacking_numbers
-from fxprune.capture.checks import Entry
-from fxprune.capture.folding import layers
-from fxprune.capture.graph import ModelGraph, must_be
-from fxprune.capture.hooks import strip
-from fxprune.capture.program import Builder
-from fxprune.capture.symbolic import SymbolicTracer, register_constants
 from fxprune.errors import CaptureError, first_line
+from fxprune.tracing.checks import Entry
+from fxprune.tracing.export.graph import Builder
+from fxprune.tracing.export.layers import layers
+from fxprune.tracing.graph import ModelGraph, must_be
+from fxprune.tracing.hooks import strip
+from fxprune.tracing.symbolic import SymbolicTracer, register_constants
 
 Shapes = Callable[[Tensor, int], Any]
 INTRICATE = 16  # operations by which a size may follow from those of the inputs: the time of torch.export explodes

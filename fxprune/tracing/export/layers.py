@@ -14,10 +14,10 @@ from torch.export import ExportedProgram, ModuleCallSignature
 from torch.export.graph_signature import ConstantArgument
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.aten import is_assertion
-from fxprune.capture.hooks import hooked
-from fxprune.capture.symbolic import SymbolicTracer
 from fxprune.errors import CaptureError
+from fxprune.tracing.export.ops import is_assertion
+from fxprune.tracing.hooks import hooked
+from fxprune.tracing.symbolic import SymbolicTracer
 
 Names = dict[str, fx.Node]
 _tracepoint = torch.ops.higher_order._export_tracepoint

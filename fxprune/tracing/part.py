@@ -16,9 +16,10 @@ from fxprune.caller.batches import Unpack, batch_to_device, batches, fitted
 from fxprune.caller.example import as_call, to_device
 from fxprune.caller.isolation import device_of, isolated_copy, seeded, undisturbed
 from fxprune.caller.meta import need_numbers
-from fxprune.capture import capture_around, is_captured
-from fxprune.capture.checks import Leaves, check_bare
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, stage, told
+from fxprune.tracing.capture import capture_around
+from fxprune.tracing.checks import Leaves, check_bare
+from fxprune.tracing.graph import is_captured
 
 Run = Callable[[Any, Any, Any], Tensor]
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from fxprune.attention import lower
 from fxprune.caller.arguments import CHECKS, check, chosen, wanted
 from fxprune.caller.computed_weights import computed, warn_of
 from fxprune.caller.example import TensorSpec, to_json
 from fxprune.caller.isolation import device_of, kept_buffers, undisturbed
 from fxprune.caller.meta import lacking_numbers, to_home
 from fxprune.caller.source_lines import line_of
-from fxprune.capture import exported, hooks, symbolic, values
-from fxprune.capture.checks import (
+from fxprune.errors import CaptureError, first_line, is_of_memory, stage
+from fxprune.rules.arguments import spell
+from fxprune.tracing import hooks, symbolic, values
+from fxprune.tracing.attention import lower
+from fxprune.tracing.checks import (  # fmt: skip
     Leaves,
     check_example,
     check_leaves,
@@ -27,13 +29,13 @@ from fxprune.capture.checks import (
     first_running,
     is_named,
     listed,
-)  # fmt: skip
-from fxprune.capture.graph import ModelGraph
-from fxprune.capture.passes import annotate, facts_on, placeholder_values
-from fxprune.capture.proof import DisagreementError, Reference, first_run
-from fxprune.capture.watching import computing
-from fxprune.errors import CaptureError, first_line, is_of_memory, stage
-from fxprune.rules.arguments import spell
+)
+from fxprune.tracing.export import trace as exported
+from fxprune.tracing.facts import annotate, facts_on, placeholder_values
+from fxprune.tracing.graph import ModelGraph, is_captured
+from fxprune.tracing.hook_effects import computing
+from fxprune.tracing.proof import DisagreementError, Reference, first_run
+from fxprune.tracing.settings import example_for
 
 __all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "facts_on", "placeholder_values"]
 
@@ -164,15 +166,6 @@ def capture_around(
     return capture(model, example, leaves=named, other=other, prove=prove)
 
 
-def settings_of(graph: ModelGraph) -> dict[str, Any]:
-    """How `graph` was captured, as a plan's JSON can hold it."""
-    notes = graph.meta["fxprune"]
-    settings: dict[str, Any] = {"method": notes["rung"]}
-    for name in ("leaves", "decisions"):
-        settings |= {name: list(notes[name])} if notes.get(name) else {}
-    return settings | ({"concrete_args": notes["concrete_args"]} if notes["concrete_args"] else {})
-
-
 def _prepared(model: nn.Module) -> nn.Module:
     """A copy of the model in eval mode, to be traced."""
     return lower(hooks.plain_copy(model)).eval()
@@ -243,31 +236,17 @@ def _no_way(model: nn.Module, failures: Mapping[str, CaptureError], beside: str,
     )
 
 
-def is_captured(model: nn.Module) -> bool:
-    """Whether `model` came from `capture` and was not rewritten since."""
-    return isinstance(model, ModelGraph) and "inputs" in model.meta.get("fxprune", {})
-
-
 CHECKS["graph"] = wanted(is_captured, "give what fxprune.capture gave", CaptureError)
-
-
-def example_of(graph: ModelGraph) -> Any:
-    """The example batch that `graph` was captured with."""
-    return graph.meta["fxprune"]["inputs"]
-
-
-def state_of(graph: ModelGraph) -> list[str]:
-    """The names of the buffers whose numbers the forward changes."""
-    buffers = dict(graph.named_buffers())
-    return [name for name in graph.meta["fxprune"].get("state", ()) if name in buffers]
-
-
-def flops_of(graph: ModelGraph) -> dict[str, int]:
-    """The flops of every node of a captured graph on its whole example; two are one multiply-accumulate."""
-    return {node.name: node.meta["flops"] for node in graph.graph.nodes}
 
 
 def _annotate(graph: ModelGraph, example: Any) -> Any:
     """Put shapes and flops on all nodes; returns the example that was run, which is cut where nothing ran on it yet."""
     batches = (example,) if lacking_numbers(graph) is None else cuts(example)
     return first_running(graph, batches, partial(annotate, graph))[0]
+
+
+def captured(settings: Mapping[str, Any], model: nn.Module, description: Any) -> ModelGraph:
+    """The graph of a model, captured as `settings` say on an example of the described shapes; a graph as it is."""
+    if is_captured(model):
+        return cast("ModelGraph", model)
+    return capture_as(settings, model, example_for(model, description), made=True)

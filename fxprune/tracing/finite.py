@@ -1,0 +1,55 @@
+"""TODO module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxprune.caller.example import opened
+from fxprune.caller.isolation import evaluating
+
+
+def spoiled(graph: fx.GraphModule, values: Sequence[Any]) -> str | None:
+    """Which input of a graph is not finite, in words, where that spoils what it gives; None where it does not.
+
+    (A mask may hold minus infinity, and so may logits.)
+    """
+    if all_finite(values):
+        return None
+    with torch.no_grad(), evaluating(graph):
+        output = graph(*pytree.tree_map_only(Tensor, torch.clone, list(values)))
+    floats = [t for t in pytree.tree_leaves(opened(output)) if isinstance(t, Tensor) and t.is_floating_point()]
+    return not_finite(graph, values) if any(bool((t.isnan() | t.isposinf()).any()) for t in floats) else None
+
+
+def not_finite(graph: fx.GraphModule, values: Sequence[Any]) -> str | None:
+    """Which value of a graph is the first that is not finite on values of its placeholders, in words; None for none."""
+    search = _Search(graph)
+    with torch.no_grad():
+        search.run(*values)
+    if search.found is None:
+        return None
+    what = "the input" if search.found.op == "placeholder" else "the output of"
+    return f"{what} {search.found.target} holds NaN or infinity"
+
+
+class _Search(fx.Interpreter):
+    """Runs a graph and remembers the first node whose value is not finite."""
+
+    found: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if self.found is None and not all_finite(value):
+            self.found = n
+        return value
+
+
+def all_finite(value: Any) -> bool:
+    """Whether the floating tensors of a nested value hold finite numbers alone."""
+    floats = (t for t in pytree.tree_leaves(opened(value)) if isinstance(t, Tensor) and t.is_floating_point())
+    return all(bool(torch.isfinite(t).all()) for t in floats)

@@ -1,0 +1,61 @@
+"""TODO module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from fxprune.caller.example import _bytes, from_json
+from fxprune.caller.isolation import device_of
+from fxprune.caller.meta import home_of
+from fxprune.caller.typed_json import restored
+from fxprune.errors import PlanError, first_line, is_of_memory
+from fxprune.tracing.graph import ModelGraph
+
+FREE = 32 << 20  # bytes that the example of any model may have, beside as many as the model itself has
+SETTINGS: dict[str, Any] = {
+    "method": str, "leaves": tuple[str, ...], "concrete_args": Mapping[str, Any], "submodule": str,
+    "inexact": bool, "head_dim": bool, "decisions": tuple[bool | int | float, ...],
+}  # fmt: skip
+
+
+def settings_of(graph: ModelGraph) -> dict[str, Any]:
+    """How `graph` was captured, as a plan's JSON can hold it."""
+    notes = graph.meta["fxprune"]
+    settings: dict[str, Any] = {"method": notes["rung"]}
+    for name in ("leaves", "decisions"):
+        settings |= {name: list(notes[name])} if notes.get(name) else {}
+    return settings | ({"concrete_args": notes["concrete_args"]} if notes["concrete_args"] else {})
+
+
+def check_settings(settings: Any) -> None:
+    """Raise TypeError where settings are no mapping, or one has another type than it should."""
+    restored(Mapping[str, Any], settings, "settings")  # type: ignore[type-abstract]
+    for name, value in settings.items():
+        restored(SETTINGS.get(name, Any), value, f"settings.{name}")
+
+
+def example_for(model: nn.Module, description: Any) -> Any:
+    """An example of the described shapes for a model, where it can be.
+
+    Raises PlanError where it is out of proportion to the model, or of a dtype that cannot be made.
+    """
+    try:
+        size = _bytes(description, 0)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlanError(f"the plan's example cannot be made: {error}") from error
+    limit = FREE + sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    if size > limit:
+        raise PlanError(
+            f"the plan's example has {size:,} bytes, more than the {limit:,} that are made for a "
+            f"{type(model).__name__}: score smaller samples, or capture the model on an example of your own and give "
+            "the graph in its place"
+        )
+    try:
+        return from_json(description, device=home_of(device_of(model)))
+    except (RuntimeError, TypeError) as error:
+        if is_of_memory(error):
+            raise
+        raise PlanError(f"the plan's example cannot be made ({first_line(error)}): score the model again") from error
