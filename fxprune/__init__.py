@@ -4,7 +4,8 @@ from fxprune.artifact import load, save
 from fxprune.caller import classes
 from fxprune.compensation import Compensation
 from fxprune.compress import apply, compress
-from fxprune.coupling import couple
+from fxprune.coupling.couple import couple
+from fxprune.coupling.groups import Coupling, Group, Site
 from fxprune.errors import (
     ArtifactError,
     CalibrationError,
@@ -22,10 +23,9 @@ from fxprune.errors import (
 from fxprune.evidence import Evidence
 from fxprune.export import export
 from fxprune.finetune import finetune
-from fxprune.groups import Coupling, Group, Site
 from fxprune.measuring import measure_latency
 from fxprune.narrow import narrow
-from fxprune.plan import Budget, Plan
+from fxprune.planning.plan import Budget, Plan
 from fxprune.report import Report, report
 from fxprune.reporting.comparison import Comparison
 from fxprune.reporting.records import Finetuning, MeasuredLatency

@@ -9,19 +9,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.allocate import Allocate
-from fxprune.budgets import given
 from fxprune.caller.arguments import check
 from fxprune.caller.batches import Classes, Unpack
 from fxprune.caller.isolation import undisturbed
-from fxprune.collect import Exclude
 from fxprune.compensation import Level, check_level
+from fxprune.coupling.collector import Exclude
+from fxprune.coupling.interpreter import Unknown
 from fxprune.errors import FxpruneWarning, stage
 from fxprune.finetune import check_options
 from fxprune.finetune import finetune as tune
-from fxprune.notes import Planned, note, note_error, note_scores, planned_by
+from fxprune.notes import note, note_error, note_scores
 from fxprune.objective import Loss
-from fxprune.plan import Plan
+from fxprune.planning.allocation import Allocate
+from fxprune.planning.budgets import given
+from fxprune.planning.plan import Plan
+from fxprune.planning.planned import Planned, planned_by
 from fxprune.ranking import Signal
 from fxprune.repair import repaired
 from fxprune.report import report
@@ -32,7 +34,6 @@ from fxprune.scoring import score
 from fxprune.tracing.graph import example_of
 from fxprune.tracing.part import Run, part_of, with_captured_part, with_part
 from fxprune.verify import verify as prove
-from fxprune.walk import Unknown
 
 
 def compress(

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fxprune.caller.arrays import Index
+
 Matrix = NDArray[np.float64]
-Index = NDArray[np.int64]
 RIDGE = 1e-3  # of the mean variance, on the diagonal of every covariance
 STEPS = 64  # units of a larger group go several at a time
 CANDIDATES = 4  # for every unit that goes in a step, as many are looked at one by one

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from fxprune.caller.arrays import Scalars
+from fxprune.coupling.groups import Coupling, Edge, Key, key_of_edge
 from fxprune.errors import CalibrationError
-from fxprune.groups import Coupling, Edge
-from fxprune.moments import Key, Moments
+from fxprune.moments import Moments
 from fxprune.probes import Probe
 from fxprune.sampling import Sampler
 from fxprune.signals.separability import separability
 from fxprune.tracing.graph import ModelGraph
-
-Scalars = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,11 +42,6 @@ class Evidence:
         """The edges that read units which may go, each with its moments."""
         edges = [edge for edge in self.coupling.edges if (edge.units >= 0).any()]
         return [(edge, self.moments.get(key_of_edge(edge))) for edge in edges]
-
-
-def key_of_edge(edge: Edge) -> Key:
-    """By what moments are kept: what is read, and how."""
-    return edge.source, edge.parameter or str(edge.dim)
 
 
 def evidence_of(

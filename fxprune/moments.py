@@ -17,7 +17,6 @@ WIDEST = 4096  # channels of which the covariance is kept; of wider edges, the v
 ROWS = 32  # of a sample that enter at the most, or one for 16 channels where that is more
 CONSTANT = 1e-5  # of the size of what an edge carries: where it varies by less, rounding does the most of it
 BATCH_ROWS = 1024  # of a batch whose samples cannot be told apart, or two for each channel
-Key = tuple[str, str]  # the node that gives the channels, and the axis or the parameter by which they are read
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,8 +15,8 @@ from fxprune.caller.tensors import lacking, named_tensors, put
 from fxprune.compress import apply
 from fxprune.errors import NarrowError, summary
 from fxprune.mending import is_inserted
-from fxprune.notes import Planned, planned_by
-from fxprune.plan import Plan
+from fxprune.planning.plan import Plan
+from fxprune.planning.planned import Planned, planned_by
 from fxprune.rewrite import check_labels
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.graph import ModelGraph, example_of, plain_attributes

@@ -9,31 +9,20 @@ from torch import nn
 
 from fxprune.caller.batches import sample_count
 from fxprune.caller.tensors import bytes_of
-from fxprune.collect import EXCLUDED
 from fxprune.compensation import Compensation
+from fxprune.coupling.collector import EXCLUDED
+from fxprune.coupling.groups import Coupling
 from fxprune.errors import blaming
-from fxprune.groups import Coupling
-from fxprune.plan import Plan, coupling_of, kept_units
+from fxprune.planning.plan import Plan
+from fxprune.planning.planned import Planned
 from fxprune.provenance import provenance
 from fxprune.report import Report, frozen_reports, group_reports, with_rankings
 from fxprune.reporting.layers import largest, layer_costs, layer_parameters
 from fxprune.reporting.rankings import rankings
 from fxprune.scores import Scores
-from fxprune.tod import Flags
-from fxprune.tracing.capture import captured
 from fxprune.tracing.facts import facts_on, parameters
 from fxprune.tracing.graph import ModelGraph, example_of, flops_of
 from fxprune.tracing.part import name_of, part_of
-
-Planned = tuple[ModelGraph, Coupling, Flags]
-
-
-def planned_by(model: nn.Module, plan: Plan) -> Planned:
-    """The graph that a plan is for, its coupling, and the units that stay."""
-    part = part_of(model, plan.submodule)
-    graph = captured(plan.settings, part, plan.example)
-    coupling = coupling_of(graph, plan)
-    return graph, coupling, kept_units(plan, coupling)
 
 
 def note(model: nn.Module, small: nn.Module, plan: Plan, planned: Planned, error: float | None = None) -> None:

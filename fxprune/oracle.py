@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from fxprune.caller.isolation import device_of
-from fxprune.gates import Mask, insert
-from fxprune.groups import Coupling
+from fxprune.coupling.gates import Mask, insert
+from fxprune.coupling.groups import Coupling
 from fxprune.mending import Repair, preserve
 from fxprune.rewrite import Checker, narrowed_copy
 from fxprune.rules.labels import Labels

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.arrays import Index
 from fxprune.caller.example import TensorSpec
-from fxprune.gates import Gate
-from fxprune.groups import Edge, Index
+from fxprune.coupling.gates import Gate
+from fxprune.coupling.groups import Edge
 from fxprune.moments import Gathering
 from fxprune.positions import PositionDraw, first_of_each
 from fxprune.signals.separability import directions

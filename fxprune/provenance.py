@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from fxprune.plan import Plan
+from fxprune.planning.plan import Plan
 from fxprune.tracing.graph import ModelGraph
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")

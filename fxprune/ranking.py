@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fxprune.caller.arguments import CHECKS, chosen
+from fxprune.caller.arrays import Scalars
+from fxprune.coupling.groups import Edge
+from fxprune.coupling.readers import readers_on
 from fxprune.elimination import Reading, eliminated
 from fxprune.errors import CalibrationError, blaming
-from fxprune.evidence import Evidence, Scalars
-from fxprune.groups import Edge
+from fxprune.evidence import Evidence
 from fxprune.moments import Moments
-from fxprune.readers import readers_on
 from fxprune.rules.vocabulary import Slot
 
 WIDE = 2048  # channels of an edge, above which none stands in for another

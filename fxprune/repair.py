@@ -14,8 +14,9 @@ from fxprune.caller.meta import need_numbers
 from fxprune.compensation import Level, check_level, compensated
 from fxprune.compensation.calibration import calibration_of
 from fxprune.errors import CalibrationError, stage
-from fxprune.notes import Planned, note_compensation
-from fxprune.plan import Plan
+from fxprune.notes import note_compensation
+from fxprune.planning.plan import Plan
+from fxprune.planning.planned import Planned
 from fxprune.provenance import new_biases
 from fxprune.scores import Scores
 from fxprune.tracing.graph import state_of

@@ -16,9 +16,9 @@ from fxprune.caller.arguments import check
 from fxprune.caller.computed_weights import parametrized
 from fxprune.caller.files import replacing
 from fxprune.compensation import Compensation
+from fxprune.coupling.groups import Coupling
 from fxprune.errors import FxpruneError
-from fxprune.groups import Coupling
-from fxprune.plan import Budget
+from fxprune.planning.plan import Budget
 from fxprune.reporting.comparison import Comparison, compared
 from fxprune.reporting.page import page
 from fxprune.reporting.records import (

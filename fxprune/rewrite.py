@@ -15,8 +15,9 @@ from torch.utils import _pytree as pytree
 
 from fxprune import literals  # noqa: F401 - registers its ways of mending
 from fxprune.caller.isolation import empties
+from fxprune.coupling.groups import Coupling
+from fxprune.coupling.interpreter import step
 from fxprune.errors import FxpruneError, RewriteError
-from fxprune.groups import Coupling
 from fxprune.growth import Growth
 from fxprune.mending import Repair, is_inserted, mend, restore, restore_numbers, undo
 from fxprune.places import check_places
@@ -25,7 +26,6 @@ from fxprune.rules.labels import Labels, Plane, is_constant_beside
 from fxprune.rules.resize import resize
 from fxprune.rules.vocabulary import Option, Reading, Slot
 from fxprune.tracing.graph import ModelGraph
-from fxprune.walk import step
 
 Shape = tuple[int, ...]
 Planes = tuple[Plane, ...]

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fxprune.caller.arrays import Flags
+from fxprune.coupling.groups import Coupling
 from fxprune.errors import FxpruneWarning, PlanError
-from fxprune.groups import Coupling
-from fxprune.plan import BUDGETS, Budget, Plan, coupling_of
+from fxprune.planning.plan import BUDGETS, Budget, Plan, coupling_of
 from fxprune.report import Report, report
-from fxprune.tod import Flags
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.part import part_of
 

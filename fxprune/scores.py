@@ -10,34 +10,33 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from fxprune.allocate import EVEN, Allocate, Allocation, levels
-from fxprune.budgets import Cost, given, meet, remedies
 from fxprune.caller.arguments import CHECKS, check, instance
-from fxprune.caller.arrays import BROKEN, read, write
+from fxprune.caller.arrays import BROKEN, Index, Scalars, read, write
 from fxprune.caller.files import regular
 from fxprune.caller.isolation import undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.typed_json import restored
-from fxprune.collect import Exclude
-from fxprune.costing import Costs, costs_of
-from fxprune.coupling import analyse
+from fxprune.coupling.collector import Exclude
+from fxprune.coupling.couple import analyse
+from fxprune.coupling.groups import Coupling, Key, Site
+from fxprune.coupling.interpreter import Unknown
 from fxprune.errors import FxpruneWarning, PlanError
-from fxprune.groups import Coupling, Index, Site
-from fxprune.latency import Latency, measure
-from fxprune.moments import Key, Moments
-from fxprune.plan import Budget, Plan, coupling_of, plan_of
+from fxprune.moments import Moments
+from fxprune.planning.allocation import EVEN, Allocate, Allocation, levels
+from fxprune.planning.budgets import Cost, given, meet, remedies
+from fxprune.planning.costs import Costs, costs_of
+from fxprune.planning.latency import Latency
+from fxprune.planning.plan import Budget, Plan, coupling_of, plan_of
+from fxprune.scoring_node_times import measure
 from fxprune.soundness import check_consistent
 from fxprune.tracing.capture import capture_around, captured
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.part import part_of
 from fxprune.tracing.settings import settings_of
-from fxprune.walk import Unknown
 
 FORMAT = 3
-Scalars = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,8 +15,9 @@ from fxprune.caller.batches import Classes, Unpack
 from fxprune.caller.isolation import device_of, placed, precise, seeded
 from fxprune.caller.ranks import check_same, rank_and_size
 from fxprune.caller.tensors import fingerprint
-from fxprune.collect import Exclude
-from fxprune.coupling import analyse
+from fxprune.coupling.collector import Exclude
+from fxprune.coupling.couple import analyse
+from fxprune.coupling.interpreter import Unknown
 from fxprune.errors import stage
 from fxprune.evidence import evidence_of
 from fxprune.objective import Loss
@@ -27,7 +28,6 @@ from fxprune.sampling import Sampler
 from fxprune.scores import Scores, scores_of
 from fxprune.scoring_pass import ScoringPass
 from fxprune.tracing.part import Run, name_of, part_of, with_captured_part
-from fxprune.walk import Unknown
 
 
 def score(

@@ -16,10 +16,10 @@ from fxprune.caller.batches import Classes, Unpack, batch_to_device, class_of_sa
 from fxprune.caller.isolation import dtype_of, evaluating
 from fxprune.caller.rank_batches import Numbered, Share
 from fxprune.caller.ranks import in_any, rank_and_size, together
+from fxprune.coupling.gates import insert
+from fxprune.coupling.groups import Coupling
 from fxprune.errors import CalibrationError, blaming
 from fxprune.fusing import fuse
-from fxprune.gates import insert
-from fxprune.groups import Coupling
 from fxprune.layouts import keep
 from fxprune.merging import merge
 from fxprune.objective import Loss, Objective, Part

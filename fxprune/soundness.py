@@ -9,11 +9,11 @@ import numpy as np
 
 from fxprune.caller.arguments import is_whole
 from fxprune.caller.example import check_example
+from fxprune.planning.widths import Products, Widths
 from fxprune.tracing.settings import check_settings
-from fxprune.widths import Products, Widths
 
 if TYPE_CHECKING:
-    from fxprune.latency import Latency
+    from fxprune.planning.latency import Latency
     from fxprune.scores import Scores
 
 _FLOATS, _INTEGERS = np.dtype(np.float64), np.dtype(np.int64)

@@ -20,11 +20,11 @@ from fxprune.caller.arguments import check
 from fxprune.caller.example import another, as_call, batch_length, opened, to_device
 from fxprune.caller.isolation import device_of, evaluating, precise, stateless, undisturbed
 from fxprune.caller.meta import need_numbers
+from fxprune.coupling.groups import Coupling
 from fxprune.draws import Expected
 from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, stage, told
-from fxprune.groups import Coupling
 from fxprune.oracle import oracle
-from fxprune.plan import Plan, coupling_of, kept_units
+from fxprune.planning.plan import Plan, coupling_of, kept_units
 from fxprune.rewrite import MismatchError, check_labels
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.facts import placeholder_values

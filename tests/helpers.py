@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.coupling import analyse
-from fxprune.gates import Gate, insert
-from fxprune.groups import Edge
+from fxprune.coupling.couple import analyse
+from fxprune.coupling.gates import Gate, insert
+from fxprune.coupling.groups import Edge
 from fxprune.tracing.capture import capture
 
 

@@ -21,8 +21,8 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune import elimination
 from fxprune.caller.example import TensorSpec
-from fxprune.notes import planned_by
 from fxprune.oracle import oracle
+from fxprune.planning.planned import planned_by
 from fxprune.rewrite import rewrite
 from fxprune.tracing.facts import facts_on
 from fxprune.tracing.graph import ModelGraph

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from random_nets import RandomNet
 from torch import Tensor
 
-from fxprune.coupling import analyse
-from fxprune.groups import Coupling
+from fxprune.coupling.couple import analyse
+from fxprune.coupling.groups import Coupling
 from fxprune.tracing.graph import ModelGraph
 
 

@@ -14,9 +14,9 @@ from test_tod import lowest, rankings, tod
 from zoo import ZOO
 
 import fxprune
-from fxprune.allocate import ALLOCATIONS, EVEN, Allocation, levels
 from fxprune.errors import PlanError
-from fxprune.tod import tod_curve
+from fxprune.planning.allocation import ALLOCATIONS, EVEN, Allocation, levels
+from fxprune.planning.tod import tod_curve
 
 Scores = NDArray[np.float64]
 NAMES = tuple(ALLOCATIONS)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from zoo import ZOO
 
 import fxprune
-from fxprune.allocate import ALLOCATIONS, Allocation
-from fxprune.budgets import meet
 from fxprune.errors import PlanError
+from fxprune.planning.allocation import ALLOCATIONS, Allocation
+from fxprune.planning.budgets import meet
 from fxprune.tracing.facts import macs
 from fxprune.tracing.graph import example_of
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from zoo import ZOO, Case, images, randomise
 
 import fxprune
-from fxprune.costing import costs_of
-from fxprune.coupling import analyse
-from fxprune.plan import kept_units
+from fxprune.coupling.couple import analyse
+from fxprune.planning.costs import costs_of
+from fxprune.planning.plan import kept_units
 from fxprune.rewrite import rewrite
 from fxprune.tracing.facts import macs
 from fxprune.tracing.graph import example_of

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zoo import ZOO, conv, head, images
 
 import fxprune
-from fxprune.coupling import analyse
+from fxprune.coupling.couple import analyse
 from fxprune.errors import FxpruneError, UnsupportedOpError
 from fxprune.rules.table import RULES
 from fxprune.tracing.facts import annotate

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from zoo import randomise
 
 import fxprune
-from fxprune.coupling import analyse
+from fxprune.coupling.couple import analyse
 from fxprune.fusing import fuse
 
 

@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from zoo import CLASSES, ZOO, images
 
 import fxprune
-from fxprune.coupling import analyse
-from fxprune.evidence import key_of_edge
+from fxprune.coupling.couple import analyse
+from fxprune.coupling.groups import key_of_edge
 from fxprune.moments import BATCH_ROWS, ROWS, WIDEST, Gathering, Moments, hashed
 from fxprune.tracing.capture import capture
 

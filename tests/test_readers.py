@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.readers import Reader, as_matrix, from_matrix, reader_of, uses
+from fxprune.coupling.readers import Reader, as_matrix, from_matrix, reader_of, uses
 
 LAYERS = [
     (nn.Conv1d(4, 6, 3), (2, 4, 9)),

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from zoo import CLASSES, ZOO
 
 import fxprune
-from fxprune.coupling import analyse
+from fxprune.coupling.couple import analyse
+from fxprune.coupling.gates import Mask, insert
+from fxprune.coupling.groups import Coupling, Edge
 from fxprune.errors import PlanError
-from fxprune.gates import Mask, insert
-from fxprune.groups import Coupling, Edge
-from fxprune.tod import balanced
+from fxprune.planning.tod import balanced
 from fxprune.tracing.capture import capture
 from fxprune.tracing.facts import macs
 

@@ -20,14 +20,14 @@ from torch import nn
 from zoo import ZOO, images, tensors
 
 import fxprune
-from fxprune.allocate import tod_by_group
 from fxprune.caller.typed_json import restored
 from fxprune.errors import FxpruneError, PlanError
+from fxprune.planning.allocation import tod_by_group
+from fxprune.planning.tod import tod_curve
 from fxprune.reporting import rankings as ranking_module
 from fxprune.reporting.page import page
 from fxprune.reporting.rankings import rankings
 from fxprune.reporting.records import BatchLatency, MeasuredLatency, Ranking, Timing
-from fxprune.tod import tod_curve
 
 BATCHES = [(images()(20), torch.arange(20) % 5)]
 BROWSER = next(

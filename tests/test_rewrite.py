@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from zoo import CLASSES, ZOO, Case, conv, head, images, tensors
 
 import fxprune
-from fxprune.coupling import analyse
+from fxprune.coupling.couple import analyse
 
 every_case = pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
 

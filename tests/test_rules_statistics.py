@@ -12,7 +12,7 @@ from helpers import outputs
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.groups import Group
+from fxprune.coupling.groups import Group
 
 ROWS = (1, 2, 3)  # the axes of a weight but that of its filters
 

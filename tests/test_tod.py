@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fxprune.tod import ranks, tod_curve
+from fxprune.planning.tod import ranks, tod_curve
 
 Scores = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from measure import Table, interleaved, short
 from torch import nn
 
 import fxprune
-from fxprune.coupling import analyse
+from fxprune.coupling.couple import analyse
 from fxprune.fusing import fuse
 from fxprune.probes import Draw
 from fxprune.sampling import Sampler

@@ -30,7 +30,7 @@ from torchvision.models import detection, optical_flow, segmentation, video
 from weights import build
 
 import fxprune
-from fxprune.coupling import analyse, forget
+from fxprune.coupling.couple import analyse, forget
 
 _MODULES = {
     "classification": torchvision.models, "segmentation": segmentation, "video": video,

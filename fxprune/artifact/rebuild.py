@@ -14,7 +14,7 @@ from fxprune.artifact.header import Builder, Header, Part
 from fxprune.caller.isolation import isolated_copy
 from fxprune.compress import apply
 from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, first_line, summary
-from fxprune.plan import Plan
+from fxprune.planning.plan import Plan
 from fxprune.tracing.part import part_of
 
 _FAILURES = (FxpruneError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, OverflowError)

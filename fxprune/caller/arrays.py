@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 from fxprune.caller.files import replacing
 from fxprune.errors import FxpruneError
 
+Index = NDArray[np.int64]
+Scalars = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
 Array = NDArray[Any]
 FREE, RATIO = 256 << 20, 64  # bytes that the arrays of any file may take, and what each of its own bytes adds
 BROKEN = (

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune.allocate import ALLOCATIONS
-from fxprune.budgets import given
 from fxprune.cli.targets import object_of
 from fxprune.compensation import LEVELS
 from fxprune.errors import PlanError
+from fxprune.planning.allocation import ALLOCATIONS
+from fxprune.planning.budgets import given
 from fxprune.ranking import SIGNALS
 
 _SIGNALS = ", ".join(SIGNALS)

@@ -16,8 +16,8 @@ import networkx as nx
 
 from fxprune.caller.files import replacing
 from fxprune.cli import PLOT_EXTRA, missing_message
+from fxprune.coupling.groups import Group
 from fxprune.errors import FxpruneError
-from fxprune.groups import Group
 from fxprune.tracing.graph import ModelGraph
 
 SUFFIXES = (".svg", ".png", ".pdf")

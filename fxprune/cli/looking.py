@@ -23,9 +23,9 @@ from fxprune.cli.files import check_suffix, check_writable
 from fxprune.cli.options import DataOptions, File, ModelOptions
 from fxprune.cli.output import Output
 from fxprune.cli.targets import Built, object_of
-from fxprune.coupling import couple
+from fxprune.coupling.couple import couple
+from fxprune.coupling.groups import Group
 from fxprune.errors import FxpruneError
-from fxprune.groups import Group
 from fxprune.report import Report
 from fxprune.reporting.tables import plain
 from fxprune.tracing.graph import ModelGraph

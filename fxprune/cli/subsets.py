@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+from fxprune.caller.arrays import Index
 from fxprune.cli.output import Bars
 
 LABELS = ("targets", "labels", "_labels", "y")  # what datasets call their list of class numbers
-Index = NDArray[np.int64]
 
 
 def balanced(labels: Index | None, total: int, count: int, seed: int) -> Index:

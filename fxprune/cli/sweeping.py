@@ -25,7 +25,7 @@ from fxprune.cli.pareto import Row, plot, table, with_front
 from fxprune.cli.pruning import compensated, planned
 from fxprune.cli.targets import object_of, told
 from fxprune.errors import FxpruneError, FxpruneWarning, PlanError
-from fxprune.plan import Plan
+from fxprune.planning.plan import Plan
 from fxprune.scores import Scores
 
 ALPHAS = "0,0.02,0.05,0.1,0.2,0.3"

@@ -19,9 +19,9 @@ from fxprune.compensation.calibration import Calibration
 from fxprune.compensation.judging import Judge
 from fxprune.compensation.ridge import fill, is_recurrent
 from fxprune.compensation.sequential import Refit, refit
+from fxprune.coupling.groups import Coupling, Key
 from fxprune.errors import PlanError
-from fxprune.groups import Coupling
-from fxprune.moments import Key, Moments
+from fxprune.moments import Moments
 from fxprune.tracing.graph import ModelGraph
 
 Level = Literal["none", "bias", "ridge", "sequential"]

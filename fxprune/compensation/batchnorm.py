@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fxprune.caller.isolation import in_eval_mode
 from fxprune.compensation.calibration import Calibration
 from fxprune.compensation.lockstep import Stepper
+from fxprune.coupling.readers import uses
 from fxprune.errors import stage
-from fxprune.readers import uses
 
 SAMPLES = 256  # that statistics are taken anew from: with more, nothing was measurably better
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fxprune.readers import Reader
+from fxprune.coupling.readers import Reader
 
 
 def bias_of(reader: Reader) -> Tensor:

@@ -12,10 +12,9 @@ from torch import Tensor, fx, nn
 
 from fxprune.compensation.biases import add_to_bias
 from fxprune.compensation.targets import norm_after
-from fxprune.evidence import key_of_edge
-from fxprune.groups import Coupling, Edge
-from fxprune.moments import Key, Moments
-from fxprune.readers import Reader, from_matrix, readers_on, uses
+from fxprune.coupling.groups import Coupling, Edge, Key, key_of_edge
+from fxprune.coupling.readers import Reader, from_matrix, readers_on, uses
+from fxprune.moments import Moments
 from fxprune.rewrite import Checker, narrow
 from fxprune.rules.vocabulary import Slot
 from fxprune.tracing.graph import ModelGraph

@@ -14,8 +14,8 @@ from fxprune.compensation.calibration import Calibration
 from fxprune.compensation.least_squares import Rectified, Rows
 from fxprune.compensation.lockstep import Stepper
 from fxprune.compensation.targets import Aim
+from fxprune.coupling.readers import Reader
 from fxprune.probes import Rows as Samples
-from fxprune.readers import Reader
 from fxprune.rewrite import Checker, narrow
 from fxprune.rules.labels import Labels
 

@@ -20,8 +20,8 @@ from fxprune.compensation.lockstep import Stepper
 from fxprune.compensation.sampling import Pair, rows_for
 from fxprune.compensation.targets import Aim, aim_of
 from fxprune.compensation.wide import by_channel
-from fxprune.groups import Coupling
-from fxprune.readers import Reader, reader_of, uses
+from fxprune.coupling.groups import Coupling
+from fxprune.coupling.readers import Reader, reader_of, uses
 from fxprune.rewrite import Checker
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.in_place import works_in_place

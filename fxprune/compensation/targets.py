@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.readers import Reader, uses
+from fxprune.coupling.readers import Reader, uses
 from fxprune.tracing.in_place import works_in_place
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

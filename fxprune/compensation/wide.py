@@ -13,7 +13,7 @@ from fxprune.compensation.biases import bias_of, takes_bias
 from fxprune.compensation.least_squares import STRENGTHS, Fit, Normal, Rows, error_of
 from fxprune.compensation.sampling import Pair, grid, picks_of, precise, rows_for
 from fxprune.compensation.targets import Aim
-from fxprune.readers import Reader, reader_of
+from fxprune.coupling.readers import Reader, reader_of
 
 MOST_CHANNELS = 4096
 JUDGED = 4096  # rows by which the strength is chosen

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fxprune.compensation import Compensation
 from fxprune.errors import visible
-from fxprune.plan import BUDGETS
+from fxprune.planning.plan import BUDGETS
 from fxprune.reporting.drawing import times
 from fxprune.reporting.groups import groups_section
 from fxprune.reporting.markup import Cell, Row, card, note, number, share, short, table, text, tile

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.allocate import Scalars, curve_within, weighed
-from fxprune.plan import Plan
+from fxprune.caller.arrays import Scalars
+from fxprune.planning.allocation import curve_within, weighed
+from fxprune.planning.plan import Plan
+from fxprune.planning.tod import ranks
 from fxprune.reporting.records import SAMPLED, Ranking
 from fxprune.scores import Scores
-from fxprune.tod import ranks
 
 
 def rankings(scores: Scores, plan: Plan) -> dict[str, Ranking]:

@@ -13,7 +13,7 @@ from torch import nn
 from fxprune.caller.arguments import check
 from fxprune.caller.files import folder, replacing
 from fxprune.errors import CheckpointError
-from fxprune.plan import Plan
+from fxprune.planning.plan import Plan
 from fxprune.sharded.manifest import FORMAT, FileRecord, Manifest, TensorChange
 from fxprune.sharded.narrowing import Narrowing, narrowing_of
 from fxprune.sharded.shards import Shard, Stored, shards_of, write_shard

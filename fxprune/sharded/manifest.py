@@ -12,7 +12,7 @@ from os import PathLike
 from fxprune.caller.files import regular
 from fxprune.caller.typed_json import restored
 from fxprune.errors import CheckpointError
-from fxprune.plan import Plan
+from fxprune.planning.plan import Plan
 
 FORMAT = 1
 DTYPES = {

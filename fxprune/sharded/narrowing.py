@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fxprune.caller.isolation import undisturbed
 from fxprune.errors import CheckpointError
-from fxprune.notes import planned_by
-from fxprune.plan import Plan
+from fxprune.planning.plan import Plan
+from fxprune.planning.planned import planned_by
 from fxprune.rewrite import Checker, rewrite
 from fxprune.rules.vocabulary import Slot
 from fxprune.tracing.part import part_of

@@ -14,7 +14,7 @@ from typing import Any
 from fxprune.caller.files import replacing, to_disk
 from fxprune.caller.typed_json import restored
 from fxprune.errors import CheckpointError
-from fxprune.plan import Plan
+from fxprune.planning.plan import Plan
 from fxprune.sharded.manifest import FileRecord, Manifest, digest_of
 from fxprune.sharded.shards import Shard
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from fxprune.caller.arguments import CHECKS, check, chosen, wanted
 from fxprune.caller.computed_weights import computed, warn_of
-from fxprune.caller.example import TensorSpec, to_json
+from fxprune.caller.example import to_json
 from fxprune.caller.isolation import device_of, kept_buffers, undisturbed
 from fxprune.caller.meta import lacking_numbers, to_home
 from fxprune.caller.source_lines import line_of
@@ -31,13 +31,11 @@ from fxprune.tracing.checks import (  # fmt: skip
     listed,
 )
 from fxprune.tracing.export import trace as exported
-from fxprune.tracing.facts import annotate, facts_on, placeholder_values
+from fxprune.tracing.facts import annotate
 from fxprune.tracing.graph import ModelGraph, is_captured
 from fxprune.tracing.hook_effects import computing
 from fxprune.tracing.proof import DisagreementError, Reference, first_run
 from fxprune.tracing.settings import example_for
-
-__all__ = ["METHODS", "ModelGraph", "TensorSpec", "capture", "facts_on", "placeholder_values"]
 
 RUNGS = {"fx": symbolic.trace, "values": values.trace, "export": exported.trace}
 METHODS = ("auto", *RUNGS)

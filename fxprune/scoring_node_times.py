@@ -1,67 +1,30 @@
-"""A model's time under any plan, estimated from the times of its nodes at a few widths on one device."""
+"""TODO module."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import fx
 
-from fxprune.allocate import Allocation
+from fxprune.caller.arrays import Index, Scalars
 from fxprune.caller.isolation import device_of, evaluating, undisturbed
-from fxprune.costing import Accounts
+from fxprune.coupling.groups import Coupling
 from fxprune.errors import blaming
-from fxprune.groups import Coupling
+from fxprune.planning.allocation import Allocation
+from fxprune.planning.costs import Accounts
+from fxprune.planning.latency import Latency, _by_node
+from fxprune.planning.widths import Product, Products, Ruler, Widths, products
 from fxprune.rewrite import rewrite
 from fxprune.rules.context import labels_in
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.graph import ModelGraph, example_of, flops_of
-from fxprune.widths import Flags, Index, Product, Products, Ruler, Widths, products
 
-Scalars = NDArray[np.float64]
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)  # of every group's units, at which nodes are timed
 WARM_UP = 3
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Latency:
-    """Seconds that a model takes under any plan: `rest`, and for each node a line through the times measured.
-
-    `work` are products of widths, `node[i]` the node whose work product i is a part of: flops, or the entries that a
-    node without flops gives. `works` and `seconds` (nodes, widths) hold every node's work and time at the widths that
-    were timed. Below the narrowest, the time stays.
-    """
-
-    widths: Widths
-    work: Products
-    node: Index
-    works: Scalars
-    seconds: Scalars
-    rest: float
-    device: str
-
-    def estimate(self, keep: Flags) -> float:
-        """Seconds of one run where the units `keep` stay."""
-        return self.rest + float(_interpolated(self._works(keep), self.works, self.seconds).sum())
-
-    def _works(self, keep: Flags) -> Scalars:
-        return _by_node(self.work.of(self.widths.under(keep)), self.node, len(self.seconds))
-
-    def arrays(self) -> dict[str, Any]:
-        """The numbers, as arrays of their names."""
-        own = {"node": self.node, "works": self.works, "seconds": self.seconds}
-        return self.widths.arrays() | self.work.arrays("work") | own
-
-    @classmethod
-    def of_arrays(cls, arrays: Mapping[str, Any], rest: float, device: str) -> Latency:
-        """The table that `arrays` were taken from."""
-        widths, work = Widths.of_arrays(arrays), Products.of_arrays(arrays, "work")
-        return cls(widths, work, arrays["node"], arrays["works"], arrays["seconds"], rest, device)
 
 
 def measure(
@@ -103,22 +66,6 @@ def _work(graph: ModelGraph, coupling: Coupling) -> tuple[Widths, Products, Inde
         rows += found
         owner += [index] * len(found)
     return ruler.widths(), products(rows), np.array(owner, dtype=np.int64)
-
-
-def _by_node(numbers: Index, node: Index, count: int) -> Scalars:
-    """The sum of each node's products."""
-    return np.bincount(node, weights=numbers, minlength=count).astype(np.float64)
-
-
-def _interpolated(x: Scalars, works: Scalars, seconds: Scalars) -> Scalars:
-    """For each row, the line through its points (rising works, seconds) at x, level outside of them."""
-    rows, last = np.arange(len(x)), works.shape[1] - 1
-    right = np.clip((x[:, None] > works).sum(1), 1, last)
-    span = works[rows, right] - works[rows, right - 1]
-    part = np.clip((x - works[rows, right - 1]) / np.where(span > 0, span, 1), 0, 1)
-    part = np.where(span > 0, part, 1)
-    result: Scalars = seconds[rows, right - 1] * (1 - part) + seconds[rows, right] * part
-    return result
 
 
 class _Timed(fx.Interpreter):

@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fxprune.caller.arguments import CHECKS, check_value, chosen
+from fxprune.caller.arrays import Flags, Index, Scalars
 from fxprune.errors import PlanError, told
-from fxprune.tod import LARGEST_SHARE, Flags, balanced, ranks, tod_curve
+from fxprune.planning.tod import LARGEST_SHARE, balanced, ranks, tod_curve
 
-Scalars = NDArray[np.float64]
-Index = NDArray[np.int64]
 Groups = Sequence[tuple[str, int, int]]
 Allocate = Callable[[Scalars, Scalars, Groups], Scalars]
 EVEN = 1e-9  # levels that differ by less are one for alpha; a budget tells them apart

@@ -7,12 +7,12 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
-from numpy.typing import NDArray
 
+from fxprune.caller.arrays import Index
 from fxprune.errors import visible
 from fxprune.rules.vocabulary import Slot
 
-Index = NDArray[np.int64]
+Key = tuple[str, str]  # the node that gives the channels, and the axis or the parameter by which they are read
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,3 +131,8 @@ class Coupling:
                 net.add_node(f"site {site.name}", kind="site", width=site.width)
                 net.add_edge(group.name, f"site {site.name}", channels=group.channels(site))
         return net
+
+
+def key_of_edge(edge: Edge) -> Key:
+    """By what moments are kept: what is read, and how."""
+    return edge.source, edge.parameter or str(edge.dim)

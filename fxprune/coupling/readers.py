@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from fxprune.groups import Edge
+from fxprune.coupling.groups import Edge
 from fxprune.rules.table import key_of
 
 Pads = tuple[int, ...]

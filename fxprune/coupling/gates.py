@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from fxprune.caller.example import PackedSpec
-from fxprune.groups import Coupling, Edge
-from fxprune.recurrence import PackedGate, gated_module
+from fxprune.coupling.groups import Coupling, Edge
+from fxprune.coupling.recurrent_gates import PackedGate, gated_module
 from fxprune.rules.movement import move
 from fxprune.rules.table import RULES, key_of
 from fxprune.tracing.graph import ModelGraph, OwnSource

@@ -15,10 +15,10 @@ from fxprune.caller.arguments import CHECKS, instance
 from fxprune.caller.example import check_example
 from fxprune.caller.files import regular, replacing
 from fxprune.caller.typed_json import restored
-from fxprune.collect import EXCLUDED
-from fxprune.coupling import analyse
+from fxprune.coupling.collector import EXCLUDED
+from fxprune.coupling.couple import analyse
+from fxprune.coupling.groups import Coupling, Site
 from fxprune.errors import PlanError, visible
-from fxprune.groups import Coupling, Site
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.settings import check_settings
 

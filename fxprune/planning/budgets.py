@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fxprune.allocate import EVEN, Allocate, Allocation
 from fxprune.caller.arguments import check_value
+from fxprune.caller.arrays import Flags
 from fxprune.errors import PlanError
-from fxprune.plan import BUDGETS
-from fxprune.tod import Flags
+from fxprune.planning.allocation import EVEN, Allocate, Allocation
+from fxprune.planning.plan import BUDGETS
 
 Cost = Callable[[Flags], float]
 TOLERANCE = 0.01  # of the budget, that may be left unspent

@@ -10,21 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import fx, nn
 from torch.fx.node import map_arg
 
+from fxprune.caller.arrays import Flags, Index, Scalars
 from fxprune.caller.batches import sample_count
-from fxprune.groups import Coupling
+from fxprune.coupling.groups import Coupling
+from fxprune.planning.widths import Axes, Product, Products, Ruler, Widths, products
 from fxprune.rules.context import labels_in, owners_of
 from fxprune.rules.contractions import terms_of
 from fxprune.rules.labels import Labels
 from fxprune.rules.table import key_of
 from fxprune.tracing.attention import ScaledDotProduct
 from fxprune.tracing.graph import ModelGraph, example_of, flops_of
-from fxprune.widths import Axes, Flags, Index, Product, Products, Ruler, Widths, products
 
-Scalars = NDArray[np.float64]
 Formula = Callable[..., Sequence[Product]]
 FORMULAS: dict[Any, Formula] = {}
 

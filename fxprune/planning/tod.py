@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Flags = NDArray[np.bool_]
+from fxprune.caller.arrays import Flags
+
 LARGEST_SHARE = 0.99  # of a group's units may go at the most
 
 

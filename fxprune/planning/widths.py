@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from fxprune.groups import Coupling
+from fxprune.caller.arrays import Flags, Index
+from fxprune.coupling.groups import Coupling
 from fxprune.rules.labels import Labels
 from fxprune.rules.vocabulary import Slot
 
-Index = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 Axes = tuple[int, ...]  # the numbers of the widths of the axes of one tensor
 
 

@@ -1,0 +1,22 @@
+"""TODO module."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fxprune.caller.arrays import Flags
+from fxprune.coupling.groups import Coupling
+from fxprune.planning.plan import Plan, coupling_of, kept_units
+from fxprune.tracing.capture import captured
+from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.part import part_of
+
+Planned = tuple[ModelGraph, Coupling, Flags]
+
+
+def planned_by(model: nn.Module, plan: Plan) -> Planned:
+    """The graph that a plan is for, its coupling, and the units that stay."""
+    part = part_of(model, plan.submodule)
+    graph = captured(plan.settings, part, plan.example)
+    coupling = coupling_of(graph, plan)
+    return graph, coupling, kept_units(plan, coupling)
