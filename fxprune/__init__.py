@@ -20,7 +20,6 @@ from fxprune.errors import (
     UnsupportedOpError,
     VerificationError,
 )
-from fxprune.evidence import Evidence
 from fxprune.export import export
 from fxprune.finetune import finetune
 from fxprune.measuring import measure_latency
@@ -29,12 +28,13 @@ from fxprune.planning.plan import Budget, Plan
 from fxprune.report import Report, report
 from fxprune.reporting.comparison import Comparison
 from fxprune.reporting.records import Finetuning, MeasuredLatency
-from fxprune.scores import Scores
-from fxprune.scoring import score
+from fxprune.rewriting.proof import verify
+from fxprune.scoring.evidence import Evidence
+from fxprune.scoring.score import score
+from fxprune.scoring.scores import Scores
 from fxprune.sharded import rewrite_checkpoint
 from fxprune.sharded.manifest import Manifest
 from fxprune.tracing.capture import capture
-from fxprune.verify import verify
 
 __version__ = "0.1.0"
 

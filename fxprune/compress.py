@@ -19,21 +19,21 @@ from fxprune.errors import FxpruneWarning, stage
 from fxprune.finetune import check_options
 from fxprune.finetune import finetune as tune
 from fxprune.notes import note, note_error, note_scores
-from fxprune.objective import Loss
 from fxprune.planning.allocation import Allocate
 from fxprune.planning.budgets import given
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned, planned_by
-from fxprune.ranking import Signal
 from fxprune.repair import repaired
 from fxprune.report import report
-from fxprune.rewrite import rewrite
+from fxprune.rewriting.proof import verify as prove
+from fxprune.rewriting.rewrite import rewrite
 from fxprune.rounds import Asked, Fit, in_rounds
-from fxprune.scores import Scores
-from fxprune.scoring import score
+from fxprune.scoring.objective import Loss
+from fxprune.scoring.score import score
+from fxprune.scoring.scores import Scores
+from fxprune.scoring.signals.table import Signal
 from fxprune.tracing.graph import example_of
 from fxprune.tracing.part import Run, part_of, with_captured_part, with_part
-from fxprune.verify import verify as prove
 
 
 def compress(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.caller.example import opened
 from fxprune.errors import CalibrationError, FxpruneError, blaming
-from fxprune.objective import Loss, loss_of
+from fxprune.scoring.objective import Loss, loss_of
 from fxprune.tracing.part import Run, call_whole
 
 Metric = Callable[[Any, Any], Any]

@@ -21,9 +21,9 @@ from fxprune.caller.files import regular, replacing
 from fxprune.caller.isolation import device_of, precise, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.errors import ExportError, first_line
+from fxprune.rewriting.proof import relative_error
 from fxprune.tracing.hook_effects import computing
 from fxprune.tracing.hooks import keep, plain_copy
-from fxprune.verify import relative_error
 
 TOLERANCE = 1e-4
 _EXTRA = ("onnx", "onnxscript", "onnxruntime")

@@ -25,9 +25,9 @@ from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import fingerprint
 from fxprune.distillation import Distillation, Goal, Logits, Metric, classes_last
 from fxprune.errors import CalibrationError, FxpruneError, blaming, stage
-from fxprune.objective import Loss
 from fxprune.report import note_finetuning, report
 from fxprune.reporting.records import Finetuning
+from fxprune.scoring.objective import Loss
 from fxprune.tracing.part import Run
 from fxprune.training import Course, Loaders
 

@@ -18,7 +18,7 @@ from fxprune.caller.isolation import device_of, evaluating, undisturbed
 from fxprune.errors import FxpruneError, blaming, first_line
 from fxprune.report import note_latency, reported
 from fxprune.reporting.records import BatchLatency, MeasuredLatency, Timing
-from fxprune.scoring_node_times import wait_for
+from fxprune.scoring.node_times import wait_for
 from fxprune.slowness import why_slow
 
 TURN = 0.02  # seconds of calls in each turn of a model, at least one call

@@ -14,14 +14,14 @@ from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import lacking, named_tensors, put
 from fxprune.compress import apply
 from fxprune.errors import NarrowError, summary
-from fxprune.mending import is_inserted
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned, planned_by
-from fxprune.rewrite import check_labels
+from fxprune.rewriting.proof import TOLERANCES, outputs_of, relative_error
+from fxprune.rewriting.repair import is_inserted
+from fxprune.rewriting.rewrite import check_labels
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.graph import ModelGraph, example_of, plain_attributes
 from fxprune.tracing.part import part_of, with_part
-from fxprune.verify import TOLERANCES, outputs_of, relative_error
 
 _REMEDY = "use fxprune.apply, which gives a graph in which that is mended, or exclude the layers that feed it"
 

@@ -19,7 +19,7 @@ from fxprune.provenance import provenance
 from fxprune.report import Report, frozen_reports, group_reports, with_rankings
 from fxprune.reporting.layers import largest, layer_costs, layer_parameters
 from fxprune.reporting.rankings import rankings
-from fxprune.scores import Scores
+from fxprune.scoring.scores import Scores
 from fxprune.tracing.facts import facts_on, parameters
 from fxprune.tracing.graph import ModelGraph, example_of, flops_of
 from fxprune.tracing.part import name_of, part_of

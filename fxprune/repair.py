@@ -18,7 +18,7 @@ from fxprune.notes import note_compensation
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned
 from fxprune.provenance import new_biases
-from fxprune.scores import Scores
+from fxprune.scoring.scores import Scores
 from fxprune.tracing.graph import state_of
 from fxprune.tracing.part import Run, part_of, with_part
 

@@ -19,11 +19,11 @@ from steps import KINDS
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune import elimination
 from fxprune.caller.example import TensorSpec
-from fxprune.oracle import oracle
 from fxprune.planning.planned import planned_by
-from fxprune.rewrite import rewrite
+from fxprune.rewriting.oracle import oracle
+from fxprune.rewriting.rewrite import rewrite
+from fxprune.scoring.signals import reconstruction as elimination
 from fxprune.tracing.facts import facts_on
 from fxprune.tracing.graph import ModelGraph
 

@@ -24,7 +24,7 @@ from zoo import ZOO, conv, head, images, tensors
 
 import fxprune
 from fxprune.errors import CaptureError, FxpruneWarning
-from fxprune.scores import Scores
+from fxprune.scoring.scores import Scores
 
 Forward = Callable[..., Any]
 

@@ -23,7 +23,7 @@ from zoo.case import randomise
 import fxprune
 from fxprune.caller.classes import bins, each_position, frequency_bins, majority, majority_class, quantile_bins
 from fxprune.errors import CalibrationError
-from fxprune.positions import PositionDraw, first_of_each, resized
+from fxprune.scoring.position_draw import PositionDraw, first_of_each, resized
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -17,7 +17,7 @@ import fxprune
 from fxprune.coupling.couple import analyse
 from fxprune.planning.costs import costs_of
 from fxprune.planning.plan import kept_units
-from fxprune.rewrite import rewrite
+from fxprune.rewriting.rewrite import rewrite
 from fxprune.tracing.facts import macs
 from fxprune.tracing.graph import example_of
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fxprune.elimination import RIDGE, STEPS, Reading, eliminated
+from fxprune.scoring.signals.reconstruction import RIDGE, STEPS, Reading, eliminated
 
 Matrix = NDArray[np.float64]
 
@@ -147,7 +147,7 @@ def test_several_at_a_time_go_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
     count = 3 * STEPS
     readings = [reading(list(range(count)), 0, rows=9), reading([0, 0, 1, 1, *range(2, count)], 1)]
     found = eliminated(readings, count)
-    monkeypatch.setattr("fxprune.elimination.STEPS", count)
+    monkeypatch.setattr("fxprune.scoring.signals.reconstruction.STEPS", count)
     wanted = eliminated(readings, count)
     assert found.max() == pytest.approx(wanted.max(), rel=1e-6)
     assert np.corrcoef(np.argsort(np.argsort(found)), np.argsort(np.argsort(wanted)))[0, 1] > 0.99

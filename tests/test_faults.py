@@ -224,7 +224,7 @@ def test_a_fault(row: Row, fault: str, untouched: nn.Module, expected: nn.Module
 @pytest.mark.parametrize(
     ("owner", "name", "doing"),
     [
-        ("fxprune.scoring", "ranked", "scoring"),
+        ("fxprune.scoring.score", "ranked", "scoring"),
         ("torch.linalg", "cholesky_ex", "compensating"),
         ("fxprune.compress", "rewrite", "rewriting"),
         ("copy", "deepcopy", "capturing"),

@@ -13,7 +13,7 @@ from zoo import randomise
 
 import fxprune
 from fxprune.coupling.couple import analyse
-from fxprune.fusing import fuse
+from fxprune.scoring.eval_graph import fuse
 
 
 class Net(nn.Module):
@@ -97,7 +97,7 @@ def test_scores_are_those_of_the_layers_one_by_one(monkeypatch: pytest.MonkeyPat
     before = picture(net)
     one = fxprune.score(net, loader, squares, propose="separability", progress=False)
     assert same_picture(before, picture(net))
-    monkeypatch.setattr("fxprune.scoring_pass.fuse", lambda *_: None)
+    monkeypatch.setattr("fxprune.scoring.loader_pass.fuse", lambda *_: None)
     two = fxprune.score(net, loader, squares, propose="separability", progress=False)
     np.testing.assert_allclose(one.propose, two.propose, rtol=1e-9)
     np.testing.assert_allclose(one.protect, two.protect, rtol=1e-9)

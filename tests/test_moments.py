@@ -16,7 +16,7 @@ from zoo import CLASSES, ZOO, images
 import fxprune
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import key_of_edge
-from fxprune.moments import BATCH_ROWS, ROWS, WIDEST, Gathering, Moments, hashed
+from fxprune.scoring.moments import BATCH_ROWS, ROWS, WIDEST, Gathering, Moments, hashed
 from fxprune.tracing.capture import capture
 
 

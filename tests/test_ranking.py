@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from zoo import CLASSES, ZOO, images, tensors
 
 import fxprune
-from fxprune.elimination import RIDGE
 from fxprune.errors import CalibrationError
-from fxprune.evidence import Evidence
-from fxprune.ranking import SIGNALS
+from fxprune.scoring.evidence import Evidence
+from fxprune.scoring.signals.reconstruction import RIDGE
+from fxprune.scoring.signals.table import SIGNALS
 
 IMAGES, VECTORS, LABELS = images()(20), tensors(6)(20), torch.arange(20) % CLASSES
 
@@ -108,7 +108,7 @@ def test_a_copy_of_a_channel_goes_first() -> None:
 
 
 def test_activation_is_the_root_mean_square_of_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.moments.ROWS", 36)
+    monkeypatch.setattr("fxprune.scoring.moments.ROWS", 36)
     model, x = forked(), IMAGES.double()
     scores = score(model, x, propose="activation", exclude=["conv"])
     maps = F.relu(model.stem(x)).detach()

@@ -21,10 +21,11 @@ from zoo import CLASSES, ZOO
 
 import fxprune
 from fxprune.coupling.couple import analyse
-from fxprune.coupling.gates import Mask, insert
+from fxprune.coupling.gates import insert
 from fxprune.coupling.groups import Coupling, Edge
 from fxprune.errors import PlanError
 from fxprune.planning.tod import balanced
+from fxprune.rewriting.oracle import Mask
 from fxprune.tracing.capture import capture
 from fxprune.tracing.facts import macs
 

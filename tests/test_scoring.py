@@ -19,7 +19,7 @@ from zoo import CLASSES, ZOO, images, tensors
 
 import fxprune
 from fxprune.errors import CalibrationError, PlanError
-from fxprune.signals.separability import directions
+from fxprune.scoring.signals.separability import directions
 
 SAMPLES = 30
 IMAGES, VECTORS = images()(SAMPLES), tensors(6)(SAMPLES)

@@ -13,9 +13,9 @@ from scipy.spatial.distance import pdist
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from fxprune.signals.diameter import FEW, diameter
-from fxprune.signals.separability import directions, separability
-from fxprune.signals.taylor import inner_products
+from fxprune.scoring.signals.diameter import FEW, diameter
+from fxprune.scoring.signals.separability import directions, separability
+from fxprune.scoring.signals.taylor import inner_products
 
 
 def plain_separability(samples: Tensor, classes: Tensor) -> list[float]:

@@ -19,8 +19,8 @@ from zoo import CLASSES, conv
 
 import fxprune
 from fxprune.errors import RewriteError
-from fxprune.oracle import oracle
 from fxprune.planning.planned import planned_by
+from fxprune.rewriting.oracle import oracle
 
 Step = Callable[[Any, Tensor], Tensor]
 SIZES = (1, 8, 8), (3, 8, 8), (5, 8, 8), (2, 8, 12), (3, 12, 6)  # samples, height and width; the example's are 2, 8, 8

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fxprune
-from fxprune.scores import Scores
+from fxprune.scoring.scores import Scores
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

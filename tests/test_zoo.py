@@ -29,8 +29,8 @@ from helpers import (
 from zoo import CLASSES, ZOO, Case
 
 import fxprune
-from fxprune.oracle import oracle
 from fxprune.planning.planned import planned_by
+from fxprune.rewriting.oracle import oracle
 
 every_case = pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
 

@@ -16,10 +16,10 @@ from torch import nn
 
 import fxprune
 from fxprune.coupling.couple import analyse
-from fxprune.fusing import fuse
-from fxprune.probes import Draw
-from fxprune.sampling import Sampler
-from fxprune.scoring_pass import ScoringPass
+from fxprune.scoring.eval_graph import fuse
+from fxprune.scoring.loader_pass import ScoringPass
+from fxprune.scoring.probes import Draw
+from fxprune.scoring.sampler import Sampler
 
 Work = tuple[nn.Module, cifar.Batches]
 COLUMNS = ("network, what is run", "seconds", "of the plain pass", "the part that is new")

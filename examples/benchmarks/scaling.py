@@ -34,7 +34,7 @@ from scoring import Work, noise, plain
 from torch import nn
 
 import fxprune
-from fxprune.signals.separability import separability
+from fxprune.scoring.signals.separability import separability
 
 LIMIT = 240.0
 SLOW = 5.0  # seconds of a run that is not repeated
@@ -173,7 +173,7 @@ def many_classes(classes: int, samples: int) -> dict[str, float]:
         spent[0] += seconds(lambda: found.append(separability(*arguments)))
         return found[0]
 
-    fxprune.evidence.separability = clocked  # type: ignore[attr-defined]
+    fxprune.scoring.evidence.separability = clocked  # type: ignore[attr-defined]
     whole = seconds(lambda: score((model, batches), propose="separability", protect="taylor", sample_memory=1 << 33))
     return {"whole": whole, "u_score": spent[0], "rest": whole - spent[0]}
 

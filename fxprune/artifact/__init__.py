@@ -17,7 +17,7 @@ from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import aliases_of, dtype_name, lacking, memory_format_of, named_tensors, put
 from fxprune.errors import ArtifactError
 from fxprune.report import Report
-from fxprune.scores import Scores
+from fxprune.scoring.scores import Scores
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.part import part_of
 

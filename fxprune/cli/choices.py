@@ -15,7 +15,7 @@ from fxprune.compensation import LEVELS
 from fxprune.errors import PlanError
 from fxprune.planning.allocation import ALLOCATIONS
 from fxprune.planning.budgets import given
-from fxprune.ranking import SIGNALS
+from fxprune.scoring.signals.table import SIGNALS
 
 _SIGNALS = ", ".join(SIGNALS)
 _Coupling = partial(typer.Option, rich_help_panel="What may go")

@@ -19,7 +19,7 @@ from fxprune.cli.targets import Built, object_of
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.notes import note_error
 from fxprune.planning.plan import Plan
-from fxprune.scores import Scores
+from fxprune.scoring.scores import Scores
 from fxprune.tracing.part import part_of
 from fxprune.tracing.settings import example_for
 

@@ -26,7 +26,7 @@ from fxprune.cli.pruning import compensated, planned
 from fxprune.cli.targets import object_of, told
 from fxprune.errors import FxpruneError, FxpruneWarning, PlanError
 from fxprune.planning.plan import Plan
-from fxprune.scores import Scores
+from fxprune.scoring.scores import Scores
 
 ALPHAS = "0,0.02,0.05,0.1,0.2,0.3"
 FOLDER = Path("fxprune-sweep")

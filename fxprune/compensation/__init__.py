@@ -21,7 +21,7 @@ from fxprune.compensation.ridge import fill, is_recurrent
 from fxprune.compensation.sequential import Refit, refit
 from fxprune.coupling.groups import Coupling, Key
 from fxprune.errors import PlanError
-from fxprune.moments import Moments
+from fxprune.scoring.moments import Moments
 from fxprune.tracing.graph import ModelGraph
 
 Level = Literal["none", "bias", "ridge", "sequential"]

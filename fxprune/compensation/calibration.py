@@ -17,9 +17,9 @@ from fxprune.caller.rank_batches import Share
 from fxprune.caller.ranks import gathered, in_all, rank_and_size, summed, together
 from fxprune.compensation.lockstep import live_bytes
 from fxprune.errors import CalibrationError, blaming
-from fxprune.objective import Part
-from fxprune.probes import Rows as Samples
-from fxprune.probes import rows_of
+from fxprune.scoring.objective import Part
+from fxprune.scoring.probes import Rows as Samples
+from fxprune.scoring.probes import rows_of
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.finite import spoiled
 from fxprune.tracing.graph import ModelGraph, example_of

@@ -14,9 +14,9 @@ from fxprune.compensation.biases import add_to_bias
 from fxprune.compensation.targets import norm_after
 from fxprune.coupling.groups import Coupling, Edge, Key, key_of_edge
 from fxprune.coupling.readers import Reader, from_matrix, readers_on, uses
-from fxprune.moments import Moments
-from fxprune.rewrite import Checker, narrow
+from fxprune.rewriting.remaining import Checker, narrow
 from fxprune.rules.vocabulary import Slot
+from fxprune.scoring.moments import Moments
 from fxprune.tracing.graph import ModelGraph
 
 STRENGTH = 1e-3  # of the ridge, by the mean variance of the channels that stay

@@ -15,9 +15,9 @@ from fxprune.compensation.least_squares import Rectified, Rows
 from fxprune.compensation.lockstep import Stepper
 from fxprune.compensation.targets import Aim
 from fxprune.coupling.readers import Reader
-from fxprune.probes import Rows as Samples
-from fxprune.rewrite import Checker, narrow
+from fxprune.rewriting.remaining import Checker, narrow
 from fxprune.rules.labels import Labels
+from fxprune.scoring.probes import Rows as Samples
 
 ROWS_A_FEATURE = 24
 FEWEST_ROWS, MOST_ROWS = 8192, 32768

@@ -22,7 +22,7 @@ from fxprune.compensation.targets import Aim, aim_of
 from fxprune.compensation.wide import by_channel
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.readers import Reader, reader_of, uses
-from fxprune.rewrite import Checker
+from fxprune.rewriting.remaining import Checker
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.in_place import works_in_place
 

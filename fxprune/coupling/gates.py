@@ -6,9 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from fxprune.caller.example import PackedSpec
@@ -38,22 +35,6 @@ class Gate(nn.Module, ABC):
 
     def watch(self, x: Tensor) -> None:
         """See activations, channels last: those that the weight of `weigh` reads, or packed ones."""
-
-
-class Mask(Gate):
-    """The oracle's gate: zeroes the positions of the units that are removed."""
-
-    def __init__(self, edge: Edge, keep: NDArray[np.bool_]) -> None:
-        super().__init__(edge)
-        self.kept = torch.from_numpy(np.append(keep, True)[edge.units])
-
-    def forward(self, x: Tensor, *, padded: bool = False) -> Tensor:
-        shape = [1] * x.ndim
-        shape[self.dim] = len(self.kept)
-        return torch.where(self.kept.to(x.device).view(shape), x, x.new_zeros(()))
-
-    def weigh(self, weight: Tensor) -> Tensor:
-        return torch.where(self.kept.to(weight.device), weight, weight.new_zeros(()))
 
 
 def insert(graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate]) -> tuple[fx.GraphModule, list[Gate]]:

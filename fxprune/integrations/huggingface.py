@@ -26,7 +26,7 @@ from fxprune.caller.isolation import device_of, evaluating, isolated_copy, undis
 from fxprune.compress import compress
 from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, first_line
 from fxprune.narrow import narrow
-from fxprune.objective import Loss
+from fxprune.scoring.objective import Loss
 
 __all__ = ["compress_pretrained", "from_pretrained", "narrow_pretrained", "save_pretrained"]
 

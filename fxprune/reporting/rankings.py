@@ -12,7 +12,7 @@ from fxprune.planning.allocation import curve_within, weighed
 from fxprune.planning.plan import Plan
 from fxprune.planning.tod import ranks
 from fxprune.reporting.records import SAMPLED, Ranking
-from fxprune.scores import Scores
+from fxprune.scoring.scores import Scores
 
 
 def rankings(scores: Scores, plan: Plan) -> dict[str, Ranking]:

@@ -14,7 +14,8 @@ from fxprune.caller.isolation import undisturbed
 from fxprune.errors import CheckpointError
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import planned_by
-from fxprune.rewrite import Checker, rewrite
+from fxprune.rewriting.remaining import Checker
+from fxprune.rewriting.rewrite import rewrite
 from fxprune.rules.vocabulary import Slot
 from fxprune.tracing.part import part_of
 

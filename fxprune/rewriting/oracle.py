@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from fxprune.caller.isolation import device_of
-from fxprune.coupling.gates import Mask, insert
-from fxprune.coupling.groups import Coupling
-from fxprune.mending import Repair, preserve
-from fxprune.rewrite import Checker, narrowed_copy
+from fxprune.coupling.gates import Gate, insert
+from fxprune.coupling.groups import Coupling, Edge
+from fxprune.rewriting.mending import preserve
+from fxprune.rewriting.remaining import Checker, narrowed_copy
+from fxprune.rewriting.repair import Repair
 from fxprune.rules.labels import Labels
 from fxprune.rules.resize import resize
 from fxprune.tracing.graph import ModelGraph
@@ -80,3 +81,19 @@ def _put_back(x: Tensor, axis: int, index: Tensor, size: int) -> Tensor:
     """Zeros of `size` along `axis`, with `x` at the places `index`."""
     shape = [*x.shape[:axis], size, *x.shape[axis + 1 :]]
     return x.new_zeros(shape).index_copy(axis, index, x)
+
+
+class Mask(Gate):
+    """The oracle's gate: zeroes the positions of the units that are removed."""
+
+    def __init__(self, edge: Edge, keep: NDArray[np.bool_]) -> None:
+        super().__init__(edge)
+        self.kept = torch.from_numpy(np.append(keep, True)[edge.units])
+
+    def forward(self, x: Tensor, *, padded: bool = False) -> Tensor:
+        shape = [1] * x.ndim
+        shape[self.dim] = len(self.kept)
+        return torch.where(self.kept.to(x.device).view(shape), x, x.new_zeros(()))
+
+    def weigh(self, weight: Tensor) -> Tensor:
+        return torch.where(self.kept.to(weight.device), weight, weight.new_zeros(()))

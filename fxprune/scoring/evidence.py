@@ -12,10 +12,10 @@ from torch import Tensor
 from fxprune.caller.arrays import Scalars
 from fxprune.coupling.groups import Coupling, Edge, Key, key_of_edge
 from fxprune.errors import CalibrationError
-from fxprune.moments import Moments
-from fxprune.probes import Probe
-from fxprune.sampling import Sampler
-from fxprune.signals.separability import separability
+from fxprune.scoring.moments import Moments
+from fxprune.scoring.probes import Probe
+from fxprune.scoring.sampler import Sampler
+from fxprune.scoring.signals.separability import separability
 from fxprune.tracing.graph import ModelGraph
 
 

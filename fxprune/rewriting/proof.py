@@ -21,11 +21,12 @@ from fxprune.caller.example import another, as_call, batch_length, opened, to_de
 from fxprune.caller.isolation import device_of, evaluating, precise, stateless, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.coupling.groups import Coupling
-from fxprune.draws import Expected
 from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, stage, told
-from fxprune.oracle import oracle
 from fxprune.planning.plan import Plan, coupling_of, kept_units
-from fxprune.rewrite import MismatchError, check_labels
+from fxprune.rewriting.expected_draws import Expected
+from fxprune.rewriting.oracle import oracle
+from fxprune.rewriting.remaining import MismatchError
+from fxprune.rewriting.rewrite import check_labels
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.finite import spoiled

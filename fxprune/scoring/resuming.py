@@ -19,8 +19,8 @@ from fxprune.caller.files import regular
 from fxprune.caller.rank_batches import Numbered, digest
 from fxprune.caller.ranks import rank_and_size
 from fxprune.errors import CalibrationError
-from fxprune.probes import Probe
-from fxprune.sampling import Sampler
+from fxprune.scoring.probes import Probe
+from fxprune.scoring.sampler import Sampler
 
 FORMAT = 3
 

@@ -23,14 +23,14 @@ from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling, Key, Site
 from fxprune.coupling.interpreter import Unknown
 from fxprune.errors import FxpruneWarning, PlanError
-from fxprune.moments import Moments
 from fxprune.planning.allocation import EVEN, Allocate, Allocation, levels
 from fxprune.planning.budgets import Cost, given, meet, remedies
 from fxprune.planning.costs import Costs, costs_of
 from fxprune.planning.latency import Latency
 from fxprune.planning.plan import Budget, Plan, coupling_of, plan_of
-from fxprune.scoring_node_times import measure
-from fxprune.soundness import check_consistent
+from fxprune.scoring.moments import Moments
+from fxprune.scoring.node_times import measure
+from fxprune.scoring.score_file import check_consistent
 from fxprune.tracing.capture import capture_around, captured
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.part import part_of

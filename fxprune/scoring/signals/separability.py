@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fxprune.signals.diameter import diameter
+from fxprune.scoring.signals.diameter import diameter
 
 _CHUNK = 1 << 22  # numbers of the quantile functions that are made at once; bounds the memory
 

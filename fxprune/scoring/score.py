@@ -19,14 +19,14 @@ from fxprune.coupling.collector import Exclude
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.interpreter import Unknown
 from fxprune.errors import stage
-from fxprune.evidence import evidence_of
-from fxprune.objective import Loss
-from fxprune.probes import Draw
-from fxprune.ranking import Signal, name_of_signal, need_classes, ranked
-from fxprune.resuming import Checkpoint
-from fxprune.sampling import Sampler
-from fxprune.scores import Scores, scores_of
-from fxprune.scoring_pass import ScoringPass
+from fxprune.scoring.evidence import evidence_of
+from fxprune.scoring.loader_pass import ScoringPass
+from fxprune.scoring.objective import Loss
+from fxprune.scoring.probes import Draw
+from fxprune.scoring.resuming import Checkpoint
+from fxprune.scoring.sampler import Sampler
+from fxprune.scoring.scores import Scores, scores_of
+from fxprune.scoring.signals.table import Signal, name_of_signal, need_classes, ranked
 from fxprune.tracing.part import Run, name_of, part_of, with_captured_part
 
 

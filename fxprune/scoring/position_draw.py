@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.moments import hashed
+from fxprune.scoring.moments import hashed
 
 
 def resized(classes: Tensor, size: Sequence[int]) -> Tensor:

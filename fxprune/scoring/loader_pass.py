@@ -19,13 +19,13 @@ from fxprune.caller.ranks import in_any, rank_and_size, together
 from fxprune.coupling.gates import insert
 from fxprune.coupling.groups import Coupling
 from fxprune.errors import CalibrationError, blaming
-from fxprune.fusing import fuse
 from fxprune.layouts import keep
-from fxprune.merging import merge
-from fxprune.objective import Loss, Objective, Part
-from fxprune.probes import Probe, Rows, rows_of
-from fxprune.resuming import Checkpoint, Found
-from fxprune.sampling import Sampler
+from fxprune.scoring.eval_graph import fuse
+from fxprune.scoring.objective import Loss, Objective, Part
+from fxprune.scoring.probes import Probe, Rows, rows_of
+from fxprune.scoring.rank_merge import merge
+from fxprune.scoring.resuming import Checkpoint, Found
+from fxprune.scoring.sampler import Sampler
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.part import Run, with_part
 

@@ -18,7 +18,7 @@ from fxprune.planning.allocation import Allocation
 from fxprune.planning.costs import Accounts
 from fxprune.planning.latency import Latency, _by_node
 from fxprune.planning.widths import Product, Products, Ruler, Widths, products
-from fxprune.rewrite import rewrite
+from fxprune.rewriting.rewrite import rewrite
 from fxprune.rules.context import labels_in
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.graph import ModelGraph, example_of, flops_of

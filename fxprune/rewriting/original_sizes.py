@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 from torch.fx.node import map_arg
 
+from fxprune.rewriting.repair import SHARE, Repair
 from fxprune.rules.labels import Labels
-
-if TYPE_CHECKING:
-    from fxprune.mending import Repair
-
-SHARE = "share_of_size_"  # prefix of the nodes that compute a share of a size
 
 
 def original(repair: Repair, node: fx.Node, kinds: tuple[type, ...]) -> Any:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fxprune.caller.rank_batches import Share
 from fxprune.caller.ranks import check_same, gathered, rank_and_size, summed
-from fxprune.moments import WIDEST, Gathering
-from fxprune.positions import first_of_each
-from fxprune.probes import Probe
-from fxprune.sampling import Sampler
+from fxprune.scoring.moments import WIDEST, Gathering
+from fxprune.scoring.position_draw import first_of_each
+from fxprune.scoring.probes import Probe
+from fxprune.scoring.sampler import Sampler
 
 
 def merge(probes: Sequence[Probe], totals: Sequence[Tensor], sampler: Sampler, share: Share) -> list[Tensor]:

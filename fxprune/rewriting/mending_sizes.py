@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from fxprune.mending import Repair, mends, preserves, restore
-from fxprune.originals import inserted, share, sized, sizes
+from fxprune.rewriting.mending import mends, preserves, restore
+from fxprune.rewriting.original_sizes import inserted, share, sized, sizes
+from fxprune.rewriting.repair import Repair
 from fxprune.rules import movement
 
 

@@ -16,10 +16,10 @@ from fxprune.caller.arrays import Index
 from fxprune.caller.example import TensorSpec
 from fxprune.coupling.gates import Gate
 from fxprune.coupling.groups import Edge
-from fxprune.moments import Gathering
-from fxprune.positions import PositionDraw, first_of_each
-from fxprune.signals.separability import directions
-from fxprune.signals.taylor import Through
+from fxprune.scoring.moments import Gathering
+from fxprune.scoring.position_draw import PositionDraw, first_of_each
+from fxprune.scoring.signals.separability import directions
+from fxprune.scoring.signals.taylor import Through
 from fxprune.tracing.facts import facts_on
 from fxprune.tracing.graph import ModelGraph, example_of
 

@@ -14,7 +14,7 @@ from fxprune.tracing.settings import check_settings
 
 if TYPE_CHECKING:
     from fxprune.planning.latency import Latency
-    from fxprune.scores import Scores
+    from fxprune.scoring.scores import Scores
 
 _FLOATS, _INTEGERS = np.dtype(np.float64), np.dtype(np.int64)
 _MANY = 1 << 31

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fxprune.caller.classes import majority
-from fxprune.positions import PositionDraw
-from fxprune.probes import Draw, Probe
+from fxprune.scoring.position_draw import PositionDraw
+from fxprune.scoring.probes import Draw, Probe
 
 
 @dataclass(slots=True)

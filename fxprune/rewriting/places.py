@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -12,13 +12,11 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import RewriteError
+from fxprune.rewriting.repair import Repair
 from fxprune.rules import movement
 from fxprune.rules.context import labels_in
 from fxprune.rules.labels import Labels, varying_axes
 from fxprune.rules.table import RULES, key_of
-
-if TYPE_CHECKING:
-    from fxprune.mending import Repair
 
 Value = Callable[[fx.Node], Any]
 

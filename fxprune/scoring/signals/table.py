@@ -10,11 +10,11 @@ from fxprune.caller.arguments import CHECKS, chosen
 from fxprune.caller.arrays import Scalars
 from fxprune.coupling.groups import Edge
 from fxprune.coupling.readers import readers_on
-from fxprune.elimination import Reading, eliminated
 from fxprune.errors import CalibrationError, blaming
-from fxprune.evidence import Evidence
-from fxprune.moments import Moments
 from fxprune.rules.vocabulary import Slot
+from fxprune.scoring.evidence import Evidence
+from fxprune.scoring.moments import Moments
+from fxprune.scoring.signals.reconstruction import Reading, eliminated
 
 WIDE = 2048  # channels of an edge, above which none stands in for another
 
