@@ -1,9 +1,6 @@
 """fxprune: structured pruning as a torch.fx compiler pass, after FAIR-Pruner (arXiv 2508.02291)."""
 
-from fxprune.artifact import load, save
 from fxprune.caller import classes
-from fxprune.compensation import Compensation
-from fxprune.compress import apply, compress
 from fxprune.coupling.couple import couple
 from fxprune.coupling.groups import Coupling, Group, Site
 from fxprune.errors import (
@@ -20,20 +17,22 @@ from fxprune.errors import (
     UnsupportedOpError,
     VerificationError,
 )
-from fxprune.export import export
-from fxprune.finetune import finetune
-from fxprune.measuring import measure_latency
-from fxprune.narrow import narrow
+from fxprune.pipeline import apply, compress
 from fxprune.planning.plan import Budget, Plan
-from fxprune.report import Report, report
+from fxprune.recovery.finetune import finetune
 from fxprune.reporting.comparison import Comparison
-from fxprune.reporting.records import Finetuning, MeasuredLatency
+from fxprune.reporting.measured_latency import measure_latency
+from fxprune.reporting.records import Compensation, Finetuning, MeasuredLatency
+from fxprune.reporting.report import Report, report
 from fxprune.rewriting.proof import verify
+from fxprune.saving.artifact import load, save
+from fxprune.saving.export import export
+from fxprune.saving.own_class import narrow
+from fxprune.saving.sharded.manifest import Manifest
+from fxprune.saving.sharded.rewrite import rewrite_checkpoint
 from fxprune.scoring.evidence import Evidence
 from fxprune.scoring.score import score
 from fxprune.scoring.scores import Scores
-from fxprune.sharded import rewrite_checkpoint
-from fxprune.sharded.manifest import Manifest
 from fxprune.tracing.capture import capture
 
 __version__ = "0.1.0"

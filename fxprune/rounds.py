@@ -14,7 +14,7 @@ from fxprune.caller.arrays import Flags
 from fxprune.coupling.groups import Coupling
 from fxprune.errors import FxpruneWarning, PlanError
 from fxprune.planning.plan import BUDGETS, Budget, Plan, coupling_of
-from fxprune.report import Report, report
+from fxprune.reporting.report import Report, report
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.part import part_of
 

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from zoo import ZOO, images
 
 import fxprune
-from fxprune.artifact import container, header
 from fxprune.errors import ArtifactError, FxpruneWarning
+from fxprune.saving import container, header
 
 BATCHES = [(images()(20), torch.arange(20) % 5), (images()(7), torch.arange(7) % 5)]
 KINDS = (

@@ -100,7 +100,7 @@ def test_the_end_of_a_long_loader_is_its_own() -> None:
 
 
 def test_a_training_loader_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.training.LONGEST_EPOCH", 9)
+    monkeypatch.setattr("fxprune.recovery.epochs.LONGEST_EPOCH", 9)
     small = fxprune.apply(network(), fxprune.Scores.random(network(), X).plan(0.5))
     with pytest.raises(CalibrationError, match="train_loader gives more than 9 batches"):
         fxprune.finetune(small, Endless(), [(X, Y)], epochs=1, progress=False)

@@ -14,7 +14,7 @@ COMMAND = [sys.executable, "-m", "fxprune"]
 TORN_DISK = """
 import time
 from pathlib import Path
-import fxprune.artifact.container as container
+import fxprune.saving.container as container
 from mynets import build, loader
 
 def save_file(tensors, path, notes):

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from zoo import CLASSES, ZOO, Case, images, tensors
 
 import fxprune
-from fxprune.compensation import sequential
-from fxprune.compensation.calibration import Calibration, calibration_of, held_out
 from fxprune.errors import PlanError
+from fxprune.recovery.compensation import sequential
+from fxprune.recovery.compensation.calibration import Calibration, calibration_of, held_out
 
 LEVELS = ("bias", "ridge", "sequential")
 SIZES = (12, 7, 1)
@@ -293,7 +293,7 @@ def test_wide_layers_are_fitted_by_channel(name: str, monkeypatch: pytest.Monkey
 
 def test_wide_layers_with_more_channels_than_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sequential, "WIDEST", 2)
-    monkeypatch.setattr("fxprune.compensation.wide.MOST_CHANNELS", 2)
+    monkeypatch.setattr("fxprune.recovery.compensation.wide.MOST_CHANNELS", 2)
     model, loader = dependent(), batches(tensors(4), CLASSES, (40, 40))
     plan = keeping(scored(model, loader), **{"0": (0, 1, 2)})
     small = fxprune.apply(model, plan, loader=loader, compensate="sequential")
@@ -407,7 +407,7 @@ def test_batchnorms_get_the_statistics_of_what_they_read() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.Tanh())
     graph = fxprune.capture(model.eval(), images(3, 8)(2))
     data = Calibration.of(graph, [[images(3, 8)(9)], [images(3, 8)(6)]])
-    from fxprune.compensation.batchnorm import re_estimate
+    from fxprune.recovery.compensation.norm_statistics import re_estimate
 
     assert re_estimate(graph, data) == 1
     rows = torch.cat([x[~mask] for (x,), mask in zip(data.inputs, data.held, strict=True)])

@@ -8,8 +8,8 @@ from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
-from fxprune import demo
 from fxprune.cli import build_app
+from fxprune.cli import digits_demo as demo
 
 ALPHAS = (0.0, 0.1, 0.3)
 

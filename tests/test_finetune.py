@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from zoo import ZOO, images
 
 import fxprune
-from fxprune.distillation import Distillation, classes_last
 from fxprune.errors import CalibrationError, FxpruneError
+from fxprune.recovery.distillation import Distillation, classes_last
 
 DIGITS = load_digits()
 PIXELS, LABELS = torch.from_numpy(DIGITS.images[:, None] / 8 - 1).float(), torch.from_numpy(DIGITS.target)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo import randomise
 
 import fxprune
-from fxprune.layouts import laid_out
+from fxprune.scoring.eval_graph import laid_out
 
 PLANES = (0, 2, 3, 1), (2, 3, 0, 1), (2, 0, 3, 1), (3, 1, 2, 0)  # orders of the axes, from the outermost in memory
 VOLUMES = (0, 2, 3, 4, 1), (2, 3, 4, 0, 1), (4, 0, 2, 1, 3)

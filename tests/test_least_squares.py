@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxprune.compensation.least_squares import STRENGTHS, Normal, Rectified, Rows, error_of, refitted
+from fxprune.recovery.compensation.least_squares import STRENGTHS, Normal, Rectified, Rows, error_of, refitted
 
 
 def problem(n: int = 400, features: int = 6, outputs: int = 3, noise: float = 0.1) -> tuple[Rows, Tensor, Tensor]:

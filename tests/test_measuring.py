@@ -17,10 +17,10 @@ from torch.utils.benchmark import Measurement, Timer
 from zoo import ZOO, images
 
 import fxprune
-from fxprune import measuring
 from fxprune.errors import FxpruneError
+from fxprune.reporting import measured_latency as measuring
 from fxprune.reporting.records import BatchLatency, MeasuredLatency, Timing, milliseconds
-from fxprune.slowness import why_slow, work_of
+from fxprune.reporting.why_slow import why_slow, work_of
 
 QUICK: dict[str, Any] = {"repeats": 5, "seconds": 0.0}
 

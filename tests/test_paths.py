@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune import CheckpointError, FxpruneError, Plan, Scores, checkpoint
+from fxprune import CheckpointError, FxpruneError, Plan, Scores
 from fxprune.cli.files import check_writable, write_json
 from fxprune.cli.weights import with_weights
+from fxprune.recovery import epoch_checkpoint as checkpoint
 
 
 def model() -> nn.Module:

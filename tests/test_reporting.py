@@ -25,7 +25,7 @@ from fxprune.errors import FxpruneError, PlanError
 from fxprune.planning.allocation import tod_by_group
 from fxprune.planning.tod import tod_curve
 from fxprune.reporting import rankings as ranking_module
-from fxprune.reporting.page import page
+from fxprune.reporting.html.page import page
 from fxprune.reporting.rankings import rankings
 from fxprune.reporting.records import BatchLatency, MeasuredLatency, Ranking, Timing
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import CheckpointError, Manifest, Plan, Scores
-from fxprune.sharded import shards
+from fxprune.saving.sharded import shards
 
 
 class Net(nn.Module):

@@ -28,11 +28,12 @@ from torch.utils import _pytree as pytree
 from zoo import ZOO
 
 import fxprune
-from fxprune import FxpruneError, Plan, Scores, checkpoint
-from fxprune.artifact.container import opened
+from fxprune import FxpruneError, Plan, Scores
 from fxprune.caller import arrays
 from fxprune.caller.tensors import bytes_of
-from fxprune.reporting.page import page
+from fxprune.recovery import epoch_checkpoint as checkpoint
+from fxprune.reporting.html.page import page
+from fxprune.saving.container import opened
 from fxprune.tracing.settings import FREE, example_for
 
 CASE = ZOO["mlp_batchnorm_dropout"]

@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import typer
-
-CLI_EXTRA = {"typer": "typer"}  # module: distribution
-DEMO_EXTRA = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
-PLOT_EXTRA = {"matplotlib": "matplotlib"}
-INTERRUPTED = 130
+from fxprune.cli.extras import CLI_EXTRA, INTERRUPTED, missing_message
 
 
 def main() -> None:
@@ -30,31 +26,3 @@ def build_app() -> "typer.Typer":
     from fxprune.cli.app import app
 
     return app
-
-
-def missing_modules(modules: Iterable[str]) -> list[str]:
-    """Those of `modules` that are not installed, without importing any.
-
-    >>> missing_modules(["json", "no_such_module"])
-    ['no_such_module']
-    """
-    return [module for module in modules if find_spec(module) is None]
-
-
-def missing_message(what: str, needed: dict[str, str], extra: str) -> str:
-    """What to tell a user whose installation lacks some of the modules `needed`; empty where all are there.
-
-    >>> print(missing_message("The demo", {"no_such_module": "scikit-learn"}, "demo"))
-    The demo needs scikit-learn, which this Python does not have.
-    It comes with the extra demo: pip install 'fxprune[demo]', or in a checkout pip install '.[demo]'.
-    >>> missing_message("The demo", {"json": "json"}, "demo")
-    ''
-    """
-    missing = [needed[module] for module in missing_modules(needed)]
-    if not missing:
-        return ""
-    return (
-        f"{what} needs {' and '.join(missing)}, which this Python does not have.\n"
-        f"{'It comes' if len(missing) == 1 else 'They come'} with the extra {extra}: pip install 'fxprune[{extra}]', "
-        f"or in a checkout pip install '.[{extra}]'."
-    )

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from fxprune.cli.targets import object_of
-from fxprune.compensation import LEVELS
 from fxprune.errors import PlanError
 from fxprune.planning.allocation import ALLOCATIONS
 from fxprune.planning.budgets import given
+from fxprune.recovery.compensation.levels import LEVELS
 from fxprune.scoring.signals.table import SIGNALS
 
 _SIGNALS = ", ".join(SIGNALS)

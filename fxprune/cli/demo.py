@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune.cli import DEMO_EXTRA, missing_message
+from fxprune.cli.extras import DEMO_EXTRA, missing_message
 from fxprune.cli.output import Output
 from fxprune.cli.sweeping import ALPHAS, numbers_between
 from fxprune.errors import FxpruneError
@@ -30,7 +30,7 @@ def demo(
     """Train a residual network on 8 x 8 digits, score it once and prune it at a row of tolerances."""
     if message := missing_message("The demo", DEMO_EXTRA, "demo"):
         raise FxpruneError(message)
-    from fxprune.demo import run_demo
+    from fxprune.cli.digits_demo import run_demo
 
     try:
         tolerances = numbers_between(alphas)

@@ -15,7 +15,7 @@ from pathlib import Path
 import networkx as nx
 
 from fxprune.caller.files import replacing
-from fxprune.cli import PLOT_EXTRA, missing_message
+from fxprune.cli.extras import PLOT_EXTRA, missing_message
 from fxprune.coupling.groups import Group
 from fxprune.errors import FxpruneError
 from fxprune.tracing.graph import ModelGraph

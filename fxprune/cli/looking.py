@@ -14,8 +14,6 @@ from rich.console import Group as Lines
 from rich.text import Text
 from rich.tree import Tree
 
-from fxprune.artifact.container import opened
-from fxprune.artifact.header import Header
 from fxprune.caller.files import replacing
 from fxprune.cli.choices import CouplingOptions, Run
 from fxprune.cli.drawing import SUFFIXES, draw, layers_of
@@ -26,8 +24,10 @@ from fxprune.cli.targets import Built, object_of
 from fxprune.coupling.couple import couple
 from fxprune.coupling.groups import Group
 from fxprune.errors import FxpruneError
-from fxprune.report import Report
+from fxprune.reporting.report import Report
 from fxprune.reporting.tables import plain
+from fxprune.saving.container import opened
+from fxprune.saving.header import Header
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.part import part_of, with_captured_part
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from fxprune.caller.batches import length_of, read
 from fxprune.caller.ranks import rank_and_size
-from fxprune.cli import INTERRUPTED
+from fxprune.cli.extras import INTERRUPTED
 from fxprune.errors import FxpruneError, FxpruneWarning, visible
 
 WIDTH = 120  # of text that goes to a file or a pipe

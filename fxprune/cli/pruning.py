@@ -17,8 +17,8 @@ from fxprune.cli.options import DataOptions, File, ModelOptions
 from fxprune.cli.output import Output
 from fxprune.cli.targets import Built, object_of
 from fxprune.errors import FxpruneError, PlanError
-from fxprune.notes import note_error
 from fxprune.planning.plan import Plan
+from fxprune.reporting.attach import note_error
 from fxprune.scoring.scores import Scores
 from fxprune.tracing.part import part_of
 from fxprune.tracing.settings import example_for

@@ -15,9 +15,9 @@ import fxprune
 from fxprune.caller.batches import Unpack, fitted_example
 from fxprune.caller.example import trim
 from fxprune.caller.files import made_folder
-from fxprune.cli import PLOT_EXTRA, missing_message
 from fxprune.cli.choices import Allocation, Level, LimitOptions, Run
 from fxprune.cli.evaluation import Metric, accuracy, latencies
+from fxprune.cli.extras import PLOT_EXTRA, missing_message
 from fxprune.cli.files import write_json
 from fxprune.cli.options import DataOptions, EvalOptions, File, ModelOptions
 from fxprune.cli.output import Output

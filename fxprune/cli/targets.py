@@ -16,7 +16,7 @@ from typing import Any
 import typer
 from torch import nn
 
-from fxprune.cli import missing_modules
+from fxprune.cli.extras import missing_modules
 from fxprune.errors import FxpruneError, first_line
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fxprune.artifact import load
 from fxprune.caller.files import regular
 from fxprune.errors import FxpruneError, first_line
+from fxprune.saving.artifact import load
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which training scripts keep a state_dict
 SHOWN = 3

@@ -18,14 +18,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 from fxprune import paths
-from fxprune.artifact import load, save
 from fxprune.caller.batches import Unpack, batch_to_device, batches, split
 from fxprune.caller.example import as_call
 from fxprune.caller.files import replacing
 from fxprune.caller.isolation import device_of, evaluating, isolated_copy, undisturbed
-from fxprune.compress import compress
 from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, first_line
-from fxprune.narrow import narrow
+from fxprune.pipeline import compress
+from fxprune.saving.artifact import load, save
+from fxprune.saving.own_class import narrow
 from fxprune.scoring.objective import Loss
 
 __all__ = ["compress_pretrained", "from_pretrained", "narrow_pretrained", "save_pretrained"]

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fxprune.caller.isolation import seeded
-from fxprune.compress import compress
 from fxprune.errors import CalibrationError, FxpruneError
-from fxprune.report import Report, report
+from fxprune.pipeline import compress
+from fxprune.reporting.report import Report, report
 from fxprune.tracing.part import part_of
 
 try:

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from fxprune.reporting.tables import level_of, plain, printed
 
 if TYPE_CHECKING:
-    from fxprune.report import Report
+    from fxprune.reporting.report import Report
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,3 +192,35 @@ def milliseconds(seconds: float) -> str:
 
 def _spread(timing: Timing) -> str:
     return f"{milliseconds(timing.low).removesuffix(' ms')} to {milliseconds(timing.high)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Compensation:
+    """What was done about the units that went.
+
+    `before` and `after` are the mean squared errors of the outputs against the original's, in shares of their variance,
+    on the calibration samples held out: of plain removal, and of what was handed over; None where none was held out.
+    `layers` are those that were refitted, `filled` the nodes whose weights took over what went, and `norms` the number
+    of BatchNorms whose statistics were taken anew.
+    """
+
+    level: str
+    before: float | None = None
+    after: float | None = None
+    layers: tuple[Refit, ...] = ()
+    filled: tuple[str, ...] = ()
+    norms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """One layer that was refitted.
+
+    The errors of its output before and after are on what was held out, in shares of the output's variance;
+    `strength` is that of the ridge, or None where the layer was left as it was.
+    """
+
+    layer: str
+    before: float
+    after: float
+    strength: float | None

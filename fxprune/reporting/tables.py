@@ -9,12 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fxprune.compensation import Compensation
 from fxprune.errors import visible
-from fxprune.reporting.records import Finetuning, MeasuredLatency, Timing, milliseconds
+from fxprune.reporting.records import Compensation, Finetuning, MeasuredLatency, Timing, milliseconds
 
 if TYPE_CHECKING:
-    from fxprune.report import Report
+    from fxprune.reporting.report import Report
 
 SHOWN = 5  # of the largest layers
 

@@ -6,11 +6,16 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from torch import fx, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fxprune.caller.example import TensorSpec
 from fxprune.caller.isolation import evaluating
+from fxprune.tracing.batchnorm import FollowingBatchNorm
+
+NORM_LAYERS = (nn.modules.batchnorm._NormBase, FollowingBatchNorm)
+NORM_FUNCTIONS = (F.batch_norm, F.instance_norm)
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -41,3 +46,29 @@ def _fit(conv: Any, norm: Any, between: Any) -> bool:
     """Whether one convolution does what both do: not where the norm takes the axis of the samples for another."""
     plain = type(conv) in CONVOLUTIONS and type(norm) in NORMS and norm.running_mean is not None
     return plain and isinstance(between, TensorSpec) and len(between.shape) == conv.weight.ndim
+
+
+def keep_layouts(graph: fx.GraphModule) -> None:
+    """Have every gradient that comes back to a norm laid out as what the norm gave."""
+    modules = dict(graph.named_modules(remove_duplicate=False))
+    for node in list(graph.graph.nodes):
+        called = modules[str(node.target)] if node.op == "call_module" else None
+        if node.target in NORM_FUNCTIONS or isinstance(called, NORM_LAYERS):
+            with graph.graph.inserting_after(node):
+                same = graph.graph.call_function(laid_out, (node,))
+            node.replace_all_uses_with(same, delete_user_cb=lambda user, same=same: user is not same)
+    graph.recompile()
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """The same tensor, whose gradient will have its strides."""
+    if x.requires_grad:
+        shape, strides = x.shape, x.stride()
+
+        def like(grad: Tensor | None) -> Tensor | None:
+            if grad is None or grad.stride() == strides:  # none comes from a function that gives none
+                return grad
+            return grad.new_empty_strided(shape, strides).copy_(grad)
+
+        x.register_hook(like)
+    return x

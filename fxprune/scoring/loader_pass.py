@@ -19,8 +19,7 @@ from fxprune.caller.ranks import in_any, rank_and_size, together
 from fxprune.coupling.gates import insert
 from fxprune.coupling.groups import Coupling
 from fxprune.errors import CalibrationError, blaming
-from fxprune.layouts import keep
-from fxprune.scoring.eval_graph import fuse
+from fxprune.scoring.eval_graph import fuse, keep_layouts
 from fxprune.scoring.objective import Loss, Objective, Part
 from fxprune.scoring.probes import Probe, Rows, rows_of
 from fxprune.scoring.rank_merge import merge
@@ -107,7 +106,7 @@ def _gated(
     dtype, rows, draw = dtype_of(graph), rows_of(graph), sampler.draw
     gated, gates = insert(graph, coupling, lambda edge: Probe(edge, draw, place, dtype, rows.get(edge.source, Rows())))
     fuse(gated, coupling.specs)
-    keep(gated)
+    keep_layouts(gated)
     return gated, [gate for gate in gates if isinstance(gate, Probe)]
 
 

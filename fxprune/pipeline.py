@@ -1,0 +1,207 @@
+"""The compiler: capture -> couple -> score -> allocate -> rewrite -> verify -> compensate -> report (-> fine-tune)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.caller.arguments import check
+from fxprune.caller.batches import Classes, Unpack
+from fxprune.caller.isolation import undisturbed
+from fxprune.coupling.collector import Exclude
+from fxprune.coupling.interpreter import Unknown
+from fxprune.errors import FxpruneWarning, stage
+from fxprune.planning.allocation import Allocate
+from fxprune.planning.budgets import given
+from fxprune.planning.plan import Plan
+from fxprune.planning.planned import Planned, planned_by
+from fxprune.recovery.compensate import repaired
+from fxprune.recovery.compensation.levels import Level, check_level
+from fxprune.recovery.finetune import check_options
+from fxprune.recovery.finetune import finetune as tune
+from fxprune.reporting.attach import note, note_error, note_scores
+from fxprune.reporting.report import report
+from fxprune.rewriting.proof import verify as prove
+from fxprune.rewriting.rewrite import rewrite
+from fxprune.rounds import Asked, Fit, in_rounds
+from fxprune.scoring.objective import Loss
+from fxprune.scoring.score import score
+from fxprune.scoring.scores import Scores
+from fxprune.scoring.signals.table import Signal
+from fxprune.tracing.graph import example_of
+from fxprune.tracing.part import Run, part_of, with_captured_part, with_part
+
+
+def compress(
+    model: nn.Module,
+    loader: Iterable[Any],
+    alpha: float | None = None,
+    *,
+    params: float | None = None,
+    macs: float | None = None,
+    latency: float | None = None,
+    allocate: str | Allocate = "tod",
+    rounds: int = 1,
+    compensate: Level = "sequential",
+    propose: str | Signal = "reconstruction",
+    protect: str | Signal = "taylor-by-sample",
+    loss: Loss | None = None,
+    exclude: Exclude = (),
+    unknown: Unknown = "error",
+    inexact: bool = False,
+    head_dim: bool = False,
+    min_keep: int = 1,
+    round_to: int = 1,
+    max_samples: int | None = None,
+    verify: bool = True,
+    unpack: Unpack | None = None,
+    classes: Classes | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    submodule: str = "",
+    run: Run | None = None,
+    finetune: Mapping[str, Any] | None = None,
+    **scoring: Any,
+) -> nn.Module:
+    """A physically smaller model: `model` without its least useful units, and the rest made to stand in for them.
+
+    What is rewritten equals the original with those units zeroed; that is proved before the weights of what stays are
+    changed in closed form.
+
+    Args:
+        model: a trained model; it comes back untouched in every respect.
+        loader: a small labelled calibration loader, see `score`.
+        alpha: tolerance of difference between what proposes units and what protects them; 0 prunes least, 1 most. 0.05
+            where no budget is given either.
+        params, macs, latency: budgets, as shares of what the original has, of which one may stand in place of alpha.
+        allocate: how a level becomes widths, see `Scores.plan`.
+        propose, protect: the signals that rank the units, see `score`.
+        compensate: "none", "bias" (what went is replaced by its mean), "ridge" (by what stays, linearly) or
+            "sequential" (every layer behind is refitted to the original's values, front to back). See `apply`.
+        rounds: how often to score and prune. A budget is gone for in equal factors; alpha holds for each round anew.
+        max_samples, loss, unpack, classes, seed, device, progress, run, scoring: see `score`.
+        exclude: module names, glob patterns of names, or module types whose outputs stay whole.
+        unknown: "error", or "freeze" to keep what an operation without a rule touches.
+        inexact, head_dim: see `couple`.
+        min_keep, round_to: see `Scores.plan`.
+        submodule: path of the part to prune in place of the whole, for models that cannot be captured in one piece.
+            Its outputs stay whole, so the rest of the model fits; `exclude` takes names in the part.
+        verify: compare the captured graph with `model`, on two batches of the loader, before anything is decided, and
+            prove the result against the zero-masked original before it is handed over.
+        finetune: arguments of `finetune`, at least train_loader and val_loader, to train the result with at the end;
+            loss, unpack, run, seed, device and progress are those above where it does not name them. The proof, and the
+            error in the report, are of the model before that.
+
+    Returns:
+        A `torch.fx.GraphModule` on the model's device, in its dtype and training mode, with its state_dict keys; with
+        `submodule`, a copy of the whole model in which such a one stands in the part's place.
+
+    Raises:
+        FxpruneError: one of its children, from the stage that failed; see the stages.
+    """
+    check(compress, locals(), passed_to=score)
+    shared = {"loss": loss, "unpack": unpack, "run": run, "seed": seed, "device": device, "progress": progress}
+    if finetune is not None:
+        check_options(finetune := shared | dict(finetune))
+    asked: Asked = {"alpha": alpha, "params": params, "macs": macs, "latency": latency}
+    given(**asked)
+    check_level(compensate, None, loader)
+
+    def one(model: nn.Module, asked: Asked, fit: Fit) -> nn.Module:
+        whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run, prove=verify)
+        scores = score(
+            whole, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim, unpack=unpack,
+            classes=classes, seed=seed, device=device, progress=progress, submodule=submodule, run=run,
+            propose=propose, protect=protect, max_samples=max_samples, **scoring,
+        )  # fmt: skip
+        scores = scores if latency is None else scores.with_latency(whole)
+        plan = fit(scores.plan(**asked, allocate=allocate, min_keep=min_keep, round_to=round_to))
+        small, planned = _rewritten(whole, plan)
+        note_scores(small, scores, plan)
+        if verify:
+            example: Any = example_of(part_of(whole, submodule))  # type: ignore[arg-type]
+            note_error(small, prove(whole, plan, small, example), submodule)
+        return repaired(
+            whole, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device,
+            max_samples=max_samples,
+        )  # fmt: skip
+
+    whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run, prove=verify)
+    if rounds == 1:
+        small = one(whole, asked, lambda plan: plan)
+    else:
+        outcome = in_rounds(whole, submodule, one, asked, rounds)
+        small = outcome.small
+        with undisturbed():
+            note(whole, small, outcome.plan, planned_by(whole, outcome.plan), outcome.error)
+    warn_if_unpruned(part_of(small, submodule))
+    return small if finetune is None else tune(small, **finetune)
+
+
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    scores: Scores | None = None,
+    loader: Iterable[Any] | None = None,
+    compensate: Level = "none",
+    unpack: Unpack | None = None,
+    run: Run | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> nn.Module:
+    """Rewrite `model`, or the part of it that the plan is for, by a plan; all was decided when the plan was made.
+
+    Args:
+        plan: from `Scores.plan`.
+        scores: what `score` gave: "bias" and "ridge" work with its moments, and "sequential" does for recurrent layers.
+            The report shows how they ranked the units.
+        loader: calibration batches, whose targets are not looked at. "sequential" fits layers to them. A fifth of the
+            samples is held out, and every step is kept only where it brings the outputs there nearer to the original's.
+        compensate: what to do about the units that went: "none" leaves the plain removal that `verify` proves; "bias",
+            "ridge" and "sequential" make up for them in closed form (docs/compensation.md).
+        unpack, run, device: see `score`.
+        seed: of the positions that "sequential" samples.
+
+    Raises:
+        PlanError: the plan does not fit the model, or scores or loader are missing.
+        RewriteError: the graph cannot be rewritten.
+    """
+    check(apply, locals())
+    small, planned = _rewritten(model, plan)
+    if scores is not None:
+        note_scores(small, scores, plan)
+    return repaired(
+        model, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device
+    )
+
+
+def _rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:
+    """What a plan makes of a model, with a note of it, and what it found in the original."""
+    with stage("rewriting"), undisturbed():
+        found = planned_by(model, plan)
+        small = with_part(model, plan.submodule, rewrite(*found))
+        note(model, small, plan, found)
+        return small, found
+
+
+def warn_if_unpruned(small: nn.Module) -> None:
+    """Say why nothing was pruned, where nothing was."""
+    notes = report(small)
+    if not notes.groups:
+        reasons = (
+            "; ".join(f"{', '.join(f.sites[:3])}: {f.reason}" for f in notes.frozen) or "it has no layers with channels"
+        )
+        warnings.warn(f"nothing in {notes.model} can be pruned: {reasons}", FxpruneWarning, stacklevel=3)
+    elif notes.budget is None and all(group.before == group.after for group in notes.groups):
+        warnings.warn(
+            f"nothing was pruned from {notes.model} at alpha {notes.alpha}: no group has units that are proposed "
+            "and not protected; raise alpha",
+            FxpruneWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,94 @@
+"""What is handed over with a rewritten graph: the plan that led to it, and its report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from fxprune.caller.batches import sample_count
+from fxprune.caller.tensors import bytes_of
+from fxprune.coupling.collector import EXCLUDED
+from fxprune.coupling.groups import Coupling
+from fxprune.errors import blaming
+from fxprune.planning.plan import Plan
+from fxprune.planning.planned import Planned
+from fxprune.reporting.layers import largest, layer_costs, layer_parameters
+from fxprune.reporting.provenance import provenance
+from fxprune.reporting.rankings import rankings
+from fxprune.reporting.records import Compensation
+from fxprune.reporting.report import Report
+from fxprune.reporting.widths import frozen_reports, group_reports, with_rankings
+from fxprune.scoring.scores import Scores
+from fxprune.tracing.facts import facts_on, parameters
+from fxprune.tracing.graph import ModelGraph, example_of, flops_of
+from fxprune.tracing.part import name_of, part_of
+
+
+def note(model: nn.Module, small: nn.Module, plan: Plan, planned: Planned, error: float | None = None) -> None:
+    """Put the plan that leads from `model` to `small`, and its report, into `small`."""
+    graph, coupling, keep = planned
+    part: Any = part_of(small, plan.submodule)
+    notes = replace(_report(graph, coupling, plan, part, keep), error=error)
+    if plan.submodule:
+        notes = replace(notes, model=name_of(model, plan.submodule), whole=(parameters(model), parameters(small)))
+    old = part.meta.get("fxprune", {})
+    before = old.get("report")
+    notes = replace(notes, compensation=before.compensation if isinstance(before, Report) else None)
+    made = {"plan": plan, "report": notes, "scores": old.get("scores")}
+    part.meta["fxprune"] = made | provenance(graph, part, plan)
+
+
+def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph, keep: Any) -> Report:
+    example, frozen = example_of(graph), plan.frozen or coupling.frozen()
+    samples = sample_count(example)
+    before = layer_costs(graph, flops_of(graph), samples)
+    with blaming("the rewritten model", "the example", ": keep more units, by a lower alpha or exclude="):
+        after = layer_costs(small, facts_on(small, example).flops, samples)
+    return Report(
+        type(graph).__name__, plan.alpha,
+        parameters(graph), parameters(small), before.total, after.total, None,
+        group_reports(coupling, keep, frozen.get(EXCLUDED, ())), frozen_reports(frozen, graph, plan.submodule),
+        captured=graph.meta["fxprune"]["rung"], budget=plan.budget, layers=largest(before, after),
+        weight_bytes=(bytes_of(graph), bytes_of(small)),
+    )  # fmt: skip
+
+
+def note_error(small: nn.Module, error: float, submodule: str) -> None:
+    """Put the error that `verify` found into the report."""
+    _change(part_of(small, submodule), error=error)
+
+
+def note_scores(small: nn.Module, scores: Scores, plan: Plan) -> None:
+    """Note how the scores were made that the plan came from, and how they ranked the units of every group."""
+    part: Any = part_of(small, plan.submodule)
+    part.meta["fxprune"]["scores"] = dict(scores.about)
+    if all(plan.widths.get(site.name) == site.width for site in scores.sites):
+        report: Report = part.meta["fxprune"]["report"]
+        other = "random" if "random" in scores.about else "a score"
+        signals = tuple(str(scores.about.get(name, other)) for name in ("propose", "protect"))
+        _change(part, groups=with_rankings(report.groups, rankings(scores, plan)), signals=signals)
+
+
+def note_compensation(small: nn.Module, done: Compensation, submodule: str) -> None:
+    """Note what was done about the units that went, and count the biases that it took."""
+    part: Any = part_of(small, submodule)
+    report: Report = part.meta["fxprune"]["report"]
+    _change(
+        part, compensation=done, params_after=parameters(part),
+        weight_bytes=report.weight_bytes and (report.weight_bytes[0], bytes_of(part)),
+        whole=report.whole and (report.whole[0], parameters(small)),
+        layers=_recounted(report, part),
+    )  # fmt: skip
+
+
+def _recounted(report: Report, part: nn.Module) -> Any:
+    """The largest layers, with the parameters that they have now."""
+    counts = layer_parameters(part)
+    return tuple(replace(layer, params=(layer.params[0], counts[layer.name])) for layer in report.layers)
+
+
+def _change(part: Any, **entries: Any) -> None:
+    """Replace entries of a report."""
+    part.meta["fxprune"]["report"] = replace(part.meta["fxprune"]["report"], **entries)

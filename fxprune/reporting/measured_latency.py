@@ -1,0 +1,150 @@
+"""Measured latency: a model and the smaller one in turns, by torch.utils.benchmark."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.benchmark import Measurement, Timer
+
+from fxprune.caller.arguments import check
+from fxprune.caller.example import as_call, to_device
+from fxprune.caller.isolation import device_of, evaluating, undisturbed
+from fxprune.errors import FxpruneError, blaming, first_line
+from fxprune.reporting.records import BatchLatency, MeasuredLatency, Timing
+from fxprune.reporting.report import note_latency, reported
+from fxprune.reporting.why_slow import why_slow
+from fxprune.scoring.node_times import wait_for
+
+TURN = 0.02  # seconds of calls in each turn of a model, at least one call
+FEWEST = 5  # turns, however long they take
+
+
+def measure_latency(
+    model: nn.Module,
+    small: nn.Module,
+    example: Any,
+    batch_sizes: Sequence[int] = (1, 32),
+    *,
+    repeats: int = 30,
+    seconds: float = 20.0,
+    threads: int | None = None,
+    note: bool = True,
+) -> MeasuredLatency:
+    """How long a model and the smaller one that was made of it take on batches of some sizes, in eval mode.
+
+    The two take turns, so that a busy moment of the machine meets both, and who begins changes from turn to turn.
+    Every turn is warmed up by a call that does not count, and the device has done its work when the clock is read.
+
+    Args:
+        model, small: on one device; the small one from `compress`, `apply`, `finetune` or `load`, or any other module.
+        example: a batch as the model takes it, whose samples are repeated or left out to make the sizes; or a function
+            from a batch size to such a batch.
+        repeats: turns of each model at each batch size.
+        seconds: after which no further turn begins at a batch size, but five there are in any case.
+        threads: for operations on the CPU; those that torch is set to by default.
+        note: put the result into the report of `small`, where it has one.
+
+    Raises:
+        FxpruneError: the models are on two devices, or one does not run on a batch.
+    """
+    check(measure_latency, locals())
+    homes = [device_of(each) for each in (model, small)]
+    if homes[0] != homes[1]:
+        raise FxpruneError(f"the model is on {homes[0]}, and the smaller one on {homes[1]}: move one to the other")
+    count = torch.get_num_threads() if threads is None else threads
+    pairs = []
+    with undisturbed(), torch.no_grad(), evaluating(model), evaluating(small):
+        for size in batch_sizes:
+            batch = to_device(batch_of(example, size), homes[0])
+            timers = [_timer(each, batch, count, homes[0]) for each in (model, small)]
+            for name, timer in zip(("the model", "the smaller model"), timers, strict=True):
+                _warm_up(timer, name, size)
+            pairs.append(BatchLatency(size, *_in_turns(timers, repeats, seconds)))
+    found = MeasuredLatency(_name(homes[0]), count, tuple(pairs), _reasons(small, pairs, homes[0].type))
+    if note:
+        note_latency(small, found)
+    return found
+
+
+def batch_of(example: Any, size: int) -> Any:
+    """A batch of `size` samples: what a function gives, or those of an example, repeated or left out.
+
+    >>> batch_of(torch.arange(3), 5)
+    tensor([0, 1, 2, 0, 1])
+    """
+    if callable(example):
+        with blaming("example=", f"a batch of {size}", ": it is a batch, or a function from a batch size to one"):
+            return example(size)
+    tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor) and leaf.ndim]
+    if not tensors or not len(tensors[0]):
+        raise FxpruneError("the example has no tensor with samples: give a function from a batch size to a batch")
+    samples = len(tensors[0])
+
+    def resized(tensor: Tensor) -> Tensor:
+        fits = tensor.ndim and len(tensor) == samples
+        return tensor[torch.arange(size, device=tensor.device) % samples] if fits else tensor
+
+    return pytree.tree_map_only(Tensor, resized, example)
+
+
+def _timer(model: nn.Module, batch: Any, threads: int, device: torch.device) -> Timer:
+    """A timer of one model's call, whose clock waits for the device."""
+
+    def clock() -> float:
+        wait_for(device)
+        return time.perf_counter()
+
+    args, kwargs = as_call(batch)
+    names = {"model": model, "args": args, "kwargs": kwargs}
+    return Timer("model(*args, **kwargs)", globals=names, timer=clock, num_threads=threads)
+
+
+def _warm_up(timer: Timer, name: str, size: int) -> None:
+    """Run a model once. Raises FxpruneError where it does not run."""
+    try:
+        timer.timeit(1)
+    except Exception as error:
+        raise FxpruneError(
+            f"{name} does not run on a batch of {size} ({type(error).__name__}: {first_line(error)}): give "
+            "batch_sizes= that it takes, or as example= a function from a batch size to a batch"
+        ) from error
+
+
+def _in_turns(timers: Sequence[Timer], repeats: int, seconds: float) -> Iterator[Timing]:
+    """The times of two models, turn by turn; in each, as many calls as take `TURN` seconds, and one before that."""
+    turns: list[list[Measurement]] = [[] for _ in timers]
+    start = time.perf_counter()
+    for turn in range(repeats):
+        if turn >= FEWEST and time.perf_counter() - start > seconds:
+            break
+        order = range(len(timers)) if turn % 2 == 0 else reversed(range(len(timers)))
+        for index in order:
+            turns[index].append(timers[index].blocked_autorange(min_run_time=TURN))
+    for found in turns:
+        times = Measurement.merge(found)[0].times
+        low, median, high = (float(value) for value in np.quantile(times, (0.25, 0.5, 0.75)))
+        yield Timing(median, low, high, len(found), len(times))
+
+
+def _reasons(small: nn.Module, pairs: Sequence[BatchLatency], device: str) -> tuple[str, ...]:
+    """Why the small model is not faster, at the first batch size where it is not, by what is in its pruned parts."""
+    slow = [pair for pair in pairs if pair.verdict == "not faster"]
+    return tuple(
+        dict.fromkeys(
+            reason
+            for pair in slow[:1]
+            for graph, report in reported(small)
+            for reason in why_slow(graph, report, pair, device)
+        )
+    )
+
+
+def _name(device: torch.device) -> str:
+    """What a device is called."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -1,0 +1,136 @@
+"""The file: one safetensors file with a checksum over its header, and one for each tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fxprune.caller.files import regular, replacing
+from fxprune.caller.tensors import FORMATS, RANKS, dtype_name, laid_out
+from fxprune.errors import ArtifactError
+from fxprune.saving.header import FORMAT, LARGEST, Header
+
+LIBRARY = {"format": "pt"}  # what other readers of safetensors look for
+_BROKEN = (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError, MemoryError)
+Name = str | PathLike[str]
+
+
+def write(path: Name, header: Header, tensors: Mapping[str, Tensor]) -> None:
+    """Write header and tensors in one step; see `replacing`."""
+    text = header.to_text()
+    notes = LIBRARY | {"fxprune_artifact": str(FORMAT), "fxprune": text, "sha256": _digest(text.encode())}
+    with replacing(path, ArtifactError) as unfinished:
+        try:
+            save_file(dict(tensors), unfinished, notes)
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise ArtifactError(
+                f"{path} cannot be written ({error}): is there room, and are all tensors dense, of a dtype that "
+                "safetensors has?"
+            ) from error
+
+
+@contextmanager
+def opened(path: Name) -> Iterator[tuple[Header, dict[str, Tensor]]]:
+    """The header and the tensors of a file, which is mapped into memory while it is open; every checksum is compared.
+
+    Raises ArtifactError where the file is not there, is no artefact or a newer one, is cut off or was altered.
+    """
+    place = regular(path, ArtifactError, "read")
+    _check_size(place)
+    try:
+        with safe_open(place, framework="pt") as file:
+            header = _header(path, file.metadata() or {})
+            names = set(file.keys())
+            _check_names(path, names, header)
+            tensors = {name: _checked(path, name, file.get_tensor(name), header) for name in sorted(names)}
+            content = header, tensors
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error})") from error
+    except _BROKEN as error:
+        raise ArtifactError(
+            f"{path} is not a model that fxprune.save wrote, or is cut off or damaged ({error}): get it anew"
+        ) from error
+    yield content
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A tensor's numbers on the CPU, in plain order."""
+    return tensor.detach().cpu().contiguous()
+
+
+def digest_of(tensor: Tensor) -> str:
+    """The SHA-256 of the bytes of a plain tensor."""
+    return _digest(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else _digest(b"")
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _check_size(path: Path) -> None:
+    """Raise where the file is not there, or says that its header is larger than any: before anything is read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            total = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error}): name a file that fxprune.save wrote") from error
+    size = int.from_bytes(start, "little")
+    if len(start) < 8 or size > total - 8:
+        raise ArtifactError(
+            f"{path} is cut off, or not a model that fxprune.save wrote: it has {total:,} bytes, and its header alone "
+            f"would need {size + 8:,}; get it anew"
+        )
+    if size > 2 * LARGEST:
+        raise ArtifactError(f"{path} has a header of {size:,} bytes, more than the {2 * LARGEST:,} that are read")
+
+
+def _header(path: Name, notes: Mapping[str, str]) -> Header:
+    """The header in the metadata of a safetensors file, its format and checksum compared."""
+    if "fxprune_artifact" not in notes or "fxprune" not in notes:
+        raise ArtifactError(
+            f"{path} is a safetensors file without fxprune's notes: load it as a state_dict, or name a file that "
+            "fxprune.save wrote"
+        )
+    if notes["fxprune_artifact"] != str(FORMAT):
+        raise ArtifactError(
+            f"{path} has artefact format {notes['fxprune_artifact'][:20]}, this fxprune reads {FORMAT}: update fxprune"
+        )
+    others = {name: notes[name] for name in notes if name not in ("fxprune_artifact", "fxprune", "sha256")}
+    if _digest(notes["fxprune"].encode()) != notes.get("sha256") or others != LIBRARY:
+        raise ArtifactError(f"{path} was altered: its header does not have the checksum that it names; get it anew")
+    return Header.of_text(notes["fxprune"], path)
+
+
+def _check_names(path: Name, found: set[str], header: Header) -> None:
+    """Raise where the file holds other tensors than its header lists."""
+    if odd := sorted(found ^ set(header.tensors)):
+        where = "holds" if odd[0] in found else "lacks"
+        raise ArtifactError(f"{path} was altered: it {where} the tensor {odd[0]}, against its header; get it anew")
+
+
+def _checked(path: Name, name: str, tensor: Tensor, header: Header) -> Tensor:
+    """A tensor of the file, in the memory format that it had, after its shape, dtype and bytes were compared."""
+    record = header.tensors[name]
+    if (tuple(tensor.shape), dtype_name(tensor)) != (record.shape, record.dtype):
+        raise ArtifactError(
+            f"{path} was altered: {name} is {tuple(tensor.shape)} {dtype_name(tensor)}, its header says "
+            f"{record.shape} {record.dtype}; get it anew"
+        )
+    if digest_of(tensor) != record.sha256:
+        raise ArtifactError(f"{path} was altered: the numbers of {name} do not have their checksum; get it anew")
+    if record.memory_format is None:
+        return tensor
+    if RANKS.get(record.memory_format) != tensor.ndim:
+        raise ArtifactError(f"{path}: {name} has {tensor.ndim} axes and the memory format {record.memory_format}")
+    return laid_out(tensor, FORMATS[record.memory_format])

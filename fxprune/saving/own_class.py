@@ -1,0 +1,186 @@
+"""A pruned model in the caller's own class, where its forward runs with the narrower layers as it is written."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from fxprune.caller.arguments import check
+from fxprune.caller.computed_weights import computed, make_permanent
+from fxprune.caller.isolation import isolated_copy, undisturbed
+from fxprune.caller.meta import need_numbers
+from fxprune.caller.tensors import lacking, named_tensors, put
+from fxprune.errors import NarrowError, summary
+from fxprune.pipeline import apply
+from fxprune.planning.plan import Plan
+from fxprune.planning.planned import Planned, planned_by
+from fxprune.rewriting.proof import TOLERANCES, outputs_of, relative_error
+from fxprune.rewriting.repair import is_inserted
+from fxprune.rewriting.rewrite import check_labels
+from fxprune.tracing.capture import capture_as
+from fxprune.tracing.graph import ModelGraph, example_of, plain_attributes
+from fxprune.tracing.part import part_of, with_part
+
+_REMEDY = "use fxprune.apply, which gives a graph in which that is mended, or exclude the layers that feed it"
+
+
+def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) -> nn.Module:
+    """A deep copy of `model`, of its own class, whose layers are narrowed by `plan`.
+
+    Only layers and tensors change, no code: it works where the forward reads sizes from the tensors at hand, or leaves
+    them to the layers. The copy is captured anew; at every node its labels have to be the original's that stay, and its
+    output has to equal that of `apply`. Forward hooks are copied, with what they close over; weights that
+    `torch.nn.utils.prune` or the old `weight_norm` and `spectral_norm` compute become parameters.
+
+    Args:
+        model: the model that the plan is for; it is not changed.
+        plan: from `Scores.plan`.
+        weights: a model that `apply` or `compress` made by this plan, whose weights to take: a compensated or a
+            fine-tuned one. Biases that compensation created are created.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        NarrowError: the forward names sizes or places of channels; the message has the line. `apply` works.
+
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> narrow(model, Plan({"0": (0, 2)}, {"0": 3}, {"tensor": [2, 4], "dtype": "float32"}))
+    Sequential(
+      (0): Linear(in_features=4, out_features=2, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=2, out_features=2, bias=True)
+    )
+    """
+    check(narrow, locals())
+    part = _with_parameters(part_of(model, plan.submodule))
+    if isinstance(part, ModelGraph):
+        raise NarrowError(f"{type(part).__name__} is a graph already, with no forward of its own: use fxprune.apply")
+    need_numbers(model, "narrow", NarrowError)
+    rewritten = apply(model, plan)
+    with undisturbed():
+        graph, coupling, keep = planned_by(model, plan)
+        pruned: Any = part_of(rewritten, plan.submodule)
+        own = _narrowed(part, graph, pruned)
+        _prove(own, (graph, coupling, keep), pruned, plan)
+        if weights is not None:
+            _take(own, weights, graph, pruned, plan)
+        return with_part(model, plan.submodule, own)
+
+
+def _with_parameters(part: nn.Module) -> nn.Module:
+    """A model, or a copy that has parameters in the place of weights that hooks of torch compute."""
+    if not computed(part):
+        return part
+    own = isolated_copy(part)
+    make_permanent(own)
+    return own
+
+
+def _narrowed(part: nn.Module, graph: ModelGraph, small: ModelGraph) -> nn.Module:
+    """A copy of a model with the tensors that `small` has, and the settings of layers that changed on the way to it."""
+    new = named_tensors(small)
+    instead: dict[int, object] = {}
+    for path, module in part.named_modules(remove_duplicate=False):
+        for name, held in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
+            tensor = new.get(f"{path}.{name}" if path else name)
+            if isinstance(held, Tensor) and tensor is not None:
+                if type(module) is nn.MultiheadAttention and tensor.shape != held.shape:
+                    raise NarrowError(
+                        f"{path or 'the model'} is an nn.MultiheadAttention of {module.num_heads} heads, of which some "
+                        f"leave: its class computes embed_dim = heads x head_dim and cannot have fewer; {_REMEDY}"
+                    )
+                instead[id(held)] = tensor
+    own = isolated_copy(part, instead)
+    for path, module in own.named_modules():
+        if path:
+            _resize(module, graph.get_submodule(path), small.get_submodule(path))
+    return own
+
+
+def _resize(module: nn.Module, before: nn.Module, after: nn.Module) -> None:
+    """Give a layer the sizes that changed from one graph to the other."""
+    old, new = plain_attributes(before), plain_attributes(after)
+    vars(module).update({name: value for name, value in new.items() if name in old and old[name] != value})
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()
+
+
+def _prove(own: nn.Module, planned: Planned, small: ModelGraph, plan: Plan) -> None:
+    """Raise NarrowError where a narrowed copy does not do what the rewritten graph does."""
+    graph, coupling, keep = planned
+    example: Any = example_of(graph)
+    try:
+        check_labels(capture_as(plan.settings, own, example), coupling, keep, graph)
+    except Exception as error:
+        raise NarrowError(_blamed(own, graph, small, summary(error))) from error
+    _compare(own, small, example, graph, small)
+
+
+def _compare(own: nn.Module, other: ModelGraph, example: Any, graph: ModelGraph, small: ModelGraph) -> None:
+    """Raise NarrowError where a narrowed copy gives other outputs than a rewritten graph."""
+    wanted = outputs_of(other, example)
+    try:
+        found = outputs_of(own, example)
+    except Exception as failure:
+        raise NarrowError(_blamed(own, graph, small, summary(failure))) from failure
+    error = relative_error(wanted, found)
+    limit = max((TOLERANCES[t.dtype] for t in wanted), default=0.0)
+    if not error <= limit:
+        why = f"its outputs differ from those of apply by {error:.3g} of their scale, more than {limit:.3g}"
+        raise NarrowError(_blamed(own, graph, small, why))
+
+
+def _blamed(own: nn.Module, graph: ModelGraph, small: ModelGraph, why: str) -> str:
+    """The message: the first node that `apply` mended, the user's line of it, and what went wrong without that."""
+    found = _mended(graph, small)
+    if not found:
+        return f"{type(own).__name__} does not run as its own class with the layers that stay ({why}): {_REMEDY}"
+    node, place = found[0], found[0].name
+    line = " ".join(str(node.stack_trace or "").split())
+    if node.op == "call_module":
+        place = f"{node.target}, a {type(graph.get_submodule(str(node.target))).__name__}"
+        line = line if "in forward" in line else ""  # a container calls its layers in no line of the user's
+    others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return (
+        f"{type(own).__name__} does not run as its own class with the layers that stay: its forward names sizes or "
+        f"places of channels at {place}{others}, which apply mends{f' ({line})' if line else ''}: {_REMEDY}. "
+        f"Without that: {why}"
+    )
+
+
+def _mended(graph: ModelGraph, small: ModelGraph) -> list[fx.Node]:
+    """The nodes of `graph` that rewriting gave other arguments, or put a gather in front of."""
+    known = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    known |= {node.name for node in graph.graph.nodes}
+    after = {node.name: node for node in small.graph.nodes}
+    return [node for node in graph.graph.nodes if _is_mended(node, after[node.name], known)]
+
+
+def _is_mended(old: fx.Node, new: fx.Node, known: set[str]) -> bool:
+    inserted = any(is_inserted(source, known) for source in new.all_input_nodes)
+    return inserted or _call(old) != _call(new)
+
+
+def _call(node: fx.Node) -> str:
+    return re.sub(r"\[num_users=\d+\]", "", node.format_node() or "")
+
+
+def _take(own: nn.Module, weights: nn.Module, graph: ModelGraph, pruned: ModelGraph, plan: Plan) -> None:
+    """Put the weights of a model that was made by the same plan into a narrowed copy, and compare the two."""
+    given = part_of(weights, plan.submodule)
+    made_by = given.meta.get("fxprune", {}).get("plan") if isinstance(given, ModelGraph) else None
+    if not isinstance(given, ModelGraph) or made_by is None or dict(made_by.keep) != dict(plan.keep):
+        raise NarrowError(
+            f"weights is a {type(weights).__name__} that was not made by this plan: give what apply or compress "
+            "made of the model by it"
+        )
+    tensors = named_tensors(given)
+    needed = {name for name, _ in given.named_parameters()} | set(given.state_dict())
+    have = named_tensors(own)
+    if missing := lacking(own, [name for name in tensors if name in needed and name not in have]):
+        raise NarrowError(f"weights has {missing[0]}, which {type(own).__name__} has no place for: {_REMEDY}")
+    for name in tensors:
+        if name in have or name in needed:
+            put(own, name, tensors[name])
+    _compare(own, given, example_of(graph), graph, pruned)
