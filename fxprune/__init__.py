@@ -34,8 +34,7 @@ from fxprune.scoring.evidence import Evidence
 from fxprune.scoring.score import score
 from fxprune.scoring.scores import Scores
 from fxprune.tracing.capture import capture
-
-__version__ = "0.1.0"
+from fxprune.version import __version__ as __version__
 
 __all__ = [
     "ArtifactError", "Budget", "CalibrationError", "CaptureError", "CheckpointError", "Comparison", "Compensation",
@@ -44,3 +43,7 @@ __all__ = [
     "UnsupportedOpError", "VerificationError", "apply", "capture", "classes", "compress", "couple", "export",
     "finetune", "load", "measure_latency", "narrow", "report", "rewrite_checkpoint", "save", "score", "verify",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__", "rules"])

@@ -71,3 +71,8 @@ def test_no_imports_go_in_a_circle() -> None:
         list(graphlib.TopologicalSorter(SUBMODULES).static_order())
     except graphlib.CycleError as error:
         raise AssertionError(" -> ".join(error.args[1])) from None
+
+
+def test_the_public_names_are_listed_and_nothing_else() -> None:
+    assert set(dir(fxprune)) == {*fxprune.__all__, "__version__", "rules"}
+    assert all(hasattr(fxprune, name) for name in fxprune.__all__)

@@ -1,8 +1,6 @@
 """The command line. It needs typer, which comes with the extra `cli`; this file does without, to say so."""
 
 import sys
-from collections.abc import Iterable
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from fxprune import __version__
 from fxprune.cli.commands import EXIT_CODES, Function, add
 from fxprune.cli.demo import demo
 from fxprune.cli.looking import inspect, report
 from fxprune.cli.pruning import apply, compress, plan, score
 from fxprune.cli.sweeping import sweep
+from fxprune.version import __version__
 
 EXAMPLES: dict[Function, str] = {
     compress: "fxprune compress torchvision:resnet18 --weights resnet18.pt --data images/train --macs 0.6",

@@ -1,4 +1,4 @@
-"""TODO module."""
+"""The extras that parts of the command line need, and what to say where one is missing."""
 
 from __future__ import annotations
 

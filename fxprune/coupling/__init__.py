@@ -1,1 +1,1 @@
-"""TODO room."""
+"""From a graph to groups of channels that must be removed together."""

@@ -1,4 +1,4 @@
-"""TODO module."""
+"""Ties between labels, as connected components of pairs."""
 
 from __future__ import annotations
 

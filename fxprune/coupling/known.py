@@ -1,4 +1,4 @@
-"""TODO module."""
+"""The couplings of graphs that did not change since."""
 
 from __future__ import annotations
 

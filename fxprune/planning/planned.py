@@ -1,4 +1,4 @@
-"""TODO module."""
+"""A plan in the terms of a graph: its coupling, and the units that it keeps."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""TODO room."""
+"""What makes up for removed channels: compensation in closed form, fine-tuning, distillation."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
+from fxprune.reporting.records import ReportRecord
 from fxprune.reporting.tables import level_of, plain, printed
-
-if TYPE_CHECKING:
-    from fxprune.reporting.report import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ class Comparison:
         yield f"{self.alike} group{'' if self.alike == 1 else 's'} of the same width in both"
 
 
-def compared(first: Report, second: Report) -> Comparison:
+def compared(first: ReportRecord, second: ReportRecord) -> Comparison:
     """Two reports side by side."""
     groups = tuple(_widths(first, second))
     different = tuple(group for group in groups if group.first != group.second)
@@ -85,7 +83,7 @@ def compared(first: Report, second: Report) -> Comparison:
     return Comparison(one, two, tuple(_figures(first, second)), different, len(groups) - len(different))
 
 
-def _figures(first: Report, second: Report) -> Iterator[Figure]:
+def _figures(first: ReportRecord, second: ReportRecord) -> Iterator[Figure]:
     """The numbers that either report has."""
     found = [dict(_numbers(report)) for report in (first, second)]
     for name in dict.fromkeys((*found[0], *found[1])):
@@ -98,7 +96,7 @@ def _figures(first: Report, second: Report) -> Iterator[Figure]:
 Number = tuple[str, tuple[float | None, float | None, str]]
 
 
-def _numbers(report: Report) -> Iterator[Number]:
+def _numbers(report: ReportRecord) -> Iterator[Number]:
     """What a report knows: a name, what it was before and is after, and how it is written."""
     yield "parameters", (report.params_before, report.params_after, ",.0f")
     yield "MACs a sample", (report.macs_before, report.macs_after, ",.0f")
@@ -116,7 +114,7 @@ def _numbers(report: Report) -> Iterator[Number]:
         yield f"{name}, fine-tuned", (None, values[tuned.best], ".4g")
 
 
-def _widths(first: Report, second: Report) -> Iterator[Widths]:
+def _widths(first: ReportRecord, second: ReportRecord) -> Iterator[Widths]:
     """Every group of either report."""
     one, two = ({group.name: group for group in report.groups} for report in (first, second))
     for name in dict.fromkeys((*one, *two)):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from fxprune.errors import visible
+from fxprune.planning.plan import Budget
 
 SAMPLED = 512  # units of a group that a report keeps
 GAIN = 0.05  # of the time, below which a model is not faster
@@ -224,3 +225,41 @@ class Refit:
     before: float
     after: float
     strength: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRecord:
+    """What `compress` or `apply` did.
+
+    `captured` is the way by which the model became a graph: "fx", "values" or "export". `error` is verify's figure, or
+    None where verify did not run. `whole` are the parameters of the whole model before and after, where only a part of
+    it was pruned: then everything else is about that part. `finetuned` says what `finetune` did since; `error` is of
+    the model before that. `budget` is what was asked for in place of alpha. `compensation` says what was done about the
+    units that went; `error` is of the plain removal, and `params_after` counts the biases that it created.
+
+    `weight_bytes` are those of all parameters and buffers before and after, `layers` the largest that remain, `signals`
+    the names of what proposed and what protected units, and `latency` what `measure_latency` found, of the whole model.
+    """
+
+    model: str
+    alpha: float | None
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+    error: float | None
+    groups: tuple[GroupReport, ...]
+    frozen: tuple[FrozenReport, ...]
+    whole: tuple[int, int] | None = None
+    captured: str = "fx"
+    finetuned: Finetuning | None = None
+    budget: Budget | None = None
+    compensation: Compensation | None = None
+    weight_bytes: tuple[int, int] | None = None
+    layers: tuple[LayerReport, ...] = ()
+    signals: tuple[str, str] | None = None
+    latency: MeasuredLatency | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain dicts, lists and numbers."""
+        return asdict(self)

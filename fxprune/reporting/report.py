@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -13,60 +13,16 @@ from torch import nn
 from fxprune.caller.arguments import check
 from fxprune.caller.files import replacing
 from fxprune.errors import FxpruneError
-from fxprune.planning.plan import Budget
 from fxprune.reporting.comparison import Comparison, compared
 from fxprune.reporting.html.page import page
-from fxprune.reporting.records import (
-    Compensation,
-    Finetuning,
-    FrozenReport,
-    GroupReport,
-    LayerReport,
-    MeasuredLatency,
-    Ranking,
-)
+from fxprune.reporting.records import Finetuning, MeasuredLatency, ReportRecord
 from fxprune.reporting.tables import printed, tables
 from fxprune.tracing.graph import ModelGraph
 
-__all__ = ["Finetuning", "FrozenReport", "GroupReport", "LayerReport", "MeasuredLatency", "Ranking", "Report", "report"]
-
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What `compress` or `apply` did.
-
-    `captured` is the way by which the model became a graph: "fx", "values" or "export". `error` is verify's figure, or
-    None where verify did not run. `whole` are the parameters of the whole model before and after, where only a part of
-    it was pruned: then everything else is about that part. `finetuned` says what `finetune` did since; `error` is of
-    the model before that. `budget` is what was asked for in place of alpha. `compensation` says what was done about the
-    units that went; `error` is of the plain removal, and `params_after` counts the biases that it created.
-
-    `weight_bytes` are those of all parameters and buffers before and after, `layers` the largest that remain, `signals`
-    the names of what proposed and what protected units, and `latency` what `measure_latency` found, of the whole model.
-    """
-
-    model: str
-    alpha: float | None
-    params_before: int
-    params_after: int
-    macs_before: int
-    macs_after: int
-    error: float | None
-    groups: tuple[GroupReport, ...]
-    frozen: tuple[FrozenReport, ...]
-    whole: tuple[int, int] | None = None
-    captured: str = "fx"
-    finetuned: Finetuning | None = None
-    budget: Budget | None = None
-    compensation: Compensation | None = None
-    weight_bytes: tuple[int, int] | None = None
-    layers: tuple[LayerReport, ...] = ()
-    signals: tuple[str, str] | None = None
-    latency: MeasuredLatency | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain dicts, lists and numbers."""
-        return asdict(self)
+class Report(ReportRecord):
+    """What `compress` or `apply` did: a `ReportRecord` that prints as tables, in a terminal or as a page."""
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Write the report as one HTML page that needs nothing else: no network, no other file.

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fxprune.errors import visible
-from fxprune.reporting.records import Compensation, Finetuning, MeasuredLatency, Timing, milliseconds
-
-if TYPE_CHECKING:
-    from fxprune.reporting.report import Report
+from fxprune.reporting.records import Compensation, Finetuning, MeasuredLatency, ReportRecord, Timing, milliseconds
 
 SHOWN = 5  # of the largest layers
 
@@ -31,7 +28,7 @@ def printed(shown: Any) -> str:
     return text.get().rstrip()
 
 
-def tables(report: Report) -> Iterator[Any]:
+def tables(report: ReportRecord) -> Iterator[Any]:
     """What a report prints: the summary, the budget, the widths, the largest layers, and what stayed whole."""
     yield _summary(report)
     yield from [] if report.budget is None else plain(str(report.budget))
@@ -43,12 +40,12 @@ def tables(report: Report) -> Iterator[Any]:
         yield from plain(f"whole: {names}: {frozen.reason}")
 
 
-def level_of(report: Report) -> str:
+def level_of(report: ReportRecord) -> str:
     """What a report's plan is called by."""
     return "a plan" if report.alpha is None else f"alpha {report.alpha:g}"
 
 
-def counted(report: Report) -> list[tuple[str, int, int]]:
+def counted(report: ReportRecord) -> list[tuple[str, int, int]]:
     """What was counted, by its name: before and after."""
     rows = [
         ("parameters", report.params_before, report.params_after),
@@ -58,7 +55,7 @@ def counted(report: Report) -> list[tuple[str, int, int]]:
     return rows + ([("parameters of the whole", *report.whole)] if report.whole else [])
 
 
-def _summary(report: Report) -> Table:
+def _summary(report: ReportRecord) -> Table:
     table = Table(title=plain(f"{report.model} at {level_of(report)}", style="table.title")[0])
     for name in ("", "before", "after", "left"):
         table.add_column(name, justify="left" if not name else "right")
@@ -76,7 +73,7 @@ def _summary(report: Report) -> Table:
     return table
 
 
-def _widths(report: Report) -> Table:
+def _widths(report: ReportRecord) -> Table:
     table = Table("group", "units", "layers (channels before -> after)")
     for group in report.groups:
         sites = ", ".join(f"{name} {before}->{after}" for name, (before, after) in group.sites.items())
@@ -86,7 +83,7 @@ def _widths(report: Report) -> Table:
     return table
 
 
-def _layers(report: Report) -> Table:
+def _layers(report: ReportRecord) -> Table:
     table = Table("largest that remain", "type", "parameters", "MACs a sample", "of all")
     for layer in report.layers[:SHOWN]:
         share = layer.macs[1] / max(report.macs_after, 1)

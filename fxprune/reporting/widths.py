@@ -1,4 +1,4 @@
-"""TODO module."""
+"""The widths of groups before and after, and why the frozen ones kept theirs."""
 
 from __future__ import annotations
 

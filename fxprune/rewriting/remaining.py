@@ -1,4 +1,4 @@
-"""TODO module."""
+"""The labels that remain in a rewritten graph, and the tensors narrowed to them."""
 
 from __future__ import annotations
 

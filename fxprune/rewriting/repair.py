@@ -1,4 +1,4 @@
-"""TODO module."""
+"""A node to mend, and the nodes that mending inserts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Rules: operation -> effect on labels, one file a family of operations."""
 
-from fxprune.rules import (  # fmt: skip
+from fxprune.rules import (
     attention,
     contractions,
     layers,

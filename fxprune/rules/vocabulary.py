@@ -1,4 +1,4 @@
-"""TODO module."""
+"""The terms in which rules state what they find: slots, meetings, options and readings."""
 
 from __future__ import annotations
 

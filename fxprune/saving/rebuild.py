@@ -16,6 +16,7 @@ from fxprune.pipeline import apply
 from fxprune.planning.plan import Plan
 from fxprune.saving.header import Builder, Header, Part
 from fxprune.tracing.part import part_of
+from fxprune.version import __version__
 
 _FAILURES = (FxpruneError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, OverflowError)
 
@@ -104,9 +105,7 @@ def _check_structure(small: nn.Module, path: str, part: Part, header: Header, so
 
 def versions() -> dict[str, str]:
     """The versions that may decide how a model becomes a graph."""
-    import fxprune
-
-    return {"fxprune": fxprune.__version__, "torch": str(torch.__version__)}
+    return {"fxprune": __version__, "torch": str(torch.__version__)}
 
 
 def built(builder: Builder, source: object) -> nn.Module:

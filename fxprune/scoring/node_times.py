@@ -1,4 +1,4 @@
-"""TODO module."""
+"""How long every node of a graph takes at several widths."""
 
 from __future__ import annotations
 

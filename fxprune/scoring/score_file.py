@@ -14,13 +14,12 @@ from fxprune.tracing.settings import check_settings
 
 if TYPE_CHECKING:
     from fxprune.planning.latency import Latency
-    from fxprune.scoring.scores import Scores
 
 _FLOATS, _INTEGERS = np.dtype(np.float64), np.dtype(np.int64)
 _MANY = 1 << 31
 
 
-def check_consistent(scores: Scores) -> None:
+def check_consistent(scores: Any) -> None:
     """Raise ValueError, TypeError or PlanError where a number in some scores points at nothing, or shapes disagree."""
     units = len(scores.propose)
     for name, array in (("propose", scores.propose), ("protect", scores.protect)):
@@ -59,14 +58,14 @@ def _check_range(array: Any, low: int, high: int, what: str) -> None:
     _check(array.size == 0 or (array.min() >= low and array.max() < high), what)
 
 
-def _check_groups(scores: Scores, units: int) -> None:
+def _check_groups(scores: Any, units: int) -> None:
     """Groups follow each other, and hold all units."""
     ends = [0, *(end for _, _, end in scores.groups)]
     starts = [*(start for _, start, _ in scores.groups), units]
     _check(ends == starts and all(start < end for _, start, end in scores.groups), "groups")
 
 
-def _check_names(scores: Scores) -> None:
+def _check_names(scores: Any) -> None:
     names = {site.name for site in scores.sites}
     _check(len(names) == len(scores.sites), "sites")
     _check(all(names.issuperset(each) and each for each in (*scores.balanced, *scores.larger)), "balanced")

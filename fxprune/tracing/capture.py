@@ -19,7 +19,7 @@ from fxprune.errors import CaptureError, first_line, is_of_memory, stage
 from fxprune.rules.arguments import spell
 from fxprune.tracing import hooks, symbolic, values
 from fxprune.tracing.attention import lower
-from fxprune.tracing.checks import (  # fmt: skip
+from fxprune.tracing.checks import (
     Leaves,
     check_example,
     check_leaves,

@@ -1,4 +1,4 @@
-"""TODO module."""
+"""Where NaN or infinity first appears in the values of a graph."""
 
 from __future__ import annotations
 

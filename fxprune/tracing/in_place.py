@@ -1,4 +1,4 @@
-"""TODO module."""
+"""Which nodes write into their inputs."""
 
 from __future__ import annotations
 

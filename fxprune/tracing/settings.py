@@ -1,4 +1,4 @@
-"""TODO module."""
+"""How a graph was captured, as a plan keeps it, and the example that a plan describes."""
 
 from __future__ import annotations
 

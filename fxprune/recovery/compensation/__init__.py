@@ -1,1 +1,1 @@
-"""TODO room."""
+"""Compensation in closed form, without gradients."""

@@ -1,1 +1,1 @@
-"""TODO room."""
+"""The report as one HTML page."""

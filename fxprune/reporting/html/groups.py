@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
-from typing import TYPE_CHECKING
 
 from fxprune.reporting.html.drawing import scatter, tod_curve
 from fxprune.reporting.html.markup import Cell, Row, card, note, number, opening, share, table
-from fxprune.reporting.records import GroupReport, Ranking
-
-if TYPE_CHECKING:
-    from fxprune.reporting.report import Report
+from fxprune.reporting.records import GroupReport, Ranking, ReportRecord
 
 COLUMNS = (
     ("#", "figure wide"), ("group", ""), ("units", "figure"), ("stay", "figure"), ("left", "figure"),
@@ -24,7 +20,7 @@ NO_RANKING = (
 )
 
 
-def groups_section(report: Report) -> str:
+def groups_section(report: ReportRecord) -> str:
     """The card of all groups."""
     if not report.groups:
         return card("Groups", note("Nothing of this model can be pruned."))
@@ -36,7 +32,7 @@ def groups_section(report: Report) -> str:
     return card("Groups", note(said) + table(COLUMNS, rows), beside=button)
 
 
-def _row(index: int, group: GroupReport, report: Report) -> Row:
+def _row(index: int, group: GroupReport, report: ReportRecord) -> Row:
     key = f"group-{index}"
     exact = f'<span class="tag">{"inexact" if group.inexact else "exact"}</span>'
     cells = (
@@ -47,7 +43,7 @@ def _row(index: int, group: GroupReport, report: Report) -> Row:
     return Row(cells, f'<div class="panels">{"".join(_panels(group, report))}</div>', key)
 
 
-def _panels(group: GroupReport, report: Report) -> Iterator[str]:
+def _panels(group: GroupReport, report: ReportRecord) -> Iterator[str]:
     rows = "".join(
         f"<tr><td>{escape(name)}</td>{number(before).markup()}{number(after).markup()}</tr>"
         for name, (before, after) in group.sites.items()
@@ -67,7 +63,7 @@ def _figure(drawing: str, caption: str) -> str:
     return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
 
 
-def _about_curve(group: GroupReport, ranking: Ranking, report: Report) -> str:
+def _about_curve(group: GroupReport, ranking: Ranking, report: ReportRecord) -> str:
     gone = group.before - group.after
     said = "ToD(k): of the k units that are proposed first, the share that is protected as well."
     within = [tod for rank, tod in zip(ranking.proposed, ranking.tod, strict=False) if rank < gone]

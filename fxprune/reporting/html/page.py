@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 from fxprune.errors import visible
 from fxprune.planning.plan import BUDGETS
@@ -18,13 +17,11 @@ from fxprune.reporting.records import (
     Finetuning,
     LayerReport,
     MeasuredLatency,
+    ReportRecord,
     Timing,
     milliseconds,
 )
 from fxprune.reporting.tables import level_of
-
-if TYPE_CHECKING:
-    from fxprune.reporting.report import Report
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 TIMES = (
@@ -46,7 +43,7 @@ FOOT = (
 )
 
 
-def page(report: Report) -> str:
+def page(report: ReportRecord) -> str:
     """The page as text."""
     how = _how(report)
     sections = "".join(part for part in _sections(report) if part)
@@ -63,7 +60,7 @@ def page(report: Report) -> str:
     )
 
 
-def _how(report: Report) -> str:
+def _how(report: ReportRecord) -> str:
     """What was done, in a word."""
     if report.budget:
         return f"pruned to {report.budget.achieved:.1%} of the {BUDGETS.get(report.budget.of, report.budget.of)}"
@@ -72,10 +69,10 @@ def _how(report: Report) -> str:
 
 def _text(name: str) -> str:
     """A file of this package."""
-    return (files("fxprune.reporting") / name).read_text(encoding="utf-8")
+    return (files("fxprune.reporting.html") / name).read_text(encoding="utf-8")
 
 
-def _lead(report: Report) -> str:
+def _lead(report: ReportRecord) -> str:
     said = [str(report.budget)] if report.budget else []
     said += [f"captured by {report.captured}"]
     if report.whole:
@@ -84,7 +81,7 @@ def _lead(report: Report) -> str:
     return f'<p class="lead">{escape("; ".join(said))}</p>'
 
 
-def _sections(report: Report) -> Iterator[str]:
+def _sections(report: ReportRecord) -> Iterator[str]:
     yield f'<div class="tiles">{"".join(_tiles(report))}</div>'
     yield _latency(report.latency) if report.latency else ""
     yield groups_section(report)
@@ -92,7 +89,7 @@ def _sections(report: Report) -> Iterator[str]:
     yield _frozen(report) if report.frozen else ""
 
 
-def _tiles(report: Report) -> Iterator[str]:
+def _tiles(report: ReportRecord) -> Iterator[str]:
     """The figures that matter most."""
     yield _counted("Parameters", report.params_before, report.params_after)
     yield _counted("MACs a sample", report.macs_before, report.macs_after)
@@ -148,7 +145,7 @@ def _time(timing: Timing) -> Cell:
     return Cell(shown, timing.median, "figure")
 
 
-def _layers(report: Report) -> str:
+def _layers(report: ReportRecord) -> str:
     """The largest layers that remain."""
     rows = (_layer(layer, report.macs_after) for layer in report.layers)
     said = "Those that have the most parameters or the most work in what remains."
@@ -163,7 +160,7 @@ def _layer(layer: LayerReport, whole: int) -> Row:
     ))  # fmt: skip
 
 
-def _frozen(report: Report) -> str:
+def _frozen(report: ReportRecord) -> str:
     """What stayed whole, by reason."""
     entries = "".join(
         f"<dt>{escape(frozen.reason)}</dt><dd><code>{escape(', '.join(frozen.sites))}</code></dd>"

@@ -1,1 +1,1 @@
-"""TODO room."""
+"""Checkpoints larger than memory, rewritten shard by shard."""

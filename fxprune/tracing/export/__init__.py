@@ -1,1 +1,1 @@
-"""TODO room."""
+"""The third way to a graph: a program of torch.export, rebuilt over the layers of the model."""
