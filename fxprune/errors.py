@@ -68,21 +68,21 @@ def first_line(error: BaseException | None) -> str:
     return (str(error).splitlines() or [""])[0]
 
 
-def told(error: BaseException | None) -> str:
+def error_text(error: BaseException | None) -> str:
     """An error's type and the first line of its message, and what helps where memory ran out.
 
-    >>> told(ValueError("odd")), told(MemoryError())
+    >>> error_text(ValueError("odd")), error_text(MemoryError())
     ('ValueError: odd', 'MemoryError: give smaller batches or another device=, they take too much memory')
     """
     parts = [type(error).__name__, first_line(error)]
-    if is_of_memory(error):
+    if is_out_of_memory(error):
         parts.append("give smaller batches or another device=, they take too much memory")
     if "'lengths' argument should be a 1D CPU" in str(error):
         parts.append("move the other tensors of a batch to the device, with unpack=, and its lengths stay on the CPU")
     return ": ".join(part for part in parts if part)
 
 
-def is_of_memory(error: BaseException | None) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error says that memory ran out: Python's, a device's, or that of torch on the CPU, a RuntimeError."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS)
 
@@ -101,7 +101,7 @@ def blaming(what: str, where: str, remedy: str = "") -> Iterator[None]:
     except FxpruneError:
         raise
     except Exception as error:
-        raise CalibrationError(f"{what} fails on {where} ({told(error)}){remedy}") from error
+        raise CalibrationError(f"{what} fails on {where} ({error_text(error)}){remedy}") from error
 
 
 @contextmanager
@@ -113,9 +113,9 @@ def stage(doing: str) -> Iterator[None]:
         error.stage = error.stage or ("" if str(error).startswith(doing) else doing)
         raise
     except Exception as error:
-        if isinstance(error, FxpruneError) or not is_of_memory(error):
+        if isinstance(error, FxpruneError) or not is_out_of_memory(error):
             raise
-        short = CalibrationError(told(error))
+        short = CalibrationError(error_text(error))
         short.stage = doing
         raise short from error
 

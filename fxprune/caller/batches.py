@@ -154,17 +154,17 @@ def _is_uncollated(batch: Any) -> bool:
     )
 
 
-def fitted(inputs: Any, names: list[str]) -> Any:
+def model_inputs(inputs: Any, names: list[str]) -> Any:
     """Inputs as the model takes them: the one value of a dict whose key is no argument's name goes in by position."""
     if isinstance(inputs, Mapping) and len(inputs) == 1 and next(iter(inputs)) not in names:
         return next(iter(inputs.values()))
     return inputs
 
 
-def fitted_example(model: nn.Module, loader: Iterable[Any], unpack: Unpack | None = None) -> Any:
+def first_inputs(model: nn.Module, loader: Iterable[Any], unpack: Unpack | None = None) -> Any:
     """The inputs of the loader's first batch, as the model's forward takes them."""
     inputs = next(iter(batches(loader, unpack)))[0]
-    return fitted(inputs, list(inspect.signature(model.forward).parameters))
+    return model_inputs(inputs, list(inspect.signature(model.forward).parameters))
 
 
 def sample_count(inputs: Any) -> int:

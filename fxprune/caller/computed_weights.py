@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
-from fxprune.errors import CaptureError, FxpruneWarning, told
+from fxprune.errors import CaptureError, FxpruneWarning, error_text
 
 _REMOVERS: dict[type, tuple[Any, str]] = {
     prune.BasePruningMethod: (prune.remove, "torch.nn.utils.prune.remove"),
@@ -45,7 +45,7 @@ class Computed:
         except (AssertionError, AttributeError, KeyError, RuntimeError, ValueError) as error:
             raise CaptureError(
                 f"{self.path}.{self.name} is computed by a hook, and torch cannot make a parameter of it "
-                f"({told(error)}): call {self.call} on your model first"
+                f"({error_text(error)}): call {self.call} on your model first"
             ) from error
         hooks = self.module._load_state_dict_pre_hooks
         for key, hook in list(hooks.items()):  # torch itself does not find this one
@@ -71,7 +71,7 @@ def parametrized(model: nn.Module, path: str = "") -> Iterator[tuple[str, str]]:
                 yield layer, f"its {name} is computed by torch.nn.utils.parametrize; {call} makes a parameter of it"
 
 
-def computed(model: nn.Module) -> list[Computed]:
+def computed_tensors(model: nn.Module) -> list[Computed]:
     """All tensors of a model that hooks of torch compute, the latest hook of a module first."""
     found = []
     for path, module in model.named_modules():
@@ -90,13 +90,13 @@ def stored_weights(model: nn.Module) -> Iterator[Tensor]:
 
 def make_permanent(model: nn.Module) -> list[Computed]:
     """Make ordinary parameters of all computed tensors of a model, a copy of our own; gives what they were."""
-    found = computed(model)
+    found = computed_tensors(model)
     for entry in found:
         entry.remove()
     return found
 
 
-def warn_of(model: nn.Module, found: list[Computed]) -> None:
+def warn_of_computed(model: nn.Module, found: list[Computed]) -> None:
     """Say which tensors of the caller's model are ordinary parameters in the graph."""
     if found:
         first, more = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""

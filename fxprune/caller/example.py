@@ -36,7 +36,7 @@ class PackedSpec(TensorSpec):
 
 def spec_of(value: Any) -> Any:
     """`value` with a `TensorSpec` in the place of every tensor, and a `PackedSpec` in that of packed sequences."""
-    return pytree.tree_map(_leaf_spec, opened(value), is_leaf=_is_packed)
+    return pytree.tree_map(_leaf_spec, as_fields(value), is_leaf=_is_packed)
 
 
 def _is_packed(value: Any) -> bool:
@@ -49,10 +49,10 @@ def _leaf_spec(value: Any) -> Any:
     return TensorSpec(tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else value
 
 
-def opened(value: Any) -> Any:
+def as_fields(value: Any) -> Any:
     """`value`, where it is a dataclass of the user's, as a dict of those of its fields that are given.
 
-    >>> opened(TensorSpec((2,), torch.float32, torch.device("cpu")))["shape"]
+    >>> as_fields(TensorSpec((2,), torch.float32, torch.device("cpu")))["shape"]
     (2,)
     """
     if not is_dataclass(value) or isinstance(value, type):
@@ -122,7 +122,7 @@ def _leaves(example: Any) -> list[Any]:
     return leaves
 
 
-def another(example: Any, samples: int) -> Any:
+def varied_batch(example: Any, samples: int) -> Any:
     """A batch of `samples` samples like those of `example`, of other values.
 
     The rows of every tensor that has the length of the batch, which is the first axis of the first tensor, are taken
@@ -130,7 +130,7 @@ def another(example: Any, samples: int) -> Any:
     bools and floats that are all whole numbers, such as those of a mask, stay what they are. All else is kept. Where
     that may hold numbers of rows, there are no fewer samples than in the example.
 
-    >>> another((torch.tensor([[1, 2], [3, 4]]), torch.tensor([0.5, 1.5]), torch.zeros(3)), 3)
+    >>> varied_batch((torch.tensor([[1, 2], [3, 4]]), torch.tensor([0.5, 1.5]), torch.zeros(3)), 3)
     (tensor([[3, 4],
             [1, 2],
             [3, 4]]), tensor([1.0417, 0.5000, 0.6250]), tensor([0., 0., 0.]))
@@ -265,14 +265,14 @@ def check_example(description: Any) -> None:
     Traceback (most recent call last):
     ValueError: it names an example batch of 4,398,046,511,104 bytes, more than 1,073,741,824: score smaller batches
     """
-    size = _bytes(description, 0)
+    size = example_bytes(description, 0)
     if size > LARGEST_EXAMPLE:
         raise ValueError(
             f"it names an example batch of {size:,} bytes, more than {LARGEST_EXAMPLE:,}: score smaller batches"
         )
 
 
-def _bytes(description: Any, depth: int) -> int:
+def example_bytes(description: Any, depth: int) -> int:
     """The bytes that the tensors of a description have in all."""
     if depth > DEEPEST:
         raise ValueError(f"the example is nested more than {DEEPEST} deep")
@@ -280,7 +280,7 @@ def _bytes(description: Any, depth: int) -> int:
         return _tensor(description)
     if isinstance(description, (Mapping, list)):
         inner = description.values() if isinstance(description, Mapping) else description
-        return sum(_bytes(entry, depth + 1) for entry in inner)
+        return sum(example_bytes(entry, depth + 1) for entry in inner)
     return 0
 
 

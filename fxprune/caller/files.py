@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from fxprune.caller.interrupts import Orderly
+from fxprune.caller.interrupts import DeferredInterrupts
 from fxprune.errors import FxpruneError
 
 _KINDS = {
@@ -39,7 +39,7 @@ def replacing(path: str | PathLike[str], error: type[FxpruneError]) -> Iterator[
     """
     goal = writable(path, error)
     try:
-        with Orderly(), _folder(goal) as folder:
+        with DeferredInterrupts(), _folder(goal) as folder:
             unfinished = folder / goal.name
             unfinished.touch(exist_ok=False)
             mode = stat.S_IMODE((goal if goal.exists() else unfinished).stat().st_mode)

@@ -67,10 +67,10 @@ def _each(values: Mapping[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
     return {name: held_copy(value, memo) for name, value in values.items()}
 
 
-def works_with(value: Any) -> dict[str, Any]:
+def values_used_by(value: Any) -> dict[str, Any]:
     """What something that can be called closes over, and the data that it names in its module, by name."""
     if isinstance(value, (MethodType, partial)):
-        return works_with(value.__func__ if isinstance(value, MethodType) else value.func)
+        return values_used_by(value.__func__ if isinstance(value, MethodType) else value.func)
     if not isinstance(value, FunctionType):
         return {}
     cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)

@@ -38,7 +38,7 @@ def uninterrupted(function: Function) -> Function:
     return function
 
 
-class Orderly:
+class DeferredInterrupts:
     """Work during which an interrupt (SIGINT) rises only where no context is half entered or half left.
 
     What torch is told for a while (modes, patches of tracing, autocast), it is told by context managers, and an
@@ -57,7 +57,7 @@ class Orderly:
 
     def __enter__(self) -> None:
         before: Any = signal.getsignal(signal.SIGINT)
-        inside = isinstance(before, Orderly) and before.frame is not None
+        inside = isinstance(before, DeferredInterrupts) and before.frame is not None
         if threading.current_thread() is not threading.main_thread() or inside or not callable(before):
             return
         self.before = before

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from fxprune.caller.computed_weights import stored_weights
 from fxprune.caller.functions import FUNCTIONS, copied, held_copy
-from fxprune.caller.interrupts import Orderly
+from fxprune.caller.interrupts import DeferredInterrupts
 from fxprune.caller.meta import computing, has_numbers, on_meta
-from fxprune.errors import CaptureError, is_of_memory
+from fxprune.errors import CaptureError, is_out_of_memory
 
 FORWARD_HOOKS = (
     "_forward_pre_hooks", "_forward_hooks",
@@ -45,7 +45,7 @@ def isolated_copy(model: nn.Module, instead: Mapping[int, object] | None = None)
     try:
         own: nn.Module = copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:
-        if is_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise CaptureError(_cannot_be_copied(model, error)) from error
     for module in model.modules():
@@ -86,7 +86,7 @@ def empties(model: nn.Module) -> dict[int, object]:
 
 
 @contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
+def attributes_restored(model: nn.Module) -> Iterator[None]:
     """Give every module the attributes back that it had, and what its dicts (of buffers, of hooks) held."""
     own = [vars(module) for module in model.modules()]
     stores = own + [value for store in own for value in store.values() if isinstance(value, dict)]
@@ -103,7 +103,7 @@ def restored(model: nn.Module) -> Iterator[None]:
 def stateless(model: nn.Module) -> Iterator[None]:
     """Let a forward change copies of the buffers, and of tensors kept as attributes; then give the model's own back."""
     copies: dict[int, Tensor] = {}
-    with restored(model):
+    with attributes_restored(model):
         for module in model.modules():
             for store in (module._buffers, vars(module)):
                 held = {name: value for name, value in store.items() if type(value) is Tensor}
@@ -135,7 +135,7 @@ class _Undisturbed(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         with ExitStack() as stack:
-            interrupts = Orderly()
+            interrupts = DeferredInterrupts()
             stack.enter_context(interrupts)
             lock = _ALONE.lock
             interrupts.wait_for(lock)
@@ -204,7 +204,7 @@ def _uncast() -> Iterator[None]:
 
 
 @contextmanager
-def precise() -> Iterator[None]:
+def full_float32() -> Iterator[None]:
     """Multiply numbers in float32 as they are.
 
     By default a GPU rounds those of convolutions and recurrent layers to ten bits (TF32); products of matrices are
@@ -240,7 +240,7 @@ def _rounded() -> list[Any]:
 
 
 @contextmanager
-def placed(device: torch.device | str | None, *models: nn.Module) -> Iterator[None]:
+def on_device(device: torch.device | str | None, *models: nn.Module) -> Iterator[None]:
     """Move models to a device, None being where they are, and each back to its own afterwards."""
     homes = [device_of(model) for model in models]
     try:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.isolation import restored
+from fxprune.caller.isolation import attributes_restored
 from fxprune.caller.meta import META
 
 PLACES = frozenset({"device", "is_cuda", "is_cpu", "is_meta", "get_device", "type", "data_ptr"})
 
 
-def mixed(function: Callable[..., Any], args: Any, kwargs: Any, place: torch.device) -> Any:
+def call_on_meta(function: Callable[..., Any], args: Any, kwargs: Any, place: torch.device) -> Any:
     """A call of which some tensors have numbers and some are on the meta device: all of them go there.
 
     What asks for a device is told `place`.
@@ -56,7 +56,7 @@ def method(name: str) -> Callable[..., Any]:
 @contextmanager
 def weightless(model: nn.Module) -> Iterator[None]:
     """Let every parameter and buffer be on the meta device, with a shape and no numbers; then give its own back."""
-    with restored(model):
+    with attributes_restored(model):
         for module in model.modules():
             stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
             for store in stores:

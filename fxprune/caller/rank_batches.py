@@ -17,7 +17,7 @@ from fxprune.caller.ranks import rank_and_size
 Numbered = tuple[int | None, Any, Any]  # the number of the batch's first sample, its inputs, its targets
 
 
-class Share:
+class RankBatches:
     """This rank's share of a loader: every batch whose number leaves the rank, divided by the number of ranks.
 
     Every rank is given the same loader, over all samples. A DataLoader reads the rank's own samples only; of other

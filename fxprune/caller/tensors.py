@@ -48,7 +48,7 @@ FORMATS = {"channels_last": torch.channels_last, "channels_last_3d": torch.chann
 RANKS = {"channels_last": 4, "channels_last_3d": 5}
 
 
-def lacking(model: nn.Module, names: Iterable[str]) -> list[str]:
+def without_place(model: nn.Module, names: Iterable[str]) -> list[str]:
     """Those of `names` that are no biases which the modules of `model` could have and have not."""
     modules = dict(model.named_modules(remove_duplicate=False))
     return [name for name in names if not _is_free(modules.get(name.rpartition(".")[0]), name.rpartition(".")[2])]

@@ -10,14 +10,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 T = TypeVar("T")
 
 
-def restored(kind: type[T], content: Any, where: str = "") -> T:
+def from_plain(kind: type[T], content: Any, where: str = "") -> T:
     """The object of type `kind` that `content`, plain JSON, describes; the inverse of `dataclasses.asdict`.
 
     Fields that `kind` does not know are passed over, and those that are missing take their defaults.
 
     Raises TypeError, with the path of the entry, where one has another type than its field.
 
-    >>> restored(tuple[float, ...], [1, 2.5])
+    >>> from_plain(tuple[float, ...], [1, 2.5])
     (1.0, 2.5)
     """
     result: T = _value(kind, content, where)

@@ -10,7 +10,7 @@ import typer
 from torch import nn
 
 import fxprune
-from fxprune.caller.batches import fitted_example
+from fxprune.caller.batches import first_inputs
 from fxprune.cli.choices import Allocation, Level, LevelOptions, LimitOptions, Run, ScoringOptions
 from fxprune.cli.files import check_suffix, check_writable
 from fxprune.cli.options import DataOptions, File, ModelOptions
@@ -68,7 +68,7 @@ def compress(
         )  # fmt: skip
     if not output.writes:
         return {}
-    example = fitted_example(small, loader, options["unpack"]) if exports or measure else None
+    example = first_inputs(small, loader, options["unpack"]) if exports or measure else None
     if measure:
         _measure(built.model, small, example, output)
     return _finished(small, built, output, out, exports, example)
@@ -216,7 +216,7 @@ def _checked(out: Path, export: list[Path] | None) -> list[Path]:
 def _example(small: nn.Module, plan: Plan, loader: Iterable[Any] | None, unpack: Any) -> Any:
     """A batch as the whole model takes it."""
     if loader is not None:
-        return fitted_example(small, loader, unpack)
+        return first_inputs(small, loader, unpack)
     if plan.submodule:
         raise FxpruneError(
             f"exporting needs a batch of the whole model, the plan has one of {plan.submodule}: add --data"

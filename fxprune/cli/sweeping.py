@@ -12,7 +12,7 @@ import typer
 from torch import nn
 
 import fxprune
-from fxprune.caller.batches import Unpack, fitted_example
+from fxprune.caller.batches import Unpack, first_inputs
 from fxprune.caller.example import trim
 from fxprune.caller.files import made_folder
 from fxprune.cli.choices import Allocation, Level, LimitOptions, Run
@@ -83,7 +83,7 @@ def sweep(
             values.append(_value(metric, small, bars.over(held, "evaluating")))
     times: list[float | None] = [None] * (len(smalls) + 1)
     if time_batch:
-        batch = trim(fitted_example(built.model, held, functions["unpack"]), samples=time_batch)
+        batch = trim(first_inputs(built.model, held, functions["unpack"]), samples=time_batch)
         with output.busy("timing") as bars:
             times = list(latencies([built.model, *smalls], batch, bars))
     reports = [fxprune.report(small) for small in smalls]

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import TensorSpec
 from fxprune.caller.meta import CPU
-from fxprune.caller.meta_calls import method, mixed
+from fxprune.caller.meta_calls import call_on_meta, method
 from fxprune.caller.source_lines import HOMES
 from fxprune.errors import UnsupportedOpError
 from fxprune.rules.arguments import Call
@@ -70,7 +70,7 @@ def _computed(ctx: Context, node: fx.Node, args: Any, kwargs: Any) -> Any:
     args, kwargs = pytree.tree_map_only(Labels, lambda x: x.value, (args, kwargs), is_leaf=_is_shape)
     with torch.no_grad():
         function: Any = method(str(node.target)) if node.op == "call_method" else node.target
-        value = mixed(function, args, kwargs, CPU)
+        value = call_on_meta(function, args, kwargs, CPU)
     return pytree.tree_map_only(Tensor, lambda t: Labels(tuple(t.shape), value=t), value, is_leaf=_is_shape)
 
 

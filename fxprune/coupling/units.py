@@ -14,7 +14,7 @@ from fxprune.coupling.collector import Collector
 from fxprune.coupling.grids import _choose, _Classes, _components, _different, _numbers, _pairs, _signed
 from fxprune.coupling.groups import Coupling, Edge, Group, Site
 from fxprune.rules.context import labels_in
-from fxprune.rules.vocabulary import Reading
+from fxprune.rules.vocabulary import ChannelRead
 
 
 def resolve(collector: Collector) -> Coupling:
@@ -79,7 +79,7 @@ def _described(collector: Collector, node: fx.Node) -> str:
     return collector.describe()
 
 
-def _passes(reading: Reading, merged: Index) -> bool:
+def _passes(reading: ChannelRead, merged: Index) -> bool:
     """Whether an edge reads nothing that leaves by itself.
 
     Every channel is turned into one that it is tied to, as in a depthwise convolution, or it is not whole slices along
@@ -109,7 +109,7 @@ def _freeze_summed_weights(collector: Collector, frozen: Flags, merged: Index) -
             frozen[merged[shared]] = True
 
 
-def _every(reading: Reading) -> Tensor:
+def _every(reading: ChannelRead) -> Tensor:
     """All labels that an edge reads."""
     return reading.labels if reading.across is None else reading.across
 

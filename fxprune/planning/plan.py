@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fxprune.caller.arguments import CHECKS, instance
 from fxprune.caller.example import check_example
 from fxprune.caller.files import regular, replacing
-from fxprune.caller.typed_json import restored
+from fxprune.caller.typed_json import from_plain
 from fxprune.coupling.collector import EXCLUDED
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling, Site
@@ -108,11 +108,11 @@ class Plan:
             keep = {name: kept for name, (_, kept) in sites.items()}
             widths = {name: width for name, (width, _) in sites.items()}
             frozen = {str(reason): tuple(map(str, names)) for reason, names in content["frozen"].items()}
-            budget = restored(Budget, content["budget"], "budget") if content.get("budget") else None
+            budget = from_plain(Budget, content["budget"], "budget") if content.get("budget") else None
             check_settings(content["settings"])
             check_example(content["example"])
-            settings = restored(Mapping[str, Any], content["settings"], "settings")  # type: ignore[type-abstract]
-            allocate = restored(str, content["allocate"], "allocate") if content.get("allocate") else None
+            settings = from_plain(Mapping[str, Any], content["settings"], "settings")  # type: ignore[type-abstract]
+            allocate = from_plain(str, content["allocate"], "allocate") if content.get("allocate") else None
             return cls(keep, widths, content["example"], alpha, frozen, settings, budget, allocate)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise PlanError(f"{source} is not a plan that Plan.save wrote ({type(error).__name__}: {error})") from error
@@ -143,7 +143,7 @@ CHECKS["plan"] = instance(Plan, "give what Scores.plan or Plan.load gave", PlanE
 
 def _site(name: str, entry: Any) -> tuple[int, tuple[int, ...]]:
     """The width and the kept channels of one site of a plan file."""
-    width, kept = restored(int, entry["of"], f"{name}.of"), restored(tuple[int, ...], entry["keep"], f"{name}.keep")
+    width, kept = from_plain(int, entry["of"], f"{name}.of"), from_plain(tuple[int, ...], entry["keep"], f"{name}.keep")
     _check_indices(name, width, kept)
     return width, kept
 

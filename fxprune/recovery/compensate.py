@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fxprune.caller.batches import Unpack
-from fxprune.caller.isolation import device_of, kept_buffers, placed, precise, seeded
+from fxprune.caller.isolation import device_of, full_float32, kept_buffers, on_device, seeded
 from fxprune.caller.meta import need_numbers
 from fxprune.errors import CalibrationError, stage
 from fxprune.planning.plan import Plan
@@ -44,11 +44,11 @@ def repaired(
     if level == "none":
         return small
     need_numbers(model, f"compensate={level!r}", CalibrationError)
-    with stage("compensating"), seeded(seed), precise():
+    with stage("compensating"), seeded(seed), full_float32():
         graph, coupling, keep = planned
         part: Any = part_of(small, plan.submodule)
         state = {name: part.get_buffer(name).clone() for name in state_of(graph)}
-        with placed(device, graph, part), kept_buffers(graph):
+        with on_device(device, graph, part), kept_buffers(graph):
             data = None
             if loader is not None:
                 data = calibration_of(

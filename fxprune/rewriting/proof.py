@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.arguments import check
-from fxprune.caller.example import another, as_call, batch_length, opened, to_device
-from fxprune.caller.isolation import device_of, evaluating, precise, stateless, undisturbed
+from fxprune.caller.example import as_call, as_fields, batch_length, to_device, varied_batch
+from fxprune.caller.isolation import device_of, evaluating, full_float32, stateless, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.coupling.groups import Coupling
-from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, stage, told
+from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, error_text, stage
 from fxprune.planning.plan import Plan, coupling_of, kept_units
 from fxprune.rewriting.expected_draws import Expected
 from fxprune.rewriting.oracle import oracle
@@ -61,7 +61,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
     check(verify, locals())
     need_numbers(model, "verify")
     need_numbers(small, "verify")
-    with stage("verifying"), undisturbed(), precise(), torch.no_grad():
+    with stage("verifying"), undisturbed(), full_float32(), torch.no_grad():
         model, small = part_of(model, plan.submodule), part_of(small, plan.submodule)
         graph = capture_as(plan.settings, model, example)
         coupling = coupling_of(graph, plan)
@@ -114,7 +114,7 @@ class _Proof:
         error = _compared(wanted, found, self.tolerance, self.what, "the example")
         samples = batch_length(example)
         where = f"{samples + 1} samples like the {samples} of the example"
-        return max(error, self._error_on(another(example, samples + 1), where)) if samples else error
+        return max(error, self._error_on(varied_batch(example, samples + 1), where)) if samples else error
 
     def _error_on(self, batch: Any, where: str) -> float:
         """The error on another batch; 0 where the original does not run on it, or gives NaN."""
@@ -132,7 +132,7 @@ class _Proof:
             found = self.found(batch)
         except Exception as error:
             raise VerificationError(
-                f"the rewritten model fails on {where}, on which the original runs ({told(error)})"
+                f"the rewritten model fails on {where}, on which the original runs ({error_text(error)})"
             ) from error
         return _compared(wanted, found, self.tolerance, self.what, where)
 
@@ -225,4 +225,4 @@ def _apart(wanted: Tensor, found: Tensor) -> float:
 
 def _tensors(values: Any) -> list[Tensor]:
     """The floating tensors of a nested output."""
-    return [t for t in pytree.tree_leaves(opened(values)) if isinstance(t, Tensor) and t.is_floating_point()]
+    return [t for t in pytree.tree_leaves(as_fields(values)) if isinstance(t, Tensor) and t.is_floating_point()]

@@ -18,7 +18,7 @@ from fxprune.coupling.interpreter import step
 from fxprune.errors import FxpruneError
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, Plane, is_constant_beside
-from fxprune.rules.vocabulary import Option, Reading, Slot
+from fxprune.rules.vocabulary import ChannelRead, Option, Slot
 from fxprune.tracing.graph import ModelGraph
 
 Shape = tuple[int, ...]
@@ -117,7 +117,7 @@ class Checker(Context):
     def outnumber(self, site: str, other: str) -> None:
         """Nothing: the plan was checked for it."""
 
-    def edge(self, reading: Reading) -> None:
+    def edge(self, reading: ChannelRead) -> None:
         """Nothing: edges are known."""
 
     def fresh(self, slot: Slot, size: int) -> Tensor:

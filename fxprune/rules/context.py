@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from fxprune.caller.example import TensorSpec
 from fxprune.rules.arguments import Call
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, vector_plane
-from fxprune.rules.vocabulary import Meeting, Option, Reading, Slot
+from fxprune.rules.vocabulary import ChannelRead, Meeting, Option, Slot
 
 
 class Context(ABC):
@@ -62,7 +62,7 @@ class Context(ABC):
         """Say that `site` keeps more channels than `other`."""
 
     @abstractmethod
-    def edge(self, reading: Reading) -> None:
+    def edge(self, reading: ChannelRead) -> None:
         """Say that the node at hand reads channels: an edge."""
 
     @abstractmethod
@@ -125,12 +125,12 @@ class Context(ABC):
         """Say that the node at hand reads `labels` along axis `dim` of `x`: the edge that is gated."""
         source = self.source(x)
         if source is not None and bool((labels != NO_CHANNEL).any()):
-            self.edge(Reading(self.node.name, source.name, dim, labels, through, across))
+            self.edge(ChannelRead(self.node.name, source.name, dim, labels, through, across))
 
     def recur(self, parameter: str, labels: Tensor) -> None:
         """Say that the module at hand reads its own units `labels` through axis 1 of its parameter `parameter`."""
         if bool((labels != NO_CHANNEL).any()):
-            self.edge(Reading(self.node.name, self.node.name, 1, labels, parameter=parameter))
+            self.edge(ChannelRead(self.node.name, self.node.name, 1, labels, parameter=parameter))
 
     def parameter(self, name: str) -> Labels | None:
         """The parameter or buffer `name` with a plane for each axis, or None where the module has none."""

@@ -71,7 +71,7 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reading:
+class ChannelRead:
     """Node `consumer` reads the channels `labels` along axis `dim` of what node `source` gives.
 
     `through` are the labels that each of them is turned into, where a channel is turned into one alone; where these

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.caller.arguments import CHECKS, check, is_keywords, wanted
 from fxprune.caller.meta import need_numbers
-from fxprune.caller.tensors import aliases_of, dtype_name, lacking, memory_format_of, named_tensors, put
+from fxprune.caller.tensors import aliases_of, dtype_name, memory_format_of, named_tensors, put, without_place
 from fxprune.errors import ArtifactError
 from fxprune.reporting.report import Report
 from fxprune.saving.container import digest_of, opened, plain, write
@@ -185,7 +185,7 @@ def _check_tensors(small: nn.Module, header: Header, path: Any) -> None:
     have, wanted = named_tensors(small), {**header.tensors, **dict.fromkeys(header.aliases)}
     biases = {name for part in header.parts for name in _in_whole(part)}
     new = [name for name in wanted if name not in have]
-    missing = [name for name in new if name not in biases] or lacking(small, new)
+    missing = [name for name in new if name not in biases] or without_place(small, new)
     if missing:
         raise ArtifactError(f"{path} holds {missing[0]}, which the rebuilt {header.model} does not have: {_REMEDY}")
     if extra := [name for name in have if name not in wanted]:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.arguments import check
-from fxprune.caller.example import as_call, opened, to_device
+from fxprune.caller.example import as_call, as_fields, to_device
 from fxprune.caller.files import regular, replacing
-from fxprune.caller.isolation import device_of, precise, undisturbed
+from fxprune.caller.isolation import device_of, full_float32, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.errors import ExportError, first_line
 from fxprune.rewriting.proof import relative_error
@@ -67,7 +67,7 @@ def export(
     if write is _onnx:
         _check_extra()
     need_numbers(small, "export", ExportError)
-    with undisturbed(), precise(), torch.no_grad(), replacing(path, ExportError) as unfinished:
+    with undisturbed(), full_float32(), torch.no_grad(), replacing(path, ExportError) as unfinished:
         model = plain_copy(small)
         example = to_device(pytree.tree_map_only(Tensor, Tensor.detach, example), device_of(model))
         batches = _batches(example) if dynamic_batch else [example]
@@ -122,7 +122,7 @@ def _onnx(model: nn.Module, batch: Any, path: Path, *, dynamic_batch: bool) -> R
 def _check_outputs(model: nn.Module, batch: Any) -> None:
     """Raise where a model gives what an ONNX graph cannot."""
     args, kwargs = _call(model, batch)
-    for value in pytree.tree_leaves(opened(model(*args, **kwargs))):
+    for value in pytree.tree_leaves(as_fields(model(*args, **kwargs))):
         if not isinstance(value, Tensor) and value is not None:
             raise ExportError(
                 f"{type(model).__name__} gives {value!r}, a {type(value).__name__}, among its outputs, and ONNX knows "
@@ -192,7 +192,7 @@ def _cause(error: BaseException) -> str:
 
 def _tensors(output: Any) -> list[Tensor]:
     """The tensors of a nested output, as floats."""
-    return [leaf.detach().cpu().double() for leaf in pytree.tree_leaves(opened(output)) if isinstance(leaf, Tensor)]
+    return [leaf.detach().cpu().double() for leaf in pytree.tree_leaves(as_fields(output)) if isinstance(leaf, Tensor)]
 
 
 @contextmanager

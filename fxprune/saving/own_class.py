@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxprune.caller.arguments import check
-from fxprune.caller.computed_weights import computed, make_permanent
+from fxprune.caller.computed_weights import computed_tensors, make_permanent
 from fxprune.caller.isolation import isolated_copy, undisturbed
 from fxprune.caller.meta import need_numbers
-from fxprune.caller.tensors import lacking, named_tensors, put
+from fxprune.caller.tensors import named_tensors, put, without_place
 from fxprune.errors import NarrowError, summary
 from fxprune.pipeline import apply
 from fxprune.planning.plan import Plan
@@ -70,7 +70,7 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
 
 def _with_parameters(part: nn.Module) -> nn.Module:
     """A model, or a copy that has parameters in the place of weights that hooks of torch compute."""
-    if not computed(part):
+    if not computed_tensors(part):
         return part
     own = isolated_copy(part)
     make_permanent(own)
@@ -178,7 +178,7 @@ def _take(own: nn.Module, weights: nn.Module, graph: ModelGraph, pruned: ModelGr
     tensors = named_tensors(given)
     needed = {name for name, _ in given.named_parameters()} | set(given.state_dict())
     have = named_tensors(own)
-    if missing := lacking(own, [name for name in tensors if name in needed and name not in have]):
+    if missing := without_place(own, [name for name in tensors if name in needed and name not in have]):
         raise NarrowError(f"weights has {missing[0]}, which {type(own).__name__} has no place for: {_REMEDY}")
     for name in tensors:
         if name in have or name in needed:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.caller.batches import Classes, Unpack, batch_to_device, class_of_samples, count_of, length_of, sample_count
 from fxprune.caller.isolation import dtype_of, evaluating
-from fxprune.caller.rank_batches import Numbered, Share
+from fxprune.caller.rank_batches import Numbered, RankBatches
 from fxprune.caller.ranks import in_any, rank_and_size, together
 from fxprune.coupling.gates import insert
 from fxprune.coupling.groups import Coupling
@@ -34,7 +34,7 @@ class ScoringPass:
     """What is run over the loader, this rank's share of it, and what is found; `place` is the device."""
 
     objective: Objective
-    share: Share
+    share: RankBatches
     found: Found
     place: torch.device
 
@@ -48,7 +48,7 @@ class ScoringPass:
         gated, probes = _gated(graph, coupling, sampler, place)
         part = Part(gated, graph, name)
         objective = Objective(with_part(whole, path, part).to(place), part, loss or F.cross_entropy, run)
-        return cls(objective, Share(loader, unpack, objective.count, most), Found.by(probes, sampler), place)
+        return cls(objective, RankBatches(loader, unpack, objective.count, most), Found.by(probes, sampler), place)
 
     def run(self, classes: Classes | None, file: Checkpoint | None, *, progress: bool) -> list[Tensor]:
         """Go over the loader, from where `file` tells; gives the sums of the gates' gradients, over all ranks.

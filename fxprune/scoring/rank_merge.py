@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fxprune.caller.rank_batches import Share
+from fxprune.caller.rank_batches import RankBatches
 from fxprune.caller.ranks import check_same, gathered, rank_and_size, summed
 from fxprune.scoring.moments import WIDEST, Gathering
 from fxprune.scoring.position_draw import first_of_each
@@ -15,7 +15,7 @@ from fxprune.scoring.probes import Probe
 from fxprune.scoring.sampler import Sampler
 
 
-def merge(probes: Sequence[Probe], totals: Sequence[Tensor], sampler: Sampler, share: Share) -> list[Tensor]:
+def merge(probes: Sequence[Probe], totals: Sequence[Tensor], sampler: Sampler, share: RankBatches) -> list[Tensor]:
     """Give every rank's probes and sampler what those of all ranks hold; returns the totals over all ranks.
 
     Afterwards all ranks hold the same, and what a single rank would hold that had read all batches, up to the order of

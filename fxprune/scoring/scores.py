@@ -17,7 +17,7 @@ from fxprune.caller.arrays import BROKEN, Index, Scalars, read, write
 from fxprune.caller.files import regular
 from fxprune.caller.isolation import undisturbed
 from fxprune.caller.meta import need_numbers
-from fxprune.caller.typed_json import restored
+from fxprune.caller.typed_json import from_plain
 from fxprune.coupling.collector import Exclude
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling, Key, Site
@@ -240,7 +240,7 @@ class Scores:
         balanced, larger = (tuple(tuple(map(str, names)) for names in header[name]) for name in ("balanced", "larger"))
         costs = header["costs"] and Costs.of_arrays(
             _part(content, "costs"), int(header["costs"]["samples"]),
-            restored(tuple[str, ...], header["costs"]["inexact"], "costs.inexact"),
+            from_plain(tuple[str, ...], header["costs"]["inexact"], "costs.inexact"),
         )  # fmt: skip
         times = header["times"] and Latency.of_arrays(
             _part(content, "times"), float(header["times"]["rest"]), str(header["times"]["device"])

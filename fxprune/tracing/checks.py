@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import as_call, batch_length, trim
-from fxprune.errors import CaptureError, told
+from fxprune.errors import CaptureError, error_text
 from fxprune.tracing.graph import ModelGraph, OwnSource
 
 Entry = str | type[nn.Module]
@@ -99,7 +99,8 @@ def cuts(example: Any) -> tuple[Any, ...]:
 def does_not_run(model: nn.Module, failure: Exception | None) -> CaptureError:
     """The error that says that a model fails on the example."""
     error = CaptureError(
-        f"{type(model).__name__} does not run on the example ({told(failure)}): give one batch as its forward takes it"
+        f"{type(model).__name__} does not run on the example ({error_text(failure)}): "
+        "give one batch as its forward takes it"
     )
     error.__cause__ = failure
     return error

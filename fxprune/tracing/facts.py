@@ -18,7 +18,7 @@ from fxprune.caller.batches import sample_count
 from fxprune.caller.example import TensorSpec, as_call, spec_of
 from fxprune.caller.isolation import evaluating
 from fxprune.caller.meta import CPU, META, lacking_numbers
-from fxprune.caller.meta_calls import PLACES, method, mixed, shape_only, weightless
+from fxprune.caller.meta_calls import PLACES, call_on_meta, method, shape_only, weightless
 from fxprune.errors import first_line
 from fxprune.tracing.flops import counting
 
@@ -112,10 +112,10 @@ class Shapes(fx.Interpreter):
     """
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return mixed(target, args, kwargs, CPU)
+        return call_on_meta(target, args, kwargs, CPU)
 
     def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return mixed(method(target), args, kwargs, CPU)
+        return call_on_meta(method(target), args, kwargs, CPU)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module: Any = self.fetch_attr(target)
@@ -124,7 +124,7 @@ class Shapes(fx.Interpreter):
             value = short(module, *args, **kwargs)
             if value is not None:
                 return value
-        return mixed(module, args, kwargs, CPU)
+        return call_on_meta(module, args, kwargs, CPU)
 
 
 def _normalised(module: Any, x: Tensor) -> Tensor | None:

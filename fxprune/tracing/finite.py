@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import opened
+from fxprune.caller.example import as_fields
 from fxprune.caller.isolation import evaluating
 
 
@@ -22,7 +22,7 @@ def spoiled(graph: fx.GraphModule, values: Sequence[Any]) -> str | None:
         return None
     with torch.no_grad(), evaluating(graph):
         output = graph(*pytree.tree_map_only(Tensor, torch.clone, list(values)))
-    floats = [t for t in pytree.tree_leaves(opened(output)) if isinstance(t, Tensor) and t.is_floating_point()]
+    floats = [t for t in pytree.tree_leaves(as_fields(output)) if isinstance(t, Tensor) and t.is_floating_point()]
     return not_finite(graph, values) if any(bool((t.isnan() | t.isposinf()).any()) for t in floats) else None
 
 
@@ -51,5 +51,5 @@ class _Search(fx.Interpreter):
 
 def all_finite(value: Any) -> bool:
     """Whether the floating tensors of a nested value hold finite numbers alone."""
-    floats = (t for t in pytree.tree_leaves(opened(value)) if isinstance(t, Tensor) and t.is_floating_point())
+    floats = (t for t in pytree.tree_leaves(as_fields(value)) if isinstance(t, Tensor) and t.is_floating_point())
     return all(bool(torch.isfinite(t).all()) for t in floats)

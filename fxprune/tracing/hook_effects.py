@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import as_call, opened
-from fxprune.caller.functions import works_with
+from fxprune.caller.example import as_call, as_fields
+from fxprune.caller.functions import values_used_by
 from fxprune.caller.isolation import seeded
 from fxprune.caller.meta import lacking_numbers
 from fxprune.caller.meta_calls import shape_only
@@ -139,7 +139,7 @@ def _outputs(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any
     made = torch.clone if lacking_numbers(model) is None else shape_only
     args, kwargs = as_call(pytree.tree_map_only(Tensor, made, example))
     with seeded(0), torch.no_grad():
-        return opened(model(*args, **kwargs, **concrete))
+        return as_fields(model(*args, **kwargs, **concrete))
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -168,7 +168,7 @@ def _foreign(model: nn.Module, own: nn.Module) -> dict[int, str]:
     found = {id(t): f"{name} of the {type(model).__name__} itself" for name, t in _tensors(model) if id(t) not in ours}
     functions = [module.forward for module in model.modules() if is_set(module)]
     functions += [getattr(model.get_submodule(path), store)[key] for path, store, key in hooks_of(model)]
-    for name, value in (item for function in functions for item in works_with(function).items()):
+    for name, value in (item for function in functions for item in values_used_by(function).items()):
         if isinstance(value, (list, dict)):
             found |= {id(leaf): f"a tensor in {name}" for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)}
     return found

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import another, as_call, batch_length, opened, trim
-from fxprune.caller.isolation import evaluating, kept_buffers, precise, restored, seeded
+from fxprune.caller.example import as_call, as_fields, batch_length, trim, varied_batch
+from fxprune.caller.isolation import attributes_restored, evaluating, full_float32, kept_buffers, seeded
 from fxprune.caller.meta import has_numbers
 from fxprune.caller.source_lines import is_users
-from fxprune.errors import CaptureError, FxpruneWarning, told
+from fxprune.errors import CaptureError, FxpruneWarning, error_text
 from fxprune.tracing.checks import cuts, first_running, signature_of
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.graph import ModelGraph, plain_attributes
@@ -72,7 +72,7 @@ class Reference:
         """
         own, drawn = plain_copy(model), set[str]()
         before = _state(own)
-        with restored(own), kept_buffers(own):
+        with attributes_restored(own), kept_buffers(own):
             batch, output = first_run(own, example, concrete)
             changed = tuple(name for name, value in _state(own).items() if not _same(value, before.get(name)))
             later = list(_second_trial(own, batch, other, concrete, drawn))
@@ -108,12 +108,12 @@ class Reference:
         for trial in self.trials:
             rows = _rows(trial.batch)
             try:
-                with evaluating(graph), restored(graph):
+                with evaluating(graph), attributes_restored(graph):
                     values = placeholder_values(graph, trial.batch)
                     found = _run(graph.forward, values, {}, grad=trial.grad)
             except Exception as error:
                 raise DisagreementError(
-                    f"its graph fails on {rows}, on which the model runs ({told(error)})"
+                    f"its graph fails on {rows}, on which the model runs ({error_text(error)})"
                 ) from error
             if not _agree(trial.output, found):
                 raise DisagreementError(
@@ -124,7 +124,7 @@ class Reference:
     def _of_other_sizes(self) -> Iterator[Trial]:
         """Batches of sizes that the model will be given, for graphs that were made by a decision on their number."""
         length = batch_length(self.whole)
-        for batch in (self.whole, another(self.whole, length + 1)):
+        for batch in (self.whole, varied_batch(self.whole, length + 1)):
             if batch_length(batch) > batch_length(self.example) + 1:
                 yield from _tried(plain_copy(self.model), batch, self.concrete)
 
@@ -144,7 +144,7 @@ class Reference:
         for path, module in own.named_modules():
             module.register_forward_hook(partial(_note_call, calls, path))
         _call(own, trial.batch, self.concrete)
-        with evaluating(graph), restored(graph):
+        with evaluating(graph), attributes_restored(graph):
             recorder = _CallRecorder(graph)
             _run(recorder.run, placeholder_values(graph, trial.batch), {}, grad=False)
         for path, inputs, output in calls:
@@ -194,7 +194,7 @@ def _second_trial(
     own: nn.Module, batch: Any, other: Any, concrete: Mapping[str, Any], drawn: set[str] | None = None
 ) -> Iterator[Trial]:
     """Another batch, of another number of samples where the model takes one; none where it takes no other batch."""
-    made = (another(batch, batch_length(batch) + 1), another(batch, batch_length(batch)))
+    made = (varied_batch(batch, batch_length(batch) + 1), varied_batch(batch, batch_length(batch)))
     given = () if other is None else (trim(other, samples=3), other)
     tried = chain.from_iterable(_tried(own, batch, concrete, drawn) for batch in (*given, *made))
     yield from islice(tried, 1)
@@ -231,10 +231,10 @@ def _run(function: Any, args: Any, kwargs: Any, *, grad: bool, drawn: set[str] |
 
     torch's fast path through transformer layers, which gives zeros where samples are padded, is not taken.
     """
-    with seeded(_SEED), precise(), torch.set_grad_enabled(grad), warnings.catch_warnings(), _slow_path():
+    with seeded(_SEED), full_float32(), torch.set_grad_enabled(grad), warnings.catch_warnings(), _slow_path():
         warnings.simplefilter("ignore")
         before = _generators()
-        output = pytree.tree_map_only(Tensor, torch.detach, opened(function(*args, **kwargs)))
+        output = pytree.tree_map_only(Tensor, torch.detach, as_fields(function(*args, **kwargs)))
         if drawn is not None:
             drawn |= {name for name, state in _generators().items() if state != before[name]}
         return output
@@ -286,7 +286,7 @@ def _agree(wanted: Any, found: Any) -> bool:
 
 def _difference(wanted: Any, found: Any) -> str | None:
     """What two nested outputs differ by, in words, or None."""
-    a, b = pytree.tree_leaves(opened(wanted)), pytree.tree_leaves(opened(found))
+    a, b = pytree.tree_leaves(as_fields(wanted)), pytree.tree_leaves(as_fields(found))
     if len(a) != len(b):
         return f"it gives {len(b)} values, the model {len(a)}"
     return next((text for one, other in zip(a, b, strict=True) if (text := _leaf_difference(one, other))), None)

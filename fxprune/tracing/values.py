@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import batch_length
 from fxprune.caller.meta import CPU, META, has_numbers
-from fxprune.caller.meta_calls import method, mixed
+from fxprune.caller.meta_calls import call_on_meta, method
 from fxprune.caller.source_lines import deciding_line, users_frame
 from fxprune.errors import FxpruneWarning
 from fxprune.tracing import symbolic
@@ -131,7 +131,7 @@ class ValueTracer(symbolic.SymbolicTracer):
                     found = operator.attrgetter(target)(self.root)
                     return found.clone() if type(found) is Tensor else found
                 function = self.root.get_submodule(target) if node.op == "call_module" else target
-                return mixed(method(target) if node.op == "call_method" else function, args, kwargs, CPU)
+                return call_on_meta(method(target) if node.op == "call_method" else function, args, kwargs, CPU)
         finally:
             self.running = False
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.batches import Unpack, batch_to_device, count_of, fitted, sample_count
+from fxprune.caller.batches import Unpack, batch_to_device, count_of, model_inputs, sample_count
 from fxprune.caller.example import to_device
 from fxprune.caller.isolation import device_of, evaluating
-from fxprune.caller.rank_batches import Share
+from fxprune.caller.rank_batches import RankBatches
 from fxprune.caller.ranks import gathered, in_all, rank_and_size, summed, together
 from fxprune.errors import CalibrationError, blaming
 from fxprune.recovery.compensation.lockstep import live_bytes
@@ -194,7 +194,7 @@ def calibration_of(
     """
     a_sample = 2 * live_bytes(graph) / max(sample_count(example_of(graph)), 1)
     feed, count = (_from_run, count_of) if submodule or run else (_from_loader, _rows)
-    share = Share(loader, unpack, count, max_samples)
+    share = RankBatches(loader, unpack, count, max_samples)
 
     def read(source: Iterable[tuple[Any, Any]]) -> Calibration:
         found, numbers, samples = list[Inputs](), list[int](), 0
@@ -228,7 +228,7 @@ def _from_loader(
     names = [str(node.target) for node in graph.graph.nodes if node.op == "placeholder"]
     for number, (inputs, _) in enumerate(source):
         with blaming("moving to the model's device", f"batch {number}"):
-            values = placeholder_values(graph, to_device(fitted(inputs, names), device_of(graph)))
+            values = placeholder_values(graph, to_device(model_inputs(inputs, names), device_of(graph)))
         yield number, values
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import opened
+from fxprune.caller.example import as_fields
 from fxprune.caller.isolation import evaluating
 from fxprune.errors import blaming
 from fxprune.recovery.compensation.calibration import Calibration, Inputs
@@ -59,4 +59,4 @@ def _floating(graph: fx.GraphModule, values: Inputs) -> Sequence[Tensor]:
     """The floating tensors of what a graph gives in eval mode."""
     with torch.no_grad(), evaluating(graph):
         output: Any = graph(*pytree.tree_map_only(Tensor, torch.clone, list(values)))
-    return [t for t in pytree.tree_leaves(opened(output)) if isinstance(t, Tensor) and t.is_floating_point()]
+    return [t for t in pytree.tree_leaves(as_fields(output)) if isinstance(t, Tensor) and t.is_floating_point()]

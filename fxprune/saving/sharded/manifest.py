@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 
 from fxprune.caller.files import regular
-from fxprune.caller.typed_json import restored
+from fxprune.caller.typed_json import from_plain
 from fxprune.errors import CheckpointError
 from fxprune.planning.plan import Plan
 
@@ -88,7 +88,7 @@ class Manifest:
         file = regular(path, CheckpointError, "read")
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            return restored(cls, content)
+            return from_plain(cls, content)
         except (ValueError, TypeError, RecursionError, OSError) as error:
             raise CheckpointError(f"{path} is not a manifest that rewrite_checkpoint wrote ({error})") from error
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fxprune.caller.files import replacing, to_disk
-from fxprune.caller.typed_json import restored
+from fxprune.caller.typed_json import from_plain
 from fxprune.errors import CheckpointError
 from fxprune.planning.plan import Plan
 from fxprune.saving.sharded.manifest import FileRecord, Manifest, digest_of
@@ -93,7 +93,7 @@ def _earlier(folder: Path, identity: Mapping[str, Any]) -> dict[str, FileRecord]
             return dict(manifest.files) if manifest.plan == identity["plan"] else {}
         content = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         if content["of"] == identity:
-            return restored(dict[str, FileRecord], content["done"], "done")
+            return from_plain(dict[str, FileRecord], content["done"], "done")
     except (ValueError, TypeError, KeyError, RecursionError, CheckpointError) as error:
         raise CheckpointError(f"{folder} is not what rewrite_checkpoint left ({error}): remove it") from error
     raise CheckpointError(
