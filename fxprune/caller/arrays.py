@@ -1,4 +1,4 @@
-"""Named arrays of numbers in one file (.npz), and reading such a file without trusting it."""
+"""Named arrays of numbers in one .npz file, read without trusting the file."""
 
 from __future__ import annotations
 
@@ -23,42 +23,29 @@ Scalars = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 Array = NDArray[Any]
-FREE, RATIO = 256 << 20, 64  # bytes that the arrays of any file may take, and what each of its own bytes adds
-BROKEN = (
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    EOFError,
-    OverflowError,
-    RecursionError,
-    MemoryError,
-    NotImplementedError,
-    RuntimeError,
-    SyntaxError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-)  # fmt: skip - what reading a damaged file may raise
+FREE, RATIO = 256 << 20, 64  # bytes that the arrays of any file may take, and how many more for each byte of the file
+BROKEN = (  # what reading a damaged file may raise
+    ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError, MemoryError, RuntimeError,
+    SyntaxError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def write(
     path: str | PathLike[str], arrays: Mapping[str, Array], error: type[FxpruneError], *, compressed: bool = True
 ) -> None:
-    """Write arrays in one step, see `replacing`; none of them is of objects."""
+    """Write arrays of numbers in one step, see `replacing`."""
     with replacing(path, error) as unfinished, zipfile.ZipFile(unfinished, "w") as file:
         for name, array in arrays.items():
-            entry = zipfile.ZipInfo(f"{name}.npy")  # of no date: equal arrays make equal files
+            entry = zipfile.ZipInfo(f"{name}.npy")  # without a date: equal arrays make equal files
             entry.compress_type = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
             with file.open(entry, "w", force_zip64=True) as content:
                 npy.write_array(content, np.asanyarray(array), allow_pickle=False)
 
 
 def read(path: str | PathLike[str]) -> dict[str, Array]:
-    """The arrays of a file. Nothing in it is unpickled, and it takes memory only for what it really holds.
+    """The arrays of a file; nothing is unpickled, and memory is taken only for data that the file holds.
 
-    Raises OSError, or one of `BROKEN`, where it is damaged or would grow to more than 64 times its size.
+    Raises OSError, or one of `BROKEN` where the file is damaged or would grow to more than 64 times its size.
     """
     with zipfile.ZipFile(path) as file:
         entries = file.infolist()
@@ -84,7 +71,7 @@ def _array(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
 
 
 def _head(content: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and dtype, as numpy reads them: the text is a literal, of 10,000 bytes at the most."""
+    """Shape, order and dtype; numpy reads them from a literal of at most 10,000 bytes."""
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     version = npy.read_magic(content)
     if version not in readers:

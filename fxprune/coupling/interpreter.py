@@ -13,6 +13,7 @@ from fxprune.caller.example import TensorSpec
 from fxprune.caller.meta import CPU
 from fxprune.caller.meta_calls import call_on_meta, method
 from fxprune.caller.source_lines import HOMES
+from fxprune.caller.tensors import attribute_at
 from fxprune.errors import UnsupportedOpError
 from fxprune.rules.arguments import Call
 from fxprune.rules.context import Context, labels_in
@@ -83,8 +84,7 @@ def _attribute(ctx: Context, node: fx.Node) -> Any:
     found = ctx.parameter(str(node.target))
     if found is not None:
         return found
-    path, _, name = str(node.target).rpartition(".")
-    return getattr(ctx.graph.get_submodule(path), name)
+    return attribute_at(ctx.graph, str(node.target))
 
 
 def _unknown(ctx: Context, node: fx.Node, inputs: list[Labels], unknown: Unknown) -> Any:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx, nn
 
+from fxprune.caller.tensors import attribute_at
 from fxprune.reporting.records import LayerReport
 from fxprune.tracing.graph import ModelGraph
 
@@ -68,7 +68,7 @@ def layer_of(graph: ModelGraph, node: fx.Node) -> str:
     if node.op == "call_module":
         return str(node.target)
     for source in node.all_input_nodes:
-        if source.op == "get_attr" and isinstance(_attribute(graph, str(source.target)), nn.Parameter):
+        if source.op == "get_attr" and isinstance(attribute_at(graph, str(source.target)), nn.Parameter):
             return str(source.target).rpartition(".")[0] or WHOLE
     return node.name
 
@@ -81,8 +81,3 @@ def kind_of(graph: ModelGraph, node: fx.Node) -> str:
         depthwise = isinstance(groups, int) and groups > 1 and groups == getattr(module, "in_channels", 0)
         return f"depthwise {type(module).__name__}" if depthwise else type(module).__name__
     return str(getattr(node.target, "__name__", node.target))
-
-
-def _attribute(graph: ModelGraph, path: str) -> Any:
-    owner, _, leaf = path.rpartition(".")
-    return getattr(graph.get_submodule(owner), leaf, None)

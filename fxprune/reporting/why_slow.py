@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.caller.batches import sample_count
 from fxprune.caller.example import TensorSpec
-from fxprune.caller.tensors import INDEX
+from fxprune.caller.tensors import INDEX, attribute_at
 from fxprune.reporting.layers import kind_of
 from fxprune.reporting.records import BatchLatency
 from fxprune.reporting.report import Report
@@ -128,10 +128,5 @@ def _weights(graph: ModelGraph, node: fx.Node) -> list[Tensor]:
         module: nn.Module = graph.get_submodule(str(node.target))
         return [*module.parameters(), *module.buffers()]
     sources = (str(other.target) for other in node.all_input_nodes if other.op == "get_attr")
-    found = (_held(graph, path) for path in sources)
+    found = (attribute_at(graph, path) for path in sources)
     return [tensor for tensor in found if isinstance(tensor, Tensor)]
-
-
-def _held(graph: ModelGraph, path: str) -> object:
-    owner, _, leaf = path.rpartition(".")
-    return getattr(graph.get_submodule(owner), leaf, None)

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import TensorSpec
+from fxprune.caller.tensors import all_tensors, attribute_at, first_names
 from fxprune.rules.arguments import Call
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, vector_plane
 from fxprune.rules.vocabulary import ChannelRead, Meeting, Option, Slot
@@ -26,7 +27,7 @@ class Context(ABC):
         self.node: fx.Node = next(iter(graph.graph.nodes))
         self.call = Call("", (), {})  # what the node at hand asks its rule
         self._dynamic = _depend_on_inputs(graph)
-        self.owners = owners_of(graph)
+        self.owners = first_names(all_tensors(graph))
         self.by_heads = True  # of an attention grid, whole heads go; otherwise the same places of every head
 
     # -- what the two passes do differently ------------------------------------------------------------------------
@@ -134,8 +135,8 @@ class Context(ABC):
 
     def parameter(self, name: str) -> Labels | None:
         """The parameter or buffer `name` with a plane for each axis, or None where the module has none."""
-        tensor = _get_tensor(self.graph, name)
-        if tensor is None:
+        tensor = attribute_at(self.graph, name)
+        if not isinstance(tensor, Tensor):
             return None
         if not tensor.is_floating_point():
             return Labels(tuple(tensor.shape), value=tensor.detach())
@@ -310,16 +311,3 @@ def _depend_on_inputs(graph: fx.GraphModule) -> set[str]:
         if node.op == "placeholder" or any(source.name in dynamic for source in node.all_input_nodes):
             dynamic.add(node.name)
     return dynamic
-
-
-def owners_of(graph: nn.Module) -> dict[str, str]:
-    """Every name of every parameter and buffer -> the first name of the same tensor."""
-    first: dict[int, str] = {}
-    named = (*graph.named_parameters(remove_duplicate=False), *graph.named_buffers(remove_duplicate=False))
-    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
-
-
-def _get_tensor(graph: nn.Module, name: str) -> Tensor | None:
-    path, _, leaf = name.rpartition(".")
-    value = getattr(graph.get_submodule(path), leaf, None)
-    return value if isinstance(value, Tensor) else None

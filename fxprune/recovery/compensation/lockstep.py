@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.tensors import attribute_at
 from fxprune.errors import blaming
 from fxprune.tracing.in_place import works_in_place
 
@@ -71,8 +72,7 @@ class Stepper:
         if node.op == "placeholder":
             return pytree.tree_map_only(Tensor, torch.clone, next(self._arguments[batch]))
         if node.op == "get_attr":
-            path, _, name = str(node.target).rpartition(".")
-            return getattr(self.graph.get_submodule(path), name)
+            return attribute_at(self.graph, str(node.target))
         args: tuple[Any, ...]
         args, kwargs = map_arg((node.args, node.kwargs), lambda source: self.values[source][batch])
         if node.op == "output":

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fxprune.caller.isolation import undisturbed
+from fxprune.caller.tensors import aliases_of
 from fxprune.errors import CheckpointError
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import planned_by
@@ -47,12 +48,11 @@ def narrowing_of(model: nn.Module, plan: Plan) -> Narrowing:
             by_id[id(tensor)] = _kept(checker, name, tensor)
             _check(name, tuple(tensor.shape), by_id[id(tensor)], small)
     whole = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
-    first: dict[int, str] = {}
-    names = {name: first.setdefault(id(tensor), name) for name, tensor in whole.items()}
+
     return Narrowing(
         {name: tuple(tensor.shape) for name, tensor in whole.items()},
         {name: by_id.get(id(tensor), (None,) * tensor.ndim) for name, tensor in whole.items()},
-        {name: found for name, found in names.items() if name != found},
+        aliases_of(whole),
     )
 
 
