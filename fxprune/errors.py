@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 
 class FxpruneError(Exception):
-    """The parent of every error that fxprune raises on purpose; `stage` says while what, or nothing.
+    """The parent of every error that fxprune raises on purpose; `stage` is the work that failed, or empty.
 
-    Its text is `visible`: names and files that it quotes give no orders to a terminal.
+    Its text is made `visible`, so that quoted names cannot control a terminal.
     """
 
     stage = ""
@@ -28,7 +28,7 @@ class UnsupportedOpError(FxpruneError):
 
 
 class CalibrationError(FxpruneError):
-    """The model, a loader, its batches or the loss fail on the data, or there is too little memory for them."""
+    """The model, a loader, its batches or the loss fail on the data, or memory runs out."""
 
 
 class PlanError(FxpruneError):
@@ -44,23 +44,23 @@ class VerificationError(FxpruneError):
 
 
 class ArtifactError(FxpruneError):
-    """A file of a pruned model cannot be written or read, or is not for the model that was given."""
+    """A file of a pruned model cannot be written or read, or belongs to another model."""
 
 
 class CheckpointError(FxpruneError):
-    """A checkpoint cannot be read or rewritten, or is not of the model that was given."""
+    """A checkpoint cannot be read or rewritten, or belongs to another model."""
 
 
 class NarrowError(FxpruneError):
-    """A model's own class does not run with the layers that a plan leaves."""
+    """A model's own class does not run with the narrowed layers of a plan."""
 
 
 class DistributedError(FxpruneError):
-    """Several ranks were to work together, and one of them failed, was lost, or was given something else."""
+    """One of several ranks failed, was lost, or was given other arguments than the rest."""
 
 
 class ExportError(FxpruneError):
-    """A model cannot be exported, or what was exported does not give what the model gives."""
+    """A model cannot be exported, or the exported file gives other outputs than the model."""
 
 
 def first_line(error: BaseException | None) -> str:
@@ -69,7 +69,7 @@ def first_line(error: BaseException | None) -> str:
 
 
 def error_text(error: BaseException | None) -> str:
-    """An error's type and the first line of its message, and what helps where memory ran out.
+    """An error's type and the first line of its message, with a remedy where memory ran out.
 
     >>> error_text(ValueError("odd")), error_text(MemoryError())
     ('ValueError: odd', 'MemoryError: give smaller batches or another device=, they take too much memory')
@@ -83,19 +83,13 @@ def error_text(error: BaseException | None) -> str:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error says that memory ran out: Python's, a device's, or that of torch on the CPU, a RuntimeError."""
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS)
-
-
-_SIGNS = ("out of memory", "DefaultCPUAllocator")
+    """Whether an error says that memory ran out: Python's, a device's, or torch's RuntimeError on the CPU."""
+    return isinstance(error, MemoryError) or any(s in str(error) for s in ("out of memory", "DefaultCPUAllocator"))
 
 
 @contextmanager
 def blaming(what: str, where: str, remedy: str = "") -> Iterator[None]:
-    """Say what failed and on what, in the place of any error; fxprune's own errors go on as they are.
-
-    Raises CalibrationError.
-    """
+    """Replace any error but fxprune's own by a CalibrationError: `what` fails on `where`, and the remedy."""
     try:
         yield
     except FxpruneError:
@@ -106,7 +100,7 @@ def blaming(what: str, where: str, remedy: str = "") -> Iterator[None]:
 
 @contextmanager
 def stage(doing: str) -> Iterator[None]:
-    """Let errors of data say what was being done with them; say the same where memory runs out."""
+    """Add the stage to a CalibrationError, and turn errors of memory into one."""
     try:
         yield
     except CalibrationError as error:
@@ -121,20 +115,20 @@ def stage(doing: str) -> Iterator[None]:
 
 
 def summary(error: BaseException) -> str:
-    """An error's first line, and the one after it where the first only announces it."""
+    """An error's first line, and the next one if the first ends with a colon."""
     lines = [" ".join(line.split()) for line in str(error).splitlines()] or [""]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 class FxpruneWarning(UserWarning):
-    """Something that the user asked for had no effect, or had another effect than asked."""
+    """A request of the user had no effect, or another effect than asked."""
 
     def __str__(self) -> str:
         return visible(super().__str__())
 
 
 def visible(text: str) -> str:
-    r"""Text in which all that a terminal would obey, or not show, stands as an escape; ends of lines stay.
+    r"""Text with control characters, and others that a terminal does not show, escaped, except line ends.
 
     >>> print(visible("conv\x1b[31m1"))
     conv\x1b[31m1
