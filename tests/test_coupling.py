@@ -16,6 +16,7 @@ from zoo import ZOO, conv, head, images
 import fxprune
 from fxprune.coupling.couple import analyse
 from fxprune.errors import FxpruneError
+from fxprune.tracing.graph import ModelGraph
 
 
 def groups_of(model: nn.Module, example: Any = None, **options: Any) -> tuple[fxprune.Group, ...]:
@@ -247,7 +248,7 @@ class Gathered(nn.Module):
         return self.head(self.a(x)[:, self.table] + self.b(x))
 
 
-def partners(graph: fxprune.capture.ModelGraph) -> list[int]:
+def partners(graph: ModelGraph) -> list[int]:
     """For every unit of `a`, the channel of `b` that is the same unit."""
     sites = {site.name: site.units.tolist() for site in analyse(graph).sites}
     return [sites["b"].index(unit) for unit in sites["a"]]

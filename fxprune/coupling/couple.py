@@ -46,7 +46,7 @@ def couple(
         FxpruneError: an entry of `exclude` matches nothing.
 
     >>> from torch import nn
-    >>> from fxprune.capture import capture
+    >>> from fxprune import capture
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> for group in couple(capture(net, torch.zeros(2, 4))):
     ...     print(group)
