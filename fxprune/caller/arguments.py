@@ -140,11 +140,6 @@ def _function(what: str) -> Check:
     return wanted(callable, f"it is a function, {what}", CalibrationError)
 
 
-def check_batches(name: str, value: Any) -> None:
-    """Raise where data are given in place of a loader."""
-    check_loader(value, "the loader" if name == "loader" else name)
-
-
 def check_model(name: str, value: Any) -> None:
     """Raise CaptureError where a value is not a model that can be captured; the message says how to make one of it."""
     if isinstance(value, torch.jit.ScriptModule):
@@ -208,7 +203,8 @@ CHECKS |= {
     "optimizer": _function("optimizer(parameters), which gives a torch.optim.Optimizer"),
     **_each("exclude leaves", _names(types=", or module types")),
     "ignore": _names(),
-    **_each("loader train_loader val_loader", check_batches),
+    "loader": lambda _, value: check_loader(value),
+    **_each("train_loader val_loader", lambda name, value: check_loader(value, name)),
     "model": check_model,
     "device": check_device,
     "submodule": wanted(lambda path: isinstance(path, str), "it is the path of a module, such as 'backbone.layer1'"),

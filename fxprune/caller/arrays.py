@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -24,6 +24,7 @@ Flags = NDArray[np.bool_]
 
 Array = NDArray[Any]
 FREE, RATIO = 256 << 20, 64  # bytes that the arrays of any file may take, and how many more for each byte of the file
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}  # by the version of the format
 BROKEN = (  # what reading a damaged file may raise
     ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError, MemoryError, RuntimeError,
     SyntaxError, struct.error, zlib.error, zipfile.BadZipFile,
@@ -57,7 +58,10 @@ def read(path: str | PathLike[str]) -> dict[str, Array]:
 
 def _array(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
     with file.open(entry) as content:
-        shape, fortran, dtype = _head(content)
+        version = npy.read_magic(content)
+        if version not in _HEADERS:
+            raise ValueError(f"it has the array format {version}")
+        shape, fortran, dtype = _HEADERS[version](content)  # numpy reads a literal of at most 10,000 bytes
         if dtype.hasobject or dtype.kind not in "biufc":
             raise ValueError(f"{entry.filename} holds {dtype}, which are no numbers")
         count = math.prod(shape)
@@ -68,12 +72,3 @@ def _array(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
             raise ValueError(f"{entry.filename} holds {len(data):,} bytes of {count * dtype.itemsize:,}")
     array: Array = np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if fortran else "C").copy()
     return array
-
-
-def _head(content: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and dtype; numpy reads them from a literal of at most 10,000 bytes."""
-    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    version = npy.read_magic(content)
-    if version not in readers:
-        raise ValueError(f"it has the array format {version}")
-    return readers[version](content)

@@ -135,8 +135,8 @@ def split(batch: Any) -> tuple[Any, Any]:
 def _check_collated(batch: Sequence[Any]) -> None:
     """Raise where a pair is a single sample: a tensor and one number as its target."""
     inputs, number = batch[0], batch[-1]
-    single = isinstance(number, (int, float)) or (isinstance(number, Tensor) and not number.ndim)
-    if isinstance(inputs, Tensor) and single:
+    is_number = isinstance(number, (int, float)) or (isinstance(number, Tensor) and not number.ndim)
+    if isinstance(inputs, Tensor) and is_number:
         raise CalibrationError(
             f"a batch is a tensor of shape {tuple(inputs.shape)} and the number {float(number):g}, as single samples "
             "are: wrap them, torch.utils.data.DataLoader(samples, batch_size=64), or pass unpack= where the number is "
@@ -160,8 +160,8 @@ def model_inputs(inputs: Any, names: list[str]) -> Any:
 
 def first_inputs(model: nn.Module, loader: Iterable[Any], unpack: Unpack | None = None) -> Any:
     """The inputs of the loader's first batch, as the model's forward takes them."""
-    inputs = next(iter(batches(loader, unpack)))[0]
-    return model_inputs(inputs, list(inspect.signature(model.forward).parameters))
+    names = list(inspect.signature(model.forward).parameters)
+    return model_inputs(next(iter(batches(loader, unpack)))[0], names)
 
 
 def sample_count(inputs: Any) -> int:
@@ -200,9 +200,12 @@ def class_of_samples(targets: Any, samples: int | None, classes: Classes | None)
     with blaming("classes=", "the targets of a batch", remedy):
         labels = classes(targets) if classes else targets
     if not isinstance(labels, Tensor):
+        of_a_detector = isinstance(labels, (tuple, list)) and all(isinstance(target, Mapping) for target in labels)
         raise CalibrationError(
             f"{'classes= gave' if classes else 'the targets are'} a {type(labels).__name__}, not a tensor of class "
-            "numbers: pass classes=, a function from targets to the class of each sample" + _for_dicts(labels)
+            "numbers: pass classes=, a function from targets to the class of each sample"
+            + ", such as lambda targets: torch.stack([t['labels'].max() for t in targets])"
+            * of_a_detector
         )
     wrong = labels.ndim < 1 if classes else labels.ndim != 1
     wrong = wrong or (samples is not None and len(labels) != samples)
@@ -215,12 +218,6 @@ def class_of_samples(targets: Any, samples: int | None, classes: Classes | None)
             "targets, quantile_bins for a regression, each_position for masks)"
         )
     return labels.detach().to("cpu", torch.int64)
-
-
-def _for_dicts(targets: Any) -> str:
-    """An example of `classes` for the targets of detectors, one dict for each image."""
-    dicts = isinstance(targets, (tuple, list)) and all(isinstance(target, Mapping) for target in targets)
-    return ", such as lambda targets: torch.stack([t['labels'].max() for t in targets])" if dicts else ""
 
 
 def batch_to_device(batch: tuple[Any, Any], device: torch.device) -> tuple[Any, Any]:

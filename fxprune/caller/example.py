@@ -92,17 +92,16 @@ def trim(example: Any, *, samples: int) -> Any:
 
 def _fewest(example: Any, samples: int) -> int:
     """How many samples an example may be cut to: `samples`, or all where other parts of it may number rows."""
+
+    def may_number(leaf: Any) -> bool:
+        """Whether a part may hold the number of a row beyond the first `samples`."""
+        if not isinstance(leaf, Tensor) or leaf.ndim == 0:
+            return _is_packed(leaf)
+        return _is_dense(leaf) and not (leaf.is_complex() or leaf.is_meta) and bool((leaf >= samples).any())
+
     length = batch_length(example)
     others = (leaf for leaf in _leaves(example) if not _has_rows(leaf, length))
-    return max(samples, length) if any(_may_number(leaf, samples) for leaf in others) else samples
-
-
-def _may_number(leaf: Any, samples: int) -> bool:
-    """Whether a part of an example may hold the number of a row beyond the first `samples`."""
-    if not isinstance(leaf, Tensor) or leaf.ndim == 0:
-        return _is_packed(leaf)
-    plain = leaf.layout is torch.strided and not (leaf.is_nested or leaf.is_complex() or leaf.is_meta)
-    return plain and bool((leaf >= samples).any())
+    return max(samples, length) if any(map(may_number, others)) else samples
 
 
 def batch_length(example: Any) -> int:

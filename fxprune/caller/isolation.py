@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain
+from operator import attrgetter
 from threading import RLock
 from typing import Any
 
@@ -173,18 +174,13 @@ def full_float32() -> Iterator[None]:
         if tf32:
             stack.callback(setattr, cudnn, "allow_tf32", tf32)
             cudnn.allow_tf32 = False
-        for operation in _operations():
-            if operation.fp32_precision in ("tf32", "bf16"):
+        by_operation = hasattr(cudnn, "conv")  # since torch 2.9
+        for path in ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn"):
+            operation: Any = attrgetter(path)(torch.backends) if by_operation else None
+            if by_operation and operation.fp32_precision in ("tf32", "bf16"):
                 stack.callback(setattr, operation, "fp32_precision", operation.fp32_precision)
                 operation.fp32_precision = "ieee"
         yield
-
-
-def _operations() -> tuple[Any, ...]:
-    """The operations whose precision torch sets one by one, since version 2.9."""
-    backends: Any = torch.backends
-    cuda, cudnn, cpu = backends.cuda, backends.cudnn, backends.mkldnn
-    return (cuda.matmul, cudnn.conv, cudnn.rnn, cpu.matmul, cpu.conv, cpu.rnn) if hasattr(cudnn, "conv") else ()
 
 
 @contextmanager
@@ -210,19 +206,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def kept_buffers(model: nn.Module) -> Iterator[None]:
     """Restore the numbers of buffers that a forward changes."""
-    held = [(buffer, _age(buffer), buffer.clone()) for buffer in model.buffers() if has_numbers(buffer)]
+    held = [(b, None if b.is_inference() else b._version, b.clone()) for b in model.buffers() if has_numbers(b)]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, age, before in held:
-                if _age(buffer) is None or _age(buffer) != age:
+            for buffer, version, before in held:
+                if version is None or buffer._version != version:  # torch does not count changes in inference mode
                     buffer.copy_(before)
-
-
-def _age(tensor: Tensor) -> int | None:
-    """How often a tensor was changed in place, or None where torch does not count."""
-    return None if tensor.is_inference() else tensor._version
 
 
 @contextmanager

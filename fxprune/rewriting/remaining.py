@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.isolation import empties
+from fxprune.caller.tensors import FORMATS, memory_format_of
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import step
 from fxprune.errors import FxpruneError
@@ -52,18 +53,10 @@ def narrow(tensor: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
             data = data.index_select(axis, mask.nonzero().flatten().to(data.device))
     if data.shape == tensor.shape:
         return tensor
-    data = data.contiguous(memory_format=_memory_format(tensor))
+    data = data.contiguous(memory_format=FORMATS.get(memory_format_of(tensor) or "", torch.contiguous_format))
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(data, requires_grad=tensor.requires_grad)
     return data
-
-
-def _memory_format(tensor: Tensor) -> torch.memory_format:
-    """The memory format of a tensor: channels last, or plain."""
-    for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if tensor.ndim == rank and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
-            return layout
-    return torch.contiguous_format
 
 
 class Checker(Context):

@@ -190,7 +190,7 @@ class Context(ABC):
         result = self._merged_plane(meeting)
         known = any(result is plane for plane in meeting.planes)
         planes = [*cores.values(), *([] if result is None or known else [result])]
-        options = [_slices_option(planes, axis) for axis in meeting.order() if meeting.may_go(axis)]
+        options = [_slices_option(planes, axis) for axis in meeting.order() if meeting.may_be_removed(axis)]
         if not options:
             for plane in meeting.planes:
                 self.freeze(plane.core, f"meets values without channels in {self.describe()}")
@@ -201,7 +201,7 @@ class Context(ABC):
 
     def _merged_plane(self, meeting: Meeting) -> Plane | None:
         """The plane over the result's axes: the widest of the meeting, or fresh labels where a sum removed an axis."""
-        axes = meeting.left()
+        axes = meeting.result_axes()
         whole = [plane for plane in meeting.planes if plane.axes == axes == meeting.axes]
         if whole or not axes:
             return max(whole, key=lambda plane: plane.core.numel(), default=None)

@@ -39,19 +39,19 @@ class Meeting:
         """The planes that meet."""
         return [plane for planes in self.inputs for plane in planes if set(plane.axes) <= set(self.axes)]
 
-    def left(self) -> tuple[int, ...]:
+    def result_axes(self) -> tuple[int, ...]:
         """The axes over which the result has labels: all that are not summed, if a plane spans them, or the shared."""
         shared = set(self.axes)
         if not any(plane.axes == self.axes for plane in self.planes):
             shared = set.intersection(*(set(plane.axes) for plane in self.planes))
         return tuple(axis for axis in self.axes if axis in shared - self.summed)
 
-    def may_go(self, axis: int) -> bool:
+    def may_be_removed(self, axis: int) -> bool:
         """Whether indices along `axis` can be removed: each input that is wider than 1 there has one plane along it."""
         labelled = [sum(axis in plane.axes for plane in planes) for planes in self.inputs]
         wide = [size[axis] != 1 for size in self.sizes]
         return all(count == 1 or not (count or is_wide) for count, is_wide in zip(labelled, wide, strict=True)) and (
-            axis in self.summed or axis in self.left()
+            axis in self.summed or axis in self.result_axes()
         )
 
     def order(self) -> list[int]:
@@ -67,7 +67,7 @@ class Option:
     """One way to keep a grid rectangular: pairs of label vectors to tie, and labels that then have to be kept."""
 
     ties: tuple[tuple[Tensor, Tensor], ...]
-    stays: tuple[Tensor, ...] = ()
+    kept: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
