@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from fxprune.caller.batches import check_loader
+from fxprune.caller.model_checks import check_made
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError, first_line
 
 Check = Callable[[str, Any], None]
@@ -94,6 +95,8 @@ def shown(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         more = ", ..." if len(value) > _FEW else ""
         return f"[{', '.join(map(shown, value[:_FEW]))}{more}]"
+    if isinstance(value, int) and value.bit_length() > _LONGEST * 4:
+        return f"a whole number of {value.bit_length():,} bits"  # Python refuses to print the longest
     if isinstance(value, (str, bytes, int, float, complex, np.generic, type(None))):
         text = repr(value.item() if isinstance(value, np.generic) else value)
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
@@ -109,8 +112,13 @@ def is_whole(value: Any, least: int = 1, below: float = math.inf) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number, and not NaN, True or False."""
-    return type(value) is not bool and isinstance(value, Real) and not math.isnan(value)
+    """Whether a value is a real number that a float can hold, and not NaN, True or False."""
+    if type(value) is bool or not isinstance(value, Real):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:
+        return False
 
 
 def _count(error: type[FxpruneError]) -> Check:
@@ -169,7 +177,7 @@ def check_model(name: str, value: Any) -> None:
         kind = value.original_name
         remedy = f"it is scripted or traced, and torch.fx cannot look into it: give the {kind} that it was made from"
     elif isinstance(value, nn.Module):
-        return
+        return check_made(value)
     elif isinstance(value, type) and issubclass(value, nn.Module):
         remedy = f"give an instance of it, {value.__name__}(...)"
     elif isinstance(value, Mapping):

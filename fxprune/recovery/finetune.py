@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fxprune.caller.arguments import CHECKS, check, chosen
 from fxprune.caller.batches import Unpack, length_of
-from fxprune.caller.isolation import device_of, dtype_of, isolated_copy, seeded
+from fxprune.caller.isolation import applied, device_of, dtype_of, isolated_copy, seeded
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import fingerprint
 from fxprune.errors import CalibrationError, FxpruneError, blaming, stage
@@ -111,10 +111,10 @@ def finetune(
         seeded(seed),
         Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar,
     ):
-        model = isolated_copy(small).to(place)
+        model = applied(isolated_copy(small), "to", place)
         distillation = None
         if teacher is not None:
-            guide = isolated_copy(teacher).to(place).eval()
+            guide = applied(applied(isolated_copy(teacher), "to", place), "eval")
             distillation = Distillation(guide, distill, temperature, logits or classes_last)
         goal = Goal(model, loss or F.cross_entropy, run, metric, distillation)
         with blaming("optimizer=", f"the parameters of {type(model).__name__}"):
@@ -125,7 +125,7 @@ def finetune(
         for module, given in zip(model.modules(), small.modules(), strict=True):
             module.training = given.training
     note_finetuning(model, course.done)
-    return model.to(device_of(small))
+    return applied(model, "to", device_of(small))
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -11,8 +11,8 @@ from torch import nn
 
 from fxprune.caller.arguments import CHECKS, check, chosen, wanted
 from fxprune.caller.computed_weights import computed, warn_of
-from fxprune.caller.example import to_json
-from fxprune.caller.isolation import device_of, kept_buffers, undisturbed
+from fxprune.caller.example import plain, to_json
+from fxprune.caller.isolation import applied, device_of, kept_buffers, undisturbed
 from fxprune.caller.meta import lacking_numbers, to_home
 from fxprune.caller.source_lines import line_of
 from fxprune.errors import CaptureError, first_line, is_of_memory, stage
@@ -166,7 +166,7 @@ def capture_around(
 
 def _prepared(model: nn.Module) -> nn.Module:
     """A copy of the model in eval mode, to be traced."""
-    return lower(hooks.plain_copy(model)).eval()
+    return applied(lower(hooks.plain_copy(model)), "eval")
 
 
 def _checked(model: nn.Module, example: Any, options: Mapping[str, Any]) -> Any:
@@ -202,7 +202,7 @@ def _captured(
     if reference is not None:
         reference.check(graph)
     graph.meta["fxprune"] = {
-        "example": to_json(small), "inputs": small, "rung": rung, "leaves": notes.get("leaves", ()),
+        "example": to_json(small), "inputs": plain(small), "rung": rung, "leaves": notes.get("leaves", ()),
         "decisions": notes.get("decisions", ()), "concrete_args": to_json(options["concrete_args"]),
         "state": reference.changed if reference else (),
     } | _carried(model)  # fmt: skip
