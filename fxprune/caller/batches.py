@@ -210,7 +210,8 @@ def class_of_samples(targets: Any, samples: int | None, classes: Classes | None)
         )
     remedy = ": it takes the targets as the loader gives them, and returns the class of each sample, or position"
     with blaming("classes=", "the targets of a batch", remedy):
-        labels = classes(targets) if classes else targets
+        labels: Any = classes(targets) if classes else targets
+    check_dense(labels, "what classes= gives" if classes else "a batch's targets", CalibrationError, strided=True)
     if not isinstance(labels, Tensor):
         raise CalibrationError(
             f"{'classes= gave' if classes else 'the targets are'} a {type(labels).__name__}, not a tensor of class "

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxprune.caller.arguments import is_whole, shown
 from fxprune.caller.batches import Classes, Unpack, batches
-from fxprune.errors import CalibrationError
+from fxprune.caller.example import check_dense
+from fxprune.errors import CalibrationError, blaming
 
 Values = Callable[[Any], Tensor]
 
@@ -122,13 +124,15 @@ def frequency_bins(
 
 
 def _at_least_two(count: int, name: str) -> None:
-    if count < 2:
-        raise CalibrationError(f"{name} is {count}: the U-Score compares at least two classes")
+    if not is_whole(count, 2):
+        raise CalibrationError(f"{name} is {shown(count)}: the U-Score compares at least two classes")
 
 
 def _numbers(targets: Any, of: Values | None) -> Tensor:
     """The numbers to bin, in float64 on the CPU: (N,) or (N, *positions)."""
-    values = of(targets) if of else targets
+    with blaming("of=", "the targets of a batch"):
+        values: Any = of(targets) if of else targets
+    check_dense(values, "what of= gives" if of else "a batch's targets", CalibrationError, strided=True)
     if not isinstance(values, Tensor) or values.is_complex() or not values.ndim:
         what = f"have shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"are a {type(values).__name__}"
         raise CalibrationError(

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
@@ -151,19 +153,25 @@ def is_dense(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
 
 
-def check_dense(value: Any, where: str, error: type[FxpruneError], *, sparse: bool = True, meta: bool = False) -> None:
-    """Raise `error` where a nested value holds a nested tensor, or unless they are allowed, a sparse or a meta one."""
+def check_dense(value: Any, what: str, error: type[FxpruneError], *, strided: bool = False, meta: bool = False) -> None:
+    """Raise `error`, about `what`, where a nested value holds a tensor that nothing is computed with.
+
+    Sparse tensors are in the COO layout, or there are none where all are to be `strided`.
+    """
+    layouts = (torch.strided,) if strided else (torch.strided, torch.sparse_coo)
     for leaf in _leaves(value):
         if not isinstance(leaf, Tensor):
             continue
+        if is_lazy(leaf):
+            raise error(f"{what} holds an uninitialised parameter: run its module once before")
         if leaf.is_nested:
+            raise error(f"{what} holds a nested tensor: pad it, torch.nested.to_padded_tensor(x, 0.0), and pass a mask")
+        if leaf.layout not in layouts:
+            raise error(f"{what} holds a tensor of the layout {leaf.layout}: make it dense, x.to_dense()")
+        if not meta and (leaf.is_meta or isinstance(leaf, FakeTensor)):
             raise error(
-                f"{where} holds a nested tensor: pad it, torch.nested.to_padded_tensor(x, 0.0), and pass a mask"
+                f"{what} holds a tensor of shape {tuple(leaf.shape)} that has no numbers (meta device or FakeTensorMode): give them"
             )
-        if not sparse and leaf.layout is not torch.strided:
-            raise error(f"{where} holds a tensor of the layout {leaf.layout}: make it dense, x.to_dense()")
-        if not meta and leaf.is_meta:
-            raise error(f"{where} holds a tensor of shape {tuple(leaf.shape)} on the meta device: give its numbers")
 
 
 def _drawn_again(tensor: Tensor, samples: int) -> Tensor:

@@ -26,7 +26,7 @@ from fxprune.caller.source_lines import is_users
 from fxprune.errors import CaptureError, FxpruneWarning, told
 from fxprune.tracing.checks import cuts, first_running, signature_of
 from fxprune.tracing.facts import placeholder_values
-from fxprune.tracing.graph import ModelGraph, plain_attributes
+from fxprune.tracing.graph import ModelGraph, captured_of, plain_attributes
 from fxprune.tracing.hooks import hooks_of, plain_copy
 from fxprune.tracing.hooks import told as told_of_hooks
 
@@ -74,7 +74,7 @@ class Reference:
         before = _state(own)
         with restored(own), kept_buffers(own):
             batch, output = first_run(own, example, concrete)
-            check_dense(output, f"the output of {type(model).__name__}", CaptureError, sparse=False, meta=True)
+            check_dense(output, f"the output of {type(model).__name__}", CaptureError, strided=True, meta=True)
             changed = tuple(name for name, value in _state(own).items() if not _same(value, before.get(name)))
             later = list(_second_trial(own, batch, other, concrete, drawn))
         trials = [Trial(batch, output, grad=False), *_second_trial(own, batch, other, concrete)]
@@ -104,7 +104,7 @@ class Reference:
 
     def check(self, graph: ModelGraph) -> None:
         """Raise DisagreementError where a graph gives other outputs than the model."""
-        if graph.meta["fxprune"].get("by_batch") and len(self.trials) <= 2:
+        if captured_of(graph).by_batch and len(self.trials) <= 2:
             self.trials.extend(self._of_other_sizes())
         for trial in self.trials:
             rows = _rows(trial.batch)
