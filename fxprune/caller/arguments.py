@@ -189,6 +189,12 @@ def check_model(name: str, value: Any) -> None:
     raise CaptureError(f"{name} is {shown(value)}; {remedy}")
 
 
+def check_module(name: str, value: Any) -> None:
+    """Raise where something else is given in place of a module, or one that cannot be listed or called."""
+    instance(nn.Module, "give a model, an nn.Module")(name, value)
+    check_made(value)
+
+
 def check_device(name: str, value: Any) -> None:
     """Raise where there is no such device, or nothing is computed there."""
     try:
@@ -225,8 +231,8 @@ CHECKS |= {
     "tolerance": wanted(lambda x: is_number(x) and x >= 0, "it is a number, at least 0"),
     "seconds": wanted(lambda x: is_number(x) and x >= 0, "it is a number of seconds, at least 0"),
     "batch_sizes": wanted(
-        lambda sizes: _is_collection(sizes) and len(sizes) > 0 and all(map(is_whole, sizes)),
-        "it is a list of whole numbers, at least 1",
+        lambda sizes: _is_collection(sizes) and len(sizes) > 0 and all(is_whole(n, below=_COUNTS) for n in sizes),
+        "it is a list of whole numbers, at least 1 and below 2**31",
     ),
     **dict.fromkeys(
         ("inexact", "head_dim", "verify", "prove", "build", "progress", "note", "dynamic_batch", "resume"),
@@ -251,6 +257,6 @@ CHECKS |= {
     "checkpoint": wanted(lambda path: isinstance(path, (str, PathLike)), "it is the path of a file", CalibrationError),
     **dict.fromkeys(
         ("small", "teacher", "weights"),
-        instance(nn.Module, "give a model, an nn.Module"),
+        check_module,
     ),
 }

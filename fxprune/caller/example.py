@@ -169,9 +169,7 @@ def check_dense(value: Any, what: str, error: type[FxpruneError], *, strided: bo
         if leaf.layout not in layouts:
             raise error(f"{what} holds a tensor of the layout {leaf.layout}: make it dense, x.to_dense()")
         if not meta and (leaf.is_meta or isinstance(leaf, FakeTensor)):
-            raise error(
-                f"{what} holds a tensor of shape {tuple(leaf.shape)} that has no numbers (meta device or FakeTensorMode): give them"
-            )
+            raise error(f"{what} holds a tensor of shape {tuple(leaf.shape)} without numbers: load them to a device")
 
 
 def _drawn_again(tensor: Tensor, samples: int) -> Tensor:

@@ -104,7 +104,7 @@ def finetune(
     precision = precision or _precision_for(small, place)
     settings = {
         "epochs": int(epochs), "lr": float(lr), "seed": int(seed), "precision": precision, "model": fingerprint(small),
-        "distill": 0.0 if teacher is None else distill, "temperature": temperature,
+        "distill": 0.0 if teacher is None else float(distill), "temperature": float(temperature),
     }  # fmt: skip
     with (
         stage("fine-tuning"),
@@ -115,7 +115,7 @@ def finetune(
         distillation = None
         if teacher is not None:
             guide = applied(applied(isolated_copy(teacher), "to", place), "eval")
-            distillation = Distillation(guide, distill, temperature, logits or classes_last)
+            distillation = Distillation(guide, float(distill), float(temperature), logits or classes_last)
         goal = Goal(model, loss or F.cross_entropy, run, metric, distillation)
         with blaming("optimizer=", f"the parameters of {type(model).__name__}"):
             trained = (optimizer or partial(SGD, lr=lr, momentum=MOMENTUM))(_trainable(model))
