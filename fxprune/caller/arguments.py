@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fxprune.caller.batches import check_loader
-from fxprune.caller.model_checks import check_made
+from fxprune.caller.model_checks import check_forward, check_made
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError, first_line
 
 Check = Callable[[str, Any], None]
@@ -177,7 +177,8 @@ def check_model(name: str, value: Any) -> None:
         kind = value.original_name
         remedy = f"it is scripted or traced, and torch.fx cannot look into it: give the {kind} that it was made from"
     elif isinstance(value, nn.Module):
-        return check_made(value)
+        check_made(value)
+        return check_forward(value)
     elif isinstance(value, type) and issubclass(value, nn.Module):
         remedy = f"give an instance of it, {value.__name__}(...)"
     elif isinstance(value, Mapping):
@@ -190,7 +191,7 @@ def check_model(name: str, value: Any) -> None:
 
 
 def check_module(name: str, value: Any) -> None:
-    """Raise where something else is given in place of a module, or one that cannot be listed or called."""
+    """Raise where something else is given in place of a module, or one that cannot be listed."""
     instance(nn.Module, "give a model, an nn.Module")(name, value)
     check_made(value)
 

@@ -315,7 +315,8 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, training in modes:
-            module.training = training
+            if module.training != training:  # a class may refuse what it is told
+                module.training = training
 
 
 def device_of(model: nn.Module) -> torch.device:

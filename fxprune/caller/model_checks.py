@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -14,6 +15,7 @@ _LISTS: dict[str, type] = {
     "named_modules": nn.Module, "modules": nn.Module, "named_parameters": Tensor, "parameters": Tensor,
     "named_buffers": Tensor, "buffers": Tensor, "named_children": nn.Module, "children": nn.Module,
 }  # fmt: skip
+_STORES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 
 
 def check_made(model: nn.Module) -> None:
@@ -24,7 +26,7 @@ def check_made(model: nn.Module) -> None:
     fxprune.errors.CaptureError: weight of LazyLinear has no shape yet: run the model once on a batch, model(x), before
     """
     name = type(model).__name__
-    for path, module in _modules(model):
+    for path, module in list(_modules(model)):
         _check_lookup(module, f"{path} of {name}" if path else name)
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and is_lazy(tensor):
@@ -35,30 +37,45 @@ def check_made(model: nn.Module) -> None:
         for method, kind in _LISTS.items():
             if module is model or getattr(type(module), method) is not getattr(nn.Module, method):
                 _check_list(module, method, kind)
+
+
+def check_forward(model: nn.Module) -> None:
+    """Raise CaptureError where the arguments of a model's forward are not known.
+
+    >>> model = nn.Module()
+    >>> model.forward = None
+    >>> check_forward(model)
+    Traceback (most recent call last):
+    fxprune.errors.CaptureError: the forward of Module has no signature (TypeError: None is not a callable object): \
+define forward(self, ...) in Python
+    """
     try:
         inspect.signature(model.forward)
     except Exception as error:
         raise CaptureError(
-            f"the forward of {name} has no signature ({told(error)}): define forward(self, ...) in Python"
+            f"the forward of {type(model).__name__} has no signature ({told(error)}): define forward(self, ...) in "
+            "Python"
         ) from error
 
 
-def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module of a model, and its path, whatever the model itself says of them."""
-    found, seen = [("", model)], set[int]()
-    for path, module in found:
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        where = f"{path} of {type(model).__name__}" if path else "the model"
-        if "_modules" not in vars(module):
-            raise CaptureError(
-                f"{where} is a {type(module).__name__} that was not initialised: call super().__init__() first in its "
-                "__init__"
-            )
-        children = [(name, child) for name, child in module._modules.items() if child is not None]
-        found += [(f"{path}.{name}" if path else name, child) for name, child in children]
-        yield path, module
+def _modules(model: nn.Module, path: str = "", around: tuple[nn.Module, ...] = ()) -> Iterator[tuple[str, nn.Module]]:
+    """Every module of a model with its path, whatever the model itself says of them; raises where one holds itself."""
+    place = path or "the model"
+    held = getattr(model, "__dict__", {})
+    if not isinstance(model, torch.jit.ScriptModule) and any(held.get(store) is None for store in _STORES):
+        raise CaptureError(
+            f"{place} is a {type(model).__name__} that was not initialised: call super().__init__() first in its "
+            "__init__"
+        )
+    if any(module is model for module in around):
+        raise CaptureError(
+            f"{place} is a module that holds itself, through its submodules: keep a reference to it in a list, "
+            "[module], in place of an attribute"
+        )
+    yield path, model
+    for name, child in model._modules.items():
+        if child is not None:
+            yield from _modules(child, f"{path}.{name}" if path else name, (*around, model))
 
 
 def _check_lookup(module: nn.Module, where: str) -> None:

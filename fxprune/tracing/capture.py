@@ -23,6 +23,7 @@ from fxprune.tracing.attention import lower
 from fxprune.tracing.checks import (
     Leaves,
     check_example,
+    check_held,
     check_leaves,
     check_names,
     check_unwrapped,
@@ -91,6 +92,7 @@ def capture(
     if is_captured(model):
         return model  # type: ignore[return-value]
     check_unwrapped(model, listed(leaves))
+    check_held(model)
     concrete = dict(concrete_args or {})
     options: dict[str, Any] = {"concrete_args": concrete, "leaves": listed(leaves)}
     failures: dict[str, CaptureError] = {}
@@ -240,4 +242,5 @@ def captured(settings: Mapping[str, Any], model: nn.Module, description: Any) ->
     """The graph of a model, captured as `settings` say on an example of the described shapes; a graph as it is."""
     if is_captured(model):
         return cast("ModelGraph", model)
+    check_held(model)
     return capture_as(settings, model, example_for(model, description), made=True)

@@ -37,6 +37,12 @@ def check_names(model: nn.Module) -> None:
 _KEPT = {"self", *vars(OwnSource(nn.Module(), fx.Graph()))} - vars(nn.Module()).keys()
 
 
+def check_held(model: nn.Module) -> None:
+    """Raise CaptureError where a parameter or buffer is sparse or nested."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        check_dense(tensor, f"{type(model).__name__}.{name}", CaptureError, strided=True, meta=True)
+
+
 def listed(entries: Leaves) -> tuple[Entry, ...]:
     """Entries as a tuple; one that was given by itself is the only one."""
     return (entries,) if isinstance(entries, (str, type)) else tuple(entries)

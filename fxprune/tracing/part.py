@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.arguments import check_value
 from fxprune.caller.batches import Unpack, batch_to_device, batches, fitted
 from fxprune.caller.example import as_call, to_device
 from fxprune.caller.isolation import applied, device_of, isolated_copy, seeded, undisturbed
@@ -77,6 +78,7 @@ def with_captured_part(
     if is_captured(part):
         return model
     check_bare(model)
+    check_value("model", part)
     with stage("capturing"), undisturbed():
         feed = batches(loader, unpack)
         example, other = _inputs_of(model, path, next(feed), run), None
