@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from fxprune.caller.isolation import seeded
+from fxprune.caller.isolation import applied, seeded
 from fxprune.cli.datasets import Preparation, Source, loader_of
 from fxprune.cli.output import Output
 from fxprune.cli.targets import Built, arguments_of, build, object_of
@@ -79,7 +79,7 @@ class ModelOptions:
         with output.busy("building the model"), seeded(self.seed):
             built = build(self.model, arguments)
             model = with_weights(built.model, self.weights) if self.weights else built.model
-            model = self._placed(model).eval()
+            model = applied(self._placed(model), "eval")
         return Built(model, built.input_size, built.builder, built.builder_kwargs)
 
     def _placed(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -90,9 +90,10 @@ class ModelOptions:
         except RuntimeError as error:
             raise typer.BadParameter(first_line(error), param_hint="--device") from None
         try:
-            return model.to(device)
+            model.to(device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise FxpruneError(f"--device {self.device} cannot be used here: {first_line(error)}") from error
+        return model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

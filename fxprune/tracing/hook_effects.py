@@ -21,6 +21,7 @@ from fxprune.caller.meta import lacking_numbers
 from fxprune.caller.meta_calls import shape_only
 from fxprune.caller.source_lines import users_line
 from fxprune.errors import CaptureError
+from fxprune.tracing.checks import does_not_run
 from fxprune.tracing.hooks import (
     PRE,
     Hook,
@@ -52,9 +53,9 @@ def computing(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> fr
     run = _Run(model, watched)
     try:
         before = run.outputs(example, concrete)
-    except Exception:
+    except Exception as error:
         if numbers:
-            raise
+            raise does_not_run(model, error) from error
         return found  # what fails without numbers says nothing
     run.check()
     if numbers and run.computing != found:

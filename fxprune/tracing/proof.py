@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import another, as_call, batch_length, opened, trim
+from fxprune.caller.example import another, as_call, batch_length, check_dense, opened, trim
 from fxprune.caller.isolation import evaluating, kept_buffers, precise, restored, seeded
 from fxprune.caller.meta import has_numbers
 from fxprune.caller.source_lines import is_users
@@ -74,6 +74,7 @@ class Reference:
         before = _state(own)
         with restored(own), kept_buffers(own):
             batch, output = first_run(own, example, concrete)
+            check_dense(output, f"the output of {type(model).__name__}", CaptureError, strided=True, meta=True)
             changed = tuple(name for name, value in _state(own).items() if not _same(value, before.get(name)))
             later = list(_second_trial(own, batch, other, concrete, drawn))
         trials = [Trial(batch, output, grad=False), *_second_trial(own, batch, other, concrete)]
