@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 import warnings
@@ -14,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from helpers import call, difference, outputs
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from zoo import conv, head, images, tensors
 
 import fxprune
+from fxprune.caller.example import opened
 from fxprune.errors import CaptureError, FxpruneWarning
+from fxprune.tracing.proof import apart
 
 Forward = Callable[..., Tensor]
 RUNGS = ("fx", "values", "export")
@@ -271,3 +275,106 @@ def test_a_model_without_numbers_is_not_run() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
     assert len(list(fxprune.capture(model, tensors(6)(2)).graph.nodes)) == 5
+
+
+# -- what is compared --------------------------------------------------------------------------------------------------
+
+
+def _halves(self: Net, x: Tensor) -> Tensor:
+    return torch.cat([part * 2 for part in x.split(2)])
+
+
+def _doubled_where_many(self: Net, x: Tensor) -> Tensor:
+    return x * 2 if x.shape[0] > 4 else x
+
+
+def _centred(self: Net, x: Tensor) -> Tensor:
+    return x - x.mean(0) if len(x) > 1 else x
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("middle", [_halves, _doubled_where_many, _centred])
+def test_the_whole_example_and_one_sample_are_compared(middle: Forward, rung: str) -> None:
+    with pytest.raises(CaptureError):
+        fxprune.capture(Net(middle), images()(8), method=rung)
+
+
+class Masked(Net):
+    """A network that fills a column of its output with a constant, as masks do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return torch.cat([y, torch.full_like(y[:, :1], -1e9), torch.full_like(y[:, :1], -3e38)], 1)
+
+
+def test_constants_of_the_output_do_not_hide_the_rest() -> None:
+    model = Masked(lambda self, x: x / float(x.shape[0]))
+    assert "other outputs than the model" in captured(model, "values")
+    wanted, filled = torch.randn(2, 4), torch.full((2, 1), -1e9)
+    with_fill = torch.cat([wanted, filled], 1)
+    assert apart(with_fill, torch.cat([wanted * 1.01, filled], 1)) == pytest.approx(apart(wanted, wanted * 1.01))
+    assert apart(with_fill, with_fill) == apart(filled, filled) == 0
+    assert apart(with_fill, torch.cat([wanted, filled * 1.01], 1)) == pytest.approx(0.01, rel=1e-3)
+
+
+@dataclasses.dataclass
+class Answer:
+    """What a network gives, by name."""
+
+    logits: Any
+
+
+class Answers(dict[str, Any]):
+    """A dict that pytree does not know."""
+
+
+class Listed(list[Any]):
+    """A list that pytree does not know."""
+
+
+class Held:
+    """An object that holds a tensor."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+def _twice_where_plain(self: Net, x: Tensor) -> Tensor:
+    return x * 2 if type(x) is Tensor else x
+
+
+class Answering(Net):
+    """A network whose output is inside something."""
+
+    def __init__(self, into: Callable[[Tensor], Any], middle: Forward = _twice_where_plain) -> None:
+        super().__init__(middle)
+        self.into = into
+
+    def forward(self, x: Tensor) -> Any:
+        return self.into(super().forward(x))
+
+
+INTO: tuple[Callable[[Tensor], Any], ...] = (
+    lambda y: (Answer(y),),
+    lambda y: {"a": Answer(y)},
+    lambda y: Answer(Answer(y)),
+    lambda y: Answers(logits=y),
+    lambda y: (Listed([y]),),
+)
+
+
+@pytest.mark.parametrize("rung", ["fx", "values"])
+@pytest.mark.parametrize("into", INTO)
+def test_what_is_inside_of_an_output_is_compared(into: Callable[[Tensor], Any], rung: str) -> None:
+    assert "type of a value" in (error := captured(Answering(into), rung)) or "other outputs" in error
+    graph = captured(Answering(into, lambda self, x: x * 2), rung)
+    model = Answering(into, lambda self, x: x * 2)
+    graph.load_state_dict(model.state_dict())
+    wanted, found = (pytree.tree_leaves(opened(m(images()(3)))) for m in (model, graph))
+    assert len(wanted) == len(found) == 1
+    assert torch.allclose(wanted[0], found[0], atol=1e-6)
+
+
+def test_an_output_that_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(CaptureError, match="its output holds a Held, which cannot be compared: return tensors, lists"):
+        fxprune.capture(Answering(lambda y: (Held(y),)), images()(4))
