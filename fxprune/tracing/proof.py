@@ -7,6 +7,7 @@ import math
 import random
 import re
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from fxprune.tracing.hooks import hooks_of, plain_copy
 from fxprune.tracing.hooks import told as told_of_hooks
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_CONTAINERS, _OF_MODULES = (list, dict, set, deque), vars(nn.Module()).keys()
 _PLAIN = (bool, int, float, str, type(None))
 _FILLS, _FAR = 2, 100.0  # constants beside the numbers of an output, such as those of a mask, and how far off
 _SEED = 20_231  # none that a forward is traced with: what it draws must not be a constant of the graph
@@ -284,11 +286,13 @@ def _rows(batch: Any) -> str:
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
-    """The values of buffers, and of plain attributes, that a forward may change, by name."""
+    """What a forward may change, by name: buffers, plain attributes, and how many entries containers have."""
     state: dict[str, Any] = {name: buffer.clone() for name, buffer in model.named_buffers()}
     for path, module in model.named_modules():
         numbers = {name: value for name, value in plain_attributes(module).items() if isinstance(value, (int, float))}
-        state |= {f"{path}.{name}" if path else name: value for name, value in numbers.items()}
+        held = {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
+        lengths = {name: f"{len(value)} entries" for name, value in held.items() if isinstance(value, _CONTAINERS)}
+        state |= {f"{path}.{name}" if path else name: value for name, value in (numbers | lengths).items()}
     return state
 
 
