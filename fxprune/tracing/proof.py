@@ -27,7 +27,7 @@ from fxprune.caller.source_lines import is_users
 from fxprune.errors import CaptureError, FxpruneWarning, told
 from fxprune.tracing.checks import cuts, first_running, signature_of
 from fxprune.tracing.facts import placeholder_values
-from fxprune.tracing.graph import ModelGraph, plain_attributes
+from fxprune.tracing.graph import ModelGraph, captured_of, plain_attributes
 from fxprune.tracing.hooks import hooks_of, plain_copy
 from fxprune.tracing.hooks import told as told_of_hooks
 
@@ -113,7 +113,7 @@ class Reference:
 
     def check(self, graph: ModelGraph) -> None:
         """Raise DisagreementError where a graph gives other outputs than the model."""
-        if graph.meta["fxprune"].get("by_batch"):
+        if captured_of(graph).by_batch:
             self._try_one_more()
         for trial in self.trials:
             rows = _rows(trial.batch)
