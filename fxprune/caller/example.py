@@ -52,15 +52,28 @@ def _leaf_spec(value: Any) -> Any:
 
 
 def opened(value: Any) -> Any:
-    """`value`, where it is a dataclass of the user's, as a dict of those of its fields that are given.
+    """`value` with a dict of those fields that are given in the place of every dataclass of the user's.
 
-    >>> opened(TensorSpec((2,), torch.float32, torch.device("cpu")))["shape"]
+    So are other mappings dicts, and subclasses of lists and tuples plain ones, where pytree does not know them.
+
+    >>> opened([TensorSpec((2,), torch.float32, torch.device("cpu"))])[0]["shape"]
     (2,)
     """
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    given = {field.name: getattr(value, field.name) for field in fields(value)}
-    return {name: entry for name, entry in given.items() if entry is not None}
+    if is_dataclass(value) and not isinstance(value, type):
+        given = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {name: opened(entry) for name, entry in given.items() if entry is not None}
+    if isinstance(value, Mapping):
+        return _unless_known(value, {name: opened(entry) for name, entry in value.items()})
+    if isinstance(value, (list, tuple)) and not _is_packed(value):
+        return _unless_known(value, (list if isinstance(value, list) else tuple)(map(opened, value)))
+    return value
+
+
+def _unless_known(value: Any, plain: Any) -> Any:
+    """A container itself, where pytree opens it and nothing inside of it had to be opened; else the `plain` one."""
+    known = not pytree.tree_is_leaf(value)
+    pairs = zip(value.values(), plain.values()) if isinstance(plain, dict) else zip(value, plain)  # noqa: B905 - of one length
+    return value if known and all(old is new for old, new in pairs) else plain
 
 
 def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

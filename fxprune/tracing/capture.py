@@ -36,6 +36,7 @@ from fxprune.tracing.export import trace as exported
 from fxprune.tracing.facts import annotate
 from fxprune.tracing.graph import CAPTURED, ModelGraph, captured_of, history_of, is_captured
 from fxprune.tracing.hook_effects import computing
+from fxprune.tracing.outside import outside_restored
 from fxprune.tracing.proof import DisagreementError, Reference, first_run
 from fxprune.tracing.settings import example_for
 
@@ -191,7 +192,7 @@ def _captured(
     reference: Reference | None,
 ) -> ModelGraph:
     """The graph that one rung of the ladder gives of `own`, a copy of `model`, compared with the model."""
-    with kept_buffers(own):
+    with kept_buffers(own), outside_restored(own):
         try:
             graph = RUNGS[rung](own, example, **options)
         except Exception as error:
