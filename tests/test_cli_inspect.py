@@ -143,7 +143,7 @@ def test_drawn_by_graphviz_where_it_is(project, monkeypatch):
 
 def test_drawing_says_what_is_missing(project, monkeypatch):
     monkeypatch.setattr(drawing.shutil, "which", lambda name: None)
-    monkeypatch.setattr("fxprune.cli.find_spec", lambda name: None)
+    monkeypatch.setattr("fxprune.cli.extras.find_spec", lambda name: None)
     with pytest.raises(FxpruneError, match="Drawing without Graphviz's program dot needs matplotlib"):
         draw(*nets(project), project / "groups.svg")
     assert not (project / "groups.svg").exists()

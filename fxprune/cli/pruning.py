@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from torch import nn
@@ -33,8 +33,6 @@ Export = Annotated[
 Verify = Annotated[
     bool, typer.Option("--verify/--no-verify", help="Prove the result against the original with the units zeroed.")
 ]
-
-
 Measure = Annotated[
     bool, typer.Option("--measure", help="Measure latency before and after, on batches of 1 and 32, for the report.")
 ]
@@ -49,7 +47,7 @@ def compress(
     output: Output,
     *,
     allocate: Allocation = "tod",
-    compensate: Annotated[str, Level(help="What to do about the units that went.")] = "sequential",
+    compensate: Annotated[str, Level(help="How the removed units are made up for.")] = "sequential",
     rounds: Annotated[int, typer.Option(min=1, help="Score and prune so many times.")] = 1,
     verify: Verify = True,
     measure: Measure = False,
@@ -69,9 +67,7 @@ def compress(
     if not output.writes:
         return {}
     example = fitted_example(small, loader, options["unpack"]) if exports or measure else None
-    if measure:
-        _measure(built.model, small, example, output)
-    return _finished(small, built, output, out, exports, example)
+    return _finished(small, built, output, out, exports, example, measure=measure)
 
 
 def score(
@@ -114,7 +110,7 @@ def plan(
     allocate: Allocation = "tod",
     out: Annotated[Path, typer.Option("--out", "-o", help="The plan to write, as JSON.")] = PLAN,
 ) -> dict[str, Any]:
-    """Decide from scores which channels stay; needs no model, and takes no time."""
+    """Decide from scores which channels to keep; needs no model, and takes no time."""
     check_writable(out)
     asked = level.asked()
     found = planned(Scores.load(scores), asked, allocate=allocate, limits=limits)
@@ -127,7 +123,7 @@ def plan(
 
 
 def planned(scores: Scores, asked: Mapping[str, Any], *, allocate: str, limits: LimitOptions) -> Plan:
-    """A plan by scores from a file. Raises PlanError where they were scored without times that it needs."""
+    """A plan by scores from a file. Raises PlanError where they lack the times that it needs."""
     if asked.get("latency") is not None and scores.times is None:
         raise PlanError("a plan by --latency needs the times of the layers: score with --times")
     return scores.plan(**asked, allocate=allocate, **limits.given())
@@ -143,7 +139,7 @@ def apply(
     compensate: Annotated[
         str | None,
         Level(
-            help="What to do about the units that went; by default sequential with --data, ridge with --scores alone, "
+            help="How the removed units are made up for; by default sequential with --data, ridge with --scores alone, "
             "and none without both."
         ),
     ] = None,
@@ -165,14 +161,19 @@ def apply(
     with output.busy("applying the plan") as bars:
         small = compensated(
             built.model, chosen, level=level, scores=known, loader=loader if loader is None else bars.over(loader),
-            verify=verify, unpack=unpack, run=object_of(run, "--run") if run else None, seed=model.seed,
+            verify=verify, unpack=unpack, run=object_of(run, "--run"), seed=model.seed,
         )  # fmt: skip
     if not output.writes:
         return {}
-    example = _example(small, chosen, loader, unpack) if exports or measure else None
-    if measure:
-        _measure(built.model, small, example, output)
-    return _finished(small, built, output, out, exports, example, known)
+    example = None
+    if exports or measure:
+        if loader is None and chosen.submodule:
+            raise FxpruneError(
+                f"--export and --measure need a batch of the whole model, the plan has one of {chosen.submodule}: add "
+                "--data"
+            )
+        example = example_for(small, chosen.example) if loader is None else fitted_example(small, loader, unpack)
+    return _finished(small, built, output, out, exports, example, measure=measure, scores=known)
 
 
 def compensated(
@@ -185,7 +186,7 @@ def compensated(
     verify: bool,
     **options: Any,
 ) -> nn.Module:
-    """`model` after a plan, the plain removal proved before what stays is changed, as `fxprune.compress` does it."""
+    """`model` after a plan; as in `fxprune.compress`, the plain removal is proved before any layer is refitted."""
     small = fxprune.apply(model, plan, scores=scores)
     error = None
     if verify:
@@ -198,14 +199,8 @@ def compensated(
     return small
 
 
-def _measure(model: nn.Module, small: nn.Module, example: Any, output: Output) -> None:
-    """Put the measured latency of both models into the report of the smaller one."""
-    with output.busy("measuring latency"):
-        cast("Any", fxprune).measure_latency(model, small, example)
-
-
 def _checked(out: Path, export: list[Path] | None) -> list[Path]:
-    """The files to export to, after all files were looked at."""
+    """The files to export to, after all files were checked."""
     exports = export or []
     check_suffix([out], (".safetensors",), "--out")
     check_suffix(exports, EXPORTS, "--export")
@@ -213,27 +208,21 @@ def _checked(out: Path, export: list[Path] | None) -> list[Path]:
     return exports
 
 
-def _example(small: nn.Module, plan: Plan, loader: Iterable[Any] | None, unpack: Any) -> Any:
-    """A batch as the whole model takes it."""
-    if loader is not None:
-        return fitted_example(small, loader, unpack)
-    if plan.submodule:
-        raise FxpruneError(
-            f"exporting needs a batch of the whole model, the plan has one of {plan.submodule}: add --data"
-        )
-    return example_for(small, plan.example)
-
-
 def _finished(
     small: nn.Module,
     built: Built,
     output: Output,
     out: Path,
-    exports: Sequence[Path],
+    exports: list[Path],
     example: Any,
+    *,
+    measure: bool,
     scores: Scores | None = None,
 ) -> dict[str, Any]:
-    """Write the artefact and the exports of a smaller model, and show its report."""
+    """Measure a smaller model, write its artefact and its exports, and show its report."""
+    if measure:
+        with output.busy("measuring latency"):
+            fxprune.measure_latency(built.model, small, example)
     fxprune.save(small, out, scores=scores, builder=built.builder, builder_kwargs=built.builder_kwargs)
     errors: dict[str, float] = {}
     for path in exports:

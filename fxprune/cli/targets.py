@@ -54,11 +54,13 @@ def _literal(text: str) -> Any:
         return text
 
 
-def object_of(target: str, option: str) -> Any:
-    """What `package.module:name` names; the working directory is searched, too.
+def object_of(target: str | None, option: str) -> Any:
+    """The object at `package.module:name`, or None for None; the working directory is searched, too.
 
     Raises FxpruneError where there is no such module or name, or the module fails when it is imported.
     """
+    if target is None:
+        return None
     if not _TARGET.fullmatch(target):
         raise typer.BadParameter(f"{target!r} names nothing: write package.module:callable", param_hint=option)
     module_name, _, path = target.partition(":")

@@ -14,7 +14,7 @@ from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import aliases_of, dtype_name, lacking, memory_format_of, named_tensors, put
 from fxprune.errors import ArtifactError
 from fxprune.reporting.report import Report
-from fxprune.saving.container import digest_of, opened, plain, write
+from fxprune.saving.container import digest_of, plain, read_artifact, write
 from fxprune.saving.header import Builder, Header, Part, TensorRecord
 from fxprune.saving.rebuild import built, plan_from, rebuilt, versions
 from fxprune.scoring.scores import Scores
@@ -94,16 +94,16 @@ def load(path: str | PathLike[str], model: nn.Module | None = None, *, build: bo
     check(load, locals())
     if model is not None and build:
         raise ArtifactError("model= and build=True are both given: leave one out")
-    with opened(path) as (header, tensors):
-        for part in header.parts:
-            for content in part.plans:
-                plan_from(content, path)
-        if model is None:
-            model = _built(header, path, build=build)
-        small = rebuilt(model, header, tensors, path)
-        _check_tensors(small, header, path)
-        for name, tensor in tensors.items():
-            put(small, name, tensor)
+    header, tensors = read_artifact(path)
+    for part in header.parts:
+        for content in part.plans:
+            plan_from(content, path)
+    if model is None:
+        model = _built(header, path, build=build)
+    small = rebuilt(model, header, tensors, path)
+    _check_tensors(small, header, path)
+    for name, tensor in tensors.items():
+        put(small, name, tensor)
     _set_states(small, header)
     return small
 

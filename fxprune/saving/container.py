@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,8 @@ def write(path: FilePath, header: Header, tensors: Mapping[str, Tensor]) -> None
             ) from error
 
 
-@contextmanager
-def opened(path: FilePath) -> Iterator[tuple[Header, dict[str, Tensor]]]:
-    """The header and the tensors of a file, which is mapped into memory while it is open; every checksum is compared.
+def read_artifact(path: FilePath) -> tuple[Header, dict[str, Tensor]]:
+    """The header and the tensors of a file, which is mapped into memory; every checksum is compared.
 
     Raises ArtifactError where the file is missing, no artefact, of a newer format, cut off or altered.
     """
@@ -58,14 +56,13 @@ def opened(path: FilePath) -> Iterator[tuple[Header, dict[str, Tensor]]]:
                 raise ArtifactError(
                     f"{path} was altered: it {where} the tensor {odd[0]}, against its header; get it anew"
                 )
-            content = header, {name: _checked(path, name, file.get_tensor(name), header) for name in sorted(names)}
+            return header, {name: _checked(path, name, file.get_tensor(name), header) for name in sorted(names)}
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error}): name a file that fxprune.save wrote") from error
     except _DAMAGE as error:
         raise ArtifactError(
             f"{path} is not a model that fxprune.save wrote, or is cut off or damaged ({error}): get it anew"
         ) from error
-    yield content
 
 
 def check_header_size(path: Path, error: type[FxpruneError]) -> int:
