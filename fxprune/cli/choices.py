@@ -1,9 +1,9 @@
-"""The options on what may go, how much, and what is done about it."""
+"""The options on what may be removed, how much, and how it is made up for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,9 +17,9 @@ from fxprune.planning.budgets import given
 from fxprune.recovery.compensation.levels import LEVELS
 from fxprune.scoring.signals.table import SIGNALS
 
-_SIGNALS = ", ".join(SIGNALS)
 _Coupling = partial(typer.Option, rich_help_panel="What may go")
 _Scoring = partial(typer.Option, rich_help_panel="Scoring")
+_Function = partial(_Scoring, metavar="MODULE:FUNCTION")
 _Level = partial(typer.Option, rich_help_panel="How much goes (one of these)")
 _Limits = partial(typer.Option, rich_help_panel="Bounds")
 
@@ -37,21 +37,17 @@ def one_of(known: Iterable[str]) -> Callable[[str | None], str | None]:
 
 
 Run = Annotated[
-    str | None,
-    _Scoring(
-        metavar="MODULE:FUNCTION",
-        help="Function (model, inputs, targets) -> mean loss, for models that give their loss themselves.",
-    ),
+    str | None, _Function(help="Function (model, inputs, targets) -> mean loss, for models that compute it themselves.")
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CouplingOptions:
-    """Which channels may go."""
+    """Which channels may be removed."""
 
     exclude: Annotated[
         list[str],
-        _Coupling(metavar="PATTERN", help="Layers that stay whole: names, or patterns such as 'layer4.*'. Repeatable."),
+        _Coupling(metavar="PATTERN", help="Layers to keep whole: names, or patterns such as 'layer4.*'. Repeatable."),
     ] = field(default_factory=list)
     inexact: Annotated[
         bool, _Coupling("--inexact", help="Also prune channels over which a statistic such as LayerNorm is taken.")
@@ -63,7 +59,7 @@ class CouplingOptions:
         str,
         _Coupling(
             callback=one_of(("error", "freeze")),
-            help="What an operation without a rule does: error, or freeze (its channels stay whole).",
+            help="For an operation without a rule: error, or freeze (its channels stay whole).",
         ),
     ] = "error"
 
@@ -76,30 +72,26 @@ class CouplingOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringOptions(CouplingOptions):
-    """What units are ranked by, and which of them may go."""
+    """The scores of units, and which units may be removed."""
 
     propose: Annotated[
         str,
-        _Scoring(callback=one_of(SIGNALS), help=f"Signal by which units leave, lowest first: {_SIGNALS}."),
+        _Scoring(callback=one_of(SIGNALS), help=f"Signal that proposes units, lowest first: {', '.join(SIGNALS)}."),
     ] = "reconstruction"
-    protect: Annotated[
-        str, _Scoring(callback=one_of(SIGNALS), help="Signal by which units are protected, highest first.")
-    ] = "taylor-by-sample"
+    protect: Annotated[str, _Scoring(callback=one_of(SIGNALS), help="Signal that protects units, highest first.")] = (
+        "taylor-by-sample"
+    )
     loss: Annotated[
-        str | None,
-        _Scoring(metavar="MODULE:FUNCTION", help="Function (output, targets) -> mean loss; cross-entropy by default."),
+        str | None, _Function(help="Function (output, targets) -> mean loss; cross-entropy by default.")
     ] = None
     run: Run = None
     classes: Annotated[
         str | None,
-        _Scoring(
-            metavar="MODULE:FUNCTION",
-            help="Function from targets to class numbers, for --propose separability where targets are none.",
-        ),
+        _Function(help="Function from targets to class numbers, for --propose separability where targets are none."),
     ] = None
     checkpoint: Annotated[
         Path | None,
-        _Scoring(dir_okay=False, help="Keep what was found in this file, and go on from it after an interruption."),
+        _Scoring(dir_okay=False, help="Keep the state of the pass in this file, and resume from it when interrupted."),
     ] = None
     every: Annotated[int, _Scoring(min=1, help="Write --checkpoint after so many batches.")] = 50
 
@@ -107,13 +99,13 @@ class ScoringOptions(CouplingOptions):
         """All options, as arguments of `score` and `compress`."""
         named = {"loss": self.loss, "run": self.run, "classes": self.classes}
         functions = {name: object_of(target, f"--{name}") for name, target in named.items() if target}
-        file = {"checkpoint": self.checkpoint, "every": self.every}
-        return {"propose": self.propose, "protect": self.protect, **file, **self.coupling(), **functions}
+        plain = {"propose": self.propose, "protect": self.protect, "checkpoint": self.checkpoint, "every": self.every}
+        return {**plain, **self.coupling(), **functions}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelOptions:
-    """How much goes."""
+    """How much is removed."""
 
     alpha: Annotated[
         float | None,
@@ -126,8 +118,8 @@ class LevelOptions:
     ] = None
 
     def asked(self) -> dict[str, Any]:
-        """The one that was given, as arguments of `Scores.plan` and `compress`."""
-        asked = {"alpha": self.alpha, "params": self.params, "macs": self.macs, "latency": self.latency}
+        """The options as arguments of `Scores.plan` and `compress`; at most one of them is given."""
+        asked = asdict(self)
         try:
             given(**asked)
         except PlanError as error:
@@ -137,7 +129,7 @@ class LevelOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitOptions:
-    """What holds at every level; None where scores were told already."""
+    """The limits at every level; None for those that the scores name already."""
 
     round_to: Annotated[
         int | None, _Limits(min=1, help="Keep a multiple of so many units in each group, such as 8; 1 by default.")
@@ -148,12 +140,10 @@ class LimitOptions:
 
     def given(self) -> dict[str, Any]:
         """Those that were given."""
-        limits = {"round_to": self.round_to, "min_keep": self.min_keep}
-        return {name: value for name, value in limits.items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 Allocation = Annotated[
-    str,
-    _Limits(callback=one_of(ALLOCATIONS), help=f"How a level becomes widths: {', '.join(ALLOCATIONS)}."),
+    str, _Limits(callback=one_of(ALLOCATIONS), help=f"How a level becomes widths: {', '.join(ALLOCATIONS)}.")
 ]
 Level = partial(typer.Option, callback=one_of(LEVELS), metavar="|".join(LEVELS))

@@ -1,9 +1,9 @@
-"""The options on models and data, in groups: each group is a dataclass, and knows what follows from it."""
+"""The options on models and data, in groups: each group is a dataclass that makes the model or loader."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +37,7 @@ def numbers_of(text: str, option: str) -> tuple[float, ...]:
 _Model = partial(typer.Option, rich_help_panel="Model")
 _Data = partial(typer.Option, rich_help_panel="Data")
 _Eval = partial(typer.Option, rich_help_panel="Evaluation")
+PLACE = "DIR|torchvision:NAME|MODULE:CALLABLE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +54,7 @@ class ModelOptions:
     ]
     model_arg: Annotated[
         list[str],
-        _Model(
-            metavar="KEY=VALUE",
-            help="Argument of the callable; the value is a Python literal or else text. Repeatable.",
-        ),
+        _Model(metavar="KEY=VALUE", help="Argument of the callable: a Python literal or else text. Repeatable."),
     ] = field(default_factory=list)
     weights: Annotated[
         Path | None,
@@ -64,7 +62,7 @@ class ModelOptions:
             exists=True,
             dir_okay=False,
             help="The model's weights: safetensors, a state_dict that torch.save wrote, or an artefact of fxprune "
-            "(to prune it further). By default those that the callable gives.",
+            "(to prune it further). By default those of the callable.",
         ),
     ] = None
     submodule: Annotated[str, _Model(help="Prune only this part of the model, such as backbone.")] = ""
@@ -79,30 +77,26 @@ class ModelOptions:
         with output.busy("building the model"), seeded(self.seed):
             built = build(self.model, arguments)
             model = with_weights(built.model, self.weights) if self.weights else built.model
-            model = self._placed(model).eval()
-        return Built(model, built.input_size, built.builder, built.builder_kwargs)
-
-    def _placed(self, model: torch.nn.Module) -> torch.nn.Module:
-        if self.device is None:
-            return model
-        try:
-            device = torch.device(self.device)
-        except RuntimeError as error:
-            raise typer.BadParameter(first_line(error), param_hint="--device") from None
-        try:
-            return model.to(device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise FxpruneError(f"--device {self.device} cannot be used here: {first_line(error)}") from error
+            if self.device is not None:
+                try:
+                    device = torch.device(self.device)
+                except RuntimeError as error:
+                    raise typer.BadParameter(first_line(error), param_hint="--device") from None
+                try:
+                    model = model.to(device)
+                except (RuntimeError, AssertionError, NotImplementedError) as error:
+                    raise FxpruneError(f"--device {self.device} cannot be used here: {first_line(error)}") from error
+        return replace(built, model=model.eval())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataOptions:
-    """Which batches to calibrate with."""
+    """The batches to calibrate with."""
 
     data: Annotated[
         str | None,
         _Data(
-            metavar="DIR|torchvision:NAME|MODULE:CALLABLE",
+            metavar=PLACE,
             help="Calibration data: a folder with one folder of images a class, a dataset of torchvision "
             "by its class's name (in --data-root), or package.module:callable that gives a loader or a Dataset.",
         ),
@@ -171,18 +165,18 @@ class DataOptions:
             )
 
     def unpacking(self) -> Any:
-        """What --unpack names, or None."""
-        return object_of(self.unpack, "--unpack") if self.unpack else None
+        """The function of --unpack, or None."""
+        return object_of(self.unpack, "--unpack")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """What accuracy is taken on."""
+    """The data and the metric of the evaluation."""
 
     eval_data: Annotated[
         str,
         _Eval(
-            metavar="DIR|torchvision:NAME|MODULE:CALLABLE",
+            metavar=PLACE,
             help="Data to take the accuracy on, named as --data is; of torchvision's datasets the test images.",
         ),
     ]
@@ -196,12 +190,12 @@ class EvalOptions:
         str | None,
         _Eval(
             metavar="MODULE:FUNCTION",
-            help="Function (model, loader) -> number, the higher the better; by default the share of right classes.",
+            help="Function (model, loader) -> number, higher is better; by default the share of right classes.",
         ),
     ] = None
 
     def loader(self, data: DataOptions, output: Output, seed: int) -> Iterable[Any]:
         """The loader for accuracy, its images prepared as those for calibration."""
-        arguments: Mapping[str, Any] = arguments_of(self.eval_arg, "--eval-arg")
+        arguments = arguments_of(self.eval_arg, "--eval-arg")
         source = Source(self.eval_data, "--eval-data", arguments, data.data_root, training=False)
         return data.open(source, self.eval_samples or None, output, seed)

@@ -23,7 +23,7 @@ from fxprune.cli.options import DataOptions, EvalOptions, File, ModelOptions
 from fxprune.cli.output import Output
 from fxprune.cli.pareto import Row, plot, table, with_front
 from fxprune.cli.pruning import compensated, planned
-from fxprune.cli.targets import object_of, told
+from fxprune.cli.targets import object_of, told_with_line
 from fxprune.errors import FxpruneError, FxpruneWarning, PlanError
 from fxprune.planning.plan import Plan
 from fxprune.scoring.scores import Scores
@@ -70,7 +70,7 @@ def sweep(
     loader, held = data.loader(output, model.seed), evaluation.loader(data, output, model.seed)
     built = model.build(output)
     level = compensate or ("ridge" if loader is None else "sequential")
-    functions = {"unpack": data.unpacking(), "run": object_of(run, "--run") if run else None, "seed": model.seed}
+    functions = {"unpack": data.unpacking(), "run": object_of(run, "--run"), "seed": model.seed}
     metric = _metric(evaluation, functions["unpack"])
     made_folder(out, FxpruneError)
     smalls, values = [], []
@@ -107,7 +107,7 @@ def _value(metric: Metric, model: nn.Module, loader: Iterable[Any]) -> float:
     except FxpruneError:
         raise
     except Exception as error:
-        raise FxpruneError(f"{type(model).__name__} cannot be evaluated: {told(error)}") from error
+        raise FxpruneError(f"{type(model).__name__} cannot be evaluated: {told_with_line(error)}") from error
 
 
 def _points(alphas: str | None, **budgets: str | None) -> Points:
