@@ -161,14 +161,13 @@ def train(data: TensorDataset, bars: Bars, *, epochs: int, seed: int) -> DigitsN
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(data, batch_size=BATCH, shuffle=True, drop_last=True, generator=order)
     optimizer = SGD(model.parameters(), LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
-    steps = epochs * len(loader)
-    schedule = OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    batches = (batch for _ in range(epochs) for batch in loader)
-    for images, labels in bars.counted(batches, steps, "batches"):
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-        schedule.step()
+    schedule = OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * len(loader))
+    for _ in bars.steps(range(epochs), "epochs"):
+        for images, labels in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            schedule.step()
     return model.eval()
 
 
@@ -202,32 +201,21 @@ def widths(model: nn.Module) -> dict[str, int]:
 def summary_table(rows: Sequence[Row]) -> Table:
     """The costs, latency and accuracy at every alpha."""
     table = Table(
-        title="Digits, pruned in one shot with no further training",
-        title_justify="left",
-        box=SIMPLE,
-        collapse_padding=True,
-        caption=(
-            f"ms: {LATENCY_BATCH} images, one thread; plain: accuracy before the remaining layers are refitted;\n"
-            "error: its difference from the original with the removed units at zero"
-        ),
-        caption_justify="left",
-    )
+        title="Digits, pruned in one shot with no further training", title_justify="left", box=SIMPLE,
+        collapse_padding=True, caption_justify="left",
+        caption=f"ms: {LATENCY_BATCH} images, one thread; plain: accuracy before the remaining layers are refitted;\n"
+        "error: its difference from the original with the removed units at zero",
+    )  # fmt: skip
     for heading in ("alpha", "params", "%", "MACs/M", "%", "ms", "faster", "accuracy", "plain", "error"):
         table.add_column(heading, justify="right")
     full = rows[0]
     for row in rows:
         table.add_row(
-            alpha_text(row),
-            f"{row.parameters:,}",
-            f"{row.parameters / full.parameters:.0%}",
-            f"{row.macs / 1e6:.2f}",
-            f"{row.macs / full.macs:.0%}",
-            f"{row.latency_ms:.1f}",
-            f"{full.latency_ms / row.latency_ms:.2f} x",
-            f"{row.accuracy:.1%}",
-            "" if row.plain is None else f"{row.plain:.1%}",
+            alpha_text(row), f"{row.parameters:,}", f"{row.parameters / full.parameters:.0%}", f"{row.macs / 1e6:.2f}",
+            f"{row.macs / full.macs:.0%}", f"{row.latency_ms:.1f}", f"{full.latency_ms / row.latency_ms:.2f} x",
+            f"{row.accuracy:.1%}", "" if row.plain is None else f"{row.plain:.1%}",
             "" if row.error is None else f"{row.error:.0e}",
-        )
+        )  # fmt: skip
     return table
 
 

@@ -6,11 +6,15 @@ the layers that read it.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import fmean
+from textwrap import shorten
 
 import networkx as nx
 
@@ -53,7 +57,7 @@ def draw(graph: ModelGraph, groups: Iterable[Group], path: Path) -> None:
 
 
 def network(graph: ModelGraph, groups: Iterable[Group]) -> nx.DiGraph:
-    """Layers, in the order in which they run, and groups, with arrows from producers to groups to readers."""
+    """Layers, in the order in which they run, and groups, with arrows from producers to groups to consumers."""
     groups, layer = tuple(groups), layers_of(graph)
     order = {name: index for index, name in enumerate(dict.fromkeys(layer.values()))}
     widths = {site.name: site.width for group in groups for site in group.sites}
@@ -63,7 +67,9 @@ def network(graph: ModelGraph, groups: Iterable[Group]) -> nx.DiGraph:
         net.add_node(f"layer {name}", box=Box(name + (f"  {widths[name]}" if name in widths else "")))
     for index, group in enumerate(groups):
         colour = FROZEN if group.frozen else COLOURS[index % len(COLOURS)]
-        text = f"{group.name}: {len(group)} units" + ("\nstays: " + _short(group.frozen) if group.frozen else "")
+        text = f"{group.name}: {len(group)} units" + (
+            "\nstays: " + shorten(group.frozen, 60, placeholder="...") if group.frozen else ""
+        )
         net.add_node(f"group {index}", box=Box(text, colour, is_group=True))
         for site in group.sites:
             net.add_edge(f"layer {site.name}", f"group {index}", reads=False)
@@ -73,7 +79,7 @@ def network(graph: ModelGraph, groups: Iterable[Group]) -> nx.DiGraph:
 
 
 def layers_of(graph: ModelGraph) -> dict[str, str]:
-    """What each node is called in the model: its module, the parameter that it is or computes with, or its own name."""
+    """The name of each node in the model: its module, the parameter that it is or computes with, or its own name."""
     parameters = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
     names: dict[str, str] = {}
     for node in graph.graph.nodes:
@@ -84,13 +90,14 @@ def layers_of(graph: ModelGraph) -> dict[str, str]:
 
 
 def dot_of(net: nx.DiGraph) -> str:
-    """The picture in Graphviz's language."""
+    """The picture in Graphviz's language, whose quoted texts are those of JSON."""
+    quote = partial(json.dumps, ensure_ascii=False)
     lines = ["digraph groups {", "  rankdir=LR; node [fontname=Helvetica, fontsize=10, style=filled];"]
     for name, box in net.nodes(data="box"):
         shape = "box" if box.is_group else "ellipse"
-        lines.append(f"  {_quoted(name)} [label={_quoted(box.text)}, shape={shape}, fillcolor={_quoted(box.colour)}];")
+        lines.append(f"  {quote(name)} [label={quote(box.text)}, shape={shape}, fillcolor={quote(box.colour)}];")
     for start, end, reads in net.edges(data="reads"):
-        lines.append(f"  {_quoted(start)} -> {_quoted(end)} [style={'dashed' if reads else 'solid'}];")
+        lines.append(f"  {quote(start)} -> {quote(end)} [style={'dashed' if reads else 'solid'}];")
     return "\n".join([*lines, "}"]) + "\n"
 
 
@@ -130,22 +137,9 @@ def positions(net: nx.DiGraph) -> dict[str, tuple[float, float]]:
     layers = [name for name, box in boxes.items() if not box.is_group]
     places = {name: (0.0, -float(row)) for row, name in enumerate(layers)}
     groups = [name for name, box in boxes.items() if box.is_group]
-    wanted = {name: _mean([places[layer][1] for layer in nx.all_neighbors(net, name)]) for name in groups}
+    wanted = {name: fmean([places[layer][1] for layer in nx.all_neighbors(net, name)] or [0.0]) for name in groups}
     last = 1.5
     for name in sorted(groups, key=lambda name: -wanted[name]):
         last = min(wanted[name], last - 1.5)
         places[name] = (1.0, last)
     return places
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / max(len(values), 1)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
