@@ -19,14 +19,14 @@ NET = ["mynets:build", "--input", "3,8,8"]
 def test_tree_names_layers_readers_and_reasons(project):
     lines = [line.rstrip() for line in invoke("inspect", *NET).stdout.splitlines()]
     assert lines[1:] == [
-        "Net: 24 units in 2 groups may go; 1 group whole",
+        "Net: 24 units in 2 groups can be removed; 1 group whole",
         "├── stem  12 units, prunable",
         "│   ├── stem  12 of 12 channels",
         "│   └── read by body",
         "├── body  12 units, prunable",
         "│   ├── body  12 of 12 channels",
         "│   └── read by head",
-        "└── head  3 units, stays: it is the model's output",
+        "└── head  3 units, whole: it is the model's output",
         "    └── head  3 of 3 channels",
     ]
 
@@ -82,7 +82,7 @@ def test_network_leads_from_layers_to_groups_to_readers(project):
         "layer stem", "group 0", "layer body", "group 1", "layer head"
     ]  # fmt: skip
     assert net.nodes["layer stem"]["box"].text == "stem  12"
-    assert net.nodes["group 2"]["box"].text == "head: 3 units\nstays: it is the model's output"
+    assert net.nodes["group 2"]["box"].text == "head: 3 units\nwhole: it is the model's output"
     assert net.nodes["group 2"]["box"].colour == drawing.FROZEN
 
 

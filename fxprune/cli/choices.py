@@ -17,11 +17,11 @@ from fxprune.planning.budgets import given
 from fxprune.recovery.compensation.levels import LEVELS
 from fxprune.scoring.signals.table import SIGNALS
 
-_Coupling = partial(typer.Option, rich_help_panel="What may go")
+_Coupling = partial(typer.Option, rich_help_panel="What may be removed")
 _Scoring = partial(typer.Option, rich_help_panel="Scoring")
 _Function = partial(_Scoring, metavar="MODULE:FUNCTION")
-_Level = partial(typer.Option, rich_help_panel="How much goes (one of these)")
-_Limits = partial(typer.Option, rich_help_panel="Bounds")
+_Share = partial(typer.Option, rich_help_panel="How much is removed (one of these)", min=0, max=1)
+_Bound = partial(typer.Option, rich_help_panel="Bounds")
 
 
 def one_of(known: Iterable[str]) -> Callable[[str | None], str | None]:
@@ -49,18 +49,11 @@ class CouplingOptions:
         list[str],
         _Coupling(metavar="PATTERN", help="Layers to keep whole: names, or patterns such as 'layer4.*'. Repeatable."),
     ] = field(default_factory=list)
-    inexact: Annotated[
-        bool, _Coupling("--inexact", help="Also prune channels over which a statistic such as LayerNorm is taken.")
-    ] = False
-    head_dim: Annotated[
-        bool, _Coupling("--head-dim", help="Of attention, prune places within heads in place of whole heads.")
-    ] = False
+    inexact: Annotated[bool, _Coupling("--inexact", help="Also prune under statistics such as LayerNorm's.")] = False
+    head_dim: Annotated[bool, _Coupling("--head-dim", help="Prune places within attention heads, not heads.")] = False
     unknown: Annotated[
         str,
-        _Coupling(
-            callback=one_of(("error", "freeze")),
-            help="For an operation without a rule: error, or freeze (its channels stay whole).",
-        ),
+        _Coupling(callback=one_of(("error", "freeze")), help="For operations without a rule: error, or freeze."),
     ] = "error"
 
     def coupling(self) -> dict[str, Any]:
@@ -81,17 +74,13 @@ class ScoringOptions(CouplingOptions):
     protect: Annotated[str, _Scoring(callback=one_of(SIGNALS), help="Signal that protects units, highest first.")] = (
         "taylor-by-sample"
     )
-    loss: Annotated[
-        str | None, _Function(help="Function (output, targets) -> mean loss; cross-entropy by default.")
-    ] = None
+    loss: Annotated[str | None, _Function(help="Function (output, targets) -> mean loss; else cross-entropy.")] = None
     run: Run = None
     classes: Annotated[
-        str | None,
-        _Function(help="Function from targets to class numbers, for --propose separability where targets are none."),
+        str | None, _Function(help="Function from targets to class numbers, for separability where they are none.")
     ] = None
     checkpoint: Annotated[
-        Path | None,
-        _Scoring(dir_okay=False, help="Keep the state of the pass in this file, and resume from it when interrupted."),
+        Path | None, _Scoring(dir_okay=False, help="File for the state of the pass, to resume after an interruption.")
     ] = None
     every: Annotated[int, _Scoring(min=1, help="Write --checkpoint after so many batches.")] = 50
 
@@ -108,14 +97,11 @@ class LevelOptions:
     """How much is removed."""
 
     alpha: Annotated[
-        float | None,
-        _Level(min=0, max=1, help="Tolerance of difference, 0 (least) to 1 (most); 0.05 where no budget is given."),
+        float | None, _Share(help="Tolerance of difference, 0 (least) to 1 (most); 0.05 where no budget is given.")
     ] = None
-    params: Annotated[float | None, _Level(min=0, max=1, help="Share of the parameters to keep, such as 0.5.")] = None
-    macs: Annotated[float | None, _Level(min=0, max=1, help="Share of the multiply-accumulates to keep.")] = None
-    latency: Annotated[
-        float | None, _Level(min=0, max=1, help="Share of the time to keep, estimated from the times of the layers.")
-    ] = None
+    params: Annotated[float | None, _Share(help="Share of the parameters to keep, such as 0.5.")] = None
+    macs: Annotated[float | None, _Share(help="Share of the multiply-accumulates to keep.")] = None
+    latency: Annotated[float | None, _Share(help="Share of the time to keep, by the times of the layers.")] = None
 
     def asked(self) -> dict[str, Any]:
         """The options as arguments of `Scores.plan` and `compress`; at most one of them is given."""
@@ -131,12 +117,8 @@ class LevelOptions:
 class LimitOptions:
     """The limits at every level; None for those that the scores name already."""
 
-    round_to: Annotated[
-        int | None, _Limits(min=1, help="Keep a multiple of so many units in each group, such as 8; 1 by default.")
-    ] = None
-    min_keep: Annotated[int | None, _Limits(min=1, help="Keep at least so many units of each group; 1 by default.")] = (
-        None
-    )
+    round_to: Annotated[int | None, _Bound(min=1, help="Keep a multiple of so many units per group, such as 8.")] = None
+    min_keep: Annotated[int | None, _Bound(min=1, help="Keep at least so many units per group; 1 by default.")] = None
 
     def given(self) -> dict[str, Any]:
         """Those that were given."""
@@ -144,6 +126,6 @@ class LimitOptions:
 
 
 Allocation = Annotated[
-    str, _Limits(callback=one_of(ALLOCATIONS), help=f"How a level becomes widths: {', '.join(ALLOCATIONS)}.")
+    str, _Bound(callback=one_of(ALLOCATIONS), help=f"How a level becomes widths: {', '.join(ALLOCATIONS)}.")
 ]
 Level = partial(typer.Option, callback=one_of(LEVELS), metavar="|".join(LEVELS))

@@ -68,7 +68,7 @@ def network(graph: ModelGraph, groups: Iterable[Group]) -> nx.DiGraph:
     for index, group in enumerate(groups):
         colour = FROZEN if group.frozen else COLOURS[index % len(COLOURS)]
         text = f"{group.name}: {len(group)} units" + (
-            "\nstays: " + shorten(group.frozen, 60, placeholder="...") if group.frozen else ""
+            "\nwhole: " + shorten(group.frozen, 60, placeholder="...") if group.frozen else ""
         )
         net.add_node(f"group {index}", box=Box(text, colour, is_group=True))
         for site in group.sites:

@@ -131,9 +131,11 @@ def _tree(name: str, groups: tuple[Group, ...]) -> Tree:
     """The groups of a model: layers with their widths, consumers, and why a group stays whole."""
     free = [group for group in groups if group.frozen is None]
     units, whole = sum(map(len, free)), _counted(len(groups) - len(free), "group")
-    root = Tree(*plain(f"{name}: {_counted(units, 'unit')} in {_counted(len(free), 'group')} may go; {whole} whole"))
+    root = Tree(
+        *plain(f"{name}: {_counted(units, 'unit')} in {_counted(len(free), 'group')} can be removed; {whole} whole")
+    )
     for group in groups:
-        state = f"stays: {group.frozen}" if group.frozen else "prunable"
+        state = f"whole: {group.frozen}" if group.frozen else "prunable"
         state += f", inexactly: {group.inexact}" if group.inexact and not group.frozen else ""
         title = Text().join([
             *plain(group.name, style="bold"), Text(f"  {_counted(len(group), 'unit')}, "),

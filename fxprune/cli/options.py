@@ -37,7 +37,7 @@ def numbers_of(text: str, option: str) -> tuple[float, ...]:
 _Model = partial(typer.Option, rich_help_panel="Model")
 _Data = partial(typer.Option, rich_help_panel="Data")
 _Eval = partial(typer.Option, rich_help_panel="Evaluation")
-PLACE = "DIR|torchvision:NAME|MODULE:CALLABLE"
+KEYWORD, PLACE = "KEY=VALUE", "DIR|torchvision:NAME|MODULE:CALLABLE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +53,7 @@ class ModelOptions:
         ),
     ]
     model_arg: Annotated[
-        list[str],
-        _Model(metavar="KEY=VALUE", help="Argument of the callable: a Python literal or else text. Repeatable."),
+        list[str], _Model(metavar=KEYWORD, help="Argument of the callable: a Python literal or else text. Repeatable.")
     ] = field(default_factory=list)
     weights: Annotated[
         Path | None,
@@ -66,9 +65,7 @@ class ModelOptions:
         ),
     ] = None
     submodule: Annotated[str, _Model(help="Prune only this part of the model, such as backbone.")] = ""
-    device: Annotated[
-        str | None, _Model(help="Where to run: cpu, cuda, cuda:1, mps. By default where the callable puts the model.")
-    ] = None
+    device: Annotated[str | None, _Model(help="cpu, cuda, cuda:1, mps; by default where the callable puts it.")] = None
     seed: Annotated[int, _Model(help="Seed of initial weights, of the samples taken and of the scores.")] = 0
 
     def build(self, output: Output) -> Built:
@@ -97,13 +94,12 @@ class DataOptions:
         str | None,
         _Data(
             metavar=PLACE,
-            help="Calibration data: a folder with one folder of images a class, a dataset of torchvision "
+            help="Calibration data: a folder with one folder of images per class, a dataset of torchvision "
             "by its class's name (in --data-root), or package.module:callable that gives a loader or a Dataset.",
         ),
     ] = None
     data_arg: Annotated[
-        list[str],
-        _Data(metavar="KEY=VALUE", help="Argument of that callable, or of torchvision's dataset. Repeatable."),
+        list[str], _Data(metavar=KEYWORD, help="Argument of that callable, or of torchvision's dataset. Repeatable.")
     ] = field(default_factory=list)
     data_root: Annotated[Path, _Data(help="Where torchvision's datasets lie.")] = Path("data")
     samples: Annotated[
@@ -114,15 +110,9 @@ class DataOptions:
             "1000 of a dataset by default, and all that a loader gives.",
         ),
     ] = None
-    batch_size: Annotated[
-        int | None, _Data(min=1, help="Samples a batch: 64 of a dataset by default; a loader keeps its own.")
-    ] = None
+    batch_size: Annotated[int | None, _Data(min=1, help="64 for a dataset by default; a loader keeps its own.")] = None
     image_size: Annotated[
-        int | None,
-        _Data(
-            min=1,
-            help="Side of the square images: 224 for a folder by default; torchvision's datasets keep their own.",
-        ),
+        int | None, _Data(min=1, help="Side of the square images: 224 for a folder by default; else the dataset's own.")
     ] = None
     crop: Annotated[
         float, _Data(min=0.1, max=1.0, help="Share of the resized image that --image-size cuts out of its middle.")
@@ -131,8 +121,7 @@ class DataOptions:
     std: Annotated[str, _Data(help="Standard deviation of each channel.")] = IMAGENET_STD
     workers: Annotated[int, _Data(min=0, help="Processes that load images.")] = 0
     unpack: Annotated[
-        str | None,
-        _Data(metavar="MODULE:FUNCTION", help="Function from a batch to (inputs, targets), for other than pairs."),
+        str | None, _Data(metavar="MODULE:FUNCTION", help="Function from a batch to (inputs, targets), unless pairs.")
     ] = None
 
     def loader(self, output: Output, seed: int) -> Iterable[Any] | None:
@@ -174,23 +163,17 @@ class EvalOptions:
     """The data and the metric of the evaluation."""
 
     eval_data: Annotated[
-        str,
-        _Eval(
-            metavar=PLACE,
-            help="Data to take the accuracy on, named as --data is; of torchvision's datasets the test images.",
-        ),
+        str, _Eval(metavar=PLACE, help="Data for the accuracy, named as --data is; of torchvision's the test images.")
     ]
-    eval_arg: Annotated[
-        list[str], _Eval(metavar="KEY=VALUE", help="Argument of that callable or dataset. Repeatable.")
-    ] = field(default_factory=list)
-    eval_samples: Annotated[
-        int, _Eval(min=0, help="Take so many samples, of all classes alike, drawn by --seed; 0 takes all.")
-    ] = 0
+    eval_arg: Annotated[list[str], _Eval(metavar=KEYWORD, help="Argument of that callable or dataset. Repeatable.")] = (
+        field(default_factory=list)
+    )
+    eval_samples: Annotated[int, _Eval(min=0, help="Take so many samples, of all classes alike; 0 takes all.")] = 0
     metric: Annotated[
         str | None,
         _Eval(
             metavar="MODULE:FUNCTION",
-            help="Function (model, loader) -> number, higher is better; by default the share of right classes.",
+            help="Function (model, loader) -> number, the higher the better; by default the share of right classes.",
         ),
     ] = None
 
