@@ -48,8 +48,9 @@ def report(
     pages = [] if html is None else [_page(html, path) if len(reports) > 1 else html for path in reports]
     for found, page in zip(reports.values(), pages, strict=False):
         found.to_html(page)
-    made_by = ", ".join(f"{name} {version}" for name, version in header.versions.items())
-    output.show(*reports.values(), f"made by {made_by}" + (f"; built by {header.builder}" if header.builder else ""))
+    output.show(
+        *reports.values(), f"made by {header.made_by}" + (f"; built by {header.builder}" if header.builder else "")
+    )
     if pages:
         output.wrote(*pages)
     compared = []

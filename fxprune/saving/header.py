@@ -75,6 +75,11 @@ class Header:
     others: tuple[str, ...]
     builder: Builder | None = None
 
+    @property
+    def made_by(self) -> str:
+        """The versions of fxprune and torch that wrote the file, as text."""
+        return ", ".join(f"{name} {version}" for name, version in self.versions.items())
+
     def to_text(self) -> str:
         """The header as JSON."""
         try:

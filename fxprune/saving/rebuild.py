@@ -1,10 +1,11 @@
-"""From the original architecture and a header to the small model, with whatever weights."""
+"""From the original architecture and a header to the small model, its weights not yet loaded."""
 
 from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -22,12 +23,13 @@ from fxprune.version import __version__
 _FAILURES = (FxpruneError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, OverflowError)
 
 
-def rebuilt(model: nn.Module, header: Header, tensors: Mapping[str, Tensor], source: object) -> nn.Module:
-    """`model`, which is not changed, after the header's plans; raises ArtifactError where these do not fit it."""
+def rebuilt(
+    model: nn.Module, header: Header, plans: Sequence[Sequence[Plan]], tensors: Mapping[str, Tensor], source: object
+) -> nn.Module:
+    """`model`, which is not changed, after the plans of each part. Raises ArtifactError where they do not fit it."""
     small = _materialised(model, header, tensors)
-    for part in header.parts:
-        for content in part.plans:
-            plan = plan_from(content, source)
+    for part, applied in zip(header.parts, plans, strict=True):
+        for plan in applied:
             try:
                 small = apply(small, plan)
             except _FAILURES as error:
@@ -36,15 +38,12 @@ def rebuilt(model: nn.Module, header: Header, tensors: Mapping[str, Tensor], sou
                     f"{type(model).__name__} that was given ({summary(error)}): pass model= of the architecture "
                     "that was pruned, built with the same arguments"
                 ) from error
-        _check_structure(small, plan.submodule, part, header, source)
+        _check_structure(small, part, header, source)
     return small
 
 
 def plan_from(content: Mapping[str, Any], source: object) -> Plan:
-    """The plan that a header holds, its settings and the size of its example checked.
-
-    Raises ArtifactError.
-    """
+    """The plan that a header holds, checked. Raises ArtifactError."""
     try:
         return Plan.from_dict(content, source)
     except FxpruneError as error:
@@ -54,8 +53,8 @@ def plan_from(content: Mapping[str, Any], source: object) -> Plan:
 def _materialised(model: nn.Module, header: Header, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A copy of a model with buffers from the file, where they kept their shape, and zeros in place of meta tensors.
 
-    Buffers are taken over before anything is traced since a forward may index by them. Parameters are shared with
-    `model`, or are zeros: they are only looked at for their shapes.
+    Buffers are set before tracing because a forward may index by them. Parameters, of which only the shapes matter,
+    are shared with `model`, or are zeros.
     """
     instead: dict[int, object] = {}
     made: dict[str, Tensor] = {}
@@ -71,49 +70,44 @@ def _materialised(model: nn.Module, header: Header, tensors: Mapping[str, Tensor
 
 
 def _stand_in(held: Tensor, saved: Tensor | None) -> Tensor:
+    on_meta = held.device.type == "meta"
     if isinstance(held, nn.Parameter):
-        return held if held.device.type != "meta" else nn.Parameter(_zeros(held), requires_grad=held.requires_grad)
+        return nn.Parameter(_zeros(held), requires_grad=held.requires_grad) if on_meta else held
     if saved is not None and saved.shape == held.shape and saved.dtype == held.dtype:
-        return saved.to("cpu" if held.device.type == "meta" else held.device, copy=True)
-    return held.detach().clone() if held.device.type != "meta" else _zeros(held)
+        return saved.to("cpu" if on_meta else held.device, copy=True)
+    return _zeros(held) if on_meta else held.detach().clone()
 
 
 def _zeros(held: Tensor) -> Tensor:
     return torch.zeros(held.shape, dtype=held.dtype, device="cpu")
 
 
-def _check_structure(small: nn.Module, path: str, part: Part, header: Header, source: object) -> None:
+def _check_structure(small: nn.Module, part: Part, header: Header, source: object) -> None:
     """Compare the graph that was pruned with that of the file, node by node.
 
-    Raises ArtifactError where they differ, and warns where torch or fxprune are of another version than the file's:
-    these may spell one network in two ways.
+    Raises ArtifactError where they differ; warns where the versions of torch or fxprune differ too, because these may
+    spell one network in two ways.
     """
-    graph: Any = part_of(small, path)
-    now = history_of(graph).structure
-    for index in range(max(len(now), len(part.structure))):
-        old, new = (lines[index] if index < len(lines) else "no node" for lines in (part.structure, now))
-        if old == new:
-            continue
-        said = f"{source} was made from a {header.model} in which node {index} is {old}, and in the model given {new}"
-        if dict(header.versions) == versions():
-            raise ArtifactError(
-                f"{said}: pass model= of the architecture that was pruned, built with the same arguments"
-            )
-        made_by = ", ".join(f"{name} {version}" for name, version in header.versions.items())
-        warnings.warn(f"{said}. It was made by {made_by}; compare the outputs", FxpruneWarning, stacklevel=4)
+    now = history_of(part_of(small, part.path)).structure
+    for index, (old, new) in enumerate(zip_longest(part.structure, now, fillvalue="no node")):
+        if old != new:
+            nodes = f"in which node {index} is {old}, and in the model given {new}"
+            break
+    else:
         return
+    text = f"{source} was made from a {header.model} {nodes}"
+    if dict(header.versions) == versions():
+        raise ArtifactError(f"{text}: pass model= of the architecture that was pruned, built with the same arguments")
+    warnings.warn(f"{text}. It was made by {header.made_by}; compare the outputs", FxpruneWarning, stacklevel=4)
 
 
 def versions() -> dict[str, str]:
-    """The versions that may decide how a model becomes a graph."""
+    """The versions on which the graph of a model may depend."""
     return {"fxprune": __version__, "torch": str(torch.__version__)}
 
 
 def built(builder: Builder, source: object) -> nn.Module:
-    """The model that a file's builder gives; imports and runs what the file names.
-
-    Raises ArtifactError where that fails.
-    """
+    """The model of a file's builder, which is imported and called. Raises ArtifactError where that fails."""
     module, _, name = builder.target.partition(":")
     try:
         made: Any = importlib.import_module(module)
