@@ -94,7 +94,7 @@ def test_attention_that_loses_heads_is_named() -> None:
     model = ZOO["multihead_plain"].build()
     plan = planned(model, ZOO["multihead_plain"].example(2))
     with pytest.raises(
-        NarrowError, match=r"attention.inner is an nn.MultiheadAttention of 4 heads, of which some leave"
+        NarrowError, match=r"attention.inner is an nn.MultiheadAttention of 4 heads, some of which are removed"
     ):
         fxprune.narrow(model, plan)
 

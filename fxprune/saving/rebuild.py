@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -58,15 +58,20 @@ def _materialised(model: nn.Module, header: Header, tensors: Mapping[str, Tensor
     """
     instead: dict[int, object] = {}
     made: dict[str, Tensor] = {}
+    for name, _, held in held_tensors(model):
+        first = header.aliases.get(name, name)
+        new = _stand_in(held, tensors.get(first))
+        on_meta = held.device.type == "meta"  # going there unties tensors
+        instead[id(held)] = made.setdefault(first, new) if on_meta else new
+    return isolated_copy(model, instead)
+
+
+def held_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Every parameter, buffer and tensor attribute of a model's modules, under every name, with its module."""
     for path, module in model.named_modules(remove_duplicate=False):
         for name, held in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
             if isinstance(held, Tensor):
-                full = f"{path}.{name}" if path else name
-                first = header.aliases.get(full, full)
-                new = _stand_in(held, tensors.get(first))
-                on_meta = held.device.type == "meta"  # going there unties tensors
-                instead[id(held)] = made.setdefault(first, new) if on_meta else new
-    return isolated_copy(model, instead)
+                yield f"{path}.{name}" if path else name, module, held
 
 
 def _stand_in(held: Tensor, saved: Tensor | None) -> Tensor:
