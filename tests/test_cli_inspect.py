@@ -81,9 +81,9 @@ def test_network_leads_from_layers_to_groups_to_readers(project):
     assert nx.shortest_path(net, "layer stem", "layer head") == [
         "layer stem", "group 0", "layer body", "group 1", "layer head"
     ]  # fmt: skip
-    assert net.nodes["layer stem"]["box"].text == "stem  12"
-    assert net.nodes["group 2"]["box"].text == "head: 3 units\nwhole: it is the model's output"
-    assert net.nodes["group 2"]["box"].colour == drawing.FROZEN
+    assert net.nodes["layer stem"]["text"] == "stem  12"
+    assert net.nodes["group 2"]["text"] == "head: 3 units\nwhole: it is the model's output"
+    assert net.nodes["group 2"]["colour"] == drawing.FROZEN
 
 
 class Attending(nn.Module):

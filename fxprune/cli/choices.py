@@ -49,11 +49,16 @@ class CouplingOptions:
         list[str],
         _Coupling(metavar="PATTERN", help="Layers to keep whole: names, or patterns such as 'layer4.*'. Repeatable."),
     ] = field(default_factory=list)
-    inexact: Annotated[bool, _Coupling("--inexact", help="Also prune under statistics such as LayerNorm's.")] = False
-    head_dim: Annotated[bool, _Coupling("--head-dim", help="Prune places within attention heads, not heads.")] = False
+    inexact: Annotated[
+        bool, _Coupling("--inexact", help="Also prune channels over which a statistic such as LayerNorm is taken.")
+    ] = False
+    head_dim: Annotated[bool, _Coupling("--head-dim", help="Prune within attention heads, not whole heads.")] = False
     unknown: Annotated[
         str,
-        _Coupling(callback=one_of(("error", "freeze")), help="For operations without a rule: error, or freeze."),
+        _Coupling(
+            callback=one_of(("error", "freeze")),
+            help="For an operation without a rule: error, or freeze, which keeps its channels whole.",
+        ),
     ] = "error"
 
     def coupling(self) -> dict[str, Any]:
@@ -74,7 +79,9 @@ class ScoringOptions(CouplingOptions):
     protect: Annotated[str, _Scoring(callback=one_of(SIGNALS), help="Signal that protects units, highest first.")] = (
         "taylor-by-sample"
     )
-    loss: Annotated[str | None, _Function(help="Function (output, targets) -> mean loss; else cross-entropy.")] = None
+    loss: Annotated[
+        str | None, _Function(help="Function (output, targets) -> mean loss; cross-entropy by default.")
+    ] = None
     run: Run = None
     classes: Annotated[
         str | None, _Function(help="Function from targets to class numbers, for separability where they are none.")
@@ -117,7 +124,9 @@ class LevelOptions:
 class LimitOptions:
     """The limits at every level; None for those that the scores name already."""
 
-    round_to: Annotated[int | None, _Bound(min=1, help="Keep a multiple of so many units per group, such as 8.")] = None
+    round_to: Annotated[int | None, _Bound(min=1, help="Keep a multiple of so many units per group; 1 by default.")] = (
+        None
+    )
     min_keep: Annotated[int | None, _Bound(min=1, help="Keep at least so many units per group; 1 by default.")] = None
 
     def given(self) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -32,15 +31,6 @@ DPI = 150
 TALLEST = 30000  # pixels of a PNG
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A node of the picture."""
-
-    text: str
-    colour: str = "white"
-    is_group: bool = False
-
-
 def draw(graph: ModelGraph, groups: Iterable[Group], path: Path) -> None:
     """Draw the groups of a graph to a file that ends in one of `SUFFIXES`; it appears whole or not at all.
 
@@ -57,20 +47,23 @@ def draw(graph: ModelGraph, groups: Iterable[Group], path: Path) -> None:
 
 
 def network(graph: ModelGraph, groups: Iterable[Group]) -> nx.DiGraph:
-    """Layers, in the order in which they run, and groups, with arrows from producers to groups to consumers."""
+    """Layers, in the order in which they run, and groups, with arrows from producers to groups to consumers.
+
+    A node has its `text` and `colour`, and `is_group`; an arrow `reads` where it leads to a consumer.
+    """
     groups, layer = tuple(groups), layers_of(graph)
     order = {name: index for index, name in enumerate(dict.fromkeys(layer.values()))}
     widths = {site.name: site.width for group in groups for site in group.sites}
     readers = [layer[name] for group in groups for name in group.consumers]
     net: nx.DiGraph = nx.DiGraph()
     for name in sorted(dict.fromkeys([*widths, *readers]), key=lambda name: order.get(name, -1)):
-        net.add_node(f"layer {name}", box=Box(name + (f"  {widths[name]}" if name in widths else "")))
+        text = name + (f"  {widths[name]}" if name in widths else "")
+        net.add_node(f"layer {name}", text=text, colour="white", is_group=False)
     for index, group in enumerate(groups):
         colour = FROZEN if group.frozen else COLOURS[index % len(COLOURS)]
-        text = f"{group.name}: {len(group)} units" + (
-            "\nwhole: " + shorten(group.frozen, 60, placeholder="...") if group.frozen else ""
-        )
-        net.add_node(f"group {index}", box=Box(text, colour, is_group=True))
+        why = f"\nwhole: {shorten(group.frozen, 60, placeholder='...')}" if group.frozen else ""
+        text = f"{group.name}: {len(group)} units{why}"
+        net.add_node(f"group {index}", text=text, colour=colour, is_group=True)
         for site in group.sites:
             net.add_edge(f"layer {site.name}", f"group {index}", reads=False)
         for name in group.consumers:
@@ -93,9 +86,11 @@ def dot_of(net: nx.DiGraph) -> str:
     """The picture in Graphviz's language, whose quoted texts are those of JSON."""
     quote = partial(json.dumps, ensure_ascii=False)
     lines = ["digraph groups {", "  rankdir=LR; node [fontname=Helvetica, fontsize=10, style=filled];"]
-    for name, box in net.nodes(data="box"):
-        shape = "box" if box.is_group else "ellipse"
-        lines.append(f"  {quote(name)} [label={quote(box.text)}, shape={shape}, fillcolor={quote(box.colour)}];")
+    for name, node in net.nodes.items():
+        shape = "box" if node["is_group"] else "ellipse"
+        lines.append(
+            f"  {quote(name)} [label={quote(node['text'])}, shape={shape}, fillcolor={quote(node['colour'])}];"
+        )
     for start, end, reads in net.edges(data="reads"):
         lines.append(f"  {quote(start)} -> {quote(end)} [style={'dashed' if reads else 'solid'}];")
     return "\n".join([*lines, "}"]) + "\n"
@@ -116,12 +111,12 @@ def _by_matplotlib(net: nx.DiGraph, path: Path) -> None:
     height = max(2.0, ROW * max(-y for _, y in places.values()) + 1) if places else 2.0
     figure = Figure(figsize=(11, height))
     axes = figure.subplots()
-    for name, box in net.nodes(data="box"):
-        style = {"boxstyle": "round" if box.is_group else "square", "facecolor": box.colour, "edgecolor": "0.4"}
-        side = "left" if box.is_group else "right"
-        axes.text(*places[name], box.text, ha=side, va="center", fontsize=8, bbox=style, zorder=2)
+    for name, node in net.nodes.items():
+        side, shape = ("left", "round") if node["is_group"] else ("right", "square")
+        style = {"boxstyle": shape, "facecolor": node["colour"], "edgecolor": "0.4"}
+        axes.text(*places[name], node["text"], ha=side, va="center", fontsize=8, bbox=style, zorder=2)
     for start, end, reads in net.edges(data="reads"):
-        colour = net.nodes[start if reads else end]["box"].colour
+        colour = net.nodes[start if reads else end]["colour"]
         arrow = {"arrowstyle": "-|>", "color": "0.6" if colour == FROZEN else colour, "shrinkA": 6, "shrinkB": 6}
         arrow |= {"linestyle": "--" if reads else "-", "linewidth": 1.4, "connectionstyle": "arc3,rad=0.05"}
         axes.annotate("", places[end], places[start], arrowprops=arrow, zorder=1)
@@ -133,10 +128,9 @@ def _by_matplotlib(net: nx.DiGraph, path: Path) -> None:
 
 def positions(net: nx.DiGraph) -> dict[str, tuple[float, float]]:
     """Where each node stands: (0, -row) for layers; (1, y) for groups, near the mean of their layers, a row apart."""
-    boxes: Mapping[str, Box] = dict(net.nodes(data="box"))
-    layers = [name for name, box in boxes.items() if not box.is_group]
+    layers = [name for name, is_group in net.nodes(data="is_group") if not is_group]
+    groups = [name for name, is_group in net.nodes(data="is_group") if is_group]
     places = {name: (0.0, -float(row)) for row, name in enumerate(layers)}
-    groups = [name for name, box in boxes.items() if box.is_group]
     wanted = {name: fmean([places[layer][1] for layer in nx.all_neighbors(net, name)] or [0.0]) for name in groups}
     last = 1.5
     for name in sorted(groups, key=lambda name: -wanted[name]):

@@ -65,7 +65,7 @@ class ModelOptions:
         ),
     ] = None
     submodule: Annotated[str, _Model(help="Prune only this part of the model, such as backbone.")] = ""
-    device: Annotated[str | None, _Model(help="cpu, cuda, cuda:1, mps; by default where the callable puts it.")] = None
+    device: Annotated[str | None, _Model(help="Where to run, such as cuda:1; by default the callable's device.")] = None
     seed: Annotated[int, _Model(help="Seed of initial weights, of the samples taken and of the scores.")] = 0
 
     def build(self, output: Output) -> Built:
@@ -110,7 +110,9 @@ class DataOptions:
             "1000 of a dataset by default, and all that a loader gives.",
         ),
     ] = None
-    batch_size: Annotated[int | None, _Data(min=1, help="64 for a dataset by default; a loader keeps its own.")] = None
+    batch_size: Annotated[
+        int | None, _Data(min=1, help="Samples per batch: 64 of a dataset by default; a loader keeps its own.")
+    ] = None
     image_size: Annotated[
         int | None, _Data(min=1, help="Side of the square images: 224 for a folder by default; else the dataset's own.")
     ] = None
@@ -121,7 +123,8 @@ class DataOptions:
     std: Annotated[str, _Data(help="Standard deviation of each channel.")] = IMAGENET_STD
     workers: Annotated[int, _Data(min=0, help="Processes that load images.")] = 0
     unpack: Annotated[
-        str | None, _Data(metavar="MODULE:FUNCTION", help="Function from a batch to (inputs, targets), unless pairs.")
+        str | None,
+        _Data(metavar="MODULE:FUNCTION", help="Function from a batch to (inputs, targets); pairs need none."),
     ] = None
 
     def loader(self, output: Output, seed: int) -> Iterable[Any] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,18 +25,57 @@ from fxprune.tracing.part import part_of
 from fxprune.tracing.settings import example_for
 
 EXPORTS = (".onnx", ".pt2")
-SMALL, SCORES, PLAN = Path("small.safetensors"), Path("scores.npz"), Path("plan.json")
-Out = Annotated[Path, typer.Option("--out", "-o", help="The artefact to write, for fxprune.load.")]
-Export = Annotated[
-    list[Path] | None,
-    typer.Option("--export", help="Also write model.onnx or model.pt2, checked against the model. Repeatable."),
-]
-Verify = Annotated[
-    bool, typer.Option("--verify/--no-verify", help="Prove the result against the original with the units zeroed.")
-]
-Measure = Annotated[
-    bool, typer.Option("--measure", help="Measure latency before and after, on batches of 1 and 32, for the report.")
-]
+SCORES, PLAN = Path("scores.npz"), Path("plan.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultOptions:
+    """The files to write of a smaller model, and how it is checked and measured."""
+
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Prove the result against the original with the units zeroed.")
+    ] = True
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Report the latency before and after, on batches of 1 and 32.")
+    ] = False
+    out: Annotated[Path, typer.Option("--out", "-o", help="The artefact to write, for fxprune.load.")] = Path(
+        "small.safetensors"
+    )
+    export: Annotated[
+        list[Path], typer.Option(help="Also write model.onnx or model.pt2, checked against the model. Repeatable.")
+    ] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise where a file could not be written."""
+        check_suffix([self.out], (".safetensors",), "--out")
+        check_suffix(self.export, EXPORTS, "--export")
+        check_writable(self.out, *self.export)
+
+    def write(
+        self,
+        small: nn.Module,
+        built: Built,
+        output: Output,
+        example: Callable[[], Any],
+        scores: Scores | None = None,
+    ) -> dict[str, Any]:
+        """Measure a smaller model, write its artefact and its exports, and show its report."""
+        if not output.writes:
+            return {}
+        batch = example() if self.export or self.measure else None
+        if self.measure:
+            with output.busy("measuring latency"):
+                fxprune.measure_latency(built.model, small, batch)
+        fxprune.save(small, self.out, scores=scores, builder=built.builder, builder_kwargs=built.builder_kwargs)
+        errors: dict[str, float] = {}
+        for path in self.export:
+            with output.busy(f"exporting {path}"):
+                errors[str(path)] = fxprune.export(small, path, batch)
+        report = fxprune.report(small)
+        output.show(report)
+        output.wrote(self.out, *self.export)
+        size = self.out.stat().st_size
+        return {"out": str(self.out), "bytes": size, "exported": errors, "report": report.to_dict()}
 
 
 def compress(
@@ -49,25 +89,19 @@ def compress(
     allocate: Allocation = "tod",
     compensate: Annotated[str, Level(help="How the removed units are made up for.")] = "sequential",
     rounds: Annotated[int, typer.Option(min=1, help="Score and prune so many times.")] = 1,
-    verify: Verify = True,
-    measure: Measure = False,
-    out: Out = SMALL,
-    export: Export = None,
+    result: ResultOptions,
 ) -> dict[str, Any]:
     """Make a model smaller, from scores to the artefact in one go, and report what was achieved."""
-    exports = _checked(out, export)
+    result.check()
     options = level.asked() | limits.given() | scoring.arguments() | {"unpack": data.unpacking()}
     loader = data.needed(output, model.seed)
     built = model.build(output)
     with output.busy("compressing") as bars:
         small = fxprune.compress(
             built.model, bars.over(loader), allocate=allocate, rounds=rounds, compensate=compensate,  # type: ignore[arg-type]
-            verify=verify, seed=model.seed, submodule=model.submodule, progress=False, **options,
+            verify=result.verify, seed=model.seed, submodule=model.submodule, progress=False, **options,
         )  # fmt: skip
-    if not output.writes:
-        return {}
-    example = fitted_example(small, loader, options["unpack"]) if exports or measure else None
-    return _finished(small, built, output, out, exports, example, measure=measure)
+    return result.write(small, built, output, lambda: fitted_example(small, loader, options["unpack"]))
 
 
 def score(
@@ -144,13 +178,10 @@ def apply(
         ),
     ] = None,
     run: Run = None,
-    verify: Verify = True,
-    measure: Measure = False,
-    out: Out = SMALL,
-    export: Export = None,
+    result: ResultOptions,
 ) -> dict[str, Any]:
     """Make a model smaller by a plan, and report what was achieved."""
-    exports = _checked(out, export)
+    result.check()
     chosen = Plan.load(plan)
     known = Scores.load(scores) if scores else None
     if model.submodule and model.submodule != chosen.submodule:
@@ -161,19 +192,15 @@ def apply(
     with output.busy("applying the plan") as bars:
         small = compensated(
             built.model, chosen, level=level, scores=known, loader=loader if loader is None else bars.over(loader),
-            verify=verify, unpack=unpack, run=object_of(run, "--run"), seed=model.seed,
+            verify=result.verify, unpack=unpack, run=object_of(run, "--run"), seed=model.seed,
         )  # fmt: skip
-    if not output.writes:
-        return {}
-    example = None
-    if exports or measure:
+
+    def example() -> Any:
         if loader is None and chosen.submodule:
-            raise FxpruneError(
-                f"--export and --measure need a batch of the whole model, the plan has one of {chosen.submodule}: add "
-                "--data"
-            )
-        example = example_for(small, chosen.example) if loader is None else fitted_example(small, loader, unpack)
-    return _finished(small, built, output, out, exports, example, measure=measure, scores=known)
+            raise FxpruneError(f"the plan has a batch of {chosen.submodule}, not of the whole model: add --data")
+        return example_for(small, chosen.example) if loader is None else fitted_example(small, loader, unpack)
+
+    return result.write(small, built, output, example, known)
 
 
 def compensated(
@@ -197,38 +224,3 @@ def compensated(
     if error is not None:
         note_error(small, error, plan.submodule)
     return small
-
-
-def _checked(out: Path, export: list[Path] | None) -> list[Path]:
-    """The files to export to, after all files were checked."""
-    exports = export or []
-    check_suffix([out], (".safetensors",), "--out")
-    check_suffix(exports, EXPORTS, "--export")
-    check_writable(out, *exports)
-    return exports
-
-
-def _finished(
-    small: nn.Module,
-    built: Built,
-    output: Output,
-    out: Path,
-    exports: list[Path],
-    example: Any,
-    *,
-    measure: bool,
-    scores: Scores | None = None,
-) -> dict[str, Any]:
-    """Measure a smaller model, write its artefact and its exports, and show its report."""
-    if measure:
-        with output.busy("measuring latency"):
-            fxprune.measure_latency(built.model, small, example)
-    fxprune.save(small, out, scores=scores, builder=built.builder, builder_kwargs=built.builder_kwargs)
-    errors: dict[str, float] = {}
-    for path in exports:
-        with output.busy(f"exporting {path}"):
-            errors[str(path)] = fxprune.export(small, path, example)
-    report = fxprune.report(small)
-    output.show(report)
-    output.wrote(out, *exports)
-    return {"out": str(out), "bytes": out.stat().st_size, "exported": errors, "report": report.to_dict()}

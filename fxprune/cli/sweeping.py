@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,7 @@ def sweep(
     if message := missing_message("The plot of fxprune sweep", PLOT_EXTRA, "demo"):
         raise FxpruneError(message)
     known = Scores.load(scores)
-    plans = list(_plans(known, points, allocate, limits))
+    plans = _plans(known, points, allocate, limits)
     loader, held = data.loader(output, model.seed), evaluation.loader(data, output, model.seed)
     built = model.build(output)
     level = compensate or ("ridge" if loader is None else "sequential")
@@ -140,21 +140,18 @@ def numbers_between(text: str, name: str = "alpha") -> tuple[float, ...]:
     return tuple(sorted(found))
 
 
-def _plans(scores: Scores, points: Points, allocate: str, limits: LimitOptions) -> Iterator[tuple[str, Plan]]:
-    """A plan for each point; a budget that cannot be reached is left out with a warning.
+def _plans(scores: Scores, points: Points, allocate: str, limits: LimitOptions) -> list[tuple[str, Plan]]:
+    """A named plan for each point; a budget that cannot be reached is left out with a warning.
 
     Raises PlanError where there is none.
     """
-    last: PlanError | None = None
-    found = False
+    plans = []
     for kind, value in points:
         try:
-            plan = planned(scores, {kind: value}, allocate=allocate, limits=limits)
+            plans.append((f"{kind} {value:g}", planned(scores, {kind: value}, allocate=allocate, limits=limits)))
         except PlanError as error:
             last = error
             warnings.warn(f"left out: {error}", FxpruneWarning, stacklevel=2)
-        else:
-            found = True
-            yield f"{kind} {value:g}", plan
-    if last and not found:
+    if points and not plans:
         raise last
+    return plans
