@@ -15,9 +15,9 @@ from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import aliases_of, dtype_name, lacking, memory_format_of, named_tensors, put
 from fxprune.errors import ArtifactError
 from fxprune.reporting.report import Pruned, pruned_of
-from fxprune.saving.container import digest_of, plain, read_artifact, write
+from fxprune.saving.container import read_artifact, sha256_of, write_artifact
 from fxprune.saving.header import Builder, Header, Part, TensorRecord
-from fxprune.saving.rebuild import built, plan_from, rebuilt, versions
+from fxprune.saving.rebuild import build_model, plan_from, rebuilt, versions
 from fxprune.scoring.scores import Scores
 from fxprune.tracing.graph import PRUNED
 from fxprune.tracing.part import part_of
@@ -63,10 +63,10 @@ def save(
     _check_states(small)
     held = named_tensors(small)
     aliases = aliases_of(held)
-    own = {name: plain(tensor) for name, tensor in held.items() if name not in aliases}
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in held.items() if name not in aliases}
     header = Header(
         parts[0].report.model.removesuffix(f".{parts[0].path}"), versions(), parts,
-        {name: TensorRecord(tuple(t.shape), dtype_name(t), digest_of(t), memory_format_of(held[name]))
+        {name: TensorRecord(tuple(t.shape), dtype_name(t), sha256_of(t), memory_format_of(held[name]))
          for name, t in own.items()},
         aliases,
         tuple(name for name, p in small.named_parameters() if not p.requires_grad),
@@ -74,7 +74,7 @@ def save(
         tuple(name for name, m in small.named_modules(remove_duplicate=False) if m.training != small.training),
         Builder(builder, dict(builder_kwargs or {})) if builder else None,
     )  # fmt: skip
-    write(path, header, _without_views(own))
+    write_artifact(path, header, _without_views(own))
 
 
 def load(path: str | PathLike[str], model: nn.Module | None = None, *, build: bool = False) -> nn.Module:
@@ -98,7 +98,7 @@ def load(path: str | PathLike[str], model: nn.Module | None = None, *, build: bo
     header, tensors = read_artifact(path)
     plans = [[plan_from(content, path) for content in part.plans] for part in header.parts]
     if model is None:
-        model = _built(header, path, build=build)
+        model = _model_of_builder(header, path, build=build)
     small = rebuilt(model, header, plans, tensors, path)
     _check_tensors(small, header, path)
     for name, tensor in tensors.items():
@@ -158,10 +158,10 @@ def _without_views(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-def _built(header: Header, path: Any, *, build: bool) -> nn.Module:
-    """The model of a file's builder, where that is wanted. Raises ArtifactError that says what the file is for."""
+def _model_of_builder(header: Header, path: Any, *, build: bool) -> nn.Module:
+    """The model of a file's builder, if `build`. Raises ArtifactError, which describes the needed model."""
     if build and header.builder is not None:
-        return built(header.builder, path)
+        return build_model(header.builder, path)
     where = " and ".join(part.path for part in header.parts if part.path)
     text = f"{path} holds a pruned {header.model}{f' (its {where})' if where else ''}, made by {header.made_by}: "
     text += "pass model=, with any weights, of the architecture that was pruned"

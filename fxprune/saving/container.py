@@ -1,4 +1,4 @@
-"""The file: one safetensors file with a checksum over its header, and one for each tensor."""
+"""The safetensors file of an artefact, with a checksum of its header and one of each tensor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DAMAGE = (SafetensorError, ValueError, TypeError, KeyError, AttributeError, Run
 FilePath = str | PathLike[str]
 
 
-def write(path: FilePath, header: Header, tensors: Mapping[str, Tensor]) -> None:
+def write_artifact(path: FilePath, header: Header, tensors: Mapping[str, Tensor]) -> None:
     """Write header and tensors in one step; see `replacing`."""
     text = header.to_text()
     metadata = LIBRARY | {"fxprune_artifact": str(FORMAT), "fxprune": text, "sha256": _sha256(text.encode())}
@@ -81,13 +81,8 @@ def check_header_size(path: Path, error: type[FxpruneError]) -> int:
     return size
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """A tensor's numbers on the CPU, in plain order."""
-    return tensor.detach().cpu().contiguous()
-
-
-def digest_of(tensor: Tensor) -> str:
-    """The SHA-256 of the bytes of a plain tensor."""
+def sha256_of(tensor: Tensor) -> str:
+    """The SHA-256 of the bytes of a contiguous tensor on the CPU."""
     return _sha256(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else _sha256(b"")
 
 
@@ -118,7 +113,7 @@ def _checked(path: FilePath, name: str, tensor: Tensor, header: Header) -> Tenso
             f"{path} was altered: {name} is {tuple(tensor.shape)} {dtype_name(tensor)}, its header says "
             f"{record.shape} {record.dtype}; get it anew"
         )
-    if digest_of(tensor) != record.sha256:
+    if sha256_of(tensor) != record.sha256:
         raise ArtifactError(f"{path} was altered: the numbers of {name} do not have their checksum; get it anew")
     if record.memory_format is None:
         return tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.caller.isolation import isolated_copy
-from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, first_line, summary
+from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, first_line, summary, told
 from fxprune.pipeline import apply
 from fxprune.planning.plan import Plan
 from fxprune.saving.header import Builder, Header, Part
@@ -94,13 +94,11 @@ def _check_structure(small: nn.Module, part: Part, header: Header, source: objec
     spell one network in two ways.
     """
     now = history_of(part_of(small, part.path)).structure
-    for index, (old, new) in enumerate(zip_longest(part.structure, now, fillvalue="no node")):
-        if old != new:
-            nodes = f"in which node {index} is {old}, and in the model given {new}"
-            break
-    else:
+    if now == part.structure:
         return
-    text = f"{source} was made from a {header.model} {nodes}"
+    pairs = enumerate(zip_longest(part.structure, now, fillvalue="no node"))
+    index, (old, new) = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
+    text = f"{source} was made from a {header.model} in which node {index} is {old}, and in the model given {new}"
     if dict(header.versions) == versions():
         raise ArtifactError(f"{text}: pass model= of the architecture that was pruned, built with the same arguments")
     warnings.warn(f"{text}. It was made by {header.made_by}; compare the outputs", FxpruneWarning, stacklevel=4)
@@ -111,18 +109,13 @@ def versions() -> dict[str, str]:
     return {"fxprune": __version__, "torch": str(torch.__version__)}
 
 
-def built(builder: Builder, source: object) -> nn.Module:
+def build_model(builder: Builder, source: object) -> nn.Module:
     """The model of a file's builder, which is imported and called. Raises ArtifactError where that fails."""
-    module, _, name = builder.target.partition(":")
     try:
-        made: Any = importlib.import_module(module)
-        for part in name.split("."):
-            made = getattr(made, part)
-        model = made(**builder.kwargs)
+        model = pkgutil.resolve_name(builder.target)(**builder.kwargs)
     except Exception as error:
         raise ArtifactError(
-            f"{source} names the builder {builder}, which fails ({type(error).__name__}: {first_line(error)}): "
-            "pass model= instead"
+            f"{source} names the builder {builder}, which fails ({told(error)}): pass model= instead"
         ) from error
     if not isinstance(model, nn.Module):
         raise ArtifactError(f"{source} names the builder {builder}, which gives a {type(model).__name__}: pass model=")

@@ -38,8 +38,8 @@ class TensorChange:
 class Manifest:
     """The record of a rewritten checkpoint.
 
-    `model` is the class that the plan is for, `plan` the SHA-256 of the plan (see `digest_of`). `left_out` lists the
-    ignored tensors of the source; `aliases` maps names that are not in the files to the name that holds their tensor.
+    `model` is the class that the plan is for, `plan` the SHA-256 of the plan, see `digest_of_plan`. `left_out` lists
+    the ignored tensors of the source; `aliases` maps names that are not in the files to the name of their tensor.
     """
 
     fxprune_checkpoint: int
@@ -64,6 +64,6 @@ class Manifest:
             raise CheckpointError(f"{path} is not a manifest that rewrite_checkpoint wrote ({error})") from error
 
 
-def digest_of(plan: Plan) -> str:
+def digest_of_plan(plan: Plan) -> str:
     """The SHA-256 of a plan as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(plan.to_dict(), sort_keys=True).encode()).hexdigest()

@@ -15,7 +15,7 @@ from fxprune.caller.files import replacing, to_disk
 from fxprune.caller.typed_json import restored
 from fxprune.errors import CheckpointError
 from fxprune.planning.plan import Plan
-from fxprune.saving.sharded.manifest import FileRecord, Manifest, digest_of
+from fxprune.saving.sharded.manifest import FileRecord, Manifest, digest_of_plan
 from fxprune.saving.sharded.shards import Shard
 
 PROGRESS = "progress.json"
@@ -68,7 +68,7 @@ def staged(
         raise CheckpointError(f"{target} exists: name a folder that does not, or remove it")
     if not target.resolve().parent.is_dir():
         raise CheckpointError(f"{target} cannot be made: there is no folder {target.resolve().parent}; make it first")
-    digest = digest_of(plan)
+    digest = digest_of_plan(plan)
     sources = {shard.name: shard.identity for shard in shards}
     identity = {"plan": digest, "left_out": left_out, "sources": sources}
     folder = target.resolve().with_name(f".{target.name}.unfinished")
