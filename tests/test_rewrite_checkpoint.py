@@ -428,7 +428,7 @@ def test_starting_anew(made: tuple[Net, Plan, Path], tmp_path: Path, monkeypatch
     (left / "letters").write_text("mine")
     (tmp_path / "small").rename(tmp_path / "done")
     for resume in (True, False):
-        with pytest.raises(CheckpointError, match="is not what rewrite_checkpoint left"):
+        with pytest.raises(CheckpointError, match="is no unfinished run of rewrite_checkpoint"):
             fxprune.rewrite_checkpoint(source, other, tmp_path / "small", model=ghost_of(), resume=resume)
     assert (left / "letters").read_text() == "mine"
 

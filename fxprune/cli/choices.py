@@ -1,4 +1,4 @@
-"""The options on what may be removed, how much, and how it is made up for."""
+"""The options on the channels to remove, their number, and compensation."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ HELD_OUT = {"ImageNet": "val", "Imagenette": "val", "Places365": "val", "Kinetic
 class Preparation:
     """From an image to a tensor (channels, size, size): resized, cropped in the middle, and normalised.
 
-    `size` of None leaves images as large as they are, and an image that has the size already is not resized. One mean
-    makes images grey, three make them RGB.
+    With a `size` of None images keep their size; an image that has the size already is not resized. One mean makes
+    images grey, three make them RGB.
     """
 
     size: int | None
@@ -105,7 +105,7 @@ def _opened(source: Source, prepare: Preparation) -> Any:
         return _from_torchvision(name, source, prepare)
     found = called(source.name, source.option, source.arguments)
     if not isinstance(found, (Dataset, Iterable)):
-        raise FxpruneError(f"{source.name} gives a {type(found).__name__}: name what gives a loader or a Dataset")
+        raise FxpruneError(f"{source.name} gives a {type(found).__name__}: name a loader or a Dataset")
     return found
 
 

@@ -66,10 +66,11 @@ class DigitsNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        first, *later = STAGES
-        self.stem = nn.Sequential(nn.Conv2d(1, first, 3, padding=1, bias=False), nn.BatchNorm2d(first))
-        halving = (stage(before, after, stride=2) for before, after in zip(STAGES, later, strict=False))
-        self.stages = nn.Sequential(stage(first, first, stride=1), *halving)
+        self.stem = nn.Sequential(nn.Conv2d(1, STAGES[0], 3, padding=1, bias=False), nn.BatchNorm2d(STAGES[0]))
+        self.stages = nn.Sequential()
+        for before, width in zip((STAGES[0], *STAGES), STAGES, strict=False):
+            first = Block(before, width, stride=1 if width == STAGES[0] else 2)
+            self.stages.append(nn.Sequential(first, *(Block(width, width, stride=1) for _ in range(BLOCKS - 1))))
         self.classifier = nn.Linear(STAGES[-1], 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,12 +78,6 @@ class DigitsNet(nn.Module):
         y = self.stages(F.relu(self.stem(x)))
         logits: Tensor = self.classifier(F.adaptive_avg_pool2d(y, 1).flatten(1))
         return logits
-
-
-def stage(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
-    """BLOCKS residual blocks, of which the first changes the shape."""
-    later = (Block(outputs, outputs, stride=1) for _ in range(BLOCKS - 1))
-    return nn.Sequential(Block(inputs, outputs, stride), *later)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +149,7 @@ def split_digits(seed: int) -> Digits:
 
 
 def train(data: TensorDataset, bars: Bars, *, epochs: int, seed: int) -> DigitsNet:
-    """A DigitsNet after `epochs` of one-cycle SGD, in eval mode; the global random state stays as it was."""
+    """A DigitsNet after `epochs` of one-cycle SGD, in eval mode; the global random state does not change."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = DigitsNet()

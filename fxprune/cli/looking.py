@@ -96,7 +96,7 @@ def inspect(
         typer.Option("--out", "-o", help=f"Also draw the groups; a file that ends in {', '.join(SUFFIXES)}."),
     ] = None,
 ) -> dict[str, Any]:
-    """Show which channels must be removed together, which layers read them, and what stays whole and why."""
+    """Show which channels must be removed together, which layers consume them, and which are kept whole and why."""
     check_suffix([out] if out else [], SUFFIXES, "--out")
     check_writable(out)
     shapes = [_shape(text) for text in input or []]
@@ -129,7 +129,7 @@ def inspect(
 
 
 def _tree(name: str, groups: tuple[Group, ...]) -> Tree:
-    """The groups of a model: layers with their widths, consumers, and why a group stays whole."""
+    """The groups of a model: layers with their widths, consumers, and why a group is kept whole."""
     free = [group for group in groups if group.frozen is None]
     units, whole = sum(map(len, free)), _counted(len(groups) - len(free), "group")
     root = Tree(

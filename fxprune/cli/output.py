@@ -24,7 +24,7 @@ FAILED = 1
 
 
 class Output:
-    """Where a command's text, bars and result go.
+    """The destination of a command's text, bars and result.
 
     Text goes to stdout; with `json` to stderr, because stdout then has only the JSON object; with `quiet` nowhere.
     Bars, warnings and errors go to stderr. `writes` says whether the command writes its files: of several ranks, only
@@ -46,7 +46,7 @@ class Output:
                 self._text.print(visible(thing) if is_text else thing, markup=False, highlight=False, soft_wrap=is_text)
 
     def wrote(self, *paths: object) -> None:
-        """Say which files there are now."""
+        """Name the files that were written."""
         self.show(f"Wrote {' and '.join(map(str, paths))}.")
 
     @contextmanager
@@ -120,7 +120,7 @@ class Bars:
         return loader if rank_and_size()[1] > 1 or iter(loader) is loader else Watched(loader, self, what)
 
     def steps(self, items: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
-        """The items, under a bar that is gone afterwards; `total` is their number where they do not know it."""
+        """The items, under a bar that is removed afterwards; `total` is their number where they do not know it."""
         total = length_of(items) if total is None else total
         of = "" if total is None else f"/{total}"
         task = self.progress.add_task(visible(what), total=total, done=f"0{of}")

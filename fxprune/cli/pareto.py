@@ -21,7 +21,7 @@ DPI = 150
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model of a sweep: what was asked for, its level, costs, accuracy (or metric) and time; see `with_front`."""
+    """One model of a sweep, named after the asked level, with its costs, accuracy (or metric) and time."""
 
     name: str
     alpha: float | None

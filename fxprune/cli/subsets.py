@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, TensorDataset
 from fxprune.caller.arrays import Index
 from fxprune.cli.output import Bars
 
-LABELS = ("targets", "labels", "_labels", "y")  # what datasets call their list of class numbers
+LABELS = ("targets", "labels", "_labels", "y")  # names of datasets' lists of class numbers
 
 
 def balanced(labels: Index | None, total: int, count: int, seed: int) -> Index:

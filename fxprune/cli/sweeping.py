@@ -123,7 +123,7 @@ def _points(alphas: str | None, **budgets: str | None) -> Points:
 
 
 def numbers_between(text: str, name: str = "alpha") -> tuple[float, ...]:
-    """The distinct numbers from 0 to 1 in `text`, rising; a ValueError names what cannot be one.
+    """The distinct numbers from 0 to 1 in `text`, rising; raises ValueError for any other text.
 
     >>> numbers_between("0.1, 0,0.02")
     (0.0, 0.02, 0.1)

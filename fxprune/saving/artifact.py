@@ -50,7 +50,7 @@ def save(
         path: the file; an old one is replaced.
         scores: those that the plan came from, to record how they were made; `compress` records that itself.
         builder: "package.module:callable" that gives a model of the original architecture, for `build=True` of `load`.
-        builder_kwargs: its arguments, of what JSON can hold.
+        builder_kwargs: its arguments, which JSON has to hold.
 
     Raises:
         ArtifactError: `small` has no plan, cannot be described, or the file cannot be written.
@@ -82,7 +82,7 @@ def load(path: str | PathLike[str], model: nn.Module | None = None, *, build: bo
 
     The plan is applied to `model`, then the weights are loaded; names, shapes, dtypes and shared tensors have to be
     those of the file. The result is on the model's device (on the CPU where `model` is on the meta device), and in the
-    training mode in which it was saved; `report` gives the report that it had.
+    training mode in which it was saved; `report` returns the saved report.
 
     Args:
         path: the file. Every checksum in it is compared, and nothing in it is run.

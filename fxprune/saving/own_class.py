@@ -25,7 +25,7 @@ from fxprune.tracing.capture import capture_as
 from fxprune.tracing.graph import ModelGraph, example_of, plain_attributes
 from fxprune.tracing.part import part_of, with_part
 
-_REMEDY = "use fxprune.apply, which gives a graph in which that is mended, or exclude the layers that feed it"
+_REMEDY = "use fxprune.apply, whose graph mends that, or exclude the layers that feed it"
 
 
 def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) -> nn.Module:
@@ -107,7 +107,7 @@ def _prove(own: nn.Module, planned: Planned, small: ModelGraph, plan: Plan) -> N
 
 
 def _compare(own: nn.Module, other: ModelGraph, example: Any, graph: ModelGraph, small: ModelGraph) -> None:
-    """Raise NarrowError where a narrowed copy gives other outputs than a rewritten graph."""
+    """Raise NarrowError where the outputs of a narrowed copy differ from those of a rewritten graph."""
     wanted = outputs_of(other, example)
     try:
         found = outputs_of(own, example)

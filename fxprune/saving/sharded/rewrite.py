@@ -34,7 +34,7 @@ def rewrite_checkpoint(
 ) -> Manifest:
     """Narrow the weights in a folder of safetensors files by a plan, with at most one narrowed file in memory.
 
-    The result holds the tensors that `apply` gives, bit by bit, in files of the same names, with an index, the plan
+    The result holds the tensors of `apply`, bit by bit, in files of the same names, with an index, the plan
     and a manifest. The target appears when everything is written. An interrupted run keeps its finished files beside
     it, in `.NAME.unfinished`; the next run of the same arguments continues there, to the same bytes.
 
@@ -98,7 +98,7 @@ def _other_names(narrowing: Narrowing, tensors: Collection[str]) -> dict[str, st
 
 
 def _checked(shards: Sequence[Shard], narrowing: Narrowing, ignore: Sequence[str], model: str) -> list[str]:
-    """The tensors to leave out. Raises where those of the files are not those of the model."""
+    """The tensors to leave out. Raises CheckpointError where the files and the model hold different tensors."""
     left_out = []
     for shard in shards:
         for name, stored in shard.tensors.items():

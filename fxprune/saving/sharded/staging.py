@@ -23,7 +23,7 @@ PROGRESS = "progress.json"
 
 @dataclass(slots=True)
 class Staging:
-    """An unfinished checkpoint: its folder, what it is made of, and the files that are finished."""
+    """An unfinished checkpoint: its folder, its plan and sources, and the finished files."""
 
     folder: Path
     plan_digest: str
@@ -42,7 +42,7 @@ class Staging:
         return self.done[name]
 
     def write(self) -> None:
-        """Write what is made here, and which files are finished."""
+        """Write the plan and sources, and the finished files."""
         content = {"of": self.identity, "done": {file: asdict(known) for file, known in self.done.items()}}
         with replacing(self.folder / PROGRESS, CheckpointError) as unfinished:
             unfinished.write_text(json.dumps(content), encoding="utf-8")
@@ -102,7 +102,7 @@ def _earlier(folder: Path, identity: Mapping[str, Any]) -> dict[str, FileRecord]
         if content["of"] == identity:
             return restored(dict[str, FileRecord], content["done"], "done")
     except (ValueError, TypeError, KeyError, RecursionError, CheckpointError) as error:
-        raise CheckpointError(f"{folder} is not what rewrite_checkpoint left ({error}): remove it") from error
+        raise CheckpointError(f"{folder} is no unfinished run of rewrite_checkpoint ({error}): remove it") from error
     raise CheckpointError(
         f"{folder} is of an unfinished run with another plan, other ignored tensors or another source: "
         "resume=False deletes it and starts anew"
@@ -112,5 +112,5 @@ def _earlier(folder: Path, identity: Mapping[str, Any]) -> dict[str, FileRecord]
 def _remove(folder: Path) -> None:
     """Delete the folder of an earlier run. Raises CheckpointError where it is another."""
     if any(folder.iterdir()) and not ((folder / PROGRESS).exists() or (folder / "manifest.json").exists()):
-        raise CheckpointError(f"{folder} is not what rewrite_checkpoint left: remove it")
+        raise CheckpointError(f"{folder} is no unfinished run of rewrite_checkpoint: remove it")
     shutil.rmtree(folder)
