@@ -185,6 +185,18 @@ def test_a_part_of_a_model(tmp_path: Path) -> None:
     assert {name: t.tolist() for name, t in found.items()} == {name: t.tolist() for name, t in wanted.items()}
 
 
+def test_equal_runs_give_equal_bytes(made: tuple[Net, Plan, Path], tmp_path: Path) -> None:
+    _, plan, source = made
+    metadata = {name: f'"{name}"\n\x1f\u00e9\u20ac' for name in ("format", "other", "third", "fourth", "fifth")}
+    for file in source.glob("*.safetensors"):
+        save_file(load_file(file), file, metadata)
+    for name in ("first", "second"):
+        fxprune.rewrite_checkpoint(source, plan, tmp_path / name, model=ghost_of())
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+    with safe_open(first_shard(tmp_path / "first"), "pt") as shard:
+        assert shard.metadata() == metadata
+
+
 def test_no_more_than_one_file_is_in_memory(
     made: tuple[Net, Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

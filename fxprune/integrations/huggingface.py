@@ -135,7 +135,7 @@ def from_pretrained(folder: str | PathLike[str], *, own_class: bool = False) -> 
         NarrowError: with `own_class`, where that cannot be.
     """
     place = folder_at(folder, ArtifactError, "read")
-    model = _architecture(place, "cpu" if own_class else "meta")
+    model = _architecture(place / CONFIG, "cpu" if own_class else "meta")
     small = load(place / WEIGHTS, _without_cache(model))
     return narrow_pretrained(small, model) if own_class else small
 
@@ -211,26 +211,25 @@ def _called(function: Any, config: PretrainedConfig, output: Any, targets: Any) 
     return function(**{name: offered[name] for name in inspect.signature(function).parameters if name in offered})
 
 
-def _architecture(folder: Path, device: str) -> Any:
+def _architecture(path: Path, device: str) -> Any:
     """A model of the class and configuration in config.json; on the meta device it takes no memory."""
-    regular(folder / CONFIG, ArtifactError, "read")
+    regular(path, ArtifactError, "read")
     try:
-        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        described = json.loads(path.read_text(encoding="utf-8"))
         how, name = described["fxprune"], str(described["architectures"][0])
         attention, dtype = how["attn_implementation"], getattr(torch, how["dtype"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            f"{folder / CONFIG} cannot be read ({told(error)}): name a folder that save_pretrained wrote"
+            f"{path} cannot be read ({told(error)}): name a folder that save_pretrained wrote"
         ) from error
     kind: Any = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel) and kind.config_class):
-        raise ArtifactError(f"{folder / CONFIG} names the class {name}, which transformers does not have: update it")
+        raise ArtifactError(f"{path} names the class {name}, which transformers does not have: update it")
     try:
-        config = kind.config_class.from_pretrained(folder, attn_implementation=attention)
+        config = kind.config_class.from_pretrained(path.parent, attn_implementation=attention)
         with undisturbed(), torch.device(device):
             return kind(config).to(dtype)
     except Exception as error:
         raise ArtifactError(
-            f"{folder / CONFIG} gives no {name} ({told(error)}): was it altered, or written by another version of "
-            "transformers?"
+            f"{path} gives no {name} ({told(error)}): was it altered, or written by another version of transformers?"
         ) from error

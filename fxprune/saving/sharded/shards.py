@@ -128,3 +128,17 @@ def write_shard(shard: Shard, kept: Mapping[str, Kept], path: Path) -> None:
             save_file(tensors, path, dict(shard.metadata) or None)
     except SafetensorError as error:
         raise CheckpointError(f"{path.name} cannot be written ({error}): is there room?") from error
+    if len(shard.metadata) > 1:
+        _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata in the header, which safetensors writes in any order: equal runs have to give equal bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
+        assert len(text) == size, "the same entries in another order have the same length"
+        file.seek(8)
+        file.write(text)
