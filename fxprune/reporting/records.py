@@ -96,6 +96,11 @@ class Finetuning:
             raise ValueError(f"epoch {self.best} of a fine-tuning was kept, but {len(judged)} were judged")
 
     @property
+    def judged_by(self) -> tuple[str, tuple[float, ...]]:
+        """The name and the values of the figure that chose the epoch: the metric, or else the validation loss."""
+        return ("metric", self.metrics) if self.metrics else ("validation loss", self.val_losses)
+
+    @property
     def ran(self) -> int:
         """The number of epochs that ran."""
         return len(self.train_losses)
@@ -160,8 +165,7 @@ class MeasuredLatency:
     reasons: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
-        lines = [f"measured on {self.device}, {threads}"]
+        lines = [f"measured on {self.device}, {plural(self.threads, 'thread')}"]
         for pair in self.batches:
             before, after = (f"{milliseconds(t.median)} ({_spread(t)})" for t in (pair.before, pair.after))
             lines.append(f"  batch {pair.batch_size}: {before} -> {after}, {pair.speedup:.2f} x")
@@ -179,6 +183,15 @@ class MeasuredLatency:
     def _sizes(self, verdict: str) -> str:
         """The batch sizes of one verdict."""
         return " and ".join(str(pair.batch_size) for pair in self.batches if pair.verdict == verdict)
+
+
+def plural(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> plural(1, "thread"), plural(2048, "thread")
+    ('1 thread', '2,048 threads')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def milliseconds(seconds: float) -> str:
