@@ -1,4 +1,4 @@
-"""Products of widths: how many channels stay along axes of tensors under any plan, and what follows from them."""
+"""Products of widths: the sizes of tensor axes as functions of a plan, and numbers that are products of them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fxprune.coupling.groups import Coupling
 from fxprune.rules.labels import Labels
 from fxprune.rules.vocabulary import Slot
 
-Axes = tuple[int, ...]  # the numbers of the widths of the axes of one tensor
+Axes = tuple[int, ...]  # for each axis of a tensor, the number of its width
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Widths:
-    """The sizes of axes as functions of a plan: width i is `fixed[i]` and one for each of its units that stays.
+    """The sizes of axes as functions of a plan: width i is `fixed[i]` and one for each of its kept units.
 
     The units of width i are `units[starts[i] : starts[i + 1]]`.
     """
@@ -31,7 +31,7 @@ class Widths:
     starts: Index
 
     def under(self, keep: Flags) -> Index:
-        """All widths where the units `keep` stay.
+        """All widths where the units `keep` are kept.
 
         >>> Widths(np.array([1, 2]), np.array([0, 0, 1]), np.array([0, 0, 3])).under(np.array([True, False]))
         array([1, 4])
@@ -53,7 +53,7 @@ class Widths:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A factor times the widths of some axes; nothing, where all of the axes `vanishing` have one index left."""
+    """A factor times the widths of some axes; zero where all of the axes `vanishing` have width 1."""
 
     factor: int
     axes: Axes = ()
@@ -62,9 +62,9 @@ class Product:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Products:
-    """Many products: their factors, (products, n) numbers of their axes, and of those that they vanish with (-1: none).
+    """Many products, one a row: factors, (products, n) numbers of their axes, and of their `vanishing` axes (-1: none).
 
-    Rows are filled up with the width of size 1, which is the first.
+    Rows of axes are padded with width 0, whose size is 1.
     """
 
     factor: Index
@@ -72,18 +72,18 @@ class Products:
     vanishing: Index
 
     def of(self, widths: Index) -> Index:
-        """The numbers under some widths.
+        """The value of each product under some widths.
 
         >>> Products(np.array([9, 1]), np.array([[1, 2], [3, 0]]), np.array([[-1], [0]])).of(np.array([1, 3, 8, 5]))
         array([216,   0])
         """
         numbers = self.factor * widths[self.axes].prod(1)
-        gone = (self.vanishing >= 0).any(1) & ((self.vanishing < 0) | (widths[self.vanishing] == 1)).all(1)
-        result: Index = np.where(gone, 0, numbers)
+        vanished = (self.vanishing >= 0).any(1) & ((self.vanishing < 0) | (widths[self.vanishing] == 1)).all(1)
+        result: Index = np.where(vanished, 0, numbers)
         return result
 
     def slopes(self, widths: Widths, keep: Flags) -> NDArray[np.float64]:
-        """How much the sum of all products falls for each unit that goes, to first order, where the units `keep` stay.
+        """How much the sum of all products falls by the removal of each unit from `keep`, to first order.
 
         >>> widths = Widths(np.array([1, 2]), np.array([0, 1]), np.array([0, 0, 2]))
         >>> Products(np.array([9]), np.array([[1, 1]]), np.array([[-1]])).slopes(widths, np.array([True, True]))
@@ -120,7 +120,7 @@ def _table(rows: Sequence[Axes], fill: int) -> Index:
 
 @dataclass(slots=True)
 class Ruler:
-    """Gives the axes of a coupled graph's tensors their widths, equal ones the same; the first has size 1."""
+    """Numbers the widths of a coupled graph's tensor axes, equal ones alike; width 0 has size 1."""
 
     coupling: Coupling
     known: dict[tuple[int, bytes], int] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class Ruler:
         self._width(np.full(1, -1, dtype=np.int64))
 
     def widths(self) -> Widths:
-        """All widths that were given so far."""
+        """All widths numbered so far."""
         units = [units for _, units in self.found]
         starts = np.cumsum([0, *map(len, units)])
         fixed = np.array([fixed for fixed, _ in self.found], dtype=np.int64)
@@ -144,15 +144,15 @@ class Ruler:
         """The axes of an activation."""
         return tuple(self._axis(x, axis) for axis in range(x.ndim))
 
-    def size(self, axes: Axes) -> int:
+    def size(self, axes: Iterable[int]) -> int:
         """The product of the original sizes of some axes."""
         return math.prod(self.found[axis][0] + len(self.found[axis][1]) for axis in axes)
 
     def product(self, axes: Axes, factor: int = 1, vanishing: Axes = ()) -> Product:
-        """A product in which the axes that never change are a part of the factor."""
-        fixed = tuple(axis for axis in axes if not self.changes(axis))
+        """A product whose factor includes the axes that no plan changes."""
         free = tuple(axis for axis in axes if self.changes(axis))
-        return Product(factor * self.size(fixed), free, vanishing if any(map(self.changes, vanishing)) else ())
+        fixed = self.size(axis for axis in axes if not self.changes(axis))
+        return Product(factor * fixed, free, vanishing if any(map(self.changes, vanishing)) else ())
 
     def changes(self, axis: int) -> bool:
         """Whether a plan can change a width."""
@@ -165,7 +165,7 @@ class Ruler:
         return self._width(self.coupling.unit_of[start : start + size])
 
     def _axis(self, x: Labels, axis: int) -> int:
-        """An index leaves with the one unit that its whole slice belongs to; a slice of several units stays."""
+        """An index is removed with the one unit that its whole slice belongs to; a slice of several units is kept."""
         units = np.full(x.shape[axis], -1, dtype=np.int64)
         for plane in x.along(axis):
             if plane.ragged and axis == x.ndim - 1:
