@@ -11,7 +11,7 @@ from torch.fx.node import map_arg
 
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import named, step
-from fxprune.errors import RewriteError, told
+from fxprune.errors import FxpruneError, RewriteError, told
 from fxprune.rewriting import mending_sizes  # noqa: F401 - registers its ways of mending
 from fxprune.rewriting.growth import Growth
 from fxprune.rewriting.mending import mend, restore, restore_numbers, undo
@@ -23,7 +23,7 @@ from fxprune.rules.table import describe
 from fxprune.tracing.graph import CAPTURED, ModelGraph
 
 # Raised by operations, the model's assertions and the checks of labels where sizes do not fit: the node is mended.
-MISFITS = (MismatchError, RewriteError, RuntimeError, ValueError, IndexError, ArithmeticError, AssertionError)
+MISFITS = (FxpruneError, RuntimeError, ValueError, IndexError, ArithmeticError, AssertionError)
 
 
 def rewrite(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> ModelGraph:
@@ -90,8 +90,9 @@ def _settle(checker: Checker, node: fx.Node, growth: Growth) -> Any:
         except MISFITS as error:
             errors.append(error)
         except Exception as error:
+            rule = describe(mending.key)
             raise RewriteError(
-                f"the rule for {describe(mending.key)} fails on {named(node)} ({told(error)})"
+                f"the rule for {rule} fails on narrowed inputs, {named(node)} ({told(error)})"
             ) from error
         else:
             return value
