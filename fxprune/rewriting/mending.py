@@ -21,37 +21,32 @@ from fxprune.rules.table import RULES, Key
 Mend = Callable[[Mending], None]
 MENDS: dict[Key, Mend] = {}
 PRESERVES: dict[Key, Mend] = {}
-FOLLOWS: set[Key] = set()
+FOLLOWS: dict[Key, Mend] = {}
 
 
-def mends(*keys: Key) -> Callable[[Mend], Mend]:
-    """Register the decorated function as the way to mend nodes of these operations."""
+def _registers(table: dict[Key, Mend]) -> Callable[..., Callable[[Mend], Mend]]:
+    """A decorator that enters a function into a table under operations."""
 
-    def register(function: Mend) -> Mend:
-        MENDS.update(dict.fromkeys(keys, function))
-        return function
+    def under(*keys: Key) -> Callable[[Mend], Mend]:
+        def register(function: Mend) -> Mend:
+            table.update(dict.fromkeys(keys, function))
+            return function
 
-    return register
+        return register
+
+    return under
 
 
-def preserves(*keys: Key, follows: bool = False) -> Callable[[Mend], Mend]:
-    """Register the decorated function, which updates numbers that labels do not show.
-
-    With `follows`, the operations use the narrowed sizes of their inputs; otherwise, the original's.
-    """
-
-    def register(function: Mend) -> Mend:
-        PRESERVES.update(dict.fromkeys(keys, function))
-        FOLLOWS.update(keys if follows else ())
-        return function
-
-    return register
+mends = _registers(MENDS)  # the way to mend nodes of these operations
+preserves = _registers(PRESERVES)  # updates numbers that labels do not show; other sizes are the original's
+follows = _registers(FOLLOWS)  # as `preserves`, but the operations use the narrowed sizes of their inputs
 
 
 def preserve(mending: Mending) -> None:
     """Update the numbers of a call that labels do not show."""
-    if mending.key in PRESERVES:
-        PRESERVES[mending.key](mending)
+    function = PRESERVES.get(mending.key) or FOLLOWS.get(mending.key)
+    if function is not None:
+        function(mending)
 
 
 def mend(mending: Mending) -> None:

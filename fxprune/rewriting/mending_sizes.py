@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from fxprune.rewriting.mending import mends, preserves, restore
+from fxprune.rewriting.mending import follows, mends, preserves, restore
 from fxprune.rewriting.node_mending import Mending
 from fxprune.rewriting.original_sizes import share, sized, sizes
 from fxprune.rules import movement
@@ -31,7 +31,7 @@ def number_as_tensor(mending: Mending) -> None:
     restore(mending)
 
 
-@preserves(F.group_norm, torch.group_norm, follows=True)
+@follows(F.group_norm, torch.group_norm)
 def groups_of_norm(mending: Mending) -> None:
     """Groups keep their size, unless there is only one."""
     now, before = mending.now.shape[1], mending.before.shape[1]
@@ -41,7 +41,7 @@ def groups_of_norm(mending: Mending) -> None:
         _set_argument(mending, 1, "num_groups", _matched(mending, given, now // (before // count)))
 
 
-@preserves(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm, follows=True)
+@follows(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
 def normalized_shape(mending: Mending) -> None:
     """The last axes of the input."""
     if mending.now.shape != mending.before.shape:
@@ -180,8 +180,8 @@ def assertion(mending: Mending) -> None:
     mending.become("call_function", torch._assert, (True, *mending.node.args[1:]))
 
 
-@preserves(F.conv1d, F.conv2d, F.conv3d, follows=True)
-@preserves(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, follows=True)
+@follows(F.conv1d, F.conv2d, F.conv3d)
+@follows(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 def group_count(mending: Mending) -> None:
     """The number of groups of a functional convolution."""
     node = mending.node
