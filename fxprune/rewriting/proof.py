@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -20,7 +18,6 @@ from fxprune.caller.arguments import check
 from fxprune.caller.example import another, as_call, batch_length, opened, to_device
 from fxprune.caller.isolation import device_of, evaluating, precise, stateless, undisturbed
 from fxprune.caller.meta import need_numbers
-from fxprune.coupling.groups import Coupling
 from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, stage, told
 from fxprune.planning.plan import Plan, coupling_of, kept_units
 from fxprune.planning.planned import Planned
@@ -89,10 +86,10 @@ def error_of(
         if isinstance(small, ModelGraph):
             try:
                 check_labels(small, coupling, keep, graph)
-            except MismatchError as error:
+            except MismatchError as mismatch:
                 raise VerificationError(
-                    f"{error}: the rewritten graph does not match the plan; please report the model"
-                ) from error
+                    f"{mismatch}: the rewritten graph does not match the plan; please report the model"
+                ) from mismatch
         example = to_device(pytree.tree_map_only(Tensor, Tensor.detach, example), device_of(graph))
         with blaming("the original", "the example"):
             if (found := spoiled(graph, placeholder_values(graph, example))) is not None:
