@@ -24,9 +24,9 @@ from fxprune.caller.typed_json import restored
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.planning.allocation import tod_by_group
 from fxprune.planning.tod import tod_curve
+from fxprune.reporting.groups import rankings
 from fxprune.reporting.html import page as page_module
 from fxprune.reporting.html.page import page
-from fxprune.reporting.rankings import rankings
 from fxprune.reporting.records import BatchLatency, MeasuredLatency, Ranking, Timing
 
 BATCHES = [(images()(20), torch.arange(20) % 5)]
