@@ -20,12 +20,12 @@ from fxprune.planning.widths import Axes, Product, Products, Ruler, Widths, prod
 from fxprune.rules.context import labels_in, owners_of
 from fxprune.rules.contractions import terms_of
 from fxprune.rules.labels import Labels
-from fxprune.rules.table import key_of
+from fxprune.rules.table import Key, key_of, registers
 from fxprune.tracing.attention import ScaledDotProduct
 from fxprune.tracing.graph import ModelGraph, example_of, flops_of
 
 Formula = Callable[..., list[Product]]
-FORMULAS: dict[Any, Formula] = {}
+FORMULAS: dict[Key, Formula] = {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,12 +60,12 @@ class Costs:
 
     def arrays(self) -> dict[str, Index]:
         """The numbers, as arrays by their names."""
-        return self.widths.arrays() | self.params.arrays("params") | self.flops.arrays("flops")
+        return self.widths.arrays() | self.params.arrays("params_") | self.flops.arrays("flops_")
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Index], samples: int, inexact: tuple[str, ...]) -> Costs:
         """The costs that `arrays` were taken from."""
-        params, flops = (Products.of_arrays(arrays, name) for name in ("params", "flops"))
+        params, flops = (Products.of_arrays(arrays, name) for name in ("params_", "flops_"))
         return cls(Widths.of_arrays(arrays), params, flops, samples, inexact)
 
 
@@ -133,14 +133,7 @@ class CountedCall:
         return self.ruler.product(axes, vanishing=vanishing)
 
 
-def _formula(*keys: Any) -> Callable[[Formula], Formula]:
-    """Register the decorated function, which gives products whose sum the flops of a node are proportional to."""
-
-    def register(function: Formula) -> Formula:
-        FORMULAS.update(dict.fromkeys(keys, function))
-        return function
-
-    return register
+_formula = registers(FORMULAS)  # products whose sum is proportional to the flops of nodes of these operations
 
 
 @_formula(nn.Linear)

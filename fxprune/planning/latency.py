@@ -37,12 +37,12 @@ class Latency:
     def arrays(self) -> dict[str, Any]:
         """The numbers, as arrays by their names."""
         own = {"node": self.node, "works": self.works, "seconds": self.seconds}
-        return self.widths.arrays() | self.work.arrays("work") | own
+        return self.widths.arrays() | self.work.arrays("work_") | own
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Any], rest: float, device: str) -> Latency:
         """The table that `arrays` were taken from."""
-        widths, work = Widths.of_arrays(arrays), Products.of_arrays(arrays, "work")
+        widths, work = Widths.of_arrays(arrays), Products.of_arrays(arrays, "work_")
         return cls(widths, work, arrays["node"], arrays["works"], arrays["seconds"], rest, device)
 
 

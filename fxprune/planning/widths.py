@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,26 @@ from fxprune.rules.vocabulary import Slot
 Axes = tuple[int, ...]  # for each axis of a tensor, the number of its width
 
 
+Record = TypeVar("Record", bound="Arrays")
+
+
+class Arrays:
+    """The base of a dataclass of arrays, which files hold by the names of its fields, with a prefix."""
+
+    __slots__ = ()
+
+    def arrays(self, prefix: str = "") -> dict[str, Index]:
+        """The arrays by their names."""
+        return {f"{prefix}{each.name}": getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def of_arrays(cls: type[Record], arrays: Mapping[str, Index], prefix: str = "") -> Record:
+        """The record whose `arrays` these are."""
+        return cls(*(arrays[f"{prefix}{each.name}"] for each in fields(cls)))  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Widths:
+class Widths(Arrays):
     """The sizes of axes as functions of a plan: width i is `fixed[i]` and one for each of its kept units.
 
     The units of width i are `units[starts[i] : starts[i + 1]]`.
@@ -41,15 +60,6 @@ class Widths:
         under: Index = self.fixed + table @ keep.astype(np.int64)
         return under
 
-    def arrays(self) -> dict[str, Index]:
-        """The numbers, as arrays by their names."""
-        return {"fixed": self.fixed, "units": self.units, "starts": self.starts}
-
-    @classmethod
-    def of_arrays(cls, arrays: Mapping[str, Index]) -> Widths:
-        """The widths that `arrays` were taken from."""
-        return cls(arrays["fixed"], arrays["units"], arrays["starts"])
-
 
 @dataclass(frozen=True, slots=True)
 class Product:
@@ -61,7 +71,7 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Products:
+class Products(Arrays):
     """Many products, one a row: factors, (products, n) numbers of their axes, and of their `vanishing` axes (-1: none).
 
     Rows of axes are padded with width 0, whose size is 1.
@@ -94,15 +104,6 @@ class Products:
         of_width = np.bincount(self.axes.ravel(), (numbers[:, None] / sizes[self.axes]).ravel(), minlength=len(sizes))
         each = np.repeat(of_width, np.diff(np.append(widths.starts, len(widths.units))[: len(sizes) + 1]))
         return np.bincount(widths.units, each, minlength=len(keep)).astype(np.float64)
-
-    def arrays(self, name: str) -> dict[str, Index]:
-        """The numbers, as arrays whose names begin with `name`."""
-        return {f"{name}_factor": self.factor, f"{name}_axes": self.axes, f"{name}_vanishing": self.vanishing}
-
-    @classmethod
-    def of_arrays(cls, arrays: Mapping[str, Index], name: str) -> Products:
-        """The products that `arrays` were taken from."""
-        return cls(arrays[f"{name}_factor"], arrays[f"{name}_axes"], arrays[f"{name}_vanishing"])
 
 
 def products(rows: Sequence[Product]) -> Products:

@@ -16,30 +16,15 @@ from fxprune.rewriting.original_sizes import original
 from fxprune.rewriting.places import moves, trace
 from fxprune.rules import recurrent
 from fxprune.rules.labels import Labels
-from fxprune.rules.table import RULES, Key
+from fxprune.rules.table import RULES, Key, registers
 
 Mend = Callable[[Mending], None]
 MENDS: dict[Key, Mend] = {}
 PRESERVES: dict[Key, Mend] = {}
 FOLLOWS: dict[Key, Mend] = {}
-
-
-def _registers(table: dict[Key, Mend]) -> Callable[..., Callable[[Mend], Mend]]:
-    """A decorator that enters a function into a table under operations."""
-
-    def under(*keys: Key) -> Callable[[Mend], Mend]:
-        def register(function: Mend) -> Mend:
-            table.update(dict.fromkeys(keys, function))
-            return function
-
-        return register
-
-    return under
-
-
-mends = _registers(MENDS)  # the way to mend nodes of these operations
-preserves = _registers(PRESERVES)  # updates numbers that labels do not show; other sizes are the original's
-follows = _registers(FOLLOWS)  # as `preserves`, but the operations use the narrowed sizes of their inputs
+mends = registers(MENDS)  # the way to mend nodes of these operations
+preserves = registers(PRESERVES)  # updates numbers that labels do not show; other sizes are the original's
+follows = registers(FOLLOWS)  # as `preserves`, but the operations use the narrowed sizes of their inputs
 
 
 def preserve(mending: Mending) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from fxprune.caller.arrays import Flags
 from fxprune.caller.isolation import device_of
 from fxprune.coupling.gates import Gate, insert
 from fxprune.coupling.groups import Coupling, Edge
@@ -20,7 +20,7 @@ from fxprune.rules.resize import resize
 from fxprune.tracing.graph import ModelGraph
 
 
-def oracle(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> fx.GraphModule:
+def oracle(graph: ModelGraph, coupling: Coupling, keep: Flags) -> fx.GraphModule:
     """A graph with a mask on every edge that reads a unit without `keep`.
 
     Statistics over removed units are recomputed over the kept ones.
@@ -84,7 +84,7 @@ def _put_back(x: Tensor, axis: int, index: Tensor, size: int) -> Tensor:
 class Mask(Gate):
     """The oracle's gate: zeroes the positions of removed units."""
 
-    def __init__(self, edge: Edge, keep: NDArray[np.bool_]) -> None:
+    def __init__(self, edge: Edge, keep: Flags) -> None:
         super().__init__(edge)
         self.kept = torch.from_numpy(np.append(keep, True)[edge.units])
 

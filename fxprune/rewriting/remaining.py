@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.arrays import Flags
 from fxprune.caller.isolation import empties
 from fxprune.caller.tensors import FORMATS, laid_out, memory_format_of
 from fxprune.coupling.groups import Coupling
@@ -66,7 +66,7 @@ def narrowed(tensor: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
 class Checker(Context):
     """The pass that seeds a rewritten graph with the kept labels, and compares the labels at every node."""
 
-    def __init__(self, graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> None:
+    def __init__(self, graph: ModelGraph, coupling: Coupling, keep: Flags) -> None:
         super().__init__(graph)
         self.coupling, self.old = coupling, coupling.values
         self.kept_labels = torch.from_numpy(np.append(keep, True)[np.append(coupling.unit_of, -1)])

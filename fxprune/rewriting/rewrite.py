@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import fx
 from torch.fx.node import map_arg
 
+from fxprune.caller.arrays import Flags
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import named, step
 from fxprune.errors import FxpruneError, RewriteError, told
@@ -26,7 +25,7 @@ from fxprune.tracing.graph import CAPTURED, ModelGraph
 MISFITS = (FxpruneError, RuntimeError, ValueError, IndexError, ArithmeticError, AssertionError)
 
 
-def rewrite(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> ModelGraph:
+def rewrite(graph: ModelGraph, coupling: Coupling, keep: Flags) -> ModelGraph:
     """A new graph without the units that are not in `keep`. It shares no storage with `graph`.
 
     Raises RewriteError where no literal and no gather gives a node the expected labels.
@@ -43,7 +42,7 @@ def rewrite(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> M
     return small
 
 
-def check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_], graph: ModelGraph) -> None:
+def check_labels(small: ModelGraph, coupling: Coupling, keep: Flags, graph: ModelGraph) -> None:
     """Run the kept labels through a rewritten graph; at every node they must be the original's, narrowed, in order.
 
     Nodes are matched by their order; inserted nodes are skipped.
