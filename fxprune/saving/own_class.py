@@ -17,8 +17,8 @@ from fxprune.pipeline import rewritten
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned
 from fxprune.reporting.report import pruned_of
+from fxprune.rewriting.node_mending import is_inserted
 from fxprune.rewriting.proof import outputs_of, relative_error
-from fxprune.rewriting.repair import is_inserted
 from fxprune.rewriting.rewrite import check_labels
 from fxprune.saving.rebuild import held_tensors
 from fxprune.tracing.capture import capture_as
