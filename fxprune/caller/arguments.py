@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from fxprune.caller.batches import check_loader
+from fxprune.caller.model_checks import check_forward, check_made
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError, first_line
 
 Check = Callable[[str, Any], None]
@@ -87,6 +88,8 @@ def shown(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         more = ", ..." if len(value) > _FEW else ""
         return f"[{', '.join(map(shown, value[:_FEW]))}{more}]"
+    if isinstance(value, int) and value.bit_length() > _LONGEST * 4:
+        return f"a whole number of {value.bit_length():,} bits"  # Python refuses to print the longest
     if isinstance(value, (str, bytes, int, float, complex, np.generic, type(None))):
         text = repr(value.item() if isinstance(value, np.generic) else value)
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
@@ -99,8 +102,13 @@ def is_whole(value: Any, least: int = 1, below: float = math.inf) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number, and not NaN, True or False."""
-    return type(value) is not bool and isinstance(value, Real) and not math.isnan(value)
+    """Whether a value is a real number that a float can hold, and not NaN, True or False."""
+    if type(value) is bool or not isinstance(value, Real):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:
+        return False
 
 
 def is_keywords(value: Any) -> bool:
@@ -146,7 +154,8 @@ def check_model(name: str, value: Any) -> None:
         kind = value.original_name
         remedy = f"it is scripted or traced, and torch.fx cannot look into it: give the {kind} that it was made from"
     elif isinstance(value, nn.Module):
-        return
+        check_made(value)
+        return check_forward(value)
     elif isinstance(value, type) and issubclass(value, nn.Module):
         remedy = f"give an instance of it, {value.__name__}(...)"
     elif isinstance(value, Mapping):
@@ -156,6 +165,12 @@ def check_model(name: str, value: Any) -> None:
     else:
         remedy = "give a model, an nn.Module"
     raise CaptureError(f"{name} is {shown(value)}; {remedy}")
+
+
+def check_module(name: str, value: Any) -> None:
+    """Raise where a value is not a module, or is one whose contents cannot be listed."""
+    instance(nn.Module, "give a model, an nn.Module")(name, value)
+    check_made(value)
 
 
 def check_device(name: str, value: Any) -> None:
@@ -189,8 +204,8 @@ CHECKS |= {
     "tolerance": _number(lambda x: x >= 0, "it is a number, at least 0"),
     "seconds": _number(lambda x: x >= 0, "it is a number of seconds, at least 0"),
     "batch_sizes": wanted(
-        lambda sizes: _is_collection(sizes) and len(sizes) > 0 and all(map(is_whole, sizes)),
-        "it is a list of whole numbers, at least 1",
+        lambda sizes: _is_collection(sizes) and len(sizes) > 0 and all(is_whole(n, below=1 << 31) for n in sizes),
+        "it is a list of whole numbers, at least 1 and below 2**31",
     ),
     **_each(_FLAGS, wanted(lambda flag: isinstance(flag, (bool, np.bool_)), "it is True or False")),
     "unknown": chosen(("error", "freeze"), FxpruneError),
@@ -211,5 +226,5 @@ CHECKS |= {
     "concrete_args": wanted(is_keywords, "it is a dict of names of arguments and their values", CaptureError),
     "finetune": wanted(is_keywords, "it is a dict of arguments of fxprune.finetune"),
     "checkpoint": wanted(lambda path: isinstance(path, (str, PathLike)), "it is the path of a file", CalibrationError),
-    **_each("small teacher weights", instance(nn.Module, "give a model, an nn.Module")),
+    **_each("small teacher weights", check_module),
 }

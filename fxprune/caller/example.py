@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.tensors import dtype_name
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, FxpruneError
 
 LARGEST_EXAMPLE = 1 << 30  # bytes of the example batch that a file describes
 DEEPEST = 50  # levels of nesting, and axes of a tensor
@@ -50,15 +52,28 @@ def _is_packed(value: Any) -> bool:
 
 
 def as_fields(value: Any) -> Any:
-    """The fields of a dataclass object that are not None, as a dict; any other value as it is.
+    """`value` with each dataclass replaced by a dict of its fields that are not None.
 
-    >>> as_fields(TensorSpec((2,), torch.float32, torch.device("cpu")))["shape"]
+    Mappings, lists and tuples that pytree does not open are replaced by plain ones.
+
+    >>> as_fields([TensorSpec((2,), torch.float32, torch.device("cpu"))])[0]["shape"]
     (2,)
     """
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    given = {field.name: getattr(value, field.name) for field in fields(value)}
-    return {name: entry for name, entry in given.items() if entry is not None}
+    if is_dataclass(value) and not isinstance(value, type):
+        given = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {name: as_fields(entry) for name, entry in given.items() if entry is not None}
+    if isinstance(value, Mapping):
+        return _unless_known(value, {name: as_fields(entry) for name, entry in value.items()})
+    if isinstance(value, (list, tuple)) and not _is_packed(value):
+        return _unless_known(value, (list if isinstance(value, list) else tuple)(map(as_fields, value)))
+    return value
+
+
+def _unless_known(value: Any, plain: Any) -> Any:
+    """The container itself where pytree opens it and its entries are unchanged, else the `plain` one."""
+    known = not pytree.tree_is_leaf(value)
+    pairs = zip(value.values(), plain.values()) if isinstance(plain, dict) else zip(value, plain)  # noqa: B905 - of one length
+    return value if known and all(old is new for old, new in pairs) else plain
 
 
 def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -97,7 +112,7 @@ def _fewest(example: Any, samples: int) -> int:
         """Whether a part may hold the number of a row beyond the first `samples`."""
         if not isinstance(leaf, Tensor) or leaf.ndim == 0:
             return _is_packed(leaf)
-        return _is_dense(leaf) and not (leaf.is_complex() or leaf.is_meta) and bool((leaf >= samples).any())
+        return is_dense(leaf) and not (leaf.is_complex() or leaf.is_meta) and bool((leaf >= samples).any())
 
     length = batch_length(example)
     others = (leaf for leaf in _leaves(example) if not _has_rows(leaf, length))
@@ -141,11 +156,29 @@ def varied_batch(example: Any, samples: int) -> Any:
 
 
 def _has_rows(leaf: Any, length: int) -> bool:
-    return _is_dense(leaf) and leaf.ndim > 0 and len(leaf) == length
+    return is_dense(leaf) and leaf.ndim > 0 and len(leaf) == length
 
 
-def _is_dense(leaf: Any) -> bool:
+def is_dense(leaf: Any) -> bool:
+    """Whether a value is a tensor that is neither sparse nor nested."""
     return isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
+
+
+def check_dense(value: Any, what: str, error: type[FxpruneError], *, strided: bool = False, meta: bool = False) -> None:
+    """Raise `error`, about `what`, where a nested value holds a tensor that cannot be used in computations.
+
+    Sparse tensors have to be in the COO layout; none are allowed where all tensors have to be `strided`.
+    """
+    layouts = (torch.strided,) if strided else (torch.strided, torch.sparse_coo)
+    for leaf in (leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)):
+        if is_lazy(leaf):
+            raise error(f"{what} holds an uninitialised parameter: run its module once before")
+        if leaf.is_nested:
+            raise error(f"{what} holds a nested tensor: pad it, torch.nested.to_padded_tensor(x, 0.0), and pass a mask")
+        if leaf.layout not in layouts:
+            raise error(f"{what} holds a tensor of the layout {leaf.layout}: make it dense, x.to_dense()")
+        if not meta and (leaf.is_meta or isinstance(leaf, FakeTensor)):
+            raise error(f"{what} holds a tensor of shape {tuple(leaf.shape)} without numbers: load them to a device")
 
 
 def _varied_rows(tensor: Tensor, samples: int) -> Tensor:
@@ -167,9 +200,22 @@ def stretched(example: Any, axis: int) -> Any:
     """
 
     def longer(leaf: Any) -> Any:
-        return leaf.repeat_interleave(2, axis) if _is_dense(leaf) and leaf.ndim > axis else leaf
+        return leaf.repeat_interleave(2, axis) if is_dense(leaf) and leaf.ndim > axis else leaf
 
     return pytree.tree_map(longer, example, is_leaf=_is_packed)
+
+
+def plain(example: Any) -> Any:
+    """An example with plain tensors for those of subclasses, except subclasses with a `__torch_dispatch__`.
+
+    Some subclasses cannot be deep-copied.
+    """
+
+    def as_plain(leaf: Any) -> Any:
+        adds = not isinstance(leaf, Tensor) or type(leaf).__torch_dispatch__ != Tensor.__torch_dispatch__
+        return leaf if adds or type(leaf) is Tensor else leaf.as_subclass(Tensor)
+
+    return pytree.tree_map(as_plain, example, is_leaf=_is_packed)
 
 
 def to_device(values: Any, device: torch.device) -> Any:
@@ -218,7 +264,7 @@ def _described(example: Any, length: int) -> Any:
 
 def _kept_row(tensor: Tensor, length: int) -> list[float] | None:
     """The first row of floats that are not samples, whose values may matter; None for other or long rows."""
-    if not (tensor.is_floating_point() and _is_dense(tensor) and tensor.numel()) or _has_rows(tensor, length):
+    if not (tensor.is_floating_point() and is_dense(tensor) and tensor.numel()) or _has_rows(tensor, length):
         return None
     first = tensor.detach()[0] if tensor.ndim else tensor.detach()
     return first.double().flatten().tolist() if first.numel() <= LONGEST_ROW else None

@@ -8,20 +8,13 @@ from typing import Any
 from torch import nn
 
 from fxprune.rules.labels import Labels
-from fxprune.rules.table import module_class
+from fxprune.rules.table import Key, module_class, registers
 
 Resize = Callable[[Any, Any, Any], None]
-RESIZES: dict[type[nn.Module], Resize] = {}
+RESIZES: dict[Key, Resize] = {}
 
 
-def resizes(*classes: type[nn.Module]) -> Callable[[Resize], Resize]:
-    """Register the decorated `function(module, input, output)`, which sets a module's sizes from these `Labels`."""
-
-    def register(function: Resize) -> Resize:
-        RESIZES.update(dict.fromkeys(classes, function))
-        return function
-
-    return register
+resizes = registers(RESIZES)  # decorates function(module, input, output), which sets a module's sizes from these Labels
 
 
 def resize(module: nn.Module, x: Any = None, output: Any = None) -> None:

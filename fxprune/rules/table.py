@@ -39,6 +39,19 @@ def rule(*keys: Key) -> Callable[[AnyRule], AnyRule]:
     return register
 
 
+def registers(table: dict[Key, AnyRule]) -> Callable[..., Callable[[AnyRule], AnyRule]]:
+    """A decorator that enters functions into a table, each under several keys."""
+
+    def under(*keys: Key) -> Callable[[AnyRule], AnyRule]:
+        def register(function: AnyRule) -> AnyRule:
+            table.update(dict.fromkeys(keys, function))
+            return function
+
+        return register
+
+    return under
+
+
 def takes_ragged(function: AnyRule) -> AnyRule:
     """Mark a rule for ragged planes; the slices of a plane that enters any other rule keep the same channels."""
     RAGGED.add(function)
