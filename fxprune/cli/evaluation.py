@@ -33,21 +33,16 @@ def accuracy(model: nn.Module, loader: Iterable[Any], unpack: Unpack | None = No
     with torch.no_grad(), evaluating(model):
         for inputs, targets in batches(loader, unpack, name="the evaluation's loader", most=LONGEST_EPOCH):
             output = call_whole(model, to_device(inputs, device), targets, run=None)
-            _check(output, targets)
+            fits = isinstance(output, Tensor) and isinstance(targets, Tensor) and output.ndim == 2 and targets.ndim == 1
+            if not fits or len(output) != len(targets) or targets.is_floating_point():
+                forms = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (output, targets)]
+                raise FxpruneError(
+                    f"the model gives {forms[0]} for targets {forms[1]}, and accuracy needs (N, classes) for (N,) "
+                    "class numbers: pass --metric, a function (model, loader) -> number"
+                )
             right += int((output.argmax(1).cpu() == targets.cpu()).sum())
             total += len(targets)
     return right / total
-
-
-def _check(output: Any, targets: Any) -> None:
-    """Raise where a batch has no right and wrong classes."""
-    shapes = [tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in (output, targets)]
-    fits = isinstance(output, Tensor) and isinstance(targets, Tensor) and output.ndim == 2 and targets.ndim == 1
-    if not fits or len(output) != len(targets) or targets.is_floating_point():
-        raise FxpruneError(
-            f"the model gives {shapes[0]} for targets {shapes[1]}, and accuracy needs (N, classes) for (N,) class "
-            "numbers: pass --metric, a function (model, loader) -> number"
-        )
 
 
 def latencies(models: Sequence[nn.Module], batch: Any, bars: Bars) -> list[float]:

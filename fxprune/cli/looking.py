@@ -45,8 +45,11 @@ def report(
     check_writable(html)
     header, _ = read_artifact(artifact)
     reports = {part.path: part.report for part in header.parts}
-    pages = [] if html is None else [_page(html, path) if len(reports) > 1 else html for path in reports]
-    for found, page in zip(reports.values(), pages, strict=False):
+    pages = [html] if html and len(reports) == 1 else []
+    if html and not pages:
+        named = [re.sub(r"[^\w.-]", "_", path) for path in reports]  # a file may say anything
+        pages = [html.with_name(f"{html.stem}-{name}{html.suffix}") for name in named]
+    for page, found in zip(pages, reports.values(), strict=False):
         found.to_html(page)
     output.show(
         *reports.values(), f"made by {header.made_by}" + (f"; built by {header.builder}" if header.builder else "")
@@ -68,12 +71,6 @@ def report(
         "reports": [{"part": path, **found.to_dict()} for path, found in reports.items()],
         "html": [str(page) for page in pages],
     }  # fmt: skip
-
-
-def _page(html: Path, part: str) -> Path:
-    """The page of one of several parts."""
-    named = re.sub(r"[^\w.-]", "_", part)  # a file may say anything
-    return html.with_name(f"{html.stem}-{named}{html.suffix}")
 
 
 def inspect(
