@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from fxprune.caller.isolation import seeded
+from fxprune.caller.isolation import applied, seeded
 from fxprune.cli.datasets import Preparation, Source, loader_of
 from fxprune.cli.output import Output
 from fxprune.cli.targets import Built, arguments_of, build, object_of
@@ -80,10 +80,10 @@ class ModelOptions:
                 except RuntimeError as error:
                     raise typer.BadParameter(first_line(error), param_hint="--device") from None
                 try:
-                    model = model.to(device)
+                    model.to(device)
                 except (RuntimeError, AssertionError, NotImplementedError) as error:
                     raise FxpruneError(f"--device {self.device} cannot be used here: {first_line(error)}") from error
-        return replace(built, model=model.eval())
+        return replace(built, model=applied(model, "eval"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
