@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fxprune
-from fxprune.cli.targets import arguments_of, build, called, object_of
+from fxprune.cli.named_objects import arguments_of, build, called, object_of
 from fxprune.cli.weights import with_weights
 from fxprune.errors import FxpruneError
 

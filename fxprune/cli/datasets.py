@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torchvision import datasets
 from torchvision.transforms import functional as V
 
+from fxprune.cli.named_objects import called, did_you_mean, guarded
 from fxprune.cli.output import Bars
 from fxprune.cli.subsets import balanced, labels_of
-from fxprune.cli.targets import called, did_you_mean, guarded
 from fxprune.errors import FxpruneError
 
 SAMPLES = 1000  # of calibration, by default

@@ -16,15 +16,15 @@ import fxprune
 from fxprune.caller.batches import fitted_example
 from fxprune.caller.example import trim
 from fxprune.caller.files import made_folder
-from fxprune.cli.choices import Allocation, Level, LimitOptions, Run
 from fxprune.cli.evaluation import Metric, accuracy, latencies
 from fxprune.cli.extras import PLOT_EXTRA, missing_message
 from fxprune.cli.files import write_json
-from fxprune.cli.options import DataOptions, EvalOptions, File, ModelOptions
+from fxprune.cli.input_options import DataOptions, EvalOptions, File, ModelOptions
+from fxprune.cli.named_objects import object_of, told_with_line
 from fxprune.cli.output import Output
 from fxprune.cli.pareto import Row, plot, table, with_front
 from fxprune.cli.pruning import compensated, planned
-from fxprune.cli.targets import object_of, told_with_line
+from fxprune.cli.pruning_options import Allocation, Level, LimitOptions, Run
 from fxprune.errors import FxpruneError, FxpruneWarning, PlanError
 from fxprune.planning.plan import Plan
 from fxprune.scoring.scores import Scores

@@ -13,12 +13,12 @@ from rich.console import Group as Lines
 from rich.text import Text
 from rich.tree import Tree
 
-from fxprune.cli.choices import CouplingOptions, Run
 from fxprune.cli.drawing import SUFFIXES, draw, layers_of
 from fxprune.cli.files import check_suffix, check_writable
-from fxprune.cli.options import DataOptions, File, ModelOptions
+from fxprune.cli.input_options import DataOptions, File, ModelOptions
+from fxprune.cli.named_objects import Built, object_of
 from fxprune.cli.output import Output
-from fxprune.cli.targets import Built, object_of
+from fxprune.cli.pruning_options import CouplingOptions, Run
 from fxprune.coupling.couple import couple
 from fxprune.coupling.groups import Group
 from fxprune.errors import FxpruneError
@@ -111,7 +111,7 @@ def inspect(
     groups = tuple(
         replace(group, consumers=tuple(dict.fromkeys(layers[name] for name in group.consumers))) for group in groups
     )
-    output.show(_tree(type(graph).__name__, groups))
+    output.show(tree(type(graph).__name__, groups))
     if out:
         output.wrote(out)
     described = [
@@ -125,7 +125,7 @@ def inspect(
     return {"model": type(graph).__name__, "groups": described} | ({"out": str(out)} if out else {})
 
 
-def _tree(name: str, groups: tuple[Group, ...]) -> Tree:
+def tree(name: str, groups: tuple[Group, ...]) -> Tree:
     """The groups of a model: layers with their widths, consumers, and why a group is kept whole."""
     free = [group for group in groups if group.frozen is None]
     units, whole = sum(map(len, free)), _counted(len(groups) - len(free), "group")
