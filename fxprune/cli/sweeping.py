@@ -85,8 +85,8 @@ def sweep(
     times: list[float | None] = [None] * (len(smalls) + 1)
     if time_batch:
         batch = trim(fitted_example(built.model, held, functions["unpack"]), samples=time_batch)
-        with output.busy("timing") as bars:
-            times = list(latencies([built.model, *smalls], batch, bars))
+        with output.busy("timing"):
+            times = list(latencies([built.model, *smalls], batch))
     reports = [fxprune.report(small) for small in smalls]
     rows = [Row("original", None, reports[0].params_before, reports[0].macs_before, original, times[0])]
     for (name, plan), found, value, milliseconds in zip(plans, reports, values, times[1:], strict=True):
