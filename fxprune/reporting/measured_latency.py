@@ -63,11 +63,11 @@ def measure_latency(
     with undisturbed(), torch.no_grad(), evaluating(model), evaluating(small):
         for size in batch_sizes:
             batch = to_device(batch_of(example, size), homes[0])
-            timers = [_timer(each, batch, count, homes[0]) for each in (model, small)]
+            timers = [timer_of(each, batch, count, homes[0]) for each in (model, small)]
             for name, timer in zip(("the model", "the smaller model"), timers, strict=True):
                 with blaming(name, f"a batch of {size}", REMEDY):
                     timer.timeit(1)
-            pairs.append(BatchLatency(size, *_in_turns(timers, repeats, seconds)))
+            pairs.append(BatchLatency(size, *in_turns(timers, repeats, seconds)))
     name = torch.cuda.get_device_name(homes[0]) if homes[0].type == "cuda" else str(homes[0])
     found = MeasuredLatency(name, count, tuple(pairs), _reasons(small, pairs, homes[0].type))
     if note:
@@ -97,7 +97,7 @@ def batch_of(example: Any, size: int) -> Any:
     return pytree.tree_map_only(Tensor, resized, example)
 
 
-def _timer(model: nn.Module, batch: Any, threads: int, device: torch.device) -> Timer:
+def timer_of(model: nn.Module, batch: Any, threads: int, device: torch.device) -> Timer:
     """A timer of a model's call, whose clock waits for the device."""
 
     def clock() -> float:
@@ -109,8 +109,8 @@ def _timer(model: nn.Module, batch: Any, threads: int, device: torch.device) -> 
     return Timer("model(*args, **kwargs)", globals=names, timer=clock, num_threads=threads)
 
 
-def _in_turns(timers: Sequence[Timer], repeats: int, seconds: float) -> Iterator[Timing]:
-    """The times of two models, turn by turn; each turn is a call that does not count, and calls for `TURN` seconds."""
+def in_turns(timers: Sequence[Timer], repeats: int, seconds: float) -> Iterator[Timing]:
+    """The times of some models, turn by turn; each turn is a call that does not count, and calls for `TURN` seconds."""
     turns: list[list[Measurement]] = [[] for _ in timers]
     start = time.perf_counter()
     for turn in range(repeats):

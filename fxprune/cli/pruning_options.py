@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune.cli.targets import object_of
+from fxprune.cli.named_objects import object_of
 from fxprune.errors import PlanError
 from fxprune.planning.allocation import ALLOCATIONS
 from fxprune.planning.budgets import given
