@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from torch import fx
+from torch import fx, nn
 
 from fxprune.planning.plan import Plan
 from fxprune.tracing.graph import History, ModelGraph, history_of
@@ -37,4 +37,12 @@ def _described(graph: ModelGraph, node: fx.Node) -> str:
     text = node.format_node() or ""
     if node.op != "call_module":
         return text
-    return f"{text} {' '.join(repr(graph.get_submodule(str(node.target))).split())}"
+    return f"{text} {' '.join(_shown(graph.get_submodule(str(node.target))).split())}"
+
+
+def _shown(module: nn.Module) -> str:
+    """A module's type and settings; its type alone where it fails to show itself."""
+    try:
+        return repr(module)
+    except Exception:  # noqa: BLE001 - whatever the extra_repr of a class of the user's does
+        return type(module).__name__

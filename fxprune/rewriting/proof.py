@@ -30,9 +30,9 @@ from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.finite import spoiled
 from fxprune.tracing.graph import ModelGraph, example_of
 from fxprune.tracing.part import part_of
+from fxprune.tracing.proof import TOLERANCES, apart
 
 _LOG = logging.getLogger(__name__)
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tolerance: float | None = None) -> float:
@@ -50,7 +50,8 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
 
     Returns:
         The largest absolute difference of the outputs, divided by the largest finite absolute output of the original.
-        Infinities in the same places of both, such as those of a mask, are no difference.
+        Infinities in the same places of both are no difference, and up to two fill values (such as the -1e9 of a mask)
+        that equal in both and exceed all others 100 times set no scale.
 
     Raises:
         VerificationError: the labels disagree, or the error is above the tolerance.
@@ -204,7 +205,7 @@ def _compared(wanted: Any, found: Any, tolerance: float | None, what: str, where
                 f"{what} gives NaN on {where}, and there is nothing to compare: "
                 "exclude= the layers that it divides by or takes logarithms of, or remove fewer units"
             )
-        error = _apart(a, b)
+        error = apart(a, b)
         limit = TOLERANCES[a.dtype] if tolerance is None else tolerance
         if not error <= limit:
             raise VerificationError(
@@ -224,16 +225,7 @@ def relative_error(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     """The largest difference of two lists of tensors, in shares of the largest entry; infinite for other shapes."""
     if [t.shape for t in wanted] != [t.shape for t in found]:
         return math.inf
-    errors = [_apart(a, b.to(a)) for a, b in zip(wanted, found, strict=True)]
-    return math.inf if any(math.isnan(error) for error in errors) else max(errors, default=0.0)
-
-
-def _apart(wanted: Tensor, found: Tensor) -> float:
-    """The largest difference in shares of the largest finite entry; infinities in both are no difference."""
-    if not wanted.numel():
-        return 0.0
-    scale = wanted.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp_min(torch.finfo(wanted.dtype).tiny)
-    return float(torch.where(wanted == found, 0.0, (wanted - found).abs()).max() / scale)
+    return max((apart(a, b.to(a)) for a, b in zip(wanted, found, strict=True)), default=0.0)
 
 
 def _tensors(values: Any) -> list[Tensor]:
