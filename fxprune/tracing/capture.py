@@ -13,7 +13,7 @@ from fxprune.caller.arguments import CHECKS, check, chosen, wanted
 from fxprune.caller.computed_weights import computed, warn_of
 from fxprune.caller.example import to_json
 from fxprune.caller.isolation import device_of, kept_buffers, undisturbed
-from fxprune.caller.meta import lacking_numbers, to_home
+from fxprune.caller.meta import META, lacking_numbers, to_home
 from fxprune.caller.source_lines import line_of
 from fxprune.errors import CaptureError, first_line, is_of_memory, stage
 from fxprune.rules.arguments import spell
@@ -95,9 +95,12 @@ def capture(
     failures: dict[str, CaptureError] = {}
     with stage("capturing"), undisturbed():
         warn_of(model, computed(model))
-        example = _checked(model, example, options)
+        check_names(model)
+        numbers = lacking_numbers(model) is None
+        example = to_home(example, device_of(model) if numbers else META)
+        check_example(model, example, concrete)
         reference = None
-        if lacking_numbers(model) is None:
+        if numbers:
             other = None if other is None else to_home(other, device_of(model))
             if prove:
                 reference = Reference.of(model, example, other, concrete)
@@ -109,6 +112,7 @@ def capture(
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own = _prepared(model)
             hooks.keep(own, kept)
+            check_leaves(own, options["leaves"])
             hooks.check_whole(own, options["leaves"])
             try:
                 graph = _captured(model, own, example, rung, options, reference)
@@ -167,16 +171,6 @@ def capture_around(
 def _prepared(model: nn.Module) -> nn.Module:
     """A copy of the model in eval mode, to be traced."""
     return lower(hooks.plain_copy(model)).eval()
-
-
-def _checked(model: nn.Module, example: Any, options: Mapping[str, Any]) -> Any:
-    """The example on the model's home, after the model's names, the leaves, and whether it fits, were looked at."""
-    own = _prepared(model)
-    check_names(own)
-    check_leaves(own, options["leaves"])
-    example = to_home(example, device_of(own))
-    check_example(own, example, options["concrete_args"])
-    return example
 
 
 def _captured(

@@ -127,6 +127,13 @@ class Shapes(fx.Interpreter):
         return mixed(module, args, kwargs, CPU)
 
 
+def _elementwise(module: Any, x: Tensor) -> Tensor | None:
+    """A value like that of an activation, which torch takes apart into many small operations on the meta device."""
+    if not x.is_floating_point():
+        return None
+    return x if getattr(module, "inplace", False) else torch.empty_like(x)
+
+
 def _normalised(module: Any, x: Tensor) -> Tensor | None:
     """A value like that of a BatchNorm."""
     module._check_input_dim(x)
@@ -169,11 +176,12 @@ def _stepped(module: Any, x: Tensor, hx: Any = None) -> Any:
 
 
 _OPERATORS = (operator.add, operator.iadd, operator.mul, operator.imul)
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid)
 _ALIKE = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.AdaptiveAvgPool2d,
-    nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid,
 )  # fmt: skip
 _SHORTCUTS: dict[type[nn.Module], Callable[..., Any]] = {
+    **dict.fromkeys(_ACTIVATIONS, _elementwise),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _normalised),
     **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), _recurred),
     **dict.fromkeys((nn.RNNCell, nn.LSTMCell, nn.GRUCell), _stepped),

@@ -41,11 +41,12 @@ class OwnSource(fx.GraphModule):
 
     def _with_any_names(self, body: list[str]) -> list[str]:
         """The parts of a generated forward, with names that do not stand behind a dot in Python quoted."""
+        places = {part.partition(" = ")[0]: place for place, part in enumerate(body)}
         for node in self._graph.nodes:
             path = str(node.target).split(".") if node.op in ("call_module", "get_attr") else []
             if not all(map(_stands_behind_a_dot, path)):
-                written = f"{node} = " + _reached(path, str.isidentifier, '"{}"'.format)
-                (place,) = (index for index, part in enumerate(body) if part.startswith(written))
+                written, place = f"{node} = " + _reached(path, str.isidentifier, '"{}"'.format), places[node.name]
+                assert body[place].startswith(written)
                 body[place] = f"{node} = " + _reached(path, _stands_behind_a_dot, repr) + body[place][len(written) :]
         return body
 
