@@ -22,8 +22,8 @@ from fxprune.caller.isolation import device_of, precise, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.errors import ExportError, first_line
 from fxprune.rewriting.proof import relative_error
-from fxprune.tracing.hook_effects import computing
-from fxprune.tracing.hooks import keep, plain_copy
+from fxprune.tracing.hook_effects import computing_hooks
+from fxprune.tracing.hooks import keep_only, plain_copy
 
 TOLERANCE = 1e-4
 _EXTRA = ("onnx", "onnxscript", "onnxruntime")
@@ -72,7 +72,7 @@ def export(
         example = to_device(pytree.tree_map_only(Tensor, Tensor.detach, example), device_of(model))
         batches = _batches(example) if dynamic_batch else [example]
         try:
-            keep(model, computing(small, example, {}))
+            keep_only(model, computing_hooks(small, example, {}))
             run = write(model, batches[-1], unfinished, dynamic_batch=dynamic_batch)
             return max(_error(model, run, batch, path, tolerance) for batch in batches)
         except Exception as error:

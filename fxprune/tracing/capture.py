@@ -33,7 +33,7 @@ from fxprune.tracing.checks import (
 from fxprune.tracing.export import trace as exported
 from fxprune.tracing.facts import annotate
 from fxprune.tracing.graph import ModelGraph, is_captured
-from fxprune.tracing.hook_effects import computing
+from fxprune.tracing.hook_effects import computing_hooks
 from fxprune.tracing.proof import DisagreementError, Reference, first_run
 from fxprune.tracing.settings import example_for
 
@@ -108,10 +108,10 @@ def capture(
             elif len(cuts(example)) > 1:
                 with suppress(CaptureError):  # what runs on neither is annotated as a whole
                     example = first_run(hooks.plain_copy(model), example, concrete)[0]
-        kept = computing(model, example, concrete)
+        kept = computing_hooks(model, example, concrete)
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own = _prepared(model)
-            hooks.keep(own, kept)
+            hooks.keep_only(own, kept)
             check_leaves(own, options["leaves"])
             hooks.check_whole(own, options["leaves"])
             try:
@@ -122,7 +122,7 @@ def capture(
                 if reference is not None:
                     reference.warn()
                 return graph
-        beside = hooks.told(model, kept)
+        beside = hooks.hooks_in_words(model, kept)
         raise CaptureError(_no_way(model, failures, beside, reference)) from next(iter(failures.values()))
 
 

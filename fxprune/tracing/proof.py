@@ -27,8 +27,7 @@ from fxprune.errors import CaptureError, FxpruneWarning, told
 from fxprune.tracing.checks import cuts, first_running, signature_of
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.graph import ModelGraph, plain_attributes
-from fxprune.tracing.hooks import hooks_of, plain_copy
-from fxprune.tracing.hooks import told as told_of_hooks
+from fxprune.tracing.hooks import hooks_in_words, hooks_of, plain_copy
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _SEED = 20_231  # none that a forward is traced with: what it draws must not be a constant of the graph
@@ -187,7 +186,7 @@ def first_run(own: nn.Module, example: Any, concrete: Mapping[str, Any]) -> tupl
     try:
         return first_running(own, cuts(example), lambda batch: _call(own, batch, concrete))
     except CaptureError as error:
-        raise CaptureError(f"{error}{told_of_hooks(own, list(hooks_of(own)))}") from error.__cause__
+        raise CaptureError(f"{error}{hooks_in_words(own, list(hooks_of(own)))}") from error.__cause__
 
 
 def _second_trial(

@@ -28,7 +28,7 @@ from fxprune.rules.table import RULES, module_class
 from fxprune.tracing.attention import MultiheadAttention
 from fxprune.tracing.checks import Entry, is_named, signature_of
 from fxprune.tracing.graph import ModelGraph, must_be
-from fxprune.tracing.hooks import hooked, layer_within_hooks, strip
+from fxprune.tracing.hooks import hooked, layer_within_hooks, remove_hooks
 from fxprune.tracing.value_proxies import Symbol, is_symbol
 
 _OPENED = (
@@ -288,7 +288,7 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
             for name in [name for name, value in new.items() if _is_traced(value)]:
                 del store[name]
                 store.update({name: old[name]} if name in old else {})
-        strip(model)
+        remove_hooks(model)
 
 
 def register_constants(model: nn.Module) -> None:
