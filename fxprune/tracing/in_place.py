@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from torch import fx
 
@@ -10,13 +11,24 @@ from fxprune.rules.arguments import Call
 from fxprune.rules.table import key_of
 from fxprune.tracing.graph import ModelGraph
 
+_AUGMENTED = {f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")}
+
+
+def is_in_place(target: Any) -> bool:
+    """Whether calls of a function or a method write into their first input, by its name.
+
+    >>> is_in_place("add_"), is_in_place(operator.iadd), is_in_place(operator.and_)
+    (True, True, False)
+    """
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if getattr(operator, name, None) is target:
+        return name == "setitem" or name in _AUGMENTED
+    return name.endswith("_") and not name.endswith("__")
+
 
 def works_in_place(node: fx.Node, graph: ModelGraph) -> bool:
     """Whether a node writes into its first input."""
     if node.op == "call_module":
         return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = name == "setitem" or name[:1] == "i"
-    operators = node.op == "call_function" and getattr(operator, name, None) is node.target and in_place
     call = Call(key_of(node, graph) if node.op == "call_function" else "", node.args, node.kwargs)
-    return bool(call.signature and call.get("inplace")) or operators or (name.endswith("_") and not name.endswith("__"))
+    return is_in_place(node.target) or bool(call.signature and call.get("inplace"))

@@ -116,10 +116,11 @@ class Builder:
         nodes = {parameter.name: self._placeholder(parameter) for parameter in parameters}
         leaves = []
         for name, value in given.items():
+            keys: Any
             for keys, leaf in pytree.tree_flatten_with_path(value)[0]:
                 node = nodes[name]
                 for key in keys:
-                    at = key.idx if isinstance(key, pytree.SequenceKey) else key.key
+                    at: Any = key.idx if isinstance(key, pytree.SequenceKey) else key.key
                     node = self.graph.call_function(operator.getitem, (node, at))
                 leaves.append(node)
                 self._fix(node, leaf, name)

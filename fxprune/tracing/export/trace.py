@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,6 +29,7 @@ from fxprune.tracing.export.graph import Builder
 from fxprune.tracing.export.layers import layers
 from fxprune.tracing.graph import CAPTURED, Captured, ModelGraph, must_be
 from fxprune.tracing.hooks import remove_hooks
+from fxprune.tracing.in_place import is_in_place
 from fxprune.tracing.symbolic import SymbolicTracer, register_constants
 
 Shapes = Callable[[Tensor, int], Any]
@@ -72,10 +72,9 @@ def trace(
 def _drop_unused(graph: fx.Graph) -> None:
     """Remove unused nodes (the weights of an attention, say), but for checks and for writes in place."""
     for node in reversed(list(graph.nodes)):
-        name = str(getattr(node.target, "__name__", node.target))
-        in_place = name.endswith("_") or (name[:1] == "i" and getattr(operator, name, None) is node.target)
-        keeps = in_place or node.kwargs.get("inplace") or node.target in (must_be, torch._assert, operator.setitem)
-        if node.op in ("call_function", "call_method") and not node.users and not keeps:
+        in_place = is_in_place(node.target) or node.kwargs.get("inplace")
+        needed = node.users or in_place or node.target in (must_be, torch._assert)
+        if node.op in ("call_function", "call_method") and not needed:
             graph.erase_node(node)
 
 
@@ -99,9 +98,10 @@ def _exportable(model: nn.Module, example: Any) -> Iterator[Any]:
     mode, made = FakeTensorMode(), dict[int, Tensor]()
     with restored(model):
         for module in model.modules():
-            for store in (module._parameters, module._buffers):
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for store in stores:
                 held = {name: tensor for name, tensor in store.items() if tensor is not None}
-                store.update({name: made.setdefault(id(t), _faked(t, mode)) for name, t in held.items()})  # type: ignore[arg-type]
+                store.update({name: made.setdefault(id(t), _faked(t, mode)) for name, t in held.items()})
         yield pytree.tree_map_only(Tensor, lambda t: _faked(t, mode), example)
 
 
