@@ -63,9 +63,9 @@ def capture(
         method: the way to the graph: "fx" traces symbolically; "values" traces with the example's values beside the
             symbols, for models that branch on shapes; "export" takes the program of torch.export; "auto" is the first
             of these that works.
-        concrete_args: named arguments of the forward that are fixed at a value, and leave its signature.
-        leaves: module names, glob patterns of names, or module types that are not traced into: each is one node, and
-            what goes into it and comes out of it keeps its channels.
+        concrete_args: named arguments of the forward that are fixed at a value and removed from its signature.
+        leaves: module names, glob patterns of names, or module types that are not traced into: each is one node, whose
+            inputs and outputs keep their channels.
         other: another batch, of other values, on which the graph is compared with the model beside the example; one is
             made of the example by default.
         prove: compare the graph with the model, on the example and on the other batch, in eval mode, before it is
@@ -107,7 +107,7 @@ def capture(
                 reference = Reference.of(model, example, other, concrete)
                 example = reference.example
             elif len(cuts(example)) > 1:
-                with suppress(CaptureError):  # what runs on neither is annotated as a whole
+                with suppress(CaptureError):  # where it runs on neither, all of the example is annotated
                     example = first_run(hooks.plain_copy(model), example, concrete)[0]
         kept = computing_hooks(model, example, concrete)
         for rung in tuple(RUNGS) if method == "auto" else (method,):
@@ -128,10 +128,10 @@ def capture(
 
 
 def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any, *, made: bool = False) -> ModelGraph:
-    """Capture a model in the way that `settings`, those of scores or a plan, say; see `settings_of`.
+    """Capture a model by the `settings` of scores or a plan; see `settings_of`.
 
-    The graph is not compared with the model where it decides as the scores' example did, on which it was compared, or
-    where the example was `made` of a plan's description, and its numbers are none that the model runs on.
+    The graph is not compared with the model where it decides as the scores' example did, on which it was compared, nor
+    where the example was `made` of a plan's description and has numbers that the model does not run on.
     """
     decisions, concrete = settings.get("decisions", ()), settings.get("concrete_args")
     with values.replaying(decisions):
@@ -182,7 +182,7 @@ def _captured(
     options: dict[str, Any],
     reference: Reference | None,
 ) -> ModelGraph:
-    """The graph that one rung of the ladder gives of `own`, a copy of `model`, compared with the model."""
+    """The graph of `own`, a copy of `model`, by one method, compared with the model."""
     with kept_buffers(own):
         try:
             graph = RUNGS[rung](own, example, **options)
@@ -206,7 +206,7 @@ def _captured(
 
 
 def _no_way(model: nn.Module, failures: Mapping[str, CaptureError], beside: str, reference: Reference | None) -> str:
-    """The message for a model that no way leads to a graph of: the reason of each, and the ways out."""
+    """The message for a model that no method captures: the reason of each, and what to do."""
     reasons = "".join(f"\n  {rung}: {error}" for rung, error in failures.items()) + beside
     if reference is not None and any(isinstance(error, DisagreementError) for error in failures.values()):
         reasons += f"\nLikely: {reference.reason()}."
@@ -225,7 +225,7 @@ CHECKS["graph"] = wanted(is_captured, "give what fxprune.capture gave", CaptureE
 
 
 def _annotate(graph: ModelGraph, example: Any) -> Any:
-    """Put shapes and flops on all nodes; returns the example that was run, which is cut where nothing ran on it yet."""
+    """Put shapes and flops on all nodes; gives the example that was run, which is cut where no model ran on it yet."""
     batches = (example,) if lacking_numbers(graph) is None else cuts(example)
     return first_running(graph, batches, partial(annotate, graph))[0]
 

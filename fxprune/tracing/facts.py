@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.caller.batches import sample_count
 from fxprune.caller.example import TensorSpec, as_call, spec_of
@@ -22,9 +19,9 @@ from fxprune.caller.meta import CPU, META
 from fxprune.caller.meta_calls import PLACES, method, mixed, shape_only, weightless
 from fxprune.errors import first_line
 from fxprune.tracing.flops import counting
+from fxprune.tracing.layer_shapes import shape_of_layer, shape_of_sum
 
-_Form = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
-
+_OPERATORS = (operator.add, operator.iadd, operator.mul, operator.imul)
 _LOG = logging.getLogger(__name__)
 _PLAIN = (Tensor, bool, int, float, str, type(None))
 
@@ -70,9 +67,8 @@ def facts_on(graph: fx.GraphModule, example: Any) -> Facts:
 
 
 def _recorded(graph: fx.GraphModule, example: Any) -> Facts:
-    with counting() as counter:
-        recorder = _Recorder(graph, counter)
-        recorder.run(*placeholder_values(graph, example))
+    recorder = _Recorder(graph)
+    recorder.run(*placeholder_values(graph, example))
     return recorder.facts
 
 
@@ -96,11 +92,33 @@ def _asks_for_place(node: fx.Node) -> bool:
     return node.op in ("call_method", "call_function") and name in PLACES
 
 
-class Shapes(fx.Interpreter):
-    """Runs a graph, but for layers that are slow on the meta device although the shape of their output is plain.
+class _Recorder(fx.Interpreter):
+    """Runs a graph and records the facts of each node.
 
     Values that follow from some with numbers and some without have none.
     """
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.counter, self.facts = counting(), Facts({}, {})
+
+    def run_node(self, n: fx.Node) -> Any:
+        found = self._known(n)
+        if found is None:
+            with self.counter:
+                value = super().run_node(n)
+            found = value, int(self.counter.get_total_flops())
+        value, self.facts.flops[n.name] = found
+        self.facts.specs[n.name] = spec_of(value)
+        return value
+
+    def _known(self, node: fx.Node) -> Any:
+        """The value and the flops of a node that torch does not have to run."""
+        if node.op == "call_module":
+            return shape_of_layer(self.fetch_attr(str(node.target)), *self.fetch_args_kwargs_from_env(node))
+        if node.op == "call_function" and node.target in _OPERATORS and not node.kwargs:
+            return shape_of_sum(*(self.env.get(arg) if isinstance(arg, fx.Node) else arg for arg in node.args))
+        return None
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return mixed(method(target) if isinstance(target, str) else target, args, kwargs, CPU)
@@ -108,112 +126,7 @@ class Shapes(fx.Interpreter):
     call_method = call_function
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module: Any = self.fetch_attr(target)
-        shortcut = _SHORTCUTS.get(type(module))
-        if shortcut and args and isinstance(args[0], Tensor) and args[0].is_meta and not module.training:
-            value = shortcut(module, *args, **kwargs)
-            if value is not None:
-                return value
-        return mixed(module, args, kwargs, CPU)
-
-
-def _elementwise(module: Any, x: Tensor) -> Tensor | None:
-    """A value like that of an activation, which torch takes apart into small operations on the meta device."""
-    if not x.is_floating_point():
-        return None
-    return x if getattr(module, "inplace", False) else torch.empty_like(x)
-
-
-def _normalised(module: Any, x: Tensor) -> Tensor | None:
-    """A value like that of a BatchNorm."""
-    module._check_input_dim(x)
-    return torch.empty_like(x) if x.shape[1] == module.num_features else None
-
-
-def _recurred(module: Any, x: Tensor, hx: Any = None) -> Any:
-    """Values like those of recurrent layers, after the same products of matrices."""
-    if x.ndim == 2:  # one sequence, not a batch
-        batch = 0 if module.batch_first else 1
-        states = pytree.tree_map_only(Tensor, lambda state: state.unsqueeze(1), hx)
-        output, last = _recurred(module, x.unsqueeze(batch), states)
-        return output.squeeze(batch), pytree.tree_map_only(Tensor, lambda state: state.squeeze(1), last)
-    if hx is None:
-        module.check_input(x, None)
-    else:
-        module.check_forward_args(x, hx, None)
-    for weight in module.parameters():
-        if weight.ndim == 2:
-            F.linear(x.new_empty(*x.shape[:2], weight.shape[1]), weight)
-    width, ways = module.proj_size or module.hidden_size, 2 if module.bidirectional else 1
-    steps, batch = (x.shape[1], x.shape[0]) if module.batch_first else x.shape[:2]
-    output, states = x.new_empty(steps, batch, ways * width), (module.num_layers * ways, batch)
-    output = output.transpose(0, 1) if module.batch_first else output
-    last = x.new_empty(*states, width)
-    return output, (last, x.new_empty(*states, module.hidden_size)) if isinstance(module, nn.LSTM) else last
-
-
-def _stepped(module: Any, x: Tensor, hx: Any = None) -> Any:
-    """Values like those of a recurrent cell, after the same products of matrices."""
-    state = hx[0] if isinstance(hx, (tuple, list)) else hx
-    shape = (*x.shape[:1], module.hidden_size)
-    if x.ndim != 2 or (state is not None and state.shape != shape):
-        return None
-    F.linear(x, module.weight_ih)
-    F.linear(x.new_empty(shape), module.weight_hh)
-    return (x.new_empty(shape), x.new_empty(shape)) if isinstance(module, nn.LSTMCell) else x.new_empty(shape)
-
-
-_OPERATORS = (operator.add, operator.iadd, operator.mul, operator.imul)
-_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid)
-_ALIKE = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.AdaptiveAvgPool2d,
-)  # fmt: skip
-_SHORTCUTS: dict[type[nn.Module], Callable[..., Any]] = {
-    **dict.fromkeys(_ACTIVATIONS, _elementwise),
-    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _normalised),
-    **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), _recurred),
-    **dict.fromkeys((nn.RNNCell, nn.LSTMCell, nn.GRUCell), _stepped),
-}
-
-
-class _Recorder(Shapes):
-    """Runs a graph and records the facts of each node; of nodes that are alike on the meta device, only one runs."""
-
-    def __init__(self, graph: fx.GraphModule, counter: FlopCounterMode) -> None:
-        super().__init__(graph)
-        self.counter, self.facts, self.total = counter, Facts({}, {}), 0
-        self.known: dict[Any, tuple[_Form, int]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        kind = self._kind(n)
-        if kind in self.known:
-            (shape, stride, dtype), flops = self.known[kind]
-            value = torch.empty_strided(shape, stride, dtype=dtype, device=META)
-        else:
-            value, before = super().run_node(n), self.total
-            self.total = int(self.counter.get_total_flops())
-            flops = self.total - before
-            if kind is not None:
-                self.known[kind] = _form(value), flops
-        self.facts.specs[n.name], self.facts.flops[n.name] = spec_of(value), flops
-        return value
-
-    def _kind(self, node: fx.Node) -> Any:
-        """All that the result of a node on the meta device and its flops depend on, or None where that is unknown."""
-        call: Any = self.fetch_attr(str(node.target)) if node.op == "call_module" else node.target
-        if node.kwargs or not (type(call) in _ALIKE or (node.op == "call_function" and call in _OPERATORS)):
-            return None
-        own = call._parameters.values() if isinstance(call, nn.Module) else ()
-        tensors = [self.env[arg] if isinstance(arg, fx.Node) else arg for arg in (*node.args, *own)]
-        if not all(t is None or (isinstance(t, Tensor) and t.is_meta) for t in tensors):
-            return None
-        what = repr(call) if isinstance(call, nn.Module) else call
-        return what, *(t if t is None else _form(t) for t in tensors)
-
-
-def _form(tensor: Tensor) -> _Form:
-    """All there is to a tensor on the meta device."""
-    return tuple(tensor.shape), tensor.stride(), tensor.dtype
+        return mixed(self.fetch_attr(target), args, kwargs, CPU)
 
 
 def placeholder_values(graph: fx.GraphModule, example: Any) -> list[Any]:
