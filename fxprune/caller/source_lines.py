@@ -12,9 +12,8 @@ from types import FrameType
 
 import torch
 
-HOMES = tuple(
-    f"{home}{os.sep}" for home in (Path(str(torch.__file__)).parent, Path(__file__).parents[1])
-)  # not the user's
+_PACKAGES = Path(str(torch.__file__)).parent, Path(__file__).parents[1]
+HOMES = tuple(f"{home}{os.sep}" for home in _PACKAGES)  # not the user's
 
 
 def is_users(filename: str) -> bool:

@@ -51,7 +51,7 @@ class _Search(fx.Interpreter):
 
 def all_finite(value: Any) -> bool:
     """Whether the floating tensors of a nested value hold only finite numbers."""
-    return all(bool(torch.isfinite(t).all()) for t in _floats(value))
+    return all(bool(torch.isfinite(t.coalesce().values() if t.is_sparse else t).all()) for t in _floats(value))
 
 
 def _floats(value: Any) -> list[Tensor]:

@@ -7,7 +7,7 @@ import keyword
 import linecache
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,8 +166,12 @@ def _restore(class_name: str, body: dict[str, Any], nodes: list[tuple[Any, ...]]
 
 
 def must_be(value: Any, fixed: Any, name: str) -> None:
-    """Check in a graph that an argument has the value at which tracing has fixed it. Raises CaptureError if not."""
+    """Check in a graph that an argument, or the length of a container, is that at which tracing has fixed the graph.
+
+    Raises CaptureError where it is another.
+    """
     known = value.concrete if issubclass(type(value), ValueProxy) else value
+    known = len(known) if isinstance(known, (list, tuple, Mapping)) else known
     if known is not fixed and known != fixed:
         raise CaptureError(
             f"the graph was made for {name}={fixed!r}, as the example has it or leaves it out: "
