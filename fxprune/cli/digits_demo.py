@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -24,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
 from fxprune.caller.files import made_folder, replacing
+from fxprune.caller.timing import medians, timer_of
 from fxprune.errors import FxpruneError, visible
 
 STAGES = (32, 64, 128)  # channels of the three stages; each but the first halves the image
@@ -221,10 +220,8 @@ def widths(model: nn.Module) -> dict[str, int]:
 
 def latencies(models: Sequence[nn.Module], batch: Tensor) -> list[float]:
     """Milliseconds a batch on one thread, the median over rounds in which every model takes its turn."""
-    timers = [Timer("model(batch)", globals={"model": model, "batch": batch}) for model in models]
-    with torch.inference_mode():
-        rounds = [[timer.timeit(LATENCY_CALLS).median for timer in timers] for _ in range(LATENCY_ROUNDS)]
-    return [1e3 * median(times) for times in zip(*rounds, strict=True)]
+    timers = [timer_of(model, batch, batch.device) for model in models]
+    return [1e3 * seconds for seconds in medians(timers, range(LATENCY_ROUNDS), calls=LATENCY_CALLS)]
 
 
 def summary_table(rows: Sequence[Row]) -> Table:

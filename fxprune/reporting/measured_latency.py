@@ -13,13 +13,13 @@ from torch.utils import _pytree as pytree
 from torch.utils.benchmark import Measurement, Timer
 
 from fxprune.caller.arguments import check
-from fxprune.caller.example import as_call, to_device
+from fxprune.caller.example import to_device
 from fxprune.caller.isolation import device_of, evaluating, undisturbed
+from fxprune.caller.timing import timer_of
 from fxprune.errors import FxpruneError, blaming, first_line
 from fxprune.reporting.records import BatchLatency, MeasuredLatency, Timing
 from fxprune.reporting.report import note_latency, reported
 from fxprune.reporting.why_slow import why_slow
-from fxprune.scoring.node_times import wait_for
 
 TURN = 0.02  # seconds of calls in each turn of a model, at least one call
 FEWEST = 5  # turns, however long they take
@@ -62,7 +62,7 @@ def measure_latency(
     with undisturbed(), torch.no_grad(), evaluating(model), evaluating(small):
         for size in batch_sizes:
             batch = to_device(batch_of(example, size), homes[0])
-            timers = [_timer(each, batch, count, homes[0]) for each in (model, small)]
+            timers = [timer_of(each, batch, homes[0], threads=count) for each in (model, small)]
             for name, timer in zip(("the model", "the smaller model"), timers, strict=True):
                 _warm_up(timer, name, size)
             pairs.append(BatchLatency(size, *_in_turns(timers, repeats, seconds)))
@@ -91,18 +91,6 @@ def batch_of(example: Any, size: int) -> Any:
         return tensor[torch.arange(size, device=tensor.device) % samples] if fits else tensor
 
     return pytree.tree_map_only(Tensor, resized, example)
-
-
-def _timer(model: nn.Module, batch: Any, threads: int, device: torch.device) -> Timer:
-    """A timer of one model's call, whose clock waits for the device."""
-
-    def clock() -> float:
-        wait_for(device)
-        return time.perf_counter()
-
-    args, kwargs = as_call(batch)
-    names = {"model": model, "args": args, "kwargs": kwargs}
-    return Timer("model(*args, **kwargs)", globals=names, timer=clock, num_threads=threads)
 
 
 def _warm_up(timer: Timer, name: str, size: int) -> None:

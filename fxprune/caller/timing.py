@@ -1,0 +1,43 @@
+"""How long calls take; the clock is read once the device has finished its work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.utils.benchmark import Timer
+
+from fxprune.caller.example import as_call
+
+T = TypeVar("T")
+
+
+def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """The result of a call, and the seconds that it took on a device."""
+    start = time.perf_counter()
+    result = call()
+    return result, _clock(device) - start
+
+
+def timer_of(model: nn.Module, batch: Any, device: torch.device, *, threads: int = 1) -> Timer:
+    """A timer of one model's call on a batch."""
+    args, kwargs = as_call(batch)
+    names = {"model": model, "args": args, "kwargs": kwargs}
+    return Timer("model(*args, **kwargs)", globals=names, timer=lambda: _clock(device), num_threads=threads)
+
+
+def medians(timers: Sequence[Timer], rounds: Iterable[object], *, calls: int = 1) -> list[float]:
+    """The median seconds of a call, of each timer, over rounds in which every timer makes so many calls."""
+    with torch.inference_mode():
+        taken = [[timer.timeit(calls).median for timer in timers] for _ in rounds]
+    return [median(times) for times in zip(*taken, strict=True)]
+
+
+def _clock(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
