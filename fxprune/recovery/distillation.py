@@ -1,4 +1,4 @@
-"""What fine-tuning minimises: a loss, mixed with the divergence from a teacher's logits where there is one."""
+"""The objective of fine-tuning: a loss, and the divergence from a teacher's logits where there is one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.caller.example import opened
 from fxprune.errors import CalibrationError, FxpruneError, blaming
-from fxprune.scoring.objective import Loss, loss_of
+from fxprune.scoring.objective import Loss, loss_of, one_number
 from fxprune.tracing.part import Run, call_whole
 
 Metric = Callable[[Any, Any], Any]
@@ -21,9 +21,9 @@ Logits = Callable[[Any], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Distillation:
-    """A teacher in eval mode, the share that it has in the loss, and how its logits are compared.
+    """A teacher in eval mode, its share in the loss, and how its logits are compared.
 
-    `logits` takes logits with the classes along the last axis from an output; see `classes_last` for the default.
+    `logits` returns the logits of an output, with the classes along the last axis; `classes_last` is the default.
     """
 
     teacher: nn.Module
@@ -47,9 +47,9 @@ class Distillation:
 
 
 def classes_last(output: Any) -> Tensor:
-    """The logits of an output, a tensor or what has `logits`, with the classes along the last axis.
+    """The logits of an output, a tensor or an object with `logits`, with the classes along the last axis.
 
-    They are taken to lie along axis 1, as in (N, C) and (N, C, H, W); of three axes along the last, as in (N, T, C).
+    The classes are expected along axis 1, as in (N, C) and (N, C, H, W); of three axes along the last, as in (N, T, C).
 
     >>> classes_last(torch.zeros(2, 5, 8, 8)).shape
     torch.Size([2, 8, 8, 5])
@@ -87,7 +87,7 @@ class Goal:
             parts.append((1 - self.share) * self._lost(output, targets, where))
         if self.distillation:
             parts.append(self.share * self.distillation.divergence(output, inputs, targets, where))
-        value = _one_number(sum(parts), "loss", where)
+        value = _finite(sum(parts), "loss", where)
         if not value.requires_grad:
             raise CalibrationError(
                 f"the loss of {where} does not depend on a parameter that is trained: look for torch.no_grad() or "
@@ -105,31 +105,29 @@ class Goal:
             lost = self._lost(output, targets, where)
         with blaming("metric=", where):
             metric = torch.as_tensor(self.metric(output, targets) if self.metric else 0.0)
-        return float(_one_number(lost, "loss", where)), float(_one_number(metric, "metric", where))
+        return float(_finite(lost, "loss", where)), float(_finite(metric, "metric", where))
 
     @property
     def _who(self) -> str:
         return "run=" if self.run else "the model"
 
     def _lost(self, output: Any, targets: Any, where: str) -> Any:
-        """The loss of an output; what `run` gave is one already."""
+        """The loss of an output; that of `run` is a loss already."""
         return output if self.run else loss_of(self.loss, output, targets, where)
 
 
 def _called(model: nn.Module, inputs: Any, targets: Any, run: Run | None, who: str, where: str) -> Any:
-    """A model's output, or what `run` gives; an error names `who` fails `where`."""
+    """A model's output, or the result of `run`; an error names `who` fails, and where."""
     with blaming(who, where):
         return call_whole(model, inputs, targets, run=run)
 
 
-def _one_number(value: Any, name: str, where: str) -> Tensor:
+def _finite(value: Any, name: str, where: str) -> Tensor:
     """`value`. Raises CalibrationError where it is not one finite number."""
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
-        raise CalibrationError(f"the {name} of {where} has {what}: it must be one number, the mean over the batch")
-    if not bool(torch.isfinite(value.detach())):
+    number = one_number(value, f"the {name} of {where}")
+    if not bool(torch.isfinite(number.detach())):
         raise CalibrationError(
-            f"the {name} of {where} is {float(value.detach())}: look at the inputs and the targets of that batch, and "
+            f"the {name} of {where} is {float(number.detach())}: look at the inputs and the targets of that batch, and "
             "lower lr= where earlier batches were finite"
         )
-    return value
+    return number

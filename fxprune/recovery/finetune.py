@@ -1,4 +1,4 @@
-"""Fine-tuning what pruning left: a thin loop on Lightning Fabric that keeps the best epoch and can be resumed."""
+"""Fine-tuning a pruned model: a thin loop on Lightning Fabric that keeps the best epoch and can be resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import fingerprint
 from fxprune.errors import CalibrationError, FxpruneError, blaming, stage
 from fxprune.recovery.distillation import Distillation, Goal, Logits, Metric, classes_last
-from fxprune.recovery.epochs import Course, Loaders
+from fxprune.recovery.epochs import Loaders, Training
 from fxprune.reporting.records import Finetuning
 from fxprune.reporting.report import note_finetuning, report
 from fxprune.scoring.objective import Loss
@@ -59,13 +59,13 @@ def finetune(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> nn.Module:
-    """Train a pruned model on, and return a copy of it with the weights of the best epoch.
+    """Train a pruned model further, and return a copy of it with the weights of the best epoch.
 
     Needs the extra `finetune` (Lightning Fabric). The learning rate falls to zero along a cosine. The model as given
     counts as epoch 0, so the result is never worse than it on the validation data.
 
     Args:
-        small: what `compress` or `apply` made; it is not changed.
+        small: a model from `compress` or `apply`; it is not changed.
         train_loader, val_loader: labelled batches as for `score`.
         epochs: passes over `train_loader`.
         lr: the learning rate at the start, of SGD with a momentum of 0.9.
@@ -76,7 +76,7 @@ def finetune(
         metric: callable(output, target) -> mean over the batch, larger is better; the best epoch is that with the
             largest metric. By default it is that with the lowest validation loss.
         patience: stop after so many epochs in a row that were not the best.
-        teacher: a model, the original say, whose outputs are imitated; it is not changed.
+        teacher: a model whose outputs are imitated, such as the original; it is not changed.
         distill: the teacher's share in the training loss, 0 < distill <= 1. With 1 no targets are needed.
         temperature: divides both logits before the softmax.
         logits: callable(output) -> logits with the classes along the last axis; by default the output, or its `logits`,
@@ -117,14 +117,17 @@ def finetune(
             guide = isolated_copy(teacher).to(place).eval()
             distillation = Distillation(guide, distill, temperature, logits or classes_last)
         goal = Goal(model, loss or F.cross_entropy, run, metric, distillation)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise FxpruneError(f"no parameter of {type(model).__name__} requires a gradient: there is nothing to train")
         with blaming("optimizer=", f"the parameters of {type(model).__name__}"):
-            trained = (optimizer or partial(SGD, lr=lr, momentum=MOMENTUM))(_trainable(model))
-        course = _course(goal, trained, length_of(train_loader), Finetuning(int(epochs), precision))
-        course.go(Loaders(train_loader, val_loader, unpack, place, seed, bar), checkpoint, settings, patience)
-        model.load_state_dict(course.best)
+            trained = (optimizer or partial(SGD, lr=lr, momentum=MOMENTUM))(parameters)
+        training = _training(goal, trained, length_of(train_loader), Finetuning(int(epochs), precision))
+        training.run(Loaders(train_loader, val_loader, unpack, place, seed, bar), checkpoint, settings, patience)
+        model.load_state_dict(training.best)
         for module, given in zip(model.modules(), small.modules(), strict=True):
             module.training = given.training
-    note_finetuning(model, course.done)
+    note_finetuning(model, training.done)
     return model.to(device_of(small))
 
 
@@ -149,15 +152,7 @@ def _precision_for(model: nn.Module, place: torch.device) -> str:
     return "bf16-mixed" if mixed and dtype_of(model) == torch.float32 else "32-true"
 
 
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that take gradients. Raises FxpruneError where there are none."""
-    found = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not found:
-        raise FxpruneError(f"no parameter of {type(model).__name__} requires a gradient: there is nothing to train")
-    return found
-
-
-def _course(goal: Goal, optimizer: Any, batches: int | None, done: Finetuning) -> Course:
+def _training(goal: Goal, optimizer: Any, batches: int | None, done: Finetuning) -> Training:
     """A model and its optimizer, set up by Fabric on their device, before the first epoch."""
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
@@ -176,7 +171,7 @@ def _course(goal: Goal, optimizer: Any, batches: int | None, done: Finetuning) -
     )
     _, step = fabric.setup(goal.model, optimizer)
     schedule = LambdaLR(optimizer, partial(_cosine, steps=done.epochs * (batches or 1)))
-    return Course(goal, fabric, optimizer, step, schedule, bool(batches), done)
+    return Training(goal, fabric, optimizer, step, schedule, bool(batches), done)
 
 
 def _cosine(step: int, *, steps: int) -> float:

@@ -22,11 +22,10 @@ from fxprune.errors import stage
 from fxprune.scoring.evidence import evidence_of
 from fxprune.scoring.loader_pass import ScoringPass
 from fxprune.scoring.objective import Loss
-from fxprune.scoring.probes import Draw
-from fxprune.scoring.resuming import Checkpoint
+from fxprune.scoring.resuming import PassCheckpoint
 from fxprune.scoring.sampler import Sampler
 from fxprune.scoring.scores import Scores, scores_of
-from fxprune.scoring.signals.table import Signal, name_of_signal, need_classes, ranked
+from fxprune.scoring.signals.table import Signal, name_of_signal, ranked
 from fxprune.tracing.part import Run, name_of, part_of, with_captured_part
 
 
@@ -117,38 +116,38 @@ def score(
             told = f"one whose weights and buffers have the checksum {fingerprint(whole):08x}"
             check_same("the model", told, "load the same weights on all ranks")
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
-        draw = Draw(torch.empty(0), projections, seed, moments=True)
-        sampler = Sampler(samples_per_class, max_classes, sample_memory, draw, need_classes([propose, protect]))
+        compares = "separability" in (propose, protect)
+        sampler = Sampler(samples_per_class, max_classes, sample_memory, projections, seed, compares)
         made = {
             "seed": seed, "submodule": submodule, "samples_per_class": samples_per_class, "projections": projections,
             "max_classes": max_classes and int(max_classes), "sample_memory": sample_memory,
-            "compares": sampler.compares,
+            "compares": compares,
         }  # fmt: skip
         place = torch.device(device) if device is not None else device_of(graph)
         with placed(place, graph):
             one = ScoringPass.through(
                 whole, submodule, name_of(model, submodule), coupling, sampler, loader,
-                loss=loss, unpack=unpack, run=run, place=place, most=max_samples,
+                loss=loss, unpack=unpack, run=run, device=place, most=max_samples,
             )  # fmt: skip
             file = None
             if checkpoint is not None:
-                made |= {"model": fingerprint(whole), "edges": one.found.edges()}
-                file = Checkpoint.at(checkpoint, every, made)
+                made |= {"model": fingerprint(whole), "edges": one.state.edges()}
+                file = PassCheckpoint.at(checkpoint, every, made)
             totals = one.run(classes, file, progress=progress)
-        evidence = evidence_of(graph, coupling, one.found.probes, totals, sampler)
+        evidence = evidence_of(graph, coupling, one.state.probes, totals, sampler)
         scores = ranked(propose, evidence), ranked(protect, evidence)
         about = {"samples": sampler.seen, "propose": name_of_signal(propose), "protect": name_of_signal(protect)}
         result = scores_of(graph, coupling, scores, options | {"submodule": submodule}, about | _sampled(sampler))
     if file is not None:
-        file.done()
+        file.path.unlink(missing_ok=True)
     return replace(result, moments=evidence.moments, min_keep=int(min_keep), round_to=int(round_to))
 
 
 def _sampled(sampler: Sampler) -> dict[str, int]:
     """The seed, and where classes were compared, how many, on how many samples and directions."""
     if not sampler.compares:
-        return {"seed": sampler.draw.seed}
+        return {"seed": sampler.seed}
     return {
-        "seed": sampler.draw.seed, "classes": len(sampler.counts), "samples_per_class": sampler.per_class,
-        "projections": sampler.draw.projections,
+        "seed": sampler.seed, "classes": len(sampler.counts), "samples_per_class": sampler.per_class,
+        "projections": sampler.projections,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""How far a rewritten graph is from the original, on the samples that are held out."""
+"""The error of a rewritten graph against the original, on the samples that are held out."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ TINY = 1e-12  # the least variance of an output
 
 
 class Judge:
-    """Knows what the original gives on the samples held out, and compares others with it."""
+    """Holds the original's outputs on the samples held out, and compares others with them."""
 
     def __init__(self, graph: fx.GraphModule, data: Calibration) -> None:
         self.data, self.batches = data, data.judged(graph)
         self.goals = self._outputs(graph)
 
     def error(self, small: fx.GraphModule) -> float:
-        """The mean squared error of what `small` gives, in shares of the variance of what the original gives.
+        """The mean squared error of the outputs of `small`, in shares of the variance of the original's.
 
-        Outputs count alike; those that are no floating tensors, and numbers that are not finite, do not count.
+        Outputs have equal weight; those that are no floating tensors, and numbers that are not finite, do not count.
         """
         errors = []
         for goal, found in zip(self.goals, self._outputs(small), strict=True):
@@ -56,7 +56,7 @@ def _held(output: Tensor, mask: Tensor) -> Tensor:
 
 
 def _floating(graph: fx.GraphModule, values: Inputs) -> Sequence[Tensor]:
-    """The floating tensors of what a graph gives in eval mode."""
+    """The floating tensors among a graph's outputs in eval mode."""
     with torch.no_grad(), evaluating(graph):
         output: Any = graph(*pytree.tree_map_only(Tensor, torch.clone, list(values)))
     return [t for t in pytree.tree_leaves(opened(output)) if isinstance(t, Tensor) and t.is_floating_point()]

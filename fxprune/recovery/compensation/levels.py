@@ -1,4 +1,4 @@
-"""Compensation: closed-form repair of what reads the units that went, without training and without labels."""
+"""Compensation: layers that read removed units are refitted in closed form, without training and without labels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHECKS["compensate"] = chosen(LEVELS, PlanError)
 
 
 def check_level(level: str, moments: Mapping[Key, Moments] | None, loader: object) -> None:
-    """Raise where a level of compensation lacks what it works with; moments of None are yet to come."""
+    """Raise where a level of compensation lacks its moments or its data; moments of None are known later."""
     if level in ("bias", "ridge") and moments is not None and not moments:
         raise PlanError(
             f"compensate={level!r} works with the moments of the scoring pass: pass scores= from fxprune.score"
@@ -52,12 +52,12 @@ def compensated(
 ) -> tuple[ModelGraph, Compensation]:
     """A copy of `small`, compensated; each step is kept only where it brings the outputs nearer to the original's.
 
-    Where no sample is held out, what follows from the moments is kept unseen, and nothing is fitted to the data.
+    Where no sample is held out, steps by the moments are kept untested, and nothing is fitted to the data.
 
     Args:
         graph, small: the original and the rewritten graph; neither is changed.
         level: "bias", "ridge" or "sequential".
-        moments: those of the scoring pass.
+        moments: from the scoring pass.
         data: the calibration batches, or None.
         seed: of the positions that "sequential" samples.
     """
@@ -72,24 +72,24 @@ def compensated(
     filled = next((done for linear in ways if (done := best.attempt(partial(fill_in, linear=linear)))), ())
     layers: tuple[Refit, ...] = ()
     norms = 0
-    if data is not None and level == "sequential":
-        layers = best.attempt(lambda tried: refit(graph, tried, coupling, keep, data, seed=seed)) or ()
     if data is not None:
+        if level == "sequential":
+            layers = best.attempt(lambda tried: refit(graph, tried, coupling, keep, data, seed=seed)) or ()
         norms = best.attempt(lambda tried: re_estimate(tried, data)) or 0
-    if data is not None and data.ranks > 1:
-        give_from_first(best.graph)
+        if data.ranks > 1:
+            give_from_first(best.graph)
     return best.graph, Compensation(level, best.before, best.error, layers, filled, norms)
 
 
 class _Best:
-    """The best graph so far, by its error on what is held out; the latest where nothing is."""
+    """The best graph so far, by its error on the samples held out; without such, the latest."""
 
     def __init__(self, original: ModelGraph, small: ModelGraph, judge: Judge | None) -> None:
         self.original, self.graph, self.judge = original, small, judge
         self.before = self.error = None if judge is None else judge.error(small)
 
     def attempt(self, change: Callable[[ModelGraph], Any]) -> Any:
-        """What a change of the graph gives, if there was one and it was kept; else None."""
+        """The result of a change of a copy of the graph, if the change was kept; otherwise None."""
         tried = copy.deepcopy(self.graph)
         with torch.no_grad(), in_eval_mode(tried), evaluating(self.original):
             done = change(tried)

@@ -1,4 +1,4 @@
-"""Classes of positions: a class for every step of a sequence, or every pixel of a map, in place of one a sample."""
+"""Classes of positions: one class for every step of a sequence, or pixel of a map, in place of one for each sample."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fxprune.scoring.moments import hashed
 
 
 def resized(classes: Tensor, size: Sequence[int]) -> Tensor:
-    """A class map (samples, *positions) at other sizes of the positions: the nearest position's class.
+    """A class map (samples, *positions) resized to other positions: each takes the class of the nearest.
 
     >>> resized(torch.tensor([[0, 0, 1, 1]]), (2,))
     tensor([[0, 1]])
@@ -26,7 +26,7 @@ def resized(classes: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def first_of_each(labels: Tensor, keys: Tensor, count: int) -> Tensor:
-    """Where the `count` lowest keys of each label stand, label by label.
+    """The indices of the `count` lowest keys of each label, label by label.
 
     >>> first_of_each(torch.tensor([1, 0, 1, 1]), torch.tensor([0.3, 0.9, 0.2, 0.7]), 2)
     tensor([1, 2, 0])
@@ -39,8 +39,8 @@ def first_of_each(labels: Tensor, keys: Tensor, count: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Chosen positions of a tensor: their index along the samples and along each axis of positions, class and key."""
+class ChosenPositions:
+    """Positions of a tensor: their index along the samples and each axis of positions, their classes and keys."""
 
     index: tuple[Tensor, ...]
     labels: Tensor
@@ -48,22 +48,22 @@ class Places:
 
 
 @dataclass(slots=True)
-class PositionDraw:
-    """Draws positions of each class, uniformly over the whole loader, by a seeded random key for each position.
+class PositionSampler:
+    """Samples positions of each class uniformly over the whole loader, by a seeded random key for each position.
 
-    Of every class the positions with the `per_class` lowest keys are wanted. All tensors of one size get one choice.
+    Of every class the positions with the `per_class` lowest keys are chosen; the same in all tensors of one size.
     """
 
     per_class: int
     seed: int
     classes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     numbers: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    chosen: dict[tuple[int, ...], Places] = field(default_factory=dict)
+    chosen: dict[tuple[int, ...], ChosenPositions] = field(default_factory=dict)
 
     def show(self, classes: Tensor, numbers: Tensor) -> None:
-        """Take the class map of the next batch: (samples, *positions), negative where a position is left out.
+        """Take the next batch's class map (samples, *positions), negative where a position is left out.
 
-        `numbers` (samples,) are those of the samples in the whole loader: they tell the keys of their positions.
+        `numbers` (samples,) of the samples in the whole loader determine the keys of their positions.
         """
         self.classes, self.numbers = classes, numbers
         self.chosen.clear()
@@ -72,18 +72,14 @@ class PositionDraw:
         """Whether a tensor of shape (samples, *positions) has as many axes as the classes, and as many samples."""
         return self.classes.ndim > 1 and len(size) == self.classes.ndim and size[0] == len(self.classes)
 
-    def places(self, size: Sequence[int]) -> Places:
-        """The positions of the batch that are wanted, in a tensor of shape (samples, *positions)."""
+    def positions(self, size: Sequence[int]) -> ChosenPositions:
+        """The chosen positions of the batch in a tensor of shape (samples, *positions)."""
         key = tuple(size[1:])
         if key not in self.chosen:
-            labels = resized(self.classes, key).flatten()
-            keys = self._keys(math.prod(key))
+            count, labels = math.prod(key), resized(self.classes, key).flatten()
+            numbers = (self.numbers.numpy()[:, None] * count + np.arange(count)).reshape(-1)
+            keys = torch.from_numpy((hashed(numbers, self.seed + count) >> np.uint64(11)).astype(np.float64))
             counted = torch.nonzero(labels >= 0)[:, 0]
             first = counted[first_of_each(labels[counted], keys[counted], self.per_class)]
-            self.chosen[key] = Places(torch.unravel_index(first, tuple(size)), labels[first], keys[first])
+            self.chosen[key] = ChosenPositions(torch.unravel_index(first, tuple(size)), labels[first], keys[first])
         return self.chosen[key]
-
-    def _keys(self, count: int) -> Tensor:
-        """A random number for each of so many positions of every sample, by its number in the whole loader."""
-        positions = self.numbers.numpy()[:, None] * count + np.arange(count)
-        return torch.from_numpy((hashed(positions.reshape(-1), self.seed + count) >> np.uint64(11)).astype(np.float64))
