@@ -247,7 +247,7 @@ def test_the_file_says_how_it_was_made(path: Path) -> None:
     assert notes["versions"] == {"fxprune": fxprune.__version__, "torch": str(torch.__version__)}
     assert part["report"]["params_after"] == fxprune.report(small).params_after
     assert part["scores"]["samples"] == 27
-    assert fxprune.Plan.from_dict(part["plans"][0]) == fxprune.Plan.from_dict(small.meta["fxprune"]["plan"].to_dict())
+    assert fxprune.Plan.from_dict(part["plans"][0]) == fxprune.Plan.from_dict(small.meta["pruned"].plan.to_dict())
     assert set(part["biases"]) == {name for name, _ in small.named_parameters() if name.endswith("bias")}
 
 

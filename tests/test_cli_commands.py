@@ -88,7 +88,7 @@ def test_what_was_pruned_can_be_pruned_further(project):
         "compress", "mynets:build", "--weights", "small.safetensors", *DATA, "--macs", "0.7", "-o", "next.safetensors"
     )
     small = fxprune.load("next.safetensors", build=True)
-    assert len(small.meta["fxprune"]["plans"]) == 2
+    assert len(small.meta["pruned"].history.plans) == 2
     assert content["report"]["macs_after"] == fxprune.report(small).macs_after
 
 

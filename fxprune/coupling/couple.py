@@ -17,12 +17,10 @@ from fxprune.caller.meta import computing, lacking_numbers
 from fxprune.coupling.collector import Collector, Exclude
 from fxprune.coupling.groups import Coupling, Group
 from fxprune.coupling.interpreter import Unknown, named, step
-from fxprune.coupling.known import _KNOWN, _as_it_stands, _Known
 from fxprune.coupling.units import resolve
 from fxprune.errors import CaptureError, FxpruneError, UnsupportedOpError, first_line, is_of_memory
 from fxprune.rules.labels import Labels
 from fxprune.rules.table import describe, key_of
-from fxprune.tracing.checks import listed
 from fxprune.tracing.graph import ModelGraph
 
 
@@ -71,27 +69,8 @@ def analyse(
     inexact: bool = False,
     head_dim: bool = False,
 ) -> Coupling:
-    """Everything behind `couple`: groups, sites, edges, and the labels that rewriting and verifying need.
-
-    A graph that did not change since is not looked at twice: scoring, rewriting and verifying share what was found.
-    """
-    state, held = _as_it_stands(graph)
-    if graph not in _KNOWN or _KNOWN[graph].state != state:
-        _KNOWN[graph] = _Known(state, held)
-    known, options = _KNOWN[graph].couplings, (listed(exclude), inexact, head_dim)
-    if (options, unknown) not in known:
-        found = _found(Collector(graph, exclude, inexact=inexact, head_dim=head_dim), unknown)
-        known |= {(options, "freeze"): found, (options, unknown): found}
-    return known[options, unknown]
-
-
-def forget(graph: ModelGraph) -> None:
-    """Let `analyse` look at a graph anew."""
-    _KNOWN.pop(graph, None)
-
-
-def _found(collector: Collector, unknown: Unknown) -> Coupling:
-    """What a collector finds on its way through its graph."""
+    """Everything behind `couple`: groups, sites, edges, and the labels that rewriting and verifying need."""
+    collector = Collector(graph, exclude, inexact=inexact, head_dim=head_dim)
     with torch.no_grad(), computing():
         for node in collector.graph.graph.nodes:
             with explained(collector, node):

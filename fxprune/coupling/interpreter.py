@@ -18,6 +18,7 @@ from fxprune.rules.arguments import Call
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels
 from fxprune.rules.table import RAGGED, RULES, describe, key_of
+from fxprune.tracing.graph import captured_of
 
 Unknown = Literal["error", "freeze"]
 
@@ -58,7 +59,7 @@ def _container(kind: Any, args: Any, kwargs: Any) -> Any:
 
 def leaves_of(graph: fx.GraphModule) -> tuple[str, ...]:
     """The modules that the caller asked to keep as single nodes."""
-    return tuple(graph.meta.get("fxprune", {}).get("leaves", ()))
+    return captured_of(graph).leaves
 
 
 def _is_known(x: Labels) -> bool:

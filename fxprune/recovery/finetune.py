@@ -27,7 +27,7 @@ from fxprune.errors import CalibrationError, FxpruneError, blaming, stage
 from fxprune.recovery.distillation import Distillation, Goal, Logits, Metric, classes_last
 from fxprune.recovery.epochs import Loaders, Training
 from fxprune.reporting.records import Finetuning
-from fxprune.reporting.report import note_finetuning, report
+from fxprune.reporting.report import report, reported, with_report
 from fxprune.scoring.objective import Loss
 from fxprune.tracing.part import Run
 
@@ -127,7 +127,8 @@ def finetune(
         model.load_state_dict(training.best)
         for module, given in zip(model.modules(), small.modules(), strict=True):
             module.training = given.training
-    note_finetuning(model, training.done)
+    for graph, _ in reported(model):
+        with_report(graph, finetuned=training.done)
     return model.to(device_of(small))
 
 

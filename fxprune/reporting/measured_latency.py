@@ -18,7 +18,7 @@ from fxprune.caller.isolation import device_of, evaluating, undisturbed
 from fxprune.caller.timing import timer_of
 from fxprune.errors import FxpruneError, blaming, first_line
 from fxprune.reporting.records import BatchLatency, MeasuredLatency, Timing
-from fxprune.reporting.report import note_latency, reported
+from fxprune.reporting.report import reported, with_report
 from fxprune.reporting.why_slow import why_slow
 
 TURN = 0.02  # seconds of calls in each turn of a model, at least one call
@@ -68,7 +68,8 @@ def measure_latency(
             pairs.append(BatchLatency(size, *_in_turns(timers, repeats, seconds)))
     found = MeasuredLatency(_name(homes[0]), count, tuple(pairs), _reasons(small, pairs, homes[0].type))
     if note:
-        note_latency(small, found)
+        for graph, _ in reported(small):
+            with_report(graph, latency=found)
     return found
 
 
