@@ -46,7 +46,7 @@ def probed(work: Work, *, moments: bool) -> None:
     graph, batches = work
     sampler = Sampler(32, None, 1 << 30, projections=64, seed=0, compares=False, gathers=moments)
     through: Any = partial(ScoringPass.through, graph, "", "network", analyse(graph), sampler, batches)
-    through(loss=None, unpack=None, run=None, device=torch.device("cpu")).run(None, None, progress=False)
+    through(loss=None, unpack=None, run=None, device=torch.device("cpu"), most=None).run(None, None, progress=False)
 
 
 def jobs_of(work: Work, plain: Callable[[Work], None]) -> dict[str, Callable[[], object]]:

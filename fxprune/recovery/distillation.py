@@ -34,12 +34,14 @@ class Distillation:
     def divergence(self, output: Any, inputs: Any, targets: Any, where: str) -> Tensor:
         """T^2 KL(teacher || student) of the softened classes, mean over samples and positions (arXiv 1503.02531)."""
         with torch.no_grad():
-            wanted = self.logits(_called(self.teacher, inputs, targets, None, "the teacher", where))
+            with blaming("the teacher", where):
+                output_of_teacher = call_whole(self.teacher, inputs, targets, run=None)
+            wanted = self.logits(output_of_teacher)
         found = self.logits(output)
         if found.shape != wanted.shape:
             raise FxpruneError(
                 f"the logits have shape {tuple(found.shape)}, the teacher's {tuple(wanted.shape)}: give a teacher of "
-                "the same classes, or logits=, a function from an output to what is compared"
+                "the same classes, or logits=, a function from an output to logits"
             )
         student, teacher = (F.log_softmax(x / self.temperature, -1) for x in (found, wanted))
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1).mean()
@@ -81,7 +83,7 @@ class Goal:
 
     def value(self, inputs: Any, targets: Any, where: str) -> Tensor:
         """The loss to train by. Raises CalibrationError, with the batch, where it is not one finite number."""
-        output = _called(self.model, inputs, targets, self.run, self._who, where)
+        output = self._output(inputs, targets, where)
         parts = []
         if self.share < 1:
             parts.append((1 - self.share) * self._lost(output, targets, where))
@@ -98,7 +100,7 @@ class Goal:
     @torch.no_grad()
     def judged(self, inputs: Any, targets: Any, where: str) -> tuple[float, float]:
         """The loss, the teacher's only where there is no other, and the metric (0 where there is none)."""
-        output = _called(self.model, inputs, targets, self.run, self._who, where)
+        output = self._output(inputs, targets, where)
         if self.distillation and self.share == 1:
             lost = self.distillation.divergence(output, inputs, targets, where)
         else:
@@ -107,19 +109,14 @@ class Goal:
             metric = torch.as_tensor(self.metric(output, targets) if self.metric else 0.0)
         return float(_finite(lost, "loss", where)), float(_finite(metric, "metric", where))
 
-    @property
-    def _who(self) -> str:
-        return "run=" if self.run else "the model"
+    def _output(self, inputs: Any, targets: Any, where: str) -> Any:
+        """The model's output, or the result of `run`."""
+        with blaming("run=" if self.run else "the model", where):
+            return call_whole(self.model, inputs, targets, run=self.run)
 
     def _lost(self, output: Any, targets: Any, where: str) -> Any:
         """The loss of an output; that of `run` is a loss already."""
         return output if self.run else loss_of(self.loss, output, targets, where)
-
-
-def _called(model: nn.Module, inputs: Any, targets: Any, run: Run | None, who: str, where: str) -> Any:
-    """A model's output, or the result of `run`; an error names `who` fails, and where."""
-    with blaming(who, where):
-        return call_whole(model, inputs, targets, run=run)
 
 
 def _finite(value: Any, name: str, where: str) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from typing import Any
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fxprune.caller.batches import LONGEST_EPOCH, Unpack, batch_to_device, batches, length_of, sample_count
-from fxprune.caller.isolation import seeded
+from fxprune.caller.isolation import seeded, stateless
 from fxprune.errors import blaming
 from fxprune.recovery.distillation import Goal
 from fxprune.recovery.epoch_checkpoint import read, write
@@ -119,7 +119,7 @@ class Training:
     def _train(self, loaders: Loaders, epoch: int) -> float:
         """One pass over the training data: the mean loss."""
         self.goal.model.train()
-        mean = _Mean()
+        losses, weights = list[float](), list[int]()
         for inputs, targets, where in loaders.batches("train_loader", epoch):
             with self.fabric.autocast():
                 value = self.goal.value(inputs, targets, where)
@@ -129,23 +129,24 @@ class Training:
             self.optimizer.zero_grad(set_to_none=True)
             if self.by_batch:
                 self.schedule.step()
-            mean.add(float(value.detach()), self._weight(inputs))
+            losses.append(float(value.detach()))
+            weights.append(self._weight(inputs))
         if not self.by_batch:
             self.schedule.step()
-        return mean.value
+        return _mean(losses, weights)
 
     def _judge(self, loaders: Loaders, epoch: int) -> None:
         """One pass over the validation data: the mean loss and metric are added, and the best weights are kept."""
         self.goal.model.eval()
-        loss, metric = _Mean(), _Mean()
-        with _same_buffers(self.goal):
+        found = list[tuple[float, float, int]]()
+        # `run` may put the model into training mode, where BatchNorm would count batches
+        with stateless(self.goal.model) if self.goal.run else nullcontext():
             for inputs, targets, where in loaders.batches("val_loader", epoch):
                 with self.fabric.autocast():
-                    values = self.goal.judged(inputs, targets, where)
-                for mean, value in zip((loss, metric), values, strict=True):
-                    mean.add(value, self._weight(inputs))
-        losses = *self.done.val_losses, loss.value
-        metrics = (*self.done.metrics, metric.value) if self.goal.metric else ()
+                    found.append((*self.goal.judged(inputs, targets, where), self._weight(inputs)))
+        loss, metric, weights = zip(*found, strict=True)
+        losses = *self.done.val_losses, _mean(loss, weights)
+        metrics = (*self.done.metrics, _mean(metric, weights)) if self.goal.metric else ()
         best = metrics.index(max(metrics)) if metrics else losses.index(min(losses))
         self.done = replace(self.done, val_losses=losses, metrics=metrics, best=best)
         if best == epoch:
@@ -172,27 +173,5 @@ class Training:
         self.best, self.done = state["best"], Finetuning(**state["done"])
 
 
-@dataclass(slots=True)
-class _Mean:
-    """A weighted mean of numbers, as they come."""
-
-    total: float = 0.0
-    weight: int = 0
-
-    def add(self, value: float, weight: int) -> None:
-        self.total, self.weight = self.total + value * weight, self.weight + weight
-
-    @property
-    def value(self) -> float:
-        return self.total / self.weight
-
-
-@contextmanager
-def _same_buffers(goal: Goal) -> Iterator[None]:
-    """Restore a model's buffers where `run` may put it into training mode, so that BatchNorm counts no batches."""
-    kept = [(buffer, buffer.clone()) for buffer in goal.model.buffers()] if goal.run else []
-    try:
-        yield
-    finally:
-        for buffer, value in kept:
-            buffer.copy_(value)
+def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)

@@ -69,12 +69,12 @@ def finetune(
         train_loader, val_loader: labelled batches as for `score`.
         epochs: passes over `train_loader`.
         lr: the learning rate at the start, of SGD with a momentum of 0.9.
-        optimizer: callable(parameters) -> Optimizer, in place of SGD; it sets its own learning rate.
+        optimizer: callable(parameters) -> Optimizer, in place of SGD; with its own learning rate.
         loss: callable(output, target) -> mean over the batch; cross-entropy by default.
         run: callable(model, inputs, targets) -> mean loss of the batch, in place of loss(model(inputs), targets); it
             may change the mode of `model`, a copy.
         metric: callable(output, target) -> mean over the batch, larger is better; the best epoch is that with the
-            largest metric. By default it is that with the lowest validation loss.
+            largest metric. By default that with the lowest validation loss.
         patience: stop after so many epochs in a row that were not the best.
         teacher: a model whose outputs are imitated, such as the original; it is not changed.
         distill: the teacher's share in the training loss, 0 < distill <= 1. With 1 no targets are needed.
@@ -82,7 +82,7 @@ def finetune(
         logits: callable(output) -> logits with the classes along the last axis; by default the output, or its `logits`,
             with the classes along axis 1, or along the last of three axes.
         unpack: a function from a batch to (inputs, targets).
-        checkpoint: a file that is written after each epoch. Where it exists, training goes on from it.
+        checkpoint: a file that is written after each epoch. Where it exists, training continues from it.
         precision: "32-true" (as the model is), "bf16-mixed" or "16-mixed"; by default "bf16-mixed" for float32 models
             on a CUDA device that has it.
         seed: of each epoch's random numbers: the order of shuffled batches, augmentation, dropout.

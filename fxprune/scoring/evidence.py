@@ -51,51 +51,29 @@ def evidence_of(
 
     Raises CalibrationError where a number of it is not finite.
     """
-    sums = _unit_sums(probes, totals, coupling.units)
-    separable = _separabilities(probes, sampler, coupling.units) if sampler.compares else None
-    return Evidence(graph, coupling, *sums, _moments(probes), separable, sampler.seed)
-
-
-def _unit_sums(probes: Sequence[Probe], totals: Sequence[Tensor], units: int) -> tuple[Scalars, Scalars]:
-    """The size of the summed derivatives, and the summed sizes, of each unit on an edge; both summed over the edges.
-
-    The gain of one reader does not cancel the loss of another: compensation refits each reader by itself.
-    """
-    sums, sizes = np.zeros(units + 1), np.zeros(units + 1)
+    taylor, by_sample, separable = (np.zeros(coupling.units + 1) for _ in range(3))
     for probe, total in zip(probes, totals, strict=True):
         _check_finite(total.numpy(), "a gradient", probe, " or the loss")
-        own = np.zeros(units + 1)
+        own = np.zeros(coupling.units + 1)
         of_positions, of_units = np.split(total.numpy(), [len(probe.units)])
         np.add.at(own, probe.units, of_positions)
-        sums += np.abs(own)
-        sizes[probe.own] += of_units
-    return sums[:-1], sizes[:-1]
-
-
-def _moments(probes: Sequence[Probe]) -> dict[Key, Moments]:
-    """The moments of every edge that saw activations."""
-    found = {}
-    for probe in probes:
-        if probe.moment_sums is not None and probe.moment_sums.rows:
-            found[probe.key] = probe.moment_sums.moments()
-            _check_finite(found[probe.key].covariance, "an activation", probe)
-    return found
-
-
-def _separabilities(probes: Sequence[Probe], sampler: Sampler, units: int) -> Scalars:
-    """The U-Score of each unit, summed over the edges that read it."""
-    result = np.zeros(units)
+        taylor += np.abs(own)  # the gain of one reader does not cancel the loss of another: each is refitted by itself
+        by_sample[probe.own] += of_units
+    moments = dict[Key, Moments]()
     compared = torch.tensor(sorted(sampler.counts), dtype=torch.int64)
     for probe in probes:
-        if not probe.samples.parts:  # the edge is a weight, which has no activations
-            continue
-        chosen = torch.isin(probe.samples.labels, compared)
-        samples = probe.samples.joined(sampler.projections)[chosen]
-        found = separability(samples, probe.samples.labels[chosen]).double().numpy()
-        _check_finite(found, "an activation", probe)
-        result[probe.own] += found
-        probe.samples.parts.clear()
-    return result
+        if probe.samples.parts:
+            chosen = torch.isin(probe.samples.labels, compared)
+            samples = probe.samples.joined(sampler.projections)[chosen]
+            found = separability(samples, probe.samples.labels[chosen]).double().numpy()
+            _check_finite(found, "an activation", probe)
+            separable[probe.own] += found
+            probe.samples.parts.clear()
+        if probe.moment_sums is not None and probe.moment_sums.rows:
+            moments[probe.key] = probe.moment_sums.moments()
+            _check_finite(moments[probe.key].covariance, "an activation", probe)
+    scores = separable[:-1] if sampler.compares else None
+    return Evidence(graph, coupling, taylor[:-1], by_sample[:-1], moments, scores, sampler.seed)
 
 
 def _check_finite(numbers: Scalars, of: str, probe: Probe, places: str = "") -> None:

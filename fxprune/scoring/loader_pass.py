@@ -22,7 +22,6 @@ from fxprune.errors import CalibrationError, blaming
 from fxprune.scoring.eval_graph import fuse, keep_layouts
 from fxprune.scoring.objective import GatedPart, Loss, Objective
 from fxprune.scoring.probes import Probe
-from fxprune.scoring.rank_merge import merge
 from fxprune.scoring.resuming import PassCheckpoint, PassState
 from fxprune.scoring.sample_axes import SampleAxis, sample_axes
 from fxprune.scoring.sampler import Sampler
@@ -56,8 +55,8 @@ class ScoringPass:
         state = PassState.of([gate for gate in gates if isinstance(gate, Probe)], sampler)
         return cls(objective, Share(loader, unpack, objective.count, most), state, device)
 
-    def run(self, classes: Classes | None, checkpoint: PassCheckpoint | None, *, progress: bool) -> list[Tensor]:
-        """Go over the loader, after the batches of a checkpoint; the sums of the gates' gradients over all ranks.
+    def run(self, classes: Classes | None, checkpoint: PassCheckpoint | None, *, progress: bool) -> None:
+        """Go over the loader, after the batches of a checkpoint, and sum up over all ranks.
 
         Raises CalibrationError where there are no two classes to compare, or the loss does not reach the scored part.
         """
@@ -65,10 +64,9 @@ class ScoringPass:
         with evaluating(self.objective.whole), together("scoring"):
             feed = self._feed(progress=progress)
             reached = self._read(feed if checkpoint is None else checkpoint.rest(feed, state), classes)
-        totals = merge(state.probes, state.totals, state.sampler, self.share)
-        _check_classes(state.sampler, totals)
-        self.objective.check_reached(totals, in_any(reached))
-        return totals
+        state.merge_ranks(self.share)
+        _check_classes(state.sampler, state.totals)
+        self.objective.check_reached(state.totals, in_any(reached))
 
     def _feed(self, *, progress: bool) -> Iterator[Numbered]:
         """The inputs and targets of every batch, as the model takes them, on the device, under a progress bar."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.caller.arrays import Scalars
+from fxprune.caller.ranks import summed
 
 WIDEST = 4096  # channels of which the covariance is kept; of wider edges, the variances only
 ROWS = 32  # of a sample at most, or one for 16 channels where that is more
@@ -67,17 +68,13 @@ class MomentSums:
         self.waiting: list[Tensor] = []  # rows that are not in the products yet: few at a time cost as much as many
 
     def add(self, x: Tensor, dim: int, numbers: Tensor | None = None, *, batch: int = 0) -> None:
-        """Add rows of a tensor whose channels lie along axis `dim`.
+        """Add rows of activations with the channels along axis `dim`, chosen by the samples' `numbers` (samples,).
 
-        Args:
-            x: activations.
-            dim: the axis of the channels.
-            numbers: (samples,) of the samples, which lie along axis 0; None where that is not known.
-            batch: number of the batch, which chooses the rows where the samples' numbers cannot.
+        The samples lie along axis 0. Where that is not known, `numbers` is None, and the number of the batch chooses.
         """
         x = x.detach().movedim(dim, -1)
         rows = _some_of_all(x, [self.seed, batch]) if numbers is None else _some_of_each(x, numbers, self.seed)
-        rows = rows if rows.dtype == torch.float64 else rows.float()
+        rows = at_least_float32(rows)
         if self.origin is None:  # far from zero, squares would drown the covariance
             self.origin = rows.mean(0)
         rows = rows - self.origin
@@ -109,6 +106,26 @@ class MomentSums:
         self.origin, self.sums, self.products = (own.get(name) for name in ("origin", "sums", "products"))
         self.waiting = [own["waiting"]] if "waiting" in own else []
 
+    def merge_ranks(self, channels: int) -> None:
+        """Sum over all ranks, about the mean of all their rows."""
+        rows = int(summed(torch.tensor(self.rows)))
+        if not rows:
+            return
+        self.settle()
+        place = self.products.device if self.products is not None else torch.device("cpu")
+        nothing = torch.zeros(channels, dtype=torch.float64, device=place)
+        origin = nothing if self.origin is None else self.origin.double()
+        sums = nothing if self.sums is None else self.sums
+        mean = summed(sums + self.rows * origin) / rows
+        apart = mean - origin
+        if channels > WIDEST:
+            products = nothing if self.products is None else self.products
+            moved = products - 2 * sums * apart + self.rows * apart.square()
+        else:
+            products = nothing.new_zeros(channels, channels) if self.products is None else self.products
+            moved = products - sums.outer(apart) - apart.outer(sums) + self.rows * apart.outer(apart)
+        self.rows, self.origin, self.sums, self.products = rows, mean, nothing, summed(moved)
+
     def moments(self) -> Moments:
         """The moments of all rows so far."""
         self.settle()
@@ -122,6 +139,11 @@ class MomentSums:
             covariance.addr_(mean, mean, alpha=-1)
         found = Moments((mean + self.origin.double()).cpu().numpy(), covariance.cpu().numpy())
         return found if found.varies else replace(found, covariance=np.zeros_like(found.covariance))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor in single precision at least."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _some_of_all(x: Tensor, seed: list[int]) -> Tensor:

@@ -29,12 +29,9 @@ WARM_UP = 3
 def measure(
     graph: ModelGraph, coupling: Coupling, allocation: Allocation, example: Any = None, *, repeats: int = 20
 ) -> Latency:
-    """Time every node of `graph`, whole and narrowed, on its device.
+    """Time every node of `graph`, whole and narrowed by an allocation, on its device.
 
-    Args:
-        allocation: makes the narrowed widths.
-        example: the batch to run; by default the one that the graph was captured with.
-        repeats: number of runs; their median counts.
+    `example` is the batch to run, by default that of the capture; the median of `repeats` runs counts.
     """
     example = example_of(graph) if example is None else example
     names, device = [node.name for node in graph.graph.nodes], device_of(graph)

@@ -47,33 +47,26 @@ class ChosenPositions:
     keys: Tensor
 
 
-@dataclass(slots=True)
-class PositionSampler:
-    """Samples positions of each class uniformly over the whole loader, by a seeded random key for each position.
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassMap:
+    """The classes of a batch's positions, (samples, *positions), negative where a position is left out.
 
-    Of every class the positions with the `per_class` lowest keys are chosen; the same in all tensors of one size.
+    Of every class the `per_class` positions with the lowest keys are chosen, the same in all tensors of one size. Keys
+    are random numbers by a seed and the `numbers` (samples,) of the samples: positions of all batches compare.
     """
 
+    classes: Tensor
+    numbers: Tensor
     per_class: int
     seed: int
-    classes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    numbers: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     chosen: dict[tuple[int, ...], ChosenPositions] = field(default_factory=dict)
-
-    def show(self, classes: Tensor, numbers: Tensor) -> None:
-        """Take the next batch's class map (samples, *positions), negative where a position is left out.
-
-        `numbers` (samples,) of the samples in the whole loader determine the keys of their positions.
-        """
-        self.classes, self.numbers = classes, numbers
-        self.chosen.clear()
 
     def fits(self, size: Sequence[int]) -> bool:
         """Whether a tensor of shape (samples, *positions) has as many axes as the classes, and as many samples."""
-        return self.classes.ndim > 1 and len(size) == self.classes.ndim and size[0] == len(self.classes)
+        return len(size) == self.classes.ndim and size[0] == len(self.classes)
 
     def positions(self, size: Sequence[int]) -> ChosenPositions:
-        """The chosen positions of the batch in a tensor of shape (samples, *positions)."""
+        """The chosen positions in a tensor of shape (samples, *positions)."""
         key = tuple(size[1:])
         if key not in self.chosen:
             count, labels = math.prod(key), resized(self.classes, key).flatten()

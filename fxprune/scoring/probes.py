@@ -12,7 +12,7 @@ from fxprune.caller.arrays import Index
 from fxprune.coupling.gates import Gate
 from fxprune.coupling.groups import Edge
 from fxprune.scoring.moments import MomentSums
-from fxprune.scoring.position_classes import PositionSampler, first_of_each
+from fxprune.scoring.position_classes import ClassMap, first_of_each
 from fxprune.scoring.sample_axes import SampleAxis
 from fxprune.scoring.sampler import Sampler
 from fxprune.scoring.signals.separability import directions
@@ -95,12 +95,12 @@ class Probe(Gate):
                 chosen = chosen[drawn % len(chosen)]
             self.samples.add(self._projected(chosen, dim), self.sampler.labels, self.sampler.numbers[rows].double())
 
-    def _sample_positions(self, x: Tensor, positions: PositionSampler) -> None:
+    def _sample_positions(self, x: Tensor, positions: ClassMap) -> None:
         """Store the chosen positions of `x`, (samples, *positions, channels), as long as their keys are the lowest."""
         found = positions.positions(x.shape[:-1])
         chosen = x[tuple(index.to(x.device) for index in found.index)]
         self.samples.add(self._projected(chosen, 1), found.labels, found.keys)
-        kept = first_of_each(self.samples.labels, self.samples.keys, positions.per_class)
+        kept = first_of_each(self.samples.labels, self.samples.keys, self.sampler.per_class)
         self.samples.keep(kept, self.sampler.projections)
 
     def _projected(self, chosen: Tensor, dim: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A scoring pass that continues where it was interrupted: its sums so far, in a file that is replaced as it goes on."""
+"""A scoring pass that continues where it was interrupted: its sums so far, in a file that is replaced on the way."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fxprune.caller.arrays import BROKEN, read, write
 from fxprune.caller.files import regular
-from fxprune.caller.rank_batches import Numbered, digest
-from fxprune.caller.ranks import rank_and_size
+from fxprune.caller.rank_batches import Numbered, Share, digest
+from fxprune.caller.ranks import check_same, rank_and_size, summed
 from fxprune.errors import CalibrationError, FxpruneError
 from fxprune.scoring.probes import Probe
 from fxprune.scoring.sampler import Sampler
@@ -38,6 +38,20 @@ class PassState:
     def of(cls, probes: list[Probe], sampler: Sampler) -> PassState:
         """The state before the first batch."""
         return cls([torch.zeros(len(probe.weight), dtype=torch.float64) for probe in probes], probes, sampler)
+
+    def merge_ranks(self, share: Share) -> None:
+        """Sum up over all ranks: each then has the state of a single rank after all batches, but for rounding.
+
+        Raises DistributedError where a rank was lost, or the loaders of the ranks differ.
+        """
+        if rank_and_size()[1] > 1:
+            remedy = "give all ranks the same loader, over all samples; each reads its share of it"
+            check_same("the loader", str(share), remedy)
+            for total, probe in zip(self.totals, self.probes, strict=True):
+                total.copy_(summed(total))
+                if probe.moment_sums is not None:
+                    probe.moment_sums.merge_ranks(len(probe.units))
+            self.sampler.merge_ranks()
 
     def edges(self) -> int:
         """A number that tells these edges from others."""

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fxprune.caller.classes import majority
-from fxprune.scoring.position_classes import PositionSampler, first_of_each
+from fxprune.caller.ranks import gathered, summed
+from fxprune.scoring.position_classes import ClassMap, first_of_each
 
 _integers = partial(torch.empty, 0, dtype=torch.int64)
 
@@ -65,7 +66,7 @@ class Sampler:
 
     Where nothing `compares` classes, samples are only counted. All probes share it: `numbers` (samples,) are those of
     the batch's samples in the whole loader, `rows` the rows of the batch to store, `labels` their classes; `positions`
-    chooses instead where positions have classes of their own. `gathers` says whether probes gather moments.
+    are chosen instead where these have classes of their own. `gathers` says whether probes gather moments.
     """
 
     per_class: int
@@ -82,7 +83,7 @@ class Sampler:
     numbers: Tensor = field(default_factory=_integers)
     rows: Tensor = field(default_factory=_integers)
     labels: Tensor = field(default_factory=_integers)
-    positions: PositionSampler | None = None
+    positions: ClassMap | None = None
     edges: list[EdgeSamples] = field(default_factory=list)
     most: int = field(init=False)  # projections; fewer are the first of these, so that earlier and later ones compare
     _block: Tensor = field(default_factory=partial(torch.empty, 0))
@@ -106,12 +107,11 @@ class Sampler:
         """Count a batch, and choose what is stored of it; a sample whose positions have classes is of the commonest."""
         self.count(len(classes), first)
         self._admit({label for label in classes.unique().tolist() if label >= 0})
-        labels = classes
+        labels, self.positions = classes, None
         if classes.ndim > 1:
             labels = majority(classes)
-            self.positions = self.positions or PositionSampler(self.per_class, self.seed)
             compared = torch.where(torch.isin(classes, torch.tensor(list(self.counts))), classes, -1)
-            self.positions.show(compared, self.numbers)
+            self.positions = ClassMap(compared, self.numbers, self.per_class, self.seed)
         rows = []
         for row, label in enumerate(labels.tolist()):
             if label in self.counts and self.counts[label] < self.per_class:
@@ -158,11 +158,30 @@ class Sampler:
         """Keep fewer samples of each class."""
         self.per_class = per_class
         self.counts = {label: min(count, per_class) for label, count in self.counts.items()}
-        if self.positions is not None:
-            self.positions.per_class = per_class
         for edge in self.edges:
             if edge.parts:
                 edge.keep(first_of_each(edge.labels, edge.keys, per_class).sort().values, self.projections)
+
+    def merge_ranks(self) -> None:
+        """Keep the samples that a single rank would have kept, of every class that all ranks admit."""
+        self.seen = int(summed(torch.tensor(self.seen)))
+        if not self.compares:
+            return
+        known = torch.cat(gathered(torch.tensor(sorted({*self.counts, *self.left_out}), dtype=torch.int64)))
+        admitted = torch.tensor(sorted(self.first_of(set(known.tolist()))), dtype=torch.int64)
+        own = torch.tensor([self.counts.get(label, 0) for label in admitted.tolist()], dtype=torch.int64)
+        self.per_class, self.projections = min(_of_ranks(self.per_class)), min(_of_ranks(self.projections))
+        counts = summed(own).clamp_max(self.per_class).tolist()
+        self.counts = dict(zip(admitted.tolist(), counts, strict=True))
+        for edge in self.edges:
+            widest = max(_of_ranks(max([part.shape[-1] for part in edge.parts], default=0)))
+            samples = torch.cat(gathered(edge.joined(min(widest, self.projections))))
+            labels, keys = torch.cat(gathered(edge.labels)), torch.cat(gathered(edge.keys))
+            chosen = torch.isin(labels, admitted).nonzero()[:, 0]
+            kept = chosen[first_of_each(labels[chosen], keys[chosen], self.per_class)].sort().values
+            if len(kept):
+                edge.parts, edge.labels, edge.keys = [samples[kept]], labels[kept], keys[kept]
+        self.bound()
 
     def state(self) -> dict[str, Any]:
         """All counts and decisions so far, as plain numbers."""
@@ -177,6 +196,10 @@ class Sampler:
             setattr(self, name, int(state[name]))
         self.counts = {int(label): int(count) for label, count in state["counts"]}
         self.left_out = {int(label) for label in state["left_out"]}
+
+
+def _of_ranks(number: int) -> list[int]:
+    return [int(part) for part in gathered(torch.tensor([number]))]
 
 
 def _order(label: int, seed: int) -> int:

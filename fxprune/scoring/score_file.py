@@ -160,15 +160,15 @@ def _check_consistent(scores: ScoreData) -> None:
     check_example(scores.example)
 
 
-def _check(holds: object, what: str) -> None:
+def _check(holds: object, part: str) -> None:
     if not holds:
-        raise ValueError(f"{what}: its shapes or numbers contradict the rest of the file")
+        raise ValueError(f"{part}: its shapes or numbers contradict the rest of the file")
 
 
-def _check_range(array: Index, low: int, high: int, what: str) -> None:
+def _check_range(array: Index, low: int, high: int, part: str) -> None:
     """Raise where an array is no vector of integers from `low` up to below `high`."""
-    _check(array.ndim == 1 and array.dtype == np.int64, what)
-    _check(array.size == 0 or (array.min() >= low and array.max() < high), what)
+    _check(array.ndim == 1 and array.dtype == np.int64, part)
+    _check(array.size == 0 or (array.min() >= low and array.max() < high), part)
 
 
 def _check_products(widths: Widths, tables: Iterable[Products], units: int) -> None:

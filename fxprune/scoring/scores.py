@@ -80,13 +80,13 @@ class Scores(ScoreData):
             PlanError: several of alpha and the budgets are given, or the budget is below all that can be reached.
         """
         check(Scores.plan, locals())
-        what, value = given(alpha=alpha, params=params, macs=macs, latency=latency) or ("alpha", 0.05)
-        allocation = self.allocation(allocate, min_keep=min_keep, round_to=round_to, per=what)
-        if what == "alpha":
+        kind, value = given(alpha=alpha, params=params, macs=macs, latency=latency) or ("alpha", 0.05)
+        allocation = self.allocation(allocate, min_keep=min_keep, round_to=round_to, per=kind)
+        if kind == "alpha":
             plan = plan_of(self.sites, allocation.keep(value + EVEN), self.example, value, self.frozen, self.settings)
         else:
-            found = meet(allocation, self._cost(what), value, what, remedies(allocate, allocation, self.settings))
-            budget = Budget(what, value, found.achieved)
+            found = meet(allocation, self._cost(kind), value, kind, remedies(allocate, allocation, self.settings))
+            budget = Budget(kind, value, found.achieved)
             plan = plan_of(self.sites, found.keep, self.example, found.level, self.frozen, self.settings, budget)
         return replace(plan, allocate=allocate if isinstance(allocate, str) else None)
 
@@ -142,18 +142,18 @@ class Scores(ScoreData):
         costs = (self.costs.unit_params if per == "params" else self.costs.unit_macs)(len(self.propose))
         return costs / np.maximum(self.channels, 1)  # a unit of many layers saves more, and has more readers
 
-    def _cost(self, what: str) -> Cost:
+    def _cost(self, kind: str) -> Cost:
         """The cost that a budget limits, as a function of the kept units."""
-        if what == "latency":
+        if kind == "latency":
             if self.times is None:
                 raise PlanError("latency is given, but no times were taken: scores = scores.with_latency(model) first")
             return self.times.estimate
         if self.costs is None:
-            raise PlanError(f"{what} is given, but these scores hold no costs of the model: score it again")
-        if what == "macs" and self.costs.inexact:
+            raise PlanError(f"{kind} is given, but these scores hold no costs of the model: score it again")
+        if kind == "macs" and self.costs.inexact:
             names = ", ".join(self.costs.inexact)
             warnings.warn(f"the MACs of {names} count as if no plan changed them", FxpruneWarning, stacklevel=3)
-        return self.costs.parameters if what == "params" else self.costs.macs
+        return self.costs.parameters if kind == "params" else self.costs.macs
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the scores as a compressed .npz of plain arrays, whole or not at all; nothing in it is pickled."""
@@ -195,12 +195,9 @@ CHECKS["scores"] = instance(Scores, "give what fxprune.score or Scores.load gave
 
 
 def scores_of(
-    graph: ModelGraph,
-    coupling: Coupling,
-    scores: tuple[Scalars, Scalars],
-    options: Mapping[str, Any],
+    graph: ModelGraph, coupling: Coupling, scores: tuple[Scalars, Scalars], options: Mapping[str, Any],
     about: Mapping[str, Any],
-) -> Scores:
+) -> Scores:  # fmt: skip
     """Scores (those that propose, those that protect) of the units of a coupling that was made with some options."""
     groups = tuple((group.name, group.units.start, group.units.stop) for group in coupling.prunable)
     settings = settings_of(graph) | {name: value for name, value in options.items() if value}

@@ -53,13 +53,9 @@ def aim_of(
     """The aim of the node `layer`: the sum that its output is added to, if the other summand is `known`.
 
     At the sum the layer corrects errors of the other summand, too: in a residual network each block compensates the
-    errors of the blocks before it.
-
-    Args:
-        specs: of the original's nodes, by their names; the aim has the shape of the layer's output.
+    errors of the blocks before it. By the `specs` of nodes, the aim has the shape of the layer's output.
     """
-    norm_node, end = norm_after(graph, layer, reader, specs)
-    norm = None if norm_node is None else graph.get_submodule(str(norm_node.target))
+    norm, end = norm_after(graph, layer, reader, specs)
     user = next(iter(end.users)) if len(end.users) == 1 else None
     if user is not None and _is_sum(user) and _shape(specs, user) == _shape(specs, layer) is not None:
         (other,) = (source for source in user.all_input_nodes if source is not end)
@@ -72,14 +68,14 @@ def aim_of(
 
 def norm_after(
     graph: fx.GraphModule, layer: fx.Node, reader: Reader, specs: Mapping[str, Any]
-) -> tuple[fx.Node | None, fx.Node]:
+) -> tuple[nn.Module | None, fx.Node]:
     """The BatchNorm that follows this layer and no other, and the last node before anything else follows."""
     norm, end = None, layer
     while len(end.users) == 1:
         (user,) = end.users
-        module = graph.get_submodule(str(user.target)) if user.op == "call_module" else None
+        module = called(graph, user)
         if norm is None and isinstance(module, _BATCH_NORMS) and _is_own(graph, module, reader, _shape(specs, layer)):
-            norm = user
+            norm = module
         elif not isinstance(module, _THROUGH):
             break
         end = user
@@ -109,10 +105,12 @@ def _shape(specs: Mapping[str, Any], node: fx.Node) -> tuple[int, ...] | None:
 
 def _is_rectified(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether all readers of a node are rectifiers."""
+    return bool(node.users) and all(
+        isinstance(called(graph, user), nn.ReLU) if user.op == "call_module" else user.target in _RECTIFIERS
+        for user in node.users
+    )
 
-    def rectifies(user: fx.Node) -> bool:
-        if user.op == "call_module":
-            return isinstance(graph.get_submodule(str(user.target)), nn.ReLU)
-        return user.target in _RECTIFIERS
 
-    return bool(node.users) and all(map(rectifies, node.users))
+def called(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls, or None."""
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None

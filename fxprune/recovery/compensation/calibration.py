@@ -93,10 +93,13 @@ class Calibration:
 
         All of a batch that cannot be split.
         """
-        drawn = _drawn(torch.cat(list(self.held)), most).split([len(held) for held in self.held])
+        held_out = torch.cat(list(self.held))
+        rest, drawn = (~held_out).nonzero().flatten(), torch.zeros_like(held_out)
+        drawn[rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))[:most]]] = True
+        chosen_of = drawn.split([len(held) for held in self.held])
         inputs, masks, numbers = list[Inputs](), list[Tensor](), list[int]()
         known = range(len(self.inputs)) if self.numbers is None else self.numbers
-        for batch, (held, chosen) in enumerate(zip(self.held, drawn, strict=True)):
+        for batch, (held, chosen) in enumerate(zip(self.held, chosen_of, strict=True)):
             found = self._selected(graph, batch, chosen)
             if found is None or bool(chosen.any()):
                 inputs.append(self.inputs[batch] if found is None else found)
@@ -158,30 +161,15 @@ def _fit(a: Inputs, b: Inputs, axes: Sequence[int]) -> bool:
     )
 
 
-def _drawn(held: Tensor, most: int) -> Tensor:
-    """A mask of at most so many of the samples that are not held out."""
-    rest = (~held).nonzero().flatten()
-    drawn = torch.zeros_like(held)
-    drawn[rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))[:most]]] = True
-    return drawn
-
-
 def length(values: Inputs) -> int:
     """The number of samples of a batch."""
     return next((len(x) for x in pytree.tree_leaves(values) if isinstance(x, Tensor) and x.ndim), 1)
 
 
 def calibration_of(
-    model: nn.Module,
-    graph: ModelGraph,
-    loader: Iterable[Any],
-    *,
-    submodule: str = "",
-    unpack: Unpack | None = None,
-    run: Run | None = None,
-    memory: int = MEMORY,
-    max_samples: int | None = None,
-) -> Calibration:
+    model: nn.Module, graph: ModelGraph, loader: Iterable[Any], *, submodule: str = "", unpack: Unpack | None = None,
+    run: Run | None = None, memory: int = MEMORY, max_samples: int | None = None,
+) -> Calibration:  # fmt: skip
     """The inputs of a graph, a capture of the part of `model` at `submodule`, for the batches of a loader.
 
     As many batches, at least one, as the values of two graphs take no more than `memory` bytes for, and none after

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,22 +72,16 @@ def refitted(
     if it is better there than the weights given. It is then repeated with all rows.
 
     Args:
-        rows: inputs and wanted outputs.
-        weight: (groups, outputs, features) of float64.
-        bias: (groups, outputs) of float64.
+        weight, bias: (groups, outputs, features) and (groups, outputs) of float64.
         intercept: whether the bias may change; otherwise it is zero.
         rectified: the rectifier that follows, if one does: the fit is repeated towards outputs that are as good.
         strengths: of the ridge, to choose from; by default fewer where there are many features.
     """
     fitting, held = rows.part(~rows.held), rows.part(rows.held)
     part = Normal.of(fitting.inputs, fitting.wanted, intercept=intercept)
-    before = error_of(held, weight, bias)
-    best = Fit(weight, bias, None, before, before)
-    for strength in strengths or (STRENGTHS if weight.shape[-1] <= MANY else STRENGTHS[2:5]):
-        solved = part.solve(weight, bias, strength)
-        error = error_of(held, *solved)
-        if error < best.after:
-            best = Fit(*solved, strength, before, error)
+    strengths = strengths or (STRENGTHS if weight.shape[-1] <= MANY else STRENGTHS[2:5])
+    best = best_fit(held, weight, bias, strengths, lambda strength: part.solve(weight, bias, strength))
+    before = best.before
     if best.strength is None:
         return best
     others = Normal.of(held.inputs, held.wanted, intercept=intercept)
@@ -99,6 +93,24 @@ def refitted(
             solved = whole.towards(rows.inputs, wanted).solve(weight, bias, best.strength)
     finite = all(bool(values.isfinite().all()) for values in solved)
     return Fit(*solved, best.strength, before, best.after) if finite else best
+
+
+def best_fit(
+    held: Rows,
+    weight: Tensor,
+    bias: Tensor,
+    strengths: Sequence[float],
+    solve: Callable[[float], tuple[Tensor, Tensor]],
+) -> Fit:
+    """The fit by the strength that is best on the rows held out, or the weights given where none is better."""
+    before = error_of(held, weight, bias)
+    best = Fit(weight, bias, None, before, before)
+    for strength in strengths:
+        solved = solve(strength)
+        error = error_of(held, *solved)
+        if error < best.after:
+            best = Fit(*solved, strength, before, error)
+    return best
 
 
 @dataclass(slots=True, eq=False)

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fxprune.caller.isolation import in_eval_mode
 from fxprune.coupling.readers import uses
 from fxprune.errors import stage
+from fxprune.recovery.compensation.aims import called
 from fxprune.recovery.compensation.calibration import Calibration
 from fxprune.recovery.compensation.lockstep import Stepper
 
@@ -22,12 +23,9 @@ SAMPLES = 256  # that statistics are recomputed from: with more, nothing was mea
 def norms_of(graph: fx.GraphModule) -> dict[fx.Node, Any]:
     """The BatchNorms with running statistics of their own that the graph calls once, by the nodes that call them."""
     counts = uses(graph)
-    calls = {n: graph.get_submodule(str(n.target)) for n in graph.graph.nodes if n.op == "call_module"}
-    return {
-        node: module
-        for node, module in calls.items()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and counts[id(module.running_mean)] == 1
-    }
+    calls = ((node, called(graph, node)) for node in graph.graph.nodes)
+    norms = ((node, module) for node, module in calls if isinstance(module, _BatchNorm))
+    return {node: norm for node, norm in norms if norm.running_mean is not None and counts[id(norm.running_mean)] == 1}
 
 
 def re_estimate(graph: fx.GraphModule, data: Calibration) -> int:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.caller.arrays import Flags, Scalars
-from fxprune.coupling.groups import Coupling, Key, key_of_edge
+from fxprune.coupling.groups import Key, key_of_edge
 from fxprune.coupling.readers import Reader, from_matrix, readers_on, uses
-from fxprune.recovery.compensation.aims import norm_after
+from fxprune.planning.planned import Planned
+from fxprune.recovery.compensation.aims import called, norm_after
 from fxprune.recovery.compensation.biases import add_to_bias, is_shared
 from fxprune.rewriting.remaining import Checker, narrow
 from fxprune.rules.vocabulary import Slot
@@ -51,21 +52,14 @@ def prediction(moments: Moments, kept: Flags, *, linear: bool, groups: int = 1) 
 
 
 def fill(
-    graph: ModelGraph,
-    small: ModelGraph,
-    coupling: Coupling,
-    keep: Flags,
-    moments: Mapping[Key, Moments],
-    *,
-    linear: bool,
+    planned: Planned, small: ModelGraph, moments: Mapping[Key, Moments], *, linear: bool,
     only: Callable[[fx.Node], bool] | None = None,
-) -> tuple[str, ...]:
+) -> tuple[str, ...]:  # fmt: skip
     """Add the prediction of the removed units to every reader of `small`, in place; returns the readers' nodes.
 
-    Args:
-        linear: whether by ridge regression on the kept units, or by the mean alone.
-        only: which nodes of `small` to visit; all by default.
+    It is `linear` in the kept units, or the mean alone. `only` chooses nodes of `small`.
     """
+    graph, coupling, keep = planned
     checker, padded = Checker(graph, coupling, keep), np.append(keep, True)
     owners = {id(parameter): name for name, parameter in graph.named_parameters()}
     nodes, counts = {node.name: node for node in small.graph.nodes}, uses(small)
@@ -79,9 +73,8 @@ def fill(
         for whole, reader in zip(wide, thin, strict=True) if len(wide) == len(thin) else ():
             if not is_shared(reader, counts):
                 recurrent = is_recurrent(small, node)  # whose rows are gates
-                after = None if recurrent else norm_after(small, node, reader, coupling.specs)[0]
+                norm = None if recurrent else norm_after(small, node, reader, coupling.specs)[0]
                 masks = None if recurrent else checker.masks(checker.old[node.name])
-                norm = None if after is None else _module(small, after)
                 by = prediction(known, kept, linear=linear, groups=whole.groups)
                 _add(by, checker, owners[id(whole.weight)], whole, reader, masks, norm)
                 found[edge.consumer] = None
@@ -90,11 +83,7 @@ def fill(
 
 def is_recurrent(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node calls a recurrent layer: those are filled in, others are refitted."""
-    return node.op == "call_module" and isinstance(_module(graph, node), nn.RNNBase | nn.RNNCellBase)
-
-
-def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module:
-    return graph.get_submodule(str(node.target))
+    return isinstance(called(graph, node), nn.RNNBase | nn.RNNCellBase)
 
 
 def _add(

@@ -17,6 +17,7 @@ from fxprune.recovery.compensation.least_squares import Rectified, Rows
 from fxprune.recovery.compensation.lockstep import Stepper
 from fxprune.rewriting.remaining import Checker, narrow
 from fxprune.rules.labels import Labels
+from fxprune.scoring.moments import at_least_float32
 from fxprune.scoring.sample_axes import SampleAxis
 
 ROWS_A_FEATURE = 24
@@ -79,7 +80,7 @@ class GraphPair:
             held = pick.of(self.held(node.name, y, batch, reader, axis))
             parts.append((pick.inputs(x, y, reader, axis), goal, other, held))
         x, goal, other, held = (self.data.gathered(torch.cat(column)) for column in zip(*parts, strict=True))
-        return _aimed(x, precise(goal), precise(other), held[:, 0], reader, aim)
+        return _aimed(x, at_least_float32(goal), at_least_float32(other), held[:, 0], reader, aim)
 
     def own(self, rows: int) -> int:
         """The number of rows that this rank samples, of so many."""
@@ -112,9 +113,9 @@ class Pick:
     def inputs(self, x: Tensor, output: Tensor, reader: Reader, axis: int) -> Tensor:
         """The inputs of the layer there: (n, groups, features)."""
         if reader.windows is None:
-            return precise(self.of(grid(x, reader, axis))[:, None])
+            return at_least_float32(self.of(grid(x, reader, axis))[:, None])
         batched, positions = _batched(x, reader)[self.first.to(x.device)], output.shape[-reader.windows.nd :]
-        values = precise(reader.windows.values(batched, self.places, positions))
+        values = at_least_float32(reader.windows.values(batched, self.places, positions))
         rows: Tensor = values.unflatten(1, (reader.groups, -1)).permute(0, 3, 1, 2, 4)
         return rows.flatten(3).flatten(0, 1)
 
@@ -178,8 +179,3 @@ def _aimed(
 
     rows = Rows(x.movedim(1, 0), by_group((goal - other - shift) / safe), held)
     return rows, Rectified(by_group(scale), by_group(shift + other)) if aim.rectified else None
-
-
-def precise(x: Tensor) -> Tensor:
-    """The tensor in single precision at least."""
-    return x if x.dtype == torch.float64 else x.float()

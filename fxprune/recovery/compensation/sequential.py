@@ -6,13 +6,11 @@ import math
 from collections import Counter
 from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import fx
 
-from fxprune.coupling.groups import Coupling
 from fxprune.coupling.readers import Reader, reader_of, uses
+from fxprune.planning.planned import Planned
 from fxprune.recovery.compensation.aims import Aim, aim_of
 from fxprune.recovery.compensation.biases import add_to_bias, bias_of, is_shared, takes_bias
 from fxprune.recovery.compensation.calibration import Calibration
@@ -28,23 +26,12 @@ from fxprune.tracing.in_place import works_in_place
 WIDEST = 4096  # features of a group of a layer; wider ones are fitted by channel
 
 
-def refit(
-    graph: ModelGraph,
-    small: ModelGraph,
-    coupling: Coupling,
-    keep: NDArray[np.bool_],
-    data: Calibration,
-    *,
-    seed: int = 0,
-) -> tuple[Refit, ...]:
-    """Refit, in place, every layer of `small` whose inputs differ from those in `graph`.
+def refit(planned: Planned, small: ModelGraph, data: Calibration, *, seed: int = 0) -> tuple[Refit, ...]:
+    """Refit, in place, every layer of `small` whose inputs differ from those in the original graph, front to back.
 
-    Each is fitted to its inputs after the layers before it were refitted.
-
-    Args:
-        graph, small: the original and the rewritten graph, both in eval mode.
-        seed: of the sampled positions.
+    Both graphs are in eval mode. `seed` is that of the sampled positions.
     """
+    graph, coupling, keep = planned
     steps = partial(Stepper, inputs=data.inputs, numbers=data.numbers)
     generator = torch.Generator().manual_seed(seed)
     pair = GraphPair(steps(graph), steps(small), Checker(graph, coupling, keep), data, generator)

@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 from fxprune.coupling.readers import Reader, reader_of
 from fxprune.recovery.compensation.aims import Aim
 from fxprune.recovery.compensation.biases import bias_of, takes_bias
-from fxprune.recovery.compensation.least_squares import STRENGTHS, Fit, Normal, Rows, error_of
-from fxprune.recovery.compensation.row_sampling import GraphPair, grid, picks_of, precise, rows_for
+from fxprune.recovery.compensation.least_squares import STRENGTHS, Fit, Normal, Rows, best_fit
+from fxprune.recovery.compensation.row_sampling import GraphPair, grid, picks_of, rows_for
+from fxprune.scoring.moments import at_least_float32
 
 MOST_CHANNELS = 4096
 JUDGED = 4096  # rows by which the strength is chosen
@@ -46,32 +47,17 @@ def by_channel(pair: GraphPair, node: fx.Node, reader: Reader, norm: nn.Module |
     matrix, masks = original.matrix().double(), pair.kept(node.name)
     if masks:
         matrix = matrix[:, masks[reader.channel_axis].to(matrix.device)]
-    matrix = matrix.unflatten(2, (-1, channels.places)).flatten(3)
-    return _best(rows, matrix, channels, reader, judged[0].part(judged[0].held), norm)
-
-
-def _best(
-    rows: Rows, whole: Tensor, channels: _Channels, reader: Reader, held: Rows, norm: nn.Module | None
-) -> Fit:  # fmt: skip
-    """The best fit by the strength of the ridge, or the weights as they are, by the layer's outputs held out.
-
-    `whole` (1, outputs, channels, places) holds the original's weights of the kept outputs.
-    """
-    weight, bias, intercept = reader.matrix().flatten(2).double(), bias_of(reader), takes_bias(reader, norm)
-    before = error_of(held, weight, bias)
-    best = Fit(weight, bias, None, before, before)
-    fitting = rows.part(~rows.held)
-    normal = Normal.of(fitting.inputs, fitting.wanted, intercept=intercept)
+    matrix = matrix.unflatten(2, (-1, channels.places)).flatten(3)  # (1, kept outputs, channels, places)
+    weight, bias, fitting = reader.matrix().flatten(2).double(), bias_of(reader), rows.part(~rows.held)
+    normal = Normal.of(fitting.inputs, fitting.wanted, intercept=takes_bias(reader, norm))
     selection = torch.eye(len(channels.kept), dtype=torch.float64, device=weight.device)[None, :, channels.kept]
-    nothing = torch.zeros_like(selection[:, :, 0])
-    for strength in STRENGTHS:
-        prediction, offset = normal.solve(selection, nothing, strength)
-        moved = torch.einsum("gorp,grs->gosp", whole, prediction).reshape(weight.shape)
-        constant = torch.einsum("gorp,gr->go", whole, offset)
-        error = error_of(held, moved, bias + constant)
-        if error < best.after:
-            best = Fit(moved, bias + constant, strength, before, error)
-    return best
+
+    def solve(strength: float) -> tuple[Tensor, Tensor]:
+        prediction, offset = normal.solve(selection, torch.zeros_like(selection[:, :, 0]), strength)
+        moved = torch.einsum("gorp,grs->gosp", matrix, prediction).reshape(weight.shape)
+        return moved, bias + torch.einsum("gorp,gr->go", matrix, offset)
+
+    return best_fit(judged[0].part(judged[0].held), weight, bias, STRENGTHS, solve)
 
 
 def _channels(pair: GraphPair, node: fx.Node, reader: Reader) -> _Channels | None:
@@ -107,7 +93,7 @@ def _channel_rows(pair: GraphPair, node: fx.Node, reader: Reader, channels: _Cha
     columns = (torch.cat([p.of(v) for p, v in zip(picks, values, strict=True)]) for values in (*grids, held))
     x, y, mask = (pair.data.gathered(column) for column in columns)
     none_or_all = bool(mask.all()) or not bool(mask.any())
-    return None if none_or_all else Rows(precise(x)[None], precise(y)[None], mask[:, 0])
+    return None if none_or_all else Rows(at_least_float32(x)[None], at_least_float32(y)[None], mask[:, 0])
 
 
 def _by_place(rows: Tensor, places: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Greedy elimination: the order in which units are removed when each time the one goes that costs its readers least."""
+"""Greedy elimination: units are removed one by one, each time the one whose removal costs its readers least."""
 
 from __future__ import annotations
 
