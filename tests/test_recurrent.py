@@ -166,7 +166,7 @@ def test_a_layer_that_stays_whole_holds_the_others() -> None:
     frozen = {g.name: g.frozen for g in fxprune.couple(capture(LastLayerOut(), torch.zeros(2, 5, 6)))}
     assert frozen == {
         "a": None,
-        "rnn.l0": "keeps as many channels as rnn.l1, which stays whole",
+        "rnn.l0": "must be as wide as rnn.l1, which is frozen",
         "rnn.l1": "it is the model's output",
     }
 

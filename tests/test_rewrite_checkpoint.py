@@ -344,7 +344,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     written: list[str] = []
     real = shards.write_shard
     monkeypatch.setattr(
-        "fxprune.sharded.write_shard", lambda shard, *rest: written.append(shard.name) or real(shard, *rest)
+        "fxprune.saving.sharded.rewrite.write_shard",
+        lambda shard, *rest: written.append(shard.name) or real(shard, *rest),
     )
     fxprune.rewrite_checkpoint(source, plan, tmp_path / "small", model=ghost_of())
     assert len(written) == 2, "the finished file was made again"

@@ -1,4 +1,4 @@
-"""Coupling: which channels of which layers live or die together."""
+"""Coupling: which channels must be removed together."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def couple(
 
     Args:
         graph: what `capture` returned.
-        exclude: module names, glob patterns of names, or module types whose outputs stay whole.
-        unknown: "error", or "freeze" to keep what an operation without a rule touches.
-        inexact: also let channels go over which a statistic is taken (LayerNorm, say): it changes with them.
-        head_dim: of attention, let the same places of every head go in place of whole heads.
+        exclude: module names, glob patterns of names, or module types whose outputs are not pruned.
+        unknown: "error", or "freeze" to keep all channels that an operation without a rule touches.
+        inexact: also remove channels over which a statistic is taken (LayerNorm, say), although it changes.
+        head_dim: in attention, remove the same dimensions of every head instead of whole heads.
 
     Raises:
         UnsupportedOpError: an operation has no rule.
         FxpruneError: an entry of `exclude` matches nothing.
 
     >>> from torch import nn
-    >>> from fxprune.capture import capture
+    >>> from fxprune import capture
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> for group in couple(capture(net, torch.zeros(2, 4))):
     ...     print(group)
@@ -84,7 +84,7 @@ def analyse(
 
 
 def _check_shapes(value: Any, spec: Any) -> None:
-    """Raise ValueError where a rule gives tensors other shapes than the model gave on the example."""
+    """Raise ValueError where a rule gives other shapes than the model gave on the example."""
     found = [x.shape for x in pytree.tree_leaves(value) if isinstance(x, Labels)]
     wanted = [x.shape for x in pytree.tree_leaves(spec) if isinstance(x, TensorSpec)]
     if wanted and found != wanted:
@@ -93,7 +93,7 @@ def _check_shapes(value: Any, spec: Any) -> None:
 
 @contextmanager
 def explained(collector: Collector, node: fx.Node) -> Iterator[None]:
-    """Say which call a rule cannot take, or what is missing where a constant of the model has no numbers."""
+    """Name the call that a rule cannot take, or the constant without numbers that it needs."""
     try:
         yield
     except FxpruneError:
