@@ -30,10 +30,10 @@ def timer_of(model: nn.Module, batch: Any, device: torch.device, *, threads: int
     return Timer("model(*args, **kwargs)", globals=names, timer=lambda: _clock(device), num_threads=threads)
 
 
-def medians(timers: Sequence[Timer], rounds: Iterable[object], *, calls: int = 1) -> list[float]:
-    """The median seconds of a call, of each timer, over rounds in which every timer makes so many calls."""
+def medians(timers: Sequence[Timer], rounds: Iterable[object]) -> list[float]:
+    """The median seconds of a call, of each timer, over rounds in which every timer takes its turn."""
     with torch.inference_mode():
-        taken = [[timer.timeit(calls).median for timer in timers] for _ in rounds]
+        taken = [[timer.timeit(1).median for timer in timers] for _ in rounds]
     return [median(times) for times in zip(*taken, strict=True)]
 
 

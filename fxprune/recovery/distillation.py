@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.caller.example import opened
+from fxprune.caller.example import check_dense, opened
 from fxprune.errors import CalibrationError, FxpruneError, blaming
 from fxprune.scoring.objective import Loss, loss_of, one_number
 from fxprune.tracing.part import Run, call_whole
@@ -35,9 +35,9 @@ class Distillation:
         """T^2 KL(teacher || student) of the softened classes, mean over samples and positions (arXiv 1503.02531)."""
         with torch.no_grad():
             with blaming("the teacher", where):
-                output_of_teacher = call_whole(self.teacher, inputs, targets, run=None)
-            wanted = self.logits(output_of_teacher)
-        found = self.logits(output)
+                guide = call_whole(self.teacher, inputs, targets, run=None)
+            wanted = self._logits_of(guide, where)
+        found = self._logits_of(output, where)
         if found.shape != wanted.shape:
             raise FxpruneError(
                 f"the logits have shape {tuple(found.shape)}, the teacher's {tuple(wanted.shape)}: give a teacher of "
@@ -46,6 +46,18 @@ class Distillation:
         student, teacher = (F.log_softmax(x / self.temperature, -1) for x in (found, wanted))
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1).mean()
         return divergence * self.temperature**2
+
+    def _logits_of(self, output: Any, where: str) -> Tensor:
+        """The logits of an output. Raises CalibrationError where `logits` fails, or gives something else."""
+        with blaming("logits=", where):
+            found: Any = self.logits(output)
+        check_dense(found, f"what logits= gives on {where}", CalibrationError, strided=True)
+        if not isinstance(found, Tensor) or found.is_complex() or not found.ndim:
+            raise CalibrationError(
+                f"logits= gives a {type(found).__name__} on {where}: it is a function from an output to a tensor of "
+                "logits with the classes along the last axis"
+            )
+        return found
 
 
 def classes_last(output: Any) -> Tensor:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fxprune.caller.batches import LONGEST_EPOCH, Unpack, batch_to_device, batches, length_of, sample_count
-from fxprune.caller.isolation import seeded, stateless
+from fxprune.caller.isolation import applied, seeded, stateless
 from fxprune.errors import blaming
 from fxprune.recovery.distillation import Goal
 from fxprune.recovery.epoch_checkpoint import read, write
@@ -118,7 +118,7 @@ class Training:
 
     def _train(self, loaders: Loaders, epoch: int) -> float:
         """One pass over the training data: the mean loss."""
-        self.goal.model.train()
+        applied(self.goal.model, "train")
         losses, weights = list[float](), list[int]()
         for inputs, targets, where in loaders.batches("train_loader", epoch):
             with self.fabric.autocast():
@@ -137,7 +137,7 @@ class Training:
 
     def _judge(self, loaders: Loaders, epoch: int) -> None:
         """One pass over the validation data: the mean loss and metric are added, and the best weights are kept."""
-        self.goal.model.eval()
+        applied(self.goal.model, "eval")
         found = list[tuple[float, float, int]]()
         # `run` may put the model into training mode, where BatchNorm would count batches
         with stateless(self.goal.model) if self.goal.run else nullcontext():

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from fxprune.caller.batches import Classes, Unpack, batch_to_device, class_of_samples, count_of, length_of, sample_count
-from fxprune.caller.isolation import dtype_of, evaluating
+from fxprune.caller.isolation import applied, dtype_of, evaluating
 from fxprune.caller.rank_batches import Numbered, Share
 from fxprune.caller.ranks import in_any, rank_and_size, together
 from fxprune.coupling.gates import insert
@@ -51,7 +51,8 @@ class ScoringPass:
         fuse(gated, coupling.specs)
         keep_layouts(gated)
         part = GatedPart(gated, graph, name)
-        objective = Objective(with_part(whole, path, part).to(device), part, loss or F.cross_entropy, run)
+        own = applied(with_part(whole, path, part), "to", device)
+        objective = Objective(own, part, loss or F.cross_entropy, run)
         state = PassState.of([gate for gate in gates if isinstance(gate, Probe)], sampler)
         return cls(objective, Share(loader, unpack, objective.count, most), state, device)
 

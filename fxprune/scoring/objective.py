@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.batches import count_of, fitted, sample_count
-from fxprune.caller.example import as_call
+from fxprune.caller.example import as_call, check_dense
+from fxprune.caller.tensors import dtype_name
 from fxprune.errors import CalibrationError, blaming
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.finite import not_finite
@@ -101,7 +102,7 @@ class Objective:
             value = loss_of(self.loss, output, targets, where)
         if part.seen is None:
             raise CalibrationError(f"{part.name} was not called on {where}: there is nothing to score there")
-        number = one_number(value, f"the loss of {where}", ", in a tensor")
+        number = one_number(value, f"the loss of {where}")
         if not bool(torch.isfinite(number.detach())):
             said = not_finite(part.graph, part.seen) or "the output is finite, look at the loss and the targets"
             raise CalibrationError(f"the loss of {where} is {float(number.detach())}: {said}")
@@ -117,16 +118,19 @@ class Objective:
             )
 
 
+def one_number(value: Any, what: str) -> Tensor:
+    """`value`, which messages call `what`. Raises CalibrationError where it is not one real number in a tensor."""
+    check_dense(value, what, CalibrationError, strided=True)
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return value
+    found = f"type {type(value).__name__}"
+    if isinstance(value, Tensor):
+        found = f"dtype {dtype_name(value)}" if value.numel() == 1 else f"shape {tuple(value.shape)}"
+    raise CalibrationError(f"{what} has {found}: it must be one number, the mean over the batch, in a tensor")
+
+
 def loss_of(loss: Loss, output: Any, targets: Any, where: str) -> Any:
     """The loss of an output. Raises CalibrationError, naming `where`, if the loss fails."""
     name = getattr(loss, "__name__", type(loss).__name__)
     with blaming(f"the loss {name}", where, ": pass loss=, a callable(output, target) that fits the model's output"):
         return loss(output, targets)
-
-
-def one_number(value: Any, what: str, form: str = "") -> Tensor:
-    """`value`. Raises CalibrationError where it is no tensor of one number."""
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
-        raise CalibrationError(f"{what} has {found}: it must be one number, the mean over the batch{form}")
-    return value

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import TensorSpec
+from fxprune.caller.example import TensorSpec, is_dense
 from fxprune.tracing.facts import facts_on
 from fxprune.tracing.graph import ModelGraph, example_of
 
@@ -56,4 +56,4 @@ def sample_axes(graph: ModelGraph) -> dict[str, SampleAxis | None]:
 
 def _samples(x: Tensor, *, count: int) -> Tensor:
     """The first `count` rows of a tensor, repeated where it has fewer."""
-    return x[torch.arange(count, device=x.device) % len(x)] if x.ndim and len(x) else x
+    return x[torch.arange(count, device=x.device) % len(x)] if is_dense(x) and x.ndim and len(x) else x

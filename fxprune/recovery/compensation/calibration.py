@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.caller.batches import Unpack, batch_to_device, count_of, fitted, sample_count
 from fxprune.caller.example import to_device
-from fxprune.caller.isolation import device_of, evaluating
+from fxprune.caller.isolation import applied, device_of, evaluating
 from fxprune.caller.rank_batches import Share
 from fxprune.caller.ranks import gathered, in_all, rank_and_size, summed, together
 from fxprune.errors import CalibrationError, blaming
@@ -219,7 +219,8 @@ def _of_part(
     def record(_: nn.Module, values: Inputs) -> None:
         calls.append(pytree.tree_map_only(Tensor, torch.clone, list(values)))
 
-    whole = with_part(model, submodule, GatedPart(graph, graph, name_of(model, submodule))).to(device)
+    part = GatedPart(graph, graph, name_of(model, submodule))
+    whole = applied(with_part(model, submodule, part), "to", device)
     handle = graph.register_forward_pre_hook(record)
     try:
         with evaluating(whole):
