@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from statistics import median
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -23,18 +22,11 @@ def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
     return result, _clock(device) - start
 
 
-def timer_of(model: nn.Module, batch: Any, device: torch.device, *, threads: int = 1) -> Timer:
+def timer_of(model: nn.Module, batch: Any, device: torch.device, threads: int) -> Timer:
     """A timer of one model's call on a batch."""
     args, kwargs = as_call(batch)
     names = {"model": model, "args": args, "kwargs": kwargs}
     return Timer("model(*args, **kwargs)", globals=names, timer=lambda: _clock(device), num_threads=threads)
-
-
-def medians(timers: Sequence[Timer], rounds: Iterable[object]) -> list[float]:
-    """The median seconds of a call, of each timer, over rounds in which every timer takes its turn."""
-    with torch.inference_mode():
-        taken = [[timer.timeit(1).median for timer in timers] for _ in rounds]
-    return [median(times) for times in zip(*taken, strict=True)]
 
 
 def _clock(device: torch.device) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from fxprune.caller.batches import LONGEST_EPOCH, Unpack, batches
 from fxprune.caller.example import to_device
 from fxprune.caller.isolation import device_of, evaluating
-from fxprune.caller.timing import medians, timer_of
+from fxprune.caller.timing import timer_of
 from fxprune.cli.output import Bars
 from fxprune.errors import FxpruneError
 from fxprune.tracing.part import call_whole
@@ -54,5 +55,7 @@ def latencies(models: Sequence[nn.Module], batch: Any, bars: Bars) -> list[float
     """Milliseconds that each model takes for a batch: the median over rounds in which every model takes its turn."""
     device, threads = device_of(models[0]), torch.get_num_threads()
     batch = to_device(batch, device)
-    timers = [timer_of(model, batch, device, threads=threads) for model in models]
-    return [1e3 * seconds for seconds in medians(timers, bars.steps(range(ROUNDS), "rounds"))]
+    timers = [timer_of(model, batch, device, threads) for model in models]
+    with torch.inference_mode():
+        rounds = [[timer.timeit(1).median for timer in timers] for _ in bars.steps(range(ROUNDS), "rounds")]
+    return [1e3 * median(times) for times in zip(*rounds, strict=True)]

@@ -63,7 +63,7 @@ def measure_latency(
     with undisturbed(), torch.no_grad(), evaluating(model), evaluating(small):
         for size in batch_sizes:
             batch = to_device(batch_of(example, size), homes[0])
-            timers = [timer_of(each, batch, homes[0], threads=count) for each in (model, small)]
+            timers = [timer_of(each, batch, homes[0], count) for each in (model, small)]
             for name, timer in zip(("the model", "the smaller model"), timers, strict=True):
                 with blaming(name, f"a batch of {size}", REMEDY):
                     timer.timeit(1)
