@@ -44,7 +44,7 @@ def spec_of(value: Any) -> Any:
             return PackedSpec(tuple(leaf.data.shape), leaf.data.dtype, leaf.data.device)
         return TensorSpec(tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
 
-    return pytree.tree_map(spec, as_fields(value), is_leaf=_is_packed)
+    return spec(value) if isinstance(value, Tensor) else pytree.tree_map(spec, as_fields(value), is_leaf=_is_packed)
 
 
 def _is_packed(value: Any) -> bool:
