@@ -288,7 +288,7 @@ def test_a_narrowed_class_that_goes_another_way_says_so() -> None:
     model.a = nn.Sequential(model.a, nn.Conv2d(8, 8, 1))
     with pytest.warns(FxpruneWarning, match="decides by the values"):
         plan = Scores.random(model, x).plan(0.9)
-    with pytest.raises(fxprune.NarrowError, match="Net does not run as its own class with the layers that stay"):
+    with pytest.raises(fxprune.NarrowError, match="Net does not run as its own class with the kept layers"):
         fxprune.narrow(model, plan)
 
 

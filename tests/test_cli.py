@@ -10,6 +10,7 @@ from command_line import flat, invoke
 
 import fxprune
 from fxprune import cli
+from fxprune.cli import extras
 from fxprune.cli.app import EXAMPLES
 from fxprune.cli.output import Output
 from fxprune.cli.sweeping import numbers_between
@@ -77,7 +78,7 @@ def test_examples_name_options_that_there_are(command):
 
 
 def test_main_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "typer" else object())
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "typer" else object())
     with pytest.raises(SystemExit) as caught:
         cli.main()
     message = str(caught.value.code)
@@ -86,7 +87,7 @@ def test_main_says_what_is_missing(monkeypatch):
 
 
 def test_demo_says_what_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name in {"sklearn", "matplotlib"} else object())
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name in {"sklearn", "matplotlib"} else object())
     result = invoke("demo", "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "The demo needs scikit-learn and matplotlib, which" in result.stderr

@@ -4,19 +4,18 @@ import json
 from itertools import pairwise
 
 import torch
-from rich.console import Console
-from torch import nn
 from typer.testing import CliRunner
 
 from fxprune.cli import build_app
 from fxprune.cli import digits_demo as demo
+from fxprune.cli.output import Output
 
 ALPHAS = (0.0, 0.1, 0.3)
 
 
 def train(digits, seed):
-    with demo.progress_bar(Console(quiet=True)) as progress:
-        return demo.train(digits.train, epochs=1, seed=seed, progress=progress)
+    with Output(json=False, quiet=True).busy("training") as bars:
+        return demo.train(digits.train, bars, epochs=1, seed=seed)
 
 
 def test_a_third_is_held_out():
@@ -43,18 +42,6 @@ def test_training_is_seeded_and_leaves_the_global_generator():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
-
-
-def test_smaller_model_is_measured_faster():
-    batch = torch.randn(16, 64)
-    wide, narrow = (nn.Sequential(nn.Linear(64, width), nn.Linear(width, 8)) for width in (8192, 16))
-    slow, fast = demo.latencies([wide, narrow], batch)
-    assert 0 < fast < slow
-
-
-def test_accuracy_is_the_share_of_hits():
-    data = demo.TensorDataset(torch.eye(4), torch.tensor([0, 1, 2, 0]))
-    assert demo.accuracy(nn.Identity(), data) == 0.75
 
 
 def test_run_through_the_command_line(tmp_path):

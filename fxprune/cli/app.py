@@ -8,7 +8,7 @@ import typer
 
 from fxprune.cli.commands import EXIT_CODES, Function, add
 from fxprune.cli.demo import demo
-from fxprune.cli.looking import inspect, report
+from fxprune.cli.inspection import inspect, report
 from fxprune.cli.pruning import apply, compress, plan, score
 from fxprune.cli.sweeping import sweep
 from fxprune.version import __version__
@@ -31,12 +31,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, epilog=E
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Structured pruning of PyTorch models as a torch.fx compiler pass.
 
-    compress does all at once. score, plan and apply are its stages: scores are computed once, and give any number of
-    plans. inspect, report and sweep show what can go, what went, and what it costs.
+    compress does all at once. score, plan and apply are its stages: scores are computed once, for any number of plans.
+    inspect, report and sweep show which channels can be removed, which were, and at what cost.
     """
     if show_version:
         typer.echo(f"fxprune {__version__}")

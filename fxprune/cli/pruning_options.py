@@ -1,0 +1,140 @@
+"""The options on the channels to remove, their number, and compensation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fxprune.cli.named_objects import object_of
+from fxprune.errors import PlanError
+from fxprune.planning.allocation import ALLOCATIONS
+from fxprune.planning.budgets import given
+from fxprune.recovery.compensate import LEVELS
+from fxprune.scoring.signals.table import SIGNALS
+
+_Coupling = partial(typer.Option, rich_help_panel="What may be removed")
+_Scoring = partial(typer.Option, rich_help_panel="Scoring")
+_Function = partial(_Scoring, metavar="MODULE:FUNCTION")
+_Share = partial(typer.Option, rich_help_panel="How much is removed (one of these)", min=0, max=1)
+_Bound = partial(typer.Option, rich_help_panel="Bounds")
+
+
+def one_of(known: Iterable[str]) -> Callable[[str | None], str | None]:
+    """A check that a value is one of those known."""
+    names = tuple(known)
+
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in names:
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}")
+        return value
+
+    return check
+
+
+Run = Annotated[
+    str | None, _Function(help="Function (model, inputs, targets) -> mean loss, for models that compute it themselves.")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CouplingOptions:
+    """Which channels may be removed."""
+
+    exclude: Annotated[
+        list[str],
+        _Coupling(metavar="PATTERN", help="Layers to keep whole: names, or patterns such as 'layer4.*'. Repeatable."),
+    ] = field(default_factory=list)
+    inexact: Annotated[
+        bool, _Coupling("--inexact", help="Also prune channels over which a statistic such as LayerNorm is taken.")
+    ] = False
+    head_dim: Annotated[bool, _Coupling("--head-dim", help="Prune within attention heads, not whole heads.")] = False
+    unknown: Annotated[
+        str,
+        _Coupling(
+            callback=one_of(("error", "freeze")),
+            help="For an operation without a rule: error, or freeze, which keeps its channels whole.",
+        ),
+    ] = "error"
+
+    def coupling(self) -> dict[str, Any]:
+        """The options as arguments of `couple`."""
+        return {
+            "exclude": tuple(self.exclude), "unknown": self.unknown, "inexact": self.inexact, "head_dim": self.head_dim
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringOptions(CouplingOptions):
+    """The scores of units, and which units may be removed."""
+
+    propose: Annotated[
+        str,
+        _Scoring(callback=one_of(SIGNALS), help=f"Signal that proposes units, lowest first: {', '.join(SIGNALS)}."),
+    ] = "reconstruction"
+    protect: Annotated[str, _Scoring(callback=one_of(SIGNALS), help="Signal that protects units, highest first.")] = (
+        "taylor-by-sample"
+    )
+    loss: Annotated[
+        str | None, _Function(help="Function (output, targets) -> mean loss; cross-entropy by default.")
+    ] = None
+    run: Run = None
+    classes: Annotated[
+        str | None, _Function(help="Function from targets to class numbers, for separability where they are none.")
+    ] = None
+    checkpoint: Annotated[
+        Path | None, _Scoring(dir_okay=False, help="File for the state of the pass, to resume after an interruption.")
+    ] = None
+    every: Annotated[int, _Scoring(min=1, help="Write --checkpoint after so many batches.")] = 50
+
+    def arguments(self) -> dict[str, Any]:
+        """All options, as arguments of `score` and `compress`."""
+        named = {"loss": self.loss, "run": self.run, "classes": self.classes}
+        functions = {name: object_of(target, f"--{name}") for name, target in named.items() if target}
+        plain = {"propose": self.propose, "protect": self.protect, "checkpoint": self.checkpoint, "every": self.every}
+        return {**plain, **self.coupling(), **functions}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelOptions:
+    """How much is removed."""
+
+    alpha: Annotated[
+        float | None, _Share(help="Tolerance of difference, 0 (least) to 1 (most); 0.05 where no budget is given.")
+    ] = None
+    params: Annotated[float | None, _Share(help="Share of the parameters to keep, such as 0.5.")] = None
+    macs: Annotated[float | None, _Share(help="Share of the multiply-accumulates to keep.")] = None
+    latency: Annotated[float | None, _Share(help="Share of the time to keep, by the times of the layers.")] = None
+
+    def asked(self) -> dict[str, Any]:
+        """The options as arguments of `Scores.plan` and `compress`; at most one of them is given."""
+        asked = asdict(self)
+        try:
+            given(**asked)
+        except PlanError as error:
+            raise typer.BadParameter(str(error), param_hint="--alpha / --params / --macs / --latency") from None
+        return asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitOptions:
+    """The limits at every level; None for those that the scores name already."""
+
+    round_to: Annotated[int | None, _Bound(min=1, help="Keep a multiple of so many units per group; 1 by default.")] = (
+        None
+    )
+    min_keep: Annotated[int | None, _Bound(min=1, help="Keep at least so many units per group; 1 by default.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+Allocation = Annotated[
+    str, _Bound(callback=one_of(ALLOCATIONS), help=f"How a level becomes widths: {', '.join(ALLOCATIONS)}.")
+]
+Level = partial(typer.Option, callback=one_of(LEVELS), metavar="|".join(LEVELS))
