@@ -225,7 +225,8 @@ def relative_error(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     """The largest difference of two lists of tensors, in shares of the largest entry; infinite for other shapes."""
     if [t.shape for t in wanted] != [t.shape for t in found]:
         return math.inf
-    return max((apart(a, b.to(a)) for a, b in zip(wanted, found, strict=True)), default=0.0)
+    errors = [apart(a, b.to(a)) for a, b in zip(wanted, found, strict=True)]
+    return math.inf if any(map(math.isnan, errors)) else max(errors, default=0.0)
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -366,14 +366,14 @@ def apart(wanted: Tensor, found: Tensor) -> float:
     if not wanted.numel():
         return 0.0
     if wanted.is_complex():
-        return max(apart(wanted.real, found.real), apart(wanted.imag, found.imag))
+        errors = apart(wanted.real, found.real), apart(wanted.imag, found.imag)
+        return math.nan if any(map(math.isnan, errors)) else max(errors)
     finite = wanted.isfinite()
     same = (wanted == found) | (wanted.isnan() & found.isnan())
     if bool((~finite & ~same).any()):
         return math.inf
     scale = _scale(wanted[finite].abs(), same[finite]) if bool(finite.any()) else 1.0
-    error = float(torch.where(same, 0.0, (wanted - found).abs()).max()) / scale
-    return math.inf if math.isnan(error) else error
+    return float(torch.where(same, 0.0, (wanted - found).abs()).max()) / scale
 
 
 def _scale(sizes: Tensor, same: Tensor) -> float:
