@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from fxprune.caller.batches import LONGEST_EPOCH, Unpack, batches
 from fxprune.caller.example import to_device
 from fxprune.caller.isolation import device_of, evaluating
+from fxprune.caller.timing import timer_of
 from fxprune.errors import FxpruneError
-from fxprune.reporting.measured_latency import in_turns, timer_of
+from fxprune.reporting.measured_latency import in_turns
 from fxprune.tracing.part import call_whole
 
 Metric = Callable[[nn.Module, Iterable[Any]], float]
@@ -48,6 +49,6 @@ def accuracy(model: nn.Module, loader: Iterable[Any], unpack: Unpack | None = No
 def latencies(models: Sequence[nn.Module], batch: Any) -> list[float]:
     """Milliseconds that each model takes for a batch: the median over turns of the models."""
     device = device_of(models[0])
-    timers = [timer_of(model, to_device(batch, device), torch.get_num_threads(), device) for model in models]
+    timers = [timer_of(model, to_device(batch, device), device, torch.get_num_threads()) for model in models]
     with torch.inference_mode():
         return [1e3 * timing.median for timing in in_turns(timers, TURNS, math.inf)]
