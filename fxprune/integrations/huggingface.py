@@ -33,7 +33,9 @@ __all__ = ["compress_pretrained", "from_pretrained", "narrow_pretrained", "save_
 
 CONFIG, WEIGHTS = "config.json", "fxprune.safetensors"
 _TASKS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "ForCausalLM")
-_MISFITS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError)  # of a loss of another task
+_MISFITS = (  # the errors of a loss of another task
+    TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ImportError,
+)  # fmt: skip
 _TOLERANCE = 1e-3  # of the two losses: another formula differs by more, another rounding by less
 
 

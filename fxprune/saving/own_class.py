@@ -15,7 +15,6 @@ from fxprune.caller.tensors import named_tensors, put, without_place
 from fxprune.errors import NarrowError, summary
 from fxprune.pipeline import rewritten
 from fxprune.planning.plan import Plan
-from fxprune.planning.planned import Planned
 from fxprune.reporting.report import pruned_of
 from fxprune.rewriting.node_mending import is_inserted
 from fxprune.rewriting.proof import outputs_of, relative_error
@@ -67,7 +66,12 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
     with undisturbed():
         pruned: Any = part_of(small, plan.submodule)
         own = _narrowed(part, planned.graph, pruned)
-        _prove(own, planned, pruned, plan)
+        example: Any = example_of(planned.graph)
+        try:
+            check_labels(capture_as(plan.settings, own, example), planned.coupling, planned.keep, planned.graph)
+        except Exception as error:
+            raise NarrowError(_blamed(own, planned.graph, pruned, summary(error))) from error
+        _compare(own, pruned, example, planned.graph, pruned)
         if weights is not None:
             _take(own, weights, planned.graph, pruned, plan)
         return with_part(model, plan.submodule, own)
@@ -94,17 +98,6 @@ def _narrowed(part: nn.Module, graph: ModelGraph, small: ModelGraph) -> nn.Modul
             if isinstance(module, nn.RNNBase):
                 module._init_flat_weights()
     return own
-
-
-def _prove(own: nn.Module, planned: Planned, small: ModelGraph, plan: Plan) -> None:
-    """Raise NarrowError where a narrowed copy has other labels or outputs than the rewritten graph."""
-    graph, coupling, keep = planned
-    example: Any = example_of(graph)
-    try:
-        check_labels(capture_as(plan.settings, own, example), coupling, keep, graph)
-    except Exception as error:
-        raise NarrowError(_blamed(own, graph, small, summary(error))) from error
-    _compare(own, small, example, graph, small)
 
 
 def _compare(own: nn.Module, other: ModelGraph, example: Any, graph: ModelGraph, small: ModelGraph) -> None:

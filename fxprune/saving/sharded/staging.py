@@ -26,7 +26,6 @@ class Staging:
     """An unfinished checkpoint: its folder, its plan and sources, and the finished files."""
 
     folder: Path
-    plan_digest: str
     identity: Mapping[str, Any]
     done: dict[str, FileRecord] = field(default_factory=dict)
 
@@ -68,14 +67,13 @@ def staged(
         raise CheckpointError(f"{target} exists: name a folder that does not, or remove it")
     if not target.resolve().parent.is_dir():
         raise CheckpointError(f"{target} cannot be made: there is no folder {target.resolve().parent}; make it first")
-    digest = digest_of_plan(plan)
     sources = {shard.name: shard.identity for shard in shards}
-    identity = {"plan": digest, "left_out": left_out, "sources": sources}
+    identity = {"plan": digest_of_plan(plan), "left_out": left_out, "sources": sources}
     folder = target.resolve().with_name(f".{target.name}.unfinished")
     try:
         if folder.exists() and not resume:
             _remove(folder)
-        staging = Staging(folder, digest, identity, _earlier(folder, identity))
+        staging = Staging(folder, identity, _earlier(folder, identity))
         folder.mkdir(exist_ok=True)
         for unfinished in (*folder.glob(".*.part"), *folder.glob(".*.young")):  # of a run that was killed
             shutil.rmtree(unfinished)
