@@ -14,6 +14,11 @@ from zoo import CLASSES, ZOO, Case, conv, head, images, tensors
 
 import fxprune
 from fxprune.coupling.couple import analyse
+from fxprune.errors import RewriteError
+from fxprune.rewriting.remaining import Checker
+from fxprune.rules.context import Context
+from fxprune.rules.labels import Labels
+from fxprune.rules.table import RULES
 
 every_case = pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
 
@@ -247,3 +252,25 @@ def test_channels_last_weights_stay_channels_last() -> None:
     small = fxprune.apply(model, plan)
     assert fxprune.verify(model, plan, small, example) < 1e-4
     assert small.a["conv2"].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError("odd"), r"the rule for module .*ReLU fails on narrowed inputs, node _?1, .*KeyError: 'odd'"),
+        (ValueError("8 is no 4"), r"cannot be narrowed \(8 is no 4; after mending: .*\): exclude the layers"),
+    ],
+)
+def test_only_sizes_that_do_not_fit_are_mended(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    """Any other error of a rule is its bug, and is not hidden behind the mending."""
+
+    def broken(ctx: Context, module: nn.Module, x: Labels) -> Labels:
+        if isinstance(ctx, Checker):
+            raise error
+        return x
+
+    monkeypatch.setitem(RULES, nn.ReLU, broken)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    plan = fxprune.Scores.random(model, tensors(6)(2)).plan(alpha=0.5)
+    with pytest.raises(RewriteError, match=message):
+        fxprune.apply(model, plan)

@@ -166,21 +166,6 @@ def _check_indices(name: str, width: int, kept: tuple[int, ...]) -> None:
         raise PlanError(f"the plan keeps 0 of {width} channels of {name}: a layer keeps at least one")
 
 
-def plan_of(
-    sites: tuple[Site, ...],
-    keep: Flags,
-    example: Any,
-    alpha: float | None,
-    frozen: Mapping[str, tuple[str, ...]],
-    settings: Mapping[str, Any],
-    budget: Budget | None = None,
-) -> Plan:
-    """The plan that keeps the units `keep` (one bool per unit); sites that lose nothing are listed whole."""
-    padded = np.append(keep, True)
-    kept = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in sites}
-    return Plan(kept, {site.name: site.width for site in sites}, example, alpha, frozen, settings, budget)
-
-
 def coupling_of(graph: ModelGraph, plan: Plan) -> Coupling:
     """The coupling that `plan` was made for, with its exclusions and its options for grids and statistics."""
     options = {name: bool(plan.settings.get(name, False)) for name in ("inexact", "head_dim")}

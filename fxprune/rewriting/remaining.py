@@ -125,14 +125,17 @@ class Checker(Context):
         return labels
 
     def remember(self, what: str, value: int) -> int:
-        return self.coupling.remembered[self.original.name, what]
+        key = self.original.name, what
+        if key not in self.coupling.remembered:
+            raise MismatchError(f"the original has no {what} of {self.describe()}")
+        return self.coupling.remembered[key]
 
     def slot_axes(self, owner: str, shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(axis for axis in range(len(shape)) if Slot(owner, axis) in self.coupling.slots)
 
     def axes_of(self, tensor: Tensor, output: int, plane: int) -> tuple[int, ...]:
-        axes = self.coupling.axes[self.original.name, output, plane]
-        if not is_constant_beside(tensor, axes):
+        axes = self.coupling.axes.get((self.original.name, output, plane))
+        if axes is None or not is_constant_beside(tensor, axes):
             raise MismatchError(f"the channels do not lie along axes {axes} in {self.describe()}")
         return axes
 
