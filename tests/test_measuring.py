@@ -73,7 +73,7 @@ class Clocked:
 def test_the_models_take_turns_and_the_quartiles_are_kept() -> None:
     Clocked.order.clear()
     timers: list[Any] = [Clocked(iter([1.0, 2, 3, 4, 5])), Clocked(iter([0.5] * 5))]
-    one, two = measuring._in_turns(timers, 5, 0.0)
+    one, two = measuring.in_turns(timers, 5, 0.0)
     assert (one.low, one.median, one.high, one.turns, one.runs) == (2, 3, 4, 5, 5)
     assert (two.low, two.median, two.high) == (0.5, 0.5, 0.5)
     first, second = map(id, timers)
@@ -83,8 +83,8 @@ def test_the_models_take_turns_and_the_quartiles_are_kept() -> None:
 def test_no_turn_begins_after_the_time_is_up_but_the_first_five() -> None:
     Clocked.order.clear()
     timers: list[Any] = [Clocked(iter([1.0] * 99)), Clocked(iter([1.0] * 99))]
-    assert [timing.turns for timing in measuring._in_turns(timers, 50, 0.0)] == [5, 5]
-    assert [timing.turns for timing in measuring._in_turns(timers, 7, 60.0)] == [7, 7]
+    assert [timing.turns for timing in measuring.in_turns(timers, 50, 0.0)] == [5, 5]
+    assert [timing.turns for timing in measuring.in_turns(timers, 7, 60.0)] == [7, 7]
 
 
 def test_a_batch_is_made_of_the_examples_samples_or_by_a_function() -> None:
@@ -181,7 +181,7 @@ def test_bytes_are_those_of_activations_and_weights() -> None:
 
 def test_where_it_is_slow_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     times = [Timing(1.0, 0.9, 1.1, 5, 5), Timing(0.96, 0.9, 1.0, 5, 5)]
-    monkeypatch.setattr(measuring, "_in_turns", lambda *_: iter(times))
+    monkeypatch.setattr(measuring, "in_turns", lambda *_: iter(times))
     model = Wide().eval()
     small = pruned(model, images()(2), alpha=0.3)
     found = fxprune.measure_latency(model, small, images()(2), (1, 2))

@@ -15,7 +15,7 @@ from torch import nn
 
 import fxprune
 from fxprune import FxpruneError, FxpruneWarning, Plan, PlanError
-from fxprune.cli.looking import tree
+from fxprune.cli.inspection import tree
 from fxprune.cli.output import Output
 from fxprune.cli.pareto import Row, table
 from fxprune.errors import visible

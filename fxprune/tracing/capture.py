@@ -199,7 +199,8 @@ def _captured(
     if reference is not None:
         reference.check(graph)
     graph.meta[CAPTURED] = replace(
-        captured_of(graph), method=rung, example=plain(small), concrete_args=to_json(options["concrete_args"]),
+        captured_of(graph), method=rung, example=plain(small), description=to_json(small),
+        concrete_args=to_json(options["concrete_args"]),
         changed=reference.changed if reference else (), history=history_of(model),
     )  # fmt: skip
     modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}

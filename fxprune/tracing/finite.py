@@ -20,10 +20,14 @@ def spoiled(graph: fx.GraphModule, values: Sequence[Any]) -> str | None:
     """
     if all_finite(values):
         return None
+    floats = floating_outputs(graph, values)
+    return not_finite(graph, values) if any(bool((t.isnan() | t.isposinf()).any()) for t in floats) else None
+
+
+def floating_outputs(graph: fx.GraphModule, values: Sequence[Any]) -> list[Tensor]:
+    """The floating tensors among a graph's outputs in eval mode, on copies of the values of its placeholders."""
     with torch.no_grad(), evaluating(graph):
-        output = graph(*pytree.tree_map_only(Tensor, torch.clone, list(values)))
-    spoils = any(bool((t.isnan() | t.isposinf()).any()) for t in _floats(output))
-    return not_finite(graph, values) if spoils else None
+        return _floats(graph(*pytree.tree_map_only(Tensor, torch.clone, list(values))))
 
 
 def not_finite(graph: fx.GraphModule, values: Sequence[Any]) -> str | None:

@@ -196,13 +196,15 @@ class History:
 class Captured:
     """How a graph was captured.
 
-    `method` names the way to the graph, `example` is the batch that shapes and flops are of. `leaves` are the modules
-    kept as single nodes. `decisions` are the values that control flow was decided by; `by_batch` says whether one
-    depends on the number of samples. `changed` names buffers and attributes that the forward changes.
+    `method` names the way to the graph, `example` is the batch that shapes and flops are of, and `description` the
+    same in JSON. `leaves` are the modules kept as single nodes. `decisions` are the values that control flow was
+    decided by; `by_batch` says whether one depends on the number of samples. `changed` names buffers and attributes
+    that the forward changes.
     """
 
     method: str = ""
     example: Any = None
+    description: Any = None
     leaves: tuple[str, ...] = ()
     decisions: tuple[Any, ...] = ()
     by_batch: bool = False
