@@ -21,7 +21,7 @@ from zoo import conv, head, images, tensors
 import fxprune
 from fxprune.caller.example import as_fields
 from fxprune.errors import CaptureError, FxpruneWarning
-from fxprune.tracing.proof import apart
+from fxprune.tracing.agreement import apart
 
 Forward = Callable[..., Tensor]
 RUNGS = ("fx", "values", "export")

@@ -25,12 +25,12 @@ from fxprune.rewriting.expected_draws import Expected
 from fxprune.rewriting.oracle import oracle
 from fxprune.rewriting.remaining import MismatchError
 from fxprune.rewriting.rewrite import check_labels
+from fxprune.tracing.agreement import TOLERANCES, apart
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.finite import spoiled
 from fxprune.tracing.graph import ModelGraph, example_of
 from fxprune.tracing.part import part_of
-from fxprune.tracing.proof import TOLERANCES, apart
 
 _LOG = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from fxprune.rewriting.node_mending import is_inserted
 from fxprune.rewriting.proof import outputs_of, relative_error
 from fxprune.rewriting.rewrite import check_labels
 from fxprune.saving.rebuild import held_tensors
+from fxprune.tracing.agreement import TOLERANCES
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.graph import ModelGraph, example_of, plain_attributes
 from fxprune.tracing.part import part_of, with_part
-from fxprune.tracing.proof import TOLERANCES
 
 _REMEDY = "use fxprune.apply, whose graph mends that, or exclude the layers that feed it"
 

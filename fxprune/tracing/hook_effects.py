@@ -144,11 +144,11 @@ def _may_return(function: Any) -> bool:
     return None in values and any(value is not None for value in values)
 
 
-_LITERALS = (ast.Constant, ast.Dict, ast.List, ast.Set, ast.DictComp, ast.ListComp)
+_LITERALS = (ast.Constant, ast.Dict, ast.List, ast.Set, ast.DictComp)
 
 
 def _may_write(function: Any) -> bool:
-    """Whether a function has a way through it that works in place on what it is given, on which one run need not go."""
+    """Whether a function may change its arguments in place on a path that one run need not take."""
     code = code_of(function)
     if code is None or not any(
         "JUMP" in call.opname or "FOR_ITER" in call.opname for call in dis.get_instructions(code)
@@ -163,8 +163,7 @@ def _may_write(function: Any) -> bool:
     made = {
         target.id
         for node in ast.walk(tree)
-        if isinstance(node, ast.Assign)
-        and isinstance(node.value, (ast.Constant, ast.Dict, ast.List, ast.Set, ast.DictComp))
+        if isinstance(node, ast.Assign) and isinstance(node.value, _LITERALS)
         for target in node.targets
         if isinstance(target, ast.Name)
     }
