@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from helpers import call, difference, outputs, tensors_of
+from nets import layers
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as fx_internals
 from zoo import ZOO, conv, head, images, tensors
@@ -337,25 +337,6 @@ def test_a_module_made_in_the_forward() -> None:
         assert difference(outputs(model, images()(3)), outputs(graph, images()(3))) == 0
 
 
-TORCHVISION = {
-    "swin_t": (torchvision.models.swin_t, 32),
-    "swin_v2_t": (torchvision.models.swin_v2_t, 32),
-    "convnext_tiny": (torchvision.models.convnext_tiny, 32),
-    "lraspp": (lambda: torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None), 32),
-}
-
-
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_torchvision(name: str) -> None:
-    build, size = TORCHVISION[name]
-    model = build().eval()
-    graph = fxprune.capture(model, images(size=size)(2))
-    wrapped = {node.target.__module__ for node in graph.graph.nodes if node.op == "call_function"}
-    assert not {home for home in wrapped if str(home).startswith("torchvision.models")}
-    x = images(size=size)(3)
-    assert difference(outputs(model, x), outputs(graph, x)) == 0
-
-
 class Stubborn(nn.Module):
     """Its forward cannot be traced, but it can be kept whole."""
 
@@ -367,13 +348,9 @@ class Stubborn(nn.Module):
         return self.inner(x) + torch.from_numpy(x.detach().numpy().copy())
 
 
-class Holder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.hard, self.c, self.head = conv(3, 8), conv(8, 8), Stubborn(8), conv(8, 8), head(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.c(self.hard(self.b(self.a(x).relu()))).relu())
+@layers(lambda: dict(a=conv(3, 8), b=conv(8, 8), hard=Stubborn(8), c=conv(8, 8), head=head(8)))
+def Holder(self, x: Tensor) -> Tensor:
+    return self.head(self.c(self.hard(self.b(self.a(x).relu()))).relu())
 
 
 @pytest.mark.parametrize("leaves", [["hard"], ["h?rd"], [Stubborn]])
@@ -409,15 +386,11 @@ def test_what_is_excluded_is_kept_whole_where_it_cannot_be_captured() -> None:
     assert fxprune.compress(model, loader, alpha=1.0, exclude=["hard"], progress=False).b.out_channels == 8
 
 
-class Moded(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
-
-    def forward(self, mode: str, x: Tensor, *, twice: bool = False, gain: float = 2.0) -> Tensor:
-        x = self.a(x)
-        x = x.relu() if mode == "relu" else x.tanh()
-        return self.b(x * 2 if twice else x) * gain
+@layers(lambda: dict(a=nn.Linear(6, 8), b=nn.Linear(8, 4)))
+def Moded(self, mode: str, x: Tensor, *, twice: bool = False, gain: float = 2.0) -> Tensor:
+    x = self.a(x)
+    x = x.relu() if mode == "relu" else x.tanh()
+    return self.b(x * 2 if twice else x) * gain
 
 
 @pytest.mark.parametrize("method", ["fx", "values"])
@@ -439,13 +412,9 @@ def test_concrete_args_that_the_forward_does_not_have() -> None:
 
 
 def test_star_arguments() -> None:
-    class Stars(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a = nn.Linear(6, 4)
-
-        def forward(self, *xs: Tensor, **more: Tensor) -> Tensor:
-            return sum(self.a(x) for x in xs) + sum(more.values())
+    @layers(lambda: dict(a=nn.Linear(6, 4)))
+    def Stars(self, *xs: Tensor, **more: Tensor) -> Tensor:
+        return sum(self.a(x) for x in xs) + sum(more.values())
 
     model, example = Stars(), (tensors(6)(2), tensors(6)(2) + 1)
     for method in ("fx", "values"):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from detectors import BATCHES as DETECTED
 from detectors import OPTIONS, detector
 from helpers import outputs, squares
+from nets import layers
 from scipy.stats import wasserstein_distance
 from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
@@ -211,14 +212,10 @@ def test_windows_are_no_steps() -> None:
 
 
 def test_recurrent_layers_have_steps() -> None:
-    class Tagger(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers, self.head = nn.LSTM(3, WIDTH, 2, batch_first=True), nn.Linear(WIDTH, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.head(self.layers(x)[0])
-            return y
+    @layers(lambda: dict(layers=nn.LSTM(3, WIDTH, 2, batch_first=True), head=nn.Linear(WIDTH, 4)))
+    def Tagger(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.layers(x)[0])
+        return y
 
     model = Tagger().double()
     one, two = (

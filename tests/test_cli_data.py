@@ -40,11 +40,6 @@ def test_folder_of_images_is_resized_and_normalised(tmp_path):
     assert torch.allclose(inputs[4, 0], torch.full((8, 8), 85 / 255 * 2 - 1))
 
 
-def test_folder_has_224_pixels_unless_told(tmp_path):
-    inputs, _ = next(iter(opened(str(images_of(tmp_path, each=1)), tmp_path)))
-    assert inputs.shape == (6, 3, 224, 224)
-
-
 def test_middle_is_cropped_and_one_mean_makes_grey():
     image = Image.new("RGB", (40, 20))
     image.paste((255, 255, 255), (15, 5, 25, 15))
@@ -79,12 +74,6 @@ def test_subset_has_all_classes_alike():
     assert np.bincount(labels[chosen[:9]]).tolist() == [3, 3, 3]
     assert np.array_equal(chosen, balanced(labels, len(labels), 30, seed=1))
     assert not np.array_equal(chosen, balanced(labels, len(labels), 30, seed=2))
-
-
-def test_subset_without_labels_is_seeded():
-    chosen = balanced(None, 50, 10, seed=3)
-    assert len(set(chosen.tolist())) == 10
-    assert np.array_equal(chosen, balanced(None, 50, 10, seed=3))
 
 
 class Slow(torch.utils.data.Dataset):
@@ -164,11 +153,6 @@ def test_torchvision_hands_arguments_on_to_parents(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "ImageNet", ImageNet)
     trained, held = (opened("torchvision:ImageNet", tmp_path, training=training).dataset for training in (True, False))
     assert (trained.seen, trained.split, held.split) == ((str(tmp_path), PLAIN), "train", "val")
-
-
-def test_torchvision_by_split(tmp_path):
-    with pytest.raises(FxpruneError, match=r"torchvision:SVHN is not in .*--eval-arg download=True"):
-        opened("torchvision:SVHN", tmp_path, training=False)
 
 
 def test_torchvision_that_is_not_there(tmp_path):

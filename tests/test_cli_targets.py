@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fxprune
-from fxprune.cli.targets import arguments_of, build, called, object_of
+from fxprune.cli.targets import arguments_of, build, object_of
 from fxprune.cli.weights import with_weights
 from fxprune.errors import FxpruneError
 
@@ -64,12 +64,6 @@ def test_a_module_that_fails_is_told_from_one_that_is_not_there(project):
         object_of("fails:f", "MODEL")
 
 
-def test_errors_of_ours_pass_through(project):
-    (project / "ours.py").write_text("import fxprune\ndef f():\n    raise fxprune.PlanError('as it is')\n")
-    with pytest.raises(fxprune.PlanError, match=r"^as it is$"):
-        called("ours:f", "--data", {})
-
-
 def test_torchvision_by_name():
     built = build("torchvision:squeezenet1_1", {"num_classes": 4})
     assert built.input_size == (3, 224, 224)
@@ -98,17 +92,15 @@ def wrapped(state):
     return {"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda s, p: torch.save(wrapped(s), p)], ids=["plain", "wrapped"])
-def test_weights_of_torch(tmp_path, write):
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [(torch.save, "net.pt"), (lambda s, p: torch.save(wrapped(s), p), "net.pt"), (save_file, "net.safetensors")],
+    ids=["plain", "wrapped", "safetensors"],
+)
+def test_weights_by_kind_of_file(tmp_path, write, name):
     first, second = nn.Linear(3, 2), nn.Linear(3, 2)
-    write(first.state_dict(), tmp_path / "net.pt")
-    assert torch.equal(with_weights(second, tmp_path / "net.pt").weight, first.weight)
-
-
-def test_weights_of_safetensors(tmp_path):
-    first, second = nn.Linear(3, 2), nn.Linear(3, 2)
-    save_file(first.state_dict(), tmp_path / "net.safetensors")
-    assert torch.equal(with_weights(second, tmp_path / "net.safetensors").weight, first.weight)
+    write(first.state_dict(), tmp_path / name)
+    assert torch.equal(with_weights(second, tmp_path / name).weight, first.weight)
 
 
 def test_weights_of_an_artifact_are_the_smaller_model(tmp_path):

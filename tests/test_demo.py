@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import torch
 from rich.console import Console
-from torch import nn
 from typer.testing import CliRunner
 
 from fxprune.cli import build_app
@@ -30,12 +29,6 @@ def test_a_third_is_held_out():
     assert all(image.numpy().tobytes() not in seen for image in images)
 
 
-def test_split_depends_on_the_seed():
-    first, same, other = (demo.split_digits(seed).test.tensors[1] for seed in (3, 3, 4))
-    assert torch.equal(first, same)
-    assert not torch.equal(first, other)
-
-
 def test_training_is_seeded_and_leaves_the_global_generator():
     digits = demo.split_digits(0)
     state = torch.get_rng_state()
@@ -43,18 +36,6 @@ def test_training_is_seeded_and_leaves_the_global_generator():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
-
-
-def test_smaller_model_is_measured_faster():
-    batch = torch.randn(16, 64)
-    wide, narrow = (nn.Sequential(nn.Linear(64, width), nn.Linear(width, 8)) for width in (8192, 16))
-    slow, fast = demo.latencies([wide, narrow], batch)
-    assert 0 < fast < slow
-
-
-def test_accuracy_is_the_share_of_hits():
-    data = demo.TensorDataset(torch.eye(4), torch.tensor([0, 1, 2, 0]))
-    assert demo.accuracy(nn.Identity(), data) == 0.75
 
 
 def test_run_through_the_command_line(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from detectors import BATCHES, OPTIONS, detector
 from helpers import difference, outputs
+from nets import layers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -135,16 +136,13 @@ def test_lengths_of_sequences_may_be_anywhere() -> None:
     assert difference(outputs(small, (x, lengths)), outputs(small, (x, lengths.to(DEVICE)))) == 0
 
 
-class Packing(nn.Module):
+@layers(lambda: dict(
+    body=nn.Sequential(nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 8)), rnn=nn.GRU(8, 5, batch_first=True),
+))  # fmt: skip
+def Packing(self, x: Tensor, lengths: Tensor) -> Tensor:
     """A part that is pruned, in a forward of the user's that packs what it gives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.rnn = nn.Sequential(nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 8)), nn.GRU(8, 5, batch_first=True)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        packed = pack_padded_sequence(self.body(x), lengths, batch_first=True, enforce_sorted=False)
-        return self.rnn(packed)[1][-1]
+    packed = pack_padded_sequence(self.body(x), lengths, batch_first=True, enforce_sorted=False)
+    return self.rnn(packed)[1][-1]
 
 
 def test_a_forward_that_wants_lengths_on_the_cpu_gets_them_there() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from nets import layers
 from pages import given, tiny_resnet
 from torch import nn
 
@@ -214,18 +215,15 @@ def test_rules_page_shows_what_it_says() -> None:
 
 
 def test_design_page_shows_the_groups_that_couple_finds() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 10)
-            self.conv1, self.bn1 = nn.Conv2d(8, 6, 3, padding=1), nn.BatchNorm2d(6)
-            self.conv2, self.bn2 = nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.stem(x).relu()
-            y = self.bn1(self.conv1(x)).relu()
-            x = (x + self.bn2(self.conv2(y))).relu()
-            return self.head(x.mean((2, 3)))
+    @layers(lambda: dict(
+        stem=nn.Conv2d(3, 8, 3, padding=1), head=nn.Linear(8, 10), conv1=nn.Conv2d(8, 6, 3, padding=1),
+        bn1=nn.BatchNorm2d(6), conv2=nn.Conv2d(6, 8, 3, padding=1), bn2=nn.BatchNorm2d(8),
+    ))  # fmt: skip
+    def Net(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        y = self.bn1(self.conv1(x)).relu()
+        x = (x + self.bn2(self.conv2(y))).relu()
+        return self.head(x.mean((2, 3)))
 
     listing = "\n".join(map(str, fxprune.couple(fxprune.capture(Net(), torch.zeros(2, 3, 8, 8)))))
     assert f"{listing}\n" in blocks("", text_of("design.md"))

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from detectors import BATCHES as DETECTED
 from detectors import OPTIONS, detector, run
 from helpers import difference, outputs, picture, same_picture, same_state, squares, storages
+from nets import layers
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -32,18 +33,15 @@ PIXELS, LABELS = torch.from_numpy(DIGITS.images[:, None] / 8 - 1).float(), torch
 BATCHES = [(images()(20), torch.arange(20) % 5), (images()(7), torch.arange(7) % 5)]
 
 
-class Digits(nn.Module):
+@layers(lambda: dict(
+    a=nn.Conv2d(1, 12, 3), norm=nn.BatchNorm2d(12), b=nn.Conv2d(12, 16, 3), noise=nn.Dropout(0.2),
+    head=nn.Linear(16 * 16, 10),
+))  # fmt: skip
+def Digits(self, x: Tensor) -> Tensor:
     """A small network with BatchNorm and dropout, so that buffers and random numbers matter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.norm, self.b = nn.Conv2d(1, 12, 3), nn.BatchNorm2d(12), nn.Conv2d(12, 16, 3)
-        self.noise, self.head = nn.Dropout(0.2), nn.Linear(16 * 16, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.a(x)))
-        y: Tensor = self.head(self.noise(F.relu(self.b(x)).flatten(1)))
-        return y
+    x = F.relu(self.norm(self.a(x)))
+    y: Tensor = self.head(self.noise(F.relu(self.b(x)).flatten(1)))
+    return y
 
 
 def loaders(seed: int = 5) -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import difference, outputs, picture, same_picture, same_state, squares, width
+from nets import layers
 from torch import Tensor, nn
 from torch.fx import graph_module as fx_internals
 from torch.overrides import TorchFunctionMode
@@ -113,14 +114,10 @@ def test_other_threads_run_their_models_while_one_is_traced(method: str) -> None
     def work() -> None:
         found.append(other(x) + torch.zeros(2) + torch.arange(2))
 
-    class Waiting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(3, 5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            at_once(work)
-            return self.layer(x) + torch.zeros(5)
+    @layers(lambda: dict(layer=nn.Linear(3, 5)))
+    def Waiting(self, x: Tensor) -> Tensor:
+        at_once(work)
+        return self.layer(x) + torch.zeros(5)
 
     graph = fxprune.capture(Waiting(), x, method=method)
     assert type(found[0]) is Tensor

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import picture, same_picture
+from nets import layers
 from torch import Tensor, nn
 from torch.utils.benchmark import Measurement, Timer
 from zoo import ZOO, images
@@ -97,15 +98,10 @@ def test_a_batch_is_made_of_the_examples_samples_or_by_a_function() -> None:
         measuring.batch_of({"text": "abc"}, 2)
 
 
-class OfTwo(nn.Module):
+@layers(lambda: dict(layer=nn.Linear(4, 3)))
+def OfTwo(self, x: Tensor) -> Tensor:
     """Takes batches of two only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x).view(2, 3)
+    return self.layer(x).view(2, 3)
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

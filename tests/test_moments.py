@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import double
+from nets import layers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from zoo import CLASSES, ZOO, images
@@ -195,16 +196,12 @@ class First(nn.Module):
 
 
 def test_padding_does_not_count() -> None:
-    class Packed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.GRU(3, 4, batch_first=True), nn.GRU(4, CLASSES, batch_first=True)
-
-        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-            outputs, _ = self.a(packed)
-            outputs, _ = self.b(outputs)
-            return pad_packed_sequence(outputs, batch_first=True)[0].mean(1)
+    @layers(lambda: dict(a=nn.GRU(3, 4, batch_first=True), b=nn.GRU(4, CLASSES, batch_first=True)))
+    def Packed(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        outputs, _ = self.a(packed)
+        outputs, _ = self.b(outputs)
+        return pad_packed_sequence(outputs, batch_first=True)[0].mean(1)
 
     model, x, lengths = Packed().double(), torch.randn(5, 6, 3, dtype=torch.float64), torch.tensor([6, 1, 2, 4, 2])
     scores = score(model, (x, lengths))

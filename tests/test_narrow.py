@@ -9,6 +9,7 @@ import torch
 from detectors import BATCHES as DETECTED
 from detectors import OPTIONS, Detector, detector
 from helpers import difference, outputs, picture, rounding, same_picture, storages, width
+from nets import layers
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, resnet18
 from zoo import ZOO, images
@@ -64,16 +65,11 @@ def test_a_forward_that_names_sizes_is_refused_and_apply_is_named(name: str) -> 
         fxprune.narrow(model, plan)
 
 
-class Literal(nn.Module):
+@layers(lambda: dict(a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Linear(8 * 64, 5)))
+def Literal(self, x: Tensor) -> Tensor:
     """Its forward names the number of channels, in one line."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 64, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x).relu()
-        return self.b(x.view(-1, 8 * 64))
+    x = self.a(x).relu()
+    return self.b(x.view(-1, 8 * 64))
 
 
 def test_the_message_has_the_node_and_the_line() -> None:
@@ -112,14 +108,10 @@ def test_attention_that_keeps_its_heads_is_no_matter() -> None:
 def test_a_number_that_follows_from_the_width_is_found_out() -> None:
     """No label shows it, and nothing fails: only the outputs differ."""
 
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.a(x)
-            return self.b(x / x.shape[-1])
+    @layers(lambda: dict(a=nn.Linear(6, 8), b=nn.Linear(8, 5)))
+    def Scaled(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x / x.shape[-1])
 
     model = Scaled()
     with pytest.raises(

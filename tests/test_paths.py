@@ -114,14 +114,6 @@ def test_what_is_no_path(verb: str, use: Use, odd: str) -> None:
         use(path)
 
 
-def test_a_link_to_a_file_stays_and_the_file_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"what was there")
-    (tmp_path / "link").symlink_to("file")
-    PLAN.save(tmp_path / "link")
-    assert (tmp_path / "link").is_symlink()
-    assert Plan.load(tmp_path / "file") == PLAN
-
-
 def test_folders_of_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     tries: list[tuple[Any, Any, str]] = [

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import squares
+from nets import layers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from zoo import CLASSES, ZOO, images, tensors
@@ -35,17 +36,11 @@ def chain() -> Any:
     return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, CLASSES)).double()
 
 
-class Forked(nn.Module):
+@layers(lambda: dict(stem=nn.Conv2d(3, 4, 3, bias=False), conv=nn.Conv2d(4, 5, 3), flat=nn.Linear(4 * 6 * 6, CLASSES)))
+def Forked(self, x: Tensor) -> Tensor:
     """Channels of a convolution that a convolution and, flattened, a linear layer read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.conv = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 5, 3)
-        self.flat = nn.Linear(4 * 6 * 6, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.stem(x))
-        return self.flat(y.flatten(1)) + self.conv(y).mean((2, 3))  # type: ignore[no-any-return]
+    y = F.relu(self.stem(x))
+    return self.flat(y.flatten(1)) + self.conv(y).mean((2, 3))  # type: ignore[no-any-return]
 
 
 def forked() -> Forked:
@@ -142,16 +137,11 @@ def test_taylor_by_sample_is_that_of_loaders_of_one_sample_each(name: str) -> No
     assert (found >= plain * (1 - 1e-9)).all()
 
 
-class Steps(nn.Module):
+@layers(lambda: dict(a=nn.Linear(6, 8), head=nn.Linear(8, CLASSES)))
+def Steps(self, x: Tensor) -> Tensor:
     """A linear layer that takes all steps of all sequences as rows of one matrix."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.head = nn.Linear(6, 8), nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = self.head(self.a(x.view(-1, x.size(-1))).relu())
-        return rows.view(x.size(0), x.size(1), -1).mean(1)
+    rows = self.head(self.a(x.view(-1, x.size(-1))).relu())
+    return rows.view(x.size(0), x.size(1), -1).mean(1)
 
 
 def test_taylor_by_sample_of_sequences_of_other_lengths() -> None:

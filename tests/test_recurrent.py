@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import batches, difference, double, outputs, sizes_of_slopes
+from nets import layers
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from zoo import CLASSES, ZOO
@@ -155,13 +156,9 @@ def test_the_balance_is_saved_with_the_scores(tmp_path: Path) -> None:
 
 
 def test_a_layer_that_stays_whole_holds_the_others() -> None:
-    class LastLayerOut(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.rnn = nn.Linear(6, 8), nn.LSTM(8, 7, num_layers=2, batch_first=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.rnn(self.a(x))[0]
+    @layers(lambda: dict(a=nn.Linear(6, 8), rnn=nn.LSTM(8, 7, num_layers=2, batch_first=True)))
+    def LastLayerOut(self, x: Tensor) -> Tensor:
+        return self.rnn(self.a(x))[0]
 
     frozen = {g.name: g.frozen for g in fxprune.couple(capture(LastLayerOut(), torch.zeros(2, 5, 6)))}
     assert frozen == {
@@ -185,13 +182,9 @@ def test_packing_in_another_file_is_followed(tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(tmp_path)
     helpers = importlib.import_module("packing_helpers")
 
-    class Reader(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.rnn, self.head = nn.Linear(7, 8), nn.GRU(8, 9, batch_first=True), nn.Linear(9, CLASSES)
-
-        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-            return self.head(self.rnn(helpers.packed(self.a(x).relu(), lengths))[1][-1])
+    @layers(lambda: dict(a=nn.Linear(7, 8), rnn=nn.GRU(8, 9, batch_first=True), head=nn.Linear(9, CLASSES)))
+    def Reader(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.head(self.rnn(helpers.packed(self.a(x).relu(), lengths))[1][-1])
 
     model, example = Reader(), (torch.randn(4, 6, 7), torch.tensor([6, 2, 5, 1]))
     plan = fxprune.Scores.random(model, example).plan(alpha=0.5)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import parameters
 from torch import nn
-from zoo import ZOO, Case, images, tensors
+from zoo import ZOO, images, tensors
 
 import fxprune
 from fxprune.errors import FxpruneError
@@ -42,19 +42,6 @@ def test_macs_are_counted_a_sample() -> None:
     )
     expected = 64 * 8 * 3 * 9 + 16 * 8 * 2 * 9 + 16 * 8 * 4 * 4
     assert macs(fxprune.capture(network, images()(2)), images()(3)) == expected
-
-
-@pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
-def test_costs_fall_as_the_widths_do(case: Case) -> None:
-    model = case.build()
-    reports = [fxprune.report(case.small(alpha)) for alpha in (0.0, 0.5, 1.0)]
-    for report in reports:
-        assert report.params_before == parameters(model)
-        assert all(0 < group.after <= group.before for group in report.groups)
-    for series in ([r.params_after for r in reports], [r.macs_after for r in reports]):
-        assert series == sorted(series, reverse=True)
-    assert reports[-1].params_after < reports[-1].params_before
-    assert reports[-1].macs_after < reports[-1].macs_before
 
 
 def test_groups_give_the_width_of_every_layer() -> None:

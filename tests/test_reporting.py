@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import parameters
+from nets import layers
 from torch import nn
 from zoo import ZOO, images, tensors
 
@@ -131,16 +132,10 @@ def test_the_largest_layers_are_those_of_what_is_left(compressed: tuple[nn.Modul
     assert sum(layer.macs[0] for layer in report.layers) == report.macs_before
 
 
-class Functional(nn.Module):
+@layers(lambda: dict(inner=nn.Linear(6, 16), weight=nn.Parameter(torch.randn(5, 16))))
+def Functional(self, x: torch.Tensor) -> torch.Tensor:
     """Weights that functions read, and one that lies in no layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(6, 16)
-        self.weight = nn.Parameter(torch.randn(5, 16))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(nn.functional.linear(x, self.inner.weight).relu(), self.weight)
+    return nn.functional.linear(nn.functional.linear(x, self.inner.weight).relu(), self.weight)
 
 
 def test_work_of_functions_counts_for_what_holds_the_weight() -> None:

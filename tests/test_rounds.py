@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import difference, outputs, parameters
+from nets import layers
 from torch import nn
 from zoo import CLASSES, ZOO, conv, head, images
 
@@ -122,16 +123,10 @@ def test_each_round_meets_a_geometric_share() -> None:
     assert second.asked == pytest.approx(0.7, rel=0.02)
 
 
-class Backbone(nn.Module):
+@layers(lambda: dict(body=nn.Sequential(conv(3, 12), nn.ReLU(), conv(12, 12), nn.ReLU(), conv(12, 4)), head=head(4)))
+def Backbone(self, x: torch.Tensor) -> torch.Tensor:
     """A part that is pruned, in a model that is not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(conv(3, 12), nn.ReLU(), conv(12, 12), nn.ReLU(), conv(12, 4))
-        self.head = head(4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.body(x))  # type: ignore[no-any-return]
+    return self.head(self.body(x))  # type: ignore[no-any-return]
 
 
 def test_a_part_in_rounds() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import width
+from nets import layers
 from torch import Tensor, fx, nn
 from zoo import conv, head, images
 
@@ -37,14 +38,10 @@ fx.wrap("in_eights")
 fx.wrap("backwards")
 
 
-class Wobbly(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), conv(8, 8), head(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.b(self.a(x).relu())
-        return self.head(self.c(wobble(x, amount=0.25)))
+@layers(lambda: dict(a=conv(3, 8), b=conv(8, 8), c=conv(8, 8), head=head(8)))
+def Wobbly(self, x: Tensor) -> Tensor:
+    x = self.b(self.a(x).relu())
+    return self.head(self.c(wobble(x, amount=0.25)))
 
 
 class Blend(nn.Module):

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import picture, same_picture, sizes_of_slopes, squares
+from nets import layers
 from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -263,11 +264,6 @@ def test_a_unit_on_a_dead_branch_is_protected_by_nothing() -> None:
 # -- what is said where scores cannot be taken -------------------------------------------------------------------------
 
 
-def test_one_class() -> None:
-    with pytest.raises(CalibrationError, match=r"all 30 samples of the loader are of one class \(2\).*at least two"):
-        u_score(build("residual"), loader(y=torch.full((SAMPLES,), 2)))
-
-
 def test_empty_loader() -> None:
     with pytest.raises(CalibrationError, match="the loader gives no batch"):
         score(build("residual"), [])
@@ -328,16 +324,6 @@ def test_inputs_that_are_not_finite(value: float) -> None:
     x[20, 0, 0, 0] = value
     with pytest.raises(CalibrationError, match="the loss of batch 1 is nan: the input x holds NaN or infinity"):
         score(build("residual"), loader(x))
-
-
-def test_weights_that_are_not_finite_are_named() -> None:
-    model = build("residual")
-    with torch.no_grad():
-        model.a["conv2"].weight[0] = float("inf")
-    with pytest.raises(
-        CalibrationError, match=r"the loss of batch 0 is .*: the output of a.conv2 holds NaN or infinity"
-    ):
-        score(model, loader())
 
 
 def test_an_activation_that_is_not_finite_but_harmless() -> None:
@@ -405,13 +391,9 @@ def test_a_batch_that_the_model_does_not_take() -> None:
 
 
 def test_a_batch_without_a_batch_axis() -> None:
-    class Constant(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(1, 8), nn.Linear(8, CLASSES)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.a(x.reshape(1, 1)).relu())
+    @layers(lambda: dict(a=nn.Linear(1, 8), b=nn.Linear(8, CLASSES)))
+    def Constant(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x.reshape(1, 1)).relu())
 
     with pytest.raises(
         CalibrationError, match="a batch has no tensor with a batch axis among its inputs: pass unpack="
@@ -448,37 +430,6 @@ def test_a_file_that_holds_no_scores(tmp_path: Path, content: bytes) -> None:
         fxprune.Scores.load(tmp_path / "scores.npz")
 
 
-def test_a_truncated_score_file(tmp_path: Path) -> None:
-    path = tmp_path / "scores.npz"
-    score(build("mlp"), loader(VECTORS.double())).save(path)
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(PlanError, match="is not a score file"):
-        fxprune.Scores.load(path)
-
-
-def test_an_archive_of_something_else(tmp_path: Path) -> None:
-    np.savez(tmp_path / "scores.npz", a=np.zeros(3))
-    with pytest.raises(PlanError, match="is not a score file"):
-        fxprune.Scores.load(tmp_path / "scores.npz")
-
-
-def test_scores_of_a_later_format(tmp_path: Path) -> None:
-    header = np.frombuffer(b'{"fxprune_scores": 99}', dtype=np.uint8)
-    np.savez(tmp_path / "scores.npz", header=header)
-    with pytest.raises(PlanError, match="has score format 99, this fxprune reads 3: update it"):
-        fxprune.Scores.load(tmp_path / "scores.npz")
-
-
-def test_random_scores_are_seeded_and_leave_the_random_states_alone() -> None:
-    model, example = build("residual"), images()(2).double()
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    one, two = (fxprune.Scores.random(model, example, seed=seed) for seed in (1, 1))
-    assert equal(one, two)
-    assert not equal(one, fxprune.Scores.random(model, example, seed=2))
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
-
-
 def test_the_bounds_of_plans_are_those_that_scoring_was_told(tmp_path: Path) -> None:
     model, batches = ZOO["residual"].build(), [(images()(20), torch.arange(20) % CLASSES)]
     told = fxprune.score(model, batches, min_keep=3, round_to=4, progress=False)
@@ -490,6 +441,11 @@ def test_the_bounds_of_plans_are_those_that_scoring_was_told(tmp_path: Path) -> 
     assert told.plan(0.8).keep != asked.plan(0.8).keep
 
 
-def test_bounds_that_make_no_sense_are_said_before_the_pass() -> None:
-    with pytest.raises(PlanError, match="min_keep is 0; it is a whole number, at least 1"):
-        fxprune.score(ZOO["residual"].build(), iter([]), min_keep=0)
+def test_random_scores_are_seeded_and_leave_the_random_states_alone() -> None:
+    model, example = build("residual"), images()(2).double()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    one, two = (fxprune.Scores.random(model, example, seed=seed) for seed in (1, 1))
+    assert equal(one, two)
+    assert not equal(one, fxprune.Scores.random(model, example, seed=2))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from detectors import BATCHES, OPTIONS, check_parts, classes_of, detector, pyramid_input, run
 from helpers import parameters, picture, same_picture, squares, width
+from nets import layers
 from torch import Tensor, nn
 from zoo.case import conv, randomise
 
@@ -178,14 +179,10 @@ def test_a_part_without_tensor_outputs_is_an_error() -> None:
         def forward(self, x: Tensor) -> str:
             return "none"
 
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.part, self.head = Names(), nn.Linear(4, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            assert self.part(x) == "none"
-            return self.head(x)
+    @layers(lambda: dict(part=Names(), head=nn.Linear(4, 2)))
+    def Model(self, x: Tensor) -> Tensor:
+        assert self.part(x) == "none"
+        return self.head(x)
 
     batches = [(torch.randn(4, 4), torch.arange(4) % 2)]
     with pytest.raises(FxpruneError, match="output holds no tensor of floats"):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import picture, same_picture
+from nets import layers
 from torch import Tensor, nn
 from zoo import ZOO, conv, images, tensors
 
@@ -100,16 +101,12 @@ def test_outputs_that_are_not_finite_are_caught() -> None:
         fxprune.verify(model, plan, small, tensors(6)(2))
 
 
-class Masked(nn.Module):
+@layers(lambda: dict(
+    first=nn.Linear(6, 16), last=nn.Linear(16, 5), mask=nn.Buffer(torch.tensor([False, False, True, False, False])),
+))  # fmt: skip
+def Masked(self, x: torch.Tensor) -> torch.Tensor:
     """A network of which some outputs are minus infinity, as those of actions that are not allowed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 5)
-        self.register_buffer("mask", torch.tensor([False, False, True, False, False]))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.first(x).relu()).masked_fill(self.mask, float("-inf"))
+    return self.last(self.first(x).relu()).masked_fill(self.mask, float("-inf"))
 
 
 def test_infinities_that_both_hold_are_no_difference() -> None:
@@ -164,13 +161,9 @@ def test_a_plan_that_does_not_fit_is_refused() -> None:
 
 
 def test_an_output_without_floats_cannot_be_compared() -> None:
-    class Answer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = conv(3, 8), conv(8, 5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.a(x).relu()).mean((2, 3)).argmax(1)
+    @layers(lambda: dict(a=conv(3, 8), b=conv(8, 5)))
+    def Answer(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu()).mean((2, 3)).argmax(1)
 
     model = Answer().eval()
     plan = fxprune.Scores.random(model, images()(2)).plan(alpha=0.5)
@@ -182,13 +175,9 @@ def test_an_output_without_floats_cannot_be_compared() -> None:
 def test_dead_and_constant_outputs_compare() -> None:
     """An output of zeros has no scale; equal zeros are no error."""
 
-    class Zero(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = conv(3, 8), conv(8, 5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.a(x)) * 0
+    @layers(lambda: dict(a=conv(3, 8), b=conv(8, 5)))
+    def Zero(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x)) * 0
 
     model = Zero().eval()
     plan = fxprune.Scores.random(model, images()(2)).plan(alpha=0.5)
@@ -233,16 +222,11 @@ def test_models_that_draw_noise_are_compared_without_it(noise: Callable[[Tensor]
         fxprune.verify(model, plan, small, x)
 
 
-class Sampled(nn.Module):
+@layers(lambda: dict(a=nn.Linear(6, 16), head=nn.Linear(16, 3)))
+def Sampled(self, x: Tensor) -> Tensor:
     """Draws its hidden units from normal distributions of mean 0, whose deviations a layer computes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        deviations = self.a(x).exp()
-        return self.head(deviations * torch.empty_like(deviations).normal_())
+    deviations = self.a(x).exp()
+    return self.head(deviations * torch.empty_like(deviations).normal_())
 
 
 @pytest.mark.filterwarnings("ignore:.* draws random numbers in eval mode")
@@ -257,16 +241,11 @@ def test_what_scales_the_noise_is_compared() -> None:
         fxprune.verify(model, plan, small, x)
 
 
-class Folded(nn.Module):
+@layers(lambda: dict(a=conv(3, 8), b=conv(4, 4), head=nn.Linear(8, 3)))
+def Folded(self, x: Tensor) -> Tensor:
     """Works on the halves of its channels by themselves, in a batch that is twice as long."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.head = conv(3, 8), conv(4, 4), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        return self.head(self.b(y.reshape(-1, 4, 8, 8)).reshape(y.shape).mean((2, 3)))
+    y = self.a(x)
+    return self.head(self.b(y.reshape(-1, 4, 8, 8)).reshape(y.shape).mean((2, 3)))
 
 
 def test_what_holds_for_the_examples_batch_alone_is_caught() -> None:
@@ -305,18 +284,12 @@ def test_the_example_alone_counts_where_the_original_runs_on_nothing_else() -> N
     assert fxprune.verify(model, plan, fxprune.apply(model, plan), tensors(6)(2)) < 1e-5
 
 
-class Counting(nn.Module):
+@layers(lambda: dict(a=nn.Linear(6, 16), b=nn.Linear(16, 5), last=torch.zeros(1), calls=nn.Buffer(torch.zeros(1))))
+def Counting(self, x: Tensor) -> Tensor:
     """Counts its calls in a buffer, in place, and gives the count away; keeps its last output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.last = nn.Linear(6, 16), nn.Linear(16, 5), torch.zeros(1)
-        self.register_buffer("calls", torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls.add_(1)
-        self.last = self.b(self.a(x).relu())
-        return self.last + self.calls
+    self.calls.add_(1)
+    self.last = self.b(self.a(x).relu())
+    return self.last + self.calls
 
 
 @pytest.mark.filterwarnings("ignore:the forward of Counting changes calls")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from nets import layers
 from torch import Tensor, nn
 
 from zoo.case import CLASSES, add, case, conv, head, images
@@ -143,44 +144,33 @@ FUNCTIONS = (
 
 
 @case(images(), shrinks=("a",), any_size=True)
-class ActivationModules(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.head = conv(3, 16), head(16)
-        self.activations = nn.ModuleList(build() for build in ACTIVATIONS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x)
-        return self.head(sum(activation(x) for activation in self.activations))
+@layers(lambda: dict(a=conv(3, 16), head=head(16), activations=nn.ModuleList(build() for build in ACTIVATIONS)))
+def ActivationModules(self, x: Tensor) -> Tensor:
+    x = self.a(x)
+    return self.head(sum(activation(x) for activation in self.activations))
 
 
 @case(images(), shrinks=("a",), any_size=True)
-class ActivationFunctions(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.head = conv(3, 16), head(16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x)
-        y = sum(activation(x) for activation in FUNCTIONS)
-        y = y + F.threshold(x, 0.1, 0.2) + F.softmax(x, 2) + F.log_softmax(x, dim=-1) + F.softmin(x, dim=3)
-        y = y + torch.softmax(x, 3) + x.softmax(dim=-2) + x.log_softmax(2)
-        y = y + x.relu() + x.sigmoid() + x.tanh() + x.abs() + x.clamp(-1, 1) + torch.clamp(x, min=0) + x.clamp_min(0.1)
-        return self.head(y + x.abs().sqrt() + x.square().add(1).log() + (x.abs() + 1).rsqrt() + x.type_as(x).neg())
+@layers(lambda: dict(a=conv(3, 16), head=head(16)))
+def ActivationFunctions(self, x: Tensor) -> Tensor:
+    x = self.a(x)
+    y = sum(activation(x) for activation in FUNCTIONS)
+    y = y + F.threshold(x, 0.1, 0.2) + F.softmax(x, 2) + F.log_softmax(x, dim=-1) + F.softmin(x, dim=3)
+    y = y + torch.softmax(x, 3) + x.softmax(dim=-2) + x.log_softmax(2)
+    y = y + x.relu() + x.sigmoid() + x.tanh() + x.abs() + x.clamp(-1, 1) + torch.clamp(x, min=0) + x.clamp_min(0.1)
+    return self.head(y + x.abs().sqrt() + x.square().add(1).log() + (x.abs() + 1).rsqrt() + x.type_as(x).neg())
 
 
 @case(images(), shrinks=("a", "b", "c", "d"))
-class ActivationsInPlace(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.d, self.head = conv(3, 8), conv(8, 8), conv(8, 8), conv(8, 8), head(8)
-        self.relu, self.silu = nn.ReLU(inplace=True), nn.SiLU(True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.silu(self.a(x)))
-        x = F.leaky_relu(F.hardswish(self.b(x), inplace=True), 0.1, inplace=True)
-        x = torch.relu_(self.c(x).clamp_(-2, 2))
-        return self.head(F.elu(self.d(x).neg_(), inplace=True))
+@layers(lambda: dict(
+    a=conv(3, 8), b=conv(8, 8), c=conv(8, 8), d=conv(8, 8), head=head(8), relu=nn.ReLU(inplace=True),
+    silu=nn.SiLU(True),
+))  # fmt: skip
+def ActivationsInPlace(self, x: Tensor) -> Tensor:
+    x = self.relu(self.silu(self.a(x)))
+    x = F.leaky_relu(F.hardswish(self.b(x), inplace=True), 0.1, inplace=True)
+    x = torch.relu_(self.c(x).clamp_(-2, 2))
+    return self.head(F.elu(self.d(x).neg_(), inplace=True))
 
 
 add(
@@ -228,61 +218,47 @@ add(
 
 
 @case(images(), shrinks=("a", "b", "c"))
-class DropoutFunctions(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), nn.Linear(8, 12), nn.Linear(12, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.dropout2d(self.a(x), 0.5, self.training)
-        x = F.dropout(self.b(x).relu(), training=self.training).mean((2, 3))
-        x = F.alpha_dropout(self.c(x), 0.5, training=self.training)
-        return self.head(F.dropout(x, 0.3, training=self.training, inplace=True))
+@layers(lambda: dict(a=conv(3, 8), b=conv(8, 8), c=nn.Linear(8, 12), head=nn.Linear(12, CLASSES)))
+def DropoutFunctions(self, x: Tensor) -> Tensor:
+    x = F.dropout2d(self.a(x), 0.5, self.training)
+    x = F.dropout(self.b(x).relu(), training=self.training).mean((2, 3))
+    x = F.alpha_dropout(self.c(x), 0.5, training=self.training)
+    return self.head(F.dropout(x, 0.3, training=self.training, inplace=True))
 
 
 @case(images(), shrinks=("a", "b", "c"))
-class Unpooling(nn.Module):
+@layers(lambda: dict(
+    a=conv(3, 8), b=conv(8, 8), c=conv(8, 6), out=conv(6, 2), pool=nn.MaxPool2d(2, return_indices=True),
+    unpool=nn.MaxUnpool2d(2),
+))  # fmt: skip
+def Unpooling(self, x: Tensor) -> Tensor:
     """Max pooling that hands its indices to the unpooling, as in SegNet."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.out = conv(3, 8), conv(8, 8), conv(8, 6), conv(6, 2)
-        self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x, where = self.pool(self.a(x).relu())
-        x = self.unpool(self.b(x), where)
-        x, where = F.max_pool2d(self.c(x), 2, return_indices=True)
-        return self.out(F.max_unpool2d(x, where, 2))
+    x, where = self.pool(self.a(x).relu())
+    x = self.unpool(self.b(x), where)
+    x, where = F.max_pool2d(self.c(x), 2, return_indices=True)
+    return self.out(F.max_unpool2d(x, where, 2))
 
 
 @case(images(), shrinks=("a", "b", "c", "d"), any_size=True)
-class Upsampling(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.d = conv(3, 8), conv(8, 8), conv(8, 8), conv(8, 8)
-        self.nearest = nn.Upsample(scale_factor=2)
-        self.bilinear = nn.Upsample(scale_factor=0.5, mode="bilinear", align_corners=False)
-        self.old, self.head = nn.UpsamplingBilinear2d(scale_factor=2), head(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.b(self.nearest(self.a(x)).relu())
-        y = self.c(self.bilinear(y))
-        y = F.interpolate(self.d(y), size=x.shape[2:], mode="bicubic", align_corners=True)
-        return self.head(self.old(F.interpolate(y, scale_factor=2, mode="nearest")))
+@layers(lambda: dict(
+    a=conv(3, 8), b=conv(8, 8), c=conv(8, 8), d=conv(8, 8), nearest=nn.Upsample(scale_factor=2),
+    bilinear=nn.Upsample(scale_factor=0.5, mode="bilinear", align_corners=False),
+    old=nn.UpsamplingBilinear2d(scale_factor=2), head=head(8),
+))  # fmt: skip
+def Upsampling(self, x: Tensor) -> Tensor:
+    y = self.b(self.nearest(self.a(x)).relu())
+    y = self.c(self.bilinear(y))
+    y = F.interpolate(self.d(y), size=x.shape[2:], mode="bicubic", align_corners=True)
+    return self.head(self.old(F.interpolate(y, scale_factor=2, mode="nearest")))
 
 
 @case(images(), shrinks=("a", "b", "up", "c"), any_size=True)
-class TransposedToSize(nn.Module):
+@layers(lambda: dict(
+    a=conv(3, 8), b=conv(8, 8, stride=2), up=nn.ConvTranspose2d(8, 8, 3, 2, 1), c=conv(8, 6, stride=2),
+    last=nn.ConvTranspose2d(6, 2, 3, 2, 1),
+))  # fmt: skip
+def TransposedToSize(self, x: Tensor) -> Tensor:
     """The size of the output is given, once with and once without its batch and channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = conv(3, 8), conv(8, 8, stride=2)
-        self.up, self.c = nn.ConvTranspose2d(8, 8, 3, 2, 1), conv(8, 6, stride=2)
-        self.last = nn.ConvTranspose2d(6, 2, 3, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x).relu()
-        y = self.up(self.b(x).relu(), output_size=x.size())
-        return self.last(self.c(x + y), x.shape[2:])
+    x = self.a(x).relu()
+    y = self.up(self.b(x).relu(), output_size=x.size())
+    return self.last(self.c(x + y), x.shape[2:])
