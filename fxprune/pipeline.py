@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,14 +26,13 @@ from fxprune.recovery.finetune import check_options
 from fxprune.recovery.finetune import finetune as tune
 from fxprune.reporting.attach import note, note_error, note_scores
 from fxprune.reporting.report import report
-from fxprune.rewriting.proof import verify as prove
+from fxprune.rewriting.proof import error_of
 from fxprune.rewriting.rewrite import rewrite
-from fxprune.rounds import Asked, Fit, in_rounds
+from fxprune.rounds import Asked, Schedule
 from fxprune.scoring.objective import Loss
 from fxprune.scoring.score import score
 from fxprune.scoring.scores import Scores
 from fxprune.scoring.signals.table import Signal
-from fxprune.tracing.graph import example_of
 from fxprune.tracing.part import Run, part_of, with_captured_part, with_part
 
 
@@ -111,34 +111,35 @@ def compress(
     asked: Asked = {"alpha": alpha, "params": params, "macs": macs, "latency": latency}
     given(**asked)
     check_level(compensate, None, loader)
-
-    def one(model: nn.Module, asked: Asked, fit: Fit) -> nn.Module:
-        whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run, prove=verify)
-        scores = score(
-            whole, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim, unpack=unpack,
-            classes=classes, seed=seed, device=device, progress=progress, submodule=submodule, run=run,
-            propose=propose, protect=protect, max_samples=max_samples, **scoring,
-        )  # fmt: skip
-        scores = scores if latency is None else scores.with_latency(whole)
-        plan = fit(scores.plan(**asked, allocate=allocate, min_keep=min_keep, round_to=round_to))
-        small, planned = _rewritten(whole, plan)
-        note_scores(small, scores, plan)
-        if verify:
-            example: Any = example_of(part_of(whole, submodule))  # type: ignore[arg-type]
-            note_error(small, prove(whole, plan, small, example), submodule)
-        return repaired(
-            whole, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device,
-            max_samples=max_samples,
-        )  # fmt: skip
-
-    whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run, prove=verify)
-    if rounds == 1:
-        small = one(whole, asked, lambda plan: plan)
-    else:
-        outcome = in_rounds(whole, submodule, one, asked, rounds)
-        small = outcome.small
+    captured = partial(
+        with_captured_part, loader=loader, path=submodule, exclude=exclude, unpack=unpack, run=run, prove=verify
+    )
+    original = small = captured(model)
+    schedule = Schedule(asked, rounds)
+    for index in range(rounds):
+        whole = captured(small)  # the one that there is, in the first round
+        with schedule.round(index) as target:
+            scores = score(
+                whole, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim,
+                unpack=unpack, classes=classes, seed=seed, device=device, progress=progress, submodule=submodule,
+                run=run, propose=propose, protect=protect, max_samples=max_samples, **scoring,
+            )  # fmt: skip
+            scores = scores if latency is None else scores.with_latency(whole)
+            plan = scores.plan(**target, allocate=allocate, min_keep=min_keep, round_to=round_to)
+            plan = schedule.fitted(plan, part_of(original, submodule))  # type: ignore[arg-type]
+            small, planned = rewritten(whole, plan)
+            note_scores(small, scores, plan)
+            if verify:
+                note_error(small, error_of(plan, planned, part_of(small, submodule)), submodule)
+            small = repaired(
+                whole, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed,
+                device=device, max_samples=max_samples,
+            )  # fmt: skip
+        schedule.add(plan, report(part_of(small, submodule)))
+    if rounds > 1:
+        plan = schedule.whole()
         with undisturbed():
-            note(whole, small, outcome.plan, planned_by(whole, outcome.plan), outcome.error)
+            note(original, small, plan, planned_by(original, plan), schedule.error)
     warn_if_unpruned(part_of(small, submodule))
     return small if finetune is None else tune(small, **finetune)
 
@@ -173,7 +174,7 @@ def apply(
         RewriteError: the graph cannot be rewritten.
     """
     check(apply, locals())
-    small, planned = _rewritten(model, plan)
+    small, planned = rewritten(model, plan)
     if scores is not None:
         note_scores(small, scores, plan)
     return repaired(
@@ -181,7 +182,7 @@ def apply(
     )
 
 
-def _rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:
+def rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:
     """What a plan makes of a model, with a note of it, and what it found in the original."""
     with stage("rewriting"), undisturbed():
         found = planned_by(model, plan)

@@ -3,72 +3,93 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import cast
 
 import numpy as np
-from torch import nn
 
 from fxprune.caller.arrays import Flags
 from fxprune.coupling.groups import Coupling
 from fxprune.errors import FxpruneWarning, PlanError
 from fxprune.planning.plan import BUDGETS, Budget, Plan, coupling_of
-from fxprune.reporting.report import Report, report
+from fxprune.reporting.report import Report
 from fxprune.tracing.graph import ModelGraph
-from fxprune.tracing.part import part_of
 
 ROUNDING = 1e-9
 Asked = Mapping[str, float | None]
-Fit = Callable[[Plan], Plan]
-Round = Callable[[nn.Module, Asked, Fit], nn.Module]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The model after the last round, the plan that leads to it from the original, and verify's largest error."""
+class Schedule:
+    """What each of several rounds is asked for, and the one plan that leads from the original to their result.
 
-    small: nn.Module
-    plan: Plan
-    error: float | None
-
-
-def in_rounds(whole: nn.Module, submodule: str, one: Round, asked: Asked, rounds: int) -> Outcome:
-    """Prune `whole` in rounds. A budget is gone for in equal factors: round i of n leaves budget ** (i / n) of it.
-
-    `one` prunes a model once, by what was asked for, after a function has fitted its plan to the original.
-
-    Warns:
-        FxpruneWarning: more is left than was asked for, since what may go of what was left is tied in the original.
+    A budget is met in equal factors: after round i of n, budget ** (i / n) of it remains. An alpha holds for each round
+    anew. `plan` is the composed plan so far, `error` the largest error that `verify` found, None where it did not run.
     """
-    what, goal = next(((name, asked[name] or 1) for name in BUDGETS if asked.get(name)), ("", 1.0))
-    small, left, errors = whole, 1.0, list[float]()
-    so_far: Plan | None = None
-    graph: Any = part_of(whole, submodule)
-    for index in range(1, rounds + 1):
-        target = {what: min(1.0, goal ** (index / rounds) / left)} if what else {}
+
+    def __init__(self, asked: Asked, rounds: int) -> None:
+        self.asked, self.rounds = asked, rounds
+        self.what, self.goal = next(((name, asked[name] or 1) for name in BUDGETS if asked.get(name)), ("", 1.0))
+        self.remaining, self.plan, self.error = 1.0, cast("Plan | None", None), cast("float | None", None)
+
+    @contextmanager
+    def round(self, index: int) -> Iterator[Asked]:
+        """What round `index`, counted from 0, is asked for; a PlanError in it names the round."""
+        if self.rounds == 1:
+            yield self.asked
+            return
+        share = self.goal ** ((index + 1) / self.rounds)
         try:
-            small = one(small, {**asked, **target}, _fit(graph, so_far))
+            yield {**self.asked, self.what: min(1.0, share / self.remaining)} if self.what else self.asked
         except PlanError as error:
-            share = goal ** (index / rounds)
-            said = f"which should leave {share:.1%} of the original's {BUDGETS[what]}" if what else "of the level given"
-            raise PlanError(f"round {index} of {rounds}, {said}: {error}") from error
-        part: Any = part_of(small, submodule)
-        notes, plan = report(part), part.meta["fxprune"]["plan"]
-        so_far = plan if so_far is None else composed(so_far, plan)
-        errors += [] if notes.error is None else [notes.error]
-        left *= _left(notes, what)
-    assert so_far is not None  # there is one round at least
-    if not what:
-        return Outcome(small, so_far, max(errors, default=None))
-    budget = Budget(what, goal, left)
-    if left > goal + ROUNDING:
-        said = f"{budget}: what could still go is tied to what stays in the original"
-        warnings.warn(said, FxpruneWarning, stacklevel=3)
-    return Outcome(small, replace(so_far, budget=budget, alpha=None), max(errors, default=None))
+            said = (
+                f"which should leave {share:.1%} of the original's {BUDGETS[self.what]}"
+                if self.what
+                else "of the level given"
+            )
+            raise PlanError(f"round {index + 1} of {self.rounds}, {said}: {error}") from error
+
+    def fitted(self, plan: Plan, original: ModelGraph) -> Plan:
+        """A later round's plan that also keeps the channels that are tied to kept ones in the original alone.
+
+        (The remaining model may be less coupled: where attention has one head, single places of it can be removed.)
+        """
+        if self.plan is None:
+            return plan
+        coupling = coupling_of(original, self.plan)
+        stays = _stays(coupling, composed(self.plan, plan))
+        keep = dict(plan.keep)
+        for site in coupling.sites:
+            if site.name in keep:
+                units = site.units[list(self.plan.keep[site.name])]
+                keep[site.name] = tuple(np.flatnonzero(np.append(stays, True)[units]).tolist())
+        return replace(plan, keep=keep)
+
+    def add(self, plan: Plan, done: Report) -> None:
+        """Take in the plan of a round, and its report."""
+        self.plan = plan if self.plan is None else composed(self.plan, plan)
+        if done.error is not None:
+            self.error = max(done.error, self.error or 0.0)
+        self.remaining *= _share_left(done, self.what)
+
+    def whole(self) -> Plan:
+        """The plan from the original to the result, once all rounds are added.
+
+        Warns:
+            FxpruneWarning: more remains than was asked for, because what could be removed is tied in the original.
+        """
+        plan = cast("Plan", self.plan)
+        if not self.what:
+            return plan
+        budget = Budget(self.what, self.goal, self.remaining)
+        if self.remaining > self.goal + ROUNDING:
+            said = f"{budget}: what could still go is tied to what stays in the original"
+            warnings.warn(said, FxpruneWarning, stacklevel=3)
+        return replace(plan, budget=budget, alpha=None)
 
 
-def _left(notes: Report, what: str) -> float:
+def _share_left(notes: Report, what: str) -> float:
     """The share of what a budget is of that one round left."""
     if what == "params":
         return notes.params_after / max(notes.params_before, 1)
@@ -97,27 +118,6 @@ def composed(first: Plan, second: Plan) -> Plan:
         for site, kept in first.keep.items()
     }
     return replace(first, keep=keep)
-
-
-def _fit(graph: ModelGraph, so_far: Plan | None) -> Fit:
-    """Brings channels back to a later round's plan that are tied to others only in the original, `graph`.
-
-    (What is left may be less coupled: where attention has one head, its places are free to go.)
-    """
-    if so_far is None:
-        return lambda plan: plan
-    coupling, before = coupling_of(graph, so_far), so_far
-
-    def fit(plan: Plan) -> Plan:
-        stays = _stays(coupling, composed(before, plan))
-        keep = dict(plan.keep)
-        for site in coupling.sites:
-            if site.name in keep:
-                units = site.units[list(before.keep[site.name])]
-                keep[site.name] = tuple(np.flatnonzero(np.append(stays, True)[units]).tolist())
-        return replace(plan, keep=keep)
-
-    return fit
 
 
 def _stays(coupling: Coupling, plan: Plan) -> Flags:

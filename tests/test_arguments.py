@@ -168,10 +168,6 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     assert fxprune.report(small).alpha == 0.9
 
 
-def test_a_narrowed_class_is_verified_by_its_numbers() -> None:
-    assert fxprune.verify(MODEL, PLAN, fxprune.narrow(MODEL, PLAN), X) < 1e-5
-
-
 # -- any wrong argument ------------------------------------------------------------------------------------------------
 
 STAGES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import pickle
 from collections import Counter
 from collections.abc import Iterable
@@ -103,16 +102,6 @@ def test_plans_hold(name: str) -> None:
         assert width(small, site) == width(graph, site), site
 
 
-@pytest.mark.parametrize("name", ["residual", "split_attention", "named_outputs", "loop_over_chunks"])
-def test_a_plan_says_how_the_model_was_captured(name: str) -> None:
-    case = ZOO[name]
-    model = case.build()
-    plan = fxprune.Scores.random(export(model, case.example(2)), case.example(2)).plan(alpha=0.5)
-    assert plan.settings["method"] == "export"
-    small = fxprune.apply(model, plan)
-    assert fxprune.verify(model, plan, small, case.example(3)) < 1e-4
-
-
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "shufflenet_v2_x0_5"])
 def test_groups_are_those_of_symbolic_tracing(name: str) -> None:
     torch.manual_seed(0)
@@ -163,15 +152,6 @@ def test_a_batchnorm_that_is_spelled_out_follows_its_mode() -> None:
         assert torch.equal(graph.state_dict()[name], before[name]) == name.startswith("3")
 
 
-def test_gradients_are_those_of_the_model() -> None:
-    model = ZOO["shuffle_units"].build().eval()
-    graph = export(model, images()(2))
-    for net in (model, graph):
-        net(images()(3)).square().sum().backward()
-    gradients = dict(graph.named_parameters())
-    assert all(torch.allclose(gradients[name].grad, p.grad, atol=1e-5) for name, p in model.named_parameters())
-
-
 def test_stochastic_depth_is_still_there() -> None:
     """In eval mode it hands on its input, and leaves no op behind."""
 
@@ -202,12 +182,6 @@ def test_what_runs_without_gradients_goes_on_to() -> None:
 
 
 # -- arguments and outputs ---------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Answer:
-    logits: Tensor
-    aux: Tensor | None = None
 
 
 @layers(lambda: dict(a=nn.Linear(6, 8), b=nn.Linear(8, 8), head=nn.Linear(8, CLASSES)))
@@ -243,31 +217,6 @@ def test_what_the_example_leaves_out_is_fixed() -> None:
         graph(**options(), scale=0.7)
 
 
-@layers(lambda: dict(a=nn.Linear(6, 8), b=nn.Linear(8, CLASSES)))
-def Answering(self, x: Tensor) -> Answer:
-    return Answer(self.b(self.a(x).relu()))
-
-
-def test_a_dataclass_is_one_again() -> None:
-    model = randomise(Answering()).eval()
-    graph = export(model, tensors(6)(2))
-    found = graph(tensors(6)(3))
-    assert isinstance(found, Answer)
-    assert torch.allclose(found.logits, model(tensors(6)(3)).logits)
-    assert found.aux is None
-    plan = fxprune.Scores.random(graph, tensors(6)(2)).plan(alpha=1.0)
-    assert fxprune.verify(graph, plan, fxprune.apply(graph, plan), tensors(6)(3)) < 1e-6
-    assert len(plan.keep["a"]) < 8
-
-
-def test_an_example_of_one_sample_gives_a_graph_for_more() -> None:
-    case = ZOO["channel_shuffle"]
-    model = case.build()
-    graph = export(model, case.example(1))
-    for example in others(case):
-        assert difference(outputs(model, example), outputs(graph, example)) < 1e-6
-
-
 # -- what only export takes --------------------------------------------------------------------------------------------
 
 
@@ -289,12 +238,6 @@ def test_intricate_sizes_are_those_of_the_example(monkeypatch: pytest.MonkeyPatc
         graph(large)
     monkeypatch.setattr(exported, "INTRICATE", 1000)
     assert difference(outputs(model, large), outputs(export(model, images()(2)), large)) < 1e-6
-
-
-def test_products_of_sizes_are_as_easy_as_their_factors() -> None:
-    case = ZOO["windows_with_padding"]
-    model, large = case.build().eval(), case.example(5, size=11)
-    assert difference(outputs(model, large), outputs(export(model, case.example(2)), large)) < 1e-6
 
 
 def test_errors_of_later_stages_name_the_line() -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from helpers import call, difference, outputs
 from hostile import HOSTILE
 from torch import Tensor, nn
-from zoo import conv, head, images, tensors
+from zoo import conv, head, images
 
 import fxprune
 from fxprune.errors import CaptureError, FxpruneWarning
@@ -131,7 +131,7 @@ def test_buffers_keep_the_callers_numbers(compensate: Any) -> None:
         FxpruneWarning, match="the forward of Net changes seen, calls: the graph begins with the buffers"
     ):
         small = fxprune.compress(model, data, 0.5, compensate=compensate, progress=False)
-    kept = list(small.meta["fxprune"]["plan"].keep["a"])
+    kept = list(small.meta["pruned"].plan.keep["a"])
     assert len(kept) < 8
     assert torch.equal(small.seen, torch.arange(8.0)[kept])
     assert (torch.equal(model.seen, torch.arange(8.0)), model.calls) == (True, 0)
@@ -159,25 +159,3 @@ def test_the_comparison_can_be_left_out() -> None:
     data = [(images()(4), torch.arange(4) % 3)]
     with pytest.raises(CaptureError, match="gives other outputs than the model"):
         fxprune.compress(model, data, 0.3, progress=False)
-
-
-class Whole(nn.Module):
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.part(x[:, :3]).softmax(1)
-
-
-def test_a_part_is_compared_too() -> None:
-    model = Whole(Net(lambda net, x: x * 2 if type(x) is Tensor else x)).eval()
-    data = [(images()(4), torch.arange(4) % 3)] * 2
-    with pytest.raises(CaptureError, match="Net cannot be captured"):
-        fxprune.compress(model, data, 0.3, submodule="part", progress=False)
-
-
-def test_a_model_without_numbers_is_not_run() -> None:
-    with torch.device("meta"):
-        model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
-    assert len(list(fxprune.capture(model, tensors(6)(2)).graph.nodes)) == 5

@@ -5,7 +5,7 @@ import pytest
 import torch
 import typer
 from PIL import Image
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 from fxprune.cli.datasets import Preparation, Source, loader_of
 from fxprune.cli.output import Output
@@ -49,15 +49,6 @@ def test_middle_is_cropped_and_one_mean_makes_grey():
     whole = Preparation(10, 1.0, (0.0,), (1.0,))(image)
     assert 0.2 < whole.mean() < 0.8
     assert torch.equal(Preparation(None, 0.5, (0.0,), (1.0,))(image), Preparation(None, 1.0, (0.0,), (1.0,))(image))
-
-
-def test_an_image_of_the_size_is_left():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 12, 3), dtype=np.uint8))
-    none, same = (
-        Preparation(None, 0.5, (0.0,) * 3, (1.0,) * 3)(image),
-        Preparation(12, 0.5, (0.0,) * 3, (1.0,) * 3)(image),
-    )
-    assert torch.equal(none, same)
 
 
 def test_folder_without_classes(tmp_path):
@@ -171,13 +162,6 @@ def test_a_dataset_is_cut_down_and_a_loader_kept(project):
     assert isinstance(opened("mynets:batches", project), list)
 
 
-def test_a_loader_over_a_dataset_is_cut_down_in_its_own_batches(project):
-    loader = opened("mynets:loader", project, samples=9, batch=4)
-    assert isinstance(loader, DataLoader)
-    assert [len(targets) for _, targets in loader] == [4, 4, 1]
-    assert torch.cat([targets for _, targets in loader]).bincount().tolist() == [3, 3, 3]
-
-
 def test_a_dataset_is_not_taken_whole_for_calibration(project):
     assert sum(len(targets) for _, targets in opened("mynets:dataset", project, count=1200)) == 1000
     assert sum(len(targets) for _, targets in opened("mynets:dataset", project, samples=0, count=1200)) == 1200
@@ -204,10 +188,3 @@ def test_a_loader_that_fails_is_an_error_of_ours(project):
         message = r"the loader fails on batch 1 \(ValueError: image 7 is cut off\)"
         with pytest.raises(CalibrationError, match=message):
             list(watched)
-
-
-def test_a_loader_keeps_its_length_and_a_generator_is_left_alone(project):
-    with Output(json=False, quiet=True).busy("reading") as bars:
-        assert len(bars.over(opened("mynets:loader", project))) == 3
-        once = iter([1])
-        assert bars.over(once) is once

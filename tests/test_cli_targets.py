@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-import fxprune
 from fxprune.cli.targets import arguments_of, build, object_of
 from fxprune.cli.weights import with_weights
 from fxprune.errors import FxpruneError
@@ -19,12 +18,6 @@ def test_values_are_literals_or_text():
         "a": 1, "b": 1.5, "c": (1, 2), "d": None, "e": "resnet", "f": "1", "g": "", "h": {"x": [1]},
         "i": "__import__('os')",
     }  # fmt: skip
-
-
-def test_a_callable_gives_a_model_and_the_recipe(project):
-    built = build("mynets:build", {"width": 5})
-    assert built.model.get_submodule("stem").out_channels == 5
-    assert (built.builder, built.builder_kwargs) == ("mynets:build", {"width": 5})
 
 
 def test_arguments_that_json_cannot_hold_make_no_recipe(project):
@@ -101,15 +94,6 @@ def test_weights_by_kind_of_file(tmp_path, write, name):
     first, second = nn.Linear(3, 2), nn.Linear(3, 2)
     write(first.state_dict(), tmp_path / name)
     assert torch.equal(with_weights(second, tmp_path / name).weight, first.weight)
-
-
-def test_weights_of_an_artifact_are_the_smaller_model(tmp_path):
-    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
-    scores = fxprune.Scores.random(net, torch.zeros(2, 4))
-    small = fxprune.apply(net, scores.plan(params=0.6))
-    fxprune.save(small, tmp_path / "small.safetensors")
-    found = with_weights(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), tmp_path / "small.safetensors")
-    assert torch.equal(found(torch.ones(1, 4)), small(torch.ones(1, 4)))
 
 
 def test_weights_of_another_model_are_told(tmp_path):

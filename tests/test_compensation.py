@@ -22,7 +22,7 @@ from zoo import CLASSES, ZOO, Case, images, tensors
 import fxprune
 from fxprune.errors import PlanError
 from fxprune.recovery.compensation import sequential
-from fxprune.recovery.compensation.calibration import Calibration, calibration_of, held_out
+from fxprune.recovery.compensation.calibration import Calibration, calibration_of
 
 LEVELS = ("bias", "ridge", "sequential")
 SIZES = (12, 7, 1)
@@ -288,40 +288,6 @@ def test_wide_layers_are_fitted_by_channel(name: str, monkeypatch: pytest.Monkey
     assert difference(outputs(model, images(3, 8)(3)), outputs(small, images(3, 8)(3))) < 1e-3
 
 
-def test_wide_layers_with_more_channels_than_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequential, "WIDEST", 2)
-    monkeypatch.setattr("fxprune.recovery.compensation.wide.MOST_CHANNELS", 2)
-    model, loader = dependent(), batches(tensors(4), CLASSES, (40, 40))
-    plan = keeping(scored(model, loader), **{"0": (0, 1, 2)})
-    small = fxprune.apply(model, plan, loader=loader, compensate="sequential")
-    done = fxprune.report(small).compensation
-    assert done is not None
-    assert done.layers == ()
-
-
-def test_recurrent_layers_are_filled_in() -> None:
-    @layers(lambda: dict(embed=nn.Linear(5, 12), rnn=nn.LSTM(12, 10, batch_first=True), head=nn.Linear(10, 5)))
-    def Net(self, x: Tensor) -> Tensor:
-        return self.head(self.rnn(self.embed(x).relu())[0][:, -1])
-
-    model, loader = Net(), batches(tensors(7, 5), CLASSES, (40, 40))
-    scores = scored(model, loader)
-    small = fxprune.apply(model, scores.plan(alpha=0.5), scores=scores, loader=loader, compensate="sequential")
-    done = fxprune.report(small).compensation
-    assert done is not None
-    assert "rnn" in done.filled
-    before, after = judged(small)
-    assert after < before
-
-
-def test_what_is_held_out() -> None:
-    assert [int(held_out(count).sum()) for count in (1, 2, 4, 5, 9, 10)] == [0, 1, 1, 1, 1, 2]
-    model, example = nn.Linear(4, 3), tensors(4)
-    graph = fxprune.capture(model, example(2))
-    data = Calibration.of(graph, [[example(3)], [example(3)], [example(1)]])
-    assert [mask.tolist() for mask in data.held] == [[False] * 3, [False, True, False], [False]]
-
-
 def test_what_is_held_out_is_judged_in_batches_as_large_as_those_given() -> None:
     model, x = nn.Linear(4, 3), tensors(4)(27)
     graph = fxprune.capture(model, x[:2])
@@ -335,18 +301,6 @@ def test_what_is_held_out_is_judged_in_batches_as_large_as_those_given() -> None
     assert not any(bool(mask.any()) for mask in fitted.held)
     rest = {tuple(row) for row in x[torch.arange(27) % 5 != 4].tolist()}
     assert {tuple(row) for values in fitted.inputs for row in values[0].tolist()} <= rest
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_with_one_sample_nothing_is_fitted_to_it(level: str) -> None:
-    model = ZOO["residual"].build()
-    scores = scored(model, batches(ZOO["residual"].example, CLASSES, SIZES))
-    plan, loader = scores.plan(alpha=0.4), [(ZOO["residual"].example(1), torch.tensor([0]))]
-    small = fxprune.apply(model, plan, scores=scores, loader=loader, compensate=level)  # type: ignore[arg-type]
-    done = fxprune.report(small).compensation
-    assert done is not None
-    assert (done.before, done.after, done.layers, done.norms) == (None, None, (), 0)
-    assert bool(done.filled) is (level != "sequential")
 
 
 def test_as_many_batches_as_there_is_memory_for() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import cifar
 import pytest
 import torch
-import torch.nn.functional as F
-from helpers import difference, outputs, parameters, storages, width
-from nets import layers
-from torch import Tensor, nn
+from helpers import difference, outputs, parameters, width
+from torch import nn
 from zoo import ZOO, images, tensors
 
 import fxprune
@@ -53,20 +50,6 @@ def test_a_single_layer_has_nothing_to_prune() -> None:
     assert parameters(small) == 192 * 5 + 5
 
 
-def test_a_model_without_channels_has_nothing_to_prune() -> None:
-    @layers(lambda: dict(scale=nn.Parameter(torch.ones(()))))
-    def Plain(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3)).repeat(1, 2)[:, :5] * self.scale
-
-    with pytest.warns(FxpruneWarning, match="nothing in Plain can be pruned: it has no layers with channels"):
-        compress(Plain())
-
-
-def test_everything_excluded_is_said() -> None:
-    with pytest.warns(FxpruneWarning, match="nothing in Residual can be pruned: .*excluded by the caller"):
-        compress(ZOO["residual"].build(), exclude=["*"])
-
-
 def test_an_alpha_that_removes_nothing_is_said() -> None:
     """Two units whose scores agree the wrong way round: the lower U-Score is the higher R-Score."""
     model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 2, bias=False))
@@ -82,20 +65,6 @@ def test_an_alpha_that_removes_nothing_is_said() -> None:
 def test_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     fxprune.compress(ZOO["residual"].build(), BATCHES)
     assert capsys.readouterr().out == ""
-
-
-def test_the_result_lives_on_its_own() -> None:
-    """It outlives the model, and training it leaves the model as it was."""
-    model = ZOO["residual"].build()
-    small = compress(model, BATCHES, 0.5)
-    before = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
-    F.cross_entropy(small(BATCHES[0][0]), BATCHES[0][1]).backward()
-    optimizer.step()
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert storages(small).isdisjoint(storages(model))
-    del model
-    assert small(images()(2)).isfinite().all()
 
 
 def test_the_scores_find_what_a_real_network_can_miss(data: Path) -> None:

@@ -63,13 +63,6 @@ def test_recurrence_that_is_stepped_over_costs_what_it_does(kind: Any, monkeypat
                 assert alone == found(graph, x)
 
 
-def test_what_fits_no_recurrent_layer_is_refused() -> None:
-    with pytest.raises(fxprune.FxpruneError, match="Expected 6, got 5"):
-        fxprune.capture(nn.Sequential(nn.LSTM(6, 8)), torch.randn(4, 2, 5))
-    with pytest.raises(fxprune.FxpruneError, match="Expected hidden size"):
-        fxprune.capture(Started(nn.GRU(6, 8), 1, 3, 8), torch.randn(4, 2, 6))
-
-
 class Picky(nn.Module):
     """Looks at its numbers, and remembers them."""
 
@@ -103,22 +96,6 @@ def test_nothing_of_a_pass_on_shapes_stays_in_the_model() -> None:
     assert places == [parameter.data_ptr() for parameter in graph.parameters()]
     assert all(parameter.requires_grad and not parameter.is_meta for parameter in graph.parameters())
     assert all(torch.equal(graph.state_dict()[name], tensor) for name, tensor in state.items())
-
-
-def test_a_batch_norm_of_another_width_is_found_on_shapes() -> None:
-    with pytest.raises(fxprune.errors.CaptureError, match="does not run on the example"):
-        fxprune.capture(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(5)), torch.zeros(2, 3, 4, 4))
-
-
-def test_a_model_that_asks_for_the_device_gets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    @layers(lambda: dict(layer=nn.Linear(4, 3)))
-    def Asks(self, x: Tensor) -> Tensor:
-        return self.layer(x) + torch.ones(3, device=x.device)
-
-    graph = fxprune.capture(Asks(), tensors(4)(2))
-    alone = found(graph, tensors(4)(2))
-    on_numbers(monkeypatch)
-    assert alone == found(graph, tensors(4)(2))
 
 
 def torchs_count(model: nn.Module, *inputs: Tensor) -> dict[str, int]:

@@ -125,15 +125,6 @@ def test_stages_save_and_load(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"scores.npz", *plans}
 
 
-def test_two_commands_stand_in_ci_too() -> None:
-    demo, test = (block.strip() for block in blocks("bash"))
-    assert demo == "python3 -m venv .venv && .venv/bin/pip install '.[demo]' && .venv/bin/fxprune demo"
-    assert test == "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/python -m pytest"
-    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert "install --quiet -e '.[test]'" in ci
-    assert '"$bin/python" -m pytest -p no:cacheprovider' in ci.splitlines()
-
-
 def test_extras_that_pages_name_exist() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     extras = set(re.findall(r"^(\w+) = \[$", project.partition("[project.optional-dependencies]")[2], re.MULTILINE))
@@ -227,9 +218,3 @@ def test_design_page_shows_the_groups_that_couple_finds() -> None:
 
     listing = "\n".join(map(str, fxprune.couple(fxprune.capture(Net(), torch.zeros(2, 3, 8, 8)))))
     assert f"{listing}\n" in blocks("", text_of("design.md"))
-
-
-def test_readme_names_the_public_calls() -> None:
-    for name in ("compress", "report", "score", "apply", "verify", "Plan"):
-        assert f"fxprune.{name}" in README
-        assert hasattr(fxprune, name)

@@ -87,19 +87,6 @@ def test_the_example_is_cut_where_the_model_runs_on_the_cut(largest: int, rows: 
         assert [len(tensor) for tensor in example_of(graph)] == [rows, rows]
 
 
-def test_a_cut_that_runs_leaves_no_trace() -> None:
-    class Counts(nn.Sequential):
-        def __init__(self) -> None:
-            super().__init__(nn.Linear(4, 3), nn.Linear(3, 2))
-            self.register_buffer("calls", torch.zeros(()))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            return super().forward(x)
-
-    assert fxprune.capture(Counts(), torch.randn(6, 4), prove=False).calls == 0
-
-
 @layers(lambda: dict(bags=nn.EmbeddingBag(9, 4), a=nn.Linear(4, 8), b=nn.Linear(8, 3)))
 def Bags(self, words: Tensor, begins: Tensor) -> Tensor:
     """A sum of embeddings for every bag, of which the first has to begin at 0."""

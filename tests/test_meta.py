@@ -208,15 +208,3 @@ def test_stages_that_need_numbers_say_so(what: str, tmp_path: Path) -> None:
     with pytest.raises(FxpruneError, match=rf"^{what} needs numbers, and class_token of .* has a shape only"):
         NEEDY[what](model, plan, tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_caller_s_modes_stay() -> None:
-    with torch.device("meta"):
-        model = vit()
-        before = [id(p) for p in model.parameters()]
-        Scores.random(model, pictures())
-        assert torch.empty(1).is_meta
-        assert [id(p) for p in model.parameters()] == before
-    with FakeTensorMode():
-        Scores.random(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(2, 4))
-        assert not has_numbers(torch.empty(1))

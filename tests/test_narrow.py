@@ -80,12 +80,6 @@ def test_the_message_has_the_node_and_the_line() -> None:
         fxprune.narrow(model, planned(model, images()(2)))
 
 
-def test_a_layer_that_is_mended_is_named() -> None:
-    model = ZOO["channel_shuffle_module"].build()
-    with pytest.raises(NarrowError, match=r"places of channels at \d, a ChannelShuffle.*, which apply mends: use"):
-        fxprune.narrow(model, planned(model, ZOO["channel_shuffle_module"].example(2)))
-
-
 def test_attention_that_loses_heads_is_named() -> None:
     model = ZOO["multihead_plain"].build()
     plan = planned(model, ZOO["multihead_plain"].example(2))
@@ -133,7 +127,7 @@ def test_models_of_torchvision(build: Any) -> None:
 def test_a_part_is_narrowed_in_the_whole() -> None:
     model = detector().eval()
     small = fxprune.compress(model, DETECTED, 0.3, **OPTIONS)
-    plan = small.backbone.meta["fxprune"]["plan"]
+    plan = small.backbone.meta["pruned"].plan
     own = fxprune.narrow(model, plan, weights=small)
     assert type(own) is Detector
     assert width(own, "backbone.stem.0") == width(small, "backbone.stem.0") < 8
@@ -144,7 +138,7 @@ def test_a_part_is_narrowed_in_the_whole() -> None:
 def test_weights_of_a_compensated_model(level: Any) -> None:
     model = nn.Sequential(nn.Conv2d(3, 12, 3, bias=False), nn.ReLU(), nn.Conv2d(12, 5, 6, bias=False), nn.Flatten())
     small = fxprune.compress(model, BATCHES, 0.5, compensate=level, progress=False)
-    plan = small.meta["fxprune"]["plan"]
+    plan = small.meta["pruned"].plan
     own = fxprune.narrow(model, plan, weights=small)
     assert own[2].bias is not None
     assert own[2].bias is not small.get_submodule("2").bias
@@ -160,24 +154,7 @@ def test_weights_have_to_be_of_the_plan() -> None:
             fxprune.narrow(model, planned(model, images()(2), 0.9), weights=other)
 
 
-def test_a_graph_has_no_class_of_its_own() -> None:
-    model = ZOO["residual"].build()
-    plan = planned(model, images()(2))
-    with pytest.raises(
-        NarrowError, match=r"Residual is a graph already, with no forward of its own: use fxprune\.apply"
-    ):
-        fxprune.narrow(fxprune.apply(model, plan), plan)
-
-
 def test_a_plan_of_another_model() -> None:
     model = ZOO["residual"].build()
     with pytest.raises(PlanError, match="the plan names a, which the model does not have"):
         fxprune.narrow(model, planned(Literal(), images()(2)))
-
-
-def test_modes_and_training() -> None:
-    model = ZOO["mlp_batchnorm_dropout"].build().train()
-    own = fxprune.narrow(model, planned(model, ZOO["mlp_batchnorm_dropout"].example(2)))
-    assert {m.training for m in own.modules()} == {True}
-    own(ZOO["mlp_batchnorm_dropout"].example(4)).sum().backward()
-    assert all(p.grad is not None for p in own.parameters())

@@ -42,24 +42,11 @@ def test_a_plan_names_every_site_with_rising_indices() -> None:
     assert plan.keep["head.2"] == (0, 1, 2, 3, 4)
 
 
-def test_a_plan_prints_its_widths() -> None:
-    plan = fxprune.Plan({"a": (0, 2), "b": (1,)}, {"a": 3, "b": 2}, None, alpha=0.05)
-    assert str(plan) == "plan at alpha 0.05: 3 of 5 channels stay\n  a: 2 of 3\n  b: 1 of 2"
-
-
 @pytest.mark.parametrize("name", ["residual", "dict_input", "several_inputs", "shuffle_units", "functional_conv"])
 def test_saved_plans_load_as_they_were(tmp_path: Path, name: str) -> None:
     plan = scores_of(name).plan(alpha=0.4)
     plan.save(tmp_path / "plan.json")
     assert fxprune.Plan.load(tmp_path / "plan.json") == plan
-
-
-def test_the_file_is_readable_json(tmp_path: Path) -> None:
-    scores_of("mlp").plan(alpha=0.25).save(tmp_path / "plan.json")
-    content = json.loads((tmp_path / "plan.json").read_text())
-    assert content["alpha"] == 0.25
-    assert content["example"] == {"tensor": [2, 6], "dtype": "float32"}
-    assert content["sites"]["4"] == {"of": 5, "keep": [0, 1, 2, 3, 4]}
 
 
 def test_a_plan_is_applied_in_another_process(tmp_path: Path) -> None:
@@ -141,12 +128,6 @@ def test_a_file_with_a_wrong_site(tmp_path: Path, entry: dict[str, Any], message
     (tmp_path / "plan.json").write_text(json.dumps(content))
     with pytest.raises(PlanError, match=message):
         fxprune.Plan.load(tmp_path / "plan.json")
-
-
-def test_an_example_of_an_unknown_dtype(tmp_path: Path) -> None:
-    plan = dataclasses.replace(scores_of("mlp").plan(alpha=0.4), example={"tensor": [2, 6], "dtype": "float17"})
-    with pytest.raises(PlanError, match="names the dtype 'float17', which torch does not have"):
-        fxprune.apply(ZOO["mlp"].build(), plan)
 
 
 # -- plans that contradict the model -----------------------------------------------------------------------------------

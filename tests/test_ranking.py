@@ -92,16 +92,6 @@ def test_reconstruction_adds_up_over_readers() -> None:
     assert scores.propose.max() == pytest.approx(2)
 
 
-def test_a_copy_of_a_channel_goes_first() -> None:
-    model = chain()
-    with torch.no_grad():
-        model[0].weight[3], model[0].bias[3] = 3 * model[0].weight[1], 3 * model[0].bias[1]
-    scores = score(model, VECTORS.double())
-    found = scores.propose[units_of(scores, "0")]
-    assert int(np.argmin(found)) in (1, 3)
-    assert found.min() < 0.02
-
-
 def test_activation_is_the_root_mean_square_of_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxprune.scoring.moments.ROWS", 36)
     model, x = forked(), IMAGES.double()
@@ -185,13 +175,6 @@ def test_either_ranking_may_be_any_signal() -> None:
     assert len({tuple(scores.propose) for scores in found.values()}) == len(SIGNALS)
 
 
-def test_reconstruction_and_taylor_by_sample_are_what_is_taken() -> None:
-    model = ZOO["residual"].build()
-    plain, named = score(model), score(model, propose="reconstruction", protect="taylor-by-sample")
-    assert np.array_equal(plain.propose, named.propose)
-    assert np.array_equal(plain.protect, named.protect)
-
-
 # -- a signal of the caller's ------------------------------------------------------------------------------------------
 
 
@@ -209,16 +192,6 @@ def test_a_function_ranks() -> None:
     assert scores.about["propose"] == "both"
 
 
-def test_a_name_that_is_none() -> None:
-    message = (
-        "is 'fisher'; it is one of separability, taylor, taylor-by-sample, reconstruction, activation, magnitude, "
-        "random, or a function from fxprune.Evidence to one number a unit"
-    )
-    for which in ("propose", "protect"):
-        with pytest.raises(CalibrationError, match=f"{which} {message}"):
-            score(ZOO["mlp"].build(), VECTORS, **{which: "fisher"})
-
-
 def test_a_signal_of_another_number() -> None:
     def few(evidence: Evidence) -> NDArray[np.float64]:
         return np.array([0.0, np.inf, np.nan])
@@ -227,27 +200,12 @@ def test_a_signal_of_another_number() -> None:
         score(chain(), VECTORS.double(), propose=few)
 
 
-def test_a_signal_that_is_not_finite() -> None:
-    with pytest.raises(CalibrationError, match=r"gives shape \(5,\), 5 of it not finite, for 5 units: give one finite"):
-        score(chain(), VECTORS.double(), protect=lambda e: np.full(e.coupling.units, np.nan))
-
-
 def test_a_u_score_that_was_not_asked_for() -> None:
     with pytest.raises(CalibrationError, match='the U-Score was not gathered: ask for it by its name, "separability"'):
         score(chain(), VECTORS.double(), propose=lambda e: SIGNALS["separability"](e))
 
 
 # -- what the signals need ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch", [IMAGES, (IMAGES,), {"x": IMAGES, "labels": None}])
-def test_no_labels_are_needed(batch: Any) -> None:
-    scores = fxprune.score(ZOO["residual"].build(), [batch], loss=squares, progress=False)
-    assert (scores.propose > 0).all()
-    assert (scores.protect > 0).any()
-    assert scores.about["samples"] == 20
-    with pytest.raises(CalibrationError, match="the batches have no targets, and the U-Score compares classes"):
-        fxprune.score(ZOO["residual"].build(), [batch], loss=squares, propose="separability", progress=False)
 
 
 def test_one_class_is_enough() -> None:

@@ -235,14 +235,6 @@ def test_what_is_ignored_is_left_out(made: tuple[Net, Plan, Path], tmp_path: Pat
     assert "rotary.inv_freq" not in read(tmp_path / "small")
 
 
-def test_a_plan_for_another_model(made: tuple[Net, Plan, Path], tmp_path: Path) -> None:
-    _, plan, source = made
-    other = Plan(dict(plan.keep) | {"other": (0,)}, dict(plan.widths) | {"other": 2}, plan.example)
-    with pytest.raises(fxprune.PlanError, match="names other"):
-        fxprune.rewrite_checkpoint(source, other, tmp_path / "small", model=ghost_of())
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
 def test_targets_that_exist_or_have_no_place(made: tuple[Net, Plan, Path], tmp_path: Path) -> None:
     _, plan, source = made
     (tmp_path / "small").mkdir()
@@ -344,7 +336,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     written: list[str] = []
     real = shards.write_shard
     monkeypatch.setattr(
-        "fxprune.sharded.write_shard", lambda shard, *rest: written.append(shard.name) or real(shard, *rest)
+        "fxprune.saving.sharded.rewrite.write_shard",
+        lambda shard, *rest: written.append(shard.name) or real(shard, *rest),
     )
     fxprune.rewrite_checkpoint(source, plan, tmp_path / "small", model=ghost_of())
     assert len(written) == 2, "the finished file was made again"
@@ -403,21 +396,6 @@ def test_what_was_left_is_checked(
     fxprune.rewrite_checkpoint(source, plan, tmp_path / "small", model=ghost_of())
     wanted = fxprune.apply(model, plan).state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in read(tmp_path / "small").items())
-
-
-def test_starting_anew(made: tuple[Net, Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _, source = made
-    left = interrupted(made, tmp_path, monkeypatch, KeyboardInterrupt())
-    other = Scores.random(model, example(), seed=2).plan(alpha=0.6)
-    fxprune.rewrite_checkpoint(source, other, tmp_path / "small", model=ghost_of(), resume=False)
-    assert not left.exists()
-    left.mkdir()
-    (left / "letters").write_text("mine")
-    (tmp_path / "small").rename(tmp_path / "done")
-    for resume in (True, False):
-        with pytest.raises(CheckpointError, match="is not what rewrite_checkpoint left"):
-            fxprune.rewrite_checkpoint(source, other, tmp_path / "small", model=ghost_of(), resume=resume)
-    assert (left / "letters").read_text() == "mine"
 
 
 def test_killed_in_the_last_step(made: tuple[Net, Plan, Path], tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def compress(name: str, **options: Any) -> Any:
 
 
 def plan_in(small: Any) -> fxprune.Plan:
-    found = small.meta["fxprune"]["plan"]
+    found = small.meta["pruned"].plan
     assert isinstance(found, fxprune.Plan)
     return found
 
@@ -56,14 +56,6 @@ def test_rounds_go_further_than_one() -> None:
     once, often = compress("residual", alpha=0.0), compress("residual", alpha=0.0, rounds=3)
     assert parameters(often) < parameters(once)
     assert plan_in(often).alpha == 0.0
-
-
-def test_two_rounds_are_two_calls() -> None:
-    first = compress("residual", alpha=0.1)
-    second = fxprune.compress(first, loader("residual"), alpha=0.1, compensate="none", progress=False)
-    both = compress("residual", alpha=0.1, rounds=2)
-    assert all(torch.equal(t, both.state_dict()[key]) for key, t in second.state_dict().items())
-    assert plan_in(both).keep == composed(plan_in(first), plan_in(second)).keep
 
 
 @pytest.mark.parametrize("what", ["params", "macs"])
@@ -103,26 +95,6 @@ def test_the_report_is_about_the_original() -> None:
     assert str(notes.budget).startswith("asked for 50.0% of the parameters, achieved 4")
 
 
-def test_each_round_meets_a_geometric_share() -> None:
-    """Of what the round before left: one that had to overshoot leaves the next one less to do."""
-    seen: list[fxprune.Plan] = []
-    whole = fxprune.Scores.plan
-
-    def spy(self: fxprune.Scores, alpha: float | None = None, **options: Any) -> fxprune.Plan:
-        seen.append(whole(self, alpha, **options))
-        return seen[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fxprune.Scores, "plan", spy)
-        compress("inception", params=0.49, rounds=2, protect="taylor")
-    first, second = (plan.budget for plan in seen)
-    assert first is not None
-    assert second is not None
-    assert first.asked == pytest.approx(0.7)
-    assert second.asked == pytest.approx(0.49 / first.achieved)
-    assert second.asked == pytest.approx(0.7, rel=0.02)
-
-
 @layers(lambda: dict(body=nn.Sequential(conv(3, 12), nn.ReLU(), conv(12, 12), nn.ReLU(), conv(12, 4)), head=head(4)))
 def Backbone(self, x: torch.Tensor) -> torch.Tensor:
     """A part that is pruned, in a model that is not."""
@@ -136,7 +108,7 @@ def test_a_part_in_rounds() -> None:
     options = {"params": 0.5, "rounds": 2, "submodule": "body", "compensate": "none"}
     small = fxprune.compress(model, batches, progress=False, **options)
     part: Any = small.body
-    plan = part.meta["fxprune"]["plan"]
+    plan = part.meta["pruned"].plan
     assert parameters(part) <= 0.5 * parameters(model.body)
     assert difference(outputs(fxprune.apply(model, plan), images()(3)), outputs(small, images()(3))) < 1e-6
     assert fxprune.report(small).whole == (parameters(model), parameters(small))
@@ -154,11 +126,6 @@ def test_places_of_a_last_head_stay_with_it() -> None:
 def test_the_round_that_falls_short_says_so() -> None:
     with pytest.raises(PlanError, match=r"round \d of 2, which should leave .*% of the original"):
         compress("residual", macs=0.01, rounds=2)
-
-
-def test_rounds_are_at_least_one() -> None:
-    with pytest.raises(PlanError, match="rounds is 0; it is a whole number, at least 1"):
-        compress("mlp", rounds=0)
 
 
 def test_plans_that_do_not_follow() -> None:

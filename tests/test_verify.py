@@ -43,11 +43,6 @@ def test_nothing_is_changed_by_it() -> None:
     assert same_picture(before[1], picture(small))
 
 
-def test_other_image_sizes() -> None:
-    model, plan, small = pruned("residual")
-    assert fxprune.verify(model, plan, small, images(size=17)(1)) < 1e-5
-
-
 def test_a_wrong_weight_is_caught() -> None:
     model, plan, small = pruned("residual")
     with torch.no_grad():
@@ -67,13 +62,6 @@ def test_channels_in_a_wrong_order_are_caught(key: str) -> None:
         fxprune.verify(model, plan, small, images()(2))
 
 
-def test_the_plan_of_another_seed_is_caught() -> None:
-    model, plan, _ = pruned("residual")
-    other = fxprune.Scores.random(model, images()(2), seed=9).plan(alpha=0.5)
-    with pytest.raises(VerificationError):
-        fxprune.verify(model, plan, fxprune.apply(model, other), images()(2))
-
-
 def test_a_wrong_literal_is_caught_by_the_labels() -> None:
     model, plan, small = pruned("flip_and_roll", alpha=0.0)
     (node,) = [node for node in small.graph.nodes if node.name == "flip"]
@@ -81,16 +69,6 @@ def test_a_wrong_literal_is_caught_by_the_labels() -> None:
     small.recompile()
     with pytest.raises(VerificationError, match=r"node flip has other labels than .*; please report the model"):
         fxprune.verify(model, plan, small, images()(2))
-
-
-def test_an_extra_node_is_caught_by_the_labels() -> None:
-    model, plan, small = pruned("mlp")
-    (output,) = [node for node in small.graph.nodes if node.op == "output"]
-    with small.graph.inserting_before(output):
-        output.replace_input_with(output.args[0], small.graph.call_function(torch.mul, (output.args[0], 1.0)))
-    small.recompile()
-    with pytest.raises(VerificationError):
-        fxprune.verify(model, plan, small, tensors(6)(2))
 
 
 def test_outputs_that_are_not_finite_are_caught() -> None:
@@ -170,18 +148,6 @@ def test_an_output_without_floats_cannot_be_compared() -> None:
     small = fxprune.apply(model, plan)
     with pytest.raises(FxpruneError, match="the model's output holds no tensor of floats: there is nothing to compare"):
         fxprune.verify(model, plan, small, images()(2))
-
-
-def test_dead_and_constant_outputs_compare() -> None:
-    """An output of zeros has no scale; equal zeros are no error."""
-
-    @layers(lambda: dict(a=conv(3, 8), b=conv(8, 5)))
-    def Zero(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x)) * 0
-
-    model = Zero().eval()
-    plan = fxprune.Scores.random(model, images()(2)).plan(alpha=0.5)
-    assert fxprune.verify(model, plan, fxprune.apply(model, plan), images()(2)) == 0
 
 
 def gaussian(h: Tensor) -> Tensor:

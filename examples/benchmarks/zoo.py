@@ -30,7 +30,7 @@ from torchvision.models import detection, optical_flow, segmentation, video
 from weights import build
 
 import fxprune
-from fxprune.coupling.couple import analyse, forget
+from fxprune.coupling.couple import analyse
 
 _MODULES = {
     "classification": torchvision.models, "segmentation": segmentation, "video": video,
@@ -98,7 +98,7 @@ def try_model(name: str, size: int) -> dict[str, Any]:
     example, path = example_of(name, size), "backbone" if family_of(name) == "detection" else ""
     model = build(name, size, example)
     graph, capture_s = timed(partial(fxprune.capture, model.get_submodule(path), example))
-    found: dict[str, Any] = {"size": size, "rung": graph.meta["fxprune"]["rung"], "capture_s": capture_s}
+    found: dict[str, Any] = {"size": size, "rung": graph.meta["captured"].method, "capture_s": capture_s}
     if found["rung"] != "fx":
         found["fx_fails"] = why_not_fx(model.get_submodule(path), example)
     coupling, found["couple_s"], found["unknown"] = coupled(graph)
@@ -139,18 +139,12 @@ def why_not_fx(model: nn.Module, example: Any) -> str:
     return ""
 
 
-def anew(graph: Any, **options: Any) -> Any:
-    """The coupling of a graph, whatever is known of it."""
-    forget(graph)
-    return analyse(graph, **options)
-
-
 def coupled(graph: Any) -> tuple[Any, float, str]:
     """The coupling, the seconds that it took, and the first operation without a rule, which then was frozen."""
     try:
-        runs, unknown = [timed(lambda: anew(graph)) for _ in range(3)], ""
+        runs, unknown = [timed(lambda: analyse(graph)) for _ in range(3)], ""
     except fxprune.UnsupportedOpError as error:
-        runs, unknown = [timed(lambda: anew(graph, unknown="freeze"))], str(error)
+        runs, unknown = [timed(lambda: analyse(graph, unknown="freeze"))], str(error)
     return runs[0][0], statistics.median(spent for _, spent in runs), unknown
 
 

@@ -1,12 +1,13 @@
-"""The pass that hands out labels and gathers what the rules say of them."""
+"""Labels for a graph, and the facts that rules state about them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxprune.caller.example import TensorSpec
 from fxprune.errors import FxpruneError
@@ -21,7 +22,7 @@ EXCLUDED = "excluded by the caller"
 
 
 class Collector(Context):
-    """The pass that hands out labels and gathers what the rules say of them."""
+    """Gives out labels and collects the facts that rules state about them."""
 
     def __init__(
         self, graph: ModelGraph, exclude: Exclude = (), *, inexact: bool = False, head_dim: bool = False
@@ -30,6 +31,7 @@ class Collector(Context):
         self.exclude, self.allow_inexact, self.by_heads = listed(exclude), inexact, not head_dim
         self.statistics: list[tuple[Tensor, str, str]] = []
         self.matched: set[int] = set()
+        self.modules = dict(graph.named_modules(remove_duplicate=False))
         self.size = 0
         self.ties: list[tuple[Tensor, Tensor, fx.Node]] = []
         self.frozen: list[tuple[Tensor, str]] = []
@@ -103,28 +105,19 @@ class Collector(Context):
         pattern, parts = self.exclude[index], path.split(".")
         for end in range(1, len(parts) + 1):
             name = ".".join(parts[:end])
-            if isinstance(pattern, str):
-                hit = fnmatchcase(name, pattern)
-            else:
-                hit = isinstance(_submodule(self.graph, name), pattern)
-            if hit:
+            if fnmatchcase(name, pattern) if isinstance(pattern, str) else isinstance(self.modules.get(name), pattern):
                 self.matched.add(index)
                 return True
         return False
 
     def check_exclude(self) -> None:
         """Raise where an entry of `exclude` matched no layer."""
-        names = [name for name, _ in self.graph.named_modules()]
         for index, entry in enumerate(self.exclude):
-            known = isinstance(entry, str) and any(fnmatchcase(name, entry) for name in names)
-            if index not in self.matched and not known and isinstance(entry, str):
+            if index in self.matched or not isinstance(entry, str):
+                continue
+            if not any(fnmatchcase(name, entry) for name in self.modules):
+                close = ", ".join(map(repr, get_close_matches(entry, self.modules, n=3)))
                 raise FxpruneError(
-                    f"exclude names {entry!r}, but no module of {type(self.graph).__name__} is called so"
+                    f"exclude: no module of {type(self.graph).__name__} matches {entry!r}"
+                    f"{f'; close names: {close}' if close else ''}"
                 )
-
-
-def _submodule(graph: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return graph.get_submodule(name)
-    except AttributeError:
-        return None

@@ -1,4 +1,4 @@
-"""Coupling: which channels of which layers live or die together."""
+"""Coupling: which channels must be removed together."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from fxprune.caller.meta import computing, lacking_numbers
 from fxprune.coupling.collector import Collector, Exclude
 from fxprune.coupling.groups import Coupling, Group
 from fxprune.coupling.interpreter import Unknown, named, step
-from fxprune.coupling.known import _KNOWN, _as_it_stands, _Known
 from fxprune.coupling.units import resolve
 from fxprune.errors import CaptureError, FxpruneError, UnsupportedOpError, first_line, is_of_memory
 from fxprune.rules.labels import Labels
 from fxprune.rules.table import describe, key_of
-from fxprune.tracing.checks import listed
 from fxprune.tracing.graph import ModelGraph
 
 
@@ -38,17 +36,17 @@ def couple(
 
     Args:
         graph: what `capture` returned.
-        exclude: module names, glob patterns of names, or module types whose outputs stay whole.
-        unknown: "error", or "freeze" to keep what an operation without a rule touches.
-        inexact: also let channels go over which a statistic is taken (LayerNorm, say): it changes with them.
-        head_dim: of attention, let the same places of every head go in place of whole heads.
+        exclude: module names, glob patterns of names, or module types whose outputs are not pruned.
+        unknown: "error", or "freeze" to keep all channels that an operation without a rule touches.
+        inexact: also remove channels over which a statistic is taken (LayerNorm, say), although it changes.
+        head_dim: in attention, remove the same dimensions of every head instead of whole heads.
 
     Raises:
         UnsupportedOpError: an operation has no rule.
         FxpruneError: an entry of `exclude` matches nothing.
 
     >>> from torch import nn
-    >>> from fxprune.capture import capture
+    >>> from fxprune import capture
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> for group in couple(capture(net, torch.zeros(2, 4))):
     ...     print(group)
@@ -71,27 +69,8 @@ def analyse(
     inexact: bool = False,
     head_dim: bool = False,
 ) -> Coupling:
-    """Everything behind `couple`: groups, sites, edges, and the labels that rewriting and verifying need.
-
-    A graph that did not change since is not looked at twice: scoring, rewriting and verifying share what was found.
-    """
-    state, held = _as_it_stands(graph)
-    if graph not in _KNOWN or _KNOWN[graph].state != state:
-        _KNOWN[graph] = _Known(state, held)
-    known, options = _KNOWN[graph].couplings, (listed(exclude), inexact, head_dim)
-    if (options, unknown) not in known:
-        found = _found(Collector(graph, exclude, inexact=inexact, head_dim=head_dim), unknown)
-        known |= {(options, "freeze"): found, (options, unknown): found}
-    return known[options, unknown]
-
-
-def forget(graph: ModelGraph) -> None:
-    """Let `analyse` look at a graph anew."""
-    _KNOWN.pop(graph, None)
-
-
-def _found(collector: Collector, unknown: Unknown) -> Coupling:
-    """What a collector finds on its way through its graph."""
+    """Everything behind `couple`: groups, sites, edges, and the labels that rewriting and verifying need."""
+    collector = Collector(graph, exclude, inexact=inexact, head_dim=head_dim)
     with torch.no_grad(), computing():
         for node in collector.graph.graph.nodes:
             with explained(collector, node):
@@ -105,7 +84,7 @@ def _found(collector: Collector, unknown: Unknown) -> Coupling:
 
 
 def _check_shapes(value: Any, spec: Any) -> None:
-    """Raise ValueError where a rule gives tensors other shapes than the model gave on the example."""
+    """Raise ValueError where a rule gives other shapes than the model gave on the example."""
     found = [x.shape for x in pytree.tree_leaves(value) if isinstance(x, Labels)]
     wanted = [x.shape for x in pytree.tree_leaves(spec) if isinstance(x, TensorSpec)]
     if wanted and found != wanted:
@@ -114,7 +93,7 @@ def _check_shapes(value: Any, spec: Any) -> None:
 
 @contextmanager
 def explained(collector: Collector, node: fx.Node) -> Iterator[None]:
-    """Say which call a rule cannot take, or what is missing where a constant of the model has no numbers."""
+    """Name the call that a rule cannot take, or the constant without numbers that it needs."""
     try:
         yield
     except FxpruneError:

@@ -1,4 +1,4 @@
-"""Ties between labels, as connected components of pairs."""
+"""Classes of tied labels, and the choice between removing rows or columns of a grid."""
 
 from __future__ import annotations
 
@@ -17,47 +17,44 @@ from fxprune.rules.vocabulary import Option
 _Choice = tuple[Sequence[Option], bool]
 
 
-def _pairs(a: Tensor, b: Tensor) -> tuple[Index, Index]:
-    """The pairs of two label tensors, broadcast against each other; -1 is no label.
-
-    In the order in which they lie in memory, and without those that equal the one before: few differ in a large plane.
-    """
+def label_pairs(a: Tensor, b: Tensor) -> tuple[Index, Index]:
+    """The pairs of two label tensors, broadcast, in memory order without immediate repeats; -1 is no label."""
     if a.shape == b.shape and a.numel() == max(a.shape, default=1):
-        return _signed(a), _signed(b)
+        return flat_labels(a), flat_labels(b)
     a, b = torch.broadcast_tensors(a, b)
     order = sorted(range(a.ndim), key=lambda axis: -max(a.stride()[axis], b.stride()[axis]))
     left, right = a.permute(order).reshape(-1), b.permute(order).reshape(-1)
     new = torch.ones(len(left), dtype=torch.bool)
     torch.logical_or(left[1:] != left[:-1], right[1:] != right[:-1], out=new[1:])
-    return _signed(left[new]), _signed(right[new])
+    return flat_labels(left[new]), flat_labels(right[new])
 
 
-def _signed(labels: Tensor) -> Index:
+def flat_labels(labels: Tensor) -> Index:
     """A label tensor as a flat array of integers; -1 is no label."""
     flat: Index = labels.reshape(-1).numpy().astype(np.int64)
     return flat
 
 
-def _numbers(labels: Tensor) -> Index:
-    """The labels of a tensor, those that are none left out."""
-    flat = _signed(labels)
+def present_labels(labels: Tensor) -> Index:
+    """The labels of a tensor, without -1."""
+    flat = flat_labels(labels)
     return flat[flat >= 0]
 
 
-def _components(size: int, a: Index, b: Index) -> Index:
+def components(size: int, a: Index, b: Index) -> Index:
     """Connected components of `size` nodes under the edges (a[i], b[i])."""
     edges = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(size, size))
     parts: Index = connected_components(edges, directed=False)[1].astype(np.int64)
     return parts
 
 
-def _different(choices: Iterable[_Choice]) -> Collection[_Choice]:
-    """The choices but for those met again, as along a chain of nodes that hand on the same labels: those are made."""
+def distinct_choices(choices: Iterable[_Choice]) -> Collection[_Choice]:
+    """The choices without repeats, which a chain of nodes with the same labels gives."""
     return {(_storage(options), ordered): (options, ordered) for options, ordered in choices}.values()
 
 
 def _storage(options: Sequence[Option]) -> tuple[Any, ...]:
-    """Where in memory the labels of options lie: those at the same places are the same."""
+    """Where in memory the labels of options lie, which identifies them."""
     return tuple((tuple((_place(a), _place(b)) for a, b in o.ties), tuple(map(_place, o.stays))) for o in options)
 
 
@@ -65,8 +62,8 @@ def _place(labels: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     return labels.data_ptr(), tuple(labels.shape), labels.stride()
 
 
-def _choose(classes: _Classes, options: Sequence[Option], *, ordered: bool) -> None:
-    """Apply the option that leaves the most units free to go, the first of equals; if `ordered`, the first with two."""
+def choose_option(classes: Classes, options: Sequence[Option], *, ordered: bool) -> None:
+    """Apply the first of the options with the most removable units; if `ordered`, the first with two or more."""
     trials = [_trial(classes, option) for option in options]
     _, touched, roots, held = max(trials, key=lambda trial: min(trial[0], 2) if ordered else trial[0])
     classes.frozen[held] = True
@@ -74,15 +71,17 @@ def _choose(classes: _Classes, options: Sequence[Option], *, ordered: bool) -> N
     classes.united[touched] = roots
 
 
-def _trial(classes: _Classes, option: Option) -> tuple[int, Index, Index, Index]:
-    """How many free units an option leaves, the classes that it touches and unites with which, and those it holds."""
-    pairs = [_pairs(a, b) for a, b in option.ties]
+def _trial(classes: Classes, option: Option) -> tuple[int, Index, Index, Index]:
+    """An option's number of removable units, the classes it touches, what each unites with, and those it freezes."""
+    pairs = [label_pairs(a, b) for a, b in option.ties]
     left, right = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
     both, alone = (left >= 0) & (right >= 0), (left < 0) != (right < 0)
     a, b = classes.of(left[both]), classes.of(right[both])
-    held = classes.of(np.concatenate([np.maximum(left, right)[alone], *(_numbers(labels) for labels in option.stays)]))
+    held = classes.of(
+        np.concatenate([np.maximum(left, right)[alone], *(present_labels(labels) for labels in option.stays)])
+    )
     touched, inverse = classes.distinct(np.concatenate([a, b]))
-    parts = _components(len(touched), inverse[: len(a)], inverse[len(a) :])
+    parts = components(len(touched), inverse[: len(a)], inverse[len(a) :])
     count = parts.max(initial=-1) + 1
     first, stuck = np.empty(count, dtype=np.int64), np.zeros(count, dtype=bool)
     first[parts[::-1]] = np.arange(len(parts))[::-1]
@@ -90,12 +89,11 @@ def _trial(classes: _Classes, option: Option) -> tuple[int, Index, Index, Index]
     return int(count - stuck.sum()), touched, touched[first][parts], held
 
 
-class _Classes:
-    """The classes of tied labels while options are chosen.
+class Classes:
+    """The classes of tied labels while options are chosen (a union-find over arrays).
 
-    `united` maps each to one that it was united with, step by step up to one that maps to itself, and `frozen` tells
-    those of the last kind that stay; both are kept up to date in place. Sets of classes are told by marks in arrays
-    over all of them, which is much faster than by sorting.
+    `united` maps each class to one that it was united with, up to a root that maps to itself; `frozen` marks roots.
+    Sets of classes are marked in arrays over all of them, which is much faster than sorting.
     """
 
     def __init__(self, merged: Index, frozen: Flags) -> None:

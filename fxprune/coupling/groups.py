@@ -17,7 +17,7 @@ Key = tuple[str, str]  # the node that gives the channels, and the axis or the p
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Site:
-    """A layer's channels: `units[i]` is the unit that channel i belongs to, or -1 where the channel always stays."""
+    """A layer's channels: `units[i]` is the unit that channel i belongs to, or -1 for a channel that is always kept."""
 
     name: str
     units: Index
@@ -30,11 +30,11 @@ class Site:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """Units that are ranked against each other: their channels come from layers that hang together through them.
+    """Units that are ranked against each other: the layers that produce their channels are connected through them.
 
-    `units` are the numbers of the units (consecutive ones), `sites` the layers that produce their channels,
-    `consumers` the nodes that read them. `frozen` says why the group stays whole, or is None; `inexact` says why its
-    removal changes more than what is read as zero, or is None.
+    `units` are consecutive numbers, `sites` the layers that produce the channels, `consumers` the nodes that read them.
+    `frozen` says why the group is not pruned, or is None; `inexact` says why removal changes more than the zeros that
+    are read, or is None.
     """
 
     name: str
@@ -80,13 +80,11 @@ class Edge:
 class Coupling:
     """All that the label interpreter finds out about a graph.
 
-    `unit_of` maps labels to units (-1: always stays), `merged` to classes of tied labels. `values` holds the label
-    values of all nodes, `axes` the axes of their planes, `remembered` numbers that rules
-    asked to be kept, `specs` their shapes on the example; `slots` the first label
-    and the size of every slot. `pieces` are the sets of units that are all that some tensor has along an axis, so that
-    one of each has to stay. `statistics` are the nodes that take a statistic over channels that may go. `balanced` are
-    sets of sites that keep the same number of channels each, `larger` pairs of which the first keeps more than the
-    second.
+    `unit_of` maps labels to units (-1: always kept), `merged` to classes of tied labels. `values` holds the labels of
+    all nodes, `axes` the axes of their planes, `specs` their shapes on the example, `remembered` numbers that rules
+    keep; `slots` the first label and the size of every slot. `pieces` are sets of units that make up a whole axis of
+    some tensor: one of each is kept. `statistics` are nodes that take a statistic over prunable channels; `balanced`
+    are sets of sites of equal width, `larger` pairs whose first site is wider than the second.
     """
 
     groups: tuple[Group, ...]
@@ -115,7 +113,7 @@ class Coupling:
         return tuple(group for group in self.groups if group.frozen is None)
 
     def frozen(self) -> dict[str, tuple[str, ...]]:
-        """Why some layers stay whole: reason -> the layers."""
+        """Why some layers are not pruned: reason -> the layers."""
         reasons: dict[str, dict[str, None]] = {}
         for group in self.groups:
             if group.frozen is not None:
@@ -134,5 +132,5 @@ class Coupling:
 
 
 def key_of_edge(edge: Edge) -> Key:
-    """By what moments are kept: what is read, and how."""
+    """The key of an edge's moments."""
     return edge.source, edge.parameter or str(edge.dim)

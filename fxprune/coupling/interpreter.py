@@ -1,4 +1,4 @@
-"""The label interpreter: walks a graph node by node and asks the rules what each does to labels."""
+"""The label interpreter: runs a graph on labels, node by node, by the rules."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fxprune.rules.arguments import Call
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels
 from fxprune.rules.table import RAGGED, RULES, describe, key_of
+from fxprune.tracing.graph import captured_of
 
 Unknown = Literal["error", "freeze"]
 
@@ -41,7 +42,7 @@ def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
     if node.op != "call_module" and all(_is_known(x) for x in inputs):
         return _computed(ctx, node, args, kwargs)
     key = key_of(node, ctx.graph)
-    if key not in RULES and node.op == "call_module" and node.target in leaves_of(ctx.graph):
+    if key not in RULES and node.op == "call_module" and node.target in captured_of(ctx.graph).leaves:
         return ctx.opaque(f"{node.target} is kept whole as a leaf", inputs)
     if key not in RULES:
         return _unknown(ctx, node, inputs, unknown)
@@ -52,13 +53,8 @@ def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
 
 
 def _container(kind: Any, args: Any, kwargs: Any) -> Any:
-    """What a class whose instances hold tensors makes of its arguments: a named tuple, or the fields by their names."""
+    """The labels in an instance of a container class: a named tuple, or its fields by name."""
     return kind(*args, **kwargs) if issubclass(kind, tuple) else kwargs
-
-
-def leaves_of(graph: fx.GraphModule) -> tuple[str, ...]:
-    """The modules that the caller asked to keep as single nodes."""
-    return tuple(graph.meta.get("fxprune", {}).get("leaves", ()))
 
 
 def _is_known(x: Labels) -> bool:

@@ -7,11 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from fxprune.caller.arrays import Flags, Index
 from fxprune.coupling.collector import Collector
-from fxprune.coupling.grids import _choose, _Classes, _components, _different, _numbers, _pairs, _signed
+from fxprune.coupling.grids import (
+    Classes,
+    choose_option,
+    components,
+    distinct_choices,
+    flat_labels,
+    label_pairs,
+    present_labels,
+)
 from fxprune.coupling.groups import Coupling, Edge, Group, Site
 from fxprune.rules.context import labels_in
 from fxprune.rules.vocabulary import Reading
@@ -20,20 +28,20 @@ from fxprune.rules.vocabulary import Reading
 def resolve(collector: Collector) -> Coupling:
     """The units, groups and edges that follow from what was collected."""
     left, right = _tied(collector)
-    merged = _components(collector.size, left, right)
+    merged = components(collector.size, left, right)
     frozen = np.zeros(merged.max(initial=-1) + 1, dtype=bool)
     for labels, _ in collector.frozen:
-        frozen[merged[_numbers(labels)]] = True
-    classes = _Classes(merged, frozen)
-    for options, ordered in sorted(_different(collector.choices), key=lambda choice: not choice[1]):
-        _choose(classes, options, ordered=ordered)
+        frozen[merged[present_labels(labels)]] = True
+    classes = Classes(merged, frozen)
+    for options, ordered in sorted(distinct_choices(collector.choices), key=lambda choice: not choice[1]):
+        choose_option(classes, options, ordered=ordered)
     merged = classes.of(np.arange(collector.size))
     _freeze_summed_weights(collector, frozen, merged)
     _freeze_balanced(collector, frozen, merged)
     groups, sites, unit_of = _grouped(collector, merged, _reasons(collector, merged, np.flatnonzero(frozen)))
     values = {node.name: value for node, value in collector.env.items()}
     edges = tuple(
-        Edge(r.consumer, r.source, r.dim, _units_at(unit_of, _signed(r.labels)), r.parameter)
+        Edge(r.consumer, r.source, r.dim, _units_at(unit_of, flat_labels(r.labels)), r.parameter)
         for r in collector.edges
         if not _passes(r, merged)
     )
@@ -51,7 +59,7 @@ def resolve(collector: Collector) -> Coupling:
         pieces=_pieces(values, unit_of, groups),
         statistics=tuple(
             dict.fromkeys(
-                name for labels, name, _ in collector.statistics if (_units_at(unit_of, _signed(labels)) >= 0).any()
+                name for labels, name, _ in collector.statistics if (_units_at(unit_of, flat_labels(labels)) >= 0).any()
             )
         ),
         balanced=tuple(collector.balanced),
@@ -62,7 +70,7 @@ def resolve(collector: Collector) -> Coupling:
 def _tied(collector: Collector) -> tuple[Index, Index]:
     """All pairs of tied labels; labels that were to be tied to none are frozen in the collector."""
     none = np.empty(0, dtype=np.int64)
-    pairs = [_pairs(one, other) for one, other, _ in collector.ties]
+    pairs = [label_pairs(one, other) for one, other, _ in collector.ties]
     a, b = (np.concatenate([none, *(pair[side] for pair in pairs)]) for side in (0, 1))
     alone = (a < 0) != (b < 0)
     nodes = np.repeat(np.arange(len(pairs)), [len(left) for left, _ in pairs])[alone]
@@ -80,28 +88,31 @@ def _described(collector: Collector, node: fx.Node) -> str:
 
 
 def _passes(reading: Reading, merged: Index) -> bool:
-    """Whether an edge reads nothing that leaves by itself.
+    """Whether an edge reads nothing of its own.
 
-    Every channel is turned into one that it is tied to, as in a depthwise convolution, or it is not whole slices along
-    this axis that leave.
+    Each channel becomes one that it is tied to (a depthwise convolution), or no whole slices of this axis are removed.
     """
     if reading.across is not None:
         across = np.where(reading.across.numpy() < 0, -1, merged[reading.across.numpy().astype(np.int64)])
         return bool((across != across[:, :1]).any())
     if reading.through is None:
         return False
-    labels, through = _signed(reading.labels), _signed(reading.through)
+    labels, through = flat_labels(reading.labels), flat_labels(reading.through)
     return bool((labels >= 0).all()) and np.array_equal(merged[labels], merged[through])
 
 
 def _freeze_summed_weights(collector: Collector, frozen: Flags, merged: Index) -> None:
-    """Freeze the channels of activations over which a product of weights sums: it does not read them as zero."""
+    """Freeze channels of activations over which a product of weights sums: it does not read them as zero."""
     live = np.zeros(len(frozen) + 1, dtype=bool)
     for r in collector.edges:
-        live[merged[_numbers(r.labels)]] |= collector.is_live(r.source)
+        live[merged[present_labels(r.labels)]] |= collector.is_live(r.source)
     nodes = {node.name: node for node in collector.graph.graph.nodes}
     for r in collector.edges:
-        labels = np.empty(0, dtype=np.int64) if collector.is_live(r.source) else _numbers(_every(r))
+        labels = (
+            np.empty(0, dtype=np.int64)
+            if collector.is_live(r.source)
+            else present_labels(r.labels if r.across is None else r.across)
+        )
         shared = labels[live[merged[labels]]]
         if len(shared):
             reason = f"{_described(collector, nodes[r.consumer])} takes a statistic over the channels of a weight"
@@ -109,13 +120,8 @@ def _freeze_summed_weights(collector: Collector, frozen: Flags, merged: Index) -
             frozen[merged[shared]] = True
 
 
-def _every(reading: Reading) -> Tensor:
-    """All labels that an edge reads."""
-    return reading.labels if reading.across is None else reading.across
-
-
 def _freeze_balanced(collector: Collector, frozen: Flags, merged: Index) -> None:
-    """Freeze, in the collector and in `frozen`, the layers that keep as many channels as one that stays whole."""
+    """Freeze layers that must be as wide as a frozen one, in the collector and in `frozen`."""
     channels = _site_channels(collector)
     classes = {name: merged[labels[labels >= 0]] for name, labels in channels.items()}
     sets = list(collector.balanced)
@@ -123,14 +129,14 @@ def _freeze_balanced(collector: Collector, frozen: Flags, merged: Index) -> None
         sets.remove(held)
         whole = next(name for name in held if frozen[classes[name]].all())
         for name in held:
-            reason = f"keeps as many channels as {whole}, which stays whole"
+            reason = f"must be as wide as {whole}, which is frozen"
             if not frozen[classes[name]].all():
                 collector.frozen.append((torch.from_numpy(channels[name]), reason))
                 frozen[classes[name]] = True
 
 
 def _reasons(collector: Collector, merged: Index, stays: Index) -> tuple[Index, list[str]]:
-    """For each class of tied labels, which of the reasons given makes it stay (-1: none), the first one; and those."""
+    """For each class of tied labels the number of the first reason to freeze it (-1: none), and the reasons."""
     names = dict.fromkeys(
         [*(reason for _, reason in collector.frozen), "a grouped layer keeps every slot of its groups"]
     )
@@ -138,16 +144,16 @@ def _reasons(collector: Collector, merged: Index, stays: Index) -> tuple[Index, 
     reasons = np.full(merged.max(initial=-1) + 1, -1, dtype=np.int64)
     reasons[stays[stays < len(reasons)]] = len(names) - 1
     for labels, reason in reversed(collector.frozen):
-        reasons[merged[_numbers(labels)]] = numbers[reason]
+        reasons[merged[present_labels(labels)]] = numbers[reason]
     return reasons, list(names)
 
 
 def _grouped(
     collector: Collector, merged: Index, why: tuple[Index, list[str]]
 ) -> tuple[tuple[Group, ...], tuple[Site, ...], Index]:
-    """Classes that hang together through the sites that produce them form a group; its units get consecutive numbers.
+    """Form a group of the classes connected by the sites that produce them, with consecutive unit numbers.
 
-    Returns the groups, prunable ones first, the sites, and the unit of every label, -1 for those that stay.
+    Returns the groups, prunable ones first, the sites, and the unit of every label, -1 for frozen ones.
     """
     channels = _site_channels(collector)
     reasons, texts = why
@@ -167,16 +173,16 @@ def _grouped(
 
 
 def _connected(channels: dict[str, Index], merged: Index, reasons: Index) -> list[tuple[tuple[str, ...], Index, int]]:
-    """The classes of tied labels whose sites hang together, with those sites and the reason why they stay, if any.
+    """Connected classes of tied labels, with their sites and the reason why they are frozen, or -1.
 
-    Classes that stay hang together with those that stay for the same reason only.
+    Frozen classes are connected only to those frozen for the same reason.
     """
     names, fates = list(channels), reasons.max(initial=-1) + 2
     produced = [np.unique(merged[labels[labels >= 0]]) for labels in channels.values()]
     classes = np.concatenate([np.empty(0, dtype=np.int64), *produced])
     holders = np.repeat(np.arange(len(names)), [len(part) for part in produced])
     nodes = len(reasons) + holders * fates + reasons[classes] + 1
-    parts = _components(len(reasons) + len(names) * fates, classes, nodes)[classes]
+    parts = components(len(reasons) + len(names) * fates, classes, nodes)[classes]
     order = np.argsort(parts, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(parts[order])) + 1)
     found = []
@@ -191,7 +197,7 @@ def _site_channels(collector: Collector) -> dict[str, Index]:
     """Site -> the labels of its channels, in order; a layer that is called twice counts once."""
     channels: dict[str, list[Index]] = {}
     for labels, name in collector.produced:
-        vector = _signed(labels)
+        vector = flat_labels(labels)
         known = channels.setdefault(name, [])
         if not any(np.array_equal(vector, other) for other in known):
             known.append(vector)
@@ -219,11 +225,11 @@ def _with_consumers(groups: tuple[Group, ...], edges: tuple[Edge, ...]) -> tuple
 
 
 def _with_inexactness(groups: tuple[Group, ...], collector: Collector, unit_of: Index) -> tuple[Group, ...]:
-    """The groups, with the first statistic that changes when their units leave."""
+    """The groups, with the first statistic that changes when their units are removed."""
     owner = _owners(groups)
     reasons: dict[int, str] = {}
     for labels, _, reason in collector.statistics:
-        units = _units_at(unit_of, _signed(labels))
+        units = _units_at(unit_of, flat_labels(labels))
         for index in np.unique(owner[units[units >= 0]]).tolist():
             reasons.setdefault(index, reason)
     return tuple(replace(group, inexact=reasons.get(index)) for index, group in enumerate(groups))
@@ -235,16 +241,16 @@ def _owners(groups: tuple[Group, ...]) -> Index:
 
 
 def _pieces(values: dict[str, Any], unit_of: Index, groups: tuple[Group, ...]) -> tuple[Index, ...]:
-    """The distinct sets of units that make up the whole of an axis of some value, and hold no whole group.
+    """The distinct sets of units that make up a whole axis of some value, without those that contain a whole group.
 
-    (Every group keeps one unit, so a set with a whole group in it is never empty.)
+    (Every group keeps at least one unit.)
     """
     owner, sizes = _owners(groups), np.array([len(group) for group in groups])
     cores = {id(plane.core): plane.core for value in labels_in(tuple(values.values())) for plane in value.planes}
     pieces: dict[bytes, Index] = {}
     seen: set[bytes] = set()
     for core in cores.values():
-        numbers = _signed(core)
+        numbers = flat_labels(core)
         if numbers.tobytes() in seen:
             continue
         seen.add(numbers.tobytes())

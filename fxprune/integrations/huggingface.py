@@ -24,6 +24,7 @@ from fxprune.caller.files import replacing
 from fxprune.caller.isolation import device_of, evaluating, isolated_copy, undisturbed
 from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, first_line
 from fxprune.pipeline import compress
+from fxprune.reporting.report import pruned_of
 from fxprune.saving.artifact import load, save
 from fxprune.saving.own_class import narrow
 from fxprune.scoring.objective import Loss
@@ -215,10 +216,10 @@ def _called(function: Any, config: PretrainedConfig, output: Any, targets: Any) 
 
 
 def _plan_of(small: nn.Module) -> Any:
-    notes = getattr(small, "meta", {}).get("fxprune", {})
-    if "plan" not in notes:
+    record = pruned_of(small)
+    if record is None:
         raise FxpruneError(f"{type(small).__name__} has no plan: give what compress_pretrained or from_pretrained gave")
-    return notes["plan"]
+    return record.plan
 
 
 def _architecture(folder: Path, device: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import nn
 
 from fxprune.caller.arrays import Flags
@@ -11,7 +13,13 @@ from fxprune.tracing.capture import captured
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.part import part_of
 
-Planned = tuple[ModelGraph, Coupling, Flags]
+
+class Planned(NamedTuple):
+    """A captured graph, its coupling, and the units that a plan keeps, one bool a unit."""
+
+    graph: ModelGraph
+    coupling: Coupling
+    keep: Flags
 
 
 def planned_by(model: nn.Module, plan: Plan) -> Planned:
@@ -19,4 +27,4 @@ def planned_by(model: nn.Module, plan: Plan) -> Planned:
     part = part_of(model, plan.submodule)
     graph = captured(plan.settings, part, plan.example)
     coupling = coupling_of(graph, plan)
-    return graph, coupling, kept_units(plan, coupling)
+    return Planned(graph, coupling, kept_units(plan, coupling))

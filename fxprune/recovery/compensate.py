@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from fxprune.recovery.compensation.calibration import calibration_of
 from fxprune.recovery.compensation.levels import Level, check_level, compensated
 from fxprune.reporting.attach import note_compensation
 from fxprune.reporting.provenance import new_biases
+from fxprune.reporting.report import Pruned
 from fxprune.scoring.scores import Scores
-from fxprune.tracing.graph import state_of
+from fxprune.tracing.graph import PRUNED, changed_buffers
 from fxprune.tracing.part import Run, part_of, with_part
 
 
@@ -47,7 +49,7 @@ def repaired(
     with stage("compensating"), seeded(seed), precise():
         graph, coupling, keep = planned
         part: Any = part_of(small, plan.submodule)
-        state = {name: part.get_buffer(name).clone() for name in state_of(graph)}
+        state = {name: part.get_buffer(name).clone() for name in changed_buffers(graph)}
         with placed(device, graph, part), kept_buffers(graph):
             data = None
             if loader is not None:
@@ -59,7 +61,8 @@ def repaired(
             )
         for name, value in state.items():
             part.get_buffer(name).copy_(value)
-        part.meta["fxprune"]["biases"] = new_biases(graph, part)
+        record: Pruned = part.meta[PRUNED]
+        part.meta[PRUNED] = replace(record, history=replace(record.history, biases=new_biases(graph, part)))
         small = with_part(small, plan.submodule, part.to(device_of(graph)))
         note_compensation(small, done, plan.submodule)
         return small

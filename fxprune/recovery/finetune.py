@@ -27,7 +27,7 @@ from fxprune.errors import CalibrationError, FxpruneError, blaming, stage
 from fxprune.recovery.distillation import Distillation, Goal, Logits, Metric, classes_last
 from fxprune.recovery.epochs import Course, Loaders
 from fxprune.reporting.records import Finetuning
-from fxprune.reporting.report import note_finetuning, report
+from fxprune.reporting.report import report, reported, with_report
 from fxprune.scoring.objective import Loss
 from fxprune.tracing.part import Run
 
@@ -124,7 +124,8 @@ def finetune(
         model.load_state_dict(course.best)
         for module, given in zip(model.modules(), small.modules(), strict=True):
             module.training = given.training
-    note_finetuning(model, course.done)
+    for graph, _ in reported(model):
+        with_report(graph, finetuned=course.done)
     return model.to(device_of(small))
 
 

@@ -15,14 +15,14 @@ from fxprune.errors import blaming
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned
 from fxprune.reporting.layers import largest, layer_costs, layer_parameters
-from fxprune.reporting.provenance import provenance
+from fxprune.reporting.provenance import extended_history
 from fxprune.reporting.rankings import rankings
 from fxprune.reporting.records import Compensation
-from fxprune.reporting.report import Report
+from fxprune.reporting.report import Pruned, Report, pruned_of, with_report
 from fxprune.reporting.widths import frozen_reports, group_reports, with_rankings
 from fxprune.scoring.scores import Scores
 from fxprune.tracing.facts import facts_on, parameters
-from fxprune.tracing.graph import ModelGraph, example_of, flops_of
+from fxprune.tracing.graph import PRUNED, ModelGraph, captured_of, example_of, flops_of
 from fxprune.tracing.part import name_of, part_of
 
 
@@ -33,11 +33,9 @@ def note(model: nn.Module, small: nn.Module, plan: Plan, planned: Planned, error
     notes = replace(_report(graph, coupling, plan, part, keep), error=error)
     if plan.submodule:
         notes = replace(notes, model=name_of(model, plan.submodule), whole=(parameters(model), parameters(small)))
-    old = part.meta.get("fxprune", {})
-    before = old.get("report")
-    notes = replace(notes, compensation=before.compensation if isinstance(before, Report) else None)
-    made = {"plan": plan, "report": notes, "scores": old.get("scores")}
-    part.meta["fxprune"] = made | provenance(graph, part, plan)
+    before = pruned_of(part)
+    notes = replace(notes, compensation=before.report.compensation if before else None)
+    part.meta[PRUNED] = Pruned(plan, notes, extended_history(graph, part, plan), before.scores if before else None)
 
 
 def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph, keep: Any) -> Report:
@@ -50,32 +48,32 @@ def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph
         type(graph).__name__, plan.alpha,
         parameters(graph), parameters(small), before.total, after.total, None,
         group_reports(coupling, keep, frozen.get(EXCLUDED, ())), frozen_reports(frozen, graph, plan.submodule),
-        captured=graph.meta["fxprune"]["rung"], budget=plan.budget, layers=largest(before, after),
+        captured=captured_of(graph).method, budget=plan.budget, layers=largest(before, after),
         weight_bytes=(bytes_of(graph), bytes_of(small)),
     )  # fmt: skip
 
 
 def note_error(small: nn.Module, error: float, submodule: str) -> None:
     """Put the error that `verify` found into the report."""
-    _change(part_of(small, submodule), error=error)
+    with_report(part_of(small, submodule), error=error)
 
 
 def note_scores(small: nn.Module, scores: Scores, plan: Plan) -> None:
     """Note how the scores were made that the plan came from, and how they ranked the units of every group."""
     part: Any = part_of(small, plan.submodule)
-    part.meta["fxprune"]["scores"] = dict(scores.about)
+    part.meta[PRUNED] = replace(part.meta[PRUNED], scores=dict(scores.about))
     if all(plan.widths.get(site.name) == site.width for site in scores.sites):
-        report: Report = part.meta["fxprune"]["report"]
+        report: Report = part.meta[PRUNED].report
         other = "random" if "random" in scores.about else "a score"
         signals = tuple(str(scores.about.get(name, other)) for name in ("propose", "protect"))
-        _change(part, groups=with_rankings(report.groups, rankings(scores, plan)), signals=signals)
+        with_report(part, groups=with_rankings(report.groups, rankings(scores, plan)), signals=signals)
 
 
 def note_compensation(small: nn.Module, done: Compensation, submodule: str) -> None:
     """Note what was done about the units that went, and count the biases that it took."""
     part: Any = part_of(small, submodule)
-    report: Report = part.meta["fxprune"]["report"]
-    _change(
+    report: Report = part.meta[PRUNED].report
+    with_report(
         part, compensation=done, params_after=parameters(part),
         weight_bytes=report.weight_bytes and (report.weight_bytes[0], bytes_of(part)),
         whole=report.whole and (report.whole[0], parameters(small)),
@@ -87,8 +85,3 @@ def _recounted(report: Report, part: nn.Module) -> Any:
     """The largest layers, with the parameters that they have now."""
     counts = layer_parameters(part)
     return tuple(replace(layer, params=(layer.params[0], counts[layer.name])) for layer in report.layers)
-
-
-def _change(part: Any, **entries: Any) -> None:
-    """Replace entries of a report."""
-    part.meta["fxprune"]["report"] = replace(part.meta["fxprune"]["report"], **entries)

@@ -17,7 +17,7 @@ from fxprune.caller.example import as_call, to_device
 from fxprune.caller.isolation import device_of, evaluating, undisturbed
 from fxprune.errors import FxpruneError, blaming, first_line
 from fxprune.reporting.records import BatchLatency, MeasuredLatency, Timing
-from fxprune.reporting.report import note_latency, reported
+from fxprune.reporting.report import reported, with_report
 from fxprune.reporting.why_slow import why_slow
 from fxprune.scoring.node_times import wait_for
 
@@ -68,7 +68,8 @@ def measure_latency(
             pairs.append(BatchLatency(size, *_in_turns(timers, repeats, seconds)))
     found = MeasuredLatency(_name(homes[0]), count, tuple(pairs), _reasons(small, pairs, homes[0].type))
     if note:
-        note_latency(small, found)
+        for graph, _ in reported(small):
+            with_report(graph, latency=found)
     return found
 
 

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from torch import fx
 
 from fxprune.planning.plan import Plan
-from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.graph import History, ModelGraph, history_of
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
 
-def provenance(graph: ModelGraph, small: ModelGraph, plan: Plan) -> dict[str, Any]:
-    """The plans that lead to `small`, the structure of what they start from, and the tensors that came in between.
+def extended_history(graph: ModelGraph, small: ModelGraph, plan: Plan) -> History:
+    """The history of `small`, that of `graph` and one plan more.
 
     `graph` is what `plan` was applied to. Where that was pruned before, its plans come first, and the structure is that
     of what they start from.
     """
-    before = graph.meta["fxprune"]
-    return {
-        "plans": (*before.get("plans", ()), plan),
-        "structure": before.get("structure") or structure(graph),
-        "biases": new_biases(graph, small),
-    }
+    before = history_of(graph)
+    return History((*before.plans, plan), before.structure or structure(graph), new_biases(graph, small))
 
 
 def new_biases(graph: ModelGraph, small: ModelGraph) -> tuple[str, ...]:
@@ -34,7 +29,7 @@ def new_biases(graph: ModelGraph, small: ModelGraph) -> tuple[str, ...]:
     """
     old = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
     names = [name for name, _ in small.named_parameters(remove_duplicate=False) if name not in old]
-    return tuple(dict.fromkeys((*graph.meta["fxprune"].get("biases", ()), *names)))
+    return tuple(dict.fromkeys((*history_of(graph).biases, *names)))
 
 
 def structure(graph: ModelGraph) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
@@ -13,11 +13,12 @@ from torch import nn
 from fxprune.caller.arguments import check
 from fxprune.caller.files import replacing
 from fxprune.errors import FxpruneError
+from fxprune.planning.plan import Plan
 from fxprune.reporting.comparison import Comparison, compared
 from fxprune.reporting.html.page import page
-from fxprune.reporting.records import Finetuning, MeasuredLatency, ReportRecord
+from fxprune.reporting.records import ReportRecord
 from fxprune.reporting.tables import printed, tables
-from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.graph import PRUNED, History, ModelGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,19 @@ class Report(ReportRecord):
         yield from tables(self)
 
 
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What a pruned graph remembers: the plan that was applied last, its report, and how to make the graph again.
+
+    `scores` says how the scores were made that the plan came from, where they were given.
+    """
+
+    plan: Plan
+    report: Report
+    history: History
+    scores: Mapping[str, Any] | None = None
+
+
 def report(small: nn.Module) -> Report:
     """The report of a model that `compress` or `apply` made.
 
@@ -57,21 +71,20 @@ def report(small: nn.Module) -> Report:
     raise FxpruneError(f"{type(small).__name__} has no report: it did not come from fxprune.compress or fxprune.apply")
 
 
-def note_finetuning(small: nn.Module, done: Finetuning) -> None:
-    """Add what fine-tuning did to the reports of a model, one for each part that was pruned."""
-    for module, found in reported(small):
-        module.meta["fxprune"] = module.meta["fxprune"] | {"report": replace(found, finetuned=done)}
+def pruned_of(model: nn.Module) -> Pruned | None:
+    """The record of a pruned graph; None for any other module."""
+    found: Pruned | None = model.meta.get(PRUNED) if isinstance(model, ModelGraph) else None
+    return found
 
 
-def note_latency(small: nn.Module, measured: MeasuredLatency) -> None:
-    """Add what was measured to the reports of a model, one for each part that was pruned."""
-    for module, found in reported(small):
-        module.meta["fxprune"] = module.meta["fxprune"] | {"report": replace(found, latency=measured)}
+def with_report(graph: Any, **entries: Any) -> None:
+    """Replace entries of a pruned graph's report."""
+    record: Pruned = graph.meta[PRUNED]
+    graph.meta[PRUNED] = replace(record, report=replace(record.report, **entries))
 
 
 def reported(small: nn.Module) -> Iterator[tuple[ModelGraph, Report]]:
-    """The graphs in a model that have a report, and these."""
+    """The pruned graphs in a model, and their reports."""
     for module in small.modules():
-        found = module.meta.get("fxprune", {}).get("report") if isinstance(module, ModelGraph) else None
-        if isinstance(module, ModelGraph) and isinstance(found, Report):
-            yield module, found
+        if isinstance(module, ModelGraph) and (record := pruned_of(module)):
+            yield module, record.report

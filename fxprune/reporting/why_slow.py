@@ -16,7 +16,7 @@ from fxprune.reporting.layers import kind_of
 from fxprune.reporting.records import BatchLatency
 from fxprune.reporting.report import Report
 from fxprune.tracing.facts import facts_on
-from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.graph import PRUNED, ModelGraph
 from fxprune.tracing.settings import example_for
 
 INTENSE = 8  # multiply-accumulates a byte; below, processors wait for memory, of all kinds and by a wide margin
@@ -64,7 +64,7 @@ def why_slow(graph: ModelGraph, report: Report, pair: BatchLatency, device: str)
 
 def work_of(graph: ModelGraph) -> Iterator[Work]:
     """What every node of a pruned graph computes and moves, but for those that only give another view of a tensor."""
-    example = example_for(graph, graph.meta["fxprune"]["plan"].example)
+    example = example_for(graph, graph.meta[PRUNED].plan.example)
     facts, samples = facts_on(graph, example), sample_count(example)
     for node in graph.graph.nodes:
         kind = kind_of(graph, node)

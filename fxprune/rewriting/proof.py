@@ -23,6 +23,7 @@ from fxprune.caller.meta import need_numbers
 from fxprune.coupling.groups import Coupling
 from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, stage, told
 from fxprune.planning.plan import Plan, coupling_of, kept_units
+from fxprune.planning.planned import Planned
 from fxprune.rewriting.expected_draws import Expected
 from fxprune.rewriting.oracle import oracle
 from fxprune.rewriting.remaining import MismatchError
@@ -30,7 +31,7 @@ from fxprune.rewriting.rewrite import check_labels
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.finite import spoiled
-from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.graph import ModelGraph, example_of
 from fxprune.tracing.part import part_of
 
 _LOG = logging.getLogger(__name__)
@@ -61,11 +62,30 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
     check(verify, locals())
     need_numbers(model, "verify")
     need_numbers(small, "verify")
-    with stage("verifying"), undisturbed(), precise(), torch.no_grad():
-        model, small = part_of(model, plan.submodule), part_of(small, plan.submodule)
+    model, small = part_of(model, plan.submodule), part_of(small, plan.submodule)
+    with stage("verifying"), undisturbed():
         graph = capture_as(plan.settings, model, example)
         coupling = coupling_of(graph, plan)
-        keep = kept_units(plan, coupling)
+        planned = Planned(graph, coupling, kept_units(plan, coupling))
+    return error_of(plan, planned, small, example, model=model, tolerance=tolerance)
+
+
+def error_of(
+    plan: Plan,
+    planned: Planned,
+    small: nn.Module,
+    example: Any = None,
+    *,
+    model: nn.Module | None = None,
+    tolerance: float | None = None,
+) -> float:
+    """`verify` for the part that a plan is for, in the terms of its graph, on the graph's own example by default.
+
+    Where the plan removes nothing, `small` is also compared with `model`, which the graph was captured from.
+    """
+    graph, coupling, keep = planned
+    example = example_of(graph) if example is None else example
+    with stage("verifying"), undisturbed(), precise(), torch.no_grad():
         if isinstance(small, ModelGraph):
             _check_labels(small, coupling, keep, graph)
         example = to_device(pytree.tree_map_only(Tensor, Tensor.detach, example), device_of(graph))
@@ -76,7 +96,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
         called = partial(_called, concrete=plan.settings.get("concrete_args") or {})
         run = partial(_output if isinstance(small, ModelGraph) else called, small)
         error = _Proof(partial(_output, masked), partial(_output, graph), run, tolerance).on(example)
-        if model is not graph and keep.all():
+        if model is not None and model is not graph and keep.all():
             whole = partial(called, model)
             error = max(error, _Proof(whole, whole, run, tolerance, "the model that it was made of").on(example))
         return error

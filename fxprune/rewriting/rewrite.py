@@ -19,7 +19,7 @@ from fxprune.rewriting.places import check_places
 from fxprune.rewriting.remaining import Checker, MismatchError, narrowed_copy
 from fxprune.rewriting.repair import Repair, is_inserted
 from fxprune.rules.resize import resize
-from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.graph import CAPTURED, ModelGraph
 
 
 def rewrite(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> ModelGraph:
@@ -33,7 +33,7 @@ def rewrite(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> M
         checker.env[node] = _settle(checker, node, growth)
     small.graph.lint()
     small.recompile()
-    small.meta.get("fxprune", {}).pop("inputs", None)
+    small.meta.pop(CAPTURED, None)
     for node in small.graph.nodes:
         node.meta.clear()
     return small

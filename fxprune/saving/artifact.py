@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -13,12 +14,12 @@ from fxprune.caller.arguments import CHECKS, check, is_keywords, wanted
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import aliases_of, dtype_name, lacking, memory_format_of, named_tensors, put
 from fxprune.errors import ArtifactError
-from fxprune.reporting.report import Report
+from fxprune.reporting.report import Pruned, pruned_of
 from fxprune.saving.container import digest_of, opened, plain, write
 from fxprune.saving.header import Builder, Header, Part, TensorRecord
 from fxprune.saving.rebuild import built, plan_from, rebuilt, versions
 from fxprune.scoring.scores import Scores
-from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.graph import PRUNED, ModelGraph
 from fxprune.tracing.part import part_of
 
 __all__ = ["load", "save"]
@@ -110,13 +111,13 @@ def load(path: str | PathLike[str], model: nn.Module | None = None, *, build: bo
 
 def _parts(small: nn.Module, scores: Scores | None) -> tuple[Part, ...]:
     """What the pruned graphs in a model have to say of themselves. Raises ArtifactError where that is not enough."""
-    found = [(name, m) for name, m in small.named_modules() if isinstance(m, ModelGraph) and _notes(m).get("plans")]
+    found = [(name, m) for name, m in small.named_modules() if pruned_of(m)]
     if not found:
         raise ArtifactError(
             f"{type(small).__name__} has no plan: save what fxprune.compress, apply, finetune or load gave"
         )
     for name, graph in found:
-        path = _notes(graph)["plan"].submodule
+        path = graph.meta[PRUNED].plan.submodule
         if path != name:
             raise ArtifactError(
                 f"the pruned graph stands at {name!r} in {type(small).__name__}, and its plan is for {path!r}: "
@@ -132,18 +133,12 @@ def _parts(small: nn.Module, scores: Scores | None) -> tuple[Part, ...]:
     return tuple(_part(graph, about) for _, graph in found)
 
 
-def _notes(graph: ModelGraph) -> dict[str, Any]:
-    notes: dict[str, Any] = graph.meta.get("fxprune", {})
-    return notes
-
-
 def _part(graph: ModelGraph, about: Mapping[str, Any] | None) -> Part:
-    notes = _notes(graph)
-    plans = tuple(plan.to_dict() for plan in notes["plans"])
+    record: Pruned = graph.meta[PRUNED]
+    plans = tuple(plan.to_dict() for plan in record.history.plans)
     for plan in plans:
         plan_from(plan, "the model")
-    report: Report = notes["report"]
-    return Part(plans, report, notes["structure"], notes["biases"], about or notes.get("scores"))
+    return Part(plans, record.report, record.history.structure, record.history.biases, about or record.scores)
 
 
 def _check_states(small: nn.Module) -> None:
@@ -222,7 +217,7 @@ def _check_ties(have: Mapping[str, Tensor], header: Header, path: Any) -> None:
 
 
 def _set_states(small: nn.Module, header: Header) -> None:
-    """Put back the training modes, which parameters take gradients, and the notes."""
+    """Put back the training modes, which parameters take gradients, and the records."""
     others, frozen = set(header.others), set(header.frozen)
     for name, module in small.named_modules(remove_duplicate=False):
         module.training = header.training != (name in others)
@@ -230,4 +225,6 @@ def _set_states(small: nn.Module, header: Header) -> None:
         parameter.requires_grad_(name not in frozen)
     for part in header.parts:
         graph: Any = part_of(small, part.path)
-        graph.meta["fxprune"] |= {"report": part.report, "biases": part.biases, "scores": part.scores}
+        record: Pruned = graph.meta[PRUNED]
+        history = replace(record.history, biases=part.biases)
+        graph.meta[PRUNED] = replace(record, report=part.report, history=history, scores=part.scores)

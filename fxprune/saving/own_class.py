@@ -13,9 +13,10 @@ from fxprune.caller.isolation import isolated_copy, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import lacking, named_tensors, put
 from fxprune.errors import NarrowError, summary
-from fxprune.pipeline import apply
+from fxprune.pipeline import rewritten
 from fxprune.planning.plan import Plan
-from fxprune.planning.planned import Planned, planned_by
+from fxprune.planning.planned import Planned
+from fxprune.reporting.report import pruned_of
 from fxprune.rewriting.proof import TOLERANCES, outputs_of, relative_error
 from fxprune.rewriting.repair import is_inserted
 from fxprune.rewriting.rewrite import check_labels
@@ -57,14 +58,13 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
     if isinstance(part, ModelGraph):
         raise NarrowError(f"{type(part).__name__} is a graph already, with no forward of its own: use fxprune.apply")
     need_numbers(model, "narrow", NarrowError)
-    rewritten = apply(model, plan)
+    small, planned = rewritten(model, plan)
     with undisturbed():
-        graph, coupling, keep = planned_by(model, plan)
-        pruned: Any = part_of(rewritten, plan.submodule)
-        own = _narrowed(part, graph, pruned)
-        _prove(own, (graph, coupling, keep), pruned, plan)
+        pruned: Any = part_of(small, plan.submodule)
+        own = _narrowed(part, planned.graph, pruned)
+        _prove(own, planned, pruned, plan)
         if weights is not None:
-            _take(own, weights, graph, pruned, plan)
+            _take(own, weights, planned.graph, pruned, plan)
         return with_part(model, plan.submodule, own)
 
 
@@ -169,8 +169,8 @@ def _call(node: fx.Node) -> str:
 def _take(own: nn.Module, weights: nn.Module, graph: ModelGraph, pruned: ModelGraph, plan: Plan) -> None:
     """Put the weights of a model that was made by the same plan into a narrowed copy, and compare the two."""
     given = part_of(weights, plan.submodule)
-    made_by = given.meta.get("fxprune", {}).get("plan") if isinstance(given, ModelGraph) else None
-    if not isinstance(given, ModelGraph) or made_by is None or dict(made_by.keep) != dict(plan.keep):
+    made_by = pruned_of(given)
+    if not isinstance(given, ModelGraph) or made_by is None or dict(made_by.plan.keep) != dict(plan.keep):
         raise NarrowError(
             f"weights is a {type(weights).__name__} that was not made by this plan: give what apply or compress "
             "made of the model by it"

@@ -15,6 +15,7 @@ from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, first_li
 from fxprune.pipeline import apply
 from fxprune.planning.plan import Plan
 from fxprune.saving.header import Builder, Header, Part
+from fxprune.tracing.graph import history_of
 from fxprune.tracing.part import part_of
 from fxprune.version import __version__
 
@@ -88,7 +89,7 @@ def _check_structure(small: nn.Module, path: str, part: Part, header: Header, so
     these may spell one network in two ways.
     """
     graph: Any = part_of(small, path)
-    now = graph.meta["fxprune"]["structure"]
+    now = history_of(graph).structure
     for index in range(max(len(now), len(part.structure))):
         old, new = (lines[index] if index < len(lines) else "no node" for lines in (part.structure, now))
         if old == new:

@@ -14,6 +14,7 @@ from torch import nn
 
 from fxprune.caller.arguments import CHECKS, check, instance
 from fxprune.caller.arrays import BROKEN, Index, Scalars, read, write
+from fxprune.caller.example import to_json
 from fxprune.caller.files import regular
 from fxprune.caller.isolation import undisturbed
 from fxprune.caller.meta import need_numbers
@@ -32,7 +33,7 @@ from fxprune.scoring.moments import Moments
 from fxprune.scoring.node_times import measure
 from fxprune.scoring.score_file import check_consistent
 from fxprune.tracing.capture import capture_around, captured
-from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.graph import ModelGraph, example_of
 from fxprune.tracing.part import part_of
 from fxprune.tracing.settings import settings_of
 
@@ -295,7 +296,7 @@ def scores_of(
     """Scores (those that propose, those that protect) for the units of a coupling that was made with some options."""
     groups = tuple((group.name, group.units.start, group.units.stop) for group in coupling.prunable)
     settings = settings_of(graph) | {name: value for name, value in options.items() if value}
-    example, frozen = graph.meta["fxprune"]["example"], coupling.frozen()
+    example, frozen = to_json(example_of(graph)), coupling.frozen()
     return Scores(
         *scores, groups, coupling.sites, coupling.pieces, example, frozen, settings, about, coupling.balanced,
         coupling.larger, costs_of(graph, coupling), channels=_channels(coupling),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -32,7 +33,7 @@ from fxprune.tracing.checks import (
 )
 from fxprune.tracing.export import trace as exported
 from fxprune.tracing.facts import annotate
-from fxprune.tracing.graph import ModelGraph, is_captured
+from fxprune.tracing.graph import CAPTURED, ModelGraph, captured_of, history_of, is_captured
 from fxprune.tracing.hook_effects import computing
 from fxprune.tracing.proof import DisagreementError, Reference, first_run
 from fxprune.tracing.settings import example_for
@@ -198,24 +199,16 @@ def _captured(
             raise CaptureError(f"{what}{first_line(error)} (at {line_of(error)})") from error
         small = _annotate(graph, example)
     spell(graph)
-    notes = graph.meta.get("fxprune", {})
     if reference is not None:
         reference.check(graph)
-    graph.meta["fxprune"] = {
-        "example": to_json(small), "inputs": small, "rung": rung, "leaves": notes.get("leaves", ()),
-        "decisions": notes.get("decisions", ()), "concrete_args": to_json(options["concrete_args"]),
-        "state": reference.changed if reference else (),
-    } | _carried(model)  # fmt: skip
+    graph.meta[CAPTURED] = replace(
+        captured_of(graph), method=rung, example=small, concrete_args=to_json(options["concrete_args"]),
+        changed=reference.changed if reference else (), history=history_of(model),
+    )  # fmt: skip
     modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
     for name, module in graph.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], model.training))
     return graph
-
-
-def _carried(model: nn.Module) -> dict[str, Any]:
-    """What a graph keeps of the notes of the model that it was captured from, where that was pruned before."""
-    notes = model.meta.get("fxprune", {}) if isinstance(model, ModelGraph) else {}
-    return {name: notes[name] for name in ("plans", "biases", "structure") if name in notes}
 
 
 def _no_way(model: nn.Module, failures: Mapping[str, CaptureError], beside: str, reference: Reference | None) -> str:

@@ -183,20 +183,68 @@ def must_be(value: Any, fixed: Any, name: str) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """How a pruned model was made, so that it can be made again from its architecture.
+
+    `plans` were applied in this order to a graph of the given `structure`; `biases` names the parameters that
+    compensation created.
+    """
+
+    plans: tuple[Any, ...] = ()
+    structure: tuple[str, ...] = ()
+    biases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """How a graph was captured.
+
+    `method` names the way to the graph, `example` is the batch that shapes and flops are of. `leaves` are the modules
+    kept as single nodes. `decisions` are the values that control flow was decided by; `by_batch` says whether one
+    depends on the number of samples. `changed` names buffers and attributes that the forward changes.
+    """
+
+    method: str = ""
+    example: Any = None
+    leaves: tuple[str, ...] = ()
+    decisions: tuple[Any, ...] = ()
+    by_batch: bool = False
+    concrete_args: Any = None
+    changed: tuple[str, ...] = ()
+    history: History = History()
+
+
+CAPTURED, PRUNED = "captured", "pruned"  # the keys of the two records in `meta` of a graph
+
+
+def captured_of(graph: nn.Module) -> Captured:
+    """The record of a graph's capture; an empty one for a graph that was rewritten since."""
+    record: Captured = getattr(graph, "meta", {}).get(CAPTURED) or Captured()
+    return record
+
+
+def history_of(model: nn.Module) -> History:
+    """How a model was pruned before, where it is a graph that was."""
+    meta = model.meta if isinstance(model, ModelGraph) else {}
+    record: Any = meta.get(CAPTURED) or meta.get(PRUNED)
+    return record.history if record else History()
+
+
 def is_captured(model: nn.Module) -> bool:
     """Whether `model` came from `capture` and was not rewritten since."""
-    return isinstance(model, ModelGraph) and "inputs" in model.meta.get("fxprune", {})
+    return isinstance(model, ModelGraph) and CAPTURED in model.meta
 
 
 def example_of(graph: ModelGraph) -> Any:
     """The example batch that `graph` was captured with."""
-    return graph.meta["fxprune"]["inputs"]
+    return captured_of(graph).example
 
 
-def state_of(graph: ModelGraph) -> list[str]:
+def changed_buffers(graph: ModelGraph) -> list[str]:
     """The names of the buffers whose numbers the forward changes."""
     buffers = dict(graph.named_buffers())
-    return [name for name in graph.meta["fxprune"].get("state", ()) if name in buffers]
+    return [name for name in captured_of(graph).changed if name in buffers]
 
 
 def flops_of(graph: ModelGraph) -> dict[str, int]:

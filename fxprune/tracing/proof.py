@@ -26,7 +26,7 @@ from fxprune.caller.source_lines import is_users
 from fxprune.errors import CaptureError, FxpruneWarning, told
 from fxprune.tracing.checks import cuts, first_running, signature_of
 from fxprune.tracing.facts import placeholder_values
-from fxprune.tracing.graph import ModelGraph, plain_attributes
+from fxprune.tracing.graph import ModelGraph, captured_of, plain_attributes
 from fxprune.tracing.hooks import hooks_of, plain_copy
 from fxprune.tracing.hooks import told as told_of_hooks
 
@@ -103,7 +103,7 @@ class Reference:
 
     def check(self, graph: ModelGraph) -> None:
         """Raise DisagreementError where a graph gives other outputs than the model."""
-        if graph.meta["fxprune"].get("by_batch") and len(self.trials) <= 2:
+        if captured_of(graph).by_batch and len(self.trials) <= 2:
             self.trials.extend(self._of_other_sizes())
         for trial in self.trials:
             rows = _rows(trial.batch)

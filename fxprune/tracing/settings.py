@@ -12,7 +12,7 @@ from fxprune.caller.isolation import device_of
 from fxprune.caller.meta import home_of
 from fxprune.caller.typed_json import restored
 from fxprune.errors import PlanError, first_line, is_of_memory
-from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.graph import ModelGraph, captured_of
 
 FREE = 32 << 20  # bytes that the example of any model may have, beside as many as the model itself has
 SETTINGS: dict[str, Any] = {
@@ -23,11 +23,11 @@ SETTINGS: dict[str, Any] = {
 
 def settings_of(graph: ModelGraph) -> dict[str, Any]:
     """How `graph` was captured, as a plan's JSON can hold it."""
-    notes = graph.meta["fxprune"]
-    settings: dict[str, Any] = {"method": notes["rung"]}
-    for name in ("leaves", "decisions"):
-        settings |= {name: list(notes[name])} if notes.get(name) else {}
-    return settings | ({"concrete_args": notes["concrete_args"]} if notes["concrete_args"] else {})
+    record = captured_of(graph)
+    settings = {
+        "leaves": list(record.leaves), "decisions": list(record.decisions), "concrete_args": record.concrete_args,
+    }  # fmt: skip
+    return {"method": record.method} | {name: value for name, value in settings.items() if value}
 
 
 def check_settings(settings: Any) -> None:

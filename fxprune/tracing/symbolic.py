@@ -27,7 +27,7 @@ from fxprune.errors import CaptureError
 from fxprune.rules.table import RULES, module_class
 from fxprune.tracing.attention import MultiheadAttention
 from fxprune.tracing.checks import Entry, is_named, signature_of
-from fxprune.tracing.graph import ModelGraph, must_be
+from fxprune.tracing.graph import CAPTURED, Captured, ModelGraph, must_be
 from fxprune.tracing.hooks import hooked, layer_within_hooks, strip
 from fxprune.tracing.value_proxies import Symbol, is_symbol
 
@@ -218,7 +218,7 @@ def trace(
         if node.target in own.whole:
             node.meta.pop("is_wrapped", None)  # fx would wrap it under a dotted name, and later traces would fail
     captured = ModelGraph(model, graph, type(model).__name__)
-    captured.meta["fxprune"] = {"leaves": tuple(own.kept)}
+    captured.meta[CAPTURED] = Captured(leaves=tuple(own.kept))
     _use_dropout_modules(captured)
     return captured
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from fxprune.caller.source_lines import deciding_line, users_frame
 from fxprune.errors import FxpruneWarning
 from fxprune.tracing import symbolic
 from fxprune.tracing.checks import Entry
-from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.graph import CAPTURED, ModelGraph, captured_of
 from fxprune.tracing.value_proxies import TensorProxy, ValueProxy, is_plain, is_symbol, proxy_of
 
 _FACTORIES = (
@@ -289,7 +290,8 @@ def trace(
         return tracers[0]
 
     graph = symbolic.trace(model, example, concrete_args=concrete_args, leaves=leaves, make=make)
-    graph.meta["fxprune"] |= {"decisions": tuple(tracers[0].decisions), "by_batch": tracers[0].by_batch}
+    decisions, by_batch = tuple(tracers[0].decisions), tracers[0].by_batch
+    graph.meta[CAPTURED] = replace(captured_of(graph), decisions=decisions, by_batch=by_batch)
     if tracers[0].branches and not _REPLAYED.get():
         warnings.warn(
             f"{type(model).__name__} decides by the values of its input, and the graph always goes the way that the "

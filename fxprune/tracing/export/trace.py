@@ -28,7 +28,7 @@ from fxprune.errors import CaptureError, first_line
 from fxprune.tracing.checks import Entry
 from fxprune.tracing.export.graph import Builder
 from fxprune.tracing.export.layers import layers
-from fxprune.tracing.graph import ModelGraph, must_be
+from fxprune.tracing.graph import CAPTURED, Captured, ModelGraph, must_be
 from fxprune.tracing.hooks import strip
 from fxprune.tracing.symbolic import SymbolicTracer, register_constants
 
@@ -64,7 +64,7 @@ def trace(
     strip(model)
     _drop_unused(graph)
     captured = ModelGraph(model, graph, type(model).__name__)
-    captured.meta["fxprune"] = {"leaves": tuple(tracer.kept)}
+    captured.meta[CAPTURED] = Captured(leaves=tuple(tracer.kept))
     captured.graph.lint()
     return captured
 
