@@ -161,6 +161,7 @@ def test_latency_needs_times() -> None:
         SCORES.plan(latency=0.5)
 
 
+@pytest.mark.usefixtures("steady_times")
 def test_the_estimate_is_calibrated_and_falls(tmp_path: Path) -> None:
     timed = SCORES.with_latency(RESNET, torch.randn(4, 3, 32, 32), repeats=3)
     assert timed.times is not None

@@ -26,8 +26,8 @@ from fxprune.tracing.graph import ModelGraph
 
 
 def some_quick(names: Iterable[str]) -> list[Any]:
-    """All names; torch.export is slow, so that four of five wait for the slow tests."""
-    return [pytest.param(name, marks=[] if i % 5 == 0 else pytest.mark.slow) for i, name in enumerate(names)]
+    """All names; torch.export is slow, so that seven of eight wait for the slow tests."""
+    return [pytest.param(name, marks=[] if i % 8 == 0 else pytest.mark.slow) for i, name in enumerate(names)]
 
 
 # torch.export knows no packed sequences, opens recurrent layers that are called now with a state and now without, and

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,6 @@ from detectors import BATCHES as DETECTED
 from detectors import OPTIONS, detector
 from helpers import outputs, squares
 from scipy.stats import wasserstein_distance
-from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 from zoo import ZOO, images
 from zoo.case import randomise
@@ -23,10 +21,6 @@ import fxprune
 from fxprune.caller.classes import bins, each_position, frequency_bins, majority, majority_class, quantile_bins
 from fxprune.errors import CalibrationError
 from fxprune.scoring.position_draw import PositionDraw, first_of_each, resized
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    T = pytest.importorskip("transformers")
 
 
 def score(model: nn.Module, batches: Any, **options: Any) -> fxprune.Scores:
@@ -187,7 +181,9 @@ def test_windows_are_no_steps() -> None:
 # -- texts -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore")  # of transformers
 def test_a_language_model_is_compressed_by_the_frequency_of_the_next_token() -> None:
+    T = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = T.GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=4, n_positions=16, use_cache=False)
     model = T.GPT2LMHeadModel(config).eval()
@@ -225,7 +221,7 @@ def test_the_next_token_has_the_bin() -> None:
 
 def test_a_regression_is_compressed_by_the_quantiles_of_its_targets() -> None:
     """Diabetes progression: what the two scores leave explains more than what chance leaves."""
-    data = load_diabetes()
+    data = pytest.importorskip("sklearn.datasets").load_diabetes()
     x = torch.from_numpy(data.data).float() * 20
     y = torch.from_numpy((data.target - data.target.mean()) / data.target.std()).float()[:, None]
     torch.manual_seed(0)

@@ -72,7 +72,7 @@ def test_compress_of_a_part(project):
 
 
 @pytest.fixture
-def scored(project):
+def scored(project, steady_times):
     import mynets
 
     torch.manual_seed(1)
@@ -162,6 +162,7 @@ SWEEP = ["sweep", *NET, "--scores", "scores.npz", "--eval-data", "mynets:dataset
 
 
 def test_sweep(scored, project):
+    pytest.importorskip("matplotlib")
     content = done(*SWEEP, "--alphas", "0,0.4", "--macs", "0.8", *DATA, "--time-batch", "4", "--out", "deep/sweep")
     rows = content["rows"]
     assert json.loads((project / "deep" / "sweep" / "results.json").read_text()) == {
@@ -177,6 +178,7 @@ def test_sweep(scored, project):
 
 
 def test_sweep_by_default_and_by_a_metric(scored, project):
+    pytest.importorskip("matplotlib")
     result = invoke(*SWEEP, "--metric", "mynets:negative_loss", "--time-batch", "0", "--round-to", "3")
     assert result.exit_code == 0, result.stderr
     document = json.loads((project / "fxprune-sweep" / "results.json").read_text())
@@ -188,6 +190,7 @@ def test_sweep_by_default_and_by_a_metric(scored, project):
 
 
 def test_sweep_leaves_out_what_cannot_be_reached(scored):
+    pytest.importorskip("matplotlib")
     content = done(*SWEEP, "--macs", "0.01,0.9", "--time-batch", "0")
     assert [row["name"] for row in content["rows"]] == ["original", "macs 0.9"]
     assert content["warnings"][0].startswith("left out: macs=0.01 asks for 1.0% of the MACs, but ")

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-import typer
-from PIL import Image
+from command_line import typer
 from torch.utils.data import TensorDataset
 
 from fxprune.cli.datasets import Preparation, Source, loader_of
@@ -12,6 +11,7 @@ from fxprune.cli.output import Output
 from fxprune.cli.subsets import balanced, labels_of
 from fxprune.errors import CalibrationError, FxpruneError
 
+Image = pytest.importorskip("PIL.Image")
 PLAIN = Preparation(None, 0.875, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 

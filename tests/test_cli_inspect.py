@@ -75,6 +75,7 @@ def test_network_leads_from_layers_to_groups_to_readers(project):
 
 @pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
 def test_drawn_by_matplotlib(project, monkeypatch, suffix, start):
+    pytest.importorskip("matplotlib")
     monkeypatch.setattr(drawing.shutil, "which", lambda name: None)
     result = invoke("inspect", *NET, "-o", f"groups{suffix}")
     assert result.exit_code == 0, result.output

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from command_line import typer  # noqa: F401 - skips what follows where it is missing
 from torch import nn
 
 from fxprune.cli.evaluation import accuracy
@@ -19,6 +20,7 @@ def test_front_is_what_nothing_beats():
 
 
 def test_plot_has_a_panel_for_times_where_there_are_any(tmp_path):
+    pytest.importorskip("matplotlib")
     timed, untimed = [row("a", 0.9, 100, 5.0), row("b", 0.8, 50, 3.0)], [row("a", 0.9, 100), row("b", 0.8, 50)]
     for rows, name in ((timed, "timed.png"), (untimed, "untimed.png")):
         plot(rows, tmp_path / name)

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from command_line import typer  # noqa: F401 - skips what follows where it is missing
 from safetensors.torch import save_file
 from torch import nn
 

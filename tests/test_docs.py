@@ -49,7 +49,7 @@ def text_of(page: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steady_times: None) -> Iterator[None]:
     """A folder to write into, a small network for a large one; rules that a page registers are gone after it."""
     monkeypatch.chdir(tmp_path)
     with socket.socket() as free:  # a process group of one rank, for the page that makes one

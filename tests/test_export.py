@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def run_onnx(path: Path, *inputs: Tensor) -> list[Tensor]:
 
 
 def test_onnx(small: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
     before = picture(small)
     error = fxprune.export(small, tmp_path / "model.onnx", X)
     assert same_picture(before, picture(small))
@@ -98,7 +100,10 @@ def test_torchscript(small: nn.Module, tmp_path: Path) -> None:
         assert difference(outputs(small, X), [loaded(X)]) < 1e-5
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+ONNX = pytest.param("onnx", marks=pytest.mark.skipif(not find_spec("onnxscript"), reason="needs onnxscript"))
+
+
+@pytest.mark.parametrize("suffix", [ONNX, "pt2"])
 @pytest.mark.parametrize("name", ["several_inputs", "dict_input", "keywords_and_defaults", "gated_units"])
 def test_inputs_and_outputs_of_every_form(name: str, suffix: str, tmp_path: Path) -> None:
     model, example = of_zoo(name), ZOO[name].example(2)

@@ -226,7 +226,7 @@ def test_a_fault(row: Row, fault: str, untouched: nn.Module, expected: nn.Module
     [
         ("fxprune.scoring.score", "ranked", "scoring"),
         ("torch.linalg", "cholesky_ex", "compensating"),
-        ("fxprune.compress", "rewrite", "rewriting"),
+        ("fxprune.pipeline", "rewrite", "rewriting"),
         ("copy", "deepcopy", "capturing"),
         ("copy", "deepcopy", "fine-tuning"),
     ],

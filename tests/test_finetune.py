@@ -18,7 +18,6 @@ from detectors import BATCHES as DETECTED
 from detectors import OPTIONS, detector, run
 from helpers import outputs, picture, same_picture, same_state, squares, storages
 from nets import layers
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from zoo import ZOO, images
@@ -27,7 +26,8 @@ import fxprune
 from fxprune.errors import CalibrationError, FxpruneError
 from fxprune.recovery.distillation import Distillation, classes_last
 
-DIGITS = load_digits()
+pytest.importorskip("lightning_fabric")
+DIGITS = pytest.importorskip("sklearn.datasets").load_digits()
 PIXELS, LABELS = torch.from_numpy(DIGITS.images[:, None] / 8 - 1).float(), torch.from_numpy(DIGITS.target)
 BATCHES = [(images()(20), torch.arange(20) % 5), (images()(7), torch.arange(7) % 5)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import threading
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,16 @@ PRUNED = (
     "pre_hook_that_computes_a_weight", "forward_as_a_partial", "forward_closing_over_the_old_one",
     "DoubleWeight", "DoubleCall", "CalledNet",
 )  # fmt: skip
+SLOW = ("hook_on_an_lstm", "hook_on_attention", "forward_on_attention")  # through torch.export
 DECIDING = "ignore:.* decides by the values:fxprune.FxpruneWarning"
 
 
+def slow(name: str, rung: str) -> Any:
+    return pytest.param(name, rung, marks=[pytest.mark.slow] if rung == "export" and name in SLOW else [])
+
+
 @pytest.mark.filterwarnings(DECIDING)
-@pytest.mark.parametrize("rung", RUNGS)
-@pytest.mark.parametrize("name", HOOKED)
+@pytest.mark.parametrize(("name", "rung"), list(itertools.starmap(slow, itertools.product(HOOKED, RUNGS))))
 def test_the_graph_equals_the_model_with_its_hooks(name: str, rung: str) -> None:
     model, x = HOOKED[name]().eval(), images(5, seed=7)
     seen, before = (list(hooked.SEEN), hooked.CALLS), picture(model)

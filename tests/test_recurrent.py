@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from helpers import difference, double, outputs, sizes_of_slopes
 from nets import layers
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from zoo import CLASSES, ZOO
 
@@ -309,7 +308,7 @@ def test_a_trained_classifier_keeps_its_accuracy(kind: type[nn.RNNBase]) -> None
 
     Measured: LSTM 98.2 % before and after, with 26 % of the parameters, GRU 97.8 % before and after, with 25 %.
     """
-    digits = load_digits()
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
     order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
     x, y = torch.tensor(digits.images / 16, dtype=torch.float32)[order], torch.tensor(digits.target)[order]
     model = trained(Reader(kind, 128), x[:1300], y[:1300])

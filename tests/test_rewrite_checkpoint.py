@@ -297,11 +297,11 @@ import os, signal, sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
 import fxprune
-from fxprune import sharded
+from fxprune.saving.sharded import shards
 from test_rewrite_checkpoint import ghost_of
 from fxprune import Plan
 
-kept, counted = sharded.shards.narrowed, 0
+kept, counted = shards.narrowed, 0
 
 def narrowed(*args):
     global counted
@@ -311,7 +311,7 @@ def narrowed(*args):
             os.kill(os.getpid(), signal.SIGKILL)
         yield chunk
 
-sharded.shards.narrowed = narrowed
+shards.narrowed = narrowed
 root = Path({root!r})
 fxprune.rewrite_checkpoint(root / "source", Plan.load(root / "plan.json"), root / "small", model=ghost_of())
 """

@@ -58,9 +58,7 @@ def seeded() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def digits() -> Digits:
     """scikit-learn's digits: training images and labels, test images and labels."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
+    data = pytest.importorskip("sklearn.datasets").load_digits()
     images, labels = torch.tensor(data.images / 16, dtype=torch.float32)[:, None], torch.tensor(data.target)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     train, test = order[:1300], order[1300:]
