@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-import pytest
 import torch
 from helpers import difference, outputs, parameters, rounding, squares
-from numpy.typing import NDArray
-from permuted import permuted
 from random_nets import BATCHES, RandomNet
 from steps import KINDS
 from torch import nn
@@ -22,11 +17,8 @@ from fxprune.caller.example import TensorSpec
 from fxprune.planning.planned import planned_by
 from fxprune.rewriting.oracle import oracle
 from fxprune.rewriting.rewrite import rewrite
-from fxprune.scoring.signals import reconstruction as elimination
 from fxprune.tracing.facts import facts_on
 from fxprune.tracing.graph import ModelGraph
-
-CLOSE = {torch.float64: 1e-7, torch.float32: 1e-3}  # of two scores, in shares of the largest: a tie
 
 
 @dataclass(frozen=True)
@@ -134,24 +126,6 @@ def two_ways_of_capture_agree(trial: Trial) -> bool:
     return True
 
 
-def permuted_channels_permute_the_plan(trial: Trial) -> bool:
-    """Where no step minds the order of channels; plans are compared away from ties, of scores or of costs."""
-    if not trial.net.alike:
-        return False
-    other, order = permuted(trial.net, trial.graph, trial.seed)
-    assert difference(outputs(trial.net, trial.net.example()), outputs(other, trial.net.example())) < 1e-9
-    one, two = trial.scores, scored(other)
-    moved = replace(two, propose=two.propose[order], protect=two.protect[order])
-    if apart(one, moved) > CLOSE[torch.float64] / 2 and nearest(trial.net) <= CLOSE[torch.float64]:
-        return False  # of two units that cost the same, the one that stands first goes first
-    if not agree(one, moved, trial.net):
-        return False
-    if any(tied(scores, torch.float64) for scores in (one.propose, one.protect)):
-        return False
-    assert np.array_equal(kept(one, trial.alpha), kept(two, trial.alpha)[order])
-    return True
-
-
 def scoring_twice_is_bit_equal(trial: Trial) -> bool:
     one, two = trial.scores, scored(trial.net)
     assert one.propose.tobytes() == two.propose.tobytes()
@@ -160,64 +134,10 @@ def scoring_twice_is_bit_equal(trial: Trial) -> bool:
     return True
 
 
-def agree(one: fxprune.Scores, two: fxprune.Scores, net: RandomNet) -> bool:
-    """Whether two scores are the same; they have to be, unless rounding alone moves that of `net` about as far."""
-    found = apart(one, two)
-    if found <= CLOSE[net.flat.weight.dtype] / 2:
-        return True
-    assert any(apart(one, scored(shaken(net, draw))) > found / 10 for draw in range(3))
-    return False
-
-
-def shaken(net: RandomNet, draw: int) -> RandomNet:
-    """A network whose weights are changed by as little as rounding changes them."""
-    other, generator = copy.deepcopy(net), torch.Generator().manual_seed(draw)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            noise = torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator)
-            parameter.mul_(1 + 4 * torch.finfo(parameter.dtype).eps * noise)
-    return other
-
-
-def apart(one: fxprune.Scores, two: fxprune.Scores) -> float:
-    """The largest difference of two scores of the same units, in shares of the largest score."""
-    pairs = (one.propose, two.propose), (one.protect, two.protect)
-    return max(float(np.abs(a - b).max(initial=0)) / max(float(np.abs(a).max(initial=0)), 1e-30) for a, b in pairs)
-
-
-def nearest(net: RandomNet) -> float:
-    """How near the two units that cost least ever came as a network's scores were made, in shares of the dearest."""
-    gaps = [1.0]
-
-    def watched(states: Sequence[elimination.State], count: int) -> NDArray[np.float64]:
-        found = costs(states, count)
-        left = np.sort(found[found > 0])  # those that went cost nothing
-        gaps.extend((left[1:2] - left[:1]) / left[-1:])
-        return found
-
-    with pytest.MonkeyPatch.context() as patch:
-        costs = elimination._costs
-        patch.setattr(elimination, "_costs", watched)
-        scored(net)
-    return float(min(gaps))
-
-
-def tied(scores: NDArray[np.float64], dtype: torch.dtype) -> bool:
-    """Whether two scores are as near to each other as rounding may put them."""
-    gaps = np.diff(np.sort(scores))
-    return bool((gaps <= CLOSE[dtype] * np.abs(scores).max(initial=0)).any())
-
-
-def kept(scores: fxprune.Scores, alpha: float) -> NDArray[np.bool_]:
-    """Which units stay at a level."""
-    return scores.allocation().keep(alpha)
-
-
 INVARIANTS: dict[str, Callable[[Trial], bool]] = {  # each says whether there was something to compare
     "zeroing a unit equals deleting it": zeroing_equals_deleting,
     "shapes and literals agree": shapes_and_literals_agree,
     "the empty plan is the identity": the_empty_plan_is_the_identity,
     "two ways of capture agree": two_ways_of_capture_agree,
-    "permuted channels permute the plan": permuted_channels_permute_the_plan,
     "scoring twice is bit-equal": scoring_twice_is_bit_equal,
 }

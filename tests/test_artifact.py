@@ -29,9 +29,8 @@ from fxprune.saving import container, header
 
 BATCHES = [(images()(20), torch.arange(20) % 5), (images()(7), torch.arange(7) % 5)]
 KINDS = (
-    "residual", "mlp_batchnorm_dropout", "channel_shuffle", "multihead_masked", "rotated_heads", "tied_words",
-    "one_tensor_in_two_modules", "lstm_projected_deep_both_ways", "several_inputs", "dict_input", "named_outputs",
-    "constants_of_channels", "permutation", "branch_on_shape", "packed_there", "two_names",
+    "residual", "channel_shuffle", "multihead_masked", "tied_words", "one_tensor_in_two_modules", "dict_input",
+    "lstm_projected_deep_both_ways", "named_outputs", "permutation", "packed_there",
 )  # fmt: skip
 
 

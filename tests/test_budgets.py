@@ -43,7 +43,7 @@ def shares(plan: fxprune.Plan) -> dict[str, float]:
 
 @pytest.mark.parametrize("allocate", ALLOCATIONS)
 @pytest.mark.parametrize("what", ["params", "macs"])
-@pytest.mark.parametrize("share", [0.9, 0.5, 0.3])
+@pytest.mark.parametrize("share", [0.9, 0.3])
 def test_a_budget_is_met_from_below_within_a_percent(allocate: str, what: str, share: float) -> None:
     plan = SCORES.plan(**{what: share}, allocate=allocate)
     found = shares(plan)[what]

@@ -105,10 +105,7 @@ def torchs_count(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
     return {str(operation): flops // 2 for operation, flops in counter.get_flop_counts().get("Global", {}).items()}
 
 
-NETWORKS: dict[str, dict[str, Any]] = {
-    "resnet18": {}, "mobilenet_v3_small": {}, "shufflenet_v2_x0_5": {}, "convnext_tiny": {}, "swin_t": {},
-    "vit_b_32": {"image_size": 64}, "regnet_y_400mf": {}, "fcn_resnet50": {"weights_backbone": None},
-}  # fmt: skip
+NETWORKS: dict[str, dict[str, Any]] = {"mobilenet_v3_small": {}, "swin_t": {}, "vit_b_32": {"image_size": 64}}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -132,10 +129,10 @@ def Repeats(self, x: Tensor) -> tuple[Tensor, ...]:
     return self.second(x) + y, last * last, rows, others, self.head(others) + others
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0", "vit_b_32", "resnet18"])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
 def test_nodes_that_are_alike_cost_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The facts of each by itself are those of the one that ran for all."""
-    model, images = torchvision.models.get_model(name, weights=None).eval(), torch.randn(2, 3, 224, 224)
+    model, images = torchvision.models.get_model(name, weights=None).eval(), torch.randn(2, 3, 64, 64)
     facts_alike(model, images, monkeypatch)
 
 

@@ -23,11 +23,7 @@ from fxprune.tracing.facts import macs
 from fxprune.tracing.graph import example_of
 
 NETWORKS = [
-    ("resnet18", {}, 32),
-    ("mobilenet_v2", {}, 32),
-    ("densenet121", {}, 32),
     ("shufflenet_v2_x0_5", {}, 32),
-    ("regnet_y_400mf", {}, 32),
     ("vit_b_32", {"image_size": 64}, 64),
     ("swin_t", {}, 64),
 ]

@@ -82,7 +82,7 @@ TASKS: dict[str, tuple[str, Callable[[nn.Module], nn.Module]]] = {
 }
 
 
-@pytest.mark.parametrize("pair", [(0, 1), (2, 2), (3, 2), (4, 0), (5, 2)], ids=str)
+@pytest.mark.parametrize("pair", [(0, 1), (3, 2), (4, 5)], ids=str)
 def test_two_threads_at_once_give_what_one_gives_alone(pair: tuple[int, int]) -> None:
     tasks = [list(TASKS.values())[index] for index in pair]
     alone = [task(model(name)) for name, task in tasks]
@@ -194,8 +194,9 @@ WORLDS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("task", [compress, tune], ids=["compress", "finetune"])
+@pytest.mark.parametrize(
+    ("world", "task"), [*((world, compress) for world in WORLDS), ("inference mode", tune), ("autocast", tune)]
+)
 def test_what_torch_is_told_makes_no_difference(world: str, task: Callable[[nn.Module], nn.Module]) -> None:
     given = model()
     alone = task(given)

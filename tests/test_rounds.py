@@ -18,7 +18,14 @@ from fxprune.rounds import composed
 from fxprune.tracing.facts import macs
 from fxprune.tracing.graph import example_of
 
-CASES = ["residual", "inception", "resnext_block", "shuffle_units", "attention_chunk_matmul", "lstm_deep_both_ways"]
+CASES = [
+    "residual",
+    "concat_spellings",
+    "resnext_block",
+    "shuffle_units",
+    "attention_chunk_matmul",
+    "lstm_deep_both_ways",
+]
 
 
 def loader(name: str) -> list[tuple[Any, torch.Tensor]]:

@@ -223,61 +223,88 @@ def test_a_constant_unit_tells_no_classes_apart() -> None:
 # -- what is said where scores cannot be taken -------------------------------------------------------------------------
 
 
-def test_empty_loader() -> None:
-    with pytest.raises(CalibrationError, match="the loader gives no batch"):
-        score(build("residual"), [])
+def spoiled(value: float) -> list[tuple[Tensor, Tensor]]:
+    """Batches, with one number of the second replaced."""
+    x = IMAGES.double().clone()
+    x[20, 0, 0, 0] = value
+    return loader(x)
 
 
-def test_one_shot_loader() -> None:
-    with pytest.raises(CalibrationError, match="the loader is a generator, which can be read only once"):
-        score(build("residual"), (batch for batch in loader()))
+def labelled(labels: Tensor, size: int = 12) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(IMAGES.double().split(12), labels.split(size), strict=False))
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (LABELS[:, None], r"shape \(12, 1\) and dtype int64.*each of the 12 samples: pass classes="),
-        (LABELS.float(), r"shape \(12,\) and dtype float32.*pass classes="),
-        (F.one_hot(LABELS), r"shape \(12, 5\) and dtype int64"),
-        (LABELS[:11].repeat(3), r"shape \(11,\)"),
-    ],
-)
-def test_labels_that_are_not_one_class_a_sample(labels: Tensor, message: str) -> None:
-    batches = [
-        (x, y) for x, y in zip(IMAGES.double().split(12), labels.split(12 if len(labels) == 30 else 11), strict=False)
-    ]
+@layers(lambda: dict(a=nn.Linear(1, 8), b=nn.Linear(8, CLASSES)))
+def Constant(self, x: Tensor) -> Tensor:
+    return self.b(self.a(x.reshape(1, 1)).relu())
+
+
+@torch.no_grad()
+def without_gradients(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target)
+
+
+UNREACHED = r"loss does not depend on Residual: its gradient is 0.*no_grad\(\), detach"
+NOT_FINITE = "the loss of batch 1 is nan: the input x holds NaN or infinity"
+TO_UNPACK = r".*pass unpack=, a function from a batch to \(inputs, targets\)"
+LOSSES: dict[str, tuple[Any, str]] = {
+    "one a sample": (nn.CrossEntropyLoss(reduction="none"), r"of batch 0 has shape \(12,\): it must be one number"),
+    "a float": (lambda o, t: 1.0, "the loss of batch 0 has type float"),
+    "no_grad": (without_gradients, UNREACHED),
+    "detach": (lambda o, t: F.cross_entropy(o.detach().requires_grad_(), t), UNREACHED),
+    "item": (lambda o, t: torch.tensor(F.cross_entropy(o, t).item()), UNREACHED),
+    "zero": (lambda o, t: torch.zeros(()), UNREACHED),
+    "zero times infinity": (
+        lambda o, t: (o - o.detach()).abs().sqrt().sum(),
+        r"a gradient on the edge .* is not finite: look for overflow in the model or the loss",
+    ),
+}
+BATCHES: dict[str, tuple[Any, str]] = {
+    "none": (list, "the loader gives no batch"),
+    "a generator": (lambda: iter(loader()), "the loader is a generator, which can be read only once"),
+    "nan": (lambda: spoiled(float("nan")), NOT_FINITE),
+    "infinity": (lambda: spoiled(float("inf")), NOT_FINITE),
+    "other sizes": (lambda: [*loader(), (VECTORS.double(), LABELS)], r"the model fails on batch 3 \(RuntimeError"),
+    "a number": (lambda: [7], f"a batch is a int, not a pair{TO_UNPACK}"),
+    "three": (lambda: [(IMAGES, LABELS, LABELS)], f"a batch is a tuple of length 3, not a pair{TO_UNPACK}"),
+    "no targets": (lambda: [{"x": IMAGES, "y": LABELS}], rf"keys \['x', 'y'\], and 0 of them{TO_UNPACK}"),
+    "two targets": (
+        lambda: [{"x": IMAGES, "label": LABELS, "target": LABELS}],
+        f"and 2 of them say that they are the targets{TO_UNPACK}",
+    ),
+}  # fmt: skip
+LABELLED: dict[str, tuple[Any, str]] = {
+    "a column": (labelled(LABELS[:, None]), r"shape \(12, 1\) and dtype int64.*each of the 12 samples: pass classes="),
+    "floats": (labelled(LABELS.float()), r"shape \(12,\) and dtype float32.*pass classes="),
+    "one hot": (labelled(F.one_hot(LABELS)), r"shape \(12, 5\) and dtype int64"),
+    "fewer": (labelled(LABELS[:11].repeat(3), 11), r"shape \(11,\)"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_that_cannot_be_used(name: str) -> None:
+    loss, message = LOSSES[name]
+    with pytest.raises(CalibrationError, match=message):
+        score(build("residual"), loader(), loss=loss)
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_batches_that_cannot_be_used(name: str) -> None:
+    batches, message = BATCHES[name]
+    with pytest.raises(CalibrationError, match=message):
+        score(build("residual"), batches())
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_that_are_not_one_class_a_sample(name: str) -> None:
+    batches, message = LABELLED[name]
     with pytest.raises(CalibrationError, match=message):
         u_score(build("residual"), batches, loss=squares)
 
 
-def test_classes_turns_targets_into_class_numbers() -> None:
-    model = build("residual")
-    batches = [(x, F.one_hot(y, CLASSES).double()) for x, y in loader()]
-    scores = u_score(model, batches, classes=lambda targets: targets.argmax(1))
-    assert np.allclose(scores.propose, u_score(model, loader()).propose)
-
-
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        (7, "a batch is a int, not a pair"),
-        ((IMAGES, LABELS, LABELS), "a batch is a tuple of length 3, not a pair"),
-        ({"x": IMAGES, "y": LABELS}, r"keys \['x', 'y'\], and 0 of them"),
-        ({"x": IMAGES, "label": LABELS, "target": LABELS}, r"and 2 of them say that they are the targets"),
-    ],
-)
-def test_batches_of_an_unknown_form(batch: Any, message: str) -> None:
-    with pytest.raises(CalibrationError, match=message + r".*unpack=") as error:
-        score(build("residual"), [batch])
-    assert "pass unpack=, a function from a batch to (inputs, targets)" in str(error.value)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_inputs_that_are_not_finite(value: float) -> None:
-    x = IMAGES.double().clone()
-    x[20, 0, 0, 0] = value
-    with pytest.raises(CalibrationError, match="the loss of batch 1 is nan: the input x holds NaN or infinity"):
-        score(build("residual"), loader(x))
+def test_a_batch_without_a_batch_axis() -> None:
+    with pytest.raises(CalibrationError, match="a batch has no tensor with a batch axis among its inputs: pass unpack"):
+        score(Constant(), [(torch.tensor(0.5), torch.tensor([1])), (torch.tensor(0.7), torch.tensor([2]))])
 
 
 def test_an_activation_that_is_not_finite_but_harmless() -> None:
@@ -290,68 +317,11 @@ def test_an_activation_that_is_not_finite_but_harmless() -> None:
         score(model, loader(VECTORS), loss=loss)
 
 
-def test_a_loss_that_is_not_a_number() -> None:
-    per_sample = nn.CrossEntropyLoss(reduction="none")
-    with pytest.raises(CalibrationError, match=r"the loss of batch 0 has shape \(12,\): it must be one number"):
-        score(build("residual"), loader(), loss=per_sample)
-    with pytest.raises(CalibrationError, match="the loss of batch 0 has type float"):
-        score(build("residual"), loader(), loss=lambda output, target: 1.0)
-
-
-@torch.no_grad()
-def without_gradients(output: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(output, target)
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [
-        without_gradients,
-        lambda o, t: F.cross_entropy(o.detach().requires_grad_(), t),
-        lambda o, t: torch.tensor(F.cross_entropy(o, t).item()),
-        lambda o, t: torch.zeros(()),
-    ],
-    ids=["no_grad", "detach", "item", "zero"],
-)
-def test_a_loss_that_no_scored_value_reaches(loss: Any) -> None:
-    with pytest.raises(
-        CalibrationError, match=r"loss does not depend on Residual: its gradient is 0.*no_grad\(\), detach"
-    ):
-        score(build("residual"), loader(), loss=loss)
-
-
 def test_a_loss_that_some_batches_do_not_reach() -> None:
     model, batches, calls = build("residual"), loader(), iter(range(3))
     found = score(model, batches, loss=lambda o, t: F.cross_entropy(o, t) if next(calls) else torch.zeros(()))
-    first = len(batches[0][1])
     assert np.allclose(found.protect, score(model, batches[1:]).protect)
-    assert found.about["samples"] == SAMPLES > first
-
-
-def test_a_batch_that_the_model_does_not_take() -> None:
-    batches = [*loader(), (VECTORS.double(), LABELS)]
-    with pytest.raises(CalibrationError, match=r"the model fails on batch 3 \(RuntimeError"):
-        score(build("residual"), batches)
-
-
-def test_a_batch_without_a_batch_axis() -> None:
-    @layers(lambda: dict(a=nn.Linear(1, 8), b=nn.Linear(8, CLASSES)))
-    def Constant(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x.reshape(1, 1)).relu())
-
-    with pytest.raises(
-        CalibrationError, match="a batch has no tensor with a batch axis among its inputs: pass unpack="
-    ):
-        score(Constant(), [(torch.tensor(0.5), torch.tensor([1])), (torch.tensor(0.7), torch.tensor([2]))])
-
-
-def test_gradients_that_are_not_finite() -> None:
-    """The loss is zero, its gradient is zero times infinity."""
-    loss = lambda output, target: (output - output.detach()).abs().sqrt().sum()  # noqa: E731
-    with pytest.raises(
-        CalibrationError, match=r"a gradient on the edge .* is not finite: look for overflow in the model or the loss"
-    ):
-        score(build("residual"), loader(), loss=loss)
+    assert found.about["samples"] == SAMPLES
 
 
 # -- Scores as a value -------------------------------------------------------------------------------------------------

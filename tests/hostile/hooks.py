@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -16,16 +15,8 @@ from hostile.case import Deep, Net, Steps, changed, conv, hostile, masked, with_
 KIND = "hooks"
 
 
-def _normalised(module: Any, args: Any) -> Any:
-    return ((args[0] - 0.5) / 0.2,)
-
-
 def _doubled(module: Any, args: Any, out: Tensor) -> Tensor:
     return out * 2 + 1
-
-
-def _in_place(module: Any, args: Any, out: Tensor) -> None:
-    out.mul_(2).add_(1)
 
 
 def _input_in_place(module: Any, args: Any) -> None:
@@ -48,23 +39,15 @@ def _of_gradients(net: Any) -> None:
 
 
 HOOKS: dict[str, Callable[[Any], Any]] = {
-    "on_a_layer": lambda net: net.c1.register_forward_hook(_doubled),
-    "on_the_root": lambda net: net.register_forward_hook(_doubled),
     "on_a_container": lambda net: net.block.register_forward_hook(_doubled),
     "on_a_norm": lambda net: net.bn.register_forward_hook(_doubled),
-    "in_place": lambda net: net.c1.register_forward_hook(_in_place),
     "in_place_before": lambda net: net.act.register_forward_pre_hook(_input_in_place),
-    "by_the_weight": lambda net: net.c2.register_forward_hook(lambda module, args, out: out * module.weight.mean()),
     "twice": _prepended,
     "removed": lambda net: net.c1.register_forward_hook(_doubled).remove(),
     "that_observes": lambda net: net.block.register_forward_hook(lambda module, args, out: None),
     "of_gradients": _of_gradients,
-    "with_keywords": lambda net: net.c2.register_forward_hook(lambda m, a, kw, o: o * (2 + len(a)), with_kwargs=True),
-    "before_the_root": lambda net: net.register_forward_pre_hook(_normalised),
     "before_a_layer_with_keywords": lambda net: net.c2.register_forward_pre_hook(_with_keywords, with_kwargs=True),
     "before_a_layer_a_bare_value": lambda net: net.c2.register_forward_pre_hook(lambda module, args: args[0] * 2),
-    "a_method_of_the_model": lambda net: net.c1.register_forward_hook(types.MethodType(lambda n, m, a, o: o * 2, net)),
-    "a_partial": lambda net: net.c1.register_forward_hook(functools.partial(lambda k, m, a, o: o * k, 3)),
 }  # fmt: skip
 changed(KIND, {f"hook_{name}": change for name, change in HOOKS.items()})
 
@@ -151,11 +134,7 @@ def _decorated(net: Any) -> None:
 
 
 FORWARDS: dict[str, Callable[[Any], Any]] = {
-    "method_on_the_root": lambda net: _set(net, types.MethodType(_scaled, net)),
-    "method_on_a_layer": lambda net: _set(net.c1, types.MethodType(_scaled, net.c1)),
     "partial_on_the_root": lambda net: _set(net, functools.partial(_scaled, net, scale=3.0)),
-    "closure_on_the_root": lambda net: _closure(net, ""),
-    "closure_on_a_layer": lambda net: _closure(net, "c1"),
     "closure_on_a_container": lambda net: _closure(net, "block"),
     "closure_over_the_model": lambda net: _set(net.c2, lambda x: F.conv2d(x, net.c2.weight, padding=1) * 2),
     "decorated": _decorated,
@@ -164,19 +143,11 @@ FORWARDS: dict[str, Callable[[Any], Any]] = {
     "of_a_layer_of_the_model": lambda net: _set(net.act, nn.Sequential(conv(8, 8)).forward),
     "without_gradients": lambda net: _set(net.c1, torch.no_grad()(net.c1.forward)),
     "call_on_an_instance": lambda net: setattr(net.c1, "__call__", lambda x: x * 0),
-    "conv_forward_on_an_instance": lambda net: setattr(
-        net.c1, "_conv_forward", lambda x, w, b: F.conv2d(x, w * 2, b, padding=1)
-    ),
 }
 changed(KIND, {f"forward_{name}": change for name, change in FORWARDS.items()})
 
 
 # -- subclasses that compute in other places than the layer does -------------------------------------------------------
-
-
-class CalledTwice(nn.Conv2d):
-    def __call__(self, x: Tensor) -> Tensor:
-        return super().__call__(x) * 2
 
 
 class ConvForward(nn.Conv2d):
@@ -194,17 +165,6 @@ class ReadsTransposed(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(super().forward(x), self.weight.transpose(0, 1), None, padding=1)
-
-
-class WeightProperty(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.raw = nn.Parameter(torch.randn(8, 8, 3, 3) * 0.1)
-
-    weight = property(lambda self: self.raw * 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, padding=1)
 
 
 class WeightByGetattribute(nn.Conv2d):
@@ -254,9 +214,9 @@ def _of_another_class() -> nn.Module:
 
 
 def _subclasses() -> dict[str, Any]:
-    kinds = (CalledTwice, ConvForward, ReadsTwice, ReadsTransposed, WeightByGetattribute, Padded, Changes)
+    kinds = (ReadsTwice, ReadsTransposed, WeightByGetattribute, Padded, Changes)
     found = {kind.__name__: kind(8, 8, 3, padding=1) for kind in kinds}
-    found |= {"WeightProperty": WeightProperty(), "LeakyByCall": LeakyByCall(), "NormOfItsOwn": NormOfItsOwn(8)}
+    found |= {"LeakyByCall": LeakyByCall(), "NormOfItsOwn": NormOfItsOwn(8)}
     return found | {"sequential": ResidualByCall(conv(8, 8), nn.ReLU()), "of_another_class": _of_another_class()}
 
 

@@ -15,20 +15,11 @@ from zoo.case import CLASSES, add, case, conv, head, images
 Binary = Callable[[Tensor, Tensor], Tensor]
 
 BINARY: dict[str, Binary] = {
-    "add_operator": lambda u, v: u + v,
     "add_method": lambda u, v: u.add(v, alpha=2),
     "add_in_place": lambda u, v: u.add_(v),
     "add_augmented": operator.iadd,
-    "sub_function": lambda u, v: torch.sub(u, v),
-    "mul_operator": lambda u, v: u * v,
-    "div_method": lambda u, v: u.div(v * v + 1),
     "div_augmented": lambda u, v: operator.itruediv(u, v.exp()),
-    "maximum": lambda u, v: torch.maximum(u, v),
-    "max_of_two": lambda u, v: torch.max(u, v),
-    "minimum_method": lambda u, v: u.minimum(v),
-    "where": lambda u, v: torch.where(u > v, u, v * 0.5),
     "lerp": lambda u, v: torch.lerp(u, v, 0.3),
-    "addcmul": lambda u, v: torch.addcmul(u, u, v, value=0.5),
     "power": lambda u, v: u.abs() ** 2 + torch.pow(v, 2) - u**3,
     "masked_fill": lambda u, v: u.masked_fill(v > 0, 0.0),
     "scalars": lambda u, v: 2 - (1 + u * 3) / 2 + (v - 1) * -0.5 + 1 / (1 + v.exp()),

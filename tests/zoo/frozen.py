@@ -26,12 +26,6 @@ def MaxOverChannels(self, x: Tensor) -> Tensor:
     return self.head(self.c(x * self.pick(seen).sigmoid()).relu())
 
 
-@case(images(), shrinks=("a", "c"), frozen=("b",), any_size=True)
-@layers(lambda: dict(a=conv(3, 8), b=conv(8, 8), c=conv(8, 8), head=head(8)))
-def SoftmaxOverChannels(self, x: Tensor) -> Tensor:
-    return self.head(self.c(self.b(self.a(x).relu()).softmax(1)).relu())
-
-
 @case(images(), shrinks=("a",), frozen=("b", "c"))
 @layers(lambda: dict(a=conv(3, 8), b=conv(8, 6), c=conv(8, 5), head=nn.Linear(30, CLASSES)))
 def BilinearPooling(self, x: Tensor) -> Tensor:
@@ -82,12 +76,6 @@ def OrderOfChannels(self, x: Tensor) -> Tensor:
     return self.head(self.c(torch.sort(x, dim=1)[0]).relu())
 
 
-@case(images(), shrinks=("a", "c"), frozen=("b",), any_size=True)
-@layers(lambda: dict(a=conv(3, 8), b=conv(8, 8), c=conv(8, 10), head=head(10)))
-def RunningSum(self, x: Tensor) -> Tensor:
-    return self.head(self.c(self.b(self.a(x).relu()).cumsum(1)).relu())
-
-
 @case(images(size=4), shrinks=("a", "mlp.0"), frozen=("b", "mlp.2"))
 @layers(lambda: dict(
     a=conv(3, 8), b=conv(8, 12), norm=nn.LayerNorm(12), attention=nn.MultiheadAttention(12, 3, batch_first=True),
@@ -113,3 +101,9 @@ add(
     shrinks=("0", "3.linear1", "4"),
     frozen=("2",),
 )  # fmt: skip
+
+
+@case(images(), shrinks=("a", "c"), frozen=("b",), any_size=True)
+@layers(lambda: dict(a=conv(3, 8), b=conv(8, 8), c=conv(8, 8), head=head(8)))
+def SoftmaxOverChannels(self, x: Tensor) -> Tensor:
+    return self.head(self.c(self.b(self.a(x).relu()).softmax(1)).relu())

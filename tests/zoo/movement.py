@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from nets import layers
 from torch import Tensor, nn
 
-from zoo.case import CLASSES, add, case, conv, head, images, tensors
+from zoo.case import CLASSES, case, conv, head, images, tensors
 
 
 @case(images(size=4), shrinks=("a", "b", "c", "d", "e", "f"))
@@ -68,13 +68,6 @@ def NhwcFlatten(self, x: Tensor) -> Tensor:
     """The channel is the fastest of the flattened axes."""
     x = self.a(x).relu().permute(0, 2, 3, 1)
     return self.head(self.b(x.reshape(x.shape[0], -1)).relu())
-
-
-@case(images(size=4), shrinks=("a", "b"))
-@layers(lambda: dict(a=conv(3, 8), b=conv(3, 5), head=nn.Linear(13 * 16, CLASSES)))
-def ConcatFlatten(self, x: Tensor) -> Tensor:
-    """Two maps of different width, joined and then flattened."""
-    return self.head(torch.flatten(torch.cat([self.a(x).relu(), self.b(x)], 1), 1))
 
 
 @case(images(), shrinks=("a", "b", "c", "d"), any_size=True)
@@ -155,29 +148,12 @@ def Permutation(self, x: Tensor) -> Tensor:
     return self.head(self.d(torch.index_select(x, 1, self.some)))
 
 
-@case(images(), shrinks=("a", "b", "c", "d"), any_size=True)
-@layers(lambda: dict(a=conv(3, 8), b=conv(8, 8), c=conv(8, 8), d=conv(8, 8), head=head(8)))
-def FlipAndRoll(self, x: Tensor) -> Tensor:
-    x = self.b(self.a(x).flip(1).relu())
-    x = self.c(torch.roll(x, 3, dims=1))
-    x = self.d(torch.flip(x, (1, 2)).roll(-2, 1))
-    return self.head(torch.roll(x, (1, 2), (2, 3)))
-
-
 @case(images(), shrinks=("a",), any_size=True)
 @layers(lambda: dict(a=conv(3, 12), head=head(12)))
 def RollThenAdd(self, x: Tensor) -> Tensor:
     """A layer that meets its own rolled self: the channels form cycles."""
     x = self.a(x).relu()
     return self.head(x + x.roll(4, 1) * x.flip(3))
-
-
-@case(images(), shrinks=("a", "b", "c"), any_size=True)
-@layers(lambda: dict(a=conv(3, 6), b=conv(12, 8), c=conv(16, 6), d=conv(12, 8), head=head(8), other=head(6)))
-def RepeatAndInterleave(self, x: Tensor) -> Tensor:
-    x = self.b(self.a(x).repeat(1, 2, 1, 1).relu())
-    x = self.c(torch.repeat_interleave(x, 2, dim=1))
-    return self.head(self.d(x.tile(1, 2, 1, 1).relu())) + self.other(x.repeat_interleave(2, 2))
 
 
 @case(images(size=4), shrinks=("a", "b"))
@@ -200,16 +176,6 @@ def ZeroPaddedChannels(self, x: Tensor) -> Tensor:
     return self.head(self.c(x) + torch.cat([zeros, x], 1))
 
 
-@case(images(size=4), shrinks=("a", "b", "c"))
-@layers(lambda: dict(
-    a=conv(3, 8), b=nn.Linear(8, 8), c=nn.Conv1d(8, 8, 1), head=nn.Linear(8, CLASSES), pool=nn.AdaptiveAvgPool2d(1),
-))  # fmt: skip
-def SqueezeSpellings(self, x: Tensor) -> Tensor:
-    x = self.b(self.pool(self.a(x)).squeeze(-1).squeeze(-1))
-    x = self.c(x.unsqueeze(-1)).relu()
-    return self.head(torch.squeeze(x, 2))
-
-
 @case(images(), shrinks=("a", "b"), any_size=True)
 @layers(lambda: dict(a=conv(3, 8), b=conv(8, 12), head=head(12)))
 def SizesOfChannels(self, x: Tensor) -> Tensor:
@@ -217,24 +183,6 @@ def SizesOfChannels(self, x: Tensor) -> Tensor:
     x = self.a(x).relu()
     x = self.b(x * x.shape[1] ** -0.5).relu()
     return self.head(x / x.size(1))
-
-
-add(
-    "pixel_shuffle_modules",
-    lambda: nn.Sequential(
-        conv(3, 24), nn.ReLU(), nn.PixelShuffle(2), conv(6, 8), nn.PixelUnshuffle(2), nn.ReLU(), conv(32, 6), head(6)
-    ),
-    images(),
-    shrinks=("0", "3", "6"),
-    any_size=True,
-)
-
-
-@case(images(), shrinks=("a", "b"), any_size=True)
-@layers(lambda: dict(a=conv(3, 16), norm=nn.BatchNorm2d(4), b=conv(4, 8), out=conv(32, 4)))
-def PixelShuffleFunctions(self, x: Tensor) -> Tensor:
-    x = self.b(self.norm(F.pixel_shuffle(self.a(x), 2)).relu())
-    return F.pixel_shuffle(self.out(torch.pixel_unshuffle(x, 2)), 2)
 
 
 @case(images(size=4), shrinks=("a", "b"))
@@ -249,10 +197,10 @@ def SpaceToDepth(self, x: Tensor) -> Tensor:
     return self.head(self.c(torch.cat(corners, 1)))
 
 
-@case(images(size=4), shrinks=("a",))
-@layers(lambda: dict(a=conv(3, 6), b=nn.Linear(6 * 4, 8), head=nn.Linear(8, CLASSES), unfold=nn.Unfold(2, stride=2)))
-def Unfold(self, x: Tensor) -> Tensor:
-    """im2col: every channel becomes one row for each position of the kernel."""
-    x = self.a(x).relu()
-    y = self.unfold(x) + F.unfold(x, 2, stride=2)
-    return self.head(self.b(y.transpose(1, 2)).mean(1))
+@case(images(), shrinks=("a", "b", "c", "d"), any_size=True)
+@layers(lambda: dict(a=conv(3, 8), b=conv(8, 8), c=conv(8, 8), d=conv(8, 8), head=head(8)))
+def FlipAndRoll(self, x: Tensor) -> Tensor:
+    x = self.b(self.a(x).flip(1).relu())
+    x = self.c(torch.roll(x, 3, dims=1))
+    x = self.d(torch.flip(x, (1, 2)).roll(-2, 1))
+    return self.head(torch.roll(x, (1, 2), (2, 3)))

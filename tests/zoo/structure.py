@@ -12,16 +12,6 @@ from torch import Tensor, nn
 from zoo.case import CLASSES, add, case, conv, head, images, tensors
 
 
-@case(images(), shrinks=("stem", "shared", "norm", "after"), any_size=True)
-@layers(lambda: dict(stem=conv(3, 8), shared=conv(8, 8), norm=nn.BatchNorm2d(8), after=conv(8, 12), head=head(12)))
-def CalledTwice(self, x: Tensor) -> Tensor:
-    """One convolution run three times in a row: what goes in and what comes out is one group."""
-    x = self.stem(x)
-    for _ in range(3):
-        x = x + self.norm(self.shared(x)).relu()
-    return self.head(self.after(x).relu())
-
-
 @case(images(), shrinks=("a", "b", "shared", "out"), any_size=True)
 @layers(lambda: dict(a=conv(3, 8), b=conv(3, 8, 5), shared=conv(8, 10), out=conv(20, 6), head=head(6)))
 def CalledOnTwoInputs(self, x: Tensor) -> Tensor:
@@ -199,34 +189,6 @@ def Unet(self, x: Tensor) -> Tensor:
     return self.out(torch.cat([one, x], 1))
 
 
-@case(images(), shrinks=("branches.0.0", "branches.1.0", "branches.2.1", "mix"), any_size=True)
-class Inception(nn.Module):
-    """Parallel branches, joined; the list of them is walked by a comprehension."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(
-            [
-                nn.Sequential(conv(3, 6, 1), nn.ReLU()),
-                nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU()),
-                nn.Sequential(nn.MaxPool2d(3, 1, 1), conv(3, 5, 1)),
-            ]
-        )
-        self.mix, self.head = conv(19, 10), head(10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.mix(torch.cat([branch(x) for branch in self.branches], 1)).relu())
-
-
-@case(tensors(3, 3, 8, 8), shrinks=("a", "b"))
-@layers(lambda: dict(a=conv(3, 8), b=conv(8, 6), head=nn.Linear(6, CLASSES)))
-def VideoFrames(self, x: Tensor) -> Tensor:
-    """Frames are folded into the batch and unfolded again."""
-    b, t = x.shape[:2]
-    x = self.b(self.a(x.flatten(0, 1)).relu()).amax((2, 3))
-    return self.head(x.view(b, t, -1).mean(1))
-
-
 @case(images(), shrinks=("primary", "next"), any_size=True)
 @layers(lambda: dict(
     primary=conv(3, 7), cheap=conv(7, 7, groups=7), norm=nn.BatchNorm2d(7), next=conv(12, 8), head=head(8),
@@ -266,17 +228,11 @@ def NonLocal(self, x: Tensor) -> Tensor:
     return self.head(x + self.out(y))
 
 
-def words(batch: int = 2) -> Tensor:
-    return torch.randint(0, 20, (batch, 9), generator=torch.Generator().manual_seed(batch))
-
-
-@case(words, shrinks=("convs.0", "convs.1", "joint"))
-@layers(lambda: dict(
-    table=nn.Embedding(20, 8), convs=nn.ModuleList(nn.Conv1d(8, 6, length) for length in (2, 3)),
-    joint=nn.Linear(12, 8), head=nn.Linear(8, CLASSES),
-))  # fmt: skip
-def TextCnn(self, x: Tensor) -> Tensor:
-    """Numbers of words go in; convolutions of several lengths, joined."""
-    x = self.table(x).transpose(1, 2)
-    x = torch.cat([F.max_pool1d(c(x).relu(), c(x).size(2)).squeeze(2) for c in self.convs], 1)
-    return self.head(self.joint(x).relu())
+@case(images(), shrinks=("stem", "shared", "norm", "after"), any_size=True)
+@layers(lambda: dict(stem=conv(3, 8), shared=conv(8, 8), norm=nn.BatchNorm2d(8), after=conv(8, 12), head=head(12)))
+def CalledTwice(self, x: Tensor) -> Tensor:
+    """One convolution run three times in a row: what goes in and what comes out is one group."""
+    x = self.stem(x)
+    for _ in range(3):
+        x = x + self.norm(self.shared(x)).relu()
+    return self.head(self.after(x).relu())
