@@ -261,7 +261,7 @@ LOSSES: dict[str, tuple[Any, str]] = {
 }
 BATCHES: dict[str, tuple[Any, str]] = {
     "none": (list, "the loader gives no batch"),
-    "a generator": (lambda: iter(loader()), "the loader is a generator, which can be read only once"),
+    "a generator": (lambda: (batch for batch in loader()), "the loader is a generator, which can be read only once"),
     "nan": (lambda: spoiled(float("nan")), NOT_FINITE),
     "infinity": (lambda: spoiled(float("inf")), NOT_FINITE),
     "other sizes": (lambda: [*loader(), (VECTORS.double(), LABELS)], r"the model fails on batch 3 \(RuntimeError"),

@@ -63,6 +63,7 @@ _BOTH_WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "t_": lambda x: x * spread(pooled(x).t_().t_()),
     "unbind": lambda x: torch.stack(x.unbind(2), 2),
     "torch.unbind": lambda x: torch.stack(torch.unbind(x, 2), 2),
+    "torch.stack behind": lambda x: torch.stack([x, x.tanh()], -1).mean(-1),
     "torch.stack": lambda x: torch.stack([x, x.tanh()], 1).mean(1),
     "narrow": lambda x: torch.cat([x.narrow(2, 0, 2), x.narrow(2, 2, 4)], 2),
     "torch.narrow": lambda x: torch.cat([torch.narrow(x, 2, 3, 3), torch.narrow(x, 2, 0, 3)], 2),
