@@ -63,9 +63,17 @@ class ExportError(FxpruneError):
     """A model cannot be exported, or what was exported does not give what the model gives."""
 
 
+def text_of(error: BaseException | None) -> str:
+    """An error's message; an empty one where its own `__str__` fails."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - whatever the class of somebody else's error does
+        return ""
+
+
 def first_line(error: BaseException | None) -> str:
     """The first line of an error's message; torch.fx adds tracebacks below it."""
-    return (str(error).splitlines() or [""])[0]
+    return (text_of(error).splitlines() or [""])[0]
 
 
 def told(error: BaseException | None) -> str:
@@ -77,14 +85,14 @@ def told(error: BaseException | None) -> str:
     parts = [type(error).__name__, first_line(error)]
     if is_of_memory(error):
         parts.append("give smaller batches or another device=, they take too much memory")
-    if "'lengths' argument should be a 1D CPU" in str(error):
+    if "'lengths' argument should be a 1D CPU" in text_of(error):
         parts.append("move the other tensors of a batch to the device, with unpack=, and its lengths stay on the CPU")
     return ": ".join(part for part in parts if part)
 
 
 def is_of_memory(error: BaseException | None) -> bool:
     """Whether an error says that memory ran out: Python's, a device's, or that of torch on the CPU, a RuntimeError."""
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, MemoryError) or any(sign in text_of(error) for sign in _SIGNS)
 
 
 _SIGNS = ("out of memory", "DefaultCPUAllocator")
@@ -122,7 +130,7 @@ def stage(doing: str) -> Iterator[None]:
 
 def summary(error: BaseException) -> str:
     """An error's first line, and the one after it where the first only announces it."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines()] or [""]
+    lines = [" ".join(line.split()) for line in text_of(error).splitlines()] or [""]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 

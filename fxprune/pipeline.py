@@ -68,38 +68,38 @@ def compress(
     finetune: Mapping[str, Any] | None = None,
     **scoring: Any,
 ) -> nn.Module:
-    """A physically smaller model: `model` without its least useful units, and the rest made to stand in for them.
+    """Remove the least useful units of `model`, and refit the remaining layers to make up for them.
 
-    What is rewritten equals the original with those units zeroed; that is proved before the weights of what stays are
-    changed in closed form.
+    The rewritten model is proven equal to the original with those units zeroed, before weights are changed in closed
+    form.
 
     Args:
-        model: a trained model; it comes back untouched in every respect.
+        model: a trained model; it is not changed in any respect.
         loader: a small labelled calibration loader, see `score`.
-        alpha: tolerance of difference between what proposes units and what protects them; 0 prunes least, 1 most. 0.05
-            where no budget is given either.
-        params, macs, latency: budgets, as shares of what the original has, of which one may stand in place of alpha.
+        alpha: tolerance of difference between the signal that proposes units and the one that protects them; 0 prunes
+            least, 1 most; 0.05 where no budget is given either.
+        params, macs, latency: budgets, as shares of the original's; one of them may be given instead of alpha.
         allocate: how a level becomes widths, see `Scores.plan`.
         propose, protect: the signals that rank the units, see `score`.
-        compensate: "none", "bias" (what went is replaced by its mean), "ridge" (by what stays, linearly) or
-            "sequential" (every layer behind is refitted to the original's values, front to back). See `apply`.
-        rounds: how often to score and prune. A budget is gone for in equal factors; alpha holds for each round anew.
+        compensate: "none", "bias" (removed channels are replaced by their means), "ridge" (by a linear map of the kept
+            ones) or "sequential" (every later layer is refitted to the original's values, front to back). See `apply`.
+        rounds: how often to score and prune. A budget is met in equal factors; alpha holds for each round anew.
         max_samples, loss, unpack, classes, seed, device, progress, run, scoring: see `score`.
-        exclude: module names, glob patterns of names, or module types whose outputs stay whole.
-        unknown: "error", or "freeze" to keep what an operation without a rule touches.
+        exclude: module names, glob patterns of names, or module types whose outputs are not pruned.
+        unknown: "error", or "freeze" to keep all channels that an operation without a rule touches.
         inexact, head_dim: see `couple`.
         min_keep, round_to: see `Scores.plan`.
-        submodule: path of the part to prune in place of the whole, for models that cannot be captured in one piece.
-            Its outputs stay whole, so the rest of the model fits; `exclude` takes names in the part.
+        submodule: path of the part to prune instead of the whole model, where that cannot be captured in one piece.
+            The part's outputs are not pruned, so the rest of the model fits; `exclude` takes names in the part.
         verify: compare the captured graph with `model`, on two batches of the loader, before anything is decided, and
             prove the result against the zero-masked original before it is handed over.
         finetune: arguments of `finetune`, at least train_loader and val_loader, to train the result with at the end;
-            loss, unpack, run, seed, device and progress are those above where it does not name them. The proof, and the
-            error in the report, are of the model before that.
+            loss, unpack, run, seed, device and progress are those above where it does not name them. The proof and its
+            error in the report are of the model before training.
 
     Returns:
         A `torch.fx.GraphModule` on the model's device, in its dtype and training mode, with its state_dict keys; with
-        `submodule`, a copy of the whole model in which such a one stands in the part's place.
+        `submodule`, a copy of the whole model that holds such a graph in place of the part.
 
     Raises:
         FxpruneError: one of its children, from the stage that failed; see the stages.
@@ -156,16 +156,16 @@ def apply(
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> nn.Module:
-    """Rewrite `model`, or the part of it that the plan is for, by a plan; all was decided when the plan was made.
+    """Rewrite `model`, or the part of it that the plan is for, by a plan.
 
     Args:
         plan: from `Scores.plan`.
         scores: what `score` gave: "bias" and "ridge" work with its moments, and "sequential" does for recurrent layers.
             The report shows how they ranked the units.
         loader: calibration batches, whose targets are not looked at. "sequential" fits layers to them. A fifth of the
-            samples is held out, and every step is kept only where it brings the outputs there nearer to the original's.
-        compensate: what to do about the units that went: "none" leaves the plain removal that `verify` proves; "bias",
-            "ridge" and "sequential" make up for them in closed form (docs/compensation.md).
+            samples is held out, and a step is kept only where it brings the outputs there nearer to the original's.
+        compensate: "none" is the plain removal that `verify` proves; "bias", "ridge" and "sequential" make up for
+            removed units in closed form (docs/compensation.md).
         unpack, run, device: see `score`.
         seed: of the positions that "sequential" samples.
 
@@ -183,7 +183,7 @@ def apply(
 
 
 def rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:
-    """What a plan makes of a model, with a note of it, and what it found in the original."""
+    """The model rewritten by a plan, with its record; and the graph, coupling and kept units of the original."""
     with stage("rewriting"), undisturbed():
         found = planned_by(model, plan)
         small = with_part(model, plan.submodule, rewrite(*found))
@@ -192,7 +192,7 @@ def rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:
 
 
 def warn_if_unpruned(small: nn.Module) -> None:
-    """Say why nothing was pruned, where nothing was."""
+    """Warn where nothing was pruned, and say why."""
     notes = report(small)
     if not notes.groups:
         reasons = (

@@ -43,11 +43,8 @@ class Schedule:
         try:
             yield {**self.asked, self.what: min(1.0, share / self.remaining)} if self.what else self.asked
         except PlanError as error:
-            said = (
-                f"which should leave {share:.1%} of the original's {BUDGETS[self.what]}"
-                if self.what
-                else "of the level given"
-            )
+            left = f"which should leave {share:.1%} of the original's {BUDGETS.get(self.what)}"
+            said = left if self.what else "of the level given"
             raise PlanError(f"round {index + 1} of {self.rounds}, {said}: {error}") from error
 
     def fitted(self, plan: Plan, original: ModelGraph) -> Plan:
@@ -84,13 +81,13 @@ class Schedule:
             return plan
         budget = Budget(self.what, self.goal, self.remaining)
         if self.remaining > self.goal + ROUNDING:
-            said = f"{budget}: what could still go is tied to what stays in the original"
+            said = f"{budget}: the channels that could still be removed are tied to kept ones in the original"
             warnings.warn(said, FxpruneWarning, stacklevel=3)
         return replace(plan, budget=budget, alpha=None)
 
 
 def _share_left(notes: Report, what: str) -> float:
-    """The share of what a budget is of that one round left."""
+    """The share of the budgeted quantity that one round left."""
     if what == "params":
         return notes.params_after / max(notes.params_before, 1)
     if what == "macs":
@@ -121,7 +118,7 @@ def composed(first: Plan, second: Plan) -> Plan:
 
 
 def _stays(coupling: Coupling, plan: Plan) -> Flags:
-    """The units of which the plan keeps a channel at least."""
+    """The units of which the plan keeps at least one channel."""
     stays = np.zeros(coupling.units, dtype=bool)
     for site in coupling.sites:
         units = site.units[list(plan.keep.get(site.name, range(site.width)))]

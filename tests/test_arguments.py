@@ -44,9 +44,11 @@ PER_NAME: dict[str, tuple[Any, type[FxpruneError], str]] = {
     "seed": (2**70, FxpruneError, r"seed is 1180591620717411303424; it is a whole number from 0 to 2\*\*63 - 1"),
     "exclude": ([3], FxpruneError, r"exclude is \[3\]; it is a name or glob pattern of names, or module types, or a"),
     "alpha": ("0.3", PlanError, "alpha is '0.3'; it is a share of units and lies between 0 and 1"),
+    "latency=": (10**400, PlanError, "latency is a whole number of 1,329 bits; it is a share of the original's laten"),
     "params": (True, PlanError, "params is True; it is a share of the original's parameters: more than 0, at most 1"),
     "macs": (torch.tensor(0.5), PlanError, "macs is a Tensor; it is a share of the original's MACs"),
     "latency": (float("nan"), PlanError, "latency is nan; it is a share of the original's latency"),
+    "macs=": (10**5000, PlanError, "macs is a whole number of 16,610 bits; it is a share"),
     "min_keep": (0, PlanError, r"min_keep is 0; it is a whole number, at least 1 and below 2\*\*31"),
     "round_to": (1.5, PlanError, "round_to is 1.5; it is a whole number"),
     "rounds": (None, PlanError, "rounds is None; it is a whole number"),
@@ -79,11 +81,28 @@ PER_NAME: dict[str, tuple[Any, type[FxpruneError], str]] = {
 @pytest.mark.parametrize("name", PER_NAME)
 def test_an_argument_is_refused_with_its_name_its_value_and_what_it_has_to_be(name: str) -> None:
     value, error, message = PER_NAME[name]
-    given = {"model": MODEL, "loader": LOADER, "progress": False, name: value}
+    given = {"model": MODEL, "loader": LOADER, "progress": False, name.rstrip("="): value}
     with pytest.raises(error, match=message):
         fxprune.compress(**given)
 
 
+def raising(error: Any) -> Callable[..., Any]:
+    """A function, or a method, that fails."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def odd(*, uninitialised: bool = False, **methods: Any) -> nn.Module:
+    """A model whose class overrides some methods."""
+    kind = type("Odd", (Net,), methods)
+    return kind.__new__(kind) if uninitialised else kind()
+
+
+CYCLE = nn.Sequential(nn.Linear(6, 3), nn.Sequential())
+CYCLE[1].append(CYCLE)
 MODELS: dict[str, tuple[Any, str]] = {
     "a class": (Net, r"model is the class Net; give an instance of it, Net\(...\)"),
     "a path": (Path("net.pt"), "model is a .*Path; build the model, and load its weights with model.load_state_dict"),
@@ -98,6 +117,21 @@ MODELS: dict[str, tuple[Any, str]] = {
     ),
     "traced": (TRACED, "model is a TopLevelTracedModule; it is scripted or traced"),
     "None": (None, "model is None; give a model, an nn.Module"),
+    "no __init__": (odd(uninitialised=True), "the model is a Odd that was not initialised: call super"),
+    "lazy": (nn.Sequential(nn.LazyLinear(3)), "0.weight of Sequential has no shape yet: run the model once on a batch"),
+    "its own part": (
+        CYCLE,
+        "1.0 is a module that holds itself, through its submodules: keep a reference to it in a li",
+    ),
+    "no forward": (odd(forward=None), "the forward of Odd has no signature .*: define forward"),
+    "builtin": (odd(forward=max), "the forward of Odd has no signature .ValueError.*: define forward"),
+    "no list": (
+        odd(parameters=lambda _: None),
+        r"Odd.parameters fails \(TypeError.*: let it list what nn.Module.param",
+    ),
+    "names": (odd(named_modules=lambda *_, **__: ["a"]), "Odd.named_modules fails .*: let it list what"),
+    "numbers": (odd(buffers=lambda _: [3]), "Odd.buffers gives a int: let it list what nn.Module.buffers does"),
+    "lookup": (odd(__getattr__=raising(KeyError)), "__getattr__ of Odd fails on a name that is not there .*Attribute"),
     "the loader": (LOADER, r"model is \[\[a Tensor, a Tensor\]\]; give a model"),
 }
 
@@ -119,6 +153,56 @@ MODELS: dict[str, tuple[Any, str]] = {
 def test_what_is_given_in_place_of_a_model(stage: Callable[[Any], Any], model: Any, message: str) -> None:
     with pytest.raises(CaptureError, match=message):
         stage(model)
+
+
+class WordlessError(Exception):
+    """Says nothing of itself."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def without_return(self: nn.Module, mode: bool = True) -> None:
+    nn.Module.train(self, mode)
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        {"train": without_return},
+        {"eval": lambda self: without_return(self, mode=False)},
+        {"to": lambda *_: None},
+        {"state_dict": raising(WordlessError)},
+        {"__len__": raising(WordlessError)},
+        {"extra_repr": lambda _: 3},
+    ],
+    ids=lambda methods: next(iter(methods)),
+)
+def test_methods_that_give_nothing_back_or_are_not_asked(methods: dict[str, Any]) -> None:
+    small = fxprune.compress(odd(**methods), LOADER, 0.9, progress=False)
+    assert small(X).shape == (12, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            odd(train=raising(WordlessError)),
+            r"Odd.eval fails \(WordlessError\): look at the methods train, eval, to and",
+        ),
+        (odd(__deepcopy__=raising(KeyError("a"))), r"Odd cannot be deep-copied \(KeyError: 'a'\): remove what"),
+        (odd(__getstate__=raising(StopIteration)), r"Odd cannot be deep-copied \(StopIteration\)"),
+        (odd(__getstate__=lambda _: None), "Odd cannot be deep-copied .*_modules"),
+        (odd(__deepcopy__=lambda self, _: self), "Odd cannot be deep-copied .the __deepcopy__ of the model gives its"),
+        (odd(forward=raising(WordlessError)), r"Odd does not run on the example \(WordlessError\)"),
+        (odd(forward=lambda _, x: x.to_sparse()), "the output of Odd holds a tensor of the layout torch.sparse_coo"),
+        (odd(forward=lambda _, x: torch.nested.nested_tensor(list(x))), "the output of Odd holds a nested tensor: pad"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_methods_that_fail(model: nn.Module, message: str) -> None:
+    with pytest.raises(CaptureError, match=message):
+        fxprune.compress(model, LOADER, progress=False)
 
 
 def test_what_is_given_in_place_of_plans_scores_and_graphs() -> None:

@@ -382,7 +382,7 @@ def test_a_file_has_the_usual_rights_and_a_link_stays_one(tmp_path: Path) -> Non
 
 
 def rewrite_header(path: Path, change: Callable[[Any], Any]) -> None:
-    """Change the notes of a file, and give it the checksum of what they are then."""
+    """Change the header of a file, and its checksum with it."""
     with safe_open(path, "pt") as file:
         notes = file.metadata()
     content = json.loads(notes["fxprune"])
@@ -450,10 +450,10 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 TEXTS = {
     "empty": "is cut off", "half": "is cut off|damaged", "cut": "is cut off or damaged", "longer": "or damaged",
-    "text": "not a model that fxprune.save wrote", "huge header": "its header alone would need 4,611,686,018",
+    "text": "is cut off, or no safetensors file", "huge header": "its header alone would need 4,611,686,018",
     "no json": "not a model that fxprune.save wrote", "pickle": "get it anew", "newer": "format 2, .*reads 1: update",
     "numbers": "the numbers of .* do not have their checksum; get it anew", "notes": "its header does not have",
-    "missing": "cannot be read .*name a file that fxprune.save wrote", "foreign": "without fxprune's notes: load it as",
+    "missing": "cannot be read .*name a file that fxprune.save wrote", "foreign": "without fxprune's header: load it",
     "a list": "its header cannot be read .*should be a", "deep": "its header cannot be read .*recursion",
     "no parts": "it has no plan", "no plans": "it has no plan", "a number for a name": "model is a int, and should",
     "lists for records": "tensors is a list", "report": r"parts\[0\].report.params_after is a str",

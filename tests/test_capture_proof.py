@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,13 @@ import torch.nn.functional as F
 from helpers import call, difference, outputs
 from hostile import HOSTILE
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from zoo import conv, head, images
 
 import fxprune
+from fxprune.caller.example import opened
 from fxprune.errors import CaptureError, FxpruneWarning
+from fxprune.tracing.proof import apart
 
 Forward = Callable[..., Tensor]
 RUNGS = ("fx", "values", "export")
@@ -159,3 +163,304 @@ def test_the_comparison_can_be_left_out() -> None:
     data = [(images()(4), torch.arange(4) % 3)]
     with pytest.raises(CaptureError, match="gives other outputs than the model"):
         fxprune.compress(model, data, 0.3, progress=False)
+
+
+# -- what is compared --------------------------------------------------------------------------------------------------
+
+
+def _halves(self: Net, x: Tensor) -> Tensor:
+    return torch.cat([part * 2 for part in x.split(2)])
+
+
+def _doubled_where_many(self: Net, x: Tensor) -> Tensor:
+    return x * 2 if x.shape[0] > 4 else x
+
+
+def _centred(self: Net, x: Tensor) -> Tensor:
+    return x - x.mean(0) if len(x) > 1 else x
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("middle", [_halves, _doubled_where_many, _centred])
+def test_the_whole_example_and_one_sample_are_compared(middle: Forward, rung: str) -> None:
+    with pytest.raises(CaptureError):
+        fxprune.capture(Net(middle), images()(8), method=rung)
+
+
+class Masked(Net):
+    """A network that fills a column of its output with a constant, as masks do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return torch.cat([y, torch.full_like(y[:, :1], -1e9), torch.full_like(y[:, :1], -3e38)], 1)
+
+
+def test_constants_of_the_output_do_not_hide_the_rest() -> None:
+    model = Masked(lambda self, x: x / float(x.shape[0]))
+    assert "other outputs than the model" in captured(model, "values")
+    wanted, filled = torch.randn(2, 4), torch.full((2, 1), -1e9)
+    with_fill = torch.cat([wanted, filled], 1)
+    assert apart(with_fill, torch.cat([wanted * 1.01, filled], 1)) == pytest.approx(apart(wanted, wanted * 1.01))
+    assert apart(with_fill, with_fill) == apart(filled, filled) == 0
+    assert apart(with_fill, torch.cat([wanted, filled * 1.01], 1)) == pytest.approx(0.01, rel=1e-3)
+
+
+@dataclasses.dataclass
+class Answer:
+    """What a network gives, by name."""
+
+    logits: Any
+
+
+class Answers(dict[str, Any]):
+    """A dict that pytree does not know."""
+
+
+class Listed(list[Any]):
+    """A list that pytree does not know."""
+
+
+class Held:
+    """An object that holds a tensor."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+def _twice_where_plain(self: Net, x: Tensor) -> Tensor:
+    return x * 2 if type(x) is Tensor else x
+
+
+class Answering(Net):
+    """A network whose output is inside something."""
+
+    def __init__(self, into: Callable[[Tensor], Any], middle: Forward = _twice_where_plain) -> None:
+        super().__init__(middle)
+        self.into = into
+
+    def forward(self, x: Tensor) -> Any:
+        return self.into(super().forward(x))
+
+
+INTO: tuple[Callable[[Tensor], Any], ...] = (
+    lambda y: (Answer(y),),
+    lambda y: {"a": Answer(y)},
+    lambda y: Answer(Answer(y)),
+    lambda y: Answers(logits=y),
+    lambda y: (Listed([y]),),
+)
+
+
+@pytest.mark.parametrize("rung", ["fx", "values"])
+@pytest.mark.parametrize("into", INTO)
+def test_what_is_inside_of_an_output_is_compared(into: Callable[[Tensor], Any], rung: str) -> None:
+    assert "type of a value" in (error := captured(Answering(into), rung)) or "other outputs" in error
+    graph = captured(Answering(into, lambda self, x: x * 2), rung)
+    model = Answering(into, lambda self, x: x * 2)
+    graph.load_state_dict(model.state_dict())
+    wanted, found = (pytree.tree_leaves(opened(m(images()(3)))) for m in (model, graph))
+    assert len(wanted) == len(found) == 1
+    assert torch.allclose(wanted[0], found[0], atol=1e-6)
+
+
+def test_an_output_that_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(CaptureError, match="its output holds a Held, which cannot be compared: return tensors, lists"):
+        fxprune.capture(Answering(lambda y: (Held(y),)), images()(4))
+
+
+# -- decisions by values -----------------------------------------------------------------------------------------------
+
+BY_VALUES: dict[str, Forward] = {
+    "numel of what a mask picks": lambda self, x: x if x[x > 1e4].numel() else x * 2,
+    "len of nonzero": lambda self, x: x if len((x > 1e4).nonzero()) else x * 2,
+    "size of unique": lambda self, x: x if torch.unique(x > 1e4).size(0) > 1 else x * 2,
+    "shape of masked_select": lambda self, x: x if x.masked_select(x > 1e4).shape[0] else x * 2,
+    "loop over nonzero": lambda self, x: x + sum(1 for _ in (x > 1e4).nonzero()),
+    "loop over where": lambda self, x: x + sum(1 for _ in zip(*torch.where(x > 1e4), strict=True)),
+    "range of nonzero": lambda self, x: x + sum(range(len((x > 1e4).nonzero()))),
+    "tolist": lambda self, x: x + len((x > 1e4).nonzero().tolist()),
+    "format": lambda self, x: x if float(f"{x.max():.3f}") > 1e4 else x * 2,
+    "str": lambda self, x: x if str(x.max() > 1e4) == "tensor(True)" else x * 2,
+}
+
+
+@pytest.mark.parametrize("name", BY_VALUES)
+def test_a_decision_by_sizes_lengths_or_texts_of_values_is_told(name: str) -> None:
+    with pytest.warns(FxpruneWarning, match=r"decides by the values of its input.*test_capture_proof\.py"):
+        assert not isinstance(captured(Net(BY_VALUES[name]), "values"), str)
+    assert isinstance(captured(Net(BY_VALUES[name]), "fx"), str)
+
+
+@pytest.mark.parametrize("name", ["by the kept rows", "by their mean"])
+def test_sizes_that_values_do_not_decide_are_not_told(name: str) -> None:
+    middles: dict[str, Forward] = {
+        "by the kept rows": lambda self, x: x * 2 if torch.zeros_like(x).masked_fill(x > 0, 1).shape[1] == 8 else x,
+        "by their mean": lambda self, x: x * 2 if x[x > 0].mean().expand(3).shape[0] == 3 else x,
+    }
+    model = Net(middles[name])
+    assert same(model, captured(model, "values"))
+
+
+BY_TEXT: dict[str, Forward] = {
+    "format": lambda self, x: x * 2 if f"{x.size(0)}" == "2" else x,
+    "percent": lambda self, x: x * 2 if "%s" % x.shape[0] == "2" else x,  # noqa: UP031
+    "repr": lambda self, x: x * 2 if repr(x.shape[0]) == "2" else x,
+    "hash": lambda self, x: x * 2 if hash(x.shape[0]) == 2 else x,
+    "dict": lambda self, x: x * {2: 5.0, 16: 3.0}.get(x.shape[0], 1.0),
+    "set": lambda self, x: x * 2 if x.shape[0] in {2, 8} else x,
+}
+
+
+@pytest.mark.parametrize("name", BY_TEXT)
+def test_texts_and_hashes_of_symbols_are_refused_where_no_value_is_known(name: str) -> None:
+    assert "the forward " in (error := captured(Net(BY_TEXT[name]), "fx"))
+    assert "test_capture_proof.py" in error
+    assert isinstance(captured(Net(BY_TEXT[name]), "values"), str)  # for other numbers of samples it is another one
+
+
+def test_the_message_of_an_assertion_is_no_decision() -> None:
+    def middle(self: Net, x: Tensor) -> Tensor:
+        torch._assert(x.shape[1] == 8, f"{x.shape} has no 8 channels")
+        return x
+
+    model = Net(middle)
+    assert same(model, captured(model, "fx"))
+
+
+def _seen(self: Net, x: Tensor) -> Tensor:
+    seen = torch.zeros(1)
+    seen.add_(x.max())
+    return x * 2 if seen.item() > 1e4 else x
+
+
+def _row(self: Net, x: Tensor) -> Tensor:
+    y = torch.zeros(3, 8)
+    y[0].copy_(x.amax((0, 2, 3)))
+    return x * 2 if y.max() > 1e4 else x
+
+
+def _out(self: Net, x: Tensor) -> Tensor:
+    y = torch.empty_like(x.detach())
+    torch.add(x.detach(), 0, out=y)
+    return x * 2 if y.max() > 1e4 else x
+
+
+def _set_all(self: Net, x: Tensor) -> Tensor:
+    y = torch.zeros(1)
+    y[:] = x.max()
+    return x * 2 if y.max() > 1e4 else x
+
+
+@pytest.mark.parametrize("middle", [_seen, _row, _out, _set_all])
+def test_a_tensor_that_a_value_is_written_into_is_no_constant(middle: Forward) -> None:
+    assert isinstance(captured(Net(middle), "fx"), str)
+    with pytest.warns(FxpruneWarning, match="decides by the values of its input"):
+        captured(Net(middle), "values")
+
+
+_STORE = torch.zeros(1)
+
+
+@pytest.mark.parametrize("rung", ["fx", "values"])
+def test_a_tensor_of_python_and_a_parameter_are_not_written(rung: str) -> None:
+    def stored(self: Net, x: Tensor) -> Tensor:
+        _STORE.copy_(x.detach().max())
+        return x
+
+    def weight(self: Net, x: Tensor) -> Tensor:
+        self.b.bias.data.copy_(x.detach().mean((0, 2, 3)))
+        return x
+
+    assert "writes a value into a tensor that was made without one" in captured(Net(stored), rung)
+    assert "writes into the parameter b.bias" in (error := captured(Net(weight), rung))
+    assert "test_capture_proof.py" in error
+
+
+# -- what tracing leaves behind ----------------------------------------------------------------------------------------
+
+_KEPT: dict[str, Any] = {"calls": []}
+_LAST: Any = None
+
+
+def _noted(x: Tensor) -> Tensor:
+    global _LAST
+    _LAST = x.detach()
+    _KEPT["last"] = x.detach()
+    _KEPT["calls"].append(x.detach())
+    return x
+
+
+class Noting(Net):
+    """A network that notes activations everywhere outside of its instances."""
+
+    last: Any = None
+    store: dict[str, Any] = {}  # noqa: RUF012
+
+    def forward(self, x: Tensor) -> Tensor:
+        Noting.last = x.detach()
+        self.store["x"] = x.detach()
+        return super().forward(_noted(x))
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_no_symbol_stays_outside_of_the_model(rung: str) -> None:
+    model = Noting(lambda self, x: x * 2)
+    captured(model, rung)
+    left = [_LAST, _KEPT, Noting.last, Noting.store]
+    assert {type(leaf) for leaf in pytree.tree_leaves(left)} == {Tensor}
+
+
+# -- what a graph was made for -----------------------------------------------------------------------------------------
+
+
+class Nested(nn.Module):
+    """A network of a batch with a mask or none, and a mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        x = self.a(batch["x"]).relu()
+        x = x if batch["mask"] is None else x * batch["mask"]
+        return self.b(x * 2 if batch["mode"] == "a" else x)
+
+
+class Several(Nested):
+    """A network of several tensors."""
+
+    def forward(self, xs: Any) -> Tensor:
+        return self.b(torch.stack([self.a(x).relu() for x in xs]).sum(0))
+
+
+@pytest.mark.parametrize("rung", ["values", "export"])
+def test_none_and_text_inside_of_an_input_are_checked(rung: str) -> None:
+    x, model = torch.randn(3, 6), Nested()
+    graph = fxprune.capture(model, ({"x": torch.randn(4, 6), "mask": None, "mode": "a"},), method=rung)
+    given = {"x": x, "mask": None, "mode": "a"}
+    assert torch.allclose(model(given), graph(given), atol=1e-6)
+    for other in (given | {"mask": torch.full((3, 1), 0.3)}, given | {"mode": "b"}):
+        with pytest.raises(CaptureError, match="the graph was made for"):
+            graph(other)
+
+
+@pytest.mark.parametrize("rung", ["values", "export"])
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_the_length_of_an_input_is_checked(kind: Any, rung: str) -> None:
+    x, model = torch.randn(3, 6), Several()
+    graph = fxprune.capture(model, (kind([torch.randn(4, 6)] * 2),), method=rung)
+    assert torch.allclose(model(kind([x, x])), graph(kind([x, x])), atol=1e-6)
+    for count in (1, 3):
+        with pytest.raises(CaptureError, match=r"the graph was made for len\(xs\)=2"):
+            graph(kind([x] * count))
+
+
+def test_containers_that_a_forward_fills_are_told() -> None:
+    def middle(self: Any, x: Tensor) -> Tensor:
+        self.notes.append(1)
+        return x * 2 if len(self.notes) > 30 else x
+
+    model: Any = Net(middle)
+    model.notes = []
+    with pytest.warns(FxpruneWarning, match="the forward of Net changes notes"):
+        assert not isinstance(captured(model, "fx"), str)

@@ -9,7 +9,7 @@ import pytest
 from command_line import flat, invoke
 
 import fxprune
-from fxprune import cli
+from fxprune.cli import extras
 from fxprune.cli.app import EXAMPLES
 from fxprune.cli.output import Output
 from fxprune.cli.sweeping import numbers_between
@@ -62,7 +62,7 @@ def test_help_of_a_command_has_an_example_and_says_what_each_option_does(command
 
 
 def test_demo_says_what_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name in {"sklearn", "matplotlib"} else object())
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name in {"sklearn", "matplotlib"} else object())
     result = invoke("demo", "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "The demo needs scikit-learn and matplotlib, which" in result.stderr

@@ -155,7 +155,7 @@ def test_report_of_what_is_no_artifact(project):
     np.savez("other.npz", a=1)
     result = invoke("report", "other.npz")
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: other.npz is cut off, or not a model that fxprune.save wrote")
+    assert result.stderr.startswith("Error: other.npz is cut off, or no safetensors file")
 
 
 SWEEP = ["sweep", *NET, "--scores", "scores.npz", "--eval-data", "mynets:dataset"]

@@ -173,7 +173,7 @@ def test_what_gives_no_loader(project):
         opened("mynets:batches", project, samples=5)
     with pytest.raises(FxpruneError, match=r"mynets:loss\(\) fails: TypeError"):
         opened("mynets:loss", project)
-    with pytest.raises(FxpruneError, match="mynets:build gives a Net: name what gives a loader or a Dataset"):
+    with pytest.raises(FxpruneError, match="mynets:build gives a Net: name a loader or a Dataset"):
         opened("mynets:build", project)
     with pytest.raises(FxpruneError, match="the data has no sample: at least one is needed"):
         opened("mynets:dataset", project, count=0)

@@ -18,14 +18,14 @@ NET = ["mynets:build", "--input", "3,8,8"]
 def test_tree_names_layers_readers_and_reasons(project):
     lines = [line.rstrip() for line in invoke("inspect", *NET).stdout.splitlines()]
     assert lines[1:] == [
-        "Net: 24 units in 2 groups may go; 1 group whole",
+        "Net: 24 units in 2 groups can be removed; 1 group whole",
         "├── stem  12 units, prunable",
         "│   ├── stem  12 of 12 channels",
         "│   └── read by body",
         "├── body  12 units, prunable",
         "│   ├── body  12 of 12 channels",
         "│   └── read by head",
-        "└── head  3 units, stays: it is the model's output",
+        "└── head  3 units, whole: it is the model's output",
         "    └── head  3 of 3 channels",
     ]
 
@@ -68,9 +68,9 @@ def test_network_leads_from_layers_to_groups_to_readers(project):
     assert nx.shortest_path(net, "layer stem", "layer head") == [
         "layer stem", "group 0", "layer body", "group 1", "layer head"
     ]  # fmt: skip
-    assert net.nodes["layer stem"]["box"].text == "stem  12"
-    assert net.nodes["group 2"]["box"].text == "head: 3 units\nstays: it is the model's output"
-    assert net.nodes["group 2"]["box"].colour == drawing.FROZEN
+    assert net.nodes["layer stem"]["text"] == "stem  12"
+    assert net.nodes["group 2"]["text"] == "head: 3 units\nwhole: it is the model's output"
+    assert net.nodes["group 2"]["colour"] == drawing.FROZEN
 
 
 @pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
@@ -107,7 +107,7 @@ def test_drawn_by_graphviz_where_it_is(project, monkeypatch):
 
 def test_drawing_says_what_is_missing(project, monkeypatch):
     monkeypatch.setattr(drawing.shutil, "which", lambda name: None)
-    monkeypatch.setattr("fxprune.cli.find_spec", lambda name: None)
+    monkeypatch.setattr("fxprune.cli.extras.find_spec", lambda name: None)
     with pytest.raises(FxpruneError, match="Drawing without Graphviz's program dot needs matplotlib"):
         draw(*nets(project), project / "groups.svg")
     assert not (project / "groups.svg").exists()

@@ -77,7 +77,7 @@ def test_timm_by_name():
 
 
 def test_timm_that_is_not_there(monkeypatch):
-    monkeypatch.setattr("fxprune.cli.find_spec", lambda name: None)
+    monkeypatch.setattr("fxprune.cli.extras.find_spec", lambda name: None)
     with pytest.raises(FxpruneError, match="timm:resnet18 needs timm, which this Python does not have"):
         build("timm:resnet18", {})
 

@@ -6,10 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 from command_line import CliRunner
-from rich.console import Console
 
 from fxprune.cli import build_app
 from fxprune.cli import digits_demo as demo
+from fxprune.cli.output import Output
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -17,8 +17,8 @@ ALPHAS = (0.0, 0.1, 0.3)
 
 
 def train(digits, seed):
-    with demo.progress_bar(Console(quiet=True)) as progress:
-        return demo.train(digits.train, epochs=1, seed=seed, progress=progress)
+    with Output(json=False, quiet=True).busy("training") as bars:
+        return demo.train(digits.train, bars, epochs=1, seed=seed)
 
 
 def test_a_third_is_held_out():

@@ -114,7 +114,7 @@ def test_an_output_that_is_no_tensor(tmp_path: Path) -> None:
     model, example = of_zoo("several_outputs"), ZOO["several_outputs"].example(2)
     assert fxprune.export(model, tmp_path / "model.pt2", example) < 1e-5
     with pytest.raises(
-        ExportError, match="SeveralOutputs gives 8, a int, among its outputs, and ONNX knows tensors alone"
+        ExportError, match="SeveralOutputs gives 8, a int, among its outputs, and ONNX has only tensors"
     ):
         fxprune.export(model, tmp_path / "model.onnx", example)
 
@@ -145,13 +145,13 @@ class Growing(nn.Module):
             "model.pt2",
             Growing,
             X,
-            r"differs from Growing by .* of the output's scale, more than 0.0001: the file was not",
+            r"differ from those of Growing by .* of their scale, more than 0.0001: the file was not",
         ),
         (
             "model.pt2",
             Growing,
             torch.tensor(1.0),
-            r"begins with no tensor of at least one row: pass dynamic_batch=False",
+            r"has no tensor of at least one row: pass dynamic_batch=False",
         ),
         ("none/model.pt2", Growing, X, "there is no folder .*none; make it first"),
     ],

@@ -301,6 +301,72 @@ def test_a_loss_that_is_not_a_scalar(reduction: str, untouched: nn.Module, expec
     assert same_picture(before, picture(expected))
 
 
+class Subclass(Tensor):
+    """A tensor that no deep copy is made of."""
+
+
+class Unsized(list[Any]):
+    """A list of a length that no list has."""
+
+    size: Any = -1
+
+    def __len__(self) -> int:
+        return self.size  # type: ignore[no-any-return]
+
+
+def one_batch(change: Callable[[Tensor], Any], **options: Any) -> nn.Module:
+    """What pruning gives on one batch whose images were changed."""
+    return fxprune.compress(model(), [(change(BATCHES[0][0]), BATCHES[0][1])], 0.3, progress=False, **options)
+
+
+def test_odd_lengths_of_a_loader_count_as_none_and_classes_of_tensors_as_tensors(expected: nn.Module) -> None:
+    for size in (-1, 10**30, "a"):
+        loader = Unsized(BATCHES)
+        loader.size = size
+        assert same_state(fxprune.compress(model(), loader, 0.3, progress=False), expected)
+    assert same_state(one_batch(lambda x: x.as_subclass(Subclass)), one_batch(lambda x: x))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda x: x, {"unpack": lambda batch: batch[0]}, "unpack= gives a Tensor on batch 0 of the loader: it has to"),
+        (lambda x: x, {"unpack": lambda _: (1, 2, 3)}, "unpack= gives a tuple of length 3 on batch 0 of the loader"),
+        (lambda x: x, {"unpack": lambda _: None}, "unpack= gives None on batch 0 of the loader"),
+        (lambda x: x.to("meta"), {}, r"batch 0 of the loader holds a tensor of shape \(20, 3.* without numbers"),
+        (
+            lambda x: x.to_mkldnn(),
+            {},
+            "batch 0 of the loader holds a tensor of the layout torch._mkldnn: make it dense",
+        ),
+        (lambda x: torch.nested.nested_tensor(list(x)), {}, "batch 0 of the loader holds a nested tensor: pad it"),
+        (lambda x: x, {"loss": lambda *_: torch.ones((), device="meta")}, "the loss of batch 0 holds a .*out numbers"),
+        (lambda x: x, {"loss": lambda *_: torch.ones(1).to_sparse()}, "the loss of batch 0 holds a .*: make it dense"),
+        (lambda x: x, {"loss": lambda *_: torch.ones(1) * 1j}, "the loss of batch 0 has dtype complex64: it must be"),
+        (lambda x: x, {"classes": lambda y: y.to_sparse(), "propose": "separability"}, "what classes= gives holds a t"),
+    ],
+)
+def test_batches_and_losses_that_nothing_is_computed_with(
+    change: Callable[[Tensor], Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        one_batch(change, **options)
+
+
+@pytest.mark.parametrize("name", ["loss", "unpack", "run"])
+def test_an_error_without_a_text_is_told_by_its_type(name: str) -> None:
+    class WordlessError(Exception):
+        def __str__(self) -> str:
+            return 3  # type: ignore[return-value]  # noqa: PLE0307
+
+    def failing(*_: Any) -> Any:
+        raise WordlessError
+
+    with pytest.raises(FxpruneError, match=r"fails on .*\(WordlessError\)"):
+        one_batch(lambda x: x, **{name: failing})
+
+
 def test_the_page_names_tests_that_there_are_and_every_stage() -> None:
     rows = [line.split("|") for line in PAGE.read_text().splitlines() if ".py::" in line]
     for *_, place, _ in rows:

@@ -185,6 +185,41 @@ def test_a_hook_that_cannot_be_traced_is_named() -> None:
     )
 
 
+def _shrinks_in_place(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    if output.abs().max() > 1e4:
+        output.mul_(0.1)
+
+
+def _sets_in_place(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    if output.abs().max() > 1e4:
+        output[output > 1e4] = 0
+
+
+def _scales_in_place(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    if output.abs().max() > 1e4:
+        output *= 0.1
+
+
+@pytest.mark.parametrize("hook", [_shrinks_in_place, _sets_in_place, _scales_in_place])
+def test_a_hook_that_may_compute_in_place_is_not_dropped(hook: Any) -> None:
+    with pytest.warns(fxprune.FxpruneWarning, match=r"decides by the values of its input.*test_hooks\.py"):
+        fxprune.capture(with_hook(hook), images(2))
+
+
+def test_a_hook_that_notes_in_containers_only_looks_on() -> None:
+    noted: dict[str, Any] = {}
+
+    def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        found = {}
+        for index, tensor in enumerate(inputs):
+            found[index] = tensor.abs().max().item()
+            noted["count"] = noted.get("count", 0) + 1
+        noted.setdefault("all", []).append(found)
+
+    graph = fxprune.capture(with_hook(note), images(2), method="fx")
+    assert len(graph.graph.nodes) == len(fxprune.capture(Net(), images(2)).graph.nodes)
+
+
 STRANGERS: list[nn.Module] = []
 
 

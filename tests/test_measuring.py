@@ -21,7 +21,7 @@ import fxprune
 from fxprune.errors import FxpruneError
 from fxprune.reporting import measured_latency as measuring
 from fxprune.reporting.records import BatchLatency, MeasuredLatency, Timing
-from fxprune.reporting.why_slow import why_slow, work_of
+from fxprune.reporting.why_slow import node_costs, why_slow
 
 QUICK: dict[str, Any] = {"repeats": 5, "seconds": 0.0}
 
@@ -99,9 +99,7 @@ def OfTwo(self, x: Tensor) -> Tensor:
 
 def test_what_cannot_be_measured_is_refused() -> None:
     model, small = residual()
-    with pytest.raises(
-        FxpruneError, match=r"the model does not run on a batch of 3 \(RuntimeError: .*give batch_sizes="
-    ):
+    with pytest.raises(FxpruneError, match=r"the model fails on a batch of 3 \(RuntimeError: .*give batch_sizes="):
         fxprune.measure_latency(OfTwo(), OfTwo(), torch.zeros(2, 4), (3,), **QUICK)
     with pytest.raises(FxpruneError, match="the model is on cpu, and the smaller one on meta: move one to the other"):
         fxprune.measure_latency(model, small.to("meta"), images()(2), (1,), **QUICK)
@@ -162,12 +160,12 @@ def test_little_work_gone_and_short_operations_are_reasons() -> None:
 
 def test_bytes_are_those_of_activations_and_weights() -> None:
     graph: Any = pruned(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Flatten()), torch.zeros(2, 6))
-    linear, relu = work_of(graph)
-    assert (linear.kind, linear.macs, linear.moved, linear.weights) == ("Linear", 24, 4 * 10, 4 * 28)
-    assert (relu.kind, relu.macs, relu.moved, relu.weights) == ("ReLU", 0, 4 * 8, 0)
+    linear, relu = node_costs(graph)
+    assert (linear.kind, linear.macs, linear.activations, linear.weights) == ("Linear", 24, 4 * 10, 4 * 28)
+    assert (relu.kind, relu.macs, relu.activations, relu.weights) == ("ReLU", 0, 4 * 8, 0)
     assert linear.bytes_at(3) == 3 * 40 + 112
-    assert linear.waits(1)
-    assert relu.waits(1000)
+    assert linear.is_memory_bound(1)
+    assert relu.is_memory_bound(1000)
 
 
 @pytest.mark.parametrize(

@@ -24,16 +24,16 @@ from fxprune.caller.typed_json import restored
 from fxprune.errors import PlanError
 from fxprune.planning.allocation import tod_by_group
 from fxprune.planning.tod import tod_curve
-from fxprune.reporting import rankings as ranking_module
+from fxprune.reporting.groups import rankings
+from fxprune.reporting.html import page as page_module
 from fxprune.reporting.html.page import page
-from fxprune.reporting.rankings import rankings
 from fxprune.reporting.records import BatchLatency, MeasuredLatency, Ranking, Timing
 
 BATCHES = [(images()(20), torch.arange(20) % 5)]
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
-FILES = Path(ranking_module.__file__).parent
+FILES = Path(page_module.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ def test_the_page_is_whole_and_fetches_nothing(full: fxprune.Report) -> None:
     assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttp", text)
     assert found.tags.count("svg") == 2 * len(full.groups) + 2
     shown = " ".join(found.texts)
-    for said in ("Residual", "captured by fx", "asked for 50.0% of the MACs", "stem", "what stayed whole", "of all"):
+    for said in ("Residual", "captured by fx", "asked for 50.0% of the MACs", "stem", "layers left whole", "of all"):
         assert said.lower() in shown.lower()
     assert "not faster at batch size 1 and 32" in shown
 

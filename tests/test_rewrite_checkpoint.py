@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import CheckpointError, Manifest, Plan, Scores
-from fxprune.saving.sharded import shards
+from fxprune.saving.sharded import rewrite, shards
 
 
 class Net(nn.Module):
@@ -184,14 +185,33 @@ def test_a_part_of_a_model(tmp_path: Path) -> None:
     assert {name: t.tolist() for name, t in found.items()} == {name: t.tolist() for name, t in wanted.items()}
 
 
-def test_memory_is_bounded_by_blocks_of_rows(
+def test_equal_runs_give_equal_bytes(made: tuple[Net, Plan, Path], tmp_path: Path) -> None:
+    _, plan, source = made
+    metadata = {name: f'"{name}"\n\x1f\u00e9\u20ac' for name in ("format", "other", "third", "fourth", "fifth")}
+    for file in source.glob("*.safetensors"):
+        save_file(load_file(file), file, metadata)
+    for name in ("first", "second"):
+        fxprune.rewrite_checkpoint(source, plan, tmp_path / name, model=ghost_of())
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+    with safe_open(first_shard(tmp_path / "first"), "pt") as shard:
+        assert shard.metadata() == metadata
+
+
+def test_no_more_than_one_file_is_in_memory(
     made: tuple[Net, Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, plan, source = made
-    fxprune.rewrite_checkpoint(source, plan, tmp_path / "whole", model=ghost_of())
-    monkeypatch.setattr(shards, "BLOCK", 100)  # every tensor takes several
-    fxprune.rewrite_checkpoint(source, plan, tmp_path / "rows", model=ghost_of())
-    assert contents(tmp_path / "rows") == contents(tmp_path / "whole")
+    written: list[list[weakref.ref[Tensor]]] = []
+
+    def save(tensors: dict[str, Tensor], *rest: Any) -> None:
+        assert not any(tensor() is not None for file in written for tensor in file)
+        written.append([weakref.ref(tensor) for tensor in tensors.values()])
+        save_file(tensors, *rest)
+
+    monkeypatch.setattr(shards, "save_file", save)
+    manifest = fxprune.rewrite_checkpoint(source, plan, tmp_path / "small", model=ghost_of())
+    assert len(written) == len(manifest.files) == 3
+    assert sum(map(len, written)) == len(manifest.tensors)
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------
@@ -258,6 +278,12 @@ def first_shard(source: Path) -> Path:
     return min(source.glob("*.safetensors"))
 
 
+def write_raw(path: Path, dtype: str, size: int) -> None:
+    """Write a file of one tensor of four entries, whose dtype is smaller than a byte."""
+    header = json.dumps({"x": {"dtype": dtype, "shape": [2, 2], "data_offsets": [0, size]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -272,8 +298,10 @@ def first_shard(source: Path) -> Path:
             "puts x into .*, which does not hold it",
         ),
         (lambda s: first_shard(s).write_bytes(first_shard(s).read_bytes()[:-5]), "is cut off or damaged"),
-        (lambda s: first_shard(s).write_bytes(b"\xff" * 64), "a header of 18,446"),
+        (lambda s: first_shard(s).write_bytes(b"\xff" * 64), "its header alone would need 18,446"),
         (lambda s: first_shard(s).unlink(), "cannot be read"),
+        (lambda s: write_raw(first_shard(s), "F4", 2), "x in .* has the dtype F4, which packs several entries"),
+        (lambda s: write_raw(first_shard(s), "F6_E2M3", 3), "x in .* has the dtype F6_E2M3, which cannot be read"),
         (lambda s: (s / "b.safetensors.index.json").write_text("{}"), "holds 2 files"),
         (lambda s: [p.unlink() for p in s.iterdir()], "0 files .* and 0 safetensors files"),
     ],
@@ -301,17 +329,16 @@ from fxprune.saving.sharded import shards
 from test_rewrite_checkpoint import ghost_of
 from fxprune import Plan
 
-kept, counted = shards.narrowed, 0
+narrow, counted = shards.narrow, 0
 
-def narrowed(*args):
+def counting(*args):
     global counted
-    for chunk in kept(*args):
-        counted += 1
-        if counted == {after}:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield chunk
+    counted += 1
+    if counted == {after}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return narrow(*args)
 
-shards.narrowed = narrowed
+shards.narrow = counting
 root = Path({root!r})
 fxprune.rewrite_checkpoint(root / "source", Plan.load(root / "plan.json"), root / "small", model=ghost_of())
 """
@@ -335,10 +362,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     (tmp_path / ".small.unfinished" / ".model.0123456789ab.young").mkdir()  # of a kill before the folder was held
     written: list[str] = []
     real = shards.write_shard
-    monkeypatch.setattr(
-        "fxprune.saving.sharded.rewrite.write_shard",
-        lambda shard, *rest: written.append(shard.name) or real(shard, *rest),
-    )
+    monkeypatch.setattr(rewrite, "write_shard", lambda shard, *rest: written.append(shard.name) or real(shard, *rest))
     fxprune.rewrite_checkpoint(source, plan, tmp_path / "small", model=ghost_of())
     assert len(written) == 2, "the finished file was made again"
     assert finished[0] not in written
@@ -350,16 +374,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 def interrupted(made: tuple[Net, Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any) -> Path:
     """Rewrite until the second file, at which `error` is raised; gives the folder that is left."""
     _, plan, source = made
-    real, calls = shards.narrowed, []
+    real, calls = shards.narrow, []
 
-    def narrowed(file: Any, stored: Any, *rest: Any) -> Any:
-        calls.append(stored.name)
-        yield from real(file, stored, *rest)
+    def failing(tensor: Tensor, kept: Any) -> Tensor:
+        calls.append(tensor)
         if len(calls) == 8:
             raise error
+        return real(tensor, kept)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "narrowed", narrowed)
+        patch.setattr(shards, "narrow", failing)
         with pytest.raises((type(error), CheckpointError)) as raised:
             fxprune.rewrite_checkpoint(source, plan, tmp_path / "small", model=ghost_of())
         if isinstance(error, OSError):
@@ -396,6 +420,21 @@ def test_what_was_left_is_checked(
     fxprune.rewrite_checkpoint(source, plan, tmp_path / "small", model=ghost_of())
     wanted = fxprune.apply(model, plan).state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in read(tmp_path / "small").items())
+
+
+def test_starting_anew(made: tuple[Net, Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, source = made
+    left = interrupted(made, tmp_path, monkeypatch, KeyboardInterrupt())
+    other = Scores.random(model, example(), seed=2).plan(alpha=0.6)
+    fxprune.rewrite_checkpoint(source, other, tmp_path / "small", model=ghost_of(), resume=False)
+    assert not left.exists()
+    left.mkdir()
+    (left / "letters").write_text("mine")
+    (tmp_path / "small").rename(tmp_path / "done")
+    for resume in (True, False):
+        with pytest.raises(CheckpointError, match="is no unfinished run of rewrite_checkpoint"):
+            fxprune.rewrite_checkpoint(source, other, tmp_path / "small", model=ghost_of(), resume=resume)
+    assert (left / "letters").read_text() == "mine"
 
 
 def test_killed_in_the_last_step(made: tuple[Net, Plan, Path], tmp_path: Path) -> None:

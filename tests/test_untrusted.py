@@ -33,7 +33,7 @@ from fxprune.caller import arrays
 from fxprune.caller.tensors import bytes_of
 from fxprune.recovery import epoch_checkpoint as checkpoint
 from fxprune.reporting.html.page import page
-from fxprune.saving.container import opened
+from fxprune.saving.container import read_artifact
 from fxprune.tracing.settings import FREE, example_for
 
 CASE = ZOO["mlp_batchnorm_dropout"]
@@ -87,9 +87,9 @@ def read_scores(path: Path) -> None:
 
 def read_model(path: Path) -> None:
     """What loads after all is what was saved."""
-    with opened(path) as (header, _):
-        for part in header.parts:
-            read_report(part.report)
+    header, _ = read_artifact(path)
+    for part in header.parts:
+        read_report(part.report)
     model = fxprune.load(path, CASE.build())
     found = outputs(model, CASE.example(2))
     assert all(t.isfinite().all() for t in found)

@@ -245,5 +245,5 @@ def test_a_plan_that_removes_nothing_is_proved_against_the_model_itself(monkeypa
     monkeypatch.setattr("fxprune.rewriting.proof.capture_as", lambda settings, model, example: graph)
     with torch.no_grad():
         model.get_submodule("4").bias.add_(1)
-    with pytest.raises(VerificationError, match=r"differs from the model that it was made of by .* on the example"):
+    with pytest.raises(VerificationError, match=r"differs from the model that it was made from by .* on the example"):
         fxprune.verify(model, plan, small, x)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from fxprune.caller.batches import check_loader
+from fxprune.caller.model_checks import check_forward, check_made
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError, first_line
 
 Check = Callable[[str, Any], None]
@@ -94,6 +95,8 @@ def shown(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         more = ", ..." if len(value) > _FEW else ""
         return f"[{', '.join(map(shown, value[:_FEW]))}{more}]"
+    if isinstance(value, int) and value.bit_length() > _LONGEST * 4:
+        return f"a whole number of {value.bit_length():,} bits"  # Python refuses to print the longest
     if isinstance(value, (str, bytes, int, float, complex, np.generic, type(None))):
         text = repr(value.item() if isinstance(value, np.generic) else value)
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
@@ -109,8 +112,13 @@ def is_whole(value: Any, least: int = 1, below: float = math.inf) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number, and not NaN, True or False."""
-    return type(value) is not bool and isinstance(value, Real) and not math.isnan(value)
+    """Whether a value is a real number that a float can hold, and not NaN, True or False."""
+    if type(value) is bool or not isinstance(value, Real):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:
+        return False
 
 
 def _count(error: type[FxpruneError]) -> Check:
@@ -169,7 +177,8 @@ def check_model(name: str, value: Any) -> None:
         kind = value.original_name
         remedy = f"it is scripted or traced, and torch.fx cannot look into it: give the {kind} that it was made from"
     elif isinstance(value, nn.Module):
-        return
+        check_made(value)
+        return check_forward(value)
     elif isinstance(value, type) and issubclass(value, nn.Module):
         remedy = f"give an instance of it, {value.__name__}(...)"
     elif isinstance(value, Mapping):
@@ -179,6 +188,12 @@ def check_model(name: str, value: Any) -> None:
     else:
         remedy = "give a model, an nn.Module"
     raise CaptureError(f"{name} is {shown(value)}; {remedy}")
+
+
+def check_module(name: str, value: Any) -> None:
+    """Raise where something else is given in place of a module, or one that cannot be listed."""
+    instance(nn.Module, "give a model, an nn.Module")(name, value)
+    check_made(value)
 
 
 def check_device(name: str, value: Any) -> None:
@@ -217,8 +232,8 @@ CHECKS |= {
     "tolerance": wanted(lambda x: is_number(x) and x >= 0, "it is a number, at least 0"),
     "seconds": wanted(lambda x: is_number(x) and x >= 0, "it is a number of seconds, at least 0"),
     "batch_sizes": wanted(
-        lambda sizes: _is_collection(sizes) and len(sizes) > 0 and all(map(is_whole, sizes)),
-        "it is a list of whole numbers, at least 1",
+        lambda sizes: _is_collection(sizes) and len(sizes) > 0 and all(is_whole(n, below=_COUNTS) for n in sizes),
+        "it is a list of whole numbers, at least 1 and below 2**31",
     ),
     **dict.fromkeys(
         ("inexact", "head_dim", "verify", "prove", "build", "progress", "note", "dynamic_batch", "resume"),
@@ -243,6 +258,6 @@ CHECKS |= {
     "checkpoint": wanted(lambda path: isinstance(path, (str, PathLike)), "it is the path of a file", CalibrationError),
     **dict.fromkeys(
         ("small", "teacher", "weights"),
-        instance(nn.Module, "give a model, an nn.Module"),
+        check_module,
     ),
 }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, IterableDataset
 
-from fxprune.caller.example import to_device
+from fxprune.caller.example import check_dense, to_device
 from fxprune.errors import CalibrationError, blaming
 
 LONGEST = 10_000  # batches of a loader for calibration that says of no more how many there are
@@ -47,9 +47,13 @@ def batches(
                 "or a list of its first batches, list(itertools.islice(loader, 100)) say"
             )
         with blaming("unpack=", f"{when}batch {found - 1} of {name}"):
-            pair = (unpack or split)(batch)
-            _check_samples(pair[0], f"{when}batch {found - 1} of {name}")
-        yield pair
+            pair: Any = (unpack or split)(batch)
+        where = f"{when}batch {found - 1} of {name}"
+        if not isinstance(pair, (tuple, list)) or length_of(pair) != 2:
+            raise CalibrationError(f"unpack= gives {_kind(pair)} on {where}: it has to give a pair, (inputs, targets)")
+        check_dense(pair, where, CalibrationError)
+        _check_samples(pair[0], where)
+        yield pair[0], pair[1]
     if found < least:
         raise CalibrationError(f"{name} gives no batch: at least one is needed")
 
@@ -73,9 +77,19 @@ def check_loader(loader: Any, name: str = "the loader") -> None:
     raise CalibrationError(f"{name} is {kind}, and {what}: {remedy}")
 
 
+def _kind(value: Any) -> str:
+    """A value in words: its type, and the length of a tuple or list."""
+    length = f" of length {length_of(value)}" if isinstance(value, (tuple, list)) else ""
+    return "None" if value is None else f"a {type(value).__name__}{length}"
+
+
 def _is_pair(loader: Any) -> bool:
     """Whether a loader is all inputs and all targets: two tensors of one length, and of other ranks or dtypes."""
-    if not isinstance(loader, (tuple, list)) or len(loader) != 2 or not all(isinstance(t, Tensor) for t in loader):
+    if (
+        not isinstance(loader, (tuple, list))
+        or length_of(loader) != 2
+        or not all(isinstance(t, Tensor) for t in loader)
+    ):
         return False
     x, y = loader
     return bool(x.ndim and y.ndim and len(x) == len(y)) and (x.ndim != y.ndim or x.dtype != y.dtype)
@@ -127,9 +141,8 @@ def split(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, (tuple, list)) and len(batch) in (1, 2) and not _is_uncollated(batch):
         _check_collated(batch)
         return batch[0], batch[1] if len(batch) == 2 else None
-    length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
     raise CalibrationError(
-        f"a batch is a {type(batch).__name__}{length}, not a pair (inputs, targets), a dict or inputs alone: "
+        f"a batch is {_kind(batch)}, not a pair (inputs, targets), a dict or inputs alone: "
         "pass unpack=, a function from a batch to (inputs, targets)"
         + (", here lambda batch: tuple(zip(*batch))" if _is_uncollated(batch) else "")
     )
@@ -197,7 +210,8 @@ def class_of_samples(targets: Any, samples: int | None, classes: Classes | None)
         )
     remedy = ": it takes the targets as the loader gives them, and returns the class of each sample, or position"
     with blaming("classes=", "the targets of a batch", remedy):
-        labels = classes(targets) if classes else targets
+        labels: Any = classes(targets) if classes else targets
+    check_dense(labels, "what classes= gives" if classes else "a batch's targets", CalibrationError, strided=True)
     if not isinstance(labels, Tensor):
         raise CalibrationError(
             f"{'classes= gave' if classes else 'the targets are'} a {type(labels).__name__}, not a tensor of class "

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxprune.caller.arguments import is_whole, shown
 from fxprune.caller.batches import Classes, Unpack, batches
-from fxprune.errors import CalibrationError
+from fxprune.caller.example import check_dense
+from fxprune.errors import CalibrationError, blaming, told
 
 Values = Callable[[Any], Tensor]
 
@@ -32,7 +34,10 @@ def bins(edges: Sequence[float] | Tensor, *, of: Values | None = None) -> Classe
     >>> bins([0.0, 10.0])(torch.tensor([-3.0, 0.0, 4.0, 12.0]))
     tensor([0, 1, 1, 2])
     """
-    inner = torch.as_tensor(edges, dtype=torch.float64).cpu()
+    try:
+        inner = torch.as_tensor(edges, dtype=torch.float64).cpu()
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise CalibrationError(f"the edges of bins are no numbers ({told(error)}): give rising finite ones") from error
     if inner.ndim != 1 or not len(inner) or not bool(inner.isfinite().all()) or bool((inner.diff() <= 0).any()):
         raise CalibrationError(f"the edges of bins are {inner.tolist()}: give one or more rising finite numbers")
     return partial(_binned, edges=inner, of=of)
@@ -122,20 +127,22 @@ def frequency_bins(
 
 
 def _at_least_two(count: int, name: str) -> None:
-    if count < 2:
-        raise CalibrationError(f"{name} is {count}: the U-Score compares at least two classes")
+    if not is_whole(count, 2, 1 << 31):
+        raise CalibrationError(f"{name} is {shown(count)}: the U-Score compares at least two classes")
 
 
 def _numbers(targets: Any, of: Values | None) -> Tensor:
     """The numbers to bin, in float64 on the CPU: (N,) or (N, *positions)."""
-    values = of(targets) if of else targets
+    with blaming("of=", "the targets of a batch"):
+        values: Any = of(targets) if of else targets
+    check_dense(values, "what of= gives" if of else "a batch's targets", CalibrationError, strided=True)
     if not isinstance(values, Tensor) or values.is_complex() or not values.ndim:
         what = f"have shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"are a {type(values).__name__}"
         raise CalibrationError(
             f"the targets {what}, not a number a sample: pass of=, a function that takes it from them"
         )
-    values = values.detach().to("cpu", torch.float64)
-    return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+    numbers: Tensor = values.detach().to("cpu", torch.float64)
+    return numbers[:, 0] if numbers.ndim == 2 and numbers.shape[1] == 1 else numbers
 
 
 def _binned(targets: Any, *, edges: Tensor, of: Values | None) -> Tensor:

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import CaptureError, PlanError
+from fxprune.errors import CaptureError, FxpruneError, PlanError
 
 LARGEST_EXAMPLE = 1 << 30  # bytes of the example batch that a file describes
 DEEPEST = 50
@@ -50,15 +52,28 @@ def _leaf_spec(value: Any) -> Any:
 
 
 def opened(value: Any) -> Any:
-    """`value`, where it is a dataclass of the user's, as a dict of those of its fields that are given.
+    """`value` with a dict of those fields that are given in the place of every dataclass of the user's.
 
-    >>> opened(TensorSpec((2,), torch.float32, torch.device("cpu")))["shape"]
+    So are other mappings dicts, and subclasses of lists and tuples plain ones, where pytree does not know them.
+
+    >>> opened([TensorSpec((2,), torch.float32, torch.device("cpu"))])[0]["shape"]
     (2,)
     """
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    given = {field.name: getattr(value, field.name) for field in fields(value)}
-    return {name: entry for name, entry in given.items() if entry is not None}
+    if is_dataclass(value) and not isinstance(value, type):
+        given = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {name: opened(entry) for name, entry in given.items() if entry is not None}
+    if isinstance(value, Mapping):
+        return _unless_known(value, {name: opened(entry) for name, entry in value.items()})
+    if isinstance(value, (list, tuple)) and not _is_packed(value):
+        return _unless_known(value, (list if isinstance(value, list) else tuple)(map(opened, value)))
+    return value
+
+
+def _unless_known(value: Any, plain: Any) -> Any:
+    """A container itself, where pytree opens it and nothing inside of it had to be opened; else the `plain` one."""
+    known = not pytree.tree_is_leaf(value)
+    pairs = zip(value.values(), plain.values()) if isinstance(plain, dict) else zip(value, plain)  # noqa: B905 - of one length
+    return value if known and all(old is new for old, new in pairs) else plain
 
 
 def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -143,11 +158,31 @@ def another(example: Any, samples: int) -> Any:
 
 
 def _has_rows(leaf: Any, length: int) -> bool:
-    return _is_dense(leaf) and leaf.ndim > 0 and len(leaf) == length
+    return is_dense(leaf) and leaf.ndim > 0 and len(leaf) == length
 
 
-def _is_dense(leaf: Any) -> bool:
+def is_dense(leaf: Any) -> bool:
+    """Whether a value is a tensor that is neither sparse nor nested."""
     return isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
+
+
+def check_dense(value: Any, what: str, error: type[FxpruneError], *, strided: bool = False, meta: bool = False) -> None:
+    """Raise `error`, about `what`, where a nested value holds a tensor that nothing is computed with.
+
+    Sparse tensors are in the COO layout, or there are none where all are to be `strided`.
+    """
+    layouts = (torch.strided,) if strided else (torch.strided, torch.sparse_coo)
+    for leaf in _leaves(value):
+        if not isinstance(leaf, Tensor):
+            continue
+        if is_lazy(leaf):
+            raise error(f"{what} holds an uninitialised parameter: run its module once before")
+        if leaf.is_nested:
+            raise error(f"{what} holds a nested tensor: pad it, torch.nested.to_padded_tensor(x, 0.0), and pass a mask")
+        if leaf.layout not in layouts:
+            raise error(f"{what} holds a tensor of the layout {leaf.layout}: make it dense, x.to_dense()")
+        if not meta and (leaf.is_meta or isinstance(leaf, FakeTensor)):
+            raise error(f"{what} holds a tensor of shape {tuple(leaf.shape)} without numbers: load them to a device")
 
 
 def _drawn_again(tensor: Tensor, samples: int) -> Tensor:
@@ -170,9 +205,22 @@ def stretched(example: Any, axis: int) -> Any:
     """
 
     def longer(leaf: Any) -> Any:
-        return leaf.repeat_interleave(2, axis) if _is_dense(leaf) and leaf.ndim > axis else leaf
+        return leaf.repeat_interleave(2, axis) if is_dense(leaf) and leaf.ndim > axis else leaf
 
     return pytree.tree_map(longer, example, is_leaf=_is_packed)
+
+
+def plain(example: Any) -> Any:
+    """An example with plain tensors in the places of those of other classes, of which not all can be deep-copied.
+
+    Only tensors whose class computes in a way of its own keep it.
+    """
+
+    def as_plain(leaf: Any) -> Any:
+        adds = not isinstance(leaf, Tensor) or type(leaf).__torch_dispatch__ != Tensor.__torch_dispatch__
+        return leaf if adds or type(leaf) is Tensor else leaf.as_subclass(Tensor)
+
+    return pytree.tree_map(as_plain, example, is_leaf=_is_packed)
 
 
 def to_device(values: Any, device: torch.device) -> Any:

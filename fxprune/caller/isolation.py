@@ -6,11 +6,11 @@ import copy
 import os
 import random
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from fxprune.caller.computed_weights import stored_weights
 from fxprune.caller.functions import FUNCTIONS, copied, held_copy
 from fxprune.caller.interrupts import Orderly
 from fxprune.caller.meta import computing, has_numbers, on_meta
-from fxprune.errors import CaptureError, is_of_memory
+from fxprune.errors import CaptureError, is_of_memory, told
+
+Model = TypeVar("Model", bound=nn.Module)
 
 FORWARD_HOOKS = (
     "_forward_pre_hooks", "_forward_hooks",
@@ -44,14 +46,41 @@ def isolated_copy(model: nn.Module, instead: Mapping[int, object] | None = None)
         memo |= {id(getattr(module, name)): OrderedDict() for name in HOOKS if hasattr(module, name)}
     try:
         own: nn.Module = copy.deepcopy(model, memo)
-    except (RuntimeError, TypeError) as error:
+        parts = {id(part) for part in own.modules()}
+    except Exception as error:
         if is_of_memory(error):
             raise
-        raise CaptureError(_cannot_be_copied(model, error)) from error
+        raise CaptureError(_cannot_be_copied(model, told(error))) from error
+    _check_apart(model, parts, instead or {})
     for module in model.modules():
         if id(module) in memo and id(module) not in (instead or {}):
             _copy_functions(module, memo[id(module)], memo)
     return own
+
+
+def _check_apart(model: nn.Module, own: Collection[int], instead: Mapping[int, object]) -> None:
+    """Raise CaptureError where the modules of a copy, by their ids, hold one of the model that was not put into it."""
+    inserted = {id(part) for new in instead.values() if isinstance(new, nn.Module) for part in new.modules()}
+    for path, module in model.named_modules():
+        if id(module) in own and id(module) not in inserted:
+            raise CaptureError(_cannot_be_copied(model, f"the __deepcopy__ of {path or 'the model'} gives itself"))
+
+
+def applied(model: Model, method: str, *args: Any) -> Model:
+    """`model`, after a method that changes it (eval, train, to) was called, whatever that gives back.
+
+    Raises CaptureError where the method, which a class may override, fails.
+    """
+    try:
+        getattr(model, method)(*args)
+    except Exception as error:
+        if is_of_memory(error):
+            raise
+        raise CaptureError(
+            f"{type(model).__name__}.{method} fails ({told(error)}): look at the methods train, eval, to and "
+            "__setattr__ that the classes of its modules override, or leave them as torch has them"
+        ) from error
+    return model
 
 
 def _copy_functions(module: nn.Module, own: nn.Module, memo: dict[int, Any]) -> None:
@@ -64,7 +93,7 @@ def _copy_functions(module: nn.Module, own: nn.Module, memo: dict[int, Any]) -> 
             getattr(own, name)[key] = copied(hook, memo)
 
 
-def _cannot_be_copied(model: nn.Module, error: Exception) -> str:
+def _cannot_be_copied(model: nn.Module, error: str) -> str:
     """The message for a model of which no deep copy can be made; it names tensors that were computed, if there are."""
     computed = [
         f"{path}.{name}" if path else name
@@ -245,11 +274,11 @@ def placed(device: torch.device | str | None, *models: nn.Module) -> Iterator[No
     homes = [device_of(model) for model in models]
     try:
         for model in models if device is not None else ():
-            model.to(device)
+            applied(model, "to", device)
         yield
     finally:
         for model, home in zip(models, homes, strict=True):
-            model.to(home)
+            applied(model, "to", home)
 
 
 @contextmanager
@@ -281,12 +310,13 @@ def _age(tensor: Tensor) -> int | None:
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every submodule into eval mode, and each back into its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        applied(model, "eval")
         yield
     finally:
         for module, training in modes:
-            module.training = training
+            if module.training != training:  # a class may refuse what it is told
+                module.training = training
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -12,7 +12,8 @@ from types import FrameType
 
 import torch
 
-HOMES = tuple(f"{Path(file).parent}{os.sep}" for file in (str(torch.__file__), __file__))  # not the user's
+_PACKAGES = Path(str(torch.__file__)).parent, Path(__file__).parents[1]
+HOMES = tuple(f"{home}{os.sep}" for home in _PACKAGES)  # not the user's
 
 
 def is_users(filename: str) -> bool:

@@ -1,4 +1,4 @@
-"""The command line. It needs typer, which comes with the extra `cli`; this file does without, to say so."""
+"""The command line. It needs typer, of the extra `cli`; this file imports without it, to say that it is missing."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ def main() -> None:
         sys.exit(message)
     try:
         build_app()()
-    except KeyboardInterrupt:  # between commands: while modules are imported, say
+    except KeyboardInterrupt:  # between commands, for example while modules are imported
         sys.exit(INTERRUPTED)
 
 

@@ -31,12 +31,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, epilog=E
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Structured pruning of PyTorch models as a torch.fx compiler pass.
 
-    compress does all at once. score, plan and apply are its stages: scores are computed once, and give any number of
-    plans. inspect, report and sweep show what can go, what went, and what it costs.
+    compress does all at once. score, plan and apply are its stages: scores are computed once, for any number of plans.
+    inspect, report and sweep show which channels can be removed, which were, and at what cost.
     """
     if show_version:
         typer.echo(f"fxprune {__version__}")

@@ -24,7 +24,7 @@ def add(app: typer.Typer, function: Function, example: str) -> None:
     """Make a command of a function, called by the function's name.
 
     A parameter whose type is a dataclass stands for the options that are its fields. The function shows text through
-    its parameter `output`, and returns what `--json` prints.
+    its parameter `output`, and returns the content of `--json`.
     """
     app.command(function.__name__, epilog=f"Example: {example}\n\n{EXIT_CODES}")(flattened(function))
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +17,10 @@ from torchvision.transforms import functional as V
 
 from fxprune.cli.output import Bars
 from fxprune.cli.subsets import balanced, labels_of
-from fxprune.cli.targets import called, guarded
+from fxprune.cli.targets import called, did_you_mean, guarded
 from fxprune.errors import FxpruneError
 
-SAMPLES = 1000  # of calibration, where nothing else is said
+SAMPLES = 1000  # of calibration, by default
 BATCH = 64
 IMAGE_SIZE = 224  # of a folder of images
 HELD_OUT = {"ImageNet": "val", "Imagenette": "val", "Places365": "val", "Kinetics": "val"}  # where it is not "test"
@@ -31,8 +30,8 @@ HELD_OUT = {"ImageNet": "val", "Imagenette": "val", "Places365": "val", "Kinetic
 class Preparation:
     """From an image to a tensor (channels, size, size): resized, cropped in the middle, and normalised.
 
-    `size` of None leaves images as large as they are, and an image that has the size already is not resized. One mean
-    makes images grey, three make them RGB.
+    With a `size` of None images keep their size; an image that has the size already is not resized. One mean makes
+    images grey, three make them RGB.
     """
 
     size: int | None
@@ -50,7 +49,7 @@ class Preparation:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where data comes from: what the command line says of it, and the option that says so."""
+    """The place of some data, by the command line: its name, the option that has the name, and its arguments."""
 
     name: str
     option: str
@@ -73,38 +72,30 @@ def loader_of(
 
     Raises FxpruneError where there is no such source, or it cannot be cut down to so many samples.
     """
-    found = _found(source, prepare)
+    found = _opened(source, prepare)
     loading: dict[str, Any] = {"batch_size": batch_size or BATCH, "num_workers": workers}
     if isinstance(found, DataLoader) and samples:
         loading = {"batch_size": batch_size or found.batch_size, "collate_fn": found.collate_fn, "num_workers": workers}
         found = found.dataset
     if isinstance(found, Dataset) and not isinstance(found, IterableDataset) and hasattr(found, "__len__"):
-        count = samples if samples is not None else SAMPLES if source.training else 0
-        return DataLoader(_part(found, count, seed, bars), **loading)
+        total, count = len(found), samples if samples is not None else SAMPLES if source.training else 0
+        if not total:
+            raise FxpruneError("the data has no sample: at least one is needed")
+        if 0 < count < total:
+            found = Subset(found, balanced(labels_of(found, total, bars), total, count, seed).tolist())
+        return DataLoader(found, **loading)
     if samples:
         raise FxpruneError(
             f"{source.name} gives a {type(found).__name__}, from which {samples} samples cannot be taken: leave out "
             "the number of samples, or give a torch.utils.data.Dataset or a DataLoader over one"
         )
-    if isinstance(found, IterableDataset):
-        return DataLoader(found, **loading)
-    return cast("Iterable[Any]", found)
+    return DataLoader(found, **loading) if isinstance(found, IterableDataset) else cast("Iterable[Any]", found)
 
 
-def _part(dataset: Dataset[Any], count: int, seed: int, bars: Bars) -> Dataset[Any]:
-    """As many samples of a dataset, class-balanced; all where it has no more."""
-    total = len(dataset)  # type: ignore[arg-type]
-    if not total:
-        raise FxpruneError("the data has no sample: at least one is needed")
-    if not 0 < count < total:
-        return dataset
-    return Subset(dataset, balanced(labels_of(dataset, total, bars), total, count, seed).tolist())
-
-
-def _found(source: Source, prepare: Preparation) -> Any:
+def _opened(source: Source, prepare: Preparation) -> Any:
     """The dataset or loader of a source."""
     if Path(source.name).is_dir():
-        return _image_folder(source, prepare)
+        return _image_folder(source, replace(prepare, size=prepare.size or IMAGE_SIZE))
     collection, colon, name = source.name.partition(":")
     if not colon:
         raise typer.BadParameter(
@@ -114,17 +105,15 @@ def _found(source: Source, prepare: Preparation) -> Any:
         return _from_torchvision(name, source, prepare)
     found = called(source.name, source.option, source.arguments)
     if not isinstance(found, (Dataset, Iterable)):
-        raise FxpruneError(f"{source.name} gives a {type(found).__name__}: name what gives a loader or a Dataset")
+        raise FxpruneError(f"{source.name} gives a {type(found).__name__}: name a loader or a Dataset")
     return found
 
 
 def _image_folder(source: Source, prepare: Preparation) -> Any:
     from torchvision.datasets import ImageFolder
 
-    size = prepare.size or IMAGE_SIZE
-    sized = Preparation(size, prepare.crop, prepare.mean, prepare.std)
     try:
-        return ImageFolder(source.name, sized, **source.arguments)
+        return ImageFolder(source.name, prepare, **source.arguments)
     except (FileNotFoundError, TypeError) as error:
         raise FxpruneError(
             f"{source.name} holds no images in folders, one a class ({error}): arrange them as CLASS/IMAGE in it"
@@ -134,28 +123,26 @@ def _image_folder(source: Source, prepare: Preparation) -> Any:
 def _from_torchvision(name: str, source: Source, prepare: Preparation) -> Any:
     datasets = importlib.import_module("torchvision.datasets")
     if name not in datasets.__all__:
-        close = difflib.get_close_matches(name, datasets.__all__, n=3)
-        hint = f"; did you mean {', '.join(close)}?" if close else ""
-        raise FxpruneError(f"torchvision has no dataset {name!r}{hint}")
+        raise FxpruneError(f"torchvision has no dataset {name!r}{did_you_mean(name, datasets.__all__)}")
     kind = getattr(datasets, name)
-    taken = _taken(kind)
+    known = _parameters(kind)
     offered = {"root": str(source.root), "train": source.training, "transform": prepare}
-    if not source.training and "train" not in taken:
+    if not source.training and "train" not in known:
         offered["split"] = HELD_OUT.get(name, "test")
-    arguments = {key: value for key, value in offered.items() if key in taken} | dict(source.arguments)
+    arguments = {key: value for key, value in offered.items() if key in known} | dict(source.arguments)
     try:
         return guarded(kind, source.name, arguments)
     except FxpruneError as error:
-        if "download" in taken and "download=True" in str(error):
-            raise FxpruneError(
-                f"{source.name} is not in {source.root}: name its folder with --data-root, or add "
-                f"{_argument_option(source)} download=True"
-            ) from error
-        raise
+        if "download" not in known or "download=True" not in str(error):
+            raise
+        raise FxpruneError(
+            f"{source.name} is not in {source.root}: name its folder with --data-root, or add "
+            f"{'--data-arg' if source.training else '--eval-arg'} download=True"
+        ) from error
 
 
-def _taken(kind: type) -> set[str]:
-    """The arguments of a class, those included that it hands on to its parents."""
+def _parameters(kind: type) -> set[str]:
+    """The parameters of a class, and of its parents where it passes further keywords on to them."""
     names: set[str] = set()
     for parent in kind.__mro__:
         if "__init__" in vars(parent):
@@ -164,7 +151,3 @@ def _taken(kind: type) -> set[str]:
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
                 break
     return names
-
-
-def _argument_option(source: Source) -> str:
-    return "--data-arg" if source.option == "--data" else "--eval-arg"

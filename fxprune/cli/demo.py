@@ -1,9 +1,7 @@
-"""The command `demo`, which shows what pruning does on data that needs no download."""
+"""The command `demo`, which shows the effect of pruning on data that needs no download."""
 
 from __future__ import annotations
 
-import io
-from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +34,5 @@ def demo(
         tolerances = numbers_between(alphas)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--alphas") from error
-    with redirect_stdout(io.StringIO()) if output.quiet else nullcontext():
-        rows = run_demo(out, tolerances, seed=seed, epochs=epochs)
+    rows = run_demo(out, tolerances, output, seed=seed, epochs=epochs)
     return {"out": str(out), "rows": [asdict(row) for row in rows]}

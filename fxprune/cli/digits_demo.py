@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -15,8 +13,6 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -24,12 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
 from fxprune.caller.files import made_folder, replacing
-from fxprune.errors import FxpruneError, visible
+from fxprune.cli.evaluation import accuracy, latencies
+from fxprune.cli.files import write_json
+from fxprune.cli.output import Bars, Output
+from fxprune.errors import FxpruneError
 
 STAGES = (32, 64, 128)  # channels of the three stages; each but the first halves the image
 BLOCKS = 2  # residual blocks a stage
@@ -37,8 +35,6 @@ BATCH = 64
 LEARNING_RATE = 0.1
 WEIGHT_DECAY = 5e-4
 LATENCY_BATCH = 256
-LATENCY_ROUNDS = 11
-LATENCY_CALLS = 2  # in a row, in each round
 
 
 class Block(nn.Module):
@@ -70,10 +66,11 @@ class DigitsNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        first, *later = STAGES
-        self.stem = nn.Sequential(nn.Conv2d(1, first, 3, padding=1, bias=False), nn.BatchNorm2d(first))
-        halving = (stage(before, after, stride=2) for before, after in zip(STAGES, later, strict=False))
-        self.stages = nn.Sequential(stage(first, first, stride=1), *halving)
+        self.stem = nn.Sequential(nn.Conv2d(1, STAGES[0], 3, padding=1, bias=False), nn.BatchNorm2d(STAGES[0]))
+        self.stages = nn.Sequential()
+        for before, width in zip((STAGES[0], *STAGES), STAGES, strict=False):
+            first = Block(before, width, stride=1 if width == STAGES[0] else 2)
+            self.stages.append(nn.Sequential(first, *(Block(width, width, stride=1) for _ in range(BLOCKS - 1))))
         self.classifier = nn.Linear(STAGES[-1], 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,12 +78,6 @@ class DigitsNet(nn.Module):
         y = self.stages(F.relu(self.stem(x)))
         logits: Tensor = self.classifier(F.adaptive_avg_pool2d(y, 1).flatten(1))
         return logits
-
-
-def stage(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
-    """BLOCKS residual blocks, of which the first changes the shape."""
-    later = (Block(outputs, outputs, stride=1) for _ in range(BLOCKS - 1))
-    return nn.Sequential(Block(inputs, outputs, stride), *later)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +92,8 @@ class Digits:
 class Row:
     """One network; the first and the last two are None for the original, `widths` are output channels by layer.
 
-    `plain` is the accuracy before the layers that stay are refitted, `error` how far that network is from the original
-    with the removed units at zero.
+    `plain` is the accuracy before the remaining layers are refitted, `error` the difference of that network from the
+    original with the removed units at zero.
     """
 
     alpha: float | None
@@ -115,22 +106,24 @@ class Row:
     error: float | None = None
 
 
-def run_demo(out: Path, alphas: Sequence[float], *, seed: int, epochs: int) -> list[Row]:
-    """Train, score once, prune at every alpha, print the tables, write results.json and results.png to `out`.
+def run_demo(out: Path, alphas: Sequence[float], output: Output, *, seed: int, epochs: int) -> list[Row]:
+    """Train, score once, prune at every alpha, show the tables, write results.json and results.png to `out`.
 
-    Returns the row of the original network, then one row an alpha.
+    Returns the row of the original network, then one row per alpha.
     """
-    console = Console()
     made_folder(out, FxpruneError)
     digits = split_digits(seed)
+    output.show(f"training for {epochs} epochs on {len(digits.train):,} images")
     with one_thread():
-        with progress_bar(console) as progress:
-            model = train(digits.train, epochs=epochs, seed=seed, progress=progress)
-        rows = measure(model, alphas, digits, seed=seed)
-    console.print("", summary_table(rows), "", widths_table(rows), "", sep="\n")
-    save_json(rows, out / "results.json", seed=seed, epochs=epochs)
+        with output.busy("training") as bars:
+            model = train(digits.train, bars, epochs=epochs, seed=seed)
+        with output.busy("pruning") as bars:
+            rows = measure(model, alphas, digits, bars, seed=seed)
+    output.show("", summary_table(rows), "", widths_table(rows), "")
+    original, *pruned = [asdict(row) for row in rows]
+    write_json(out / "results.json", {"seed": seed, "epochs": epochs, "original": original, "pruned": pruned})
     save_plot(rows, out / "results.png")
-    console.print(visible(f"Saved {out / 'results.json'} and {out / 'results.png'}."), markup=False)
+    output.wrote(out / "results.json", out / "results.png")
     return rows
 
 
@@ -150,64 +143,45 @@ def split_digits(seed: int) -> Digits:
     bunch = load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
     labels = torch.tensor(bunch.target, dtype=torch.long)
-    every = np.arange(len(labels))
-    train, test = train_test_split(every, test_size=1 / 3, stratify=labels, random_state=seed)
+    indices = np.arange(len(labels))
+    train, test = train_test_split(indices, test_size=1 / 3, stratify=labels, random_state=seed)
     return Digits(TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test]))
 
 
-def progress_bar(console: Console) -> Progress:
-    """The bar that training shows."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console)
-
-
-def train(data: TensorDataset, *, epochs: int, seed: int, progress: Progress) -> DigitsNet:
-    """A DigitsNet after `epochs` of one-cycle SGD, in eval mode; the global random state stays as it was."""
+def train(data: TensorDataset, bars: Bars, *, epochs: int, seed: int) -> DigitsNet:
+    """A DigitsNet after `epochs` of one-cycle SGD, in eval mode; the global random state does not change."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = DigitsNet()
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(data, batch_size=BATCH, shuffle=True, drop_last=True, generator=order)
     optimizer = SGD(model.parameters(), LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
-    steps = epochs * len(loader)
-    schedule = OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    for images, labels in progress.track(repeat(loader, epochs), total=steps, description="training"):
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-        schedule.step()
+    schedule = OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * len(loader))
+    for _ in bars.steps(range(epochs), "epochs"):
+        for images, labels in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            schedule.step()
     return model.eval()
 
 
-def repeat(loader: DataLoader[tuple[Tensor, ...]], epochs: int) -> Iterator[tuple[Tensor, ...]]:
-    """Every batch of every epoch."""
-    for _ in range(epochs):
-        yield from loader
-
-
-def measure(model: nn.Module, alphas: Sequence[float], digits: Digits, *, seed: int) -> list[Row]:
-    """The row of the original, then one an alpha; the model is scored once, and nothing is trained after pruning."""
-    images, loader = digits.test.tensors[0], DataLoader(digits.train, batch_size=BATCH)
+def measure(model: nn.Module, alphas: Sequence[float], digits: Digits, bars: Bars, *, seed: int) -> list[Row]:
+    """The row of the original, then one per alpha; the model is scored once, and nothing is trained after pruning."""
+    images, test = digits.test.tensors[0], DataLoader(digits.test, batch_size=len(digits.test))
+    loader = DataLoader(digits.train, batch_size=BATCH)
     scores = fxprune.score(model, loader, seed=seed)
     plans = [scores.plan(alpha) for alpha in alphas]
     plains = [fxprune.apply(model, plan) for plan in plans]
     smalls = [fxprune.apply(model, plan, scores=scores, loader=loader, compensate="sequential") for plan in plans]
-    full, *times = latencies([model, *smalls], images[:LATENCY_BATCH])
+    full, *times = latencies([model, *smalls], images[:LATENCY_BATCH], bars)
     rows = []
     for plan, plain, small, latency in zip(plans, plains, smalls, times, strict=True):
         costs, error = fxprune.report(small), fxprune.verify(model, plan, plain, images[:BATCH])
-        cost, hits = (costs.params_after, costs.macs_after, latency), [accuracy(m, digits.test) for m in (small, plain)]
+        cost, hits = (costs.params_after, costs.macs_after, latency), [accuracy(m, test) for m in (small, plain)]
         rows.append(Row(plan.alpha, *cost, hits[0], widths(small), hits[1], error))
     cost = costs.params_before, costs.macs_before, full
-    return [Row(None, *cost, accuracy(model, digits.test), widths(model)), *rows]
-
-
-@torch.inference_mode()
-def accuracy(model: nn.Module, data: TensorDataset) -> float:
-    """The share of `data` that `model` classifies right."""
-    images, labels = data.tensors
-    hits: int = (model(images).argmax(1) == labels).sum().item()
-    return hits / len(labels)
+    return [Row(None, *cost, accuracy(model, test), widths(model)), *rows]
 
 
 def widths(model: nn.Module) -> dict[str, int]:
@@ -219,49 +193,29 @@ def widths(model: nn.Module) -> dict[str, int]:
     return {name: layer.out_channels for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
 
 
-def latencies(models: Sequence[nn.Module], batch: Tensor) -> list[float]:
-    """Milliseconds a batch on one thread, the median over rounds in which every model takes its turn."""
-    timers = [Timer("model(batch)", globals={"model": model, "batch": batch}) for model in models]
-    with torch.inference_mode():
-        rounds = [[timer.timeit(LATENCY_CALLS).median for timer in timers] for _ in range(LATENCY_ROUNDS)]
-    return [1e3 * median(times) for times in zip(*rounds, strict=True)]
-
-
 def summary_table(rows: Sequence[Row]) -> Table:
-    """What every alpha costs and keeps."""
+    """The costs, latency and accuracy at every alpha."""
     table = Table(
-        title="Digits, pruned in one shot with no further training",
-        title_justify="left",
-        box=SIMPLE,
-        collapse_padding=True,
-        caption=(
-            f"ms: {LATENCY_BATCH} images, one thread; plain: accuracy before what stays is refitted;\n"
-            "error: how far that is from the original with the removed units at zero"
-        ),
-        caption_justify="left",
-    )
-    headings = ("alpha", "params", "%", "MACs/M", "%", "ms", "faster", "accuracy", "plain", "error")
-    for heading in headings:
+        title="Digits, pruned in one shot with no further training", title_justify="left", box=SIMPLE,
+        collapse_padding=True, caption_justify="left",
+        caption=f"ms: {LATENCY_BATCH} images, one thread; plain: accuracy before the remaining layers are refitted;\n"
+        "error: its difference from the original with the removed units at zero",
+    )  # fmt: skip
+    for heading in ("alpha", "params", "%", "MACs/M", "%", "ms", "faster", "accuracy", "plain", "error"):
         table.add_column(heading, justify="right")
     full = rows[0]
     for row in rows:
         table.add_row(
-            alpha_text(row),
-            f"{row.parameters:,}",
-            f"{row.parameters / full.parameters:.0%}",
-            f"{row.macs / 1e6:.2f}",
-            f"{row.macs / full.macs:.0%}",
-            f"{row.latency_ms:.1f}",
-            f"{full.latency_ms / row.latency_ms:.2f} x",
-            f"{row.accuracy:.1%}",
-            "" if row.plain is None else f"{row.plain:.1%}",
+            alpha_text(row), f"{row.parameters:,}", f"{row.parameters / full.parameters:.0%}", f"{row.macs / 1e6:.2f}",
+            f"{row.macs / full.macs:.0%}", f"{row.latency_ms:.1f}", f"{full.latency_ms / row.latency_ms:.2f} x",
+            f"{row.accuracy:.1%}", "" if row.plain is None else f"{row.plain:.1%}",
             "" if row.error is None else f"{row.error:.0e}",
-        )
+        )  # fmt: skip
     return table
 
 
 def widths_table(rows: Sequence[Row]) -> Table:
-    """The output channels of every layer, a column a network."""
+    """The output channels of every layer, one column per network."""
     table = Table(title="Output channels, layer by layer", title_justify="left", box=SIMPLE)
     table.add_column("layer", no_wrap=True)
     for row in rows:
@@ -272,16 +226,8 @@ def widths_table(rows: Sequence[Row]) -> Table:
 
 
 def alpha_text(row: Row) -> str:
-    """How tables and plots name a row."""
+    """The name of a row in tables and plots."""
     return "original" if row.alpha is None else f"{row.alpha:g}"
-
-
-def save_json(rows: Sequence[Row], path: Path, *, seed: int, epochs: int) -> None:
-    """Everything that the tables show, for programs."""
-    original, *pruned = [asdict(row) for row in rows]
-    document = {"seed": seed, "epochs": epochs, "original": original, "pruned": pruned}
-    with replacing(path, FxpruneError) as unfinished:
-        unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def save_plot(rows: Sequence[Row], path: Path) -> None:
@@ -295,7 +241,7 @@ def save_plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_tradeoff(axes: Axes, rows: Sequence[Row]) -> None:
-    """Accuracy against the share of MACs (circles) and of parameters (squares) that is left; a colour an alpha."""
+    """Accuracy against the kept share of MACs (circles) and of parameters (squares); one colour per alpha."""
     full = rows[0]
     accuracies = [100 * row.accuracy for row in rows]
     shares = {
@@ -310,7 +256,7 @@ def draw_tradeoff(axes: Axes, rows: Sequence[Row]) -> None:
     for row, colour in zip(rows, colours, strict=True):
         label = "original" if row.alpha is None else f"alpha {alpha_text(row)}"
         axes.scatter([], [], s=80, color=[colour], marker="_", linewidth=4, label=label)
-    axes.set(xlabel="left of the original (%)", ylabel="test accuracy (%)", xlim=(0, 104))
+    axes.set(xlabel="share of the original (%)", ylabel="test accuracy (%)", xlim=(0, 104))
     axes.set_title("Accuracy with no further training", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
@@ -318,7 +264,7 @@ def draw_tradeoff(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def draw_widths(axes: Axes, rows: Sequence[Row]) -> None:
-    """A cell a layer and alpha: the number is the width, the colour the share of the original's."""
+    """One cell per layer and alpha: the number is the width, the colour its share of the original's."""
     layers = list(rows[0].widths)
     kept = np.array([[row.widths[layer] for row in rows] for layer in layers])
     share = kept / kept[:, :1]

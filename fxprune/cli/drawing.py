@@ -6,11 +6,14 @@ the layers that read it.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from statistics import fmean
+from textwrap import shorten
 
 import networkx as nx
 
@@ -26,15 +29,6 @@ FROZEN = "#d9d9d9"
 ROW = 0.32  # inches a layer takes
 DPI = 150
 TALLEST = 30000  # pixels of a PNG
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A node of the picture."""
-
-    text: str
-    colour: str = "white"
-    is_group: bool = False
 
 
 def draw(graph: ModelGraph, groups: Iterable[Group], path: Path) -> None:
@@ -53,18 +47,23 @@ def draw(graph: ModelGraph, groups: Iterable[Group], path: Path) -> None:
 
 
 def network(graph: ModelGraph, groups: Iterable[Group]) -> nx.DiGraph:
-    """Layers, in the order in which they run, and groups, with arrows from producers to groups to readers."""
+    """Layers, in the order in which they run, and groups, with arrows from producers to groups to consumers.
+
+    A node has its `text` and `colour`, and `is_group`; an arrow `reads` where it leads to a consumer.
+    """
     groups, layer = tuple(groups), layers_of(graph)
     order = {name: index for index, name in enumerate(dict.fromkeys(layer.values()))}
     widths = {site.name: site.width for group in groups for site in group.sites}
     readers = [layer[name] for group in groups for name in group.consumers]
     net: nx.DiGraph = nx.DiGraph()
     for name in sorted(dict.fromkeys([*widths, *readers]), key=lambda name: order.get(name, -1)):
-        net.add_node(f"layer {name}", box=Box(name + (f"  {widths[name]}" if name in widths else "")))
+        text = name + (f"  {widths[name]}" if name in widths else "")
+        net.add_node(f"layer {name}", text=text, colour="white", is_group=False)
     for index, group in enumerate(groups):
         colour = FROZEN if group.frozen else COLOURS[index % len(COLOURS)]
-        text = f"{group.name}: {len(group)} units" + ("\nstays: " + _short(group.frozen) if group.frozen else "")
-        net.add_node(f"group {index}", box=Box(text, colour, is_group=True))
+        why = f"\nwhole: {shorten(group.frozen, 60, placeholder='...')}" if group.frozen else ""
+        text = f"{group.name}: {len(group)} units{why}"
+        net.add_node(f"group {index}", text=text, colour=colour, is_group=True)
         for site in group.sites:
             net.add_edge(f"layer {site.name}", f"group {index}", reads=False)
         for name in group.consumers:
@@ -73,7 +72,7 @@ def network(graph: ModelGraph, groups: Iterable[Group]) -> nx.DiGraph:
 
 
 def layers_of(graph: ModelGraph) -> dict[str, str]:
-    """What each node is called in the model: its module, the parameter that it is or computes with, or its own name."""
+    """The name of each node in the model: its module, the parameter that it is or computes with, or its own name."""
     parameters = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
     names: dict[str, str] = {}
     for node in graph.graph.nodes:
@@ -84,13 +83,16 @@ def layers_of(graph: ModelGraph) -> dict[str, str]:
 
 
 def dot_of(net: nx.DiGraph) -> str:
-    """The picture in Graphviz's language."""
+    """The picture in Graphviz's language, whose quoted texts are those of JSON."""
+    quote = partial(json.dumps, ensure_ascii=False)
     lines = ["digraph groups {", "  rankdir=LR; node [fontname=Helvetica, fontsize=10, style=filled];"]
-    for name, box in net.nodes(data="box"):
-        shape = "box" if box.is_group else "ellipse"
-        lines.append(f"  {_quoted(name)} [label={_quoted(box.text)}, shape={shape}, fillcolor={_quoted(box.colour)}];")
+    for name, node in net.nodes.items():
+        shape = "box" if node["is_group"] else "ellipse"
+        lines.append(
+            f"  {quote(name)} [label={quote(node['text'])}, shape={shape}, fillcolor={quote(node['colour'])}];"
+        )
     for start, end, reads in net.edges(data="reads"):
-        lines.append(f"  {_quoted(start)} -> {_quoted(end)} [style={'dashed' if reads else 'solid'}];")
+        lines.append(f"  {quote(start)} -> {quote(end)} [style={'dashed' if reads else 'solid'}];")
     return "\n".join([*lines, "}"]) + "\n"
 
 
@@ -109,12 +111,12 @@ def _by_matplotlib(net: nx.DiGraph, path: Path) -> None:
     height = max(2.0, ROW * max(-y for _, y in places.values()) + 1) if places else 2.0
     figure = Figure(figsize=(11, height))
     axes = figure.subplots()
-    for name, box in net.nodes(data="box"):
-        style = {"boxstyle": "round" if box.is_group else "square", "facecolor": box.colour, "edgecolor": "0.4"}
-        side = "left" if box.is_group else "right"
-        axes.text(*places[name], box.text, ha=side, va="center", fontsize=8, bbox=style, zorder=2)
+    for name, node in net.nodes.items():
+        side, shape = ("left", "round") if node["is_group"] else ("right", "square")
+        style = {"boxstyle": shape, "facecolor": node["colour"], "edgecolor": "0.4"}
+        axes.text(*places[name], node["text"], ha=side, va="center", fontsize=8, bbox=style, zorder=2)
     for start, end, reads in net.edges(data="reads"):
-        colour = net.nodes[start if reads else end]["box"].colour
+        colour = net.nodes[start if reads else end]["colour"]
         arrow = {"arrowstyle": "-|>", "color": "0.6" if colour == FROZEN else colour, "shrinkA": 6, "shrinkB": 6}
         arrow |= {"linestyle": "--" if reads else "-", "linewidth": 1.4, "connectionstyle": "arc3,rad=0.05"}
         axes.annotate("", places[end], places[start], arrowprops=arrow, zorder=1)
@@ -126,26 +128,12 @@ def _by_matplotlib(net: nx.DiGraph, path: Path) -> None:
 
 def positions(net: nx.DiGraph) -> dict[str, tuple[float, float]]:
     """Where each node stands: (0, -row) for layers; (1, y) for groups, near the mean of their layers, a row apart."""
-    boxes: Mapping[str, Box] = dict(net.nodes(data="box"))
-    layers = [name for name, box in boxes.items() if not box.is_group]
+    layers = [name for name, is_group in net.nodes(data="is_group") if not is_group]
+    groups = [name for name, is_group in net.nodes(data="is_group") if is_group]
     places = {name: (0.0, -float(row)) for row, name in enumerate(layers)}
-    groups = [name for name, box in boxes.items() if box.is_group]
-    wanted = {name: _mean([places[layer][1] for layer in nx.all_neighbors(net, name)]) for name in groups}
+    wanted = {name: fmean([places[layer][1] for layer in nx.all_neighbors(net, name)] or [0.0]) for name in groups}
     last = 1.5
     for name in sorted(groups, key=lambda name: -wanted[name]):
         last = min(wanted[name], last - 1.5)
         places[name] = (1.0, last)
     return places
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / max(len(values), 1)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'

@@ -1,4 +1,4 @@
-"""What a model is worth and how long it takes."""
+"""The accuracy of a model, and its latency."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The extras that parts of the command line need, and what to say where one is missing."""
+"""The extras that parts of the command line need, and the message where one is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def missing_modules(modules: Iterable[str]) -> list[str]:
 
 
 def missing_message(what: str, needed: dict[str, str], extra: str) -> str:
-    """What to tell a user whose installation lacks some of the modules `needed`; empty where all are there.
+    """The message for an installation that lacks some of the modules `needed`; empty where it has all.
 
     >>> print(missing_message("The demo", {"no_such_module": "scikit-learn"}, "demo"))
     The demo needs scikit-learn, which this Python does not have.

@@ -1,4 +1,4 @@
-"""The files that a command writes: looked at before the work begins, and written whole or not at all."""
+"""The files that a command writes: checked before the work begins, and written whole or not at all."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -14,7 +13,6 @@ from rich.console import Group as Lines
 from rich.text import Text
 from rich.tree import Tree
 
-from fxprune.caller.files import replacing
 from fxprune.cli.choices import CouplingOptions, Run
 from fxprune.cli.drawing import SUFFIXES, draw, layers_of
 from fxprune.cli.files import check_suffix, check_writable
@@ -24,10 +22,8 @@ from fxprune.cli.targets import Built, object_of
 from fxprune.coupling.couple import couple
 from fxprune.coupling.groups import Group
 from fxprune.errors import FxpruneError
-from fxprune.reporting.report import Report
 from fxprune.reporting.tables import plain
-from fxprune.saving.container import opened
-from fxprune.saving.header import Header
+from fxprune.saving.container import read_artifact
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.part import part_of, with_captured_part
 
@@ -47,48 +43,37 @@ def report(
 ) -> dict[str, Any]:
     """Show the report that an artefact carries; needs no model. Every checksum in the file is compared."""
     check_writable(html)
-    header = _header(artifact)
+    header, _ = read_artifact(artifact)
     reports = {part.path: part.report for part in header.parts}
-    pages = {path: _page(html, path, single=len(reports) == 1) for path in reports} if html else {}
-    for path, page in pages.items():
-        _write_page(reports[path], page)
-    made_by = ", ".join(f"{name} {version}" for name, version in header.versions.items())
-    output.show(*reports.values(), f"made by {made_by}" + (f"; built by {header.builder}" if header.builder else ""))
+    pages = [] if html is None else [_page(html, path) if len(reports) > 1 else html for path in reports]
+    for found, page in zip(reports.values(), pages, strict=False):
+        found.to_html(page)
+    output.show(
+        *reports.values(), f"made by {header.made_by}" + (f"; built by {header.builder}" if header.builder else "")
+    )
     if pages:
-        output.wrote(*pages.values())
-    compared = [] if compare is None else list(_compared(reports, _header(compare)))
+        output.wrote(*pages)
+    compared = []
+    if compare is not None:
+        others = {part.path: part.report for part in read_artifact(compare)[0].parts}
+        compared = [reports[path].compare(others[path]) for path in reports if path in others]
+        if not compared:
+            raise FxpruneError(
+                f"{', '.join(reports)} was pruned in one file, and {', '.join(others)} in the other: nothing to compare"
+            )
     output.show(*compared)
     return {
         "artifact": str(artifact), "model": header.model, "versions": dict(header.versions),
         "compared": [comparison.to_dict() for comparison in compared],
         "reports": [{"part": path, **found.to_dict()} for path, found in reports.items()],
-        "html": [str(page) for page in pages.values()],
+        "html": [str(page) for page in pages],
     }  # fmt: skip
 
 
-def _header(artifact: Path) -> Header:
-    with opened(artifact) as (header, _):
-        return header
-
-
-def _compared(reports: Mapping[str, Report], other: Header) -> Iterator[Any]:
-    """The parts of a model beside the same parts of another. Raises FxpruneError where there are none."""
-    others = {part.path: part.report for part in other.parts}
-    for path in reports.keys() & others.keys():
-        yield cast("Any", reports[path]).compare(others[path])
-    if not reports.keys() & others.keys():
-        raise FxpruneError(f"of {', '.join(reports)} was pruned in one file, and of {', '.join(others)} in the other")
-
-
-def _write_page(found: Report, page: Path) -> None:
-    with replacing(page, FxpruneError) as unfinished:
-        cast("Any", found).to_html(unfinished)
-
-
-def _page(html: Path, part: str, *, single: bool) -> Path:
-    """The page of a part: with several parts, one each."""
+def _page(html: Path, part: str) -> Path:
+    """The page of one of several parts."""
     named = re.sub(r"[^\w.-]", "_", part)  # a file may say anything
-    return html if single else html.with_name(f"{html.stem}-{named}{html.suffix}")
+    return html.with_name(f"{html.stem}-{named}{html.suffix}")
 
 
 def inspect(
@@ -97,7 +82,7 @@ def inspect(
     chosen: CouplingOptions,
     output: Output,
     *,
-    input: Annotated[  # noqa: A002 - what the option is called
+    input: Annotated[  # noqa: A002 - the name of the option
         list[str] | None,
         typer.Option(
             metavar="SIZES",
@@ -111,72 +96,62 @@ def inspect(
         typer.Option("--out", "-o", help=f"Also draw the groups; a file that ends in {', '.join(SUFFIXES)}."),
     ] = None,
 ) -> dict[str, Any]:
-    """Show which channels of which layers can only leave together, who reads them, and what stays whole and why."""
+    """Show which channels must be removed together, which layers consume them, and which are kept whole and why."""
     check_suffix([out] if out else [], SUFFIXES, "--out")
     check_writable(out)
     shapes = [_shape(text) for text in input or []]
     built = model.build(output)
     loader = data.loader(output, model.seed) or [(_example(shapes, built), None)]
     with output.busy("tracing the model"):
-        runs = {"unpack": data.unpacking(), "run": object_of(run, "--run") if run else None}
-        whole = with_captured_part(built.model, loader, model.submodule, tuple(chosen.exclude), **runs)
+        functions = {"unpack": data.unpacking(), "run": object_of(run, "--run")}
+        whole = with_captured_part(built.model, loader, model.submodule, tuple(chosen.exclude), **functions)
         graph = cast("ModelGraph", part_of(whole, model.submodule))
         groups = couple(graph, **chosen.coupling())
     if out:
         with output.busy("drawing"):
             draw(graph, groups, out)
-    groups = tuple(replace(group, consumers=_readers(graph, group)) for group in groups)
-    output.show(tree(type(graph).__name__, groups))
+    layers = layers_of(graph)
+    groups = tuple(
+        replace(group, consumers=tuple(dict.fromkeys(layers[name] for name in group.consumers))) for group in groups
+    )
+    output.show(_tree(type(graph).__name__, groups))
     if out:
         output.wrote(out)
-    return {"model": type(graph).__name__, "groups": [_described(group) for group in groups]} | (
-        {"out": str(out)} if out else {}
-    )
+    described = [
+        {
+            "name": group.name, "units": len(group), "frozen": group.frozen, "inexact": group.inexact,
+            "sites": {site.name: {"width": site.width, "channels": group.channels(site)} for site in group.sites},
+            "readers": list(group.consumers),
+        }
+        for group in groups
+    ]  # fmt: skip
+    return {"model": type(graph).__name__, "groups": described} | ({"out": str(out)} if out else {})
 
 
-def _readers(graph: ModelGraph, group: Group) -> tuple[str, ...]:
-    """The layers that read a group, by their names in the model."""
-    names = layers_of(graph)
-    return tuple(dict.fromkeys(names[reader] for reader in group.consumers))
-
-
-def tree(name: str, groups: tuple[Group, ...]) -> Tree:
-    """The groups of a model: layers with their widths, readers, and why a group stays whole."""
+def _tree(name: str, groups: tuple[Group, ...]) -> Tree:
+    """The groups of a model: layers with their widths, consumers, and why a group is kept whole."""
     free = [group for group in groups if group.frozen is None]
-    units = sum(map(len, free))
-    stay = _counted(len(groups) - len(free), "group")
-    said = f"{name}: {_counted(units, 'unit')} in {_counted(len(free), 'group')} may go; {stay} whole"
-    root = Tree(*plain(said))
+    units, whole = sum(map(len, free)), _counted(len(groups) - len(free), "group")
+    root = Tree(
+        *plain(f"{name}: {_counted(units, 'unit')} in {_counted(len(free), 'group')} can be removed; {whole} whole")
+    )
     for group in groups:
-        root.add(_branch(group))
+        state = f"whole: {group.frozen}" if group.frozen else "prunable"
+        state += f", inexactly: {group.inexact}" if group.inexact and not group.frozen else ""
+        title = Text().join([
+            *plain(group.name, style="bold"), Text(f"  {_counted(len(group), 'unit')}, "),
+            *plain(state, style="dim" if group.frozen else "green"),
+        ])  # fmt: skip
+        branch = root.add(title)
+        for site in group.sites:
+            branch.add(*plain(f"{site.name}  {group.channels(site)} of {site.width} channels"))
+        if group.consumers:
+            branch.add(Lines(*plain(f"read by {', '.join(group.consumers)}", style="cyan")))
     return root
-
-
-def _branch(group: Group) -> Tree:
-    state = f"stays: {group.frozen}" if group.frozen else "prunable"
-    state += f", inexactly: {group.inexact}" if group.inexact and not group.frozen else ""
-    title = Text().join([
-        *plain(group.name, style="bold"), Text(f"  {_counted(len(group), 'unit')}, "),
-        *plain(state, style="dim" if group.frozen else "green"),
-    ])  # fmt: skip
-    branch = Tree(title)
-    for site in group.sites:
-        branch.add(*plain(f"{site.name}  {group.channels(site)} of {site.width} channels"))
-    if group.consumers:
-        branch.add(Lines(*plain(f"read by {', '.join(group.consumers)}", style="cyan")))
-    return branch
 
 
 def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _described(group: Group) -> dict[str, Any]:
-    sites = {site.name: {"width": site.width, "channels": group.channels(site)} for site in group.sites}
-    return {
-        "name": group.name, "units": len(group), "frozen": group.frozen, "inexact": group.inexact, "sites": sites,
-        "readers": list(group.consumers),
-    }  # fmt: skip
 
 
 def _shape(text: str) -> Shape:

@@ -1,9 +1,9 @@
-"""The options on models and data, in groups: each group is a dataclass, and knows what follows from it."""
+"""The options on models and data, in groups: each group is a dataclass that makes the model or loader."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from fxprune.caller.isolation import seeded
+from fxprune.caller.isolation import applied, seeded
 from fxprune.cli.datasets import Preparation, Source, loader_of
 from fxprune.cli.output import Output
 from fxprune.cli.targets import Built, arguments_of, build, object_of
@@ -37,6 +37,7 @@ def numbers_of(text: str, option: str) -> tuple[float, ...]:
 _Model = partial(typer.Option, rich_help_panel="Model")
 _Data = partial(typer.Option, rich_help_panel="Data")
 _Eval = partial(typer.Option, rich_help_panel="Evaluation")
+KEYWORD, PLACE = "KEY=VALUE", "DIR|torchvision:NAME|MODULE:CALLABLE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +53,7 @@ class ModelOptions:
         ),
     ]
     model_arg: Annotated[
-        list[str],
-        _Model(
-            metavar="KEY=VALUE",
-            help="Argument of the callable; the value is a Python literal or else text. Repeatable.",
-        ),
+        list[str], _Model(metavar=KEYWORD, help="Argument of the callable: a Python literal or else text. Repeatable.")
     ] = field(default_factory=list)
     weights: Annotated[
         Path | None,
@@ -64,13 +61,11 @@ class ModelOptions:
             exists=True,
             dir_okay=False,
             help="The model's weights: safetensors, a state_dict that torch.save wrote, or an artefact of fxprune "
-            "(to prune it further). By default those that the callable gives.",
+            "(to prune it further). By default those of the callable.",
         ),
     ] = None
     submodule: Annotated[str, _Model(help="Prune only this part of the model, such as backbone.")] = ""
-    device: Annotated[
-        str | None, _Model(help="Where to run: cpu, cuda, cuda:1, mps. By default where the callable puts the model.")
-    ] = None
+    device: Annotated[str | None, _Model(help="Where to run, such as cuda:1; by default the callable's device.")] = None
     seed: Annotated[int, _Model(help="Seed of initial weights, of the samples taken and of the scores.")] = 0
 
     def build(self, output: Output) -> Built:
@@ -79,37 +74,32 @@ class ModelOptions:
         with output.busy("building the model"), seeded(self.seed):
             built = build(self.model, arguments)
             model = with_weights(built.model, self.weights) if self.weights else built.model
-            model = self._placed(model).eval()
-        return Built(model, built.input_size, built.builder, built.builder_kwargs)
-
-    def _placed(self, model: torch.nn.Module) -> torch.nn.Module:
-        if self.device is None:
-            return model
-        try:
-            device = torch.device(self.device)
-        except RuntimeError as error:
-            raise typer.BadParameter(first_line(error), param_hint="--device") from None
-        try:
-            return model.to(device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise FxpruneError(f"--device {self.device} cannot be used here: {first_line(error)}") from error
+            if self.device is not None:
+                try:
+                    device = torch.device(self.device)
+                except RuntimeError as error:
+                    raise typer.BadParameter(first_line(error), param_hint="--device") from None
+                try:
+                    model.to(device)
+                except (RuntimeError, AssertionError, NotImplementedError) as error:
+                    raise FxpruneError(f"--device {self.device} cannot be used here: {first_line(error)}") from error
+        return replace(built, model=applied(model, "eval"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataOptions:
-    """Which batches to calibrate with."""
+    """The batches to calibrate with."""
 
     data: Annotated[
         str | None,
         _Data(
-            metavar="DIR|torchvision:NAME|MODULE:CALLABLE",
-            help="Calibration data: a folder with one folder of images a class, a dataset of torchvision "
+            metavar=PLACE,
+            help="Calibration data: a folder with one folder of images per class, a dataset of torchvision "
             "by its class's name (in --data-root), or package.module:callable that gives a loader or a Dataset.",
         ),
     ] = None
     data_arg: Annotated[
-        list[str],
-        _Data(metavar="KEY=VALUE", help="Argument of that callable, or of torchvision's dataset. Repeatable."),
+        list[str], _Data(metavar=KEYWORD, help="Argument of that callable, or of torchvision's dataset. Repeatable.")
     ] = field(default_factory=list)
     data_root: Annotated[Path, _Data(help="Where torchvision's datasets lie.")] = Path("data")
     samples: Annotated[
@@ -121,14 +111,10 @@ class DataOptions:
         ),
     ] = None
     batch_size: Annotated[
-        int | None, _Data(min=1, help="Samples a batch: 64 of a dataset by default; a loader keeps its own.")
+        int | None, _Data(min=1, help="Samples per batch: 64 of a dataset by default; a loader keeps its own.")
     ] = None
     image_size: Annotated[
-        int | None,
-        _Data(
-            min=1,
-            help="Side of the square images: 224 for a folder by default; torchvision's datasets keep their own.",
-        ),
+        int | None, _Data(min=1, help="Side of the square images: 224 for a folder by default; else the dataset's own.")
     ] = None
     crop: Annotated[
         float, _Data(min=0.1, max=1.0, help="Share of the resized image that --image-size cuts out of its middle.")
@@ -138,7 +124,7 @@ class DataOptions:
     workers: Annotated[int, _Data(min=0, help="Processes that load images.")] = 0
     unpack: Annotated[
         str | None,
-        _Data(metavar="MODULE:FUNCTION", help="Function from a batch to (inputs, targets), for other than pairs."),
+        _Data(metavar="MODULE:FUNCTION", help="Function from a batch to (inputs, targets); pairs need none."),
     ] = None
 
     def loader(self, output: Output, seed: int) -> Iterable[Any] | None:
@@ -171,27 +157,21 @@ class DataOptions:
             )
 
     def unpacking(self) -> Any:
-        """What --unpack names, or None."""
-        return object_of(self.unpack, "--unpack") if self.unpack else None
+        """The function of --unpack, or None."""
+        return object_of(self.unpack, "--unpack")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """What accuracy is taken on."""
+    """The data and the metric of the evaluation."""
 
     eval_data: Annotated[
-        str,
-        _Eval(
-            metavar="DIR|torchvision:NAME|MODULE:CALLABLE",
-            help="Data to take the accuracy on, named as --data is; of torchvision's datasets the test images.",
-        ),
+        str, _Eval(metavar=PLACE, help="Data for the accuracy, named as --data is; of torchvision's the test images.")
     ]
-    eval_arg: Annotated[
-        list[str], _Eval(metavar="KEY=VALUE", help="Argument of that callable or dataset. Repeatable.")
-    ] = field(default_factory=list)
-    eval_samples: Annotated[
-        int, _Eval(min=0, help="Take so many samples, of all classes alike, drawn by --seed; 0 takes all.")
-    ] = 0
+    eval_arg: Annotated[list[str], _Eval(metavar=KEYWORD, help="Argument of that callable or dataset. Repeatable.")] = (
+        field(default_factory=list)
+    )
+    eval_samples: Annotated[int, _Eval(min=0, help="Take so many samples, of all classes alike; 0 takes all.")] = 0
     metric: Annotated[
         str | None,
         _Eval(
@@ -202,6 +182,6 @@ class EvalOptions:
 
     def loader(self, data: DataOptions, output: Output, seed: int) -> Iterable[Any]:
         """The loader for accuracy, its images prepared as those for calibration."""
-        arguments: Mapping[str, Any] = arguments_of(self.eval_arg, "--eval-arg")
+        arguments = arguments_of(self.eval_arg, "--eval-arg")
         source = Source(self.eval_data, "--eval-data", arguments, data.data_root, training=False)
         return data.open(source, self.eval_samples or None, output, seed)

@@ -1,4 +1,4 @@
-"""What a command shows: text and bars for people, one JSON object for programs."""
+"""The output of a command: text and bars for people, one JSON object for programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fxprune.caller.batches import length_of, read
 from fxprune.caller.ranks import rank_and_size
@@ -24,9 +24,9 @@ FAILED = 1
 
 
 class Output:
-    """Where a command's text, bars and result go.
+    """The destination of a command's text, bars and result.
 
-    Text goes to stdout; with `json` to stderr, since stdout then has the JSON object alone, and with `quiet` nowhere.
+    Text goes to stdout; with `json` to stderr, because stdout then has only the JSON object; with `quiet` nowhere.
     Bars, warnings and errors go to stderr. `writes` says whether the command writes its files: of several ranks, only
     the first does.
     """
@@ -35,7 +35,8 @@ class Output:
         self.json, self.quiet, self.writes = json, quiet, writes
         self.warnings: list[str] = []
         self._stdout: TextIO = sys.stdout
-        self._text = _console(sys.stderr if json else sys.stdout)
+        file = sys.stderr if json else sys.stdout
+        self._text = Console(file=file, width=None if file.isatty() else WIDTH)
 
     def show(self, *things: Any) -> None:
         """Print text, tables or trees, unless the command is to be quiet."""
@@ -45,7 +46,7 @@ class Output:
                 self._text.print(visible(thing) if is_text else thing, markup=False, highlight=False, soft_wrap=is_text)
 
     def wrote(self, *paths: object) -> None:
-        """Say which files there are now."""
+        """Name the files that were written."""
         self.show(f"Wrote {' and '.join(map(str, paths))}.")
 
     @contextmanager
@@ -72,18 +73,15 @@ class Output:
             with redirect_stdout(sys.stderr if self.json or not self.writes else sys.stdout), self._warnings():
                 yield content
         except FxpruneError as error:
-            self._failed(error, content)
+            typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
+            typer.echo(str(error), err=True)
+            about = {"type": type(error).__name__, "message": str(error)}
+            self._print_json({"command": command, "error": about, "warnings": self.warnings})
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
             typer.echo("Interrupted; no file was left half-written.", err=True)
             raise typer.Exit(INTERRUPTED) from None
         self._print_json(content | {"warnings": self.warnings, "seconds": round(time.perf_counter() - start, 3)})
-
-    def _failed(self, error: FxpruneError, content: dict[str, Any]) -> None:
-        typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
-        typer.echo(str(error), err=True)
-        about = {"type": type(error).__name__, "message": str(error)}
-        self._print_json({"command": content["command"], "error": about, "warnings": self.warnings})
 
     def _print_json(self, content: dict[str, Any]) -> None:
         if self.json:
@@ -92,7 +90,7 @@ class Output:
 
     @contextmanager
     def _warnings(self) -> Iterator[None]:
-        """Our own warnings are shown without the line of the code that they come from, and kept."""
+        """Show and keep the warnings of fxprune, without the line of the code that they come from."""
         with warnings.catch_warnings():
             warnings.simplefilter("always", FxpruneWarning)
             others = warnings.showwarning
@@ -121,26 +119,21 @@ class Bars:
         """
         return loader if rank_and_size()[1] > 1 or iter(loader) is loader else Watched(loader, self, what)
 
-    def steps(self, items: Iterable[Any], what: str) -> Iterator[Any]:
-        """The items, under a bar."""
-        yield from self.counted(iter(items), length_of(items), what)
-
-    def counted(self, items: Iterator[Any], total: int | None, what: str) -> Iterator[Any]:
-        """The items of an iterator, under a bar that is gone afterwards."""
-        task = self.progress.add_task(visible(what), total=total, done=_done(0, total))
+    def steps(self, items: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
+        """The items, under a bar that is removed afterwards; `total` is their number where they do not know it."""
+        total = length_of(items) if total is None else total
+        of = "" if total is None else f"/{total}"
+        task = self.progress.add_task(visible(what), total=total, done=f"0{of}")
         try:
             for count, item in enumerate(items, start=1):
                 yield item
-                self._advance(task, count, total)
+                self.progress.update(task, completed=count, done=f"{count}{of}")
         finally:
             self.progress.remove_task(task)
 
-    def _advance(self, task: TaskID, count: int, total: int | None) -> None:
-        self.progress.update(task, completed=count, done=_done(count, total))
-
 
 class Watched:
-    """A loader whose passes are shown, and whose failures are errors of ours."""
+    """A loader whose passes are shown, and whose failures are CalibrationErrors."""
 
     def __init__(self, loader: Iterable[Any], bars: Bars, what: str) -> None:
         self.loader, self.bars, self.what = loader, bars, what
@@ -152,13 +145,4 @@ class Watched:
         return found
 
     def __iter__(self) -> Iterator[Any]:
-        return self.bars.counted(read(self.loader), length_of(self.loader), self.what)
-
-
-def _done(count: int, total: int | None) -> str:
-    return f"{count}" if total is None else f"{count}/{total}"
-
-
-def _console(file: TextIO) -> Console:
-    """A console on a terminal as wide as that, and otherwise as wide as tables need."""
-    return Console(file=file) if file.isatty() else Console(file=file, width=WIDTH)
+        return self.bars.steps(read(self.loader), self.what, length_of(self.loader))

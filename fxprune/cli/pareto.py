@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -21,7 +21,7 @@ DPI = 150
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model of a sweep: what was asked for, its level, costs, accuracy (or metric) and time; see `with_front`."""
+    """One model of a sweep, named after the asked level, with its costs, accuracy (or metric) and time."""
 
     name: str
     alpha: float | None
@@ -31,27 +31,28 @@ class Row:
     milliseconds: float | None = None
     on_front: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        """The row as JSON can hold it."""
-        return asdict(self)
-
-    def beats(self, other: Row) -> bool:
-        """Whether the row is at least as good in accuracy, MACs and time, and better in one of them."""
-        here, there = self._goods(), other._goods()
-        return here != there and all(a >= b for a, b in zip(here, there, strict=True))
-
-    def _goods(self) -> tuple[float, ...]:
-        return self.accuracy, -self.macs, -(self.milliseconds or 0.0)
-
 
 def with_front(rows: Sequence[Row]) -> list[Row]:
-    """The rows, those marked that no other beats.
+    """The rows, with `on_front` for those that no other beats in accuracy, MACs and time.
 
     >>> rows = [Row("a", 0, 9, 90, 0.9), Row("b", 0, 8, 80, 0.9), Row("c", 0, 7, 70, 0.5)]
     >>> [row.on_front for row in with_front(rows)]
     [False, True, True]
     """
-    return [replace(row, on_front=not any(other.beats(row) for other in rows)) for row in rows]
+    front = unbeaten([(row.accuracy, -row.macs, -(row.milliseconds or 0.0)) for row in rows])
+    return [replace(row, on_front=on_front) for row, on_front in zip(rows, front, strict=True)]
+
+
+def unbeaten(points: Sequence[tuple[float, ...]]) -> list[bool]:
+    """For each point, whether no other is at least as large in all entries and larger in one.
+
+    >>> unbeaten([(1, 2), (2, 2), (3, 1)])
+    [False, True, True]
+    """
+    return [
+        not any(other != own and all(a >= b for a, b in zip(other, own, strict=True)) for other in points)
+        for own in points
+    ]
 
 
 def table(rows: Sequence[Row], metric: str = "accuracy") -> Table:
@@ -74,16 +75,14 @@ def table(rows: Sequence[Row], metric: str = "accuracy") -> Table:
 
 
 def plot(rows: Sequence[Row], path: Path, metric: str = "accuracy") -> None:
-    """Accuracy against MACs and, where it was taken, time; rows on the front are filled. The file appears whole."""
+    """Accuracy against MACs and, where it was measured, time; rows on the front are filled. The file appears whole."""
     from matplotlib.figure import Figure
 
-    panels: list[tuple[str, Callable[[Row], float]]] = [
-        ("MACs left (%)", lambda row: 100 * row.macs / max(rows[0].macs, 1))
-    ]
+    panels: dict[str, Callable[[Row], float]] = {"kept MACs (%)": lambda row: 100 * row.macs / max(rows[0].macs, 1)}
     if all(row.milliseconds is not None for row in rows):
-        panels.append(("milliseconds a batch", lambda row: row.milliseconds or 0.0))
+        panels["milliseconds per batch"] = lambda row: row.milliseconds or 0.0
     figure = Figure(figsize=(6.5 * len(panels), 4.8), layout="constrained")
-    for axes, (label, cost) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axes, (label, cost) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         _draw(axes, rows, cost)
         axes.set(xlabel=label, ylabel=metric)
     with replacing(path, FxpruneError) as unfinished:
@@ -91,43 +90,37 @@ def plot(rows: Sequence[Row], path: Path, metric: str = "accuracy") -> None:
 
 
 def _draw(axes: Axes, rows: Sequence[Row], cost: Callable[[Row], float]) -> None:
-    """One panel: a dot and a name a row, and a line through the best of the panel."""
-    best = [row for row in rows if not any(_better(other, row, cost) for other in rows)]
-    best.sort(key=cost)
+    """One panel: a dot and a name per row, and a line through the best of the panel."""
+    front = unbeaten([(row.accuracy, -cost(row)) for row in rows])
+    best = sorted((row for row, is_best in zip(rows, front, strict=True) if is_best), key=cost)
     axes.plot([cost(row) for row in best], [row.accuracy for row in best], color="0.7", linewidth=1, zorder=1)
-    for row in rows:
+    for row, height in zip(rows, heights(rows, cost), strict=True):
         fill = "tab:blue" if row.on_front else "white"
         axes.scatter(cost(row), row.accuracy, s=42, color=fill, edgecolors="tab:blue", zorder=2)
-    widest = max(map(cost, rows))
-    for row, height in zip(rows, heights(rows, cost), strict=True):
         axes.annotate(row.name, (cost(row), row.accuracy), (5, height), textcoords="offset points", fontsize=8)
     axes.margins(y=0.15)
-    axes.set(xlim=(0, 1.15 * widest))
+    axes.set(xlim=(0, 1.15 * max(map(cost, rows))))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
 
 
 def heights(rows: Sequence[Row], cost: Callable[[Row], float]) -> list[int]:
-    """How many points above its dot the name of each row stands, so that names of dots close together do not meet.
+    """How many points above its dot the name of each row stands, so that names of dots close together do not overlap.
 
-    From left to right the first stands below its dot, and those that follow above theirs, each above the one before.
+    From left to right, the first name stands below its dot and the following ones above, each above the one before.
 
     >>> rows = [Row("a", 0, 9, 90, 0.9), Row("b", 0, 8, 80, 0.9), Row("c", 0, 7, 20, 0.5)]
     >>> heights(rows, lambda row: row.macs)
     [6, -9, -9]
     """
-    width, height = 0.15 * max(map(cost, rows)), 0.06 * (max(r.accuracy for r in rows) - min(r.accuracy for r in rows))
+    accuracies = [row.accuracy for row in rows]
+    width, height = 0.15 * max(map(cost, rows)), 0.06 * (max(accuracies) - min(accuracies))
     placed: dict[int, int] = {}
     for index in sorted(range(len(rows)), key=lambda index: cost(rows[index])):
-        row = rows[index]
         close = [
             at
             for other, at in placed.items()
-            if cost(row) - cost(rows[other]) < width and abs(rows[other].accuracy - row.accuracy) <= height
+            if cost(rows[index]) - cost(rows[other]) < width and abs(accuracies[other] - accuracies[index]) <= height
         ]
         placed[index] = max(6, max(close) + 10) if close else -9
     return [placed[index] for index in range(len(rows))]
-
-
-def _better(a: Row, b: Row, cost: Callable[[Row], float]) -> bool:
-    return (a.accuracy, -cost(a)) != (b.accuracy, -cost(b)) and a.accuracy >= b.accuracy and cost(a) <= cost(b)

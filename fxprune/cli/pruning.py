@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from torch import nn
@@ -24,20 +25,57 @@ from fxprune.tracing.part import part_of
 from fxprune.tracing.settings import example_for
 
 EXPORTS = (".onnx", ".pt2")
-SMALL, SCORES, PLAN = Path("small.safetensors"), Path("scores.npz"), Path("plan.json")
-Out = Annotated[Path, typer.Option("--out", "-o", help="The artefact to write, for fxprune.load.")]
-Export = Annotated[
-    list[Path] | None,
-    typer.Option("--export", help="Also write model.onnx or model.pt2, checked against the model. Repeatable."),
-]
-Verify = Annotated[
-    bool, typer.Option("--verify/--no-verify", help="Prove the result against the original with the units zeroed.")
-]
+SCORES, PLAN = Path("scores.npz"), Path("plan.json")
 
 
-Measure = Annotated[
-    bool, typer.Option("--measure", help="Measure latency before and after, on batches of 1 and 32, for the report.")
-]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultOptions:
+    """The files to write of a smaller model, and how it is checked and measured."""
+
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Prove the result against the original with the units zeroed.")
+    ] = True
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Report the latency before and after, on batches of 1 and 32.")
+    ] = False
+    out: Annotated[Path, typer.Option("--out", "-o", help="The artefact to write, for fxprune.load.")] = Path(
+        "small.safetensors"
+    )
+    export: Annotated[
+        list[Path], typer.Option(help="Also write model.onnx or model.pt2, checked against the model. Repeatable.")
+    ] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise where a file could not be written."""
+        check_suffix([self.out], (".safetensors",), "--out")
+        check_suffix(self.export, EXPORTS, "--export")
+        check_writable(self.out, *self.export)
+
+    def write(
+        self,
+        small: nn.Module,
+        built: Built,
+        output: Output,
+        example: Callable[[], Any],
+        scores: Scores | None = None,
+    ) -> dict[str, Any]:
+        """Measure a smaller model, write its artefact and its exports, and show its report."""
+        if not output.writes:
+            return {}
+        batch = example() if self.export or self.measure else None
+        if self.measure:
+            with output.busy("measuring latency"):
+                fxprune.measure_latency(built.model, small, batch)
+        fxprune.save(small, self.out, scores=scores, builder=built.builder, builder_kwargs=built.builder_kwargs)
+        errors: dict[str, float] = {}
+        for path in self.export:
+            with output.busy(f"exporting {path}"):
+                errors[str(path)] = fxprune.export(small, path, batch)
+        report = fxprune.report(small)
+        output.show(report)
+        output.wrote(self.out, *self.export)
+        size = self.out.stat().st_size
+        return {"out": str(self.out), "bytes": size, "exported": errors, "report": report.to_dict()}
 
 
 def compress(
@@ -49,29 +87,21 @@ def compress(
     output: Output,
     *,
     allocate: Allocation = "tod",
-    compensate: Annotated[str, Level(help="What to do about the units that went.")] = "sequential",
+    compensate: Annotated[str, Level(help="How the removed units are made up for.")] = "sequential",
     rounds: Annotated[int, typer.Option(min=1, help="Score and prune so many times.")] = 1,
-    verify: Verify = True,
-    measure: Measure = False,
-    out: Out = SMALL,
-    export: Export = None,
+    result: ResultOptions,
 ) -> dict[str, Any]:
     """Make a model smaller, from scores to the artefact in one go, and report what was achieved."""
-    exports = _checked(out, export)
+    result.check()
     options = level.asked() | limits.given() | scoring.arguments() | {"unpack": data.unpacking()}
     loader = data.needed(output, model.seed)
     built = model.build(output)
     with output.busy("compressing") as bars:
         small = fxprune.compress(
             built.model, bars.over(loader), allocate=allocate, rounds=rounds, compensate=compensate,  # type: ignore[arg-type]
-            verify=verify, seed=model.seed, submodule=model.submodule, progress=False, **options,
+            verify=result.verify, seed=model.seed, submodule=model.submodule, progress=False, **options,
         )  # fmt: skip
-    if not output.writes:
-        return {}
-    example = fitted_example(small, loader, options["unpack"]) if exports or measure else None
-    if measure:
-        _measure(built.model, small, example, output)
-    return _finished(small, built, output, out, exports, example)
+    return result.write(small, built, output, lambda: fitted_example(small, loader, options["unpack"]))
 
 
 def score(
@@ -114,7 +144,7 @@ def plan(
     allocate: Allocation = "tod",
     out: Annotated[Path, typer.Option("--out", "-o", help="The plan to write, as JSON.")] = PLAN,
 ) -> dict[str, Any]:
-    """Decide from scores which channels stay; needs no model, and takes no time."""
+    """Decide from scores which channels to keep; needs no model, and takes no time."""
     check_writable(out)
     asked = level.asked()
     found = planned(Scores.load(scores), asked, allocate=allocate, limits=limits)
@@ -127,7 +157,7 @@ def plan(
 
 
 def planned(scores: Scores, asked: Mapping[str, Any], *, allocate: str, limits: LimitOptions) -> Plan:
-    """A plan by scores from a file. Raises PlanError where they were scored without times that it needs."""
+    """A plan by scores from a file. Raises PlanError where they lack the times that it needs."""
     if asked.get("latency") is not None and scores.times is None:
         raise PlanError("a plan by --latency needs the times of the layers: score with --times")
     return scores.plan(**asked, allocate=allocate, **limits.given())
@@ -143,18 +173,15 @@ def apply(
     compensate: Annotated[
         str | None,
         Level(
-            help="What to do about the units that went; by default sequential with --data, ridge with --scores alone, "
+            help="How the removed units are made up for; by default sequential with --data, ridge with --scores alone, "
             "and none without both."
         ),
     ] = None,
     run: Run = None,
-    verify: Verify = True,
-    measure: Measure = False,
-    out: Out = SMALL,
-    export: Export = None,
+    result: ResultOptions,
 ) -> dict[str, Any]:
     """Make a model smaller by a plan, and report what was achieved."""
-    exports = _checked(out, export)
+    result.check()
     chosen = Plan.load(plan)
     known = Scores.load(scores) if scores else None
     if model.submodule and model.submodule != chosen.submodule:
@@ -165,14 +192,15 @@ def apply(
     with output.busy("applying the plan") as bars:
         small = compensated(
             built.model, chosen, level=level, scores=known, loader=loader if loader is None else bars.over(loader),
-            verify=verify, unpack=unpack, run=object_of(run, "--run") if run else None, seed=model.seed,
+            verify=result.verify, unpack=unpack, run=object_of(run, "--run"), seed=model.seed,
         )  # fmt: skip
-    if not output.writes:
-        return {}
-    example = _example(small, chosen, loader, unpack) if exports or measure else None
-    if measure:
-        _measure(built.model, small, example, output)
-    return _finished(small, built, output, out, exports, example, known)
+
+    def example() -> Any:
+        if loader is None and chosen.submodule:
+            raise FxpruneError(f"the plan has a batch of {chosen.submodule}, not of the whole model: add --data")
+        return example_for(small, chosen.example) if loader is None else fitted_example(small, loader, unpack)
+
+    return result.write(small, built, output, example, known)
 
 
 def compensated(
@@ -185,7 +213,7 @@ def compensated(
     verify: bool,
     **options: Any,
 ) -> nn.Module:
-    """`model` after a plan, the plain removal proved before what stays is changed, as `fxprune.compress` does it."""
+    """`model` after a plan; as in `fxprune.compress`, the plain removal is proved before any layer is refitted."""
     small = fxprune.apply(model, plan, scores=scores)
     error = None
     if verify:
@@ -196,50 +224,3 @@ def compensated(
     if error is not None:
         note_error(small, error, plan.submodule)
     return small
-
-
-def _measure(model: nn.Module, small: nn.Module, example: Any, output: Output) -> None:
-    """Put the measured latency of both models into the report of the smaller one."""
-    with output.busy("measuring latency"):
-        cast("Any", fxprune).measure_latency(model, small, example)
-
-
-def _checked(out: Path, export: list[Path] | None) -> list[Path]:
-    """The files to export to, after all files were looked at."""
-    exports = export or []
-    check_suffix([out], (".safetensors",), "--out")
-    check_suffix(exports, EXPORTS, "--export")
-    check_writable(out, *exports)
-    return exports
-
-
-def _example(small: nn.Module, plan: Plan, loader: Iterable[Any] | None, unpack: Any) -> Any:
-    """A batch as the whole model takes it."""
-    if loader is not None:
-        return fitted_example(small, loader, unpack)
-    if plan.submodule:
-        raise FxpruneError(
-            f"exporting needs a batch of the whole model, the plan has one of {plan.submodule}: add --data"
-        )
-    return example_for(small, plan.example)
-
-
-def _finished(
-    small: nn.Module,
-    built: Built,
-    output: Output,
-    out: Path,
-    exports: Sequence[Path],
-    example: Any,
-    scores: Scores | None = None,
-) -> dict[str, Any]:
-    """Write the artefact and the exports of a smaller model, and show its report."""
-    fxprune.save(small, out, scores=scores, builder=built.builder, builder_kwargs=built.builder_kwargs)
-    errors: dict[str, float] = {}
-    for path in exports:
-        with output.busy(f"exporting {path}"):
-            errors[str(path)] = fxprune.export(small, path, example)
-    report = fxprune.report(small)
-    output.show(report)
-    output.wrote(out, *exports)
-    return {"out": str(out), "bytes": out.stat().st_size, "exported": errors, "report": report.to_dict()}

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, TensorDataset
 from fxprune.caller.arrays import Index
 from fxprune.cli.output import Bars
 
-LABELS = ("targets", "labels", "_labels", "y")  # what datasets call their list of class numbers
+LABELS = ("targets", "labels", "_labels", "y")  # names of datasets' lists of class numbers
 
 
 def balanced(labels: Index | None, total: int, count: int, seed: int) -> Index:
@@ -22,15 +22,15 @@ def balanced(labels: Index | None, total: int, count: int, seed: int) -> Index:
     >>> sorted(chosen.tolist())[-2:], len(set(chosen.tolist()))
     ([6, 7], 4)
     """
-    mixed = np.random.default_rng(seed).permutation(total)
+    order = np.random.default_rng(seed).permutation(total)
     if labels is None:
-        return mixed[:count]
-    own = labels[mixed]
+        return order[:count]
+    own = labels[order]
     by_class = np.argsort(own, kind="stable")
     _, starts, sizes = np.unique(own[by_class], return_index=True, return_counts=True)
     turn = np.empty(total, dtype=np.int64)
     turn[by_class] = np.arange(total) - np.repeat(starts, sizes)
-    return mixed[np.argsort(turn, kind="stable")[:count]]
+    return order[np.argsort(turn, kind="stable")[:count]]
 
 
 def labels_of(dataset: Dataset[Any], total: int, bars: Bars) -> Index | None:
@@ -41,9 +41,9 @@ def labels_of(dataset: Dataset[Any], total: int, bars: Bars) -> Index | None:
             return found
     if isinstance(dataset, TensorDataset):
         return _numbers(dataset.tensors[-1], total)
-    samples = (dataset[index] for index in range(total))
     targets = []
-    for sample in bars.counted(samples, total, "reading labels"):
+    for index in bars.steps(range(total), "reading labels"):
+        sample = dataset[index]
         if not isinstance(sample, (tuple, list)) or len(sample) != 2 or _numbers([sample[1]], 1) is None:
             return None
         targets.append(sample[1])

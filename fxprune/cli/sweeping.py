@@ -1,9 +1,10 @@
-"""The command `sweep`: many plans from one score file, and what each costs and keeps."""
+"""The command `sweep`: many plans from one score file, with the costs and the accuracy of each."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from torch import nn
 
 import fxprune
-from fxprune.caller.batches import Unpack, fitted_example
+from fxprune.caller.batches import fitted_example
 from fxprune.caller.example import trim
 from fxprune.caller.files import made_folder
 from fxprune.cli.choices import Allocation, Level, LimitOptions, Run
@@ -23,7 +24,7 @@ from fxprune.cli.options import DataOptions, EvalOptions, File, ModelOptions
 from fxprune.cli.output import Output
 from fxprune.cli.pareto import Row, plot, table, with_front
 from fxprune.cli.pruning import compensated, planned
-from fxprune.cli.targets import object_of, told
+from fxprune.cli.targets import object_of, told_with_line
 from fxprune.errors import FxpruneError, FxpruneWarning, PlanError
 from fxprune.planning.plan import Plan
 from fxprune.scoring.scores import Scores
@@ -52,7 +53,7 @@ def sweep(
     allocate: Allocation = "tod",
     compensate: Annotated[
         str | None,
-        Level(help="What to do about the units that went; sequential with --data, and ridge without, by default."),
+        Level(help="How the removed units are made up for; by default sequential with --data, and ridge without."),
     ] = None,
     run: Run = None,
     time_batch: Annotated[int, typer.Option(min=0, help="Samples a batch that is timed; 0 takes no times.")] = 32,
@@ -66,12 +67,12 @@ def sweep(
     if message := missing_message("The plot of fxprune sweep", PLOT_EXTRA, "demo"):
         raise FxpruneError(message)
     known = Scores.load(scores)
-    plans = list(_plans(known, points, allocate, limits))
+    plans = _plans(known, points, allocate, limits)
     loader, held = data.loader(output, model.seed), evaluation.loader(data, output, model.seed)
     built = model.build(output)
     level = compensate or ("ridge" if loader is None else "sequential")
-    functions = {"unpack": data.unpacking(), "run": object_of(run, "--run") if run else None, "seed": model.seed}
-    metric = _metric(evaluation, functions["unpack"])
+    functions = {"unpack": data.unpacking(), "run": object_of(run, "--run"), "seed": model.seed}
+    metric = object_of(evaluation.metric, "--metric") or partial(accuracy, unpack=functions["unpack"])
     made_folder(out, FxpruneError)
     smalls, values = [], []
     with output.busy("sweeping") as bars:
@@ -90,44 +91,39 @@ def sweep(
     rows = [Row("original", None, reports[0].params_before, reports[0].macs_before, original, times[0])]
     for (name, plan), found, value, milliseconds in zip(plans, reports, values, times[1:], strict=True):
         rows.append(Row(name, plan.alpha, found.params_after, found.macs_after, value, milliseconds))
-    return _written(with_front(rows), output, out, compensate=level, metric=evaluation.metric or "accuracy")
-
-
-def _metric(evaluation: EvalOptions, unpack: Unpack | None) -> Metric:
-    if evaluation.metric:
-        found: Metric = object_of(evaluation.metric, "--metric")
-        return found
-    return partial(accuracy, unpack=unpack)
+    rows, named = with_front(rows), evaluation.metric or "accuracy"
+    content = {"compensate": level, "metric": named, "rows": [asdict(row) for row in rows]}
+    write_json(out / "results.json", content)
+    plot(rows, out / "results.png", named)
+    output.show(table(rows, named))
+    output.wrote(out / "results.json", out / "results.png")
+    return content | {"out": str(out)}
 
 
 def _value(metric: Metric, model: nn.Module, loader: Iterable[Any]) -> float:
-    """What a model is worth. Raises FxpruneError where the model, or a metric that is not ours, fails."""
+    """The metric of a model. Raises FxpruneError where the model, or a metric of the caller's, fails."""
     try:
         return float(metric(model, loader))
     except FxpruneError:
         raise
     except Exception as error:
-        raise FxpruneError(f"{type(model).__name__} cannot be evaluated: {told(error)}") from error
+        raise FxpruneError(f"{type(model).__name__} cannot be evaluated: {told_with_line(error)}") from error
 
 
 def _points(alphas: str | None, **budgets: str | None) -> Points:
-    """What to plan for, the mildest first: the tolerances, rising, and the shares of each budget, falling."""
+    """The levels to plan for, the mildest first: the tolerances, rising, and the shares of each budget, falling."""
     asked = {"alpha": alphas, **budgets}
     if not any(asked.values()):
         asked["alpha"] = ALPHAS
     try:
-        return [(name, value) for name, text in asked.items() if text for value in _mildest_first(text, name)]
+        numbers = {name: numbers_between(text, name) for name, text in asked.items() if text}
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--alphas / --params / --macs / --latency") from None
-
-
-def _mildest_first(text: str, name: str) -> tuple[float, ...]:
-    numbers = numbers_between(text, name)
-    return numbers if name == "alpha" else numbers[::-1]
+    return [(name, value) for name, found in numbers.items() for value in sorted(found, reverse=name != "alpha")]
 
 
 def numbers_between(text: str, name: str = "alpha") -> tuple[float, ...]:
-    """The distinct numbers from 0 to 1 in `text`, rising; a ValueError names what cannot be one.
+    """The distinct numbers from 0 to 1 in `text`, rising; raises ValueError for any other text.
 
     >>> numbers_between("0.1, 0,0.02")
     (0.0, 0.02, 0.1)
@@ -144,31 +140,18 @@ def numbers_between(text: str, name: str = "alpha") -> tuple[float, ...]:
     return tuple(sorted(found))
 
 
-def _plans(scores: Scores, points: Points, allocate: str, limits: LimitOptions) -> Iterator[tuple[str, Plan]]:
-    """A plan for each point; a budget that cannot be reached is left out with a warning.
+def _plans(scores: Scores, points: Points, allocate: str, limits: LimitOptions) -> list[tuple[str, Plan]]:
+    """A named plan for each point; a budget that cannot be reached is left out with a warning.
 
     Raises PlanError where there is none.
     """
-    last: PlanError | None = None
-    found = False
+    plans = []
     for kind, value in points:
         try:
-            plan = planned(scores, {kind: value}, allocate=allocate, limits=limits)
+            plans.append((f"{kind} {value:g}", planned(scores, {kind: value}, allocate=allocate, limits=limits)))
         except PlanError as error:
             last = error
             warnings.warn(f"left out: {error}", FxpruneWarning, stacklevel=2)
-        else:
-            found = True
-            yield f"{kind} {value:g}", plan
-    if last and not found:
+    if points and not plans:
         raise last
-
-
-def _written(rows: list[Row], output: Output, out: Path, **about: str) -> dict[str, Any]:
-    """Show the table, and write the table for programs and the plot."""
-    content: dict[str, Any] = {**about, "rows": [row.to_dict() for row in rows]}
-    write_json(out / "results.json", content)
-    plot(rows, out / "results.png", about["metric"])
-    output.show(table(rows, about["metric"]))
-    output.wrote(out / "results.json", out / "results.png")
-    return content | {"out": str(out)}
+    return plans

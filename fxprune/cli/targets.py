@@ -24,7 +24,7 @@ _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A model, the size of one of its inputs where that is known, and how an artefact names what built it."""
+    """A model, the size of one of its inputs where that is known, and the builder that an artefact names."""
 
     model: nn.Module
     input_size: tuple[int, ...] | None = None
@@ -43,35 +43,33 @@ def arguments_of(pairs: Iterable[str], option: str) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip().isidentifier():
             raise typer.BadParameter(f"{pair!r} is no key=value, such as depth=20", param_hint=option)
-        found[key.strip()] = _literal(value)
+        try:
+            found[key.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            found[key.strip()] = value
     return found
 
 
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-
-
-def object_of(target: str, option: str) -> Any:
-    """What `package.module:name` names; the working directory is searched, too.
+def object_of(target: str | None, option: str) -> Any:
+    """The object at `package.module:name`, or None for None; the working directory is searched, too.
 
     Raises FxpruneError where there is no such module or name, or the module fails when it is imported.
     """
+    if target is None:
+        return None
     if not _TARGET.fullmatch(target):
         raise typer.BadParameter(f"{target!r} names nothing: write package.module:callable", param_hint=option)
     module_name, _, path = target.partition(":")
     found: Any = _module(module_name, target)
     for name in path.split("."):
         if not hasattr(found, name):
-            raise FxpruneError(f"{target}: {module_name} has no {name}{_did_you_mean(name, dir(found))}")
+            raise FxpruneError(f"{target}: {module_name} has no {name}{did_you_mean(name, dir(found))}")
         found = getattr(found, name)
     return found
 
 
 def called(target: str, option: str, arguments: Mapping[str, Any]) -> Any:
-    """What the callable gives that `target` names. Raises FxpruneError, with the place in its code, where it fails."""
+    """The result of the callable `target`. Raises FxpruneError, with the place in its code, where it fails."""
     found = object_of(target, option)
     if not callable(found):
         raise FxpruneError(f"{target} is a {type(found).__name__}, which cannot be called: name a function or a class")
@@ -79,14 +77,14 @@ def called(target: str, option: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def guarded(function: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> Any:
-    """What `function`, which is not ours, gives. Raises FxpruneError where it fails."""
+    """The result of a function of the caller's. Raises FxpruneError where it fails."""
     try:
         return function(**arguments)
     except FxpruneError:
         raise
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise FxpruneError(f"{name}({given}) fails: {told(error)}") from error
+        raise FxpruneError(f"{name}({given}) fails: {told_with_line(error)}") from error
 
 
 def build(target: str, arguments: Mapping[str, Any]) -> Built:
@@ -96,7 +94,7 @@ def build(target: str, arguments: Mapping[str, Any]) -> Built:
     built = make(name, arguments) if make else _from_callable(target, arguments)
     if not isinstance(built.model, nn.Module):
         raise FxpruneError(
-            f"{target} gives a {type(built.model).__name__}, not a torch.nn.Module: name what builds one"
+            f"{target} gives a {type(built.model).__name__}, not a torch.nn.Module: name a callable that builds one"
         )
     return built
 
@@ -114,7 +112,7 @@ def _from_torchvision(name: str, arguments: Mapping[str, Any]) -> Built:
     models = importlib.import_module("torchvision.models")
     known = models.list_models()
     if name not in known:
-        raise FxpruneError(f"torchvision has no model {name!r}{_did_you_mean(name, known)}")
+        raise FxpruneError(f"torchvision has no model {name!r}{did_you_mean(name, known)}")
     model = guarded(models.get_model_builder(name), f"torchvision:{name}", arguments)
     side = _SIDES.get(name, 224)
     size = (3, side, side) if name in models.list_models(module=models) else None
@@ -126,21 +124,18 @@ def _from_timm(name: str, arguments: Mapping[str, Any]) -> Built:
         raise FxpruneError(f"timm:{name} needs timm, which this Python does not have: pip install timm")
     timm: Any = importlib.import_module("timm")
     if not timm.is_model(name):
-        raise FxpruneError(f"timm has no model {name!r}{_did_you_mean(name, timm.list_models())}")
+        raise FxpruneError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
     model = guarded(timm.create_model, f"timm:{name}", {"model_name": name, **arguments})
     size = getattr(model, "pretrained_cfg", {}).get("input_size")
     return Built(model, size and tuple(size), *_recipe("timm:create_model", {"model_name": name, **arguments}))
 
 
-_COLLECTIONS: dict[str, Callable[[str, Mapping[str, Any]], Built]] = {
-    "torchvision": _from_torchvision,
-    "timm": _from_timm,
-}
+_COLLECTIONS = {"torchvision": _from_torchvision, "timm": _from_timm}
 _SIDES = {"inception_v3": 299}  # of the square images that a model of torchvision takes, where not 224
 
 
 def _recipe(target: str, arguments: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
-    """What an artefact says of the model's builder; nothing where JSON cannot hold the arguments."""
+    """The builder and its arguments for an artefact; none where JSON cannot hold the arguments."""
     try:
         same = json.loads(json.dumps(arguments)) == arguments
     except (TypeError, ValueError):
@@ -153,21 +148,22 @@ def _module(name: str, target: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise FxpruneError(f"{target}: {name} cannot be imported: {told(error)}") from error
+            raise FxpruneError(f"{target}: {name} cannot be imported: {told_with_line(error)}") from error
         raise FxpruneError(
             f"{target}: there is no module {error.name} in {Path.cwd()} or among what is installed"
         ) from error
     except Exception as error:
-        raise FxpruneError(f"{target}: {name} cannot be imported: {told(error)}") from error
+        raise FxpruneError(f"{target}: {name} cannot be imported: {told_with_line(error)}") from error
 
 
-def told(error: Exception) -> str:
-    """An error that is not ours, and the line where it was raised."""
+def told_with_line(error: Exception) -> str:
+    """An error of the caller's code, and the line where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" (line {frames[-1].lineno} of {frames[-1].filename})" if frames else ""
     return f"{type(error).__name__}: {first_line(error)}{place}"
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known names that are close to it, if any."""
     close = difflib.get_close_matches(name, [entry for entry in known if not entry.startswith("_")], n=3)
     return f"; did you mean {', '.join(close)}?" if close else ""

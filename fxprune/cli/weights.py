@@ -1,4 +1,4 @@
-"""Weights of a model from a file: safetensors, what torch.save wrote of a state_dict, or an artefact of ours."""
+"""Weights of a model from a file: safetensors, a state_dict of torch.save, or an artefact of fxprune."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _is_artifact(path: Path) -> bool:
 
 
 def _state_of(path: Path) -> dict[str, Tensor]:
-    """The state_dict in a file, out of what a training script put around it."""
+    """The state_dict in a file, without the wrappers of training scripts."""
     content: Any = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     for name in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
@@ -57,7 +57,7 @@ def _state_of(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickled(path: Path) -> Any:
-    """What torch.load gives of tensors and plain containers; nothing else is ever unpickled."""
+    """The content of a file of torch.save: tensors and plain containers; nothing else is ever unpickled."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -68,7 +68,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _misfit(model: nn.Module, state: Mapping[str, Tensor], path: Path, error: RuntimeError) -> str:
-    """What to say where a state_dict is not that of a model."""
+    """The message for a state_dict of another model."""
     own = model.state_dict()
     lacking, extra = [name for name in own if name not in state], [name for name in state if name not in own]
     shapes = [

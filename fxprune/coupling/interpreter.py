@@ -18,7 +18,7 @@ from fxprune.rules.arguments import Call
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels
 from fxprune.rules.table import RAGGED, RULES, describe, key_of
-from fxprune.tracing.graph import captured_of
+from fxprune.tracing.graph import captured_of, must_be
 
 Unknown = Literal["error", "freeze"]
 
@@ -41,6 +41,8 @@ def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
         return _container(node.target, args, kwargs)
     if node.op != "call_module" and all(_is_known(x) for x in inputs):
         return _computed(ctx, node, args, kwargs)
+    if node.target is must_be:
+        return None
     key = key_of(node, ctx.graph)
     if key not in RULES and node.op == "call_module" and node.target in captured_of(ctx.graph).leaves:
         return ctx.opaque(f"{node.target} is kept whole as a leaf", inputs)

@@ -1,10 +1,9 @@
-"""Lightning: a callback that prunes the network of a LightningModule by the loss of its own training step."""
+"""Lightning: a callback that prunes the network of a LightningModule by the loss of its training step."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, Literal
 
@@ -24,20 +23,19 @@ except ImportError:  # the same code under its other name
 __all__ = ["Compress"]
 
 When = Literal["start", "end"] | int
-_LOGGERS = ("log", "log_dict")
 
 
 class Compress(Callback):  # type: ignore[misc, unused-ignore]
     """Prunes the network of a LightningModule once: before, during or after `Trainer.fit`.
 
-    The network is a child of the LightningModule, `self.model` say; a smaller graph takes its place. What decides is
-    the loss that `training_step` returns, on the first batches of the training data. The module's hooks around the
-    transfer of batches are called; `self.log` does nothing meanwhile, and there is no `self.trainer`.
+    The network is a child of the LightningModule, such as `self.model`; a smaller graph replaces it. Units are scored
+    by the loss that `training_step` returns, on the first batches of the training data. The module's hooks around the
+    transfer of batches are called; meanwhile `self.log` does nothing, and there is no `self.trainer`.
 
     Args:
         alpha: the tolerance, see `fxprune.compress`; a budget may stand in its place.
-        when: "end" of a fit; "start" of one, before there are optimizers, to fine-tune what is left; or the number of
-            the epoch at whose start to prune, for which the optimizers are set up anew.
+        when: "end" of a fit; "start" of one, before the optimizers are made, to fine-tune the smaller network; or the
+            number of the epoch at whose start to prune, for which the optimizers are set up anew.
         network: path of the network in the module; by default its only child that has parameters.
         loader: calibration batches; by default those that the Trainer trains on.
         batches: how many of them to take.
@@ -47,7 +45,7 @@ class Compress(Callback):  # type: ignore[misc, unused-ignore]
 
     Raises:
         FxpruneError: in the hook, where the network is not known, the module optimises by hand, there are several
-            processes, or no batches; and whatever `compress` raises.
+            processes, or no batches; and all errors of `compress`.
     """
 
     def __init__(
@@ -88,13 +86,27 @@ class Compress(Callback):  # type: ignore[misc, unused-ignore]
         """Put a smaller network into a module; False where that was done before."""
         if self.report is not None:
             return False
-        _check(trainer, module)
+        if not module.automatic_optimization:
+            raise FxpruneError(
+                f"{type(module).__name__} optimises by hand, so its training_step need not return the loss: prune it "
+                "with fxprune.compress(module, loader, submodule=..., run=...)"
+            )
+        if trainer.world_size > 1:
+            raise FxpruneError(
+                f"the Trainer runs {trainer.world_size} processes, which would prune apart: prune in one, with "
+                "devices=1, and train the result in several"
+            )
         path = self.network or network_of(module)
-        options = {"submodule": path, "run": training_loss, "unpack": _whole, **self.options}
+        options = {"submodule": path, "run": training_loss, "unpack": lambda batch: (batch, None), **self.options}
         with seeded(int(options.get("seed", 0))):
-            found = list(islice(_transferred(module, self._loader(trainer)), self.batches))
-        with _detached(module):
+            taken = islice(self._loader(trainer), self.batches)
+            before, after = module.on_before_batch_transfer, module.on_after_batch_transfer
+            found = [after(before(batch, 0), 0) for batch in taken]  # compress moves them to the device
+        attached, module.trainer = module._trainer, None  # the Trainer would be copied with the module
+        try:
             small = compress(module, found, **options)
+        finally:
+            module.trainer = attached
         parent, _, name = path.rpartition(".")
         setattr(part_of(module, parent), name, part_of(small, path))
         self.report = report(part_of(module, path))
@@ -135,7 +147,7 @@ def network_of(module: nn.Module) -> str:
 def training_loss(module: Any, batch: Any, targets: None) -> Tensor:
     """The loss that a LightningModule's training_step returns, with nothing logged."""
     del targets
-    vars(module).update(dict.fromkeys(_LOGGERS, _silent))
+    vars(module).update(dict.fromkeys(("log", "log_dict"), lambda *args, **kwargs: None))
     takes_index = len(inspect.signature(module.training_step).parameters) > 1
     output = module.training_step(batch, 0) if takes_index else module.training_step(batch)
     loss = output.get("loss") if isinstance(output, Mapping) else output
@@ -144,41 +156,3 @@ def training_loss(module: Any, batch: Any, targets: None) -> Tensor:
             f"{type(module).__name__}.training_step returned a {type(loss).__name__}, not a loss or a dict with one"
         )
     return loss
-
-
-def _check(trainer: Any, module: Any) -> None:
-    if not module.automatic_optimization:
-        raise FxpruneError(
-            f"{type(module).__name__} optimises by hand, so its training_step need not return the loss: prune it with "
-            "fxprune.compress(module, loader, submodule=..., run=...)"
-        )
-    if trainer.world_size > 1:
-        raise FxpruneError(
-            f"the Trainer runs {trainer.world_size} processes, which would prune apart: prune in one, with devices=1, "
-            "and train the result in several"
-        )
-
-
-def _silent(*args: Any, **kwargs: Any) -> None:
-    del args, kwargs
-
-
-def _whole(batch: Any) -> tuple[Any, None]:
-    return batch, None
-
-
-def _transferred(module: Any, loader: Iterable[Any]) -> Iterator[Any]:
-    """Batches as training_step gets them; compress moves them to the device."""
-    for batch in loader:
-        yield module.on_after_batch_transfer(module.on_before_batch_transfer(batch, 0), 0)
-
-
-@contextmanager
-def _detached(module: Any) -> Iterator[None]:
-    """Without the Trainer, which would be copied with the module."""
-    trainer = module._trainer
-    module.trainer = None
-    try:
-        yield
-    finally:
-        module.trainer = trainer

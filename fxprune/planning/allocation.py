@@ -1,4 +1,4 @@
-"""Allocation: from scores to the level at which each unit goes, and from a level to the units that stay."""
+"""Allocation: from scores to the level at which each unit is removed, and from a level to the kept units."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fxprune.planning.tod import LARGEST_SHARE, balanced, ranks, tod_curve
 
 Groups = Sequence[tuple[str, int, int]]
 Allocate = Callable[[Scalars, Scalars, Groups], Scalars]
-EVEN = 1e-9  # levels that differ by less are one for alpha; a budget tells them apart
+EVEN = 1e-9  # levels that differ by less are equal for alpha; a budget tells them apart
 
 
 def tod(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
-    """The tolerance of difference, with what is protected chosen over the whole network.
+    """The tolerance of difference, with protected units chosen over the whole network.
 
-    As `tod_by_group`, but a unit is protected at depth k of its group of n where it is among the k / n of all units of
-    the network that are highest by `protect`: a group that the network needs keeps more of its units than others do.
+    As `tod_by_group`, but a unit is protected at depth k of its group of n where it is among the k / n of the network's
+    units that are highest by `protect`: a group that the network needs more keeps more of its units.
 
     >>> tod(np.array([0.1, 0.2, 0.1, 0.2]), np.array([1.0, 2.0, 3.0, 4.0]), [("a", 0, 2), ("b", 2, 4)]).round(3)
     array([ 0., inf,  1., inf])
@@ -29,36 +29,33 @@ def tod(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
     level = np.full(len(propose), np.inf)
     share = ranks(protect) / max(len(protect), 1)  # of the network's units that are lower
     for _, start, end in groups:
-        n = end - start
-        most = int(LARGEST_SHARE * n)
-        order = np.argsort(propose[start:end], kind="stable")
+        most = int(LARGEST_SHARE * (end - start))
+        order = np.argsort(propose[start:end], kind="stable")[:most]
+        needed = np.maximum.accumulate(share[start:end][order])  # at equal levels, less protected units go first
         curve = curve_within(propose[start:end], share[start:end])[:most]
-        within = np.maximum.accumulate(share[start:end][order])[:most]  # of one level, what the network needs goes last
-        level[start + order[:most]] = np.minimum.accumulate(curve[::-1])[::-1] + EVEN / 2 * within
+        level[start + order] = _lowest_from(curve) + EVEN / 2 * needed
     return level
 
 
 def curve_within(propose: Scalars, share: Scalars) -> Scalars:
-    """ToD(k) for k = 1 .. n of a group, by the share of some larger whole that each of its units has below it.
+    """ToD(k) for k = 1 .. n of a group; `share` is that of the network's units which each unit ranks above.
 
-    A unit is protected at depth k where that share is at least 1 - k / n. Of shares within the group, this is
-    `tod_curve`.
+    A unit is protected at depth k where its share is at least 1 - k / n. With shares of the group, this is `tod_curve`.
 
     >>> curve_within(np.array([0.1, 0.2, 0.3]), np.array([0.0, 0.5, 0.9]))
     array([0. , 0.5, 1. ])
     """
     n = len(propose)
-    from_depth = np.ceil(n * (1 - share) - EVEN).astype(np.int64)  # at which it is protected
-    first = np.maximum(ranks(propose) + 1, np.minimum(np.maximum(from_depth, 1), n))
-    both = np.cumsum(np.bincount(first, minlength=n + 1)[1 : n + 1])
+    protected_from = np.clip(np.ceil(n * (1 - share) - EVEN).astype(np.int64), 1, n)  # the depth
+    both = np.cumsum(np.bincount(np.maximum(ranks(propose) + 1, protected_from), minlength=n + 1)[1:])
     curve: Scalars = both / np.arange(1, n + 1)
     return curve
 
 
 def tod_by_group(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
-    """The tolerance of difference, group by group (arXiv 2508.02291): the k-th unit goes at min ToD(j) over j >= k.
+    """The tolerance of difference of each group (arXiv 2508.02291): the k-th unit is removed at min ToD(j), j >= k.
 
-    Only j <= 0.99 n count, and the units behind them never go.
+    Only j <= 0.99 n count, and the units behind them are never removed.
 
     >>> tod_by_group(np.array([0.1, 0.2, 0.3, 0.4]), np.array([1.0, 2.0, 4.0, 3.0]), [("conv", 0, 4)])
     array([0.        , 0.        , 0.66666667,        inf])
@@ -68,12 +65,17 @@ def tod_by_group(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
         most = int(LARGEST_SHARE * (end - start))
         curve = tod_curve(propose[start:end], protect[start:end])[:most]
         order = np.argsort(propose[start:end], kind="stable")[:most]
-        level[start + order] = np.minimum.accumulate(curve[::-1])[::-1]
+        level[start + order] = _lowest_from(curve)
     return level
 
 
+def _lowest_from(curve: Scalars) -> Scalars:
+    """The lowest value of a curve from each place on."""
+    return np.minimum.accumulate(curve[::-1])[::-1]
+
+
 def uniform(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
-    """The same share of every group: the k-th of n units goes at k / n.
+    """The same share of every group: the k-th of n units is removed at k / n.
 
     >>> uniform(np.array([0.1, 0.4, 0.3, 0.2]), np.zeros(4), [("conv", 0, 4)])
     array([0.25, 1.  , 0.75, 0.5 ])
@@ -84,10 +86,10 @@ def uniform(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
     return level
 
 
-def over_all(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
-    """One ranking of the whole network, of the scores divided by their group's mean size: the k-th of n goes at k / n.
+def network_wide(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
+    """One ranking of all units, by the score over its group's mean size: the k-th of n is removed at k / n.
 
-    >>> over_all(np.array([1.0, 3.0, 10.0, 20.0]), np.zeros(4), [("a", 0, 2), ("b", 2, 4)])
+    >>> network_wide(np.array([1.0, 3.0, 10.0, 20.0]), np.zeros(4), [("a", 0, 2), ("b", 2, 4)])
     array([0.25, 1.  , 0.5 , 0.75])
     """
     scaled = np.zeros(len(propose))
@@ -97,7 +99,12 @@ def over_all(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
     return (ranks(scaled) + 1) / max(len(scaled), 1)
 
 
-ALLOCATIONS: dict[str, Allocate] = {"tod": tod, "tod-by-group": tod_by_group, "uniform": uniform, "global": over_all}
+ALLOCATIONS: dict[str, Allocate] = {
+    "tod": tod,
+    "tod-by-group": tod_by_group,
+    "uniform": uniform,
+    "global": network_wide,
+}
 _FUNCTION = "a function (propose, protect, groups) -> levels"
 CHECKS["allocate"] = chosen(ALLOCATIONS, PlanError, _FUNCTION)
 
@@ -105,11 +112,11 @@ CHECKS["allocate"] = chosen(ALLOCATIONS, PlanError, _FUNCTION)
 def levels(
     allocate: str | Allocate, propose: Scalars, protect: Scalars, groups: Groups, worth: Scalars | None = None
 ) -> Scalars:
-    """The lowest level at which each unit goes, by a named allocation or one of the caller's.
+    """The lowest level at which each unit is removed, by a named allocation or a function of the caller's.
 
-    `worth` is what the model costs less without each unit; what is protected is then protected for its share of that.
+    `worth` is what the model costs less without each unit; protection is then taken per cost.
 
-    Raises PlanError where there is none of that name, or what it gives is not one number a unit.
+    Raises PlanError where there is no allocation of that name, or it does not give one number for each unit.
     """
     check_value("allocate", allocate)
     function = ALLOCATIONS[allocate] if isinstance(allocate, str) else allocate
@@ -120,23 +127,23 @@ def levels(
     if level.shape != propose.shape or np.isnan(level).any():
         raise PlanError(
             f"the allocation gives levels of shape {level.shape}, {int(np.isnan(level).sum())} of them nan, "
-            f"for {len(propose)} units: give one level a unit, inf where it never goes"
+            f"for {len(propose)} units: give one level for each unit, inf where it is never removed"
         )
     return level
 
 
 def weighed(protect: Scalars, worth: Scalars | None) -> Scalars:
-    """What units are protected by, over what the model costs less without each; one that saves nothing stays."""
+    """Protection per cost that the removal of a unit saves; a unit that saves nothing is kept."""
     return protect if worth is None else protect / np.maximum(worth, 1e-9)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Allocation:
-    """The level of every unit, and what has to hold whatever the level.
+    """The level of every unit, and the constraints that hold at any level.
 
-    A group keeps at least `min_keep` units, and a multiple of `round_to`. `pieces` are sets of units of which one at
-    least stays; `equal` and `larger` are what `balanced` takes. In a group those of lower level leave first, of equal
-    level those of lower `propose`. `groups` follow each other and hold all units.
+    A group keeps at least `min_keep` units, and a multiple of `round_to`. `pieces` are sets of units of which at least
+    one is kept; `equal` and `larger` are those of `balanced`. Units of a group are removed by rising level, and at
+    equal levels by rising `propose`. `groups` follow each other and hold all units.
     """
 
     level: Scalars
@@ -157,11 +164,11 @@ class Allocation:
         object.__setattr__(self, "order", np.lexsort((self.propose, self.level, number)))
 
     def keep(self, alpha: float) -> Flags:
-        """The units that stay at a level: one bool a unit."""
+        """The units kept at a level: one bool per unit."""
         return self.settled(self.level > alpha)
 
     def settled(self, keep: Flags) -> Flags:
-        """The units that stay once enough are brought back, those that left last first, that all holds."""
+        """The kept units once enough are restored, those removed last first, for all constraints to hold."""
         keep = self._rounded(keep)
         for units in self.pieces:
             if not keep[units].any():
@@ -169,23 +176,21 @@ class Allocation:
         return balanced(keep, self.propose, self.equal, self.larger, round_to=self.round_to)
 
     def late(self) -> Scalars:
-        """How late in its group each unit leaves, as a share of the group: 1 the last."""
+        """The place of each unit in its group's order of removal, as a share of the group; the last one's is 1."""
         late = np.empty(len(self.order))
-        late[self.order] = (np.arange(len(self.order)) - self._before() + 1) / np.repeat(self.sizes, self.sizes)
+        starts = np.cumsum(self.sizes) - self.sizes
+        place = np.arange(len(self.order)) - np.repeat(starts, self.sizes) + 1
+        late[self.order] = place / np.repeat(self.sizes, self.sizes)
         return late
 
-    def _before(self) -> Index:
-        """The number of units in the groups before that of each unit."""
-        return np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes)
-
     def _rounded(self, keep: Flags) -> Flags:
-        """The units that stay once each group keeps enough of them."""
-        gone = ~keep[self.order]
-        ends = np.cumsum(np.append(0, gone))[np.append(0, np.cumsum(self.sizes))]
-        stay = self.sizes - np.diff(ends)
-        wanted = -(-np.maximum(stay, self.min_keep) // self.round_to) * self.round_to
-        back = np.minimum(wanted, self.sizes) - stay
-        from_last = np.repeat(ends[1:], self.sizes) - np.cumsum(gone) + 1  # 1 at the unit of a group that left last
+        """The kept units once each group keeps enough of them, and a multiple of `round_to`."""
+        removed = ~keep[self.order]
+        ends = np.cumsum(np.append(0, removed))[np.append(0, np.cumsum(self.sizes))]
+        kept = self.sizes - np.diff(ends)
+        wanted = -(-np.maximum(kept, self.min_keep) // self.round_to) * self.round_to
+        restored = np.minimum(wanted, self.sizes) - kept
+        from_last = np.repeat(ends[1:], self.sizes) - np.cumsum(removed) + 1  # 1 at the unit of a group removed last
         rounded = np.empty_like(keep)
-        rounded[self.order] = ~gone | (from_last <= np.repeat(back, self.sizes))
+        rounded[self.order] = ~removed | (from_last <= np.repeat(restored, self.sizes))
         return rounded

@@ -15,26 +15,26 @@ from fxprune.planning.allocation import EVEN, Allocate, Allocation
 from fxprune.planning.plan import BUDGETS
 
 Cost = Callable[[Flags], float]
-TOLERANCE = 0.01  # of the budget, that may be left unspent
-NOTHING = -1.0  # the level at which every unit stays
+TOLERANCE = 0.01  # share of the budget that may be left unspent
+NOTHING = -1.0  # the level at which every unit is kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
-    """The units that stay within a budget, the share of the original that they cost, and the level."""
+class WithinBudget:
+    """The units kept within a budget, the share of the original that they cost, and the level."""
 
     keep: Flags
     achieved: float
     level: float | None
 
 
-def meet(allocation: Allocation, cost: Cost, share: float, what: str, remedies: Iterable[str]) -> Found:
-    """The lowest level at which what stays costs at most `share` of the whole, found by bisection.
+def meet(allocation: Allocation, cost: Cost, share: float, what: str, remedies: Iterable[str]) -> WithinBudget:
+    """Find, by bisection, the lowest level at which the kept units cost at most `share` of the whole.
 
-    Where more than 1 % of the budget is left there, units come back that the level before would have kept: those that
-    left last, as a share of their group, first.
+    Where more than 1 % of the budget is left, units that the level before keeps are restored: those removed last, as a
+    share of their group, first.
 
-    Raises PlanError where no level costs so little; `remedies` say what would.
+    Raises PlanError where no level is within the budget; `remedies` are what its message suggests.
     """
     steps = allocation.level[allocation.level <= 1 + EVEN]
     levels = np.unique(np.append(steps, NOTHING))
@@ -46,7 +46,7 @@ def meet(allocation: Allocation, cost: Cost, share: float, what: str, remedies: 
             f"{what}={share:g} asks for {share:.1%} of the {BUDGETS[what]}, but {least:.1%} is the least that can be "
             f"reached in one pass: {' or '.join(remedies)}"
         )
-    low, high = -1, len(levels) - 1  # too dear, and within the budget
+    low, high = -1, len(levels) - 1  # the place of a level above the budget, and of one within
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if cost(allocation.keep(float(levels[middle]))) <= limit else (middle, high)
@@ -54,21 +54,21 @@ def meet(allocation: Allocation, cost: Cost, share: float, what: str, remedies: 
     if low >= 0:
         keep = _filled(allocation, cost, limit, keep, allocation.keep(float(levels[low])))
     level = None if high == 0 else max(round(float(levels[high]), 9), 0.0)  # as finely as EVEN tells alphas apart
-    return Found(keep, cost(keep) / max(whole, 1e-300), level)
+    return WithinBudget(keep, cost(keep) / max(whole, 1e-300), level)
 
 
 def _filled(allocation: Allocation, cost: Cost, limit: float, keep: Flags, before: Flags) -> Flags:
-    """The units `keep`, and as many of those `before` as the limit lets come back, until less than 1 % of it is left.
+    """The units `keep`, and as many of those in `before` as the limit allows, until less than 1 % of it is left.
 
-    As long as each fits, they come back in their order; one that does not is passed over.
+    They are restored in their order, as long as each fits; one that does not is passed over.
     """
     waiting = np.flatnonzero(before & ~keep)
     waiting = waiting[np.argsort(-allocation.late()[waiting], kind="stable")]
 
     def with_first(count: int) -> Flags:
-        back = keep.copy()
-        back[waiting[:count]] = True
-        return allocation.settled(back)
+        more = keep.copy()
+        more[waiting[:count]] = True
+        return allocation.settled(more)
 
     while len(waiting) and cost(keep) < (1 - TOLERANCE) * limit:
         fits, fails = 0, len(waiting) + 1
@@ -81,7 +81,7 @@ def _filled(allocation: Allocation, cost: Cost, limit: float, keep: Flags, befor
 
 
 def remedies(allocate: str | Allocate, allocation: Allocation, settings: Mapping[str, Any]) -> list[str]:
-    """What may help where a budget cannot be reached."""
+    """Suggestions for a budget that cannot be reached."""
     found = ["prune in several rounds=, as compress does"]
     found += [] if allocate == "uniform" else ['pass allocate="uniform"']
     found += [] if allocation.min_keep == 1 else [f"lower min_keep={allocation.min_keep}"]
@@ -91,14 +91,14 @@ def remedies(allocate: str | Allocate, allocation: Allocation, settings: Mapping
 
 
 def given(**asked: float | None) -> tuple[str, float] | None:
-    """The one of alpha and the budgets that was given, and its value; None where none was.
+    """The name and value of the one option among alpha and the budgets that is not None; None if all are.
 
-    Raises PlanError where several were, or one is no share.
+    Raises PlanError where several are given, or one is no share.
     """
     present = {name: value for name, value in asked.items() if value is not None}
     for name, value in present.items():
         check_value(name, value)
     if len(present) > 1:
         values = " and ".join(f"{name}={value:g}" for name, value in present.items())
-        raise PlanError(f"{values} are given: one of {', '.join(asked)} decides how much goes")
+        raise PlanError(f"{values} are given: one of {', '.join(asked)} decides how much is removed")
     return next(((name, float(value)) for name, value in present.items()), None)

@@ -1,9 +1,9 @@
-"""Parameters and multiply-accumulates of every plan, from one look at the model."""
+"""Parameters and multiply-accumulates of a model under any plan, as sums of products of widths."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,20 +20,20 @@ from fxprune.planning.widths import Axes, Product, Products, Ruler, Widths, prod
 from fxprune.rules.context import labels_in, owners_of
 from fxprune.rules.contractions import terms_of
 from fxprune.rules.labels import Labels
-from fxprune.rules.table import key_of
+from fxprune.rules.table import Key, key_of, registers
 from fxprune.tracing.attention import ScaledDotProduct
 from fxprune.tracing.graph import ModelGraph, example_of, flops_of
 
-Formula = Callable[..., Sequence[Product]]
-FORMULAS: dict[Any, Formula] = {}
+Formula = Callable[..., list[Product]]
+FORMULAS: dict[Key, Formula] = {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Costs:
-    """What the model costs under any plan: sums of products of widths.
+    """What a model costs under any plan: sums of products of widths.
 
-    `flops` are those of all `samples` of the example. `inexact` names nodes whose work could not be written as such a
-    product, and counts as if it never changed.
+    `flops` are those of all `samples` of the example. `inexact` names nodes whose flops cannot be written as such
+    products; they count as constant.
     """
 
     widths: Widths
@@ -43,46 +43,45 @@ class Costs:
     inexact: tuple[str, ...] = ()
 
     def parameters(self, keep: Flags) -> int:
-        """The number of parameters where the units `keep` stay."""
+        """The number of parameters where the units `keep` are kept."""
         return int(self.params.of(self.widths.under(keep)).sum())
 
     def macs(self, keep: Flags) -> int:
-        """Multiply-accumulates of one sample where the units `keep` stay."""
+        """Multiply-accumulates of one sample where the units `keep` are kept."""
         return int(self.flops.of(self.widths.under(keep)).sum() // 2 // self.samples)
 
     def unit_params(self, units: int) -> Scalars:
-        """The parameters that go with each unit alone."""
+        """The parameters that the removal of each unit alone saves."""
         return self.params.slopes(self.widths, np.ones(units, dtype=bool))
 
     def unit_macs(self, units: int) -> Scalars:
-        """The multiply-accumulates of one sample that go with each unit alone."""
+        """The multiply-accumulates of one sample that the removal of each unit alone saves."""
         return self.flops.slopes(self.widths, np.ones(units, dtype=bool)) / 2 / self.samples
 
     def arrays(self) -> dict[str, Index]:
-        """The numbers, as arrays of their names."""
-        return self.widths.arrays() | self.params.arrays("params") | self.flops.arrays("flops")
+        """The numbers, as arrays by their names."""
+        return self.widths.arrays() | self.params.arrays("params_") | self.flops.arrays("flops_")
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Index], samples: int, inexact: tuple[str, ...]) -> Costs:
         """The costs that `arrays` were taken from."""
-        widths = Widths.of_arrays(arrays)
-        params, work = (Products.of_arrays(arrays, name) for name in ("params", "flops"))
-        return cls(widths, params, work, samples, inexact)
+        params, flops = (Products.of_arrays(arrays, name) for name in ("params_", "flops_"))
+        return cls(Widths.of_arrays(arrays), params, flops, samples, inexact)
 
 
 def costs_of(graph: ModelGraph, coupling: Coupling) -> Costs:
-    """The parameters of `graph` and the work of each of its nodes, written as products of widths."""
+    """The parameters of `graph` and the flops of each of its nodes, written as products of widths."""
     ruler, counted = Ruler(coupling), flops_of(graph)
     params = [ruler.product(ruler.parameter(name, p.shape)) for name, p in graph.named_parameters()]
     accounts = Accounts(graph, ruler)
-    work = [row for node in graph.graph.nodes if counted[node.name] for row in accounts.rows(node, counted[node.name])]
-    inexact = tuple(accounts.inexact)
-    return Costs(ruler.widths(), products(params), products(work), sample_count(example_of(graph)), inexact)
+    flops = [row for node in graph.graph.nodes if counted[node.name] for row in accounts.rows(node, counted[node.name])]
+    samples = sample_count(example_of(graph))
+    return Costs(ruler.widths(), products(params), products(flops), samples, tuple(accounts.inexact))
 
 
 @dataclass(slots=True)
 class Accounts:
-    """Writes the flops of nodes as products of widths."""
+    """Writes the flops of nodes as products of widths; `inexact` names the nodes where that failed."""
 
     graph: ModelGraph
     ruler: Ruler
@@ -93,43 +92,36 @@ class Accounts:
         self.owners = owners_of(self.graph)
 
     def rows(self, node: fx.Node, counted: int) -> list[Product]:
-        """The products whose sum is `counted` on the original; one that never changes where there is no formula."""
-        found = self._products(node)
+        """The products whose sum is `counted` on the original; a constant where there is no formula."""
+        values, parameters = self.ruler.coupling.values, self._parameters(node)
+        formula, found = FORMULAS.get(key_of(node, self.graph)), list[Product]()
+        if formula is not None:
+            args, kwargs = map_arg((node.args, node.kwargs), lambda source: values[source.name])
+            found = formula(CountedCall(self.ruler, parameters, values[node.name]), *args, **kwargs)
         whole = sum(row.factor * self.ruler.size(row.axes) for row in found)
-        if not whole or counted % whole:
-            if self._may_change(node):
-                self.inexact.append(node.name)
-            return [Product(counted)]
-        return [replace(row, factor=counted // whole * row.factor) for row in found]
+        if whole and counted % whole == 0:
+            return [replace(row, factor=counted // whole * row.factor) for row in found]
+        tensors = labels_in([values[n.name] for n in (node, *node.all_input_nodes)])
+        axes = (*map(self.ruler.tensor, tensors), *parameters.values())
+        if any(self.ruler.changes(axis) for each in axes for axis in each):
+            self.inexact.append(node.name)
+        return [Product(counted)]
 
-    def _products(self, node: fx.Node) -> Sequence[Product]:
-        values = self.ruler.coupling.values
-        formula = FORMULAS.get(key_of(node, self.graph))
-        if formula is None:
-            return []
-        args, kwargs = map_arg((node.args, node.kwargs), lambda source: values[source.name])
-        own = self._own(node) if node.op == "call_module" else {}
-        return formula(Work(self.ruler, own, values[node.name]), *args, **kwargs)
-
-    def _own(self, node: fx.Node) -> dict[str, Axes]:
-        """The axes of the parameters and buffers of the module that a node calls."""
+    def _parameters(self, node: fx.Node) -> dict[str, Axes]:
+        """The axes of the parameters and buffers of the module that a node calls, if it does."""
+        if node.op != "call_module":
+            return {}
         module = self.graph.get_submodule(str(node.target))
         tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
         return {name: self.ruler.parameter(self.owners[f"{node.target}.{name}"], t.shape) for name, t in tensors}
 
-    def _may_change(self, node: fx.Node) -> bool:
-        values = [self.ruler.coupling.values[n.name] for n in (node, *node.all_input_nodes)]
-        axes = [self.ruler.tensor(x) for x in labels_in(values)]
-        own = self._own(node).values() if node.op == "call_module" else ()
-        return any(self.ruler.changes(axis) for each in (*axes, *own) for axis in each)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Work:
-    """What a formula may look at: the widths, the parameters of the node's module, and the node's value."""
+class CountedCall:
+    """The input of a formula: the widths, the axes of the called module's parameters, and the call's value."""
 
     ruler: Ruler
-    own: Mapping[str, Axes]
+    parameters: Mapping[str, Axes]
     value: Any
 
     def axes(self, x: Any) -> Axes:
@@ -141,58 +133,47 @@ class Work:
         return self.ruler.product(axes, vanishing=vanishing)
 
 
-def _formula(*keys: Any) -> Callable[[Formula], Formula]:
-    """Register the decorated function: products of widths that the flops of a node are proportional to, in all."""
-
-    def register(function: Formula) -> Formula:
-        FORMULAS.update(dict.fromkeys(keys, function))
-        return function
-
-    return register
+_formula = registers(FORMULAS)  # products whose sum is proportional to the flops of nodes of these operations
 
 
 @_formula(nn.Linear)
-def _linear_module(work: Work, x: Labels) -> list[Product]:
-    return [work.product(*work.axes(x), work.own["weight"][0])] if "weight" in work.own else []
+def _linear_module(call: CountedCall, x: Labels) -> list[Product]:
+    return [call.product(*call.axes(x), call.parameters["weight"][0])] if "weight" in call.parameters else []
 
 
 @_formula(F.linear)
-def _linear(work: Work, x: Labels, weight: Labels, bias: Any = None) -> list[Product]:
-    return [work.product(*work.axes(x), work.axes(weight)[0])]
+def _linear(call: CountedCall, x: Labels, weight: Labels, bias: Any = None) -> list[Product]:
+    return [call.product(*call.axes(x), call.axes(weight)[0])]
 
 
 @_formula(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 @_formula(nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
-def _own_matrices(work: Work, *args: Any, **kwargs: Any) -> list[Product]:
-    """Every position, or every step, meets each entry of the module's weights once."""
-    return [work.product(*axes) for axes in work.own.values() if len(axes) > 1]
+def _own_matrices(call: CountedCall, *args: Any, **kwargs: Any) -> list[Product]:
+    """Every position, or every step, uses each entry of the module's weights once."""
+    return [call.product(*axes) for axes in call.parameters.values() if len(axes) > 1]
 
 
 @_formula(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-def _convolution(work: Work, x: Labels, weight: Labels, *args: Any, **kwargs: Any) -> list[Product]:
-    return [work.product(*work.axes(weight))]
+def _convolution(call: CountedCall, x: Labels, weight: Labels, *args: Any, **kwargs: Any) -> list[Product]:
+    return [call.product(*call.axes(weight))]
 
 
 @_formula(operator.matmul, torch.matmul, torch.bmm, torch.mm, "matmul", "bmm", "mm", "__matmul__")
-def _matmul(work: Work, a: Labels, b: Labels) -> list[Product]:
-    return [work.product(*work.axes(work.value), work.axes(a)[-1])]
-
-
 @_formula(torch.addmm, "addmm", torch.baddbmm, "baddbmm")
-def _addmm(work: Work, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> list[Product]:
-    return [work.product(*work.axes(work.value), work.axes(a)[-1])]
+def _matmul(call: CountedCall, *operands: Labels, **kwargs: Any) -> list[Product]:
+    return [call.product(*call.axes(call.value), call.axes(operands[-2])[-1])]
 
 
 @_formula(torch.addbmm, "addbmm")
-def _addbmm(work: Work, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> list[Product]:
-    return [work.product(*work.axes(a), work.axes(b)[-1])]
+def _addbmm(call: CountedCall, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> list[Product]:
+    return [call.product(*call.axes(a), call.axes(b)[-1])]
 
 
 @_formula(torch.einsum)
-def _einsum(work: Work, equation: str, *operands: Any) -> list[Product]:
-    """Of two operands: all letters but those that one of them has for itself, which are summed beforehand.
+def _einsum(call: CountedCall, equation: str, *operands: Any) -> list[Product]:
+    """Of two operands: the letters of the output and of both; others are summed beforehand.
 
-    Where every letter that is summed has one index left, torch multiplies element by element, which does not count.
+    Where all summed letters have size 1, torch multiplies element by element, which does not count.
     """
     inputs = list(operands[0]) if isinstance(operands[0], (tuple, list)) else list(operands)
     terms, output = terms_of(equation, inputs)
@@ -201,15 +182,17 @@ def _einsum(work: Work, equation: str, *operands: Any) -> list[Product]:
     letters = set(output) | (set(terms[0]) & set(terms[1]))
     found: dict[str, int] = {}
     for term, x in zip(terms, inputs, strict=True):
-        for letter, axis in zip(term, work.axes(x), strict=True):
-            if letter in letters and work.ruler.size((axis,)) >= work.ruler.size((found.get(letter, axis),)):
+        for letter, axis in zip(term, call.axes(x), strict=True):
+            if letter in letters and call.ruler.size((axis,)) >= call.ruler.size((found.get(letter, axis),)):
                 found[letter] = axis
     summed = tuple(found[letter] for letter in sorted(letters - set(output)))
-    return [work.product(*(found[letter] for letter in sorted(letters)), vanishing=summed)]
+    return [call.product(*(found[letter] for letter in sorted(letters)), vanishing=summed)]
 
 
 @_formula(ScaledDotProduct, F.scaled_dot_product_attention)
-def _attention(work: Work, query: Labels, key: Labels, value: Labels, *args: Any, **kwargs: Any) -> list[Product]:
+def _attention(
+    call: CountedCall, query: Labels, key: Labels, value: Labels, *args: Any, **kwargs: Any
+) -> list[Product]:
     """Queries by keys, and their weights by values."""
-    q, k, v = (work.axes(x) for x in (query, key, value))
-    return [work.product(*q, k[-2]), work.product(*q[:-1], k[-2], v[-1])]
+    q, k, v = (call.axes(x) for x in (query, key, value))
+    return [call.product(*q, k[-2]), call.product(*q[:-1], k[-2], v[-1])]

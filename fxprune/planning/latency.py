@@ -1,4 +1,4 @@
-"""A model's time under any plan, estimated from the times of its nodes at a few widths on one device."""
+"""A model's time under any plan, interpolated between the times of its nodes at a few widths on one device."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fxprune.planning.widths import Products, Widths
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Latency:
-    """Seconds that a model takes under any plan: `rest`, and for each node a line through the times measured.
+    """Seconds that a model takes under any plan: `rest`, and for each node a line through its measured times.
 
-    `work` are products of widths, `node[i]` the node whose work product i is a part of: flops, or the entries that a
-    node without flops gives. `works` and `seconds` (nodes, widths) hold every node's work and time at the widths that
-    were timed. Below the narrowest, the time stays.
+    Product i of `work` is a part of the work of `node[i]`: its flops, or the entries of its output where it has none.
+    `works` and `seconds` (nodes, widths) hold every node's work and time at the widths that were timed. Below the
+    narrowest, the time is constant.
     """
 
     widths: Widths
@@ -30,35 +30,32 @@ class Latency:
     device: str
 
     def estimate(self, keep: Flags) -> float:
-        """Seconds of one run where the units `keep` stay."""
-        return self.rest + float(_interpolated(self._works(keep), self.works, self.seconds).sum())
-
-    def _works(self, keep: Flags) -> Scalars:
-        return _by_node(self.work.of(self.widths.under(keep)), self.node, len(self.seconds))
+        """Seconds of one run where the units `keep` are kept."""
+        work = work_by_node(self.work.of(self.widths.under(keep)), self.node, len(self.seconds))
+        return self.rest + float(_interpolated(work, self.works, self.seconds).sum())
 
     def arrays(self) -> dict[str, Any]:
-        """The numbers, as arrays of their names."""
+        """The numbers, as arrays by their names."""
         own = {"node": self.node, "works": self.works, "seconds": self.seconds}
-        return self.widths.arrays() | self.work.arrays("work") | own
+        return self.widths.arrays() | self.work.arrays("work_") | own
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Any], rest: float, device: str) -> Latency:
         """The table that `arrays` were taken from."""
-        widths, work = Widths.of_arrays(arrays), Products.of_arrays(arrays, "work")
+        widths, work = Widths.of_arrays(arrays), Products.of_arrays(arrays, "work_")
         return cls(widths, work, arrays["node"], arrays["works"], arrays["seconds"], rest, device)
 
 
-def _by_node(numbers: Index, node: Index, count: int) -> Scalars:
+def work_by_node(numbers: Index, node: Index, count: int) -> Scalars:
     """The sum of each node's products."""
     return np.bincount(node, weights=numbers, minlength=count).astype(np.float64)
 
 
 def _interpolated(x: Scalars, works: Scalars, seconds: Scalars) -> Scalars:
-    """For each row, the line through its points (rising works, seconds) at x, level outside of them."""
+    """For each row, the line through its points (rising works, seconds) at x, constant outside of them."""
     rows, last = np.arange(len(x)), works.shape[1] - 1
     right = np.clip((x[:, None] > works).sum(1), 1, last)
     span = works[rows, right] - works[rows, right - 1]
-    part = np.clip((x - works[rows, right - 1]) / np.where(span > 0, span, 1), 0, 1)
-    part = np.where(span > 0, part, 1)
+    part = np.where(span > 0, np.clip((x - works[rows, right - 1]) / np.where(span > 0, span, 1), 0, 1), 1)
     result: Scalars = seconds[rows, right - 1] * (1 - part) + seconds[rows, right] * part
     return result

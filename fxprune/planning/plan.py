@@ -1,4 +1,4 @@
-"""A plan: which channels of which layers stay. Small, readable, JSON."""
+"""A plan: the kept channels of each layer, as small and readable JSON."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fxprune.caller.arguments import CHECKS, instance
+from fxprune.caller.arrays import Flags, Index
 from fxprune.caller.example import check_example
 from fxprune.caller.files import regular, replacing
 from fxprune.caller.typed_json import restored
@@ -23,16 +23,15 @@ from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.settings import check_settings
 
 FORMAT = 1
-LARGEST = 256 << 20  # bytes of a file; a million channels take ten
-
+LARGEST = 256 << 20  # bytes of a file; a million channels take ten million
 BUDGETS = {"params": "parameters", "macs": "MACs", "latency": "latency"}
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A share of the original's parameters ("params"), MACs ("macs") or latency that a plan was asked to keep to.
+    """A share of the original's parameters ("params"), MACs ("macs") or latency that limited a plan.
 
-    `achieved` is what it costs: exact for parameters and MACs, an estimate for latency.
+    `achieved` is the plan's share: exact for parameters and MACs, an estimate for latency.
 
     >>> print(Budget("macs", 0.5, 0.4971))
     asked for 50.0% of the MACs, achieved 49.7%
@@ -52,17 +51,17 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The channels that stay, site by site.
+    """The kept channels of each site.
 
-    `keep` maps a site (a layer's module path, or a raw parameter's name) to the indices of its channels that stay;
-    `widths` to the number that it has. `example` describes the batch that capture needs (see `Plan.save`), and
-    `alpha` is the level that the plan was made at, or None. `frozen` says why some layers were left whole, and
-    `settings` how the model was captured and coupled. `budget` is what was asked for in place of a level, if it was;
-    `allocate` names the allocation that the level is of, None where it was the caller's own or is not known.
+    `keep` maps a site (a layer's module path, or a raw parameter's name) to the indices of its kept channels, `widths`
+    to its number of channels. `example` describes the batch that capture needs (see `Plan.save`), and `alpha` is the
+    level of the plan, or None. `frozen` says why some layers were left whole, and `settings` how the model was captured
+    and coupled. `budget` is what was asked for in place of a level, if anything; `allocate` names the allocation of the
+    level, None where it was the caller's own or is not known.
 
     >>> plan = Plan({"0": (0, 2)}, {"0": 3}, [{"tensor": [2, 4], "dtype": "float32"}], alpha=0.05)
     >>> print(plan)
-    plan at alpha 0.05: 2 of 3 channels stay
+    plan at alpha 0.05: 2 of 3 channels kept
       0: 2 of 3
     """
 
@@ -82,14 +81,14 @@ class Plan:
 
     def __str__(self) -> str:
         level = "" if self.alpha is None else f" at alpha {self.alpha:g}"
-        total, stay = sum(self.widths.values()), sum(len(kept) for kept in self.keep.values())
+        total, kept = sum(self.widths.values()), sum(map(len, self.keep.values()))
         level += "" if self.budget is None else f" ({self.budget})"
-        lines = [f"plan{level}: {stay} of {total} channels stay"]
-        lines += [f"  {site}: {len(kept)} of {self.widths[site]}" for site, kept in self.keep.items()]
+        lines = [f"plan{level}: {kept} of {total} channels kept"]
+        lines += [f"  {site}: {len(channels)} of {self.widths[site]}" for site, channels in self.keep.items()]
         return visible("\n".join(lines))
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON can hold it: format, alpha, the example's names, shapes and dtypes, each site's channels."""
+        """The plan as plain dicts and lists for JSON."""
         sites = {site: {"of": self.widths[site], "keep": list(kept)} for site, kept in self.keep.items()}
         content = {"fxprune_plan": FORMAT, "alpha": self.alpha, "example": self.example, "frozen": dict(self.frozen)}
         content |= {"budget": None if self.budget is None else asdict(self.budget), "allocate": self.allocate}
@@ -97,23 +96,20 @@ class Plan:
 
     @classmethod
     def from_dict(cls, content: Any, source: object = "this") -> Plan:
-        """The plan that `to_dict` gave; `source` is what messages call it. Raises PlanError where it is not one."""
+        """The plan of a `to_dict`; `source` is its name in messages. Raises PlanError where it is not one."""
         try:
             if content["fxprune_plan"] != FORMAT:
                 raise PlanError(
                     f"{source} has plan format {content['fxprune_plan']}, this fxprune reads {FORMAT}: update it"
                 )
-            sites = {str(name): _site(str(name), entry) for name, entry in content["sites"].items()}
-            alpha = None if content["alpha"] is None else float(content["alpha"])
-            keep = {name: kept for name, (_, kept) in sites.items()}
-            widths = {name: width for name, (width, _) in sites.items()}
-            frozen = {str(reason): tuple(map(str, names)) for reason, names in content["frozen"].items()}
-            budget = restored(Budget, content["budget"], "budget") if content.get("budget") else None
-            check_settings(content["settings"])
-            check_example(content["example"])
-            settings = restored(Mapping[str, Any], content["settings"], "settings")  # type: ignore[type-abstract]
-            allocate = restored(str, content["allocate"], "allocate") if content.get("allocate") else None
-            return cls(keep, widths, content["example"], alpha, frozen, settings, budget, allocate)
+            file = restored(_PlanFile, content)
+            for name, site in file.sites.items():
+                _check_indices(name, site.of, site.keep)
+            check_settings(file.settings)
+            check_example(file.example)
+            keep = {name: site.keep for name, site in file.sites.items()}
+            widths = {name: site.of for name, site in file.sites.items()}
+            return cls(keep, widths, file.example, file.alpha, file.frozen, file.settings, file.budget, file.allocate)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise PlanError(f"{source} is not a plan that Plan.save wrote ({type(error).__name__}: {error})") from error
 
@@ -141,11 +137,25 @@ class Plan:
 CHECKS["plan"] = instance(Plan, "give what Scores.plan or Plan.load gave", PlanError)
 
 
-def _site(name: str, entry: Any) -> tuple[int, tuple[int, ...]]:
-    """The width and the kept channels of one site of a plan file."""
-    width, kept = restored(int, entry["of"], f"{name}.of"), restored(tuple[int, ...], entry["keep"], f"{name}.keep")
-    _check_indices(name, width, kept)
-    return width, kept
+@dataclass(frozen=True, slots=True)
+class _SiteEntry:
+    """One site in a plan file: its width and its kept channels."""
+
+    of: int
+    keep: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _PlanFile:
+    """The content of a plan file, whose format was checked."""
+
+    alpha: float | None
+    example: Any
+    sites: Mapping[str, _SiteEntry]
+    frozen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    budget: Budget | None = None
+    allocate: str | None = None
 
 
 def _check_indices(name: str, width: int, kept: tuple[int, ...]) -> None:
@@ -157,69 +167,71 @@ def _check_indices(name: str, width: int, kept: tuple[int, ...]) -> None:
 
 def plan_of(
     sites: tuple[Site, ...],
-    keep: NDArray[np.bool_],
+    keep: Flags,
     example: Any,
     alpha: float | None,
     frozen: Mapping[str, tuple[str, ...]],
     settings: Mapping[str, Any],
     budget: Budget | None = None,
 ) -> Plan:
-    """The plan that keeps the units `keep` (one bool a unit); sites that lose nothing are listed whole."""
+    """The plan that keeps the units `keep` (one bool per unit); sites that lose nothing are listed whole."""
     padded = np.append(keep, True)
     kept = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in sites}
     return Plan(kept, {site.name: site.width for site in sites}, example, alpha, frozen, settings, budget)
 
 
 def coupling_of(graph: ModelGraph, plan: Plan) -> Coupling:
-    """The coupling that `plan` was made for: what was excluded then, and how grids and statistics were taken."""
+    """The coupling that `plan` was made for, with its exclusions and its options for grids and statistics."""
     options = {name: bool(plan.settings.get(name, False)) for name in ("inexact", "head_dim")}
     return analyse(graph, exclude=plan.frozen.get(EXCLUDED, ()), unknown="freeze", **options)
 
 
-def kept_units(plan: Plan, coupling: Coupling) -> NDArray[np.bool_]:
-    """Which units stay under a plan, one bool a unit.
+def kept_units(plan: Plan, coupling: Coupling) -> Flags:
+    """The units that a plan keeps, one bool per unit.
 
     Raises PlanError where the plan names layers that the model lacks or gives them other widths, drops a channel that
-    has to stay, drops only a part of what is coupled, leaves a layer without channels or inputs, or does not keep the
-    same number in layers that have one size in common.
+    cannot be removed, drops only a part of a unit, leaves a layer without channels or inputs, or keeps different
+    numbers in layers that share one size.
     """
-    sites = {site.name: site for site in coupling.sites}
-    total = np.zeros(coupling.units, dtype=np.int64)
-    gone = np.zeros(coupling.units, dtype=np.int64)
+    sites = {site.name for site in coupling.sites}
     for name in plan.keep:
         if name not in sites:
             raise PlanError(
                 f"the plan names {name}, which the model does not have: apply it to the model that it was made for"
             )
+    total, removed = np.zeros((2, coupling.units), dtype=np.int64)
     for site in coupling.sites:
-        dropped = _dropped(plan, site)
         np.add.at(total, site.units[site.units >= 0], 1)
-        np.add.at(gone, site.units[dropped], 1)
-    torn = np.flatnonzero((gone > 0) & (gone < total))
+        np.add.at(removed, site.units[_dropped(plan, site)], 1)
+    torn = np.flatnonzero((removed > 0) & (removed < total))
     if len(torn):
         raise PlanError(_torn(plan, coupling, int(torn[0])))
-    keep: NDArray[np.bool_] = gone == 0
-    _check_pieces(coupling, keep)
+    keep: Flags = removed == 0
+    for units in coupling.pieces:
+        if not keep[units].any():
+            names = [site.name for site in coupling.sites if np.isin(units, site.units).any()]
+            raise PlanError(
+                f"the plan drops all {len(units)} units of a slice that the model reads (of {', '.join(names[:3])}): "
+                "keep at least one"
+            )
     _check_balance(coupling, keep)
     return keep
 
 
-def _dropped(plan: Plan, site: Site) -> NDArray[np.int64]:
+def _dropped(plan: Plan, site: Site) -> Index:
     """The channels of a site that the plan drops."""
-    whole = len(plan.keep.get(site.name, ())) == plan.widths.get(site.name, 0)
-    if site.name not in plan.keep or (whole and (site.units < 0).all()):
+    kept, width = plan.keep.get(site.name, ()), plan.widths.get(site.name, 0)
+    if site.name not in plan.keep or (len(kept) == width and (site.units < 0).all()):
         return np.empty(0, dtype=np.int64)
-    if plan.widths[site.name] != site.width:
-        raise PlanError(
-            f"the plan was made for {plan.widths[site.name]} channels of {site.name}, the model has {site.width}"
-        )
-    _check_indices(site.name, site.width, tuple(plan.keep[site.name]))
-    dropped = np.delete(np.arange(site.width), np.array(plan.keep[site.name], dtype=np.int64))
+    if width != site.width:
+        raise PlanError(f"the plan was made for {width} channels of {site.name}, the model has {site.width}")
+    _check_indices(site.name, width, tuple(kept))
+    dropped = np.delete(np.arange(width), np.array(kept, dtype=np.int64))
     stuck = dropped[site.units[dropped] < 0]
     if len(stuck):
         raise PlanError(
-            f"the plan drops channel {stuck[0]} of {site.name} ({len(plan.keep[site.name])} of {site.width} kept), "
-            "which has to stay: print the groups with couple() to see why"
+            f"the plan drops channel {stuck[0]} of {site.name} ({len(kept)} of {width} kept), "
+            "which cannot be removed: print the groups with couple() to see why"
         )
     return dropped
 
@@ -227,40 +239,27 @@ def _dropped(plan: Plan, site: Site) -> NDArray[np.int64]:
 def _torn(plan: Plan, coupling: Coupling, unit: int) -> str:
     """The message for a unit of which a plan keeps only a part."""
     kept: list[str] = []
-    lost: list[str] = []
+    dropped: list[str] = []
     for site in coupling.sites:
-        stay = set(plan.keep.get(site.name, range(site.width)))
+        channels = set(plan.keep.get(site.name, range(site.width)))
         for channel in np.flatnonzero(site.units == unit).tolist():
-            (kept if channel in stay else lost).append(f"channel {channel} of {site.name}")
+            (kept if channel in channels else dropped).append(f"channel {channel} of {site.name}")
     return (
-        f"the plan keeps {kept[0]} but drops {lost[0]}, which live or die together "
-        f"({len(kept)} channels kept, {len(lost)} dropped of one unit): keep both or drop both"
+        f"the plan keeps {kept[0]} but drops {dropped[0]}, which must be kept or removed together "
+        f"({len(kept)} channels kept, {len(dropped)} dropped of one unit): keep both or drop both"
     )
 
 
-def _check_pieces(coupling: Coupling, keep: NDArray[np.bool_]) -> None:
-    """Raise where nothing would be left of a tensor."""
-    for units in coupling.pieces:
-        if not keep[units].any():
-            names = [site.name for site in coupling.sites if np.isin(units, site.units).any()]
-            raise PlanError(
-                f"the plan drops all {len(units)} units of a slice that the model reads (of {', '.join(names[:3])}): "
-                "one at least has to stay"
-            )
-
-
-def _check_balance(coupling: Coupling, keep: NDArray[np.bool_]) -> None:
-    """Raise where layers that have one size in common would get different ones, or a projection too large a one."""
+def _check_balance(coupling: Coupling, keep: Flags) -> None:
+    """Raise where layers that share one size would get different ones, or a projection too large a one."""
     padded = np.append(keep, True)
     counts = {site.name: int(padded[site.units].sum()) for site in coupling.sites}
     kept = {site.name: f"{counts[site.name]} of {site.width} units of {site.name}" for site in coupling.sites}
-    for first, *others in coupling.balanced:
-        for other in others:
-            if counts[first] != counts[other]:
-                raise PlanError(
-                    f"the plan keeps {kept[first]} but {kept[other]}, which have one size in common: "
-                    "keep the same number of each"
-                )
+    for first, other in ((first, other) for first, *others in coupling.balanced for other in others):
+        if counts[first] != counts[other]:
+            raise PlanError(
+                f"the plan keeps {kept[first]} but {kept[other]}, which share one size: keep the same number of each"
+            )
     for first, second in coupling.larger:
         if counts[first] <= counts[second]:
             raise PlanError(

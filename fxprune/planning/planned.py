@@ -15,7 +15,7 @@ from fxprune.tracing.part import part_of
 
 
 class Planned(NamedTuple):
-    """A captured graph, its coupling, and the units that a plan keeps, one bool a unit."""
+    """A captured graph, its coupling, and the units that a plan keeps, one bool per unit."""
 
     graph: ModelGraph
     coupling: Coupling
@@ -23,7 +23,7 @@ class Planned(NamedTuple):
 
 
 def planned_by(model: nn.Module, plan: Plan) -> Planned:
-    """The graph that a plan is for, its coupling, and the units that stay."""
+    """The graph that a plan is for, its coupling, and the units that the plan keeps."""
     part = part_of(model, plan.submodule)
     graph = captured(plan.settings, part, plan.example)
     coupling = coupling_of(graph, plan)

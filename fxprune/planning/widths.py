@@ -1,10 +1,11 @@
-"""Products of widths: how many channels stay along axes of tensors under any plan, and what follows from them."""
+"""Products of widths: the sizes of tensor axes as functions of a plan, and numbers that are products of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,30 @@ from fxprune.coupling.groups import Coupling
 from fxprune.rules.labels import Labels
 from fxprune.rules.vocabulary import Slot
 
-Axes = tuple[int, ...]  # the numbers of the widths of the axes of one tensor
+Axes = tuple[int, ...]  # for each axis of a tensor, the number of its width
+
+
+Record = TypeVar("Record", bound="Arrays")
+
+
+class Arrays:
+    """The base of a dataclass of arrays, which files hold by the names of its fields, with a prefix."""
+
+    __slots__ = ()
+
+    def arrays(self, prefix: str = "") -> dict[str, Index]:
+        """The arrays by their names."""
+        return {f"{prefix}{each.name}": getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def of_arrays(cls: type[Record], arrays: Mapping[str, Index], prefix: str = "") -> Record:
+        """The record whose `arrays` these are."""
+        return cls(*(arrays[f"{prefix}{each.name}"] for each in fields(cls)))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Widths:
-    """The sizes of axes as functions of a plan: width i is `fixed[i]` and one for each of its units that stays.
+class Widths(Arrays):
+    """The sizes of axes as functions of a plan: width i is `fixed[i]` and one for each of its kept units.
 
     The units of width i are `units[starts[i] : starts[i + 1]]`.
     """
@@ -31,7 +50,7 @@ class Widths:
     starts: Index
 
     def under(self, keep: Flags) -> Index:
-        """All widths where the units `keep` stay.
+        """All widths where the units `keep` are kept.
 
         >>> Widths(np.array([1, 2]), np.array([0, 0, 1]), np.array([0, 0, 3])).under(np.array([True, False]))
         array([1, 4])
@@ -41,19 +60,10 @@ class Widths:
         under: Index = self.fixed + table @ keep.astype(np.int64)
         return under
 
-    def arrays(self) -> dict[str, Index]:
-        """The numbers, as arrays by their names."""
-        return {"fixed": self.fixed, "units": self.units, "starts": self.starts}
-
-    @classmethod
-    def of_arrays(cls, arrays: Mapping[str, Index]) -> Widths:
-        """The widths that `arrays` were taken from."""
-        return cls(arrays["fixed"], arrays["units"], arrays["starts"])
-
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A factor times the widths of some axes; nothing, where all of the axes `vanishing` have one index left."""
+    """A factor times the widths of some axes; zero where all of the axes `vanishing` have width 1."""
 
     factor: int
     axes: Axes = ()
@@ -61,10 +71,10 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Products:
-    """Many products: their factors, (products, n) numbers of their axes, and of those that they vanish with (-1: none).
+class Products(Arrays):
+    """Many products, one a row: factors, (products, n) numbers of their axes, and of their `vanishing` axes (-1: none).
 
-    Rows are filled up with the width of size 1, which is the first.
+    Rows of axes are padded with width 0, whose size is 1.
     """
 
     factor: Index
@@ -72,18 +82,18 @@ class Products:
     vanishing: Index
 
     def of(self, widths: Index) -> Index:
-        """The numbers under some widths.
+        """The value of each product under some widths.
 
         >>> Products(np.array([9, 1]), np.array([[1, 2], [3, 0]]), np.array([[-1], [0]])).of(np.array([1, 3, 8, 5]))
         array([216,   0])
         """
         numbers = self.factor * widths[self.axes].prod(1)
-        gone = (self.vanishing >= 0).any(1) & ((self.vanishing < 0) | (widths[self.vanishing] == 1)).all(1)
-        result: Index = np.where(gone, 0, numbers)
+        vanished = (self.vanishing >= 0).any(1) & ((self.vanishing < 0) | (widths[self.vanishing] == 1)).all(1)
+        result: Index = np.where(vanished, 0, numbers)
         return result
 
     def slopes(self, widths: Widths, keep: Flags) -> NDArray[np.float64]:
-        """How much the sum of all products falls for each unit that goes, to first order, where the units `keep` stay.
+        """How much the sum of all products falls by the removal of each unit from `keep`, to first order.
 
         >>> widths = Widths(np.array([1, 2]), np.array([0, 1]), np.array([0, 0, 2]))
         >>> Products(np.array([9]), np.array([[1, 1]]), np.array([[-1]])).slopes(widths, np.array([True, True]))
@@ -94,15 +104,6 @@ class Products:
         of_width = np.bincount(self.axes.ravel(), (numbers[:, None] / sizes[self.axes]).ravel(), minlength=len(sizes))
         each = np.repeat(of_width, np.diff(np.append(widths.starts, len(widths.units))[: len(sizes) + 1]))
         return np.bincount(widths.units, each, minlength=len(keep)).astype(np.float64)
-
-    def arrays(self, name: str) -> dict[str, Index]:
-        """The numbers, as arrays whose names begin with `name`."""
-        return {f"{name}_factor": self.factor, f"{name}_axes": self.axes, f"{name}_vanishing": self.vanishing}
-
-    @classmethod
-    def of_arrays(cls, arrays: Mapping[str, Index], name: str) -> Products:
-        """The products that `arrays` were taken from."""
-        return cls(arrays[f"{name}_factor"], arrays[f"{name}_axes"], arrays[f"{name}_vanishing"])
 
 
 def products(rows: Sequence[Product]) -> Products:
@@ -120,7 +121,7 @@ def _table(rows: Sequence[Axes], fill: int) -> Index:
 
 @dataclass(slots=True)
 class Ruler:
-    """Gives the axes of a coupled graph's tensors their widths, equal ones the same; the first has size 1."""
+    """Numbers the widths of a coupled graph's tensor axes, equal ones alike; width 0 has size 1."""
 
     coupling: Coupling
     known: dict[tuple[int, bytes], int] = field(default_factory=dict)
@@ -130,7 +131,7 @@ class Ruler:
         self._width(np.full(1, -1, dtype=np.int64))
 
     def widths(self) -> Widths:
-        """All widths that were given so far."""
+        """All widths numbered so far."""
         units = [units for _, units in self.found]
         starts = np.cumsum([0, *map(len, units)])
         fixed = np.array([fixed for fixed, _ in self.found], dtype=np.int64)
@@ -144,15 +145,15 @@ class Ruler:
         """The axes of an activation."""
         return tuple(self._axis(x, axis) for axis in range(x.ndim))
 
-    def size(self, axes: Axes) -> int:
+    def size(self, axes: Iterable[int]) -> int:
         """The product of the original sizes of some axes."""
         return math.prod(self.found[axis][0] + len(self.found[axis][1]) for axis in axes)
 
     def product(self, axes: Axes, factor: int = 1, vanishing: Axes = ()) -> Product:
-        """A product in which the axes that never change are a part of the factor."""
-        fixed = tuple(axis for axis in axes if not self.changes(axis))
+        """A product whose factor includes the axes that no plan changes."""
         free = tuple(axis for axis in axes if self.changes(axis))
-        return Product(factor * self.size(fixed), free, vanishing if any(map(self.changes, vanishing)) else ())
+        fixed = self.size(axis for axis in axes if not self.changes(axis))
+        return Product(factor * fixed, free, vanishing if any(map(self.changes, vanishing)) else ())
 
     def changes(self, axis: int) -> bool:
         """Whether a plan can change a width."""
@@ -165,7 +166,7 @@ class Ruler:
         return self._width(self.coupling.unit_of[start : start + size])
 
     def _axis(self, x: Labels, axis: int) -> int:
-        """An index leaves with the one unit that its whole slice belongs to; a slice of several units stays."""
+        """An index is removed with the one unit that its whole slice belongs to; a slice of several units is kept."""
         units = np.full(x.shape[axis], -1, dtype=np.int64)
         for plane in x.along(axis):
             if plane.ragged and axis == x.ndim - 1:

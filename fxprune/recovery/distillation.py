@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.caller.example import opened
+from fxprune.caller.example import check_dense, opened
 from fxprune.errors import CalibrationError, FxpruneError, blaming
-from fxprune.scoring.objective import Loss, loss_of
+from fxprune.scoring.objective import Loss, loss_of, one_number
 from fxprune.tracing.part import Run, call_whole
 
 Metric = Callable[[Any, Any], Any]
@@ -34,8 +34,8 @@ class Distillation:
     def divergence(self, output: Any, inputs: Any, targets: Any, where: str) -> Tensor:
         """T^2 KL(teacher || student) of the softened classes, mean over samples and positions (arXiv 1503.02531)."""
         with torch.no_grad():
-            wanted = self.logits(_called(self.teacher, inputs, targets, None, "the teacher", where))
-        found = self.logits(output)
+            wanted = self._logits_of(_called(self.teacher, inputs, targets, None, "the teacher", where), where)
+        found = self._logits_of(output, where)
         if found.shape != wanted.shape:
             raise FxpruneError(
                 f"the logits have shape {tuple(found.shape)}, the teacher's {tuple(wanted.shape)}: give a teacher of "
@@ -44,6 +44,18 @@ class Distillation:
         student, teacher = (F.log_softmax(x / self.temperature, -1) for x in (found, wanted))
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1).mean()
         return divergence * self.temperature**2
+
+    def _logits_of(self, output: Any, where: str) -> Tensor:
+        """The logits of an output. Raises CalibrationError where `logits` fails, or gives something else."""
+        with blaming("logits=", where):
+            found: Any = self.logits(output)
+        check_dense(found, f"what logits= gives on {where}", CalibrationError, strided=True)
+        if not isinstance(found, Tensor) or found.is_complex() or not found.ndim:
+            raise CalibrationError(
+                f"logits= gives a {type(found).__name__} on {where}: it is a function from an output to a tensor of "
+                "logits with the classes along the last axis"
+            )
+        return found
 
 
 def classes_last(output: Any) -> Tensor:
@@ -124,12 +136,10 @@ def _called(model: nn.Module, inputs: Any, targets: Any, run: Run | None, who: s
 
 def _one_number(value: Any, name: str, where: str) -> Tensor:
     """`value`. Raises CalibrationError where it is not one finite number."""
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
-        raise CalibrationError(f"the {name} of {where} has {what}: it must be one number, the mean over the batch")
-    if not bool(torch.isfinite(value.detach())):
+    number = one_number(value, f"the {name} of {where}")
+    if not bool(torch.isfinite(number.detach())):
         raise CalibrationError(
-            f"the {name} of {where} is {float(value.detach())}: look at the inputs and the targets of that batch, and "
+            f"the {name} of {where} is {float(number.detach())}: look at the inputs and the targets of that batch, and "
             "lower lr= where earlier batches were finite"
         )
-    return value
+    return number

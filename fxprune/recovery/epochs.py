@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fxprune.caller.batches import LONGEST_EPOCH, Unpack, batch_to_device, batches, length_of, sample_count
-from fxprune.caller.isolation import seeded
+from fxprune.caller.isolation import applied, seeded
 from fxprune.errors import blaming
 from fxprune.recovery.distillation import Goal
 from fxprune.recovery.epoch_checkpoint import read, write
@@ -125,7 +125,7 @@ class Course:
 
     def _train(self, loaders: Loaders, epoch: int) -> float:
         """One pass over the training data: the mean loss."""
-        self.goal.model.train()
+        applied(self.goal.model, "train")
         mean = _Mean()
         for inputs, targets, where in loaders.batches("train_loader", epoch):
             with self.fabric.autocast():
@@ -143,7 +143,7 @@ class Course:
 
     def _judge(self, loaders: Loaders, epoch: int) -> None:
         """One pass over the validation data: adds the mean loss and metric, and keeps the weights if they are best."""
-        self.goal.model.eval()
+        applied(self.goal.model, "eval")
         loss, metric = _Mean(), _Mean()
         with _same_buffers(self.goal):
             for inputs, targets, where in loaders.batches("val_loader", epoch):

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fxprune.caller.arguments import CHECKS, check, chosen
 from fxprune.caller.batches import Unpack, length_of
-from fxprune.caller.isolation import device_of, dtype_of, isolated_copy, seeded
+from fxprune.caller.isolation import applied, device_of, dtype_of, isolated_copy, seeded
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import fingerprint
 from fxprune.errors import CalibrationError, FxpruneError, blaming, stage
@@ -104,18 +104,18 @@ def finetune(
     precision = precision or _precision_for(small, place)
     settings = {
         "epochs": int(epochs), "lr": float(lr), "seed": int(seed), "precision": precision, "model": fingerprint(small),
-        "distill": 0.0 if teacher is None else distill, "temperature": temperature,
+        "distill": 0.0 if teacher is None else float(distill), "temperature": float(temperature),
     }  # fmt: skip
     with (
         stage("fine-tuning"),
         seeded(seed),
         Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar,
     ):
-        model = isolated_copy(small).to(place)
+        model = applied(isolated_copy(small), "to", place)
         distillation = None
         if teacher is not None:
-            guide = isolated_copy(teacher).to(place).eval()
-            distillation = Distillation(guide, distill, temperature, logits or classes_last)
+            guide = applied(applied(isolated_copy(teacher), "to", place), "eval")
+            distillation = Distillation(guide, float(distill), float(temperature), logits or classes_last)
         goal = Goal(model, loss or F.cross_entropy, run, metric, distillation)
         with blaming("optimizer=", f"the parameters of {type(model).__name__}"):
             trained = (optimizer or partial(SGD, lr=lr, momentum=MOMENTUM))(_trainable(model))
@@ -126,7 +126,7 @@ def finetune(
             module.training = given.training
     for graph, _ in reported(model):
         with_report(graph, finetuned=course.done)
-    return model.to(device_of(small))
+    return applied(model, "to", device_of(small))
 
 
 def check_options(options: Mapping[str, Any]) -> None:

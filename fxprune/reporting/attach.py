@@ -1,4 +1,4 @@
-"""What is handed over with a rewritten graph: the plan that led to it, and its report."""
+"""Attaching to a rewritten graph the plan that led to it and its report."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from torch import nn
 from fxprune.caller.batches import sample_count
 from fxprune.caller.tensors import bytes_of
 from fxprune.coupling.collector import EXCLUDED
-from fxprune.coupling.groups import Coupling
 from fxprune.errors import blaming
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned
+from fxprune.reporting.groups import frozen_reports, group_reports, rankings, with_rankings
 from fxprune.reporting.layers import largest, layer_costs, layer_parameters
 from fxprune.reporting.provenance import extended_history
-from fxprune.reporting.rankings import rankings
 from fxprune.reporting.records import Compensation
 from fxprune.reporting.report import Pruned, Report, pruned_of, with_report
-from fxprune.reporting.widths import frozen_reports, group_reports, with_rankings
 from fxprune.scoring.scores import Scores
 from fxprune.tracing.facts import facts_on, parameters
 from fxprune.tracing.graph import PRUNED, ModelGraph, captured_of, example_of, flops_of
@@ -27,18 +25,20 @@ from fxprune.tracing.part import name_of, part_of
 
 
 def note(model: nn.Module, small: nn.Module, plan: Plan, planned: Planned, error: float | None = None) -> None:
-    """Put the plan that leads from `model` to `small`, and its report, into `small`."""
-    graph, coupling, keep = planned
+    """Attach to `small` the plan that leads from `model` to it, and its report."""
     part: Any = part_of(small, plan.submodule)
-    notes = replace(_report(graph, coupling, plan, part, keep), error=error)
-    if plan.submodule:
-        notes = replace(notes, model=name_of(model, plan.submodule), whole=(parameters(model), parameters(small)))
     before = pruned_of(part)
-    notes = replace(notes, compensation=before.report.compensation if before else None)
-    part.meta[PRUNED] = Pruned(plan, notes, extended_history(graph, part, plan), before.scores if before else None)
+    report = replace(
+        _report(planned, plan, part), error=error, compensation=before.report.compensation if before else None
+    )
+    if plan.submodule:
+        report = replace(report, model=name_of(model, plan.submodule), whole=(parameters(model), parameters(small)))
+    history = extended_history(planned.graph, part, plan)
+    part.meta[PRUNED] = Pruned(plan, report, history, before.scores if before else None)
 
 
-def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph, keep: Any) -> Report:
+def _report(planned: Planned, plan: Plan, small: ModelGraph) -> Report:
+    graph, coupling, keep = planned
     example, frozen = example_of(graph), plan.frozen or coupling.frozen()
     samples = sample_count(example)
     before = layer_costs(graph, flops_of(graph), samples)
@@ -54,12 +54,12 @@ def _report(graph: ModelGraph, coupling: Coupling, plan: Plan, small: ModelGraph
 
 
 def note_error(small: nn.Module, error: float, submodule: str) -> None:
-    """Put the error that `verify` found into the report."""
+    """Add the error that `verify` found to the report."""
     with_report(part_of(small, submodule), error=error)
 
 
 def note_scores(small: nn.Module, scores: Scores, plan: Plan) -> None:
-    """Note how the scores were made that the plan came from, and how they ranked the units of every group."""
+    """Record how the scores behind the plan were made, and how they ranked the units of every group."""
     part: Any = part_of(small, plan.submodule)
     part.meta[PRUNED] = replace(part.meta[PRUNED], scores=dict(scores.about))
     if all(plan.widths.get(site.name) == site.width for site in scores.sites):
@@ -70,18 +70,13 @@ def note_scores(small: nn.Module, scores: Scores, plan: Plan) -> None:
 
 
 def note_compensation(small: nn.Module, done: Compensation, submodule: str) -> None:
-    """Note what was done about the units that went, and count the biases that it took."""
+    """Add the compensation to the report, and count the biases that it created."""
     part: Any = part_of(small, submodule)
     report: Report = part.meta[PRUNED].report
+    counts = layer_parameters(part)
     with_report(
         part, compensation=done, params_after=parameters(part),
         weight_bytes=report.weight_bytes and (report.weight_bytes[0], bytes_of(part)),
         whole=report.whole and (report.whole[0], parameters(small)),
-        layers=_recounted(report, part),
+        layers=tuple(replace(layer, params=(layer.params[0], counts[layer.name])) for layer in report.layers),
     )  # fmt: skip
-
-
-def _recounted(report: Report, part: nn.Module) -> Any:
-    """The largest layers, with the parameters that they have now."""
-    counts = layer_parameters(part)
-    return tuple(replace(layer, params=(layer.params[0], counts[layer.name])) for layer in report.layers)

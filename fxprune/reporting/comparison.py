@@ -7,15 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Column, Table
 
-from fxprune.reporting.records import ReportRecord
-from fxprune.reporting.tables import level_of, plain, printed
+from fxprune.reporting.records import ReportRecord, plural
+from fxprune.reporting.tables import level_of, plain, printed, table
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One number of the original and of two smaller models; None where it is not known."""
+    """One figure of the original and of two smaller models; None where it is not known."""
 
     name: str
     before: float | None
@@ -31,18 +30,22 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Widths:
-    """The units of one group: of the original, and those that stay in either; None where it is no group there."""
+class GroupWidths:
+    """The units of one group in the original and in two smaller models; None where that has no such group."""
 
     name: str
     before: int
     first: int | None
     second: int | None
 
+    def cells(self) -> tuple[str, ...]:
+        """The row of a table."""
+        return self.name, *("" if n is None else str(n) for n in (self.before, self.first, self.second))
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What `Report.compare` gives: two models by name, their figures, and the groups that keep different widths.
+    """The result of `Report.compare`: two models by name, their figures, and the groups that keep different widths.
 
     `alike` is the number of groups that keep as many units in both.
     """
@@ -50,7 +53,7 @@ class Comparison:
     first: str
     second: str
     figures: tuple[Figure, ...]
-    groups: tuple[Widths, ...]
+    groups: tuple[GroupWidths, ...]
     alike: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,18 +64,12 @@ class Comparison:
         return printed(self)
 
     def __rich_console__(self, console: Console, options: Any) -> Any:
-        columns = plain("before", self.first, self.second)
-        title = plain(f"{self.first} | {self.second}", style="table.title")[0]
-        figures = Table("", *map(Column, columns), "second / first", title=title)
-        for figure in self.figures:
-            figures.add_row(*plain(*figure.cells()))
-        yield figures
+        models = ("before", self.first, self.second)
+        rows = (figure.cells() for figure in self.figures)
+        yield table(("", *models, "second / first"), rows, f"{self.first} | {self.second}")
         if self.groups:
-            groups = Table("units of group", *map(Column, columns))
-            for group in self.groups:
-                groups.add_row(*plain(group.name, *map(_count, (group.before, group.first, group.second))))
-            yield groups
-        yield f"{self.alike} group{'' if self.alike == 1 else 's'} of the same width in both"
+            yield table(("units of group", *models), (group.cells() for group in self.groups))
+        yield from plain(f"{plural(self.alike, 'group')} of the same width in both")
 
 
 def compared(first: ReportRecord, second: ReportRecord) -> Comparison:
@@ -84,43 +81,39 @@ def compared(first: ReportRecord, second: ReportRecord) -> Comparison:
 
 
 def _figures(first: ReportRecord, second: ReportRecord) -> Iterator[Figure]:
-    """The numbers that either report has."""
-    found = [dict(_numbers(report)) for report in (first, second)]
-    for name in dict.fromkeys((*found[0], *found[1])):
-        one, two = (numbers.get(name) for numbers in found)
-        before = next((entry[0] for entry in (one, two) if entry and entry[0] is not None), None)
-        shown_as = next(entry[2] for entry in (one, two) if entry)
-        yield Figure(name, before, one and one[1], two and two[1], shown_as)
+    """The figures that either report has."""
+    one, two = ({figure.name: figure for figure in _figures_of(report)} for report in (first, second))
+    for name in dict.fromkeys((*one, *two)):
+        figures = [one.get(name), two.get(name)]
+        before = next((figure.before for figure in figures if figure and figure.before is not None), None)
+        after, other = (figure.first if figure else None for figure in figures)
+        yield Figure(name, before, after, other, next(figure.shown_as for figure in figures if figure))
 
 
-Number = tuple[str, tuple[float | None, float | None, str]]
-
-
-def _numbers(report: ReportRecord) -> Iterator[Number]:
-    """What a report knows: a name, what it was before and is after, and how it is written."""
-    yield "parameters", (report.params_before, report.params_after, ",.0f")
-    yield "MACs a sample", (report.macs_before, report.macs_after, ",.0f")
+def _figures_of(report: ReportRecord) -> Iterator[Figure]:
+    """The figures of one report, as those of its first model."""
+    yield Figure("parameters", report.params_before, report.params_after, None)
+    yield Figure("MACs a sample", report.macs_before, report.macs_after, None)
     if report.weight_bytes:
-        yield "weight bytes", (*report.weight_bytes, ",.0f")
+        yield Figure("weight bytes", *report.weight_bytes, None)
     for pair in report.latency.batches if report.latency else ():
-        yield f"ms, batch of {pair.batch_size}", (1e3 * pair.before.median, 1e3 * pair.after.median, ",.3g")
+        times = (1e3 * pair.before.median, 1e3 * pair.after.median)
+        yield Figure(f"ms, batch of {pair.batch_size}", *times, None, ",.3g")
     if report.error is not None:
-        yield "verify's error", (None, report.error, ".1e")
-    done, tuned = report.compensation, report.finetuned
-    if done and done.after is not None:
-        yield "output's error", (0.0, done.after, ".2%")
-    if tuned:
-        name, values = ("metric", tuned.metrics) if tuned.metrics else ("validation loss", tuned.val_losses)
-        yield f"{name}, fine-tuned", (None, values[tuned.best], ".4g")
+        yield Figure("verify's error", None, report.error, None, ".1e")
+    if report.compensation and report.compensation.after is not None:
+        yield Figure("output's error", 0.0, report.compensation.after, None, ".2%")
+    if report.finetuned:
+        name, values = report.finetuned.judged_by
+        yield Figure(f"{name}, fine-tuned", None, values[report.finetuned.best], None, ".4g")
 
 
-def _widths(first: ReportRecord, second: ReportRecord) -> Iterator[Widths]:
+def _widths(first: ReportRecord, second: ReportRecord) -> Iterator[GroupWidths]:
     """Every group of either report."""
     one, two = ({group.name: group for group in report.groups} for report in (first, second))
-    for name in dict.fromkeys((*one, *two)):
-        before = next(groups[name].before for groups in (one, two) if name in groups)
-        yield Widths(name, before, *(groups[name].after if name in groups else None for groups in (one, two)))
-
-
-def _count(count: int | None) -> str:
-    return "" if count is None else str(count)
+    for name, group in (one | two).items():
+        yield GroupWidths(
+            name,
+            one.get(name, group).before,
+            *(groups[name].after if name in groups else None for groups in (one, two)),
+        )

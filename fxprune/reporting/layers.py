@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx, nn
 
 from fxprune.reporting.records import LayerReport
 from fxprune.tracing.graph import ModelGraph
 
-WHOLE = "(model)"  # the name of what holds parameters that lie in no layer
-LARGEST = 12  # layers that a report keeps, by parameters and by MACs
+WHOLE = "(model)"  # holds the parameters that lie in no layer
+LARGEST = 12  # layers in a report, by parameters and by MACs
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCosts:
-    """Parameters, multiply-accumulates a sample and types of the layers of one graph, by name; `total` is all work."""
+    """Parameters, MACs per sample and types of a graph's layers, by name; `total` is the MACs of the whole graph."""
 
     params: Counter[str]
     macs: Counter[str]
@@ -27,9 +27,9 @@ class LayerCosts:
 
 
 def layer_costs(graph: ModelGraph, flops: Mapping[str, int], samples: int) -> LayerCosts:
-    """What each layer of a graph costs, whose nodes take these flops on so many samples.
+    """The costs of each layer of a graph whose nodes take these flops on so many samples.
 
-    Work is counted where a module is called, or its weight read by a function.
+    A layer's MACs are those of the calls of its module, or of functions on its weights.
     """
     params = layer_parameters(graph)
     kinds = {name: type(module).__name__ for name, module in graph.named_modules(remove_duplicate=False)}
@@ -44,7 +44,7 @@ def layer_costs(graph: ModelGraph, flops: Mapping[str, int], samples: int) -> La
 
 
 def layer_parameters(graph: nn.Module) -> Counter[str]:
-    """The number of parameters of every layer, shared ones counted where they come first."""
+    """The number of parameters of every layer; a shared one counts for the first layer that has it."""
     counts = Counter[str]()
     for name, parameter in graph.named_parameters():
         counts[name.rpartition(".")[0] or WHOLE] += parameter.numel()
@@ -52,7 +52,7 @@ def layer_parameters(graph: nn.Module) -> Counter[str]:
 
 
 def largest(before: LayerCosts, after: LayerCosts) -> tuple[LayerReport, ...]:
-    """The layers of a graph that have the most parameters, and those that have the most work; most work first."""
+    """The layers with the most parameters and those with the most MACs after pruning; most MACs first."""
     names = {name for counts in (after.params, after.macs) for name, _ in counts.most_common(LARGEST)}
     found = [
         LayerReport(
@@ -64,17 +64,17 @@ def largest(before: LayerCosts, after: LayerCosts) -> tuple[LayerReport, ...]:
 
 
 def layer_of(graph: ModelGraph, node: fx.Node) -> str:
-    """The module that a node calls, the one whose weight it reads, or else its own name."""
+    """The layer of a node: the module that it calls, the one whose weight it reads, or else its own name."""
     if node.op == "call_module":
         return str(node.target)
     for source in node.all_input_nodes:
-        if source.op == "get_attr" and isinstance(_attribute(graph, str(source.target)), nn.Parameter):
+        if source.op == "get_attr" and isinstance(attribute_of(graph, source), nn.Parameter):
             return str(source.target).rpartition(".")[0] or WHOLE
     return node.name
 
 
 def kind_of(graph: ModelGraph, node: fx.Node) -> str:
-    """What a node is called by: the type of its module, depthwise ones told apart, or the name of its function."""
+    """The kind of a node: the type of its module, marked if depthwise, or the name of its function."""
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))
         groups = getattr(module, "groups", 1)
@@ -83,6 +83,6 @@ def kind_of(graph: ModelGraph, node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
-def _attribute(graph: ModelGraph, path: str) -> Any:
-    owner, _, leaf = path.rpartition(".")
-    return getattr(graph.get_submodule(owner), leaf, None)
+def attribute_of(graph: ModelGraph, node: fx.Node) -> object:
+    """The attribute that a get_attr node reads."""
+    return operator.attrgetter(str(node.target))(graph)

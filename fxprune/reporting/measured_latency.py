@@ -1,4 +1,4 @@
-"""Measured latency: a model and the smaller one in turns, by torch.utils.benchmark."""
+"""Measured latency of a model and a smaller one, which take turns under torch.utils.benchmark."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from torch.utils.benchmark import Measurement, Timer
 from fxprune.caller.arguments import check
 from fxprune.caller.example import as_call, to_device
 from fxprune.caller.isolation import device_of, evaluating, undisturbed
-from fxprune.errors import FxpruneError, blaming, first_line
+from fxprune.errors import FxpruneError, blaming
 from fxprune.reporting.records import BatchLatency, MeasuredLatency, Timing
 from fxprune.reporting.report import reported, with_report
 from fxprune.reporting.why_slow import why_slow
 from fxprune.scoring.node_times import wait_for
 
-TURN = 0.02  # seconds of calls in each turn of a model, at least one call
+TURN = 0.02  # seconds of calls in each turn of a model; one call at least
+REMEDY = ": give batch_sizes= that it takes, or as example= a function from a batch size to a batch"
 FEWEST = 5  # turns, however long they take
 
 
@@ -36,22 +37,22 @@ def measure_latency(
     threads: int | None = None,
     note: bool = True,
 ) -> MeasuredLatency:
-    """How long a model and the smaller one that was made of it take on batches of some sizes, in eval mode.
+    """Measure how long a model and a smaller one take on batches of given sizes, in eval mode.
 
-    The two take turns, so that a busy moment of the machine meets both, and who begins changes from turn to turn.
-    Every turn is warmed up by a call that does not count, and the device has done its work when the clock is read.
+    The two take turns, so that a busy moment of the machine affects both, and the one that begins alternates. Each turn
+    begins with a call that does not count, and the clock is read when the device is done.
 
     Args:
         model, small: on one device; the small one from `compress`, `apply`, `finetune` or `load`, or any other module.
-        example: a batch as the model takes it, whose samples are repeated or left out to make the sizes; or a function
-            from a batch size to such a batch.
+        example: a batch as the model takes it, whose samples are repeated or dropped to make up the sizes; or a
+            function from a batch size to such a batch.
         repeats: turns of each model at each batch size.
-        seconds: after which no further turn begins at a batch size, but five there are in any case.
-        threads: for operations on the CPU; those that torch is set to by default.
+        seconds: time after which no further turn begins at a batch size, though there are always five.
+        threads: number for operations on the CPU; torch's setting by default.
         note: put the result into the report of `small`, where it has one.
 
     Raises:
-        FxpruneError: the models are on two devices, or one does not run on a batch.
+        FxpruneError: the models are on two devices, or one fails on a batch.
     """
     check(measure_latency, locals())
     homes = [device_of(each) for each in (model, small)]
@@ -64,9 +65,11 @@ def measure_latency(
             batch = to_device(batch_of(example, size), homes[0])
             timers = [_timer(each, batch, count, homes[0]) for each in (model, small)]
             for name, timer in zip(("the model", "the smaller model"), timers, strict=True):
-                _warm_up(timer, name, size)
+                with blaming(name, f"a batch of {size}", REMEDY):
+                    timer.timeit(1)
             pairs.append(BatchLatency(size, *_in_turns(timers, repeats, seconds)))
-    found = MeasuredLatency(_name(homes[0]), count, tuple(pairs), _reasons(small, pairs, homes[0].type))
+    name = torch.cuda.get_device_name(homes[0]) if homes[0].type == "cuda" else str(homes[0])
+    found = MeasuredLatency(name, count, tuple(pairs), _reasons(small, pairs, homes[0].type))
     if note:
         for graph, _ in reported(small):
             with_report(graph, latency=found)
@@ -74,7 +77,7 @@ def measure_latency(
 
 
 def batch_of(example: Any, size: int) -> Any:
-    """A batch of `size` samples: what a function gives, or those of an example, repeated or left out.
+    """A batch of `size` samples: the result of a function, or an example's samples, repeated or dropped.
 
     >>> batch_of(torch.arange(3), 5)
     tensor([0, 1, 2, 0, 1])
@@ -95,7 +98,7 @@ def batch_of(example: Any, size: int) -> Any:
 
 
 def _timer(model: nn.Module, batch: Any, threads: int, device: torch.device) -> Timer:
-    """A timer of one model's call, whose clock waits for the device."""
+    """A timer of a model's call, whose clock waits for the device."""
 
     def clock() -> float:
         wait_for(device)
@@ -106,19 +109,8 @@ def _timer(model: nn.Module, batch: Any, threads: int, device: torch.device) -> 
     return Timer("model(*args, **kwargs)", globals=names, timer=clock, num_threads=threads)
 
 
-def _warm_up(timer: Timer, name: str, size: int) -> None:
-    """Run a model once. Raises FxpruneError where it does not run."""
-    try:
-        timer.timeit(1)
-    except Exception as error:
-        raise FxpruneError(
-            f"{name} does not run on a batch of {size} ({type(error).__name__}: {first_line(error)}): give "
-            "batch_sizes= that it takes, or as example= a function from a batch size to a batch"
-        ) from error
-
-
 def _in_turns(timers: Sequence[Timer], repeats: int, seconds: float) -> Iterator[Timing]:
-    """The times of two models, turn by turn; in each, as many calls as take `TURN` seconds, and one before that."""
+    """The times of two models, turn by turn; each turn is a call that does not count, and calls for `TURN` seconds."""
     turns: list[list[Measurement]] = [[] for _ in timers]
     start = time.perf_counter()
     for turn in range(repeats):
@@ -134,18 +126,7 @@ def _in_turns(timers: Sequence[Timer], repeats: int, seconds: float) -> Iterator
 
 
 def _reasons(small: nn.Module, pairs: Sequence[BatchLatency], device: str) -> tuple[str, ...]:
-    """Why the small model is not faster, at the first batch size where it is not, by what is in its pruned parts."""
-    slow = [pair for pair in pairs if pair.verdict == "not faster"]
-    return tuple(
-        dict.fromkeys(
-            reason
-            for pair in slow[:1]
-            for graph, report in reported(small)
-            for reason in why_slow(graph, report, pair, device)
-        )
-    )
-
-
-def _name(device: torch.device) -> str:
-    """What a device is called."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    """Why the small model is not faster at the first batch size where it is not, from its pruned parts."""
+    slow = next((pair for pair in pairs if pair.verdict == "not faster"), None)
+    found = [reason for graph, report in reported(small) if slow for reason in why_slow(graph, report, slow, device)]
+    return tuple(dict.fromkeys(found))

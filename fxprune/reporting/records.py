@@ -1,4 +1,4 @@
-"""The parts of a report, as frozen dataclasses that JSON can hold."""
+"""The parts of a report: frozen dataclasses that can be written as JSON."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any, Literal
 from fxprune.errors import visible
 from fxprune.planning.plan import Budget
 
-SAMPLED = 512  # units of a group that a report keeps
-GAIN = 0.05  # of the time, below which a model is not faster
+SAMPLED = 512  # units of a group that a report holds at most
+GAIN = 0.05  # share of the original's time; a smaller gain is none
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
     """The two orders of a group's units, and the tolerance of difference that follows from them.
 
-    One entry a unit, in the order in which they are proposed; of a group of more than `SAMPLED` units, as many at even
-    distances of that order. `proposed` is the unit's rank by the signal that proposes, 0 for the first to go.
-    `protected` is its rank by the signal that protects, 0 for the lowest, among `among` units: those of the group, or
-    of the whole network where `allocate` is "tod". `stays` says whether the unit stayed, and `tod` is the tolerance of
-    difference at depth `proposed` + 1. `allocate` names the allocation, None being one of the caller's.
+    Each field has one entry per unit, in the order in which units are proposed for removal; a group of more than
+    `SAMPLED` units is sampled at even distances of that order. `proposed` is the unit's rank by the proposing signal, 0
+    for the first to be removed. `protected` is its rank by the protecting signal, 0 for the lowest, among `among`
+    units: those of the group, or of the whole network where `allocate` is "tod". `stays` says whether the unit is
+    kept, and `tod` is the tolerance of difference at depth `proposed` + 1. `allocate` names the allocation; None is a
+    function of the caller's.
     """
 
     proposed: tuple[int, ...]
@@ -33,7 +34,7 @@ class Ranking:
 
     @property
     def decides(self) -> bool:
-        """Whether the widths were read off this curve."""
+        """Whether this curve decided the widths."""
         return self.allocate in ("tod", "tod-by-group")
 
 
@@ -41,8 +42,8 @@ class Ranking:
 class GroupReport:
     """One group: its number of units before and after, and the width of each of its sites before and after.
 
-    `inexact` says which statistic changes with the removal, or is None where the removal is exact. `ranking` is there
-    where the scores were at hand.
+    `inexact` says which statistic changes with the removal, or is None where the removal is exact. `ranking` is None
+    where the scores were not at hand.
     """
 
     name: str
@@ -55,7 +56,7 @@ class GroupReport:
 
 @dataclass(frozen=True, slots=True)
 class FrozenReport:
-    """Layers whose channels stayed whole, and why."""
+    """Layers that lost no channels, and why."""
 
     sites: tuple[str, ...]
     reason: str
@@ -65,7 +66,7 @@ class FrozenReport:
 class LayerReport:
     """One layer: its type, and its parameters and multiply-accumulates a sample, both before and after.
 
-    `name` is the path of a module, or of what holds the weight that a function reads, or else a node of the graph.
+    `name` is the path of a module, or of the module that holds a function's weight, or else a node of the graph.
     """
 
     name: str
@@ -76,11 +77,11 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class Finetuning:
-    """What `finetune` did.
+    """The course of `finetune`.
 
-    `epochs` were asked for; `train_losses` has one entry for each that ran. `val_losses` and `metrics` (empty where no
-    metric was given) begin with the model as it was given, and go on with one entry an epoch. `best` is the epoch whose
-    weights were kept, 0 being the model as given.
+    `epochs` is the number asked for; `train_losses` has one entry for each that ran. `val_losses` and `metrics` (empty
+    where no metric was given) hold the value of the given model, followed by one for each epoch. `best` is the epoch
+    whose weights were kept, 0 being the given model.
     """
 
     epochs: int
@@ -96,6 +97,11 @@ class Finetuning:
             raise ValueError(f"epoch {self.best} of a fine-tuning was kept, but {len(judged)} were judged")
 
     @property
+    def judged_by(self) -> tuple[str, tuple[float, ...]]:
+        """The name and the values of the figure that chose the epoch: the metric, or else the validation loss."""
+        return ("metric", self.metrics) if self.metrics else ("validation loss", self.val_losses)
+
+    @property
     def ran(self) -> int:
         """The number of epochs that ran."""
         return len(self.train_losses)
@@ -103,7 +109,7 @@ class Finetuning:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds that one batch takes: the median and the quartiles of `runs` measurements, taken in `turns` turns."""
+    """Seconds for one batch: the median and the quartiles of `runs` measurements, taken in `turns` turns."""
 
     median: float
     low: float
@@ -127,20 +133,20 @@ class BatchLatency:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast the smaller model is."""
+        """The original's time over the smaller model's."""
         return self.before.median / max(self.after.median, 1e-12)
 
     @property
     def left(self) -> float:
-        """The share of the original's time that the smaller model takes."""
+        """The smaller model's time over the original's."""
         return self.after.median / max(self.before.median, 1e-12)
 
     @property
     def verdict(self) -> Literal["faster", "unclear", "not faster"]:
-        """What the times say of the smaller model.
+        """Whether the smaller model is faster.
 
-        "not faster" where its median is not a twentieth below the original's; otherwise "faster" where the middle
-        halves of the times lie apart, and "unclear" where they overlap.
+        "not faster" where its median is less than 5 % below the original's; otherwise "faster" where the interquartile
+        ranges are disjoint, and "unclear" where they overlap.
         """
         if self.left > 1 - GAIN:
             return "not faster"
@@ -149,9 +155,9 @@ class BatchLatency:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredLatency:
-    """What `measure_latency` found: the times at every batch size, on which device, with how many threads.
+    """The result of `measure_latency`: the times at each batch size, on one device with `threads` CPU threads.
 
-    `reasons` say why, where the smaller model is not faster at some batch size.
+    `reasons` explain why the smaller model is not faster, at the first batch size where it is not.
     """
 
     device: str
@@ -160,15 +166,14 @@ class MeasuredLatency:
     reasons: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
-        lines = [f"measured on {self.device}, {threads}"]
+        lines = [f"measured on {self.device}, {plural(self.threads, 'thread')}"]
         for pair in self.batches:
             before, after = (f"{milliseconds(t.median)} ({_spread(t)})" for t in (pair.before, pair.after))
             lines.append(f"  batch {pair.batch_size}: {before} -> {after}, {pair.speedup:.2f} x")
         return visible("\n".join([*lines, *(f"  {line}" for line in self.explained())]))
 
     def explained(self) -> tuple[str, ...]:
-        """Where the smaller model is not faster, and why, a sentence a line; empty where it is faster everywhere."""
+        """One sentence for each place where the smaller model is not faster, and for each reason; empty if none."""
         said: list[str] = []
         if where := self._sizes("unclear"):
             said.append(f"the spread at batch size {where} is too wide to tell: measure on a machine that is idle")
@@ -177,12 +182,21 @@ class MeasuredLatency:
         return *said, *self.reasons
 
     def _sizes(self, verdict: str) -> str:
-        """The batch sizes of one verdict."""
+        """The batch sizes with one verdict, as text."""
         return " and ".join(str(pair.batch_size) for pair in self.batches if pair.verdict == verdict)
 
 
+def plural(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> plural(1, "thread"), plural(2048, "thread")
+    ('1 thread', '2,048 threads')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def milliseconds(seconds: float) -> str:
-    """Seconds as milliseconds, with three digits that count.
+    """Seconds as milliseconds, with three significant digits.
 
     >>> milliseconds(0.0123456), milliseconds(1.5)
     ('12.3 ms', '1,500 ms')
@@ -197,12 +211,12 @@ def _spread(timing: Timing) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Compensation:
-    """What was done about the units that went.
+    """How the removal was compensated for.
 
-    `before` and `after` are the mean squared errors of the outputs against the original's, in shares of their variance,
-    on the calibration samples held out: of plain removal, and of what was handed over; None where none was held out.
-    `layers` are those that were refitted, `filled` the nodes whose weights took over what went, and `norms` the number
-    of BatchNorms whose statistics were taken anew.
+    `before` and `after` are the mean squared errors of the output against the original's, in shares of its variance, on
+    held-out calibration samples: after plain removal, and after compensation; None where no sample was held out.
+    `layers` are those that were refitted, `filled` the nodes into whose weights the removed units were folded, and
+    `norms` the number of BatchNorms whose statistics were recomputed.
     """
 
     level: str
@@ -215,10 +229,10 @@ class Compensation:
 
 @dataclass(frozen=True, slots=True)
 class Refit:
-    """One layer that was refitted.
+    """One refitted layer.
 
-    The errors of its output before and after are on what was held out, in shares of the output's variance;
-    `strength` is that of the ridge, or None where the layer was left as it was.
+    `before` and `after` are the errors of its output on held-out samples, in shares of the output's variance;
+    `strength` is the ridge's, or None where the layer was left unchanged.
     """
 
     layer: str
@@ -229,16 +243,16 @@ class Refit:
 
 @dataclass(frozen=True, slots=True)
 class ReportRecord:
-    """What `compress` or `apply` did.
+    """What `compress` or `apply` was asked to do, and what it achieved.
 
-    `captured` is the way by which the model became a graph: "fx", "values" or "export". `error` is verify's figure, or
-    None where verify did not run. `whole` are the parameters of the whole model before and after, where only a part of
-    it was pruned: then everything else is about that part. `finetuned` says what `finetune` did since; `error` is of
-    the model before that. `budget` is what was asked for in place of alpha. `compensation` says what was done about the
-    units that went; `error` is of the plain removal, and `params_after` counts the biases that it created.
+    Parameters are numbers before and after, MACs are per sample. `alpha` is the level of the plan, and `budget` what
+    was asked for in its place. `error` is that of `verify` on the plain removal, before compensation and fine-tuning,
+    or None where it did not run. `whole` are the parameters of the whole model, before and after, where only a part of
+    it was pruned; all else is then about that part. `captured` says how the model was captured: "fx", "values" or
+    "export". `params_after` includes the biases that `compensation` created.
 
-    `weight_bytes` are those of all parameters and buffers before and after, `layers` the largest that remain, `signals`
-    the names of what proposed and what protected units, and `latency` what `measure_latency` found, of the whole model.
+    `weight_bytes` counts all parameters and buffers, before and after. `layers` are the largest that remain. `signals`
+    names the signals that proposed and protected units. `latency` is what `measure_latency` found for the whole model.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""What was asked, what was achieved, and what was left whole."""
+"""The report of a pruned model, and the record that carries it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,18 @@ from fxprune.tracing.graph import PRUNED, History, ModelGraph
 
 @dataclass(frozen=True, slots=True)
 class Report(ReportRecord):
-    """What `compress` or `apply` did: a `ReportRecord` that prints as tables, in a terminal or as a page."""
+    """A `ReportRecord` that prints as tables, on a terminal or as a page."""
 
     def to_html(self, path: str | PathLike[str]) -> None:
-        """Write the report as one HTML page that needs nothing else: no network, no other file.
+        """Write the report as one HTML page that loads nothing: no network, no other file.
 
         The file appears whole or not at all. Raises FxpruneError where it cannot be written.
         """
-        text = page(self)
         with replacing(path, FxpruneError) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+            unfinished.write_text(page(self), encoding="utf-8")
 
     def compare(self, other: Report) -> Comparison:
-        """This report beside another, of another plan for the same model, say; it prints as a table."""
+        """This report beside another, such as that of another plan for the same model; it prints as a table."""
         return compared(self, other)
 
     def __str__(self) -> str:
@@ -47,9 +46,9 @@ class Report(ReportRecord):
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What a pruned graph remembers: the plan that was applied last, its report, and how to make the graph again.
+    """The record of a pruned graph: the last plan, its report, and the history to make the graph again.
 
-    `scores` says how the scores were made that the plan came from, where they were given.
+    `scores` says how the scores behind the plan were made, where they were given.
     """
 
     plan: Plan

@@ -1,29 +1,30 @@
-"""Why a smaller model is not faster: what its nodes compute and move, and how wide its layers are."""
+"""Why a smaller model is not faster: arithmetic and memory traffic of its nodes, and odd widths of its layers."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.batches import sample_count
 from fxprune.caller.example import TensorSpec
 from fxprune.caller.tensors import INDEX
-from fxprune.reporting.layers import kind_of
-from fxprune.reporting.records import BatchLatency
+from fxprune.reporting.layers import attribute_of, kind_of
+from fxprune.reporting.records import BatchLatency, plural
 from fxprune.reporting.report import Report
 from fxprune.tracing.facts import facts_on
 from fxprune.tracing.graph import PRUNED, ModelGraph
 from fxprune.tracing.settings import example_for
 
-INTENSE = 8  # multiply-accumulates a byte; below, processors wait for memory, of all kinds and by a wide margin
-BLOCK = 8  # channels, in multiples of which kernels work
-SHORT = {"cpu": 20e-6, "cuda": 60e-6}  # seconds a node; what is shorter is mostly the cost of calling it
-MUCH = 0.5  # the share from which on something is a reason
-FREE = frozenset({
+INTENSE = 8  # MACs per byte; processors of all kinds wait for memory at fewer, by a wide margin
+BLOCK = 8  # channels; kernels work in multiples
+SHORT = {"cpu": 20e-6, "cuda": 60e-6}  # seconds per node; in less time, the cost of the call dominates
+MUCH = 0.5  # share of the bytes above which memory traffic is a reason
+FREE = frozenset({  # give another view of a tensor, and move no bytes
     "view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand",
     "expand_as", "chunk", "split", "unbind", "getitem", "getattr", "size", "dim", "select", "narrow", "movedim",
     "detach", "Flatten", "Unflatten", "Identity", "Dropout", "Dropout2d", "dropout", "dropout2d",
@@ -31,20 +32,20 @@ FREE = frozenset({
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What one node computes and moves a sample: multiply-accumulates, and bytes of activations; and of its weights."""
+class NodeCost:
+    """The MACs of one node and the bytes of its inputs and outputs, both per sample, and the bytes of its weights."""
 
     kind: str
     macs: float
-    moved: float
+    activations: float
     weights: int
 
     def bytes_at(self, batch: int) -> float:
         """The bytes that it reads and writes for one batch."""
-        return self.moved * batch + self.weights
+        return self.activations * batch + self.weights
 
-    def waits(self, batch: int) -> bool:
-        """Whether memory is what bounds it."""
+    def is_memory_bound(self, batch: int) -> bool:
+        """Whether it waits for memory at a batch size."""
         return self.macs * batch < INTENSE * self.bytes_at(batch)
 
 
@@ -53,17 +54,24 @@ def why_slow(graph: ModelGraph, report: Report, pair: BatchLatency, device: str)
     left = report.macs_after / max(report.macs_before, 1)
     if left > 0.9:
         yield f"{left:.0%} of the MACs are left, so there was little to gain: prune more"
-    yield from _odd(report)
-    works = list(work_of(graph))
-    yield from _waiting(works, pair.batch_size)
-    yield from _short(len(works), pair, device)
+    yield from _odd_widths(report)
+    nodes = list(node_costs(graph))
+    yield from _memory_traffic(nodes, pair.batch_size)
+    each = pair.after.median / max(len(nodes), 1)
+    if each < SHORT.get(device, SHORT["cuda"]):
+        yield (
+            f"at batch size {pair.batch_size}, its {len(nodes)} operations take {1e6 * each:.0f} µs each, which is "
+            "mostly the cost of calling them: use larger batches, or torch.compile"
+        )
     gathers = sum(name.rpartition(".")[2].startswith(INDEX) for name, _ in graph.named_buffers())
     if gathers:
-        yield f"{gathers} gathers by index were put in where channels had to be picked: exclude= the layers they follow"
+        yield (
+            f"{plural(gathers, 'gather')} by index had to be inserted to pick channels: exclude= the layers before them"
+        )
 
 
-def work_of(graph: ModelGraph) -> Iterator[Work]:
-    """What every node of a pruned graph computes and moves, but for those that only give another view of a tensor."""
+def node_costs(graph: ModelGraph) -> Iterator[NodeCost]:
+    """The costs of every node of a pruned graph that does more than give another view of a tensor."""
     example = example_for(graph, graph.meta[PRUNED].plan.example)
     facts, samples = facts_on(graph, example), sample_count(example)
     for node in graph.graph.nodes:
@@ -71,14 +79,14 @@ def work_of(graph: ModelGraph) -> Iterator[Work]:
         if node.op in ("placeholder", "get_attr", "output") or kind in FREE:
             continue
         values = [facts.specs[other.name] for other in (node, *node.all_input_nodes) if other.op != "get_attr"]
-        moved = sum(_bytes(spec) for spec in pytree.tree_leaves(values) if isinstance(spec, TensorSpec))
-        yield Work(
-            kind, facts.flops[node.name] / 2 / samples, moved / samples, sum(t.nbytes for t in _weights(graph, node))
-        )
+        specs = [spec for spec in pytree.tree_leaves(values) if isinstance(spec, TensorSpec)]
+        moved = sum(spec.dtype.itemsize * math.prod(spec.shape) for spec in specs)
+        weights = sum(tensor.nbytes for tensor in _weights(graph, node))
+        yield NodeCost(kind, facts.flops[node.name] / 2 / samples, moved / samples, weights)
 
 
-def _odd(report: Report) -> Iterator[str]:
-    """A word on narrowed layers whose width is no multiple of a block."""
+def _odd_widths(report: Report) -> Iterator[str]:
+    """The reason where narrowed layers have widths that are no multiples of a block."""
     sites = {name: after for group in report.groups for name, (before, after) in group.sites.items() if after < before}
     odd = [f"{name} {after}" for name, after in sites.items() if after % BLOCK]
     if odd:
@@ -89,13 +97,13 @@ def _odd(report: Report) -> Iterator[str]:
         )
 
 
-def _waiting(works: list[Work], batch: int) -> Iterator[str]:
-    """A word on the nodes that wait for memory, where these move most of the bytes."""
+def _memory_traffic(nodes: list[NodeCost], batch: int) -> Iterator[str]:
+    """The reason where memory-bound nodes move most of the bytes."""
     moved = Counter[str]()
-    for work in works:
-        if work.waits(batch):
-            moved[work.kind] += round(work.bytes_at(batch))
-    whole = sum(work.bytes_at(batch) for work in works)
+    for node in nodes:
+        if node.is_memory_bound(batch):
+            moved[node.kind] += round(node.bytes_at(batch))
+    whole = sum(node.bytes_at(batch) for node in nodes)
     share = moved.total() / max(whole, 1)
     if share > MUCH:
         kinds = ", ".join(f"{kind} {n / whole:.0%}" for kind, n in moved.most_common(4) if n > 0.005 * whole)
@@ -105,33 +113,10 @@ def _waiting(works: list[Work], batch: int) -> Iterator[str]:
         )
 
 
-def _short(nodes: int, pair: BatchLatency, device: str) -> Iterator[str]:
-    """A word on the cost of calling nodes, where they take hardly longer than that."""
-    each = pair.after.median / max(nodes, 1)
-    if each < SHORT.get(device, SHORT["cuda"]):
-        yield (
-            f"at batch size {pair.batch_size}, its {nodes} operations take {1e6 * each:.0f} µs each, which is mostly "
-            "the cost of calling them: use larger batches, or torch.compile"
-        )
-
-
-def _bytes(spec: TensorSpec) -> int:
-    count = spec.dtype.itemsize
-    for size in spec.shape:
-        count *= size
-    return count
-
-
 def _weights(graph: ModelGraph, node: fx.Node) -> list[Tensor]:
     """The tensors that a node reads beside activations: those of its module, and attributes of the graph."""
     if node.op == "call_module":
-        module: nn.Module = graph.get_submodule(str(node.target))
+        module = graph.get_submodule(str(node.target))
         return [*module.parameters(), *module.buffers()]
-    sources = (str(other.target) for other in node.all_input_nodes if other.op == "get_attr")
-    found = (_held(graph, path) for path in sources)
+    found = (attribute_of(graph, source) for source in node.all_input_nodes if source.op == "get_attr")
     return [tensor for tensor in found if isinstance(tensor, Tensor)]
-
-
-def _held(graph: ModelGraph, path: str) -> object:
-    owner, _, leaf = path.rpartition(".")
-    return getattr(graph.get_submodule(owner), leaf, None)

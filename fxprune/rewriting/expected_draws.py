@@ -1,4 +1,4 @@
-"""Random numbers that a forward draws: narrower tensors draw others, so two models are compared without them."""
+"""A mode without random draws: narrower tensors draw other numbers, so two models are compared without them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ _AROUND = frozenset({aten.normal, aten.normal_, aten.bernoulli, aten.bernoulli_,
 
 
 class Expected(TorchDispatchMode):
-    """While it is on, nothing that is drawn is a matter of chance.
+    """Replaces every random draw by a constant: 1/2, or a likely number where a mean, probability or rate is given.
 
-    In place of noise stands a half, or a likely number where a mean, a probability or a rate is given.
-    `drawn` tells whether anything was.
+    `drawn` tells whether there was any draw.
     """
 
     def __init__(self) -> None:
@@ -38,7 +37,7 @@ class Expected(TorchDispatchMode):
 
 
 def _center(func: Any, args: Sequence[Any]) -> Any:
-    """A likely number of an operation's: half a deviation above a mean, so that both count; a probability or a rate."""
+    """A likely draw of an operation: half a deviation above the mean, so that both count; a probability or a rate."""
     arguments = func._schema.arguments
     given = {a.name: args[at] if at < len(args) else a.default_value for at, a in enumerate(arguments)}
     if "std" in given:

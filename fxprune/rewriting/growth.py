@@ -1,4 +1,4 @@
-"""Which axes of a graph's values grow with those of its inputs."""
+"""The axes of a graph's values that are longer for longer inputs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _LOG = logging.getLogger(__name__)
 
 
 class Growth:
-    """The shapes of a captured graph's values on its example and on longer ones, looked at when first asked for."""
+    """The shapes of a captured graph's values on its example and on longer ones, computed when first needed."""
 
     def __init__(self, graph: ModelGraph, specs: Mapping[str, Any]) -> None:
         self.graph, self.specs = graph, specs
 
     def along(self, name: str, axis: int) -> bool:
-        """Whether axis `axis` of the tensor that node `name` gives is longer for more samples or positions."""
+        """Whether axis `axis` of node `name`'s tensor is longer for more samples or positions."""
         shapes = (specs[name].shape for specs in self.grown if isinstance(specs.get(name), TensorSpec))
         return any(shape[axis] != self.specs[name].shape[axis] for shape in shapes)
 

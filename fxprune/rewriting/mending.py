@@ -11,196 +11,158 @@ from torch import Tensor, nn
 from torch.fx.node import map_arg
 
 from fxprune.errors import RewriteError
+from fxprune.rewriting.node_mending import PERMUTE, SHARE, Mending
 from fxprune.rewriting.original_sizes import original
 from fxprune.rewriting.places import moves, trace
-from fxprune.rewriting.repair import PERMUTE, SHARE, Repair, index_node
 from fxprune.rules import recurrent
 from fxprune.rules.labels import Labels
-from fxprune.rules.table import RULES, Key, key_of
+from fxprune.rules.table import RULES, Key, registers
 
-Mend = Callable[[Repair], None]
+Mend = Callable[[Mending], None]
 MENDS: dict[Key, Mend] = {}
-
-
-def mends(*keys: Key) -> Callable[[Mend], Mend]:
-    """Register the decorated function as the way to mend nodes of these operations."""
-
-    def register(function: Mend) -> Mend:
-        MENDS.update(dict.fromkeys(keys, function))
-        return function
-
-    return register
-
-
 PRESERVES: dict[Key, Mend] = {}
-FOLLOWS: set[Key] = set()
+FOLLOWS: dict[Key, Mend] = {}
+mends = registers(MENDS)  # the way to mend nodes of these operations
+preserves = registers(PRESERVES)  # updates numbers that labels do not show; other sizes are the original's
+follows = registers(FOLLOWS)  # as `preserves`, but the operations use the narrowed sizes of their inputs
 
 
-def preserves(*keys: Key, follows: bool = False) -> Callable[[Mend], Mend]:
-    """Register the decorated function, which brings numbers up to date that labels do not show.
+def preserve(mending: Mending) -> None:
+    """Update the numbers of a call that labels do not show."""
+    function = PRESERVES.get(mending.key) or FOLLOWS.get(mending.key)
+    if function is not None:
+        function(mending)
 
-    What `follows` takes sizes of what it reads as they are now; for any other, they stay the original's.
+
+def mend(mending: Mending) -> None:
+    """Change the node so that it gives the expected value.
+
+    Raises RewriteError where no way to do so is known.
     """
-
-    def register(function: Mend) -> Mend:
-        PRESERVES.update(dict.fromkeys(keys, function))
-        FOLLOWS.update(keys if follows else ())
-        return function
-
-    return register
-
-
-def preserve(repair: Repair) -> None:
-    """Bring the numbers of a call up to date that labels do not show."""
-    key = key_of(repair.node, repair.graph) if repair.node.op.startswith("call") else ""
-    if key in PRESERVES:
-        PRESERVES[key](repair)
-
-
-def mend(repair: Repair) -> None:
-    """Change the node so that it gives what it should.
-
-    Raises RewriteError where nothing is known that would.
-    """
-    key = key_of(repair.node, repair.graph)
-    if key in MENDS:
-        MENDS[key](repair)
-    elif isinstance(repair.old.get(repair.source.name), Labels):
-        gather(repair)
+    if mending.key in MENDS:
+        MENDS[mending.key](mending)
+    elif isinstance(mending.old.get(mending.source.name), Labels):
+        gather(mending)
     else:
-        creation(repair)
+        creation(mending)
 
 
-def restore_numbers(repair: Repair) -> None:
-    """A number that was read from a size and goes into arithmetic on tensors stays the original's."""
-    node = repair.node
-    key = key_of(node, repair.graph) if node.op.startswith("call") else ""
-    computes = key in RULES and key not in FOLLOWS and not moves(repair)
-    if computes and any(isinstance(repair.old[n.name], Labels) for n in node.all_input_nodes):
-        restore(repair)
-    preserve(repair)
+def restore_numbers(mending: Mending) -> None:
+    """Restore numbers that were read from sizes and go into arithmetic on tensors; update those of `preserves`."""
+    computes = mending.key in RULES and mending.key not in FOLLOWS and not moves(mending)
+    if computes and any(isinstance(mending.old[n.name], Labels) for n in mending.node.all_input_nodes):
+        restore(mending)
+    preserve(mending)
 
 
-def restore(repair: Repair, kinds: tuple[type, ...] = (int, float)) -> None:
-    """Replace the inputs of the node that are of these kinds, and changed, by the original's."""
-    node = repair.node
-    node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda n: original(repair, n, kinds))
+def restore(mending: Mending, kinds: tuple[type, ...] = (int, float)) -> None:
+    """Replace the node's changed inputs of these kinds by the original's."""
+    node = mending.node
+    node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda n: original(mending, n, kinds))
 
 
-def undo(repair: Repair, args: Any, kwargs: Any) -> None:
-    """Give the node the arguments back that it had, and erase what was inserted for others."""
-    repair.node.args, repair.node.kwargs = args, kwargs
-    node = repair.node.prev
+def undo(mending: Mending, args: Any, kwargs: Any) -> None:
+    """Give the node its former arguments, and erase the nodes that were inserted for others."""
+    mending.node.args, mending.node.kwargs = args, kwargs
+    node = mending.node.prev
     while node.name.startswith(SHARE) and not node.users:  # the last inserted one stands right in front
         node, unused = node.prev, node
-        repair.env.pop(unused, None)
-        repair.graph.graph.erase_node(unused)
+        mending.env.pop(unused, None)
+        mending.graph.graph.erase_node(unused)
 
 
 @mends("new_zeros", "new_ones", "new_empty", "new_full")
-def creation(repair: Repair) -> None:
-    """A tensor that is made of a size has the original's size."""
-    restore(repair, (int, float, tuple))
+def creation(mending: Mending) -> None:
+    """A tensor that is created with a size has the original's size."""
+    restore(mending, (int, float, tuple))
 
 
 @mends(nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
-def initial_states(repair: Repair) -> None:
-    """Initial states of zeros are left out: zeros of the right size are what the layer starts with by itself."""
-    args, kwargs = repair.arguments()
+def initial_states(mending: Mending) -> None:
+    """Initial states of zeros are left out: a layer starts with zeros of the right size by itself."""
+    args, kwargs = mending.arguments()
     if not recurrent.is_zero(kwargs.get("hx", args[1:])):
-        raise RewriteError(f"the initial states of {repair.node.target} are no zeros that could be left out")
-    given = repair.node.args[0] if repair.node.args else repair.node.kwargs["input"]
-    repair.become("call_module", repair.node.target, (given,))
+        raise RewriteError(f"the initial states of {mending.node.target} are no zeros that could be left out")
+    mending.become("call_module", mending.node.target, (mending.argument(0, "input"),))
 
 
 @mends(operator.getitem, "__getitem__")
-def getitem(repair: Repair) -> None:
-    """The entry of an index that picks channels picks those that stay, at their new places."""
-    axis, index = _places(repair)
-    entries = repair.node.args[1] if isinstance(repair.node.args[1], tuple) else (repair.node.args[1],)
-    rank = repair.old[repair.source.name].ndim
+def getitem(mending: Mending) -> None:
+    """The entry of an index that picks channels picks the kept ones, at their new places."""
+    axis, index = _places(mending)
+    entries = mending.node.args[1] if isinstance(mending.node.args[1], tuple) else (mending.node.args[1],)
     explicit = sum(entry is not None and entry is not Ellipsis for entry in entries)
     spelled: list[Any] = []
     for entry in entries:
-        spelled += [slice(None)] * (rank - explicit) if entry is Ellipsis else [entry]
+        spelled += [slice(None)] * (mending.before.ndim - explicit) if entry is Ellipsis else [entry]
     places = [place for place, entry in enumerate(spelled) if entry is not None]
-    spelled[places[axis]] = _as_entry(repair, index)
-    repair.become("call_function", operator.getitem, (repair.source, tuple(spelled)))
+    run = _run_of(index) if index.ndim else None
+    spelled[places[axis]] = slice(*run) if run else mending.insert_index(index) if index.ndim else int(index)
+    mending.become("call_function", operator.getitem, (mending.source, tuple(spelled)))
 
 
 @mends(operator.setitem)
-def setitem(repair: Repair) -> None:
-    """As an index that picks; what is assigned is narrowed where it was made."""
-    value = repair.node.args[2]
-    getitem(repair)
-    repair.become("call_function", operator.setitem, (*repair.node.args, value))
+def setitem(mending: Mending) -> None:
+    """As `getitem`; the assigned value is narrowed where it is computed."""
+    value = mending.node.args[2]
+    getitem(mending)
+    mending.become("call_function", operator.setitem, (*mending.node.args, value))
 
 
-def _as_entry(repair: Repair, index: Tensor) -> Any:
-    """An index of channels as a number, a slice where they are consecutive, or a buffer."""
-    if index.ndim == 0:
-        return int(index)
-    run = _run_of(index)
-    return slice(*run) if run else index_node(repair, index)
-
-
-def gather(repair: Repair) -> None:
-    """Replace a data movement by a gather along the axis of channels, or put one before it that makes it right."""
-    axis, index = _places(repair)
-    if not _moves_only(repair, axis):
-        _permute_before(repair, axis, index)
+def gather(mending: Mending) -> None:
+    """Replace a data movement by a gather along the axis of channels, or insert a permutation before it."""
+    axis, index = _places(mending)
+    if not _moves_only(mending, axis):
+        _permute_before(mending, axis, index)
     elif index.ndim == 0:
-        repair.become("call_method", "select", (repair.source, axis, int(index)))
+        mending.become("call_method", "select", (mending.source, axis, int(index)))
     elif run := _run_of(index):
-        repair.become("call_method", "narrow", (repair.source, axis, run[0], run[1] - run[0]))
+        mending.become("call_method", "narrow", (mending.source, axis, run[0], run[1] - run[0]))
     else:
-        repair.become("call_function", torch.index_select, (repair.source, axis, index_node(repair, index)))
+        mending.become("call_function", torch.index_select, (mending.source, axis, mending.insert_index(index)))
 
 
-def _permute_before(repair: Repair, axis: int, index: Tensor) -> None:
-    """Permute the channels so that the movement, as it stands, brings each to the place where it belongs."""
-    size = repair.env[repair.source].shape[axis]
-    _, moved = trace(repair, axis, repair.env.__getitem__)
+def _permute_before(mending: Mending, axis: int, index: Tensor) -> None:
+    """Permute the channels so that the unchanged movement brings each to its place."""
+    size = mending.now.shape[axis]
+    _, moved = trace(mending, axis, mending.env.__getitem__)
     if sorted(moved.tolist()) != list(range(size)) or len(index) != size:
-        raise RewriteError(f"{repair.node.format_node()} moves channels and positions in one step")
+        raise RewriteError(f"{mending.node.format_node()} moves channels and positions in one step")
     order = torch.empty_like(index)
     order[moved] = index
-    graph = repair.graph.graph
-    buffer = index_node(repair, order, f"{PERMUTE}{repair.node.name}")
-    with graph.inserting_before(repair.node):
-        permuted = graph.call_function(torch.index_select, (repair.source, axis, buffer))
-    repair.node.replace_input_with(repair.source, permuted)
+    buffer = mending.insert_index(order, PERMUTE)
+    with mending.graph.graph.inserting_before(mending.node):
+        permuted = mending.graph.graph.call_function(torch.index_select, (mending.source, axis, buffer))
+    mending.node.replace_input_with(mending.source, permuted)
 
 
-def _places(repair: Repair) -> tuple[int, Tensor]:
-    """The axis of channels, and for each channel of the result that stays its place among those that stay."""
-    before = repair.old[repair.source.name]
-    stays = repair.masks(before)
-    narrowed = [axis for axis, mask in enumerate(stays) if not bool(mask.all())]
+def _places(mending: Mending) -> tuple[int, Tensor]:
+    """The axis of channels, and for each kept channel of the result its place among the kept ones of the input."""
+    kept = mending.masks(mending.before)
+    narrowed = [axis for axis, mask in enumerate(kept) if not bool(mask.all())]
     if len(narrowed) != 1:
         raise RewriteError(f"{len(narrowed)} axes of its input are narrowed")
     axis = narrowed[0]
-    if repair.grows(repair.source.name, axis):
+    if mending.grows(mending.source.name, axis):
         raise RewriteError(
-            f"axis {axis} of {repair.source.name} holds more than channels, and no index fits all of its lengths"
+            f"axis {axis} of {mending.source.name} holds more than channels, and no index fits all of its lengths"
         )
-    out, origin = trace(repair, axis, lambda n: repair.old[n.name])
+    out, origin = trace(mending, axis, lambda n: mending.old[n.name])
     if out is not None:
-        origin = origin[repair.masks(repair.old[repair.node.name])[out]]
-    if not bool(stays[axis][origin].all()):
-        raise RewriteError("it takes out a channel that goes")
-    return axis, (stays[axis].cumsum(0) - 1)[origin]
+        origin = origin[mending.masks(mending.old[mending.node.name])[out]]
+    if not bool(kept[axis][origin].all()):
+        raise RewriteError("it selects a channel that is removed")
+    return axis, (kept[axis].cumsum(0) - 1)[origin]
 
 
-def _moves_only(repair: Repair, axis: int) -> bool:
-    """Whether the node's operation leaves every axis but `axis` as it is."""
-    before = repair.old[repair.source.name]
-    for other in range(before.ndim):
-        if other != axis and before.shape[other] > 1:
-            _, moved = trace(repair, other, lambda n: repair.old[n.name])
-            if moved.tolist() != list(range(before.shape[other])):
-                return False
-    return True
+def _moves_only(mending: Mending, axis: int) -> bool:
+    """Whether the node's operation changes no axis but `axis`."""
+    shape = mending.before.shape
+    others = (other for other in range(len(shape)) if other != axis and shape[other] > 1)
+    return all(
+        trace(mending, other, lambda n: mending.old[n.name])[1].tolist() == list(range(shape[other]))
+        for other in others
+    )
 
 
 def _run_of(index: Tensor) -> tuple[int, int] | None:

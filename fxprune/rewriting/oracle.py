@@ -1,4 +1,4 @@
-"""The oracle: the original with the removed units zeroed wherever they are read, which a rewritten model must equal."""
+"""The oracle: the original with removed units zeroed wherever they are read; a rewritten model must equal it."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from fxprune.caller.arrays import Flags
 from fxprune.caller.isolation import device_of
 from fxprune.coupling.gates import Gate, insert
 from fxprune.coupling.groups import Coupling, Edge
 from fxprune.rewriting.mending import preserve
+from fxprune.rewriting.node_mending import Mending
 from fxprune.rewriting.remaining import Checker, narrowed_copy
-from fxprune.rewriting.repair import Repair
 from fxprune.rules.labels import Labels
 from fxprune.rules.resize import resize
 from fxprune.tracing.graph import ModelGraph
 
 
-def oracle(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> fx.GraphModule:
+def oracle(graph: ModelGraph, coupling: Coupling, keep: Flags) -> fx.GraphModule:
     """A graph with a mask on every edge that reads a unit without `keep`.
 
-    A statistic that is taken over units that go is taken over those that stay.
+    Statistics over removed units are recomputed over the kept ones.
     """
     gated, _ = insert(graph, coupling, lambda edge: Mask(edge, keep))
     nodes = {node.name: node for node in gated.graph.nodes}
@@ -35,9 +35,9 @@ def oracle(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> fx
 
 
 def _on_kept(gated: fx.GraphModule, node: fx.Node, checker: Checker) -> None:
-    """Let a node see only what stays, and put its result back among zeros."""
+    """Let a node see only the kept slices, and put its result back among zeros."""
     old, env = dict(checker.old), dict[fx.Node, Any]()
-    repair = Repair(gated, node, old, env, checker.expected(node), checker.masks, lambda name, axis: False)
+    mending = Mending(gated, node, old, env, checker.expected(node), checker.masks, lambda name, axis: False)
     for source in node.all_input_nodes:
         value = checker.old.get(source.name)
         if isinstance(value, Labels):
@@ -50,10 +50,10 @@ def _on_kept(gated: fx.GraphModule, node: fx.Node, checker: Checker) -> None:
     if node.op == "call_module":
         name = f"kept_{node.name}"
         module = narrowed_copy(gated.get_submodule(str(node.target)), checker, prefix=str(node.target))
-        resize(module, env.get(repair.source), repair.expected)
+        resize(module, env.get(mending.source), mending.expected)
         gated.add_module(name, module)
         node.target = name
-    preserve(repair)
+    preserve(mending)
     users = list(node.users)
     restored = _each_axis(gated, node.next, node, checker.masks(checker.old[node.name]), put_back=True)
     for user in users:
@@ -63,17 +63,15 @@ def _on_kept(gated: fx.GraphModule, node: fx.Node, checker: Checker) -> None:
 def _each_axis(
     gated: fx.GraphModule, before: fx.Node, source: fx.Node, masks: list[Tensor], *, put_back: bool
 ) -> fx.Node:
-    """Nodes that pick what stays along every axis of what `source` gives, or that put it back."""
+    """Nodes that select the kept places along every axis of the tensor of `source`, or that put them back."""
     for axis, mask in enumerate(masks):
         if not bool(mask.all()):
             name = f"kept_{source.name}_{axis}_{len(gated._buffers)}"
             gated.register_buffer(name, mask.nonzero().flatten().to(device_of(gated)), persistent=False)
+            function, size = (_put_back, (len(mask),)) if put_back else (torch.index_select, ())
             with gated.graph.inserting_before(before):
                 index = gated.graph.get_attr(name)
-                if put_back:
-                    source = gated.graph.call_function(_put_back, (source, axis, index, len(mask)))
-                else:
-                    source = gated.graph.call_function(torch.index_select, (source, axis, index))
+                source = gated.graph.call_function(function, (source, axis, index, *size))
     return source
 
 
@@ -84,9 +82,9 @@ def _put_back(x: Tensor, axis: int, index: Tensor, size: int) -> Tensor:
 
 
 class Mask(Gate):
-    """The oracle's gate: zeroes the positions of the units that are removed."""
+    """The oracle's gate: zeroes the positions of removed units."""
 
-    def __init__(self, edge: Edge, keep: NDArray[np.bool_]) -> None:
+    def __init__(self, edge: Edge, keep: Flags) -> None:
         super().__init__(edge)
         self.kept = torch.from_numpy(np.append(keep, True)[edge.units])
 

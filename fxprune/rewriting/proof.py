@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -20,7 +18,6 @@ from fxprune.caller.arguments import check
 from fxprune.caller.example import another, as_call, batch_length, opened, to_device
 from fxprune.caller.isolation import device_of, evaluating, precise, stateless, undisturbed
 from fxprune.caller.meta import need_numbers
-from fxprune.coupling.groups import Coupling
 from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, stage, told
 from fxprune.planning.plan import Plan, coupling_of, kept_units
 from fxprune.planning.planned import Planned
@@ -33,19 +30,19 @@ from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.finite import spoiled
 from fxprune.tracing.graph import ModelGraph, example_of
 from fxprune.tracing.part import part_of
+from fxprune.tracing.proof import TOLERANCES, apart
 
 _LOG = logging.getLogger(__name__)
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tolerance: float | None = None) -> float:
     """Prove that `small` is `model` with the units that `plan` removes zeroed wherever they are read.
 
-    First the labels that stay are run through `small`; at every node they must be the original's, narrowed. Then both
-    run in eval mode, the original with a mask on every edge that reads a removed unit: on `example` and, where the
-    original runs on it, on a batch of one sample more with other values. Where they differ and draw random numbers
-    (`torch.randn_like`, say), they are compared once more with constants in their place. Where the plan removes
-    nothing, `small` is compared with `model` itself, too.
+    First the kept labels are run through `small`; at every node they must be the original's, narrowed. Then both run in
+    eval mode, the original with a mask on every edge that reads a removed unit: on `example`, and on a batch of one
+    more sample with other values where the original runs on it. Models that draw random numbers (`torch.randn_like`,
+    say) and differ are compared again with constants in their place. Where the plan removes nothing, `small` is also
+    compared with `model` itself.
 
     Args:
         example: one batch of inputs; where the plan is for a part of the model, inputs of that part.
@@ -53,11 +50,12 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
 
     Returns:
         The largest absolute difference of the outputs, divided by the largest finite absolute output of the original.
-        Infinities that both hold, such as those of a mask, are no difference.
+        Infinities in the same places of both are no difference, and up to two fill values (such as the -1e9 of a mask)
+        that equal in both and exceed all others 100 times set no scale.
 
     Raises:
         VerificationError: the labels disagree, or the error is above the tolerance.
-        CalibrationError: a model fails on the example, or that is not finite.
+        CalibrationError: a model fails on the example, or the example is not finite.
     """
     check(verify, locals())
     need_numbers(model, "verify")
@@ -87,7 +85,12 @@ def error_of(
     example = example_of(graph) if example is None else example
     with stage("verifying"), undisturbed(), precise(), torch.no_grad():
         if isinstance(small, ModelGraph):
-            _check_labels(small, coupling, keep, graph)
+            try:
+                check_labels(small, coupling, keep, graph)
+            except MismatchError as mismatch:
+                raise VerificationError(
+                    f"{mismatch}: the rewritten graph does not match the plan; please report the model"
+                ) from mismatch
         example = to_device(pytree.tree_map_only(Tensor, Tensor.detach, example), device_of(graph))
         with blaming("the original", "the example"):
             if (found := spoiled(graph, placeholder_values(graph, example))) is not None:
@@ -98,7 +101,7 @@ def error_of(
         error = _Proof(partial(_output, masked), partial(_output, graph), run, tolerance).on(example)
         if model is not None and model is not graph and keep.all():
             whole = partial(called, model)
-            error = max(error, _Proof(whole, whole, run, tolerance, "the model that it was made of").on(example))
+            error = max(error, _Proof(whole, whole, run, tolerance, "the model that it was made from").on(example))
         return error
 
 
@@ -107,7 +110,7 @@ Run = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class _Proof:
-    """What a rewritten model has to give, what it gives, and what the original does on whatever it runs on."""
+    """Calls that give the wanted outputs, the original's and those of the rewritten model, to be compared."""
 
     wanted: Run
     original: Run
@@ -116,7 +119,7 @@ class _Proof:
     what: str = "the zero-masked original"
 
     def on(self, example: Any) -> float:
-        """The larger error on an example and on another batch. Raises VerificationError where one is too large."""
+        """The larger error on an example and on a varied batch. Raises VerificationError where one is too large."""
         try:
             return self._errors(example)
         except VerificationError:
@@ -159,28 +162,19 @@ class _Proof:
     def _runs_on(self, batch: Any) -> bool:
         try:
             self.original(batch)
-        except Exception:  # noqa: BLE001 - whatever the user's model says of another number of samples
+        except Exception:  # noqa: BLE001 - any error of the user's model on another number of samples
             return False
         return True
 
 
-def _check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_], graph: ModelGraph) -> None:
-    try:
-        check_labels(small, coupling, keep, graph)
-    except MismatchError as error:
-        raise VerificationError(
-            f"{error}: the rewritten graph does not do what the plan says; please report the model"
-        ) from error
-
-
 def _output(model: nn.Module, example: Any) -> Any:
-    """What a graph gives in eval mode; its buffers, and those of modules that it shares, stay as they were."""
+    """The output of a graph in eval mode; its buffers, and those of modules that it shares, are unchanged."""
     with _running(model):
         return model(*placeholder_values(model, example))  # type: ignore[arg-type]
 
 
 def _called(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any:
-    """What a model gives in eval mode, called as its forward is; it stays as it was."""
+    """The output of a model in eval mode, called as its forward is; the model is unchanged."""
     args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, example))
     with _running(model):
         return model(*args, **kwargs, **concrete)
@@ -188,7 +182,7 @@ def _called(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _running(model: nn.Module) -> Iterator[None]:
-    """Run a model in eval mode on the same random numbers each time, and leave no trace on it."""
+    """Run a model in eval mode, with the same random numbers each time and without traces."""
     with evaluating(model), stateless(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -211,7 +205,7 @@ def _compared(wanted: Any, found: Any, tolerance: float | None, what: str, where
                 f"{what} gives NaN on {where}, and there is nothing to compare: "
                 "exclude= the layers that it divides by or takes logarithms of, or remove fewer units"
             )
-        error = _apart(a, b)
+        error = apart(a, b)
         limit = TOLERANCES[a.dtype] if tolerance is None else tolerance
         if not error <= limit:
             raise VerificationError(
@@ -223,7 +217,7 @@ def _compared(wanted: Any, found: Any, tolerance: float | None, what: str, where
 
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
-    """The floating tensors that a model, or a graph, gives in eval mode on a batch as its forward takes it."""
+    """The floating tensors in the output of a model or graph in eval mode, on a batch as its forward takes it."""
     return _tensors(_output(model, example) if isinstance(model, ModelGraph) else _called(model, example, {}))
 
 
@@ -231,16 +225,7 @@ def relative_error(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     """The largest difference of two lists of tensors, in shares of the largest entry; infinite for other shapes."""
     if [t.shape for t in wanted] != [t.shape for t in found]:
         return math.inf
-    errors = [_apart(a, b.to(a)) for a, b in zip(wanted, found, strict=True)]
-    return math.inf if any(math.isnan(error) for error in errors) else max(errors, default=0.0)
-
-
-def _apart(wanted: Tensor, found: Tensor) -> float:
-    """The largest difference in shares of the largest finite entry; infinities that both hold are no difference."""
-    if not wanted.numel():
-        return 0.0
-    scale = wanted.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp_min(torch.finfo(wanted.dtype).tiny)
-    return float(torch.where(wanted == found, 0.0, (wanted - found).abs()).max() / scale)
+    return max((apart(a, b.to(a)) for a, b in zip(wanted, found, strict=True)), default=0.0)
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The labels that remain in a rewritten graph, and the tensors narrowed to them."""
+"""The labels kept in a rewritten graph, and the tensors narrowed to them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.arrays import Flags
 from fxprune.caller.isolation import empties
+from fxprune.caller.tensors import FORMATS, laid_out, memory_format_of
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import step
 from fxprune.errors import FxpruneError
@@ -32,7 +33,7 @@ class MismatchError(FxpruneError):
 def narrowed_copy(module: Any, checker: Checker, prefix: str = "") -> Any:
     """A deep copy of a module in which every parameter and buffer that loses channels is narrower, under all its names.
 
-    No weight is copied whole and narrowed then. `prefix` is the path of `module` in the model.
+    No weight is copied whole first. `prefix` is the path of `module` in the model.
     """
     memo: dict[int, Any] = empties(module)
     for path, inner in module.named_modules():
@@ -45,48 +46,44 @@ def narrowed_copy(module: Any, checker: Checker, prefix: str = "") -> Any:
 
 
 def narrow(tensor: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
-    """A new tensor with only the kept indices of each axis; the tensor itself where all stay."""
-    data = tensor.detach()
-    for axis, mask in enumerate(keep):
-        if mask is not None and not bool(mask.all()):
-            data = data.index_select(axis, mask.nonzero().flatten().to(data.device))
+    """A new tensor with only the kept indices of each axis; the tensor itself where all are kept."""
+    data = narrowed(tensor.detach(), keep)
     if data.shape == tensor.shape:
         return tensor
-    data = data.contiguous(memory_format=_memory_format(tensor))
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(data, requires_grad=tensor.requires_grad)
-    return data
+    name = memory_format_of(tensor)
+    data = laid_out(data, FORMATS[name]) if name else data.contiguous()
+    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
 
-def _memory_format(tensor: Tensor) -> torch.memory_format:
-    """The memory format of a tensor: channels last, or plain."""
-    for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if tensor.ndim == rank and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
-            return layout
-    return torch.contiguous_format
+def narrowed(tensor: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
+    """The kept indices of each axis of a tensor, by a mask for each axis or None for all."""
+    for axis, mask in enumerate(keep):
+        if mask is not None and not bool(mask.all()):
+            tensor = tensor.index_select(axis, mask.nonzero().flatten().to(tensor.device))
+    return tensor
 
 
 class Checker(Context):
-    """The pass that seeds a rewritten graph with the labels that stay, and compares at every node."""
+    """The pass that seeds a rewritten graph with the kept labels, and compares the labels at every node."""
 
-    def __init__(self, graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> None:
+    def __init__(self, graph: ModelGraph, coupling: Coupling, keep: Flags) -> None:
         super().__init__(graph)
         self.coupling, self.old = coupling, coupling.values
-        self.stays = torch.from_numpy(np.append(keep, True)[np.append(coupling.unit_of, -1)])
+        self.kept_labels = torch.from_numpy(np.append(keep, True)[np.append(coupling.unit_of, -1)])
         self.merged = torch.from_numpy(np.append(coupling.merged, -1))
         self.original = self.node
-        self.narrowed: dict[str, Any] = {}
+        self.values_kept: dict[str, Any] = {}
         self.cut: dict[tuple[Shape, Planes], tuple[Shape, Planes]] = {}
 
     def spec(self, node: fx.Node | None = None) -> Any:
         return self.coupling.specs[(node or self.original).name]
 
     def kept(self, slot: Slot) -> Tensor | None:
-        """Which indices of a slot stay, or None where the slot has no labels."""
+        """The kept indices of a slot, or None where the slot has no labels."""
         if slot not in self.coupling.slots:
             return None
         start, size = self.coupling.slots[slot]
-        return self.stays[start : start + size]
+        return self.kept_labels[start : start + size]
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         a, b = torch.broadcast_tensors(self._classes(a), self._classes(b))
@@ -94,7 +91,7 @@ class Checker(Context):
             raise MismatchError(f"channels of different units meet in {self.describe()}")
 
     def freeze(self, labels: Tensor, reason: str) -> None:
-        """Nothing: what is frozen stays, and the labels show it."""
+        """Nothing: frozen channels are kept, and the labels show it."""
 
     def choose(self, options: Sequence[Option], *, ordered: bool = False) -> None:
         def holds(option: Option) -> bool:
@@ -106,7 +103,7 @@ class Checker(Context):
             return True
 
         if not any(holds(option) for option in options):
-            raise MismatchError(f"what stays is not rectangular in {self.describe()}")
+            raise MismatchError(f"the kept channels are not rectangular in {self.describe()}")
 
     def produce(self, labels: Tensor, site: str) -> None:
         """Nothing: sites are known."""
@@ -122,7 +119,7 @@ class Checker(Context):
 
     def fresh(self, slot: Slot, size: int) -> Tensor:
         start, length = self.coupling.slots.get(slot, (0, 0))
-        labels = torch.arange(start, start + length, dtype=torch.float64)[self.stays[start : start + length]]
+        labels = torch.arange(start, start + length, dtype=torch.float64)[self.kept_labels[start : start + length]]
         if len(labels) != size:
             raise MismatchError(f"axis {slot.axis} of {slot.owner} has {size} channels in place of {len(labels)}")
         return labels
@@ -145,17 +142,17 @@ class Checker(Context):
         value = step(self, node, unknown="freeze")
         expected = self.expected(original)
         if not self._agree(value, expected):
-            raise MismatchError(f"node {node.name} has other labels than the original's that stay")
+            raise MismatchError(f"node {node.name} has other labels than the kept ones of the original")
         return value
 
     def expected(self, node: fx.Node) -> Any:
-        """The original value of a node, restricted to what stays."""
-        if node.name not in self.narrowed:
-            self.narrowed[node.name] = pytree.tree_map_only(Labels, self.restrict, self.old[node.name])
-        return self.narrowed[node.name]
+        """The original value of a node, restricted to the kept labels."""
+        if node.name not in self.values_kept:
+            self.values_kept[node.name] = pytree.tree_map_only(Labels, self.restrict, self.old[node.name])
+        return self.values_kept[node.name]
 
     def restrict(self, x: Labels) -> Labels:
-        """A value with the indices of every axis that carry only channels that go left out."""
+        """A value without the indices of each axis that hold only removed channels."""
         if not x.planes:
             return x
         key = x.shape, x.planes
@@ -169,11 +166,11 @@ class Checker(Context):
         return Labels(*self.cut[key], x.value, x.single)
 
     def masks(self, x: Labels) -> list[Tensor]:
-        """For every axis of a value of the original graph, which of its indices stay."""
+        """The kept indices of each axis of a value of the original graph, as masks."""
         masks = [torch.ones(size, dtype=torch.bool) for size in x.shape]
         for plane in x.planes:
             for axis in plane.axes:
-                masks[axis] &= self._stays(plane.core).movedim(axis, 0).reshape(x.shape[axis], -1).any(1)
+                masks[axis] &= self._is_kept(plane.core).movedim(axis, 0).reshape(x.shape[axis], -1).any(1)
         return masks
 
     def _restricted(self, plane: Plane, indices: list[Tensor]) -> Plane:
@@ -182,20 +179,20 @@ class Checker(Context):
             return self._restricted_rows(core, plane.axes)
         for axis in plane.axes:
             core = core.index_select(axis, indices[axis])
-        if not bool(self._stays(core).all()):
-            raise MismatchError("what stays is not rectangular")
+        if not bool(self._is_kept(core).all()):
+            raise MismatchError("the kept channels are not rectangular")
         return Plane(core, plane.axes)
 
     def _restricted_rows(self, core: Tensor, axes: tuple[int, ...]) -> Plane:
         """A ragged plane: each of its slices along the last axis keeps channels of its own."""
         rows = core.reshape(-1, core.shape[-1])
-        stays = self._stays(rows)
-        if len(stays.sum(1).unique()) != 1:
+        kept = self._is_kept(rows)
+        if len(kept.sum(1).unique()) != 1:
             raise MismatchError("the rows of a state keep different numbers of channels")
-        return Plane(rows[stays].reshape(*core.shape[:-1], -1), axes, ragged=True)
+        return Plane(rows[kept].reshape(*core.shape[:-1], -1), axes, ragged=True)
 
-    def _stays(self, labels: Tensor) -> Tensor:
-        return self.stays[labels.long()]
+    def _is_kept(self, labels: Tensor) -> Tensor:
+        return self.kept_labels[labels.long()]
 
     def _classes(self, labels: Tensor) -> Tensor:
         return self.merged[labels.long()]
@@ -203,9 +200,7 @@ class Checker(Context):
     def _agree(self, value: Any, expected: Any) -> bool:
         """Whether two nested values have the same shapes and, plane by plane, the same labels in order."""
         found, wanted = pytree.tree_leaves(value), pytree.tree_leaves(expected)
-        if len(found) != len(wanted):
-            return False
-        return all(self._same(a, b) for a, b in zip(found, wanted, strict=True))
+        return len(found) == len(wanted) and all(map(self._same, found, wanted))
 
     def _same(self, a: Any, b: Any) -> bool:
         if not isinstance(a, Labels) or not isinstance(b, Labels):

@@ -1,31 +1,34 @@
-"""Rewriting: from a graph and the units that stay to a new graph with narrowed layers and mended literals."""
+"""Rewriting: from a graph and the units to keep to a new graph with narrowed layers and mended literals."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import fx
 from torch.fx.node import map_arg
 
+from fxprune.caller.arrays import Flags
 from fxprune.coupling.groups import Coupling
-from fxprune.coupling.interpreter import step
-from fxprune.errors import RewriteError
-from fxprune.rewriting import mending_sizes as literals  # noqa: F401 - registers its ways of mending
+from fxprune.coupling.interpreter import named, step
+from fxprune.errors import FxpruneError, RewriteError, told
+from fxprune.rewriting import mending_sizes  # noqa: F401 - registers its ways of mending
 from fxprune.rewriting.growth import Growth
 from fxprune.rewriting.mending import mend, restore, restore_numbers, undo
+from fxprune.rewriting.node_mending import Mending, is_inserted
 from fxprune.rewriting.places import check_places
 from fxprune.rewriting.remaining import Checker, MismatchError, narrowed_copy
-from fxprune.rewriting.repair import Repair, is_inserted
 from fxprune.rules.resize import resize
+from fxprune.rules.table import describe
 from fxprune.tracing.graph import CAPTURED, ModelGraph
 
+# Raised by operations, the model's assertions and the checks of labels where sizes do not fit: the node is mended.
+MISFITS = (FxpruneError, RuntimeError, ValueError, IndexError, ArithmeticError, AssertionError)
 
-def rewrite(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> ModelGraph:
-    """A new graph in which the units without `keep` are gone. It shares no storage with `graph`.
 
-    Raises RewriteError where no literal and no gather makes a node's labels hold.
+def rewrite(graph: ModelGraph, coupling: Coupling, keep: Flags) -> ModelGraph:
+    """A new graph without the units that are not in `keep`. It shares no storage with `graph`.
+
+    Raises RewriteError where no literal and no gather gives a node the expected labels.
     """
     small: ModelGraph = narrowed_copy(graph, Checker(graph, coupling, keep))
     checker, growth = Checker(small, coupling, keep), Growth(graph, coupling.specs)
@@ -39,12 +42,12 @@ def rewrite(graph: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_]) -> M
     return small
 
 
-def check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_], graph: ModelGraph) -> None:
-    """Run the labels that stay through a rewritten graph; at every node they must be the old ones, narrowed, in order.
+def check_labels(small: ModelGraph, coupling: Coupling, keep: Flags, graph: ModelGraph) -> None:
+    """Run the kept labels through a rewritten graph; at every node they must be the original's, narrowed, in order.
 
-    Nodes are matched by their order; gathering indices that rewriting put in are passed over.
+    Nodes are matched by their order; inserted nodes are skipped.
 
-    Raises MismatchError at the first node where they are not.
+    Raises MismatchError at the first node where they differ.
     """
     checker = Checker(small, coupling, keep)
     known = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
@@ -53,36 +56,43 @@ def check_labels(small: ModelGraph, coupling: Coupling, keep: NDArray[np.bool_],
     if [_kind(node) for node in own] != [_kind(node) for node in graph.graph.nodes]:
         raise MismatchError("the rewritten graph has other nodes than the original")
     for node, original in zip(own, graph.graph.nodes, strict=True):
-        _see_inserted(checker, node, original)
+        _compute_inserted(checker, node, original)
         checker.env[node] = checker.checked(node, original)
 
 
 def _kind(node: fx.Node) -> str:
-    """What rewriting leaves of a node's op: a call stays a call."""
+    """A node's op; all calls are one kind, because rewriting may turn one into another."""
     return "call" if node.op.startswith("call") else node.op
 
 
 def _settle(checker: Checker, node: fx.Node, growth: Growth) -> Any:
-    """The checked value of a node, after resizing its module and mending its literals where that is needed."""
-    repair = Repair(checker.graph, node, checker.old, checker.env, checker.expected(node), checker.masks, growth.along)
+    """The checked value of a node, after resizing its module and mending its literals where necessary."""
+    mending = Mending(
+        checker.graph, node, checker.old, checker.env, checker.expected(node), checker.masks, growth.along
+    )
     if node.op == "call_module":
         inputs = map_arg(node.args, checker.env.__getitem__)
-        resize(checker.module(node), inputs[0] if inputs else None, repair.expected)
+        resize(checker.module(node), inputs[0] if inputs else None, mending.expected)
     elif node.op == "get_attr":
         resize(checker.graph.get_submodule(str(node.target).rpartition(".")[0]))
-    restore_numbers(repair)
+    restore_numbers(mending)
     given, errors = (node.args, node.kwargs), list[Exception]()
-    for change in (None, restore, mend):  # as it stands, with the original's numbers, and in other words
+    for change in (None, restore, mend):  # unchanged, with the original's numbers, or as another call
         try:
             if change is not None:
-                undo(repair, *given)
-                change(repair)
-            _see_inserted(checker, node, node)
+                undo(mending, *given)
+                change(mending)
+            _compute_inserted(checker, node, node)
             value = checker.checked(node, node)
             if change is not mend:
-                check_places(repair, *given)
-        except Exception as error:  # noqa: BLE001 - whatever an op says of sizes that do not fit asks for mending
+                check_places(mending, *given)
+        except MISFITS as error:
             errors.append(error)
+        except Exception as error:
+            rule = describe(mending.key)
+            raise RewriteError(
+                f"the rule for {rule} fails on narrowed inputs, {named(node)} ({told(error)})"
+            ) from error
         else:
             return value
     raise RewriteError(
@@ -91,10 +101,10 @@ def _settle(checker: Checker, node: fx.Node, growth: Growth) -> Any:
     ) from errors[-1]
 
 
-def _see_inserted(checker: Checker, node: fx.Node, original: fx.Node) -> None:
-    """Put the values of nodes that mending inserted before `original`, and that `node` reads, into the checker."""
+def _compute_inserted(checker: Checker, node: fx.Node, original: fx.Node) -> None:
+    """Compute the values of inserted nodes that `node` uses."""
     for source in node.all_input_nodes:
         if source not in checker.env:
-            _see_inserted(checker, source, original)
+            _compute_inserted(checker, source, original)
             checker.original = original
             checker.env[source] = step(checker, source)

@@ -40,6 +40,19 @@ def rule(*keys: Key) -> Callable[[AnyRule], AnyRule]:
     return register
 
 
+def registers(table: dict[Key, AnyRule]) -> Callable[..., Callable[[AnyRule], AnyRule]]:
+    """A decorator that enters a function into a table under several operations."""
+
+    def under(*keys: Key) -> Callable[[AnyRule], AnyRule]:
+        def register(function: AnyRule) -> AnyRule:
+            table.update(dict.fromkeys(keys, function))
+            return function
+
+        return register
+
+    return under
+
+
 def takes_ragged(function: AnyRule) -> AnyRule:
     """Mark a rule that leaves the slices of a ragged plane apart; for any other, they keep the same channels."""
     RAGGED.add(function)

@@ -1,4 +1,4 @@
-"""Saving a pruned model as one file, and making it again from the original architecture and that file."""
+"""Saving a pruned model as one file, and rebuilding it from the original architecture and that file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import aliases_of, dtype_name, lacking, memory_format_of, named_tensors, put
 from fxprune.errors import ArtifactError
 from fxprune.reporting.report import Pruned, pruned_of
-from fxprune.saving.container import digest_of, opened, plain, write
+from fxprune.saving.container import read_artifact, sha256_of, write_artifact
 from fxprune.saving.header import Builder, Header, Part, TensorRecord
-from fxprune.saving.rebuild import built, plan_from, rebuilt, versions
+from fxprune.saving.rebuild import build_model, plan_from, rebuilt, versions
 from fxprune.scoring.scores import Scores
-from fxprune.tracing.graph import PRUNED, ModelGraph
+from fxprune.tracing.graph import PRUNED
 from fxprune.tracing.part import part_of
 
 __all__ = ["load", "save"]
@@ -41,16 +41,16 @@ def save(
     builder: str | None = None,
     builder_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a pruned model as one safetensors file: its weights, the plan, the report, and how it was made.
+    """Write a pruned model as one safetensors file: its weights, the plan, the report, and its origin.
 
     The file appears whole or not at all. Nothing in it is code, and nothing is pickled.
 
     Args:
         small: from `compress`, `apply`, `finetune` or `load`; with a plan for a part, the whole model.
         path: the file; an old one is replaced.
-        scores: those that the plan came from, for the note on how they were made; `compress` leaves that note itself.
+        scores: those that the plan came from, to record how they were made; `compress` records that itself.
         builder: "package.module:callable" that gives a model of the original architecture, for `build=True` of `load`.
-        builder_kwargs: its arguments, of what JSON can hold.
+        builder_kwargs: its arguments, which JSON has to hold.
 
     Raises:
         ArtifactError: `small` has no plan, cannot be described, or the file cannot be written.
@@ -63,10 +63,10 @@ def save(
     _check_states(small)
     held = named_tensors(small)
     aliases = aliases_of(held)
-    own = {name: plain(tensor) for name, tensor in held.items() if name not in aliases}
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in held.items() if name not in aliases}
     header = Header(
         parts[0].report.model.removesuffix(f".{parts[0].path}"), versions(), parts,
-        {name: TensorRecord(tuple(t.shape), dtype_name(t), digest_of(t), memory_format_of(held[name]))
+        {name: TensorRecord(tuple(t.shape), dtype_name(t), sha256_of(t), memory_format_of(held[name]))
          for name, t in own.items()},
         aliases,
         tuple(name for name, p in small.named_parameters() if not p.requires_grad),
@@ -74,7 +74,7 @@ def save(
         tuple(name for name, m in small.named_modules(remove_duplicate=False) if m.training != small.training),
         Builder(builder, dict(builder_kwargs or {})) if builder else None,
     )  # fmt: skip
-    write(path, header, _apart(own))
+    write_artifact(path, header, _without_views(own))
 
 
 def load(path: str | PathLike[str], model: nn.Module | None = None, *, build: bool = False) -> nn.Module:
@@ -82,7 +82,7 @@ def load(path: str | PathLike[str], model: nn.Module | None = None, *, build: bo
 
     The plan is applied to `model`, then the weights are loaded; names, shapes, dtypes and shared tensors have to be
     those of the file. The result is on the model's device (on the CPU where `model` is on the meta device), and in the
-    training mode in which it was saved; `report` gives the report that it had.
+    training mode in which it was saved; `report` returns the saved report.
 
     Args:
         path: the file. Every checksum in it is compared, and nothing in it is run.
@@ -95,29 +95,29 @@ def load(path: str | PathLike[str], model: nn.Module | None = None, *, build: bo
     check(load, locals())
     if model is not None and build:
         raise ArtifactError("model= and build=True are both given: leave one out")
-    with opened(path) as (header, tensors):
-        for part in header.parts:
-            for content in part.plans:
-                plan_from(content, path)
-        if model is None:
-            model = _built(header, path, build=build)
-        small = rebuilt(model, header, tensors, path)
-        _check_tensors(small, header, path)
-        for name, tensor in tensors.items():
-            put(small, name, tensor)
+    header, tensors = read_artifact(path)
+    plans = [[plan_from(content, path) for content in part.plans] for part in header.parts]
+    if model is None:
+        model = _model_of_builder(header, path, build=build)
+    small = rebuilt(model, header, plans, tensors, path)
+    _check_tensors(small, header, path)
+    for name, tensor in tensors.items():
+        put(small, name, tensor)
     _set_states(small, header)
     return small
 
 
 def _parts(small: nn.Module, scores: Scores | None) -> tuple[Part, ...]:
-    """What the pruned graphs in a model have to say of themselves. Raises ArtifactError where that is not enough."""
+    """The records of the pruned graphs in a model. Raises ArtifactError where the model cannot be rebuilt from them."""
     found = [(name, m) for name, m in small.named_modules() if pruned_of(m)]
     if not found:
         raise ArtifactError(
             f"{type(small).__name__} has no plan: save what fxprune.compress, apply, finetune or load gave"
         )
+    parts = []
     for name, graph in found:
-        path = graph.meta[PRUNED].plan.submodule
+        record: Pruned = graph.meta[PRUNED]
+        path, history = record.plan.submodule, record.history
         if path != name:
             raise ArtifactError(
                 f"the pruned graph stands at {name!r} in {type(small).__name__}, and its plan is for {path!r}: "
@@ -129,16 +129,12 @@ def _parts(small: nn.Module, scores: Scores | None) -> tuple[Part, ...]:
                 f"{name or 'the model'} was pruned inside {outer[0] or 'the model'}, which was pruned too: the "
                 "order is not kept; save the plans one by one"
             )
-    about = dict(scores.about) if scores else None
-    return tuple(_part(graph, about) for _, graph in found)
-
-
-def _part(graph: ModelGraph, about: Mapping[str, Any] | None) -> Part:
-    record: Pruned = graph.meta[PRUNED]
-    plans = tuple(plan.to_dict() for plan in record.history.plans)
-    for plan in plans:
-        plan_from(plan, "the model")
-    return Part(plans, record.report, record.history.structure, record.history.biases, about or record.scores)
+        plans = tuple(plan.to_dict() for plan in history.plans)
+        for plan in plans:
+            plan_from(plan, "the model")
+        about = dict(scores.about) if scores else record.scores
+        parts.append(Part(plans, record.report, history.structure, history.biases, about))
+    return tuple(parts)
 
 
 def _check_states(small: nn.Module) -> None:
@@ -150,8 +146,8 @@ def _check_states(small: nn.Module) -> None:
             )
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that share no storage; those that are views into the storage of another are copied."""
+def _without_views(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with copies of those that are views into the storage of another."""
     seen: set[int] = set()
     own: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -162,62 +158,48 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-def _built(header: Header, path: Any, *, build: bool) -> nn.Module:
-    """The model of a file's builder, where that is wanted. Raises ArtifactError that says what the file is for."""
+def _model_of_builder(header: Header, path: Any, *, build: bool) -> nn.Module:
+    """The model of a file's builder, if `build`. Raises ArtifactError, which describes the needed model."""
     if build and header.builder is not None:
-        return built(header.builder, path)
-    made_by = ", ".join(f"{name} {version}" for name, version in header.versions.items())
+        return build_model(header.builder, path)
     where = " and ".join(part.path for part in header.parts if part.path)
-    told = f"{path} holds a pruned {header.model}{f' (its {where})' if where else ''}, made by {made_by}: "
-    told += "pass model=, with any weights, of the architecture that was pruned"
+    text = f"{path} holds a pruned {header.model}{f' (its {where})' if where else ''}, made by {header.made_by}: "
+    text += "pass model=, with any weights, of the architecture that was pruned"
     if header.builder is not None:
-        raise ArtifactError(f"{told}; or build=True to import and call {header.builder}, if you trust the file")
-    raise ArtifactError(told + ("; the file names no builder for build=True" if build else ""))
-
-
-def _check_tensors(small: nn.Module, header: Header, path: Any) -> None:
-    """Raise where the rebuilt model has other tensors than the file, but for the biases that are created again."""
-    have, wanted = named_tensors(small), {**header.tensors, **dict.fromkeys(header.aliases)}
-    biases = {name for part in header.parts for name in _in_whole(part)}
-    new = [name for name in wanted if name not in have]
-    missing = [name for name in new if name not in biases] or lacking(small, new)
-    if missing:
-        raise ArtifactError(f"{path} holds {missing[0]}, which the rebuilt {header.model} does not have: {_REMEDY}")
-    if extra := [name for name in have if name not in wanted]:
-        raise ArtifactError(f"the rebuilt {header.model} has {extra[0]}, which {path} does not hold: {_REMEDY}")
-    for name, tensor in have.items():
-        record = header.tensors.get(header.aliases.get(name, name))
-        found = tuple(tensor.shape), dtype_name(tensor)
-        if record is None or found != (record.shape, record.dtype):
-            said = "nothing" if record is None else f"{record.shape} {record.dtype}"
-            raise ArtifactError(
-                f"{name} is {said} in {path}, and {found[0]} {found[1]} in the rebuilt {header.model}: {_REMEDY}"
-            )
-    _check_ties(have, header, path)
+        raise ArtifactError(f"{text}; or build=True to import and call {header.builder}, if you trust the file")
+    raise ArtifactError(text + ("; the file names no builder for build=True" if build else ""))
 
 
 _REMEDY = "pass model= of the architecture that was pruned, built with the same arguments and in the same dtype"
 
 
-def _in_whole(part: Part) -> list[str]:
-    """The biases that compensation created in a part, by their names in the whole model."""
-    return [f"{part.path}.{name}" if part.path else name for name in part.biases]
-
-
-def _check_ties(have: Mapping[str, Tensor], header: Header, path: Any) -> None:
-    """Raise where names share a tensor in the file and not in the model, or the other way round."""
-    found = aliases_of(have)
-    for name in (*have, *header.aliases):
-        if name in have and found.get(name, name) != header.aliases.get(name, name):
-            inside, here = header.aliases.get(name), found.get(name)
+def _check_tensors(small: nn.Module, header: Header, path: Any) -> None:
+    """Raise where the rebuilt model has other tensors than the file, except biases that compensation created."""
+    have = named_tensors(small)
+    biases = {f"{part.path}.{name}".lstrip(".") for part in header.parts for name in part.biases}
+    new = [name for name in (*header.tensors, *header.aliases) if name not in have]
+    missing = [name for name in new if name not in biases] or lacking(small, new)
+    if missing:
+        raise ArtifactError(f"{path} holds {missing[0]}, which the rebuilt {header.model} does not have: {_REMEDY}")
+    first = aliases_of(have)
+    for name, tensor in have.items():
+        if name not in header.tensors and name not in header.aliases:
+            raise ArtifactError(f"the rebuilt {header.model} has {name}, which {path} does not hold: {_REMEDY}")
+        there, here = header.aliases.get(name), first.get(name)
+        record = header.tensors.get(there or name)
+        said = "nothing" if record is None else f"{record.shape} {record.dtype}"
+        found = f"{tuple(tensor.shape)} {dtype_name(tensor)}"
+        if said != found:
+            raise ArtifactError(f"{name} is {said} in {path}, and {found} in the rebuilt {header.model}: {_REMEDY}")
+        if there != here:
             raise ArtifactError(
-                f"{name} is {f'one tensor with {inside}' if inside else 'a tensor of its own'} in {path}, and "
+                f"{name} is {f'one tensor with {there}' if there else 'a tensor of its own'} in {path}, and "
                 f"{f'one with {here}' if here else 'one of its own'} in the model that was given: tie them as they were"
             )
 
 
 def _set_states(small: nn.Module, header: Header) -> None:
-    """Put back the training modes, which parameters take gradients, and the records."""
+    """Restore the training modes, `requires_grad` of the parameters, and the records."""
     others, frozen = set(header.others), set(header.frozen)
     for name, module in small.named_modules(remove_duplicate=False):
         module.training = header.training != (name in others)

@@ -1,12 +1,11 @@
-"""Exporting to ONNX or to a torch.export program, read back and compared before the file is there."""
+"""Exporting to ONNX or to a torch.export program; the exported file is run and compared before it replaces another."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.arguments import check
-from fxprune.caller.example import as_call, opened, to_device
+from fxprune.caller.example import as_call, batch_length, opened, to_device
 from fxprune.caller.files import regular, replacing
 from fxprune.caller.isolation import device_of, precise, undisturbed
 from fxprune.caller.meta import need_numbers
@@ -26,9 +25,9 @@ from fxprune.tracing.hook_effects import computing
 from fxprune.tracing.hooks import keep, plain_copy
 
 TOLERANCE = 1e-4
-_EXTRA = ("onnx", "onnxscript", "onnxruntime")
-Runner = Callable[[tuple[Any, ...], dict[str, Any]], Any]
-Writer = Callable[..., Runner]
+EXTRA = ("onnx", "onnxscript", "onnxruntime")
+Run = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+Export = Callable[[nn.Module, Any, Any, Path], Run]
 
 
 def export(
@@ -39,7 +38,7 @@ def export(
     dynamic_batch: bool = True,
     tolerance: float = TOLERANCE,
 ) -> float:
-    """Export a model in eval mode to `path`, and compare what the file gives with what the model gives.
+    """Export a model in eval mode to `path`, and compare the outputs of the file with those of the model.
 
     "model.onnx" is written by torch's exporter and run by ONNX Runtime on the CPU (extra `export`); "model.pt2" is a
     `torch.export` program, to be loaded with `torch.export.load(path).module()`. The file appears whole or not at all,
@@ -61,53 +60,56 @@ def export(
     """
     check(export, locals())
     suffix = regular(path, ExportError, "written").suffix
-    write = _WRITERS.get(suffix)
-    if write is None:
-        raise ExportError(f"{path} ends in {suffix!r}: name a file that ends in {' or '.join(_WRITERS)}")
-    if write is _onnx:
-        _check_extra()
+    if suffix not in _EXPORTS:
+        raise ExportError(f"{path} ends in {suffix!r}: name a file that ends in {' or '.join(_EXPORTS)}")
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if suffix == ".onnx" and missing:
+        raise ExportError(
+            f"exporting to ONNX needs {', '.join(missing)}, of the extra export: pip install 'fxprune[export]'"
+        )
     need_numbers(small, "export", ExportError)
     with undisturbed(), precise(), torch.no_grad(), replacing(path, ExportError) as unfinished:
         model = plain_copy(small)
         example = to_device(pytree.tree_map_only(Tensor, Tensor.detach, example), device_of(model))
-        batches = _batches(example) if dynamic_batch else [example]
+        rows = batch_length(example) if dynamic_batch else None
+        if rows == 0:
+            raise ExportError("the example has no tensor of at least one row: pass dynamic_batch=False")
+        batches = [example] if rows is None else [example, _longer(example, rows)]
         try:
             keep(model, computing(small, example, {}))
-            run = write(model, batches[-1], unfinished, dynamic_batch=dynamic_batch)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the exporters about each other
+                run = _EXPORTS[suffix](model, batches[-1], _dynamic_shapes(model, batches[-1], rows), unfinished)
             return max(_error(model, run, batch, path, tolerance) for batch in batches)
+        except ExportError:
+            raise
         except Exception as error:
-            if isinstance(error, ExportError):
-                raise
             fixed = "; dynamic_batch=False fixes the size of the batch" if dynamic_batch else ""
             raise ExportError(
                 f"{type(small).__name__} cannot be exported to {path} ({_cause(error)}){fixed}"
             ) from error
 
 
-def _check_extra() -> None:
-    """Raise where a package of the extra is missing."""
-    if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
-        raise ExportError(
-            f"exporting to ONNX needs {', '.join(missing)}, of the extra export: pip install 'fxprune[export]'"
-        )
-
-
-def _program(model: nn.Module, batch: Any, path: Path, *, dynamic_batch: bool) -> Runner:
-    """Write a torch.export program; returns how the file is run."""
-    with _quiet():
-        torch.export.save(_exported(model, batch, dynamic_batch=dynamic_batch), path)
-        loaded: Any = torch.export.load(path).module()
+def _program(model: nn.Module, batch: Any, dynamic_shapes: Any, path: Path) -> Run:
+    """Write a torch.export program; returns the function that runs the file."""
+    torch.export.save(torch.export.export(model, *_call(model, batch), dynamic_shapes=dynamic_shapes), path)
+    loaded: Any = torch.export.load(path).module()
     return lambda args, kwargs: loaded(*args, **kwargs)
 
 
-def _onnx(model: nn.Module, batch: Any, path: Path, *, dynamic_batch: bool) -> Runner:
-    """Write an ONNX file; returns how it is run."""
+def _onnx(model: nn.Module, batch: Any, dynamic_shapes: Any, path: Path) -> Run:
+    """Write an ONNX file; returns the function that runs it."""
     import onnxruntime
 
-    _check_outputs(model, batch)
-    with _quiet():
-        program = _exported(model, batch, dynamic_batch=dynamic_batch)
-        torch.onnx.export(program, (), str(path), dynamo=True, external_data=False, verbose=False)
+    args, kwargs = _call(model, batch)
+    for value in pytree.tree_leaves(opened(model(*args, **kwargs))):
+        if not isinstance(value, Tensor) and value is not None:
+            raise ExportError(
+                f"{type(model).__name__} gives {value!r}, a {type(value).__name__}, among its outputs, and ONNX has "
+                "only tensors: leave it out, make it a tensor, or export to .pt2"
+            )
+    program = torch.export.export(model, *_call(model, batch), dynamic_shapes=dynamic_shapes)
+    torch.onnx.export(program, (), str(path), dynamo=True, external_data=False, verbose=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names, taken = program.graph_signature.user_inputs, {entry.name for entry in session.get_inputs()}
 
@@ -119,85 +121,55 @@ def _onnx(model: nn.Module, batch: Any, path: Path, *, dynamic_batch: bool) -> R
     return run
 
 
-def _check_outputs(model: nn.Module, batch: Any) -> None:
-    """Raise where a model gives what an ONNX graph cannot."""
-    args, kwargs = _call(model, batch)
-    for value in pytree.tree_leaves(opened(model(*args, **kwargs))):
-        if not isinstance(value, Tensor) and value is not None:
-            raise ExportError(
-                f"{type(model).__name__} gives {value!r}, a {type(value).__name__}, among its outputs, and ONNX knows "
-                "tensors alone: leave it out, make it a tensor, or export to .pt2"
-            )
-
-
-_WRITERS: dict[str, Writer] = {".onnx": _onnx, ".pt2": _program}
-
-
-def _exported(model: nn.Module, batch: Any, *, dynamic_batch: bool) -> Any:
-    """The program of a model, the size of its batch open or that of the example."""
-    args, kwargs = _call(model, batch)
-    dynamic = None
-    if dynamic_batch:
-        rows, size = _rows(batch), torch.export.Dim("batch")
-        axes = {True: {0: size}, False: None}
-        given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-        dynamic = pytree.tree_map(lambda leaf: axes[_is_batch(leaf, rows)], dict(given))
-    return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic)
+_EXPORTS: dict[str, Export] = {".onnx": _onnx, ".pt2": _program}
 
 
 def _call(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call, those by name in the order of the signature, on tensors of their own."""
+    """The arguments of a call, those by name in the order of the signature, with copies of the tensors."""
     args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, batch))
     order = list(inspect.signature(model.forward).parameters)
     return args, dict(sorted(kwargs.items(), key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order)))
 
 
-def _batches(example: Any) -> list[Any]:
-    """The example, and one with three rows more: at least four, since the exporter takes an axis of one for fixed."""
-    rows = _rows(example)
-    return [example, pytree.tree_map(lambda t: t[torch.arange(rows + 3) % rows] if _is_batch(t, rows) else t, example)]
+def _longer(example: Any, rows: int) -> Any:
+    """The example with three more rows: at least four, because the exporter takes an axis of one for fixed."""
+    return pytree.tree_map(lambda t: t[torch.arange(rows + 3) % rows] if _is_batch(t, rows) else t, example)
 
 
-def _rows(example: Any) -> int:
-    """The size of the batch: of the first axis of the first tensor."""
-    first = next((leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)), None)
-    if first is None or first.ndim == 0 or len(first) == 0:
-        raise ExportError("the example begins with no tensor of at least one row: pass dynamic_batch=False")
-    return len(first)
+def _dynamic_shapes(model: nn.Module, batch: Any, rows: int | None) -> Any:
+    """The axes of a batch whose size is open, as torch.export takes them; None where all are fixed."""
+    if rows is None:
+        return None
+    size = torch.export.Dim("batch")
+    args, kwargs = _call(model, batch)
+    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    return pytree.tree_map(lambda leaf: {0: size} if _is_batch(leaf, rows + 3) else None, dict(given))
 
 
 def _is_batch(leaf: Any, rows: int) -> bool:
     return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == rows
 
 
-def _error(model: nn.Module, run: Runner, batch: Any, path: Any, tolerance: float) -> float:
-    """How far the outputs of the file are from those of the model. Raises ExportError where that is too far."""
+def _error(model: nn.Module, run: Run, batch: Any, path: Any, tolerance: float) -> float:
+    """The difference of the outputs of the file and of the model. Raises ExportError where it is too large."""
     args, kwargs = _call(model, batch)
     wanted = _tensors(model(*args, **kwargs))
     error = relative_error(wanted, _tensors(run(*_call(model, batch))))
     if not error <= tolerance:
         raise ExportError(
-            f"what was exported to {path} differs from {type(model).__name__} by {error:.3g} of the output's scale, "
-            f"more than {tolerance:.3g}: the file was not kept; see docs/deployment.md"
+            f"the outputs of {path} differ from those of {type(model).__name__} by {error:.3g} of their scale, more "
+            f"than {tolerance:.3g}: the file was not kept; see docs/deployment.md"
         )
     return error
 
 
 def _cause(error: BaseException) -> str:
-    """The error that began a chain of them: the exporters wrap one in another."""
+    """The first error of a chain of them: the exporters wrap one in another."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """The tensors of a nested output, as floats."""
+    """The tensors of a nested output, in double precision."""
     return [leaf.detach().cpu().double() for leaf in pytree.tree_leaves(opened(output)) if isinstance(leaf, Tensor)]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings that the exporters give about each other."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -1,4 +1,4 @@
-"""What an artefact says of the model whose weights it holds, as dataclasses that JSON can hold."""
+"""The header of an artefact: all but the weights, as dataclasses that JSON can hold."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class TensorRecord:
 class Part:
     """One pruned graph, the model or a part of it.
 
-    `plans` lead to it one after the other, as `Plan.to_dict` gives them; `structure` describes the graph that the
-    first of them starts from, a line a node; `biases` are the parameters that compensation created, by their names in
-    the part; `scores` says how scores were made, where that is known.
+    `plans` were applied in order, each as `Plan.to_dict` gives it; `structure` describes the graph before the first of
+    them, one line per node; `biases` names the parameters that compensation created, within the part; `scores` says
+    how the scores were made, where that is known.
     """
 
     plans: tuple[Mapping[str, Any], ...]
@@ -42,13 +42,13 @@ class Part:
 
     @property
     def path(self) -> str:
-        """Where the part stands in the model; empty where it is the whole."""
+        """The path of the part in the model; empty for the whole model."""
         return str(self.plans[-1].get("settings", {}).get("submodule", ""))
 
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """A callable that gives a model of the original architecture, as text: "package.module:name", and its arguments."""
+    """A callable that returns a model of the original architecture: "package.module:name", and its arguments."""
 
     target: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -59,10 +59,10 @@ class Builder:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """All that an artefact holds but the weights.
+    """Everything in an artefact except the weights.
 
-    `aliases` are further names of tensors; `frozen` those parameters that take no gradients; `training` is the mode of
-    the model and `others` names the modules that are in the other one.
+    `aliases` maps further names of tensors to the first; `frozen` names the parameters without gradients; `training`
+    is the mode of the model, and `others` names the modules in the other mode.
     """
 
     model: str
@@ -75,13 +75,18 @@ class Header:
     others: tuple[str, ...]
     builder: Builder | None = None
 
+    @property
+    def made_by(self) -> str:
+        """The versions of fxprune and torch that wrote the file, as text."""
+        return ", ".join(f"{name} {version}" for name, version in self.versions.items())
+
     def to_text(self) -> str:
         """The header as JSON."""
         try:
             text = json.dumps(asdict(self), separators=(",", ":"))
         except (TypeError, ValueError) as error:
             raise ArtifactError(
-                f"the notes of {self.model} cannot be written as JSON ({error}): give builder_kwargs of numbers, "
+                f"the header of {self.model} cannot be written as JSON ({error}): give builder_kwargs of numbers, "
                 "strings, lists and dicts"
             ) from error
         if len(text) > LARGEST:

@@ -1,11 +1,11 @@
-"""A pruned model in the caller's own class, where its forward runs with the narrower layers as it is written."""
+"""A pruned model in the caller's own class, where the forward runs unchanged with the narrower layers."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxprune.caller.arguments import check
 from fxprune.caller.computed_weights import computed, make_permanent
@@ -17,22 +17,24 @@ from fxprune.pipeline import rewritten
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned
 from fxprune.reporting.report import pruned_of
-from fxprune.rewriting.proof import TOLERANCES, outputs_of, relative_error
-from fxprune.rewriting.repair import is_inserted
+from fxprune.rewriting.node_mending import is_inserted
+from fxprune.rewriting.proof import outputs_of, relative_error
 from fxprune.rewriting.rewrite import check_labels
+from fxprune.saving.rebuild import held_tensors
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.graph import ModelGraph, example_of, plain_attributes
 from fxprune.tracing.part import part_of, with_part
+from fxprune.tracing.proof import TOLERANCES
 
-_REMEDY = "use fxprune.apply, which gives a graph in which that is mended, or exclude the layers that feed it"
+_REMEDY = "use fxprune.apply, whose graph mends that, or exclude the layers that feed it"
 
 
 def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) -> nn.Module:
     """A deep copy of `model`, of its own class, whose layers are narrowed by `plan`.
 
-    Only layers and tensors change, no code: it works where the forward reads sizes from the tensors at hand, or leaves
-    them to the layers. The copy is captured anew; at every node its labels have to be the original's that stay, and its
-    output has to equal that of `apply`. Forward hooks are copied, with what they close over; weights that
+    Only layers and tensors change, no code: it works where the forward reads sizes from its tensors, or leaves them to
+    the layers. The copy is captured anew; the labels of every node have to be the kept ones of the original, and the
+    output has to equal that of `apply`. Forward hooks are copied, with the variables that they close over; weights that
     `torch.nn.utils.prune` or the old `weight_norm` and `spectral_norm` compute become parameters.
 
     Args:
@@ -54,10 +56,13 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
     )
     """
     check(narrow, locals())
-    part = _with_parameters(part_of(model, plan.submodule))
+    part = part_of(model, plan.submodule)
     if isinstance(part, ModelGraph):
         raise NarrowError(f"{type(part).__name__} is a graph already, with no forward of its own: use fxprune.apply")
     need_numbers(model, "narrow", NarrowError)
+    if computed(part):
+        part = isolated_copy(part)
+        make_permanent(part)
     small, planned = rewritten(model, plan)
     with undisturbed():
         pruned: Any = part_of(small, plan.submodule)
@@ -68,46 +73,31 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
         return with_part(model, plan.submodule, own)
 
 
-def _with_parameters(part: nn.Module) -> nn.Module:
-    """A model, or a copy that has parameters in the place of weights that hooks of torch compute."""
-    if not computed(part):
-        return part
-    own = isolated_copy(part)
-    make_permanent(own)
-    return own
-
-
 def _narrowed(part: nn.Module, graph: ModelGraph, small: ModelGraph) -> nn.Module:
-    """A copy of a model with the tensors that `small` has, and the settings of layers that changed on the way to it."""
+    """A copy of a model with the tensors of `small`, and with the settings of layers that differ from `graph`."""
     new = named_tensors(small)
     instead: dict[int, object] = {}
-    for path, module in part.named_modules(remove_duplicate=False):
-        for name, held in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
-            tensor = new.get(f"{path}.{name}" if path else name)
-            if isinstance(held, Tensor) and tensor is not None:
-                if type(module) is nn.MultiheadAttention and tensor.shape != held.shape:
-                    raise NarrowError(
-                        f"{path or 'the model'} is an nn.MultiheadAttention of {module.num_heads} heads, of which some "
-                        f"leave: its class computes embed_dim = heads x head_dim and cannot have fewer; {_REMEDY}"
-                    )
-                instead[id(held)] = tensor
+    for name, module, held in held_tensors(part):
+        if name in new:
+            if type(module) is nn.MultiheadAttention and new[name].shape != held.shape:
+                path = name.rpartition(".")[0] or "the model"
+                raise NarrowError(
+                    f"{path} is an nn.MultiheadAttention of {module.num_heads} heads, some of which are removed: its "
+                    f"class computes embed_dim = heads x head_dim and cannot have fewer; {_REMEDY}"
+                )
+            instead[id(held)] = new[name]
     own = isolated_copy(part, instead)
     for path, module in own.named_modules():
         if path:
-            _resize(module, graph.get_submodule(path), small.get_submodule(path))
+            before, after = plain_attributes(graph.get_submodule(path)), plain_attributes(small.get_submodule(path))
+            vars(module).update({k: value for k, value in after.items() if k in before and before[k] != value})
+            if isinstance(module, nn.RNNBase):
+                module._init_flat_weights()
     return own
 
 
-def _resize(module: nn.Module, before: nn.Module, after: nn.Module) -> None:
-    """Give a layer the sizes that changed from one graph to the other."""
-    old, new = plain_attributes(before), plain_attributes(after)
-    vars(module).update({name: value for name, value in new.items() if name in old and old[name] != value})
-    if isinstance(module, nn.RNNBase):
-        module._init_flat_weights()
-
-
 def _prove(own: nn.Module, planned: Planned, small: ModelGraph, plan: Plan) -> None:
-    """Raise NarrowError where a narrowed copy does not do what the rewritten graph does."""
+    """Raise NarrowError where a narrowed copy has other labels or outputs than the rewritten graph."""
     graph, coupling, keep = planned
     example: Any = example_of(graph)
     try:
@@ -118,7 +108,7 @@ def _prove(own: nn.Module, planned: Planned, small: ModelGraph, plan: Plan) -> N
 
 
 def _compare(own: nn.Module, other: ModelGraph, example: Any, graph: ModelGraph, small: ModelGraph) -> None:
-    """Raise NarrowError where a narrowed copy gives other outputs than a rewritten graph."""
+    """Raise NarrowError where the outputs of a narrowed copy differ from those of a rewritten graph."""
     wanted = outputs_of(other, example)
     try:
         found = outputs_of(own, example)
@@ -132,10 +122,10 @@ def _compare(own: nn.Module, other: ModelGraph, example: Any, graph: ModelGraph,
 
 
 def _blamed(own: nn.Module, graph: ModelGraph, small: ModelGraph, why: str) -> str:
-    """The message: the first node that `apply` mended, the user's line of it, and what went wrong without that."""
+    """The message: the first node that `apply` mended, its line in the forward, and the failure without that."""
     found = _mended(graph, small)
     if not found:
-        return f"{type(own).__name__} does not run as its own class with the layers that stay ({why}): {_REMEDY}"
+        return f"{type(own).__name__} does not run as its own class with the kept layers ({why}): {_REMEDY}"
     node, place = found[0], found[0].name
     line = " ".join(str(node.stack_trace or "").split())
     if node.op == "call_module":
@@ -143,7 +133,7 @@ def _blamed(own: nn.Module, graph: ModelGraph, small: ModelGraph, why: str) -> s
         line = line if "in forward" in line else ""  # a container calls its layers in no line of the user's
     others = f" and {len(found) - 1} more" if len(found) > 1 else ""
     return (
-        f"{type(own).__name__} does not run as its own class with the layers that stay: its forward names sizes or "
+        f"{type(own).__name__} does not run as its own class with the kept layers: its forward names sizes or "
         f"places of channels at {place}{others}, which apply mends{f' ({line})' if line else ''}: {_REMEDY}. "
         f"Without that: {why}"
     )
@@ -154,12 +144,12 @@ def _mended(graph: ModelGraph, small: ModelGraph) -> list[fx.Node]:
     known = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     known |= {node.name for node in graph.graph.nodes}
     after = {node.name: node for node in small.graph.nodes}
-    return [node for node in graph.graph.nodes if _is_mended(node, after[node.name], known)]
-
-
-def _is_mended(old: fx.Node, new: fx.Node, known: set[str]) -> bool:
-    inserted = any(is_inserted(source, known) for source in new.all_input_nodes)
-    return inserted or _call(old) != _call(new)
+    pairs = [(node, after[node.name]) for node in graph.graph.nodes]
+    return [
+        old
+        for old, new in pairs
+        if _call(old) != _call(new) or any(is_inserted(source, known) for source in new.all_input_nodes)
+    ]
 
 
 def _call(node: fx.Node) -> str:

@@ -1,17 +1,18 @@
-"""From the original architecture and a header to the small model, with whatever weights."""
+"""From the original architecture and a header to the small model, its weights not yet loaded."""
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxprune.caller.isolation import isolated_copy
-from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, first_line, summary
+from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, first_line, summary, told
 from fxprune.pipeline import apply
 from fxprune.planning.plan import Plan
 from fxprune.saving.header import Builder, Header, Part
@@ -22,12 +23,13 @@ from fxprune.version import __version__
 _FAILURES = (FxpruneError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, OverflowError)
 
 
-def rebuilt(model: nn.Module, header: Header, tensors: Mapping[str, Tensor], source: object) -> nn.Module:
-    """`model`, which is not changed, after the header's plans; raises ArtifactError where these do not fit it."""
+def rebuilt(
+    model: nn.Module, header: Header, plans: Sequence[Sequence[Plan]], tensors: Mapping[str, Tensor], source: object
+) -> nn.Module:
+    """`model`, which is not changed, after the plans of each part. Raises ArtifactError where they do not fit it."""
     small = _materialised(model, header, tensors)
-    for part in header.parts:
-        for content in part.plans:
-            plan = plan_from(content, source)
+    for part, applied in zip(header.parts, plans, strict=True):
+        for plan in applied:
             try:
                 small = apply(small, plan)
             except _FAILURES as error:
@@ -36,15 +38,12 @@ def rebuilt(model: nn.Module, header: Header, tensors: Mapping[str, Tensor], sou
                     f"{type(model).__name__} that was given ({summary(error)}): pass model= of the architecture "
                     "that was pruned, built with the same arguments"
                 ) from error
-        _check_structure(small, plan.submodule, part, header, source)
+        _check_structure(small, part, header, source)
     return small
 
 
 def plan_from(content: Mapping[str, Any], source: object) -> Plan:
-    """The plan that a header holds, its settings and the size of its example checked.
-
-    Raises ArtifactError.
-    """
+    """The plan that a header holds, checked. Raises ArtifactError."""
     try:
         return Plan.from_dict(content, source)
     except FxpruneError as error:
@@ -54,76 +53,69 @@ def plan_from(content: Mapping[str, Any], source: object) -> Plan:
 def _materialised(model: nn.Module, header: Header, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A copy of a model with buffers from the file, where they kept their shape, and zeros in place of meta tensors.
 
-    Buffers are taken over before anything is traced since a forward may index by them. Parameters are shared with
-    `model`, or are zeros: they are only looked at for their shapes.
+    Buffers are set before tracing because a forward may index by them. Parameters, of which only the shapes matter,
+    are shared with `model`, or are zeros.
     """
     instead: dict[int, object] = {}
     made: dict[str, Tensor] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for name, held in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
-            if isinstance(held, Tensor):
-                full = f"{path}.{name}" if path else name
-                first = header.aliases.get(full, full)
-                new = _stand_in(held, tensors.get(first))
-                on_meta = held.device.type == "meta"  # going there unties tensors
-                instead[id(held)] = made.setdefault(first, new) if on_meta else new
+    for name, _, held in held_tensors(model):
+        first = header.aliases.get(name, name)
+        new = _stand_in(held, tensors.get(first))
+        on_meta = held.device.type == "meta"  # going there unties tensors
+        instead[id(held)] = made.setdefault(first, new) if on_meta else new
     return isolated_copy(model, instead)
 
 
+def held_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Every parameter, buffer and tensor attribute of a model's modules, under every name, with its module."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, held in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
+            if isinstance(held, Tensor):
+                yield f"{path}.{name}" if path else name, module, held
+
+
 def _stand_in(held: Tensor, saved: Tensor | None) -> Tensor:
+    on_meta = held.device.type == "meta"
     if isinstance(held, nn.Parameter):
-        return held if held.device.type != "meta" else nn.Parameter(_zeros(held), requires_grad=held.requires_grad)
+        return nn.Parameter(_zeros(held), requires_grad=held.requires_grad) if on_meta else held
     if saved is not None and saved.shape == held.shape and saved.dtype == held.dtype:
-        return saved.to("cpu" if held.device.type == "meta" else held.device, copy=True)
-    return held.detach().clone() if held.device.type != "meta" else _zeros(held)
+        return saved.to("cpu" if on_meta else held.device, copy=True)
+    return _zeros(held) if on_meta else held.detach().clone()
 
 
 def _zeros(held: Tensor) -> Tensor:
     return torch.zeros(held.shape, dtype=held.dtype, device="cpu")
 
 
-def _check_structure(small: nn.Module, path: str, part: Part, header: Header, source: object) -> None:
+def _check_structure(small: nn.Module, part: Part, header: Header, source: object) -> None:
     """Compare the graph that was pruned with that of the file, node by node.
 
-    Raises ArtifactError where they differ, and warns where torch or fxprune are of another version than the file's:
-    these may spell one network in two ways.
+    Raises ArtifactError where they differ; warns where the versions of torch or fxprune differ too, because these may
+    spell one network in two ways.
     """
-    graph: Any = part_of(small, path)
-    now = history_of(graph).structure
-    for index in range(max(len(now), len(part.structure))):
-        old, new = (lines[index] if index < len(lines) else "no node" for lines in (part.structure, now))
-        if old == new:
-            continue
-        said = f"{source} was made from a {header.model} in which node {index} is {old}, and in the model given {new}"
-        if dict(header.versions) == versions():
-            raise ArtifactError(
-                f"{said}: pass model= of the architecture that was pruned, built with the same arguments"
-            )
-        made_by = ", ".join(f"{name} {version}" for name, version in header.versions.items())
-        warnings.warn(f"{said}. It was made by {made_by}; compare the outputs", FxpruneWarning, stacklevel=4)
+    now = history_of(part_of(small, part.path)).structure
+    if now == part.structure:
         return
+    pairs = enumerate(zip_longest(part.structure, now, fillvalue="no node"))
+    index, (old, new) = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
+    text = f"{source} was made from a {header.model} in which node {index} is {old}, and in the model given {new}"
+    if dict(header.versions) == versions():
+        raise ArtifactError(f"{text}: pass model= of the architecture that was pruned, built with the same arguments")
+    warnings.warn(f"{text}. It was made by {header.made_by}; compare the outputs", FxpruneWarning, stacklevel=4)
 
 
 def versions() -> dict[str, str]:
-    """The versions that may decide how a model becomes a graph."""
+    """The versions on which the graph of a model may depend."""
     return {"fxprune": __version__, "torch": str(torch.__version__)}
 
 
-def built(builder: Builder, source: object) -> nn.Module:
-    """The model that a file's builder gives; imports and runs what the file names.
-
-    Raises ArtifactError where that fails.
-    """
-    module, _, name = builder.target.partition(":")
+def build_model(builder: Builder, source: object) -> nn.Module:
+    """The model of a file's builder, which is imported and called. Raises ArtifactError where that fails."""
     try:
-        made: Any = importlib.import_module(module)
-        for part in name.split("."):
-            made = getattr(made, part)
-        model = made(**builder.kwargs)
+        model = pkgutil.resolve_name(builder.target)(**builder.kwargs)
     except Exception as error:
         raise ArtifactError(
-            f"{source} names the builder {builder}, which fails ({type(error).__name__}: {first_line(error)}): "
-            "pass model= instead"
+            f"{source} names the builder {builder}, which fails ({told(error)}): pass model= instead"
         ) from error
     if not isinstance(model, nn.Module):
         raise ArtifactError(f"{source} names the builder {builder}, which gives a {type(model).__name__}: pass model=")

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from torch import Tensor, fx, nn
 
 from fxprune.caller.batches import Classes, Unpack, batch_to_device, class_of_samples, count_of, length_of, sample_count
-from fxprune.caller.isolation import dtype_of, evaluating
+from fxprune.caller.isolation import applied, dtype_of, evaluating
 from fxprune.caller.rank_batches import Numbered, Share
 from fxprune.caller.ranks import in_any, rank_and_size, together
 from fxprune.coupling.gates import insert
@@ -47,7 +47,7 @@ class ScoringPass:
         graph: Any = whole.get_submodule(path)
         gated, probes = _gated(graph, coupling, sampler, place)
         part = Part(gated, graph, name)
-        objective = Objective(with_part(whole, path, part).to(place), part, loss or F.cross_entropy, run)
+        objective = Objective(applied(with_part(whole, path, part), "to", place), part, loss or F.cross_entropy, run)
         return cls(objective, Share(loader, unpack, objective.count, most), Found.by(probes, sampler), place)
 
     def run(self, classes: Classes | None, file: Checkpoint | None, *, progress: bool) -> list[Tensor]:

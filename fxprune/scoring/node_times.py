@@ -16,7 +16,7 @@ from fxprune.coupling.groups import Coupling
 from fxprune.errors import blaming
 from fxprune.planning.allocation import Allocation
 from fxprune.planning.costs import Accounts
-from fxprune.planning.latency import Latency, _by_node
+from fxprune.planning.latency import Latency, work_by_node
 from fxprune.planning.widths import Product, Products, Ruler, Widths, products
 from fxprune.rewriting.rewrite import rewrite
 from fxprune.rules.context import labels_in
@@ -46,7 +46,7 @@ def measure(
         times = [_node_times(rewrite(graph, coupling, keep), names, example, repeats) for keep in keeps]
         whole = _median_time(lambda: graph(*placeholder_values(graph, example)), graph, repeats)
     widths, work, node = _work(graph, coupling)
-    works = np.stack([_by_node(work.of(widths.under(keep)), node, len(names)) for keep in keeps], 1)
+    works = np.stack([work_by_node(work.of(widths.under(keep)), node, len(names)) for keep in keeps], 1)
     seconds = np.minimum.accumulate(np.stack(times, 1)[:, ::-1], 1)[:, ::-1]
     seconds = np.where(works[:, :1] == works[:, -1:], seconds[:, -1:], seconds)
     total = float(seconds[:, -1].sum())

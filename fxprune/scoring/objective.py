@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.batches import count_of, fitted, sample_count
-from fxprune.caller.example import as_call
+from fxprune.caller.example import as_call, check_dense
+from fxprune.caller.tensors import dtype_name
 from fxprune.errors import CalibrationError, blaming
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.finite import not_finite
@@ -104,11 +105,7 @@ class Objective:
         value = self._ran(inputs, targets, index) if self.run else self._lost(inputs, targets, index)
         if not self.part.called:
             raise CalibrationError(f"{self.part.name} was not called on batch {index}: there is nothing to score there")
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
-            raise CalibrationError(
-                f"the loss of batch {index} has {what}: it must be one number, the mean over the batch, in a tensor"
-            )
+        value = one_number(value, f"the loss of batch {index}")
         if not bool(torch.isfinite(value.detach())):
             raise CalibrationError(
                 f"the loss of batch {index} is {float(value.detach())}{_first_not_finite(self.part)}"
@@ -135,6 +132,17 @@ class Objective:
         with blaming("the model", f"batch {index}"):
             output = self.part.on(inputs) if self.counts_rows else call_whole(self.whole, inputs, targets, run=None)
         return loss_of(self.loss, output, targets, f"batch {index}")
+
+
+def one_number(value: Any, what: str) -> Tensor:
+    """`value`, which messages call `what`. Raises CalibrationError where it is not one real number in a tensor."""
+    check_dense(value, what, CalibrationError, strided=True)
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return value
+    found = f"type {type(value).__name__}"
+    if isinstance(value, Tensor):
+        found = f"dtype {dtype_name(value)}" if value.numel() == 1 else f"shape {tuple(value.shape)}"
+    raise CalibrationError(f"{what} has {found}: it must be one number, the mean over the batch, in a tensor")
 
 
 def loss_of(loss: Loss, output: Any, targets: Any, where: str) -> Any:

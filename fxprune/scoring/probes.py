@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.arrays import Index
-from fxprune.caller.example import TensorSpec
+from fxprune.caller.example import TensorSpec, is_dense
 from fxprune.coupling.gates import Gate
 from fxprune.coupling.groups import Edge
 from fxprune.scoring.moments import Gathering
@@ -267,4 +267,4 @@ def rows_of(graph: ModelGraph) -> dict[str, Rows | None]:
 
 def _samples(x: Tensor, *, count: int) -> Tensor:
     """The first `count` rows of a tensor, repeated where it has fewer."""
-    return x[torch.arange(count, device=x.device) % len(x)] if x.ndim and len(x) else x
+    return x[torch.arange(count, device=x.device) % len(x)] if is_dense(x) and x.ndim and len(x) else x

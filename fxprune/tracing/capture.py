@@ -12,8 +12,8 @@ from torch import nn
 
 from fxprune.caller.arguments import CHECKS, check, chosen, wanted
 from fxprune.caller.computed_weights import computed, warn_of
-from fxprune.caller.example import to_json
-from fxprune.caller.isolation import device_of, kept_buffers, undisturbed
+from fxprune.caller.example import plain, to_json
+from fxprune.caller.isolation import applied, device_of, kept_buffers, undisturbed
 from fxprune.caller.meta import lacking_numbers, to_home
 from fxprune.caller.source_lines import line_of
 from fxprune.errors import CaptureError, first_line, is_of_memory, stage
@@ -23,6 +23,7 @@ from fxprune.tracing.attention import lower
 from fxprune.tracing.checks import (
     Leaves,
     check_example,
+    check_held,
     check_leaves,
     check_names,
     check_unwrapped,
@@ -35,6 +36,7 @@ from fxprune.tracing.export import trace as exported
 from fxprune.tracing.facts import annotate
 from fxprune.tracing.graph import CAPTURED, ModelGraph, captured_of, history_of, is_captured
 from fxprune.tracing.hook_effects import computing
+from fxprune.tracing.outside import outside_restored
 from fxprune.tracing.proof import DisagreementError, Reference, first_run
 from fxprune.tracing.settings import example_for
 
@@ -91,6 +93,7 @@ def capture(
     if is_captured(model):
         return model  # type: ignore[return-value]
     check_unwrapped(model, listed(leaves))
+    check_held(model)
     concrete = dict(concrete_args or {})
     options: dict[str, Any] = {"concrete_args": concrete, "leaves": listed(leaves)}
     failures: dict[str, CaptureError] = {}
@@ -167,7 +170,7 @@ def capture_around(
 
 def _prepared(model: nn.Module) -> nn.Module:
     """A copy of the model in eval mode, to be traced."""
-    return lower(hooks.plain_copy(model)).eval()
+    return applied(lower(hooks.plain_copy(model)), "eval")
 
 
 def _checked(model: nn.Module, example: Any, options: Mapping[str, Any]) -> Any:
@@ -189,7 +192,7 @@ def _captured(
     reference: Reference | None,
 ) -> ModelGraph:
     """The graph that one rung of the ladder gives of `own`, a copy of `model`, compared with the model."""
-    with kept_buffers(own):
+    with kept_buffers(own), outside_restored(own):
         try:
             graph = RUNGS[rung](own, example, **options)
         except Exception as error:
@@ -202,7 +205,7 @@ def _captured(
     if reference is not None:
         reference.check(graph)
     graph.meta[CAPTURED] = replace(
-        captured_of(graph), method=rung, example=small, concrete_args=to_json(options["concrete_args"]),
+        captured_of(graph), method=rung, example=plain(small), concrete_args=to_json(options["concrete_args"]),
         changed=reference.changed if reference else (), history=history_of(model),
     )  # fmt: skip
     modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
@@ -240,4 +243,5 @@ def captured(settings: Mapping[str, Any], model: nn.Module, description: Any) ->
     """The graph of a model, captured as `settings` say on an example of the described shapes; a graph as it is."""
     if is_captured(model):
         return cast("ModelGraph", model)
+    check_held(model)
     return capture_as(settings, model, example_for(model, description), made=True)

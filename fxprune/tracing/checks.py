@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import as_call, batch_length, trim
+from fxprune.caller.example import as_call, batch_length, check_dense, trim
 from fxprune.errors import CaptureError, told
 from fxprune.tracing.graph import ModelGraph, OwnSource
 
@@ -35,6 +35,12 @@ def check_names(model: nn.Module) -> None:
 
 
 _KEPT = {"self", *vars(OwnSource(nn.Module(), fx.Graph()))} - vars(nn.Module()).keys()
+
+
+def check_held(model: nn.Module) -> None:
+    """Raise CaptureError where a parameter or buffer is sparse or nested."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        check_dense(tensor, f"{type(model).__name__}.{name}", CaptureError, strided=True, meta=True)
 
 
 def listed(entries: Leaves) -> tuple[Entry, ...]:
@@ -71,6 +77,7 @@ def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -
             f"the example does not fit {type(model).__name__}.forward{signature}: {error}. "
             "Give a tensor, a tuple of the positional arguments, or a dict of the named ones"
         ) from error
+    check_dense(example, "the example", CaptureError, meta=True)
     first = next((t for t in pytree.tree_leaves(example) if isinstance(t, Tensor) and t.ndim), None)
     if first is not None and not len(first):
         raise CaptureError(f"the example has no samples, its first tensor is {tuple(first.shape)}: give one at least")

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.caller.batches import sample_count
-from fxprune.caller.example import TensorSpec, as_call, spec_of
+from fxprune.caller.example import TensorSpec, as_call, plain, spec_of
 from fxprune.caller.isolation import evaluating
 from fxprune.caller.meta import CPU, META, lacking_numbers
 from fxprune.caller.meta_calls import PLACES, method, mixed, shape_only, weightless
@@ -225,7 +225,7 @@ def placeholder_values(graph: fx.GraphModule, example: Any) -> list[Any]:
 
     Tensors are copied: a model may change its inputs in place.
     """
-    args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, example))
+    args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, plain(example)))
     rest, values = list(args), []
     for node in graph.graph.nodes:
         if node.op != "placeholder":

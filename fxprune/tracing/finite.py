@@ -52,4 +52,4 @@ class _Search(fx.Interpreter):
 def all_finite(value: Any) -> bool:
     """Whether the floating tensors of a nested value hold finite numbers alone."""
     floats = (t for t in pytree.tree_leaves(opened(value)) if isinstance(t, Tensor) and t.is_floating_point())
-    return all(bool(torch.isfinite(t).all()) for t in floats)
+    return all(bool(torch.isfinite(t.coalesce().values() if t.is_sparse else t).all()) for t in floats)

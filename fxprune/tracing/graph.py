@@ -7,7 +7,7 @@ import keyword
 import linecache
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,11 +171,12 @@ def _restore(class_name: str, body: dict[str, Any], nodes: list[tuple[Any, ...]]
 
 
 def must_be(value: Any, fixed: Any, name: str) -> None:
-    """Stands in a graph for an argument at whose value tracing has fixed the graph.
+    """Stands in a graph for an argument, or a part of one, at whose value tracing has fixed the graph.
 
-    Raises CaptureError where the argument has another value after all.
+    Of a list, tuple or mapping it is the length. Raises CaptureError where there is another value after all.
     """
     known = value.concrete if issubclass(type(value), ValueProxy) else value
+    known = len(known) if isinstance(known, (list, tuple, Mapping)) else known
     if known is not fixed and known != fixed:
         raise CaptureError(
             f"the graph was made for {name}={fixed!r}, as the example has it or leaves it out: "

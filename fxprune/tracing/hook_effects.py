@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dis
+import inspect
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from functools import wraps
+from functools import partial, wraps
 from itertools import pairwise
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -21,6 +25,7 @@ from fxprune.caller.meta import lacking_numbers
 from fxprune.caller.meta_calls import shape_only
 from fxprune.caller.source_lines import users_line
 from fxprune.errors import CaptureError
+from fxprune.tracing.checks import does_not_run
 from fxprune.tracing.hooks import (
     PRE,
     Hook,
@@ -34,6 +39,7 @@ from fxprune.tracing.hooks import (
     keep,
     plain_copy,
 )
+from fxprune.tracing.in_place import ABOUT_GRADIENTS
 
 
 def computing(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> frozenset[Hook]:
@@ -52,9 +58,9 @@ def computing(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> fr
     run = _Run(model, watched)
     try:
         before = run.outputs(example, concrete)
-    except Exception:
+    except Exception as error:
         if numbers:
-            raise
+            raise does_not_run(model, error) from error
         return found  # what fails without numbers says nothing
     run.check()
     if numbers and run.computing != found:
@@ -116,7 +122,13 @@ class _Run(TorchFunctionMode):
                 self.inside.pop()
             before = given if len(given) > 1 and hook[1] == PRE else given[0 if hook[1] == PRE else -1]
             aged = any(tensor._version != age for tensor, age in ages)
-            if aged or has_other(module, held) or _may_return(function) or not _is_same(result, before):
+            if (
+                aged
+                or has_other(module, held)
+                or _may_return(function)
+                or _may_write(function)
+                or not _is_same(result, before)
+            ):
                 self.computing.add(hook)
             return result
 
@@ -132,6 +144,64 @@ def _may_return(function: Any) -> bool:
             constant = before.opname == "LOAD_CONST"
             values += ([before.argval] if constant else []) + ([...] if call.is_jump_target or not constant else [])
     return None in values and any(value is not None for value in values)
+
+
+_LITERALS = (ast.Constant, ast.Dict, ast.List, ast.Set, ast.DictComp, ast.ListComp)
+
+
+def _may_write(function: Any) -> bool:
+    """Whether a function has a way through it that works in place on what it is given, on which one run need not go."""
+    code = code_of(function)
+    if code is None or not any(
+        "JUMP" in call.opname or "FOR_ITER" in call.opname for call in dis.get_instructions(code)
+    ):
+        return False
+    bound = not isinstance(inner := getattr(function, "func", function), FunctionType)
+    own = code.co_varnames[0] if bound and not isinstance(inner, partial) and code.co_varnames else None
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    except (OSError, SyntaxError):
+        return any(map(_is_in_place, code.co_names))
+    made = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, (ast.Constant, ast.Dict, ast.List, ast.Set, ast.DictComp))
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    given = set(code.co_varnames) - made - {own}
+    return any(_root(target) in given for node in ast.walk(tree) for target in _written_in(node))
+
+
+def _written_in(node: ast.AST) -> Iterator[ast.expr]:
+    """The tensors that a piece of source may work on in place."""
+    if isinstance(node, ast.AugAssign) and not isinstance(node.target, ast.Attribute):
+        yield node.target
+    if isinstance(node, ast.Assign):
+        yield from (t for t in node.targets if isinstance(t, ast.Subscript) and not _is_text(t.slice))
+    if isinstance(node, ast.Call):
+        if isinstance(node.func, ast.Attribute) and _is_in_place(node.func.attr):
+            yield from (node.func.value, *node.args[:1])
+        for keyword in node.keywords:
+            if keyword.arg in ("out", "inplace"):
+                yield from (keyword.value, *node.args[:1])
+
+
+def _is_text(key: ast.expr) -> bool:
+    return isinstance(key, ast.JoinedStr) or (isinstance(key, ast.Constant) and isinstance(key.value, str))
+
+
+def _is_in_place(name: str) -> bool:
+    """Whether a method of tensors, or a function of torch, of this name works in place."""
+    return name.endswith("_") and not name.endswith("__") and name not in ABOUT_GRADIENTS and hasattr(Tensor, name)
+
+
+def _root(target: ast.expr) -> str | None:
+    """The variable that an expression starts from."""
+    while isinstance(target, (ast.Attribute, ast.Subscript, ast.Call)):
+        target = target.func if isinstance(target, ast.Call) else target.value
+    return target.id if isinstance(target, ast.Name) else None
 
 
 def _outputs(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any:

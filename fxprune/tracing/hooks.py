@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_internals
 
 from fxprune.caller.computed_weights import make_permanent
-from fxprune.caller.isolation import FORWARD_HOOKS, HOOKS, isolated_copy, restored
+from fxprune.caller.isolation import FORWARD_HOOKS, HOOKS, applied, isolated_copy, restored
 from fxprune.caller.overrides import changed
 from fxprune.errors import CaptureError
 from fxprune.tracing.checks import Entry, is_named
@@ -26,7 +26,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     """A copy of a model in eval mode, with its forward hooks; weights that hooks of torch compute are parameters."""
     own = isolated_copy(model)
     make_permanent(own)
-    return own.eval()
+    return applied(own, "eval")
 
 
 def keep(model: nn.Module, hooks: Collection[Hook]) -> None:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.arguments import check_value
 from fxprune.caller.batches import Unpack, batch_to_device, batches, fitted
 from fxprune.caller.example import as_call, to_device
-from fxprune.caller.isolation import device_of, isolated_copy, seeded, undisturbed
+from fxprune.caller.isolation import applied, device_of, isolated_copy, seeded, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, stage, told
 from fxprune.tracing.capture import capture_around
@@ -77,6 +78,7 @@ def with_captured_part(
     if is_captured(part):
         return model
     check_bare(model)
+    check_value("model", part)
     with stage("capturing"), undisturbed():
         feed = batches(loader, unpack)
         example, other = _inputs_of(model, path, next(feed), run), None
@@ -101,7 +103,7 @@ def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | N
         raise _SeenError
 
     with seeded(0), torch.no_grad():
-        own = isolated_copy(model).eval()
+        own = applied(isolated_copy(model), "eval")
         part_of(own, path).register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
         try:
             call_whole(own, *batch_to_device(batch, device_of(own)), run=run)

@@ -7,7 +7,8 @@ import math
 import random
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import another, as_call, batch_length, opened, trim
+from fxprune.caller.example import another, as_call, batch_length, check_dense, opened, trim
 from fxprune.caller.isolation import evaluating, kept_buffers, precise, restored, seeded
 from fxprune.caller.meta import has_numbers
 from fxprune.caller.source_lines import is_users
@@ -31,6 +32,9 @@ from fxprune.tracing.hooks import hooks_of, plain_copy
 from fxprune.tracing.hooks import told as told_of_hooks
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_CONTAINERS, _OF_MODULES = (list, dict, set, deque), vars(nn.Module()).keys()
+_PLAIN = (bool, int, float, str, type(None))
+_FILLS, _FAR = 2, 100.0  # constants beside the numbers of an output, such as those of a mask, and how far off
 _SEED = 20_231  # none that a forward is traced with: what it draws must not be a constant of the graph
 
 
@@ -49,11 +53,12 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """What the caller's model gives in eval mode on the example, of which it takes two samples or all, and on another.
+    """What the caller's model gives in eval mode, on the example and on other batches.
 
-    `whole` is the example as it was given. `random` names the generators that a forward draws from. `changed` are the
-    names of the buffers and attributes that it leaves with another value; `stateful` says that what it gives on the
-    second batch depends on whether it saw the first.
+    The first trial is two samples of the example, or all; then come another batch, the whole example, and one sample of
+    it, each where the model takes it. `whole` is the example as it was given. `random` names the generators that a
+    forward draws from. `changed` are the names of the buffers and attributes that it leaves with another value;
+    `stateful` says that what it gives on the second batch depends on whether it saw the first.
     """
 
     model: nn.Module
@@ -74,10 +79,16 @@ class Reference:
         before = _state(own)
         with restored(own), kept_buffers(own):
             batch, output = first_run(own, example, concrete)
+            check_dense(output, f"the output of {type(model).__name__}", CaptureError, strided=True, meta=True)
+            _check_comparable(output)
             changed = tuple(name for name, value in _state(own).items() if not _same(value, before.get(name)))
             later = list(_second_trial(own, batch, other, concrete, drawn))
-        trials = [Trial(batch, output, grad=False), *_second_trial(own, batch, other, concrete)]
-        stateful = [trial.output for trial in later], [trial.output for trial in trials[1:]]
+        sized: list[Trial] = []
+        for sizes in _other_sizes(example, batch):
+            with restored(own), kept_buffers(own):
+                sized += _tried(own, sizes, concrete, grads=(False,))
+        trials = [Trial(batch, output, grad=False), *_second_trial(own, batch, other, concrete), *sized]
+        stateful = [trial.output for trial in later], [trial.output for trial in trials[1 : 1 + len(later)]]
         return cls(model, concrete, example, trials, frozenset(drawn), changed, not _agree(*stateful))
 
     @property
@@ -103,8 +114,8 @@ class Reference:
 
     def check(self, graph: ModelGraph) -> None:
         """Raise DisagreementError where a graph gives other outputs than the model."""
-        if captured_of(graph).by_batch and len(self.trials) <= 2:
-            self.trials.extend(self._of_other_sizes())
+        if captured_of(graph).by_batch:
+            self._try_one_more()
         for trial in self.trials:
             rows = _rows(trial.batch)
             try:
@@ -121,12 +132,11 @@ class Reference:
                     f"first {self._place(graph, trial)}"
                 )
 
-    def _of_other_sizes(self) -> Iterator[Trial]:
-        """Batches of sizes that the model will be given, for graphs that were made by a decision on their number."""
-        length = batch_length(self.whole)
-        for batch in (self.whole, another(self.whole, length + 1)):
-            if batch_length(batch) > batch_length(self.example) + 1:
-                yield from _tried(plain_copy(self.model), batch, self.concrete)
+    def _try_one_more(self) -> None:
+        """Add a batch of one sample more than the example, for graphs made by a decision on the number of samples."""
+        samples = batch_length(self.whole) + 1
+        if samples not in {batch_length(trial.batch) for trial in self.trials}:
+            self.trials.extend(_tried(plain_copy(self.model), another(self.whole, samples), self.concrete))
 
     def reason(self) -> str:
         """What the graphs are likely to differ by, in words."""
@@ -200,9 +210,22 @@ def _second_trial(
     yield from islice(tried, 1)
 
 
-def _tried(own: nn.Module, batch: Any, concrete: Mapping[str, Any], drawn: set[str] | None = None) -> Iterator[Trial]:
+def _other_sizes(example: Any, batch: Any) -> Iterator[Any]:
+    """The whole example and one sample of it, where these have another number of samples than its part, `batch`."""
+    for other in (example, trim(example, samples=1)):
+        if batch_length(other) != batch_length(batch) and (other is example or batch_length(other) == 1):
+            yield other
+
+
+def _tried(
+    own: nn.Module,
+    batch: Any,
+    concrete: Mapping[str, Any],
+    drawn: set[str] | None = None,
+    grads: Sequence[bool] = (True, False),
+) -> Iterator[Trial]:
     """What a model gives on a batch, with gradients recorded where it takes that; nothing where it does not run."""
-    for grad in (True, False):
+    for grad in grads:
         try:
             output = _call(own, batch, concrete, grad=grad, drawn=drawn)
         except Exception:  # noqa: BLE001, S112 - the caller's model takes no such batch, whatever it says
@@ -264,11 +287,13 @@ def _rows(batch: Any) -> str:
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
-    """The values of buffers, and of plain attributes, that a forward may change, by name."""
+    """What a forward may change, by name: buffers, plain attributes, and how many entries containers have."""
     state: dict[str, Any] = {name: buffer.clone() for name, buffer in model.named_buffers()}
     for path, module in model.named_modules():
         numbers = {name: value for name, value in plain_attributes(module).items() if isinstance(value, (int, float))}
-        state |= {f"{path}.{name}" if path else name: value for name, value in numbers.items()}
+        held = {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
+        lengths = {name: f"{len(value)} entries" for name, value in held.items() if isinstance(value, _CONTAINERS)}
+        state |= {f"{path}.{name}" if path else name: value for name, value in (numbers | lengths).items()}
     return state
 
 
@@ -292,9 +317,24 @@ def _difference(wanted: Any, found: Any) -> str | None:
     return next((text for one, other in zip(a, b, strict=True) if (text := _leaf_difference(one, other))), None)
 
 
+def _check_comparable(output: Any) -> None:
+    """Raise CaptureError where an output holds tensors inside something that cannot be opened."""
+    for leaf in pytree.tree_leaves(opened(output)):
+        held = leaf if isinstance(leaf, (set, frozenset)) else getattr(leaf, "__dict__", {}).values()
+        if not isinstance(leaf, (Tensor, type)) and any(isinstance(value, Tensor) for value in held):
+            raise CaptureError(
+                f"its output holds a {type(leaf).__name__}, which cannot be compared: "
+                "return tensors, lists, tuples, dicts or dataclasses"
+            )
+
+
 def _leaf_difference(a: Any, b: Any) -> str | None:
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+    if type(a) is not type(b) and not (isinstance(a, _PLAIN) and isinstance(b, _PLAIN)) and not isinstance(a, Tensor):
+        return f"it gives a {type(b).__name__}, the model a {type(a).__name__}"
+    if not isinstance(a, Tensor):
         return None if _same(a, b) else f"it gives {b!r:.40}, the model {a!r:.40}"
+    if not isinstance(b, Tensor):
+        return f"it gives a {type(b).__name__}, the model a tensor"
     if not has_numbers(b):
         return "it gives a tensor without numbers"
     if a.shape != b.shape or a.dtype != b.dtype:
@@ -309,12 +349,14 @@ def _same(a: Any, b: Any) -> bool:
     """Whether two values that are no outputs are the same; what does not say so plainly is taken to be."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b.to(a.device)))
-    plain = (bool, int, float, str, type(None))
-    return type(a) not in plain or type(b) not in plain or a == b or (a != a and b != b)
+    return type(a) not in _PLAIN or type(b) not in _PLAIN or a == b or (a != a and b != b)
 
 
 def apart(wanted: Tensor, found: Tensor) -> float:
-    """The largest difference in shares of the largest finite entry; what is not finite has to be the same in both."""
+    """The largest difference in shares of the largest finite entry; what is not finite has to be the same in both.
+
+    Up to two values that tensors are filled with, equal in both and more than 100 times all others, set no scale.
+    """
     if not wanted.numel():
         return 0.0
     if wanted.is_complex():
@@ -323,9 +365,21 @@ def apart(wanted: Tensor, found: Tensor) -> float:
     same = (wanted == found) | (wanted.isnan() & found.isnan())
     if bool((~finite & ~same).any()):
         return math.inf
-    scale = wanted[finite].abs().max().clamp_min(torch.finfo(wanted.dtype).tiny) if bool(finite.any()) else 1.0
-    error = float(torch.where(same, 0.0, (wanted - found).abs()).max() / scale)
+    scale = _scale(wanted[finite].abs(), same[finite]) if bool(finite.any()) else 1.0
+    error = float(torch.where(same, 0.0, (wanted - found).abs()).max()) / scale
     return math.inf if math.isnan(error) else error
+
+
+def _scale(sizes: Tensor, same: Tensor) -> float:
+    """The largest of these magnitudes without up to two constants, equal in both, such as -1e9 where a mask is."""
+    tiny = torch.finfo(sizes.dtype).tiny
+    for _ in range(_FILLS):
+        rest = sizes < sizes.max()
+        largest_rest = float(sizes[rest].max()) if bool(rest.any()) else 0.0
+        if largest_rest <= tiny or not bool(same[~rest].all()) or float(sizes.max()) <= _FAR * largest_rest:
+            break
+        sizes, same = sizes[rest], same[rest]
+    return max(float(sizes.max()), tiny)
 
 
 # -- what a forward does that a graph may not hold ---------------------------------------------------------------------

@@ -29,6 +29,7 @@ from fxprune.tracing.attention import MultiheadAttention
 from fxprune.tracing.checks import Entry, is_named, signature_of
 from fxprune.tracing.graph import CAPTURED, Captured, ModelGraph, must_be
 from fxprune.tracing.hooks import hooked, layer_within_hooks, strip
+from fxprune.tracing.in_place import viewed, written
 from fxprune.tracing.value_proxies import Symbol, is_symbol
 
 _OPENED = (
@@ -97,9 +98,27 @@ class SymbolicTracer(fx.Tracer):
             kwargs = kwargs | {"lengths": self._on_cpu(kwargs["lengths"])}
         elif target is PACKING[0]:
             args = (args[0], self._on_cpu(args[1]), *args[2:])
+        if kind in ("call_function", "call_method"):
+            self._check_written(target, args, kwargs)
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
         node.stack_trace = users_line()
         return node
+
+    def _check_written(self, target: Any, args: Any, kwargs: Any) -> None:
+        """Refuse calls that write into a parameter, or into a tensor that Python holds itself and may ask."""
+        for node in written(target, args, kwargs):
+            base = viewed(node)
+            if base.op != "get_attr":
+                continue
+            if str(base.target).startswith("_tensor_constant"):
+                self.refuse("the forward writes a value into a tensor that was made without one")
+            if self._is_parameter(str(base.target)):
+                self.refuse(f"the forward writes into the parameter {base.target}")
+
+    def _is_parameter(self, path: str) -> bool:
+        """Whether the model has a parameter at a path."""
+        owner, _, name = path.rpartition(".")
+        return name in self.root.get_submodule(owner)._parameters
 
     def _on_cpu(self, value: Any) -> Any:
         """The value of a node, copied to the CPU if it is not there."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from fxprune.caller.source_lines import is_users
+from fxprune.caller.source_lines import deciding_line, is_users, users_frame
 
 _PLAIN = (type(None), str, bytes, type, torch.layout, torch.memory_format, torch.finfo, torch.iinfo)
 _MISSING = object()
@@ -45,6 +45,26 @@ class _Unknown:
     def __float__(self) -> float:
         return float(self.tracer.refuse("the forward makes a float of a value"))
 
+    def __hash__(self) -> int:
+        if _asked_by_user():
+            self.tracer.refuse("the forward looks a value up by its hash")
+        return id(self)
+
+    def __str__(self) -> str:
+        return self._told("", fx.Proxy.__str__)
+
+    def __repr__(self) -> str:
+        return self._told("", fx.Proxy.__repr__)
+
+    def __format__(self, spec: str) -> str:
+        return self._told(spec, fx.Proxy.__str__)
+
+    def _told(self, spec: str, text: Callable[[Any], str]) -> str:
+        """The text of a symbol, but for the user's code, where it is no message of an assertion or an error."""
+        if _asked_by_user(3) and (frame := users_frame()) is not None and deciding_line(frame):
+            self.tracer.refuse("the forward makes a text of a value")
+        return format(text(self), spec)
+
 
 class Symbol(_Unknown, fx.Proxy):
     """A symbol of symbolic tracing, which knows no value."""
@@ -54,9 +74,9 @@ class SymbolAttribute(_Unknown, fx.proxy.Attribute):  # type: ignore[misc]
     """An attribute, or a method before it is called, of such a symbol."""
 
 
-def _asked_by_user() -> bool:
+def _asked_by_user(depth: int = 2) -> bool:
     """Whether the innermost frame behind the caller's that is no frozen part of Python, such as abc, is the user's."""
-    frame = sys._getframe(2)
+    frame = sys._getframe(depth)
     while frame.f_back is not None and frame.f_code.co_filename.startswith("<frozen"):
         frame = frame.f_back
     return is_users(frame.f_code.co_filename)
@@ -108,8 +128,9 @@ class ValueProxy(_Recording):
 
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self.concrete, Mapping):
+            self.tracer.length(self)
             return iter(list(self.concrete))
-        return iter([self[i] for i in range(len(self.concrete))])  # type: ignore[index]
+        return iter([self[i] for i in range(self.tracer.length(self))])  # type: ignore[index]
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._call(operator.setitem, key, value)
@@ -120,7 +141,7 @@ class ValueProxy(_Recording):
         return item in self.tracer.fixed(self)
 
     def __len__(self) -> int:
-        return len(self.concrete)
+        return int(self.tracer.length(self))
 
     def __bool__(self) -> bool:
         return bool(self.tracer.fixed(self))
@@ -141,10 +162,13 @@ class ValueProxy(_Recording):
         return self._call(round) if ndigits is None else self._call(round, ndigits)
 
     def __format__(self, spec: str) -> str:
-        return format(self.concrete, spec)
+        return format(self.tracer.fixed(self), spec)
 
     def __str__(self) -> str:
-        return str(self.concrete)
+        return str(self.tracer.fixed(self))
+
+    def __repr__(self) -> str:
+        return repr(self.tracer.fixed(self)) if _asked_by_user() else fx.Proxy.__repr__(self)  # type: ignore[arg-type]
 
     def __hash__(self) -> int:
         """As the value's, but numbers and shapes have none: as keys of a cache they would outlive the trace."""

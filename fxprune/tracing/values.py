@@ -25,7 +25,8 @@ from fxprune.caller.source_lines import deciding_line, users_frame
 from fxprune.errors import FxpruneWarning
 from fxprune.tracing import symbolic
 from fxprune.tracing.checks import Entry
-from fxprune.tracing.graph import CAPTURED, ModelGraph, captured_of
+from fxprune.tracing.graph import CAPTURED, ModelGraph, captured_of, must_be
+from fxprune.tracing.in_place import written
 from fxprune.tracing.value_proxies import TensorProxy, ValueProxy, is_plain, is_symbol, proxy_of
 
 _FACTORIES = (
@@ -33,6 +34,7 @@ _FACTORIES = (
     "tensor", "as_tensor", "scalar_tensor", "eye", "tril_indices", "triu_indices", "normal", "hann_window", "complex",
     "broadcast_shapes", "meshgrid", "cartesian_prod",
 )  # fmt: skip
+_MAKING = frozenset(getattr(torch, name) for name in _FACTORIES)
 _ON_TYPES = ("finfo", "iinfo", "promote_types", "can_cast")  # functions of dtypes, which take no symbols
 _ABOUT_SIZES = frozenset({
     "shape", "dtype", "device", "is_cuda", "requires_grad", "layout", "itemsize", "nbytes", "is_sparse", "is_nested",
@@ -41,6 +43,21 @@ _ABOUT_SIZES = frozenset({
     "new_ones", "new_empty", "new_full", "is_quantized",
 })  # fmt: skip
 
+_SIZES = frozenset({"shape", "size", "numel", "nelement", "len", "nbytes"})
+_SIZED_BY_VALUES = frozenset({
+    "nonzero", "argwhere", "unique", "unique_consecutive", "_unique2", "_return_output", "_return_inverse",
+    "_return_counts", "_consecutive_return_output", "_consecutive_return_inverse", "_consecutive_return_counts",
+    "masked_select", "bincount", "repeat_interleave", "histc", "combinations", "nonzero_static",
+})  # fmt: skip
+_SIZED_AS_FIRST = frozenset({
+    "index_add", "index_copy", "index_fill", "index_put", "scatter", "scatter_add", "scatter_reduce", "masked_fill",
+    "masked_scatter", "setitem", "index_reduce", "slice_scatter", "select_scatter",
+})  # fmt: skip
+_SIZED_BY_NUMBERS = frozenset({
+    "getitem", "narrow", "view", "reshape", "expand", "repeat", "tile", "unflatten", "split", "chunk", "new_zeros",
+    "new_ones", "new_full", "new_empty",
+})  # fmt: skip
+_PIECES = frozenset({"split", "chunk", "unbind", "tensor_split", "split_with_sizes", "tolist"})
 _LENGTH = builtins.len
 _DECISIONS = 4096  # that are noted of one trace
 _REPLAYED: ContextVar[tuple[Any, ...]] = ContextVar("decisions of an earlier trace", default=())
@@ -52,9 +69,9 @@ class ValueTracer(symbolic.SymbolicTracer):
     """Runs every node that it makes on the example, in the order of the program.
 
     `values` are those of the nodes; `told` are the nodes whose values depend on those of the inputs, not only on their
-    sizes; `branches` are the lines that decide by such values, and `decisions` the numbers and truths that Python was
-    given of them, in order. `counts` are numbers that follow from that of the samples, and `by_batch` says whether
-    Python decides by one.
+    sizes, and `sized` those whose sizes do, too; `branches` are the lines that decide by such values, and `decisions`
+    the numbers and truths that Python was given of them, in order. `counts` are numbers that follow from that of the
+    samples, and `by_batch` says whether Python decides by one. `given` are nested inputs, and what is inside, by name.
     """
 
     whole = symbolic.PACKING
@@ -63,11 +80,15 @@ class ValueTracer(symbolic.SymbolicTracer):
         super().__init__(*args, **kwargs)
         self.values: dict[fx.Node, Any] = {}
         self.told: set[fx.Node] = set()
+        self.sized: set[fx.Node] = set()
+        self.stored: dict[int, list[fx.Node]] = {}  # the nodes whose tensors share a storage
         self.branches: dict[str, None] = {}
         self.decisions: list[Any] = []
         self.counts: set[fx.Node] = set()
         self.samples, self.by_batch = batch_length(self.example), False
         self.inputs: dict[str, Any] = {}
+        self.given: dict[fx.Node, str] = {}
+        self.guarded: set[fx.Node] = set()
         self.running, self.thread = False, threading.get_ident()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -96,10 +117,13 @@ class ValueTracer(symbolic.SymbolicTracer):
             self.values[node] = self._run(node)
             self._tell(node)
             self._count(node)
+            self._name_given(node)
         return node
 
     def proxy(self, node: fx.Node) -> Any:
         value = self.values[node]
+        if node.op != "placeholder" and isinstance(value, (str, type(None))):
+            self._guard(node, value)
         if is_plain(value) and not (isinstance(value, bool) and node in self.told):
             return value
         return proxy_of(node, self, value)
@@ -111,6 +135,7 @@ class ValueTracer(symbolic.SymbolicTracer):
         return self.create_proxy("call_method", name, (proxy, *args), kwargs)
 
     def keys(self, obj: Any) -> Any:
+        self.length(obj)
         return list(obj.concrete)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -136,18 +161,77 @@ class ValueTracer(symbolic.SymbolicTracer):
         finally:
             self.running = False
 
+    # -- nested inputs ---------------------------------------------------------------------------------------------
+
+    def _name_given(self, node: fx.Node) -> None:
+        """Name nested inputs, and what is taken from them."""
+        inside = self.given.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        if node.op == "placeholder" and isinstance(self.values[node], (list, tuple, Mapping)):
+            self.given[node] = str(node.target)
+        elif inside is not None and (node.target in (operator.getitem, "get")):
+            self.given[node] = f"{inside}[{node.args[1]!r}]"
+        elif inside is not None and node.target is getattr:
+            self.given[node] = f"{inside}.{node.args[1]}"
+
+    def _guard(self, node: fx.Node, value: Any, what: str = "{}") -> None:
+        """Check in the graph that what a nested input holds is what Python was given of it."""
+        if node in self.given and node not in self.guarded:
+            self.guarded.add(node)
+            self.create_node("call_function", must_be, (node, value, what.format(self.given[node])), {})
+
     # -- what depends on values ------------------------------------------------------------------------------------
 
     def _tell(self, node: fx.Node) -> None:
-        """Note whether the value of a node depends on the values of the inputs."""
-        name = node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
-        if node.all_input_nodes and _changes_input(node, str(name)):
+        """Note whether the value of a node, and its sizes, depend on the values of the inputs."""
+        name = str(node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target))
+        for tensor in _tensors(self.values[node]):
+            if has_numbers(tensor) and tensor.layout is torch.strided:
+                self.stored.setdefault(tensor.untyped_storage().data_ptr(), []).append(node)
+        if self._has_told_sizes(node, name):
+            self.sized.add(node)
+        into = list(written(node.target, node.args, node.kwargs))
+        if into and into[0] is node.all_input_nodes[0]:
             self._forget(node)
-        if node.op != "placeholder" and (name in _ABOUT_SIZES or not self.told.intersection(node.all_input_nodes)):
+        read = self.sized if name in _SIZES else self.told
+        known = name in _ABOUT_SIZES and name not in _SIZES
+        if node.op != "placeholder" and (known or not read.intersection(node.all_input_nodes)):
             return
         self.told.add(node)
-        if node.all_input_nodes and _changes_input(node, str(name)):
-            self.told.add(node.all_input_nodes[0])
+        self.told.update(into)
+        for tensor in (tensor for other in into for tensor in _tensors(self.values[other])):
+            if has_numbers(tensor) and tensor.layout is torch.strided:
+                self.told.update(self.stored.get(tensor.untyped_storage().data_ptr(), ()))
+
+    def _has_told_sizes(self, node: fx.Node, name: str) -> bool:
+        """Whether the sizes of a node's tensors, or its length, depend on the values of the inputs."""
+        read, value = node.all_input_nodes, self.values[node]
+        tensors = [tensor for tensor in _tensors(value) if tensor.ndim]
+        if node.op == "placeholder" or not read or not (tensors or name == "tolist"):
+            return False
+        if self.sized.intersection(read[:1] if name.rstrip("_") in _SIZED_AS_FIRST else read):
+            return True
+        told = [other for other in read if other in self.told]
+        if name == "getitem":
+            masks = (self.values[other] for other in told if other is not node.args[0])
+            if any(isinstance(mask, Tensor) and mask.dtype in (torch.bool, torch.uint8) for mask in masks):
+                return True
+        if name in _SIZED_BY_NUMBERS or node.target in _MAKING:
+            return any(type(self.values[other]) is int for other in told)
+        if name == "where":
+            return bool(told) and _LENGTH(node.args) + _LENGTH(node.kwargs) == 1
+        return bool(told) and name in _SIZED_BY_VALUES and (name != "repeat_interleave" or _LENGTH(read) > 1)
+
+    def length(self, proxy: ValueProxy) -> int:
+        """How many entries Python finds in a symbol; that is a decision where it depends on the input's values."""
+        value, node = self.values[proxy.node], proxy.node
+        length = _LENGTH(value)
+        name = str(getattr(node.target, "__name__", node.target))
+        self.by_batch |= length == self.samples or name in _PIECES
+        if isinstance(value, (list, tuple, Mapping)):
+            self._guard(node, length, "len({})")
+        if node not in self.sized or not (isinstance(value, Tensor) or name in _PIECES):
+            return length
+        return int(self._decided(length))
 
     def _count(self, node: fx.Node) -> None:
         """Note whether a node is the number of samples, or follows from it; a truth that does decides something."""
@@ -171,10 +255,15 @@ class ValueTracer(symbolic.SymbolicTracer):
 
     def fixed(self, proxy: ValueProxy) -> Any:
         """The value of a symbol where Python needs it; it is noted with its line where the input's values decide it."""
-        value, frame = self.values[proxy.node], users_frame()
+        value = self.values[proxy.node]
         self.by_batch |= proxy.node in self.counts
         if proxy.node not in self.told:
             return value
+        return self._decided(value)
+
+    def _decided(self, value: Any) -> Any:
+        """A value that Python decides by, or what an earlier trace decided by in its place; its line is noted."""
+        frame = users_frame()
         if frame is not None and (line := deciding_line(frame)):
             self.branches[line] = None
         at = _LENGTH(self.decisions)
@@ -223,14 +312,6 @@ class ValueTracer(symbolic.SymbolicTracer):
             is_number = value is not None and not _tensors(value)
             if is_number or node.op == "get_attr" or node.target in made:
                 graph.erase_node(node)
-
-
-def _changes_input(node: fx.Node, name: str) -> bool:
-    """Whether a node, called by this name, writes into its first input."""
-    is_operator = getattr(operator, name, None) is node.target
-    return (is_operator and (name == "setitem" or name[:1] == "i")) or (
-        not is_operator and name.endswith("_") and not name.endswith("__")
-    )
 
 
 def _symbolic_length(obj: Any, /) -> Any:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.caller.batches import Unpack, batch_to_device, count_of, fitted, sample_count
 from fxprune.caller.example import to_device
-from fxprune.caller.isolation import device_of, evaluating
+from fxprune.caller.isolation import applied, device_of, evaluating
 from fxprune.caller.rank_batches import Share
 from fxprune.caller.ranks import gathered, in_all, rank_and_size, summed, together
 from fxprune.errors import CalibrationError, blaming
@@ -242,7 +242,7 @@ def _from_run(
         calls.append(pytree.tree_map_only(Tensor, torch.clone, list(values)))
 
     part = Part(graph, graph, name_of(model, submodule))
-    whole = with_part(model, submodule, part).to(device)
+    whole = applied(with_part(model, submodule, part), "to", device)
     handle = graph.register_forward_pre_hook(record)
     try:
         with evaluating(whole):

@@ -1,8 +1,9 @@
-"""Narrowing a checkpoint in shards by a plan, tensor by tensor, for models larger than memory."""
+"""Narrowing a checkpoint in shards by a plan, shard by shard, for models larger than memory."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from os import PathLike
@@ -15,8 +16,8 @@ from fxprune.caller.files import folder, replacing
 from fxprune.errors import CheckpointError
 from fxprune.planning.plan import Plan
 from fxprune.saving.sharded.manifest import FORMAT, FileRecord, Manifest, TensorChange
-from fxprune.saving.sharded.narrowing import Narrowing, narrowing_of
-from fxprune.saving.sharded.shards import Shard, Stored, shards_of, write_shard
+from fxprune.saving.sharded.narrowing import Kept, Narrowing, narrowing_of, shape_of
+from fxprune.saving.sharded.shards import Shard, shards_of, write_shard
 from fxprune.saving.sharded.staging import Staging, staged
 
 __all__ = ["Manifest", "rewrite_checkpoint"]
@@ -31,19 +32,19 @@ def rewrite_checkpoint(
     ignore: Sequence[str] = (),
     resume: bool = True,
 ) -> Manifest:
-    """Narrow the weights in a folder of safetensors files by a plan, without ever holding more than a part of one.
+    """Narrow the weights in a folder of safetensors files by a plan, with at most one narrowed file in memory.
 
-    The result holds the tensors that `apply` gives, bit by bit, in files of the same names, with an index, the plan
-    and a manifest. It appears whole, when all is done. What an interrupted run finished is kept beside it, in
-    `.NAME.unfinished`, and the next run of the same arguments goes on from there to the same bytes.
+    The result holds the tensors of `apply`, bit by bit, in files of the same names, with an index, the plan
+    and a manifest. The target appears when everything is written. An interrupted run keeps its finished files beside
+    it, in `.NAME.unfinished`; the next run of the same arguments continues there, to the same bytes.
 
     Args:
         source_dir: a folder with `*.safetensors.index.json` and its shards, or with one safetensors file.
         plan: from `Scores.plan`.
         target_dir: the folder to make.
-        model: of the architecture that the plan is for; its numbers are not looked at, it may be on the meta device.
+        model: of the architecture that the plan is for; its numbers are not used, it may be on the meta device.
         ignore: glob patterns of names of tensors in the files that the model does not have, and that are left out.
-        resume: False starts anew, and deletes what an earlier run left.
+        resume: False starts anew, and deletes the files of an earlier run.
 
     Returns:
         The manifest, as it is written: the files with their SHA-256, and each tensor's shapes before and after.
@@ -59,18 +60,35 @@ def rewrite_checkpoint(
     narrowing = narrowing_of(model, plan)
     left_out = _checked(shards, narrowing, ignore, type(model).__name__)
     with staged(target, plan, shards, left_out, resume=resume) as staging:
-        done = {shard.name: _rewritten(shard, narrowing, staging, left_out) for shard in shards}
-        files = {name: record for name, record in done.items() if record is not None}
-        tensors = {
-            stored.name: _change(stored, shard, narrowing)
-            for shard in shards for stored in shard.tensors.values() if stored.name not in left_out
-        }  # fmt: skip
+        files: dict[str, FileRecord] = {}
+        tensors: dict[str, TensorChange] = {}
+        total = 0
+        for shard in shards:
+            kept = {name: narrowing.kept[name] for name in shard.tensors if name not in left_out}
+            if kept:
+                files[shard.name] = staging.finished(shard.name) or _write(shard, kept, staging)
+            for name, masks in kept.items():
+                stored = shard.tensors[name]
+                after = shape_of(stored.shape, masks)
+                tensors[name] = TensorChange(shard.name, stored.dtype, stored.shape, after)
+                total += math.prod(after) * stored.itemsize
         manifest = Manifest(
             FORMAT, type(model).__name__, staging.plan_digest, files, tensors, tuple(left_out),
             _other_names(narrowing, tensors),
         )  # fmt: skip
-        _write_notes(staging.folder, plan, manifest, shards)
+        if shards[0].index is not None:
+            weight_map = {name: change.file for name, change in tensors.items()}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            _write_json(staging.folder / shards[0].index, json.dumps(index, indent=2))
+        _write_json(staging.folder / "plan.json", json.dumps(plan.to_dict(), indent=1))
+        _write_json(staging.folder / "manifest.json", manifest.to_text())
     return manifest
+
+
+def _write(shard: Shard, kept: Mapping[str, Kept], staging: Staging) -> FileRecord:
+    with replacing(staging.folder / shard.name, CheckpointError) as unfinished:
+        write_shard(shard, kept, unfinished)
+    return staging.finish(shard.name)
 
 
 def _other_names(narrowing: Narrowing, tensors: Collection[str]) -> dict[str, str]:
@@ -79,21 +97,25 @@ def _other_names(narrowing: Narrowing, tensors: Collection[str]) -> dict[str, st
     return {name: held[narrowing.aliases.get(name, name)] for name in narrowing.shapes if name not in tensors}
 
 
-def _checked(shards: Sequence[Shard], narrowing: Narrowing, ignore: Sequence[str], model: str) -> dict[str, None]:
-    """The tensors to leave out. Raises where those of the files are not those of the model."""
-    held = {name: (shard, stored) for shard in shards for name, stored in shard.tensors.items()}
-    left_out: dict[str, None] = {}
-    for name, (shard, stored) in held.items():
-        if name in narrowing.shapes:
-            _check_shape(name, stored, shard, narrowing, model)
-        elif any(fnmatchcase(name, pattern) for pattern in ignore):
-            left_out[name] = None
-        else:
-            raise CheckpointError(
-                f"{shard.path} holds {name} {stored.shape}, which {model} does not have: pass model= of the class "
-                f"that was saved, or ignore=[{name!r}] to leave it out"
-            )
-    known = {narrowing.aliases.get(name, name) for name in held}
+def _checked(shards: Sequence[Shard], narrowing: Narrowing, ignore: Sequence[str], model: str) -> list[str]:
+    """The tensors to leave out. Raises CheckpointError where the files and the model hold different tensors."""
+    left_out = []
+    for shard in shards:
+        for name, stored in shard.tensors.items():
+            if name in narrowing.shapes:
+                if stored.shape != narrowing.shapes[name]:
+                    raise CheckpointError(
+                        f"{name} is {stored.shape} in {shard.path}, and {narrowing.shapes[name]} in the {model} that "
+                        "was given: build it with the arguments that the saved model had"
+                    )
+            elif any(fnmatchcase(name, pattern) for pattern in ignore):
+                left_out.append(name)
+            else:
+                raise CheckpointError(
+                    f"{shard.path} holds {name} {stored.shape}, which {model} does not have: pass model= of the class "
+                    f"that was saved, or ignore=[{name!r}] to leave it out"
+                )
+    known = {narrowing.aliases.get(name, name) for shard in shards for name in shard.tensors}
     missing = [name for name in narrowing.shapes if narrowing.aliases.get(name, name) not in known]
     if missing:
         raise CheckpointError(
@@ -101,42 +123,6 @@ def _checked(shards: Sequence[Shard], narrowing: Narrowing, ignore: Sequence[str
             f"({len(missing)} of {len(narrowing.shapes)} tensors are missing): pass model= of the class that was saved"
         )
     return left_out
-
-
-def _check_shape(name: str, stored: Stored, shard: Shard, narrowing: Narrowing, model: str) -> None:
-    if stored.shape != narrowing.shapes[name]:
-        raise CheckpointError(
-            f"{name} is {stored.shape} in {shard.path}, and {narrowing.shapes[name]} in the {model} that was given: "
-            "build it with the arguments that the saved model had"
-        )
-
-
-def _rewritten(shard: Shard, narrowing: Narrowing, staging: Staging, left_out: Mapping[str, None]) -> FileRecord | None:
-    """The record of a shard that is narrowed, now or in an earlier run; None where nothing of it stays."""
-    tensors = [stored for stored in shard.tensors.values() if stored.name not in left_out]
-    if not tensors:
-        return None
-    if (known := staging.finished(shard.name)) is None:
-        with replacing(staging.folder / shard.name, CheckpointError) as unfinished:
-            known = write_shard(shard, tensors, narrowing.kept, unfinished)
-        staging.note(shard.name, known)
-    return known
-
-
-def _change(stored: Stored, shard: Shard, narrowing: Narrowing) -> TensorChange:
-    return TensorChange(shard.name, stored.dtype, stored.shape, stored.narrowed(narrowing.kept[stored.name]))
-
-
-def _write_notes(folder: Path, plan: Plan, manifest: Manifest, shards: Sequence[Shard]) -> None:
-    """The index, where there was one, the plan, and last the manifest."""
-    index = shards[0].index
-    if index is not None:
-        total = sum(change.bytes for change in manifest.tensors.values())
-        places = {name: change.file for name, change in manifest.tensors.items()}
-        content = {"metadata": {"total_size": total}, "weight_map": places}
-        _write_json(folder / index, json.dumps(content, indent=2))
-    _write_json(folder / "plan.json", json.dumps(plan.to_dict(), indent=1))
-    _write_json(folder / "manifest.json", manifest.to_text())
 
 
 def _write_json(path: Path, text: str) -> None:

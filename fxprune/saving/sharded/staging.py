@@ -1,4 +1,4 @@
-"""The folder beside the target in which a checkpoint is made, and what an earlier run left there."""
+"""The folder beside the target in which a checkpoint is made, and the files of an earlier run in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fxprune.caller.files import replacing, to_disk
 from fxprune.caller.typed_json import restored
 from fxprune.errors import CheckpointError
 from fxprune.planning.plan import Plan
-from fxprune.saving.sharded.manifest import FileRecord, Manifest, digest_of
+from fxprune.saving.sharded.manifest import FileRecord, Manifest, digest_of_plan
 from fxprune.saving.sharded.shards import Shard
 
 PROGRESS = "progress.json"
@@ -23,7 +23,7 @@ PROGRESS = "progress.json"
 
 @dataclass(slots=True)
 class Staging:
-    """A checkpoint in the making: its folder, what it is made of, and the files that are finished."""
+    """An unfinished checkpoint: its folder, its plan and sources, and the finished files."""
 
     folder: Path
     plan_digest: str
@@ -31,39 +31,46 @@ class Staging:
     done: dict[str, FileRecord] = field(default_factory=dict)
 
     def finished(self, name: str) -> FileRecord | None:
-        """The record of a file that an earlier run finished, and that still is what it was then."""
+        """The record of a file that an earlier run finished and that has not changed since."""
         record, path = self.done.get(name), self.folder / name
-        if record is None or not path.is_file() or path.stat().st_size != record.size:
-            return None
-        return record if _sha256(path) == record.sha256 else None
+        return record if record and path.is_file() and _record(path) == record else None
 
-    def note(self, name: str, record: FileRecord) -> None:
-        """Remember that a file is finished."""
-        self.done[name] = record
+    def finish(self, name: str) -> FileRecord:
+        """Record that a file is finished."""
+        self.done[name] = _record(self.folder / name)
         self.write()
+        return self.done[name]
 
     def write(self) -> None:
-        """Write down what is made here, and what is finished."""
+        """Write the plan and sources, and the finished files."""
         content = {"of": self.identity, "done": {file: asdict(known) for file, known in self.done.items()}}
         with replacing(self.folder / PROGRESS, CheckpointError) as unfinished:
             unfinished.write_text(json.dumps(content), encoding="utf-8")
 
 
+def _record(path: Path) -> FileRecord:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return FileRecord(digest.hexdigest(), path.stat().st_size)
+
+
 @contextmanager
 def staged(
-    target: Path, plan: Plan, shards: Sequence[Shard], left_out: Mapping[str, None], *, resume: bool
+    target: Path, plan: Plan, shards: Sequence[Shard], left_out: Sequence[str], *, resume: bool
 ) -> Iterator[Staging]:
-    """A folder to make a checkpoint in, which becomes `target` in one step when all went well, and else stays.
+    """A folder to make a checkpoint in, renamed to `target` at the end; after an error it is kept for the next run.
 
-    Raises CheckpointError where the target exists, or what is there was made of something else.
+    Raises CheckpointError where the target exists, or the folder is of other arguments.
     """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise CheckpointError(f"{target} exists: name a folder that does not, or remove it")
     if not target.resolve().parent.is_dir():
         raise CheckpointError(f"{target} cannot be made: there is no folder {target.resolve().parent}; make it first")
-    digest = digest_of(plan)
+    digest = digest_of_plan(plan)
     sources = {shard.name: shard.identity for shard in shards}
-    identity = {"plan": digest, "left_out": list(left_out), "sources": sources}
+    identity = {"plan": digest, "left_out": left_out, "sources": sources}
     folder = target.resolve().with_name(f".{target.name}.unfinished")
     try:
         if folder.exists() and not resume:
@@ -84,7 +91,7 @@ def staged(
 
 
 def _earlier(folder: Path, identity: Mapping[str, Any]) -> dict[str, FileRecord]:
-    """The files that an earlier run finished. Raises CheckpointError where it was one of something else."""
+    """The files that an earlier run finished. Raises CheckpointError where it had other arguments."""
     if not folder.exists() or not any(folder.iterdir()):
         return {}
     try:
@@ -95,7 +102,7 @@ def _earlier(folder: Path, identity: Mapping[str, Any]) -> dict[str, FileRecord]
         if content["of"] == identity:
             return restored(dict[str, FileRecord], content["done"], "done")
     except (ValueError, TypeError, KeyError, RecursionError, CheckpointError) as error:
-        raise CheckpointError(f"{folder} is not what rewrite_checkpoint left ({error}): remove it") from error
+        raise CheckpointError(f"{folder} is no unfinished run of rewrite_checkpoint ({error}): remove it") from error
     raise CheckpointError(
         f"{folder} is of an unfinished run with another plan, other ignored tensors or another source: "
         "resume=False deletes it and starts anew"
@@ -103,15 +110,7 @@ def _earlier(folder: Path, identity: Mapping[str, Any]) -> dict[str, FileRecord]
 
 
 def _remove(folder: Path) -> None:
-    """Delete what an earlier run left. Raises CheckpointError where it is something else."""
+    """Delete the folder of an earlier run. Raises CheckpointError where it is another."""
     if any(folder.iterdir()) and not ((folder / PROGRESS).exists() or (folder / "manifest.json").exists()):
-        raise CheckpointError(f"{folder} is not what rewrite_checkpoint left: remove it")
+        raise CheckpointError(f"{folder} is no unfinished run of rewrite_checkpoint: remove it")
     shutil.rmtree(folder)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -111,11 +111,15 @@ class Builder:
         """Placeholders for all parameters of the forward; the leaves of those that the example gives, in order."""
         parameters = sorted(inspect.signature(self.model.forward).parameters.values(), key=_place)
         nodes = {parameter.name: self._placeholder(parameter) for parameter in parameters}
-        leaves = []
+        leaves, counted = [], set[Any]()
         for name, value in given.items():
             for keys, leaf in pytree.tree_flatten_with_path(value)[0]:
-                node = nodes[name]
-                for key in keys:
+                node, inside = nodes[name], value
+                for depth, key in enumerate(keys):
+                    if isinstance(inside, (list, tuple)) and (name, keys[:depth]) not in counted:
+                        counted.add((name, keys[:depth]))
+                        self.graph.call_function(must_be, (node, len(inside), f"len({name})"))
+                    inside = inside[_key(key)]
                     node = self.graph.call_function(operator.getitem, (node, _key(key)))
                 leaves.append(node)
                 self._fix(node, leaf, name)

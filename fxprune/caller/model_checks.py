@@ -1,0 +1,100 @@
+"""Whether the modules of a model can be listed, called and copied at all, whatever their classes override."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fxprune.errors import CaptureError, told
+
+_LISTS: dict[str, type] = {
+    "named_modules": nn.Module, "modules": nn.Module, "named_parameters": Tensor, "parameters": Tensor,
+    "named_buffers": Tensor, "buffers": Tensor, "named_children": nn.Module, "children": nn.Module,
+}  # fmt: skip
+_STORES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+
+
+def check_made(model: nn.Module) -> None:
+    """Raise CaptureError where a module was not initialised, is lazy, or overrides what lists its contents wrongly.
+
+    >>> check_made(nn.LazyLinear(3))
+    Traceback (most recent call last):
+    fxprune.errors.CaptureError: weight of LazyLinear has no shape yet: run the model once on a batch, model(x), before
+    """
+    name = type(model).__name__
+    for path, module in list(_modules(model)):
+        _check_lookup(module, f"{path} of {name}" if path else name)
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and is_lazy(tensor):
+                whole = f"{path}.{leaf}" if path else leaf
+                raise CaptureError(
+                    f"{whole} of {name} has no shape yet: run the model once on a batch, model(x), before"
+                )
+        for method, kind in _LISTS.items():
+            if module is model or getattr(type(module), method) is not getattr(nn.Module, method):
+                _check_list(module, method, kind)
+
+
+def check_forward(model: nn.Module) -> None:
+    """Raise CaptureError where the arguments of a model's forward are not known.
+
+    >>> model = nn.Module()
+    >>> model.forward = None
+    >>> check_forward(model)
+    Traceback (most recent call last):
+    fxprune.errors.CaptureError: the forward of Module has no signature (TypeError: None is not a callable object): \
+define forward(self, ...) in Python
+    """
+    try:
+        inspect.signature(model.forward)
+    except Exception as error:
+        raise CaptureError(
+            f"the forward of {type(model).__name__} has no signature ({told(error)}): define forward(self, ...) in "
+            "Python"
+        ) from error
+
+
+def _modules(model: nn.Module, path: str = "", around: tuple[nn.Module, ...] = ()) -> Iterator[tuple[str, nn.Module]]:
+    """Every module of a model with its path, whatever the model itself says of them; raises where one holds itself."""
+    place = path or "the model"
+    held = getattr(model, "__dict__", {})
+    if not isinstance(model, torch.jit.ScriptModule) and any(held.get(store) is None for store in _STORES):
+        raise CaptureError(
+            f"{place} is a {type(model).__name__} that was not initialised: call super().__init__() first in its "
+            "__init__"
+        )
+    if any(module is model for module in around):
+        raise CaptureError(
+            f"{place} is a module that holds itself, through its submodules: keep a reference to it in a list, "
+            "[module], in place of an attribute"
+        )
+    yield path, model
+    for name, child in model._modules.items():
+        if child is not None:
+            yield from _modules(child, f"{path}.{name}" if path else name, (*around, model))
+
+
+def _check_lookup(module: nn.Module, where: str) -> None:
+    """Raise CaptureError where a module fails, in another way than with AttributeError, on an attribute it has not."""
+    try:
+        getattr(module, "_fxprune_absent", None)
+    except Exception as error:
+        raise CaptureError(
+            f"__getattr__ of {where} fails on a name that is not there ({told(error)}): let it raise AttributeError"
+        ) from error
+
+
+def _check_list(module: nn.Module, method: str, kind: type) -> None:
+    """Raise CaptureError where a method fails, or lists something else than modules or tensors, or pairs of a name."""
+    try:
+        found = list(getattr(module, method)())
+        wrong = [entry for entry in found if not isinstance(entry[1] if "named" in method else entry, kind)]
+        what = f"gives a {type(wrong[0]).__name__}" if wrong else ""
+    except Exception as error:  # noqa: BLE001 - whatever a class of the user's does there
+        what = f"fails ({told(error)})"
+    if what:
+        raise CaptureError(f"{type(module).__name__}.{method} {what}: let it list what nn.Module.{method} does")
