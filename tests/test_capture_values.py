@@ -401,3 +401,12 @@ def test_the_four_ways_of_the_zoo() -> None:
 def test_an_unknown_leaf_is_an_error() -> None:
     with pytest.raises(CaptureError, match="leaves names 'missing', but no module of Holder is called so"):
         fxprune.capture(Holder(), images()(2), leaves=["missing"])
+
+
+def test_a_narrowed_class_that_goes_another_way_says_so() -> None:
+    model, x = Net(decides_by_the_mean).eval(), images()(2).abs().clamp(0.2, 3)
+    model.a = nn.Sequential(model.a, nn.Conv2d(8, 8, 1))
+    with pytest.warns(FxpruneWarning, match="decides by the values"):
+        plan = Scores.random(model, x).plan(0.9)
+    with pytest.raises(fxprune.NarrowError, match="Net does not run as its own class with the kept layers"):
+        fxprune.narrow(model, plan)

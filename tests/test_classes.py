@@ -386,3 +386,10 @@ def test_positions_are_drawn_uniformly() -> None:
     assert len(labels) == 400
     assert counts.min() >= 1
     assert counts.max() <= 25
+
+
+def test_classes_for_another_number_of_samples() -> None:
+    with pytest.raises(
+        CalibrationError, match=r"the classes have shape \(3, 8, 8\) and dtype int64; .* the 24 samples"
+    ):
+        score(ZOO["residual"].build(), [(IMAGES, LABELS)], classes=lambda t: torch.zeros(3, 8, 8, dtype=torch.int64))

@@ -10,6 +10,7 @@ import cifar
 import pytest
 import torch
 from helpers import difference, outputs, parameters, width
+from nets import layers
 from torch import nn
 from zoo import ZOO, images, tensors
 
@@ -92,3 +93,17 @@ def test_it_is_its_stages_in_their_order() -> None:
     plan = scores.plan(alpha=0.3)
     by_hand = fxprune.apply(model, plan, scores=scores, loader=BATCHES, compensate="sequential")
     assert difference(outputs(by_hand, images()(3)), outputs(compress(model, BATCHES, 0.3), images()(3))) == 0
+
+
+def test_a_model_without_channels_has_nothing_to_prune() -> None:
+    @layers(lambda: dict(scale=nn.Parameter(torch.ones(()))))
+    def Plain(self, x):
+        return x.mean((2, 3)).repeat(1, 2)[:, :5] * self.scale
+
+    with pytest.warns(FxpruneWarning, match="nothing in Plain can be pruned: it has no layers with channels"):
+        compress(Plain())
+
+
+def test_everything_excluded_is_said() -> None:
+    with pytest.warns(FxpruneWarning, match="nothing in Residual can be pruned: .*excluded by the caller"):
+        compress(ZOO["residual"].build(), exclude=["*"])

@@ -220,3 +220,9 @@ def test_a_graph_that_changed_is_looked_at_anew() -> None:
     (added,) = [node for node in graph.graph.nodes if node.target is operator.add]
     added.args = (added.args[1], added.args[1])
     assert [[site.name for site in group.sites] for group in analyse(graph).prunable] == [["a"], ["b"]]
+
+
+def test_a_channel_that_meets_the_input_stays() -> None:
+    reasons = frozen(groups_of(ZOO["inputs_join"].build()))
+    assert "meets values without channels in add" in str(reasons["back"])
+    assert reasons["a"] is None

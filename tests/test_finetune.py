@@ -385,3 +385,13 @@ def test_the_extra_is_named_where_it_is_missing(small: nn.Module, monkeypatch: p
     ):
         tune(small, epochs=1)
     assert fxprune.compress(ZOO["residual"].build(), BATCHES, 0.3, progress=False)(images()(2)).shape == (2, 5)
+
+
+def test_a_loss_that_becomes_infinite(small: nn.Module) -> None:
+    with pytest.raises(CalibrationError, match=r"the loss of epoch \d, batch \d+ of \w+ is (nan|inf): .* lower lr="):
+        tune(small, epochs=3, lr=1e30)
+
+
+def test_nothing_to_train(small: nn.Module) -> None:
+    with pytest.raises(FxpruneError, match="no parameter of Digits requires a gradient: there is nothing to train"):
+        tune(copy.deepcopy(small).requires_grad_(False), epochs=1)

@@ -162,3 +162,17 @@ def test_several_processes_are_refused() -> None:
 
     with pytest.raises(FxpruneError, match="the Trainer runs 2 processes, which would prune apart"):
         Compress().on_fit_end(Two(), LitDigits())
+
+
+def test_several_loaders() -> None:
+    trainer = Trainer(max_epochs=1, callbacks=[Compress(macs=0.6)], **SILENT)
+
+    class Both(LitDigits):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return LitDigits.training_step(self, batch["a"], batch_idx)
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch
+
+    with pytest.raises(FxpruneError, match="the Trainer trains on a dict in place of one loader: pass loader="):
+        trainer.fit(Both(), {"a": digit_batches(), "b": digit_batches()})

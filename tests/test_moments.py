@@ -189,3 +189,8 @@ def test_padding_does_not_count() -> None:
         if len(moments.mean) == 4:
             assert np.allclose(moments.mean, states.mean(0))
             assert np.allclose(moments.covariance, np.cov(states.T, bias=True))
+
+
+def test_nothing_has_no_moments() -> None:
+    with pytest.raises(ValueError, match="nothing was added"):
+        Gathering(0).moments()

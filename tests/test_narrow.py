@@ -149,3 +149,18 @@ def test_a_plan_of_another_model() -> None:
     model = ZOO["residual"].build()
     with pytest.raises(PlanError, match="the plan names a, which the model does not have"):
         fxprune.narrow(model, planned(Literal(), images()(2)))
+
+
+def test_a_layer_that_is_mended_is_named() -> None:
+    model = ZOO["channel_shuffle_module"].build()
+    with pytest.raises(NarrowError, match=r"places of channels at \d, a ChannelShuffle.*, which apply mends: use"):
+        fxprune.narrow(model, planned(model, ZOO["channel_shuffle_module"].example(2)))
+
+
+def test_a_graph_has_no_class_of_its_own() -> None:
+    model = ZOO["residual"].build()
+    plan = planned(model, images()(2))
+    with pytest.raises(
+        NarrowError, match=r"Residual is a graph already, with no forward of its own: use fxprune\.apply"
+    ):
+        fxprune.narrow(fxprune.apply(model, plan), plan)

@@ -195,3 +195,9 @@ def test_a_plan_that_leaves_a_reader_without_inputs() -> None:
     """Of the twelve channels of one layer, the four that one reader reads."""
     plan = changed("split_spellings", lambda keep: keep.update({"a": tuple(range(4, 12))}))
     refused("split_spellings", plan, r"drops all 4 units of a slice that the model reads \(of a\): keep at least one")
+
+
+def test_an_example_of_an_unknown_dtype(tmp_path: Path) -> None:
+    plan = dataclasses.replace(scores_of("mlp").plan(alpha=0.4), example={"tensor": [2, 6], "dtype": "float17"})
+    with pytest.raises(PlanError, match="names the dtype 'float17', which torch does not have"):
+        fxprune.apply(ZOO["mlp"].build(), plan)

@@ -347,3 +347,14 @@ def test_it_opens_sorts_and_unfolds_in_a_browser(full: fxprune.Report, tmp_path:
     assert [sizes[name] for name in found["falling"]] == sorted(sizes.values(), reverse=True)
     assert found["sorted"].count("descending") == 1
     assert (found["closed"], found["one"], found["all"]) == (0, 1, len(sizes))
+
+
+@pytest.mark.parametrize("name", ["mean_over_channels", "mlp"])
+def test_what_is_not_known_is_left_out(name: str) -> None:
+    model, example = ZOO[name].build(), ZOO[name].example(2)
+    report = fxprune.report(fxprune.apply(model, fxprune.Scores.random(model, example).plan(0.3)))
+    bare = dataclasses.replace(report, layers=(), weight_bytes=None, error=None, groups=(), frozen=())
+    for shown in (report, bare):
+        assert Checked(page(shown)).open == []
+    assert "No curve: the scores were not at hand" in page(report)
+    assert "Nothing of this model can be pruned" in page(bare)

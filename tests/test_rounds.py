@@ -139,3 +139,8 @@ def test_plans_that_do_not_follow() -> None:
     first = fxprune.Plan({"a": (0, 2)}, {"a": 3}, None)
     with pytest.raises(PlanError, match="the second plan is for 3 channels of a, of which the first keeps 2: make it"):
         composed(first, first)
+
+
+def test_rounds_are_at_least_one() -> None:
+    with pytest.raises(PlanError, match="rounds is 0; it is a whole number, at least 1"):
+        compress("mlp", rounds=0)

@@ -250,6 +250,7 @@ TO_UNPACK = r".*pass unpack=, a function from a batch to \(inputs, targets\)"
 LOSSES: dict[str, tuple[Any, str]] = {
     "one a sample": (nn.CrossEntropyLoss(reduction="none"), r"of batch 0 has shape \(12,\): it must be one number"),
     "a float": (lambda o, t: 1.0, "the loss of batch 0 has type float"),
+    "nan": (lambda o, t: o.sum() * float("nan"), "the loss of batch 0 is nan: the output is finite, look at the loss"),
     "no_grad": (without_gradients, UNREACHED),
     "detach": (lambda o, t: F.cross_entropy(o.detach().requires_grad_(), t), UNREACHED),
     "item": (lambda o, t: torch.tensor(F.cross_entropy(o, t).item()), UNREACHED),
@@ -274,6 +275,7 @@ BATCHES: dict[str, tuple[Any, str]] = {
     ),
 }  # fmt: skip
 LABELLED: dict[str, tuple[Any, str]] = {
+    "a list": ([(x, y.tolist()) for x, y in labelled(LABELS)], "the targets are a list, not a tensor of class numbers"),
     "a column": (labelled(LABELS[:, None]), r"shape \(12, 1\) and dtype int64.*each of the 12 samples: pass classes="),
     "floats": (labelled(LABELS.float()), r"shape \(12,\) and dtype float32.*pass classes="),
     "one hot": (labelled(F.one_hot(LABELS)), r"shape \(12, 5\) and dtype int64"),

@@ -235,3 +235,13 @@ def test_samples_that_nobody_collated() -> None:
         fxprune.score(detector(), pairs, **OPTIONS)
     collated = fxprune.score(detector(), pairs, **OPTIONS, unpack=lambda batch: tuple(zip(*batch, strict=True)))
     assert (collated.protect == fxprune.score(detector(), BATCHES, **OPTIONS).protect).all()
+
+
+def test_a_run_without_gradients_is_an_error() -> None:
+    with pytest.raises(CalibrationError, match=r"the loss does not depend on Detector\.backbone: .* torch\.no_grad"):
+        fxprune.score(detector(), BATCHES, **OPTIONS | {"run": torch.no_grad()(run)})
+
+
+def test_a_run_that_returns_no_number_is_an_error() -> None:
+    with pytest.raises(CalibrationError, match="the loss of batch 0 has type dict: it must be one number"):
+        fxprune.score(detector(), BATCHES, **OPTIONS | {"run": lambda m, images, targets: m.train()(images, targets)})
