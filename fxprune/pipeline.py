@@ -20,8 +20,7 @@ from fxprune.planning.allocation import Allocate
 from fxprune.planning.budgets import given
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned, planned_by
-from fxprune.recovery.compensate import repaired
-from fxprune.recovery.compensation.levels import Level, check_level
+from fxprune.recovery.compensate import Level, check_level, with_compensation
 from fxprune.recovery.finetune import check_options
 from fxprune.recovery.finetune import finetune as tune
 from fxprune.reporting.attach import note, note_error, note_scores
@@ -131,7 +130,7 @@ def compress(
             note_scores(small, scores, plan)
             if verify:
                 note_error(small, error_of(plan, planned, part_of(small, submodule)), submodule)
-            small = repaired(
+            small = with_compensation(
                 whole, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed,
                 device=device, max_samples=max_samples,
             )  # fmt: skip
@@ -177,7 +176,7 @@ def apply(
     small, planned = rewritten(model, plan)
     if scores is not None:
         note_scores(small, scores, plan)
-    return repaired(
+    return with_compensation(
         model, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device
     )
 

@@ -90,6 +90,17 @@ class ByType(Net):
         return super().forward(x * 2 if type(x) is Tensor else x)
 
 
+def test_a_difference_is_told_where_the_run_that_looks_for_its_place_fails() -> None:
+    def middle(net: Any, x: Tensor) -> Tensor:
+        if net.a._forward_hooks:
+            raise RuntimeError("watched")
+        return x if type(x) is Tensor else x * 2
+
+    text = captured(Net(middle), "fx")
+    assert "gives other outputs than the model on a batch of 2 samples" in text
+    assert "first at an unknown place, because a run that watches the layers fails (RuntimeError: watched)" in text
+
+
 def test_the_likely_reason_names_the_line_and_the_ways_out() -> None:
     text = captured(ByType(lambda net, x: x).eval(), "auto")
     assert "ByType cannot be captured" in text

@@ -20,7 +20,7 @@ from zoo.case import randomise
 import fxprune
 from fxprune.caller.classes import bins, each_position, frequency_bins, majority, majority_class, quantile_bins
 from fxprune.errors import CalibrationError
-from fxprune.scoring.position_draw import PositionDraw, first_of_each, resized
+from fxprune.scoring.position_classes import ClassMap, first_of_each, resized
 
 
 def score(model: nn.Module, batches: Any, **options: Any) -> fxprune.Scores:
@@ -372,12 +372,12 @@ def test_the_first_of_each_class() -> None:
 
 def test_positions_are_drawn_uniformly() -> None:
     """Of 40 equal batches, each gives its share of the positions that stay."""
-    draw = PositionDraw(400, seed=0)
     labels, keys, origins = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), torch.empty(0)
     for batch in range(40):
-        draw.show(torch.zeros(2, 30, 30, dtype=torch.int64), torch.tensor([2 * batch, 2 * batch + 1]))
-        places = draw.places((2, 30, 30))
-        assert draw.places((2, 30, 30)) is places
+        numbers = torch.tensor([2 * batch, 2 * batch + 1])
+        classes = ClassMap(torch.zeros(2, 30, 30, dtype=torch.int64), numbers, 400, seed=0)
+        places = classes.positions((2, 30, 30))
+        assert classes.positions((2, 30, 30)) is places
         labels, keys = torch.cat([labels, places.labels]), torch.cat([keys, places.keys])
         origins = torch.cat([origins, torch.full((len(places.labels),), float(batch))])
         kept = first_of_each(labels, keys, 400)

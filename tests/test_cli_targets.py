@@ -8,7 +8,7 @@ from command_line import typer  # noqa: F401 - skips what follows where it is mi
 from safetensors.torch import save_file
 from torch import nn
 
-from fxprune.cli.targets import arguments_of, build, object_of
+from fxprune.cli.named_objects import arguments_of, build, object_of
 from fxprune.cli.weights import with_weights
 from fxprune.errors import FxpruneError
 
@@ -37,7 +37,7 @@ def test_a_model_may_be_named_itself(project):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("nowhere.nets:build", "nowhere.nets:build: there is no module nowhere in .* or among what is installed"),
+        ("nowhere.nets:build", "nowhere.nets:build: there is no module nowhere in .* or installed"),
         ("mynets:biuld", r"mynets:biuld: mynets has no biuld; did you mean build"),
         ("mynets:number", "mynets:number is a int, which cannot be called: name a function or a class"),
         ("mynets:dataset", "mynets:dataset gives a TensorDataset, not a torch.nn.Module"),

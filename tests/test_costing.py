@@ -81,5 +81,5 @@ def test_costs_are_saved_with_the_scores(tmp_path: Any) -> None:
         assert loaded.costs.parameters(keep) == scores.costs.parameters(keep)
     assert loaded.plan(macs=0.8) == scores.plan(macs=0.8)
     without = dataclasses.replace(scores, costs=None)
-    with pytest.raises(fxprune.PlanError, match="params is given, but these scores do not know what the model costs"):
+    with pytest.raises(fxprune.PlanError, match="params is given, but these scores hold no costs of the model"):
         without.plan(params=0.5)

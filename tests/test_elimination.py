@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fxprune.scoring.signals.reconstruction import RIDGE, STEPS, Reading, eliminated
+from fxprune.scoring.signals.reconstruction import RIDGE, STEPS, EdgeStatistics, elimination_costs
 
 Matrix = NDArray[np.float64]
 
 
-def error_without(reading: Reading, gone: set[int]) -> float:
+def error_without(reading: EdgeStatistics, gone: set[int]) -> float:
     """The share of the readers' output variance that is lost once the best weights on what stays are found."""
     covariance = reading.covariance + RIDGE * np.trace(reading.covariance) / len(reading.units) * np.eye(
         len(reading.units)
@@ -28,8 +28,8 @@ def error_without(reading: Reading, gone: set[int]) -> float:
     return lost / float((products * covariance).sum())
 
 
-def greedy(readings: list[Reading], count: int) -> Matrix:
-    """What `eliminated` says it gives, found by trying every unit at every step."""
+def greedy(readings: list[EdgeStatistics], count: int) -> Matrix:
+    """What `elimination_costs` says it gives, found by trying every unit at every step."""
     gone: set[int] = set()
     costs = np.zeros(count)
     while len(gone) < count:
@@ -41,10 +41,10 @@ def greedy(readings: list[Reading], count: int) -> Matrix:
     return costs
 
 
-def reading(units: list[int], seed: int, rows: int = 3) -> Reading:
+def reading(units: list[int], seed: int, rows: int = 3) -> EdgeStatistics:
     random = np.random.default_rng(seed)
     x = random.normal(size=(40, len(units))) @ random.normal(size=(len(units), len(units)))
-    return Reading.of(
+    return EdgeStatistics.of(
         np.array(units), np.cov(x.T, bias=True).reshape(len(units), -1), random.normal(size=(rows, len(units)))
     )
 
@@ -52,25 +52,25 @@ def reading(units: list[int], seed: int, rows: int = 3) -> Reading:
 @given(st.integers(1, 8), st.integers(0, 10_000))
 def test_one_place_a_unit(count: int, seed: int) -> None:
     readings = [reading(list(range(count)), seed)]
-    assert eliminated(readings, count) == pytest.approx(greedy(readings, count), rel=1e-6, abs=1e-9)
+    assert elimination_costs(readings, count) == pytest.approx(greedy(readings, count), rel=1e-6, abs=1e-9)
 
 
 @given(st.lists(st.integers(-1, 3), min_size=1, max_size=8), st.integers(0, 10_000))
 def test_several_places_a_unit_and_some_that_stay(units: list[int], seed: int) -> None:
     """Units without any place cost nothing, and go first."""
     readings = [reading(units, seed)]
-    assert eliminated(readings, 4) == pytest.approx(greedy(readings, 4), rel=1e-6, abs=1e-9)
+    assert elimination_costs(readings, 4) == pytest.approx(greedy(readings, 4), rel=1e-6, abs=1e-9)
 
 
 def test_all_that_is_read_is_lost_once_all_units_are() -> None:
-    assert eliminated([reading(list(range(6)), 0)], 6).max() == pytest.approx(1)
+    assert elimination_costs([reading(list(range(6)), 0)], 6).max() == pytest.approx(1)
 
 
 def test_one_of_two_that_say_the_same_goes_first_and_the_other_is_dear() -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(200, 5))
     x[:, 3] = 2 * x[:, 1]  # by far the most variance, and not needed twice
-    costs = eliminated([Reading.of(np.arange(5), np.cov(x.T), np.eye(5))], 5)
+    costs = elimination_costs([EdgeStatistics.of(np.arange(5), np.cov(x.T), np.eye(5))], 5)
     order = np.argsort(costs).tolist()
     assert order[0] in (1, 3)
     assert costs[order[0]] < 0.01
@@ -80,23 +80,25 @@ def test_one_of_two_that_say_the_same_goes_first_and_the_other_is_dear() -> None
 @given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
 def test_the_scales_of_activations_and_weights_do_not_matter(values: float, weights: float) -> None:
     one = reading(list(range(5)), 1)
-    other = Reading(one.units, values * one.covariance, weights**2 * one.products)
-    assert eliminated([other], 5) == pytest.approx(eliminated([one], 5), rel=1e-6)
+    other = EdgeStatistics(one.units, values * one.covariance, weights**2 * one.products)
+    assert elimination_costs([other], 5) == pytest.approx(elimination_costs([one], 5), rel=1e-6)
 
 
 @pytest.mark.parametrize("units", [[0, 1, 2], [0, 0, 1, 1, 2]])
 def test_activations_that_do_not_vary(units: list[int]) -> None:
     """Then any order is as good, but it has to be one."""
-    found = eliminated([Reading.of(np.array(units), np.zeros((len(units), len(units))), np.ones((2, len(units))))], 3)
+    found = elimination_costs(
+        [EdgeStatistics.of(np.array(units), np.zeros((len(units), len(units))), np.ones((2, len(units))))], 3
+    )
     assert np.isfinite(found).all()
-    assert eliminated([Reading.of(np.arange(3), np.zeros(3), np.ones((2, 3)))], 3).tolist() == [0, 0, 0]
+    assert elimination_costs([EdgeStatistics.of(np.arange(3), np.zeros(3), np.ones((2, 3)))], 3).tolist() == [0, 0, 0]
 
 
 def test_variances_alone_are_shares_of_the_output() -> None:
     units = np.array([2, 0, -1, 1, 1])
     variances, weights = np.array([1.0, 2.0, 5.0, 1.0, 3.0]), np.array([[1.0, 1, 1, 2, 1], [0, 2, 0, 0, 0]])
     shares = np.array([10.0, 4 + 3, 1]) / (1 + 10 + 5 + 4 + 3)
-    assert eliminated([Reading.of(units, variances, weights)], 3) == pytest.approx(
+    assert elimination_costs([EdgeStatistics.of(units, variances, weights)], 3) == pytest.approx(
         [shares.sum(), shares[2] + shares[1], shares[2]]
     )
 
@@ -104,7 +106,7 @@ def test_variances_alone_are_shares_of_the_output() -> None:
 def test_of_many_pairs_that_say_the_same_one_stays_although_several_go_at_a_time() -> None:
     pairs = 2 * STEPS
     values = np.repeat(np.random.default_rng(1).normal(size=(1000, pairs)), 2, axis=1)
-    costs = eliminated([Reading.of(np.arange(2 * pairs), np.cov(values.T), np.eye(2 * pairs))], 2 * pairs)
+    costs = elimination_costs([EdgeStatistics.of(np.arange(2 * pairs), np.cov(values.T), np.eye(2 * pairs))], 2 * pairs)
     first = np.argsort(costs)[:pairs] // 2
     assert len(np.unique(first)) == pairs
     assert np.sort(costs)[pairs - 1] < 0.01
@@ -113,15 +115,15 @@ def test_of_many_pairs_that_say_the_same_one_stays_although_several_go_at_a_time
 def test_several_at_a_time_go_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 3 * STEPS
     readings = [reading(list(range(count)), 0, rows=9), reading([0, 0, 1, 1, *range(2, count)], 1)]
-    found = eliminated(readings, count)
+    found = elimination_costs(readings, count)
     monkeypatch.setattr("fxprune.scoring.signals.reconstruction.STEPS", count)
-    wanted = eliminated(readings, count)
+    wanted = elimination_costs(readings, count)
     assert found.max() == pytest.approx(wanted.max(), rel=1e-6)
     assert np.corrcoef(np.argsort(np.argsort(found)), np.argsort(np.argsort(wanted)))[0, 1] > 0.99
 
 
 def test_a_group_sees_its_own_units() -> None:
-    own = Reading.of(np.array([4, 9, -1, 5, 6]), np.eye(5), np.eye(5)).within(range(4, 7))
+    own = EdgeStatistics.of(np.array([4, 9, -1, 5, 6]), np.eye(5), np.eye(5)).within(range(4, 7))
     assert own.units.tolist() == [0, -1, -1, 1, 2]
 
 
@@ -132,7 +134,7 @@ def test_rounding_that_makes_a_covariance_asymmetric_does_not_count() -> None:
     covariance = np.cov(values.T) + 1e-6 * np.triu(rng.normal(size=(6, 6)), 1)
     weights = rng.normal(size=(3, 6))
     units = np.array([0, 0, 1, 1, 2, 2])
-    costs = eliminated([Reading.of(units, covariance, weights)], 3)
+    costs = elimination_costs([EdgeStatistics.of(units, covariance, weights)], 3)
     assert costs.max() == pytest.approx(1, abs=1e-9)
-    even = eliminated([Reading.of(units, (covariance + covariance.T) / 2, weights)], 3)
+    even = elimination_costs([EdgeStatistics.of(units, (covariance + covariance.T) / 2, weights)], 3)
     assert costs == pytest.approx(even, abs=1e-9)

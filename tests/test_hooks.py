@@ -242,7 +242,8 @@ def test_one_that_only_looks_on_may_reach_the_model_itself() -> None:
     model = with_hook(lambda module, inputs, output: scaled(output) and None if len(output) > 99 else None)
     model.f.register_forward_hook(lambda module, inputs, output: STRANGERS.append(scaled(output)))
     STRANGERS.append(model)
-    fxprune.capture(model, images(2))
+    graph = fxprune.capture(model, images(2))
+    assert str(graph.graph) == str(fxprune.capture(Net(), images(2)).graph)
 
 
 def test_what_a_forward_shares_with_a_hook_and_no_copy_can_follow() -> None:

@@ -67,7 +67,7 @@ class Clocked:
 def test_the_models_take_turns_and_the_quartiles_are_kept() -> None:
     Clocked.order.clear()
     timers: list[Any] = [Clocked(iter([1.0, 2, 3, 4, 5])), Clocked(iter([0.5] * 5))]
-    one, two = measuring._in_turns(timers, 5, 0.0)
+    one, two = measuring.in_turns(timers, 5, 0.0)
     assert (one.low, one.median, one.high, one.turns, one.runs) == (2, 3, 4, 5, 5)
     assert (two.low, two.median, two.high) == (0.5, 0.5, 0.5)
     first, second = map(id, timers)
@@ -77,8 +77,8 @@ def test_the_models_take_turns_and_the_quartiles_are_kept() -> None:
 def test_no_turn_begins_after_the_time_is_up_but_the_first_five() -> None:
     Clocked.order.clear()
     timers: list[Any] = [Clocked(iter([1.0] * 99)), Clocked(iter([1.0] * 99))]
-    assert [timing.turns for timing in measuring._in_turns(timers, 50, 0.0)] == [5, 5]
-    assert [timing.turns for timing in measuring._in_turns(timers, 7, 60.0)] == [7, 7]
+    assert [timing.turns for timing in measuring.in_turns(timers, 50, 0.0)] == [5, 5]
+    assert [timing.turns for timing in measuring.in_turns(timers, 7, 60.0)] == [7, 7]
 
 
 def test_a_batch_is_made_of_the_examples_samples_or_by_a_function() -> None:

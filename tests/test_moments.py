@@ -16,15 +16,15 @@ from zoo import CLASSES, ZOO
 import fxprune
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import key_of_edge
-from fxprune.scoring.moments import BATCH_ROWS, ROWS, WIDEST, Gathering, Moments
+from fxprune.scoring.moments import BATCH_ROWS, ROWS, WIDEST, Moments, MomentSums
 from fxprune.tracing.capture import capture
 
 
 def gathered(*parts: Tensor, dim: int = 1, seed: int = 0) -> Moments:
-    gathering = Gathering(seed)
+    sums = MomentSums(seed)
     for part in parts:
-        gathering.add(part, dim)
-    return gathering.moments()
+        sums.add(part, dim)
+    return sums.moments()
 
 
 def score(model: nn.Module, x: Any, **options: Any) -> fxprune.Scores:
@@ -47,13 +47,13 @@ def test_what_rounding_makes_of_constants_is_no_variance(dtype: torch.dtype) -> 
 @pytest.mark.parametrize("size", [1, 3, 11, 12, 30])
 def test_rows_may_come_a_few_at_a_time(size: int) -> None:
     x = torch.randn(30, 12, dtype=torch.float64) + 7
-    gathering = Gathering(seed=0)
+    sums = MomentSums(seed=0)
     for part in x.split(size):
-        gathering.add(part, 1)
-        assert sum(map(len, gathering.waiting)) < 12
-    assert gathering.rows == 30
+        sums.add(part, 1)
+        assert sum(map(len, sums.waiting)) < 12
+    assert sums.rows == 30
     for _ in range(2):
-        assert np.allclose(gathering.moments().covariance, np.cov(x.numpy().T, bias=True), atol=1e-12)
+        assert np.allclose(sums.moments().covariance, np.cov(x.numpy().T, bias=True), atol=1e-12)
 
 
 @pytest.mark.parametrize("dim", [1, -1, 2])
@@ -79,10 +79,10 @@ def test_of_many_rows_seeded_ones_are_taken() -> None:
     for numbers, count in ((None, BATCH_ROWS), (torch.arange(64), 64 * ROWS)):
         found = []
         for seed in (1, 1, 2):
-            gathering = Gathering(seed)
-            gathering.add(x, 1, numbers)
-            assert gathering.rows == count
-            found.append(gathering.moments())
+            sums = MomentSums(seed)
+            sums.add(x, 1, numbers)
+            assert sums.rows == count
+            found.append(sums.moments())
         one, again, other = found
         assert np.array_equal(one.covariance, again.covariance)
         assert not np.array_equal(one.covariance, other.covariance)
@@ -92,7 +92,7 @@ def test_of_many_rows_seeded_ones_are_taken() -> None:
 @pytest.mark.parametrize("shape", [(24, 6, 9, 9), (24, 6, 7), (24, 6)])
 def test_what_enters_of_a_sample_does_not_depend_on_its_batch(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, dtype=torch.float64)
-    whole, apart = Gathering(seed=3), Gathering(seed=3)
+    whole, apart = MomentSums(seed=3), MomentSums(seed=3)
     whole.add(x, 1, torch.arange(24))
     for numbers in torch.randperm(24).split([1, 10, 6, 7]):
         apart.add(x[numbers], 1, numbers)
@@ -103,11 +103,11 @@ def test_what_enters_of_a_sample_does_not_depend_on_its_batch(shape: tuple[int, 
 
 def test_places_of_a_sample_are_spread_and_differ_from_sample_to_sample() -> None:
     x = torch.arange(400.0).view(1, 1, 20, 20).expand(50, 1, 20, 20)
-    rows = [Gathering(seed=0) for _ in range(50)]
-    for number, gathering in enumerate(rows):
-        gathering.add(x[:1], 1, torch.tensor([number]))
-    means = np.array([gathering.moments().mean[0] for gathering in rows])
-    spreads = np.array([gathering.moments().variance[0] for gathering in rows])
+    rows = [MomentSums(seed=0) for _ in range(50)]
+    for number, sums in enumerate(rows):
+        sums.add(x[:1], 1, torch.tensor([number]))
+    means = np.array([sums.moments().mean[0] for sums in rows])
+    spreads = np.array([sums.moments().variance[0] for sums in rows])
     assert len(np.unique(means)) > 25
     assert np.abs(means.mean() - 199.5) < 10
     assert (spreads > 0.7 * 400**2 / 12).all()  # of the variance of all places
@@ -119,6 +119,11 @@ def test_wider_edges_keep_variances() -> None:
     assert found.covariance.shape == (WIDEST + 1,)
     assert np.allclose(found.variance, x.numpy().var(0))
     assert gathered(x[:, 1:]).covariance.shape == (WIDEST, WIDEST)
+
+
+def test_nothing_has_no_moments() -> None:
+    with pytest.raises(ValueError, match="nothing was added"):
+        MomentSums(0).moments()
 
 
 # -- in the scoring pass -----------------------------------------------------------------------------------------------
@@ -189,8 +194,3 @@ def test_padding_does_not_count() -> None:
         if len(moments.mean) == 4:
             assert np.allclose(moments.mean, states.mean(0))
             assert np.allclose(moments.covariance, np.cov(states.T, bias=True))
-
-
-def test_nothing_has_no_moments() -> None:
-    with pytest.raises(ValueError, match="nothing was added"):
-        Gathering(0).moments()

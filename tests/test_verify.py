@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import sys
 import pytest
 import torch
 from helpers import picture, same_picture
@@ -74,7 +75,7 @@ def test_outputs_that_are_not_finite_are_caught() -> None:
     model, plan, small = pruned("mlp")
     with torch.no_grad():
         small.get_submodule("4").bias[0] = float("nan")
-    with pytest.raises(VerificationError, match="by nan of the output's scale"):
+    with pytest.raises(VerificationError, match="by inf of the output's scale"):
         fxprune.verify(model, plan, small, tensors(6)(2))
 
 
@@ -242,7 +243,7 @@ def test_a_plan_that_removes_nothing_is_proved_against_the_model_itself(monkeypa
     plan = fxprune.Scores.random(model, x).plan(params=1.0)
     small = fxprune.apply(model, plan)
     assert fxprune.verify(model, plan, small, x) == 0
-    monkeypatch.setattr("fxprune.rewriting.proof.capture_as", lambda settings, model, example: graph)
+    monkeypatch.setattr(sys.modules["fxprune.rewriting.proof"], "capture_as", lambda settings, model, example: graph)
     with torch.no_grad():
         model.get_submodule("4").bias.add_(1)
     with pytest.raises(VerificationError, match=r"differs from the model that it was made from by .* on the example"):

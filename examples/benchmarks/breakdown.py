@@ -18,7 +18,6 @@ import fxprune
 from fxprune.coupling.couple import analyse
 from fxprune.scoring.eval_graph import fuse
 from fxprune.scoring.loader_pass import ScoringPass
-from fxprune.scoring.probes import Draw
 from fxprune.scoring.sampler import Sampler
 
 Work = tuple[nn.Module, cifar.Batches]
@@ -45,10 +44,9 @@ def backward(work: Work) -> None:
 def probed(work: Work, *, moments: bool) -> None:
     """The scoring pass on a captured model, with or without the second moments."""
     graph, batches = work
-    draw = Draw(torch.empty(0), projections=64, seed=0, moments=moments)
-    sampler = Sampler(32, None, 1 << 30, draw, compares=False)
+    sampler = Sampler(32, None, 1 << 30, projections=64, seed=0, compares=False, gathers=moments)
     through: Any = partial(ScoringPass.through, graph, "", "network", analyse(graph), sampler, batches)
-    through(loss=None, unpack=None, run=None, place=torch.device("cpu")).run(None, None, progress=False)
+    through(loss=None, unpack=None, run=None, device=torch.device("cpu"), most=None).run(None, None, progress=False)
 
 
 def jobs_of(work: Work, plain: Callable[[Work], None]) -> dict[str, Callable[[], object]]:

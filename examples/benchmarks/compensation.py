@@ -23,7 +23,7 @@ from measure import CONSOLE, Table, interleaved, parser, publish, short, write
 from torch import nn
 
 import fxprune
-from fxprune.recovery.compensation.levels import LEVELS
+from fxprune.recovery.compensate import LEVELS
 
 NETWORKS = ("resnet20", "resnet56")
 BUDGET = 0.6  # of the MACs

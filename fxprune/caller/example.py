@@ -38,6 +38,8 @@ class PackedSpec(TensorSpec):
 
 def spec_of(value: Any) -> Any:
     """`value` with a `TensorSpec` in the place of every tensor, and a `PackedSpec` in that of packed sequences."""
+    if isinstance(value, Tensor):
+        return _leaf_spec(value)
     return pytree.tree_map(_leaf_spec, opened(value), is_leaf=_is_packed)
 
 

@@ -8,7 +8,7 @@ import typer
 
 from fxprune.cli.commands import EXIT_CODES, Function, add
 from fxprune.cli.demo import demo
-from fxprune.cli.looking import inspect, report
+from fxprune.cli.inspection import inspect, report
 from fxprune.cli.pruning import apply, compress, plan, score
 from fxprune.cli.sweeping import sweep
 from fxprune.version import __version__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,11 +12,12 @@ import typer
 from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torchvision import datasets
 from torchvision.transforms import functional as V
 
+from fxprune.cli.named_objects import called, did_you_mean, guarded
 from fxprune.cli.output import Bars
 from fxprune.cli.subsets import balanced, labels_of
-from fxprune.cli.targets import called, did_you_mean, guarded
 from fxprune.errors import FxpruneError
 
 SAMPLES = 1000  # of calibration, by default
@@ -95,7 +95,13 @@ def loader_of(
 def _opened(source: Source, prepare: Preparation) -> Any:
     """The dataset or loader of a source."""
     if Path(source.name).is_dir():
-        return _image_folder(source, replace(prepare, size=prepare.size or IMAGE_SIZE))
+        try:
+            sized = replace(prepare, size=prepare.size or IMAGE_SIZE)
+            return datasets.ImageFolder(source.name, sized, **source.arguments)
+        except (FileNotFoundError, TypeError) as error:
+            raise FxpruneError(
+                f"{source.name} holds no images in folders, one a class ({error}): arrange them as CLASS/IMAGE in it"
+            ) from error
     collection, colon, name = source.name.partition(":")
     if not colon:
         raise typer.BadParameter(
@@ -109,19 +115,7 @@ def _opened(source: Source, prepare: Preparation) -> Any:
     return found
 
 
-def _image_folder(source: Source, prepare: Preparation) -> Any:
-    from torchvision.datasets import ImageFolder
-
-    try:
-        return ImageFolder(source.name, prepare, **source.arguments)
-    except (FileNotFoundError, TypeError) as error:
-        raise FxpruneError(
-            f"{source.name} holds no images in folders, one a class ({error}): arrange them as CLASS/IMAGE in it"
-        ) from error
-
-
 def _from_torchvision(name: str, source: Source, prepare: Preparation) -> Any:
-    datasets = importlib.import_module("torchvision.datasets")
     if name not in datasets.__all__:
         raise FxpruneError(f"torchvision has no dataset {name!r}{did_you_mean(name, datasets.__all__)}")
     kind = getattr(datasets, name)

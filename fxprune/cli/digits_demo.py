@@ -117,8 +117,8 @@ def run_demo(out: Path, alphas: Sequence[float], output: Output, *, seed: int, e
     with one_thread():
         with output.busy("training") as bars:
             model = train(digits.train, bars, epochs=epochs, seed=seed)
-        with output.busy("pruning") as bars:
-            rows = measure(model, alphas, digits, bars, seed=seed)
+        with output.busy("pruning"):
+            rows = measure(model, alphas, digits, seed=seed)
     output.show("", summary_table(rows), "", widths_table(rows), "")
     original, *pruned = [asdict(row) for row in rows]
     write_json(out / "results.json", {"seed": seed, "epochs": epochs, "original": original, "pruned": pruned})
@@ -166,7 +166,7 @@ def train(data: TensorDataset, bars: Bars, *, epochs: int, seed: int) -> DigitsN
     return model.eval()
 
 
-def measure(model: nn.Module, alphas: Sequence[float], digits: Digits, bars: Bars, *, seed: int) -> list[Row]:
+def measure(model: nn.Module, alphas: Sequence[float], digits: Digits, *, seed: int) -> list[Row]:
     """The row of the original, then one per alpha; the model is scored once, and nothing is trained after pruning."""
     images, test = digits.test.tensors[0], DataLoader(digits.test, batch_size=len(digits.test))
     loader = DataLoader(digits.train, batch_size=BATCH)
@@ -174,7 +174,7 @@ def measure(model: nn.Module, alphas: Sequence[float], digits: Digits, bars: Bar
     plans = [scores.plan(alpha) for alpha in alphas]
     plains = [fxprune.apply(model, plan) for plan in plans]
     smalls = [fxprune.apply(model, plan, scores=scores, loader=loader, compensate="sequential") for plan in plans]
-    full, *times = latencies([model, *smalls], images[:LATENCY_BATCH], bars)
+    full, *times = latencies([model, *smalls], images[:LATENCY_BATCH])
     rows = []
     for plan, plain, small, latency in zip(plans, plains, smalls, times, strict=True):
         costs, error = fxprune.report(small), fxprune.verify(model, plan, plain, images[:BATCH])

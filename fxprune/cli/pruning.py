@@ -12,11 +12,11 @@ from torch import nn
 
 import fxprune
 from fxprune.caller.batches import fitted_example
-from fxprune.cli.choices import Allocation, Level, LevelOptions, LimitOptions, Run, ScoringOptions
 from fxprune.cli.files import check_suffix, check_writable
-from fxprune.cli.options import DataOptions, File, ModelOptions
+from fxprune.cli.input_options import DataOptions, File, ModelOptions
+from fxprune.cli.named_objects import Built, object_of
 from fxprune.cli.output import Output
-from fxprune.cli.targets import Built, object_of
+from fxprune.cli.pruning_options import Allocation, Level, LevelOptions, LimitOptions, Run, ScoringOptions
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.planning.plan import Plan
 from fxprune.reporting.attach import note_error

@@ -16,15 +16,15 @@ import fxprune
 from fxprune.caller.batches import fitted_example
 from fxprune.caller.example import trim
 from fxprune.caller.files import made_folder
-from fxprune.cli.choices import Allocation, Level, LimitOptions, Run
 from fxprune.cli.evaluation import Metric, accuracy, latencies
 from fxprune.cli.extras import PLOT_EXTRA, missing_message
 from fxprune.cli.files import write_json
-from fxprune.cli.options import DataOptions, EvalOptions, File, ModelOptions
+from fxprune.cli.input_options import DataOptions, EvalOptions, File, ModelOptions
+from fxprune.cli.named_objects import object_of, told_with_line
 from fxprune.cli.output import Output
 from fxprune.cli.pareto import Row, plot, table, with_front
 from fxprune.cli.pruning import compensated, planned
-from fxprune.cli.targets import object_of, told_with_line
+from fxprune.cli.pruning_options import Allocation, Level, LimitOptions, Run
 from fxprune.errors import FxpruneError, FxpruneWarning, PlanError
 from fxprune.planning.plan import Plan
 from fxprune.scoring.scores import Scores
@@ -85,8 +85,8 @@ def sweep(
     times: list[float | None] = [None] * (len(smalls) + 1)
     if time_batch:
         batch = trim(fitted_example(built.model, held, functions["unpack"]), samples=time_batch)
-        with output.busy("timing") as bars:
-            times = list(latencies([built.model, *smalls], batch, bars))
+        with output.busy("timing"):
+            times = list(latencies([built.model, *smalls], batch))
     reports = [fxprune.report(small) for small in smalls]
     rows = [Row("original", None, reports[0].params_before, reports[0].macs_before, original, times[0])]
     for (name, plan), found, value, milliseconds in zip(plans, reports, values, times[1:], strict=True):

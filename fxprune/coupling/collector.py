@@ -45,7 +45,8 @@ class Collector(Context):
         self.axes: dict[tuple[str, int, int], tuple[int, ...]] = {}
 
     def tie(self, a: Tensor, b: Tensor) -> None:
-        torch.broadcast_shapes(a.shape, b.shape)  # an error that names the node, where they do not fit
+        if a.shape != b.shape:
+            torch.broadcast_tensors(a, b)  # an error that names the node, where they do not fit
         self.ties.append((a, b, self.node))
 
     def freeze(self, labels: Tensor, reason: str) -> None:

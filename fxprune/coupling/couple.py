@@ -19,7 +19,7 @@ from fxprune.coupling.groups import Coupling, Group
 from fxprune.coupling.interpreter import Unknown, named, step
 from fxprune.coupling.units import resolve
 from fxprune.errors import CaptureError, FxpruneError, UnsupportedOpError, first_line, is_of_memory
-from fxprune.rules.labels import Labels
+from fxprune.rules.context import labels_in
 from fxprune.rules.table import describe, key_of
 from fxprune.tracing.graph import ModelGraph
 
@@ -85,7 +85,7 @@ def analyse(
 
 def _check_shapes(value: Any, spec: Any) -> None:
     """Raise ValueError where a rule gives other shapes than the model gave on the example."""
-    found = [x.shape for x in pytree.tree_leaves(value) if isinstance(x, Labels)]
+    found = [x.shape for x in labels_in(value)]
     wanted = [x.shape for x in pytree.tree_leaves(spec) if isinstance(x, TensorSpec)]
     if wanted and found != wanted:
         raise ValueError(f"it makes shapes {found} of what the model makes {wanted}")

@@ -90,7 +90,8 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain dicts and lists for JSON."""
         sites = {site: {"of": self.widths[site], "keep": list(kept)} for site, kept in self.keep.items()}
-        content = {"fxprune_plan": FORMAT, "alpha": self.alpha, "example": self.example, "frozen": dict(self.frozen)}
+        frozen = {reason: list(sites) for reason, sites in self.frozen.items()}
+        content = {"fxprune_plan": FORMAT, "alpha": self.alpha, "example": self.example, "frozen": frozen}
         content |= {"budget": None if self.budget is None else asdict(self.budget), "allocate": self.allocate}
         return content | {"settings": dict(self.settings), "sites": sites}
 

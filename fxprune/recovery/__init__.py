@@ -1,1 +1,1 @@
-"""What makes up for removed channels: compensation in closed form, fine-tuning, distillation."""
+"""Recovery of accuracy after removal: compensation in closed form, fine-tuning, distillation."""

@@ -1,4 +1,4 @@
-"""What fine-tuning minimises: a loss, mixed with the divergence from a teacher's logits where there is one."""
+"""The objective of fine-tuning: a loss, and the divergence from a teacher's logits where there is one."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Logits = Callable[[Any], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Distillation:
-    """A teacher in eval mode, the share that it has in the loss, and how its logits are compared.
+    """A teacher in eval mode, its share in the loss, and how its logits are compared.
 
-    `logits` takes logits with the classes along the last axis from an output; see `classes_last` for the default.
+    `logits` returns the logits of an output, with the classes along the last axis; `classes_last` is the default.
     """
 
     teacher: nn.Module
@@ -34,12 +34,14 @@ class Distillation:
     def divergence(self, output: Any, inputs: Any, targets: Any, where: str) -> Tensor:
         """T^2 KL(teacher || student) of the softened classes, mean over samples and positions (arXiv 1503.02531)."""
         with torch.no_grad():
-            wanted = self._logits_of(_called(self.teacher, inputs, targets, None, "the teacher", where), where)
+            with blaming("the teacher", where):
+                guide = call_whole(self.teacher, inputs, targets, run=None)
+            wanted = self._logits_of(guide, where)
         found = self._logits_of(output, where)
         if found.shape != wanted.shape:
             raise FxpruneError(
                 f"the logits have shape {tuple(found.shape)}, the teacher's {tuple(wanted.shape)}: give a teacher of "
-                "the same classes, or logits=, a function from an output to what is compared"
+                "the same classes, or logits=, a function from an output to logits"
             )
         student, teacher = (F.log_softmax(x / self.temperature, -1) for x in (found, wanted))
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1).mean()
@@ -59,9 +61,9 @@ class Distillation:
 
 
 def classes_last(output: Any) -> Tensor:
-    """The logits of an output, a tensor or what has `logits`, with the classes along the last axis.
+    """The logits of an output, a tensor or an object with `logits`, with the classes along the last axis.
 
-    They are taken to lie along axis 1, as in (N, C) and (N, C, H, W); of three axes along the last, as in (N, T, C).
+    The classes are expected along axis 1, as in (N, C) and (N, C, H, W); of three axes along the last, as in (N, T, C).
 
     >>> classes_last(torch.zeros(2, 5, 8, 8)).shape
     torch.Size([2, 8, 8, 5])
@@ -93,13 +95,13 @@ class Goal:
 
     def value(self, inputs: Any, targets: Any, where: str) -> Tensor:
         """The loss to train by. Raises CalibrationError, with the batch, where it is not one finite number."""
-        output = _called(self.model, inputs, targets, self.run, self._who, where)
+        output = self._output(inputs, targets, where)
         parts = []
         if self.share < 1:
             parts.append((1 - self.share) * self._lost(output, targets, where))
         if self.distillation:
             parts.append(self.share * self.distillation.divergence(output, inputs, targets, where))
-        value = _one_number(sum(parts), "loss", where)
+        value = _finite(sum(parts), "loss", where)
         if not value.requires_grad:
             raise CalibrationError(
                 f"the loss of {where} does not depend on a parameter that is trained: look for torch.no_grad() or "
@@ -110,31 +112,26 @@ class Goal:
     @torch.no_grad()
     def judged(self, inputs: Any, targets: Any, where: str) -> tuple[float, float]:
         """The loss, the teacher's only where there is no other, and the metric (0 where there is none)."""
-        output = _called(self.model, inputs, targets, self.run, self._who, where)
+        output = self._output(inputs, targets, where)
         if self.distillation and self.share == 1:
             lost = self.distillation.divergence(output, inputs, targets, where)
         else:
             lost = self._lost(output, targets, where)
         with blaming("metric=", where):
             metric = torch.as_tensor(self.metric(output, targets) if self.metric else 0.0)
-        return float(_one_number(lost, "loss", where)), float(_one_number(metric, "metric", where))
+        return float(_finite(lost, "loss", where)), float(_finite(metric, "metric", where))
 
-    @property
-    def _who(self) -> str:
-        return "run=" if self.run else "the model"
+    def _output(self, inputs: Any, targets: Any, where: str) -> Any:
+        """The model's output, or the result of `run`."""
+        with blaming("run=" if self.run else "the model", where):
+            return call_whole(self.model, inputs, targets, run=self.run)
 
     def _lost(self, output: Any, targets: Any, where: str) -> Any:
-        """The loss of an output; what `run` gave is one already."""
+        """The loss of an output; that of `run` is a loss already."""
         return output if self.run else loss_of(self.loss, output, targets, where)
 
 
-def _called(model: nn.Module, inputs: Any, targets: Any, run: Run | None, who: str, where: str) -> Any:
-    """A model's output, or what `run` gives; an error names `who` fails `where`."""
-    with blaming(who, where):
-        return call_whole(model, inputs, targets, run=run)
-
-
-def _one_number(value: Any, name: str, where: str) -> Tensor:
+def _finite(value: Any, name: str, where: str) -> Tensor:
     """`value`. Raises CalibrationError where it is not one finite number."""
     number = one_number(value, f"the {name} of {where}")
     if not bool(torch.isfinite(number.detach())):

@@ -1,4 +1,4 @@
-"""Fine-tuning what pruning left: a thin loop on Lightning Fabric that keeps the best epoch and can be resumed."""
+"""Fine-tuning a pruned model: a thin loop on Lightning Fabric that keeps the best epoch and can be resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import fingerprint
 from fxprune.errors import CalibrationError, FxpruneError, blaming, stage
 from fxprune.recovery.distillation import Distillation, Goal, Logits, Metric, classes_last
-from fxprune.recovery.epochs import Course, Loaders
+from fxprune.recovery.epochs import Loaders, Training
 from fxprune.reporting.records import Finetuning
 from fxprune.reporting.report import report, reported, with_report
 from fxprune.scoring.objective import Loss
@@ -59,30 +59,30 @@ def finetune(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> nn.Module:
-    """Train a pruned model on, and return a copy of it with the weights of the best epoch.
+    """Train a pruned model further, and return a copy of it with the weights of the best epoch.
 
     Needs the extra `finetune` (Lightning Fabric). The learning rate falls to zero along a cosine. The model as given
     counts as epoch 0, so the result is never worse than it on the validation data.
 
     Args:
-        small: what `compress` or `apply` made; it is not changed.
+        small: a model from `compress` or `apply`; it is not changed.
         train_loader, val_loader: labelled batches as for `score`.
         epochs: passes over `train_loader`.
         lr: the learning rate at the start, of SGD with a momentum of 0.9.
-        optimizer: callable(parameters) -> Optimizer, in place of SGD; it sets its own learning rate.
+        optimizer: callable(parameters) -> Optimizer, in place of SGD; with its own learning rate.
         loss: callable(output, target) -> mean over the batch; cross-entropy by default.
         run: callable(model, inputs, targets) -> mean loss of the batch, in place of loss(model(inputs), targets); it
             may change the mode of `model`, a copy.
         metric: callable(output, target) -> mean over the batch, larger is better; the best epoch is that with the
-            largest metric. By default it is that with the lowest validation loss.
+            largest metric. By default that with the lowest validation loss.
         patience: stop after so many epochs in a row that were not the best.
-        teacher: a model, the original say, whose outputs are imitated; it is not changed.
+        teacher: a model whose outputs are imitated, such as the original; it is not changed.
         distill: the teacher's share in the training loss, 0 < distill <= 1. With 1 no targets are needed.
         temperature: divides both logits before the softmax.
         logits: callable(output) -> logits with the classes along the last axis; by default the output, or its `logits`,
             with the classes along axis 1, or along the last of three axes.
         unpack: a function from a batch to (inputs, targets).
-        checkpoint: a file that is written after each epoch. Where it exists, training goes on from it.
+        checkpoint: a file that is written after each epoch. Where it exists, training continues from it.
         precision: "32-true" (as the model is), "bf16-mixed" or "16-mixed"; by default "bf16-mixed" for float32 models
             on a CUDA device that has it.
         seed: of each epoch's random numbers: the order of shuffled batches, augmentation, dropout.
@@ -117,15 +117,18 @@ def finetune(
             guide = applied(applied(isolated_copy(teacher), "to", place), "eval")
             distillation = Distillation(guide, float(distill), float(temperature), logits or classes_last)
         goal = Goal(model, loss or F.cross_entropy, run, metric, distillation)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise FxpruneError(f"no parameter of {type(model).__name__} requires a gradient: there is nothing to train")
         with blaming("optimizer=", f"the parameters of {type(model).__name__}"):
-            trained = (optimizer or partial(SGD, lr=lr, momentum=MOMENTUM))(_trainable(model))
-        course = _course(goal, trained, length_of(train_loader), Finetuning(int(epochs), precision))
-        course.go(Loaders(train_loader, val_loader, unpack, place, seed, bar), checkpoint, settings, patience)
-        model.load_state_dict(course.best)
+            trained = (optimizer or partial(SGD, lr=lr, momentum=MOMENTUM))(parameters)
+        training = _training(goal, trained, length_of(train_loader), Finetuning(int(epochs), precision))
+        training.run(Loaders(train_loader, val_loader, unpack, place, seed, bar), checkpoint, settings, patience)
+        model.load_state_dict(training.best)
         for module, given in zip(model.modules(), small.modules(), strict=True):
             module.training = given.training
     for graph, _ in reported(model):
-        with_report(graph, finetuned=course.done)
+        with_report(graph, finetuned=training.done)
     return applied(model, "to", device_of(small))
 
 
@@ -150,15 +153,7 @@ def _precision_for(model: nn.Module, place: torch.device) -> str:
     return "bf16-mixed" if mixed and dtype_of(model) == torch.float32 else "32-true"
 
 
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that take gradients. Raises FxpruneError where there are none."""
-    found = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not found:
-        raise FxpruneError(f"no parameter of {type(model).__name__} requires a gradient: there is nothing to train")
-    return found
-
-
-def _course(goal: Goal, optimizer: Any, batches: int | None, done: Finetuning) -> Course:
+def _training(goal: Goal, optimizer: Any, batches: int | None, done: Finetuning) -> Training:
     """A model and its optimizer, set up by Fabric on their device, before the first epoch."""
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
@@ -177,7 +172,7 @@ def _course(goal: Goal, optimizer: Any, batches: int | None, done: Finetuning) -
     )
     _, step = fabric.setup(goal.model, optimizer)
     schedule = LambdaLR(optimizer, partial(_cosine, steps=done.epochs * (batches or 1)))
-    return Course(goal, fabric, optimizer, step, schedule, bool(batches), done)
+    return Training(goal, fabric, optimizer, step, schedule, bool(batches), done)
 
 
 def _cosine(step: int, *, steps: int) -> float:

@@ -13,13 +13,13 @@ from torch.utils import _pytree as pytree
 from torch.utils.benchmark import Measurement, Timer
 
 from fxprune.caller.arguments import check
-from fxprune.caller.example import as_call, to_device
+from fxprune.caller.example import to_device
 from fxprune.caller.isolation import device_of, evaluating, undisturbed
+from fxprune.caller.timing import timer_of
 from fxprune.errors import FxpruneError, blaming
 from fxprune.reporting.records import BatchLatency, MeasuredLatency, Timing
 from fxprune.reporting.report import reported, with_report
 from fxprune.reporting.why_slow import why_slow
-from fxprune.scoring.node_times import wait_for
 
 TURN = 0.02  # seconds of calls in each turn of a model; one call at least
 REMEDY = ": give batch_sizes= that it takes, or as example= a function from a batch size to a batch"
@@ -63,11 +63,11 @@ def measure_latency(
     with undisturbed(), torch.no_grad(), evaluating(model), evaluating(small):
         for size in batch_sizes:
             batch = to_device(batch_of(example, size), homes[0])
-            timers = [_timer(each, batch, count, homes[0]) for each in (model, small)]
+            timers = [timer_of(each, batch, homes[0], count) for each in (model, small)]
             for name, timer in zip(("the model", "the smaller model"), timers, strict=True):
                 with blaming(name, f"a batch of {size}", REMEDY):
                     timer.timeit(1)
-            pairs.append(BatchLatency(size, *_in_turns(timers, repeats, seconds)))
+            pairs.append(BatchLatency(size, *in_turns(timers, repeats, seconds)))
     name = torch.cuda.get_device_name(homes[0]) if homes[0].type == "cuda" else str(homes[0])
     found = MeasuredLatency(name, count, tuple(pairs), _reasons(small, pairs, homes[0].type))
     if note:
@@ -97,19 +97,7 @@ def batch_of(example: Any, size: int) -> Any:
     return pytree.tree_map_only(Tensor, resized, example)
 
 
-def _timer(model: nn.Module, batch: Any, threads: int, device: torch.device) -> Timer:
-    """A timer of a model's call, whose clock waits for the device."""
-
-    def clock() -> float:
-        wait_for(device)
-        return time.perf_counter()
-
-    args, kwargs = as_call(batch)
-    names = {"model": model, "args": args, "kwargs": kwargs}
-    return Timer("model(*args, **kwargs)", globals=names, timer=clock, num_threads=threads)
-
-
-def _in_turns(timers: Sequence[Timer], repeats: int, seconds: float) -> Iterator[Timing]:
+def in_turns(timers: Sequence[Timer], repeats: int, seconds: float) -> Iterator[Timing]:
     """The times of two models, turn by turn; each turn is a call that does not count, and calls for `TURN` seconds."""
     turns: list[list[Measurement]] = [[] for _ in timers]
     start = time.perf_counter()

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import RewriteError
 from fxprune.rewriting.node_mending import Mending
-from fxprune.rewriting.remaining import narrowed
+from fxprune.rewriting.remaining import selected
 from fxprune.rules import movement
 from fxprune.rules.context import labels_in
 from fxprune.rules.labels import Labels, varying_axes
@@ -64,7 +64,7 @@ def check_places(mending: Mending, args: Any, kwargs: Any) -> None:
         before = pytree.tree_leaves(_moved(mending, axis, lambda n: mending.old[n.name], args, kwargs))
         now = _moved(mending, axis, mending.env.__getitem__, mending.node.args, mending.node.kwargs)
         for masks, then, part in zip(kept, before, pytree.tree_leaves(now), strict=True):
-            if not torch.equal(narrowed(then, masks), part):
+            if not torch.equal(selected(then, masks), part):
                 raise RewriteError(f"{mending.node.name} moves other places than in the original")
 
 

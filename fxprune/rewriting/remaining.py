@@ -47,7 +47,7 @@ def narrowed_copy(module: Any, checker: Checker, prefix: str = "") -> Any:
 
 def narrow(tensor: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
     """A new tensor with only the kept indices of each axis; the tensor itself where all are kept."""
-    data = narrowed(tensor.detach(), keep)
+    data = selected(tensor.detach(), keep)
     if data.shape == tensor.shape:
         return tensor
     name = memory_format_of(tensor)
@@ -55,7 +55,7 @@ def narrow(tensor: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
     return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
 
-def narrowed(tensor: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
+def selected(tensor: Tensor, keep: Sequence[Tensor | None]) -> Tensor:
     """The kept indices of each axis of a tensor, by a mask for each axis or None for all."""
     for axis, mask in enumerate(keep):
         if mask is not None and not bool(mask.all()):
@@ -72,8 +72,8 @@ class Checker(Context):
         self.kept_labels = torch.from_numpy(np.append(keep, True)[np.append(coupling.unit_of, -1)])
         self.merged = torch.from_numpy(np.append(coupling.merged, -1))
         self.original = self.node
-        self.values_kept: dict[str, Any] = {}
-        self.cut: dict[tuple[Shape, Planes], tuple[Shape, Planes]] = {}
+        self.expected_values: dict[str, Any] = {}
+        self.restricted: dict[tuple[Shape, Planes], tuple[Shape, Planes]] = {}
 
     def spec(self, node: fx.Node | None = None) -> Any:
         return self.coupling.specs[(node or self.original).name]
@@ -86,7 +86,7 @@ class Checker(Context):
         return self.kept_labels[start : start + size]
 
     def tie(self, a: Tensor, b: Tensor) -> None:
-        a, b = torch.broadcast_tensors(self._classes(a), self._classes(b))
+        a, b = torch.broadcast_tensors(self.merged[a.long()], self.merged[b.long()])
         if bool(((a != b) & (a >= 0) & (b >= 0)).any()):
             raise MismatchError(f"channels of different units meet in {self.describe()}")
 
@@ -140,30 +140,30 @@ class Checker(Context):
         """The node's value, compared with the narrowed value of the original node."""
         self.original = original
         value = step(self, node, unknown="freeze")
-        expected = self.expected(original)
-        if not self._agree(value, expected):
+        found, wanted = pytree.tree_leaves(value), pytree.tree_leaves(self.expected(original))
+        if len(found) != len(wanted) or not all(map(_agree, found, wanted)):
             raise MismatchError(f"node {node.name} has other labels than the kept ones of the original")
         return value
 
     def expected(self, node: fx.Node) -> Any:
         """The original value of a node, restricted to the kept labels."""
-        if node.name not in self.values_kept:
-            self.values_kept[node.name] = pytree.tree_map_only(Labels, self.restrict, self.old[node.name])
-        return self.values_kept[node.name]
+        if node.name not in self.expected_values:
+            self.expected_values[node.name] = pytree.tree_map_only(Labels, self.restrict, self.old[node.name])
+        return self.expected_values[node.name]
 
     def restrict(self, x: Labels) -> Labels:
         """A value without the indices of each axis that hold only removed channels."""
         if not x.planes:
             return x
         key = x.shape, x.planes
-        if key not in self.cut:  # which many nodes share
+        if key not in self.restricted:  # which many nodes share
             indices = [mask.nonzero().flatten() for mask in self.masks(x)]
             shape = [len(index) for index in indices]
             planes = tuple(self._restricted(plane, indices) for plane in x.planes)
             if any(plane.ragged for plane in planes):
                 shape[-1] = planes[0].core.shape[-1]
-            self.cut[key] = tuple(shape), planes
-        return Labels(*self.cut[key], x.value, x.single)
+            self.restricted[key] = tuple(shape), planes
+        return Labels(*self.restricted[key], x.value, x.single)
 
     def masks(self, x: Labels) -> list[Tensor]:
         """The kept indices of each axis of a value of the original graph, as masks."""
@@ -175,39 +175,25 @@ class Checker(Context):
 
     def _restricted(self, plane: Plane, indices: list[Tensor]) -> Plane:
         core = plane.core
-        if plane.ragged:
-            return self._restricted_rows(core, plane.axes)
+        if plane.ragged:  # each slice along the last axis keeps channels of its own
+            kept = self._is_kept(core).reshape(-1, core.shape[-1])
+            if len(kept.sum(1).unique()) != 1:
+                raise MismatchError("the rows of a state keep different numbers of channels")
+            return Plane(core.reshape(kept.shape)[kept].reshape(*core.shape[:-1], -1), plane.axes, ragged=True)
         for axis in plane.axes:
             core = core.index_select(axis, indices[axis])
         if not bool(self._is_kept(core).all()):
             raise MismatchError("the kept channels are not rectangular")
         return Plane(core, plane.axes)
 
-    def _restricted_rows(self, core: Tensor, axes: tuple[int, ...]) -> Plane:
-        """A ragged plane: each of its slices along the last axis keeps channels of its own."""
-        rows = core.reshape(-1, core.shape[-1])
-        kept = self._is_kept(rows)
-        if len(kept.sum(1).unique()) != 1:
-            raise MismatchError("the rows of a state keep different numbers of channels")
-        return Plane(rows[kept].reshape(*core.shape[:-1], -1), axes, ragged=True)
-
     def _is_kept(self, labels: Tensor) -> Tensor:
         return self.kept_labels[labels.long()]
 
-    def _classes(self, labels: Tensor) -> Tensor:
-        return self.merged[labels.long()]
 
-    def _agree(self, value: Any, expected: Any) -> bool:
-        """Whether two nested values have the same shapes and, plane by plane, the same labels in order."""
-        found, wanted = pytree.tree_leaves(value), pytree.tree_leaves(expected)
-        return len(found) == len(wanted) and all(map(self._same, found, wanted))
-
-    def _same(self, a: Any, b: Any) -> bool:
-        if not isinstance(a, Labels) or not isinstance(b, Labels):
-            return isinstance(a, Labels) == isinstance(b, Labels)
-        if a.shape != b.shape or a.single != b.single or len(a.planes) != len(b.planes):
-            return False
-        return all(
-            p.axes == q.axes and p.core.shape == q.core.shape and bool((p.core == q.core).all())
-            for p, q in zip(a.planes, b.planes, strict=True)
-        )
+def _agree(a: Any, b: Any) -> bool:
+    """Whether two values have the same shapes and, plane by plane, the same labels in order."""
+    if not isinstance(a, Labels) or not isinstance(b, Labels):
+        return isinstance(a, Labels) == isinstance(b, Labels)
+    if a.shape != b.shape or a.single != b.single or len(a.planes) != len(b.planes):
+        return False
+    return all(p.axes == q.axes and torch.equal(p.core, q.core) for p, q in zip(a.planes, b.planes, strict=True))

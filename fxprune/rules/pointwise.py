@@ -67,7 +67,8 @@ def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
         if args[0].value is not None and not args[0].planes:
             return args[0]
     inputs = labels_in((args, kwargs))
-    return ctx.meet(inputs, torch.broadcast_shapes(*(x.shape for x in inputs)))
+    shapes = [x.shape for x in inputs]
+    return ctx.meet(inputs, shapes[0] if shapes.count(shapes[0]) == len(shapes) else torch.broadcast_shapes(*shapes))
 
 
 @rule(nn.PReLU, F.prelu, torch.prelu, "prelu")

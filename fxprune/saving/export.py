@@ -21,8 +21,8 @@ from fxprune.caller.isolation import device_of, precise, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.errors import ExportError, first_line
 from fxprune.rewriting.proof import relative_error
-from fxprune.tracing.hook_effects import computing
-from fxprune.tracing.hooks import keep, plain_copy
+from fxprune.tracing.hook_effects import computing_hooks
+from fxprune.tracing.hooks import keep_only, plain_copy
 
 TOLERANCE = 1e-4
 EXTRA = ("onnx", "onnxscript", "onnxruntime")
@@ -76,7 +76,7 @@ def export(
             raise ExportError("the example has no tensor of at least one row: pass dynamic_batch=False")
         batches = [example] if rows is None else [example, _longer(example, rows)]
         try:
-            keep(model, computing(small, example, {}))
+            keep_only(model, computing_hooks(small, example, {}))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the exporters about each other
                 run = _EXPORTS[suffix](model, batches[-1], _dynamic_shapes(model, batches[-1], rows), unfinished)

@@ -1,1 +1,1 @@
-"""The pass over the loader, what it gathers, and the scores of every unit."""
+"""The pass over the loader, and the scores of every unit."""

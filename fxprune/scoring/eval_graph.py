@@ -1,4 +1,4 @@
-"""Fusing: in eval mode a BatchNorm scales and shifts what a convolution gives; scoring runs the two as one."""
+"""The graph that scoring runs: BatchNorms fused into convolutions, gradients laid out as the values they belong to."""
 
 from __future__ import annotations
 
@@ -16,40 +16,39 @@ from fxprune.tracing.batchnorm import FollowingBatchNorm
 
 NORM_LAYERS = (nn.modules.batchnorm._NormBase, FollowingBatchNorm)
 NORM_FUNCTIONS = (F.batch_norm, F.instance_norm)
-
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def fuse(graph: fx.GraphModule, specs: Mapping[str, Any]) -> None:
-    """Let one new layer stand for each convolution whose output a BatchNorm alone reads, as they are in eval mode.
+    """Replace each convolution that only a BatchNorm reads, and that norm, by one layer that is equal in eval mode.
 
-    Both are called once, so that nothing else hangs on what lies between them; they themselves stay as they are.
+    Both must be called once. The two modules themselves do not change.
     """
     modules = dict(graph.named_modules(remove_duplicate=False))
     called = {node: modules[node.target] for node in graph.graph.nodes if node.op == "call_module"}
-    times = Counter(map(id, called.values()))
+    calls = Counter(map(id, called.values()))
     with evaluating(graph):
         for norm, second in called.items():
             conv: Any = next(iter(norm.all_input_nodes), None)
             if conv not in called or list(conv.users) != [norm]:
                 continue
             layers = called[conv], second
-            if all(times[id(layer)] == 1 for layer in layers) and _fit(*layers, specs.get(conv.name)):
+            if all(calls[id(layer)] == 1 for layer in layers) and _can_fuse(*layers, specs.get(conv.name)):
                 graph.add_module(f"fused_{norm.name}", fuse_conv_bn_eval(*layers))
                 norm.target, norm.args, norm.kwargs = f"fused_{norm.name}", conv.args, conv.kwargs
                 graph.graph.erase_node(conv)
     graph.recompile()
 
 
-def _fit(conv: Any, norm: Any, between: Any) -> bool:
-    """Whether one convolution does what both do: not where the norm takes the axis of the samples for another."""
+def _can_fuse(conv: Any, norm: Any, between: Any) -> bool:
+    """Whether one convolution can do both: not on an unbatched input, of which the norm takes another axis."""
     plain = type(conv) in CONVOLUTIONS and type(norm) in NORMS and norm.running_mean is not None
     return plain and isinstance(between, TensorSpec) and len(between.shape) == conv.weight.ndim
 
 
 def keep_layouts(graph: fx.GraphModule) -> None:
-    """Have every gradient that comes back to a norm laid out as what the norm gave."""
+    """Give the gradient of every norm's output the memory layout of that output."""
     modules = dict(graph.named_modules(remove_duplicate=False))
     for node in list(graph.graph.nodes):
         called = modules[str(node.target)] if node.op == "call_module" else None
@@ -61,12 +60,12 @@ def keep_layouts(graph: fx.GraphModule) -> None:
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """The same tensor, whose gradient will have its strides."""
+    """The same tensor; its gradient will have its strides."""
     if x.requires_grad:
         shape, strides = x.shape, x.stride()
 
         def like(grad: Tensor | None) -> Tensor | None:
-            if grad is None or grad.stride() == strides:  # none comes from a function that gives none
+            if grad is None or grad.stride() == strides:  # None comes from a function without a gradient
                 return grad
             return grad.new_empty_strided(shape, strides).copy_(grad)
 

@@ -1,4 +1,4 @@
-"""What the scoring pass saw, unit by unit: what signals rank by."""
+"""Evidence: all that the scoring pass measured, unit by unit; signals rank by it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from fxprune.tracing.graph import ModelGraph
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """What the scoring pass saw, for signals to make one number a unit from.
+    """What the scoring pass measured; a signal makes one number for each unit of it.
 
-    `taylor` (units,) is the size of the derivative of the loss, summed over the samples, by a factor on what a reader
-    reads of a unit, summed over its readers. `taylor_by_sample` (units,) takes the size of each sample's own.
-    `separability` (units,) is the U-Score; it is there only where a signal of that name was asked for. `moments` are
-    those of every edge that sees activations.
+    `taylor` (units,) is the size of the derivative of the loss, summed over the samples, by a factor on the unit's
+    values as one reader sees them, summed over its readers. `taylor_by_sample` (units,) sums the sizes of each sample's
+    derivative instead. `separability` (units,) is the U-Score, or None where no signal of that name was asked for.
+    `moments` are those of every edge that sees activations.
     """
 
     graph: ModelGraph
@@ -39,7 +39,7 @@ class Evidence:
 
     @property
     def edges(self) -> list[tuple[Edge, Moments | None]]:
-        """The edges that read units which may go, each with its moments."""
+        """The edges that read prunable units, each with its moments."""
         edges = [edge for edge in self.coupling.edges if (edge.units >= 0).any()]
         return [(edge, self.moments.get(key_of_edge(edge))) for edge in edges]
 
@@ -47,60 +47,35 @@ class Evidence:
 def evidence_of(
     graph: ModelGraph, coupling: Coupling, probes: Sequence[Probe], totals: Sequence[Tensor], sampler: Sampler
 ) -> Evidence:
-    """What probes, the sums of their gradients and a sampler hold at the end of a pass.
+    """The evidence of a finished pass: of its probes, the sums of their gradients, and its sampler.
 
     Raises CalibrationError where a number of it is not finite.
     """
-    sums = _unit_sums(probes, totals, coupling.units)
-    separable = _separabilities(probes, sampler, coupling.units) if sampler.compares else None
-    return Evidence(graph, coupling, *sums, _moments(probes), separable, sampler.draw.seed)
-
-
-def _unit_sums(probes: Sequence[Probe], totals: Sequence[Tensor], units: int) -> tuple[Scalars, Scalars]:
-    """Of a unit's derivatives on an edge, the size of their sum, and the sum of their sizes; summed over the edges.
-
-    What one reader gains and another loses does not cancel: compensation repairs each reader by itself.
-    """
-    sums, sizes = np.zeros(units + 1), np.zeros(units + 1)
+    taylor, by_sample, separable = (np.zeros(coupling.units + 1) for _ in range(3))
     for probe, total in zip(probes, totals, strict=True):
-        if not bool(torch.isfinite(total).all()):
-            raise CalibrationError(
-                f"a gradient on the edge {probe.reads} is not finite: look for overflow in the model or the loss"
-            )
-        own = np.zeros(units + 1)
+        _check_finite(total.numpy(), "a gradient", probe, " or the loss")
+        own = np.zeros(coupling.units + 1)
         of_positions, of_units = np.split(total.numpy(), [len(probe.units)])
         np.add.at(own, probe.units, of_positions)
-        sums += np.abs(own)
-        sizes[probe.own] += of_units
-    return sums[:-1], sizes[:-1]
-
-
-def _moments(probes: Sequence[Probe]) -> dict[Key, Moments]:
-    """The moments of every edge that saw activations."""
-    found = {p.key: p.gathering.moments() for p in probes if p.gathering is not None and p.gathering.rows}
-    for probe in probes:
-        if probe.key in found and not np.isfinite(found[probe.key].covariance).all():
-            raise CalibrationError(
-                f"an activation on the edge {probe.reads} is not finite: look for overflow in the model"
-            )
-    return found
-
-
-def _separabilities(probes: Sequence[Probe], sampler: Sampler, units: int) -> Scalars:
-    """The U-Score of each unit, summed over the edges that read it."""
-    result = np.zeros(units)
+        taylor += np.abs(own)  # the gain of one reader does not cancel the loss of another: each is refitted by itself
+        by_sample[probe.own] += of_units
+    moments = dict[Key, Moments]()
     compared = torch.tensor(sorted(sampler.counts), dtype=torch.int64)
     for probe in probes:
-        if not probe.samples:  # it reads through a weight, and sees no activations
-            continue
-        samples, labels = probe.stored()
-        chosen = torch.isin(labels, compared)
-        found = separability(samples[chosen], labels[chosen]).double().numpy()
-        if not np.isfinite(found).all():
-            raise CalibrationError(
-                f"an activation on the edge {probe.reads} is not finite: look for overflow in the model"
-            )
-        result[probe.own] += found
-        probe.samples.clear()
-        probe.labels.clear()
-    return result
+        if probe.samples.parts:
+            chosen = torch.isin(probe.samples.labels, compared)
+            samples = probe.samples.joined(sampler.projections)[chosen]
+            found = separability(samples, probe.samples.labels[chosen]).double().numpy()
+            _check_finite(found, "an activation", probe)
+            separable[probe.own] += found
+            probe.samples.parts.clear()
+        if probe.moment_sums is not None and probe.moment_sums.rows:
+            moments[probe.key] = probe.moment_sums.moments()
+            _check_finite(moments[probe.key].covariance, "an activation", probe)
+    scores = separable[:-1] if sampler.compares else None
+    return Evidence(graph, coupling, taylor[:-1], by_sample[:-1], moments, scores, sampler.seed)
+
+
+def _check_finite(numbers: Scalars, of: str, probe: Probe, places: str = "") -> None:
+    if not np.isfinite(numbers).all():
+        raise CalibrationError(f"{of} on the edge {probe.reads} is not finite: look for overflow in the model{places}")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxprune.caller.batches import Classes, Unpack, batch_to_device, class_of_samples, count_of, length_of, sample_count
 from fxprune.caller.isolation import applied, dtype_of, evaluating
@@ -20,49 +20,54 @@ from fxprune.coupling.gates import insert
 from fxprune.coupling.groups import Coupling
 from fxprune.errors import CalibrationError, blaming
 from fxprune.scoring.eval_graph import fuse, keep_layouts
-from fxprune.scoring.objective import Loss, Objective, Part
-from fxprune.scoring.probes import Probe, Rows, rows_of
-from fxprune.scoring.rank_merge import merge
-from fxprune.scoring.resuming import Checkpoint, Found
+from fxprune.scoring.objective import GatedPart, Loss, Objective
+from fxprune.scoring.probes import Probe
+from fxprune.scoring.resuming import PassCheckpoint, PassState
+from fxprune.scoring.sample_axes import SampleAxis, sample_axes
 from fxprune.scoring.sampler import Sampler
-from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.part import Run, with_part
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoringPass:
-    """What is run over the loader, this rank's share of it, and what is found; `place` is the device."""
+    """An objective, this rank's share of the loader, and the state that the pass sums up on a device."""
 
     objective: Objective
     share: Share
-    found: Found
-    place: torch.device
+    state: PassState
+    device: torch.device
 
     @classmethod
     def through(
         cls, whole: nn.Module, path: str, name: str, coupling: Coupling, sampler: Sampler, loader: Iterable[Any],
-        *, loss: Loss | None, unpack: Unpack | None, run: Run | None, place: torch.device, most: int | None,
+        *, loss: Loss | None, unpack: Unpack | None, run: Run | None, device: torch.device, most: int | None,
     ) -> ScoringPass:  # fmt: skip
-        """A pass through the captured part of a model at `path`, which messages call `name`, on `most` samples."""
+        """A pass through the captured part of a model at `path`, called `name` in messages, on `most` samples."""
         graph: Any = whole.get_submodule(path)
-        gated, probes = _gated(graph, coupling, sampler, place)
-        part = Part(gated, graph, name)
-        objective = Objective(applied(with_part(whole, path, part), "to", place), part, loss or F.cross_entropy, run)
-        return cls(objective, Share(loader, unpack, objective.count, most), Found.by(probes, sampler), place)
+        dtype, axes = dtype_of(graph), sample_axes(graph)
+        gated, gates = insert(
+            graph, coupling, lambda edge: Probe(edge, sampler, device, dtype, axes.get(edge.source, SampleAxis()))
+        )
+        fuse(gated, coupling.specs)
+        keep_layouts(gated)
+        part = GatedPart(gated, graph, name)
+        own = applied(with_part(whole, path, part), "to", device)
+        objective = Objective(own, part, loss or F.cross_entropy, run)
+        state = PassState.of([gate for gate in gates if isinstance(gate, Probe)], sampler)
+        return cls(objective, Share(loader, unpack, objective.count, most), state, device)
 
-    def run(self, classes: Classes | None, file: Checkpoint | None, *, progress: bool) -> list[Tensor]:
-        """Go over the loader, from where `file` tells; gives the sums of the gates' gradients, over all ranks.
+    def run(self, classes: Classes | None, checkpoint: PassCheckpoint | None, *, progress: bool) -> None:
+        """Go over the loader, after the batches of a checkpoint, and sum up over all ranks.
 
-        Raises CalibrationError where there are no two classes to compare, or the loss does not reach what is scored.
+        Raises CalibrationError where there are no two classes to compare, or the loss does not reach the scored part.
         """
-        found = self.found
+        state = self.state
         with evaluating(self.objective.whole), together("scoring"):
             feed = self._feed(progress=progress)
-            reached = self._read(feed if file is None else file.rest(feed, found), classes)
-        totals = merge(found.probes, found.totals, found.sampler, self.share)
-        _check_classes(found.sampler, totals)
-        self.objective.check_reached(totals, in_any(reached))
-        return totals
+            reached = self._read(feed if checkpoint is None else checkpoint.rest(feed, state), classes)
+        state.merge_ranks(self.share)
+        _check_classes(state.sampler, state.totals)
+        self.objective.check_reached(state.totals, in_any(reached))
 
     def _feed(self, *, progress: bool) -> Iterator[Numbered]:
         """The inputs and targets of every batch, as the model takes them, on the device, under a progress bar."""
@@ -71,43 +76,32 @@ class ScoringPass:
         total = total and len(range(rank, total, size))
         with Progress(console=Console(stderr=True), transient=True, disable=rank > 0 or not progress) as bar:
             for index, (first, inputs, targets) in enumerate(bar.track(self.share, total, description="scoring")):
-                with blaming(f"moving to {self.place}", f"batch {index}"):
-                    moved = batch_to_device((self.objective.fitted(inputs), targets), self.place)
+                with blaming(f"moving to {self.device}", f"batch {index}"):
+                    moved = batch_to_device((self.objective.fitted(inputs), targets), self.device)
                 yield first, *moved
 
     def _read(self, feed: Iterable[Numbered], classes: Classes | None) -> bool:
-        """Sum the gradients of the gates, and leave the samples in the probes; whether a loss depended on a gate."""
-        probes, sampler, reached = self.found.probes, self.found.sampler, False
-        weights: list[Tensor] = [probe.weight for probe in probes]
+        """Sum the gates' gradients, while the probes take samples; returns whether a loss depended on a gate."""
+        sampler, reached = self.state.sampler, False
+        weights: list[Tensor] = [probe.weight for probe in self.state.probes]
         for first, inputs, targets in feed:
-            index, samples = sampler.draw.batch, sample_count(inputs) if self.objective.counts_rows else None
+            index, samples = sampler.batch, sample_count(inputs) if self.objective.counts_rows else None
             if sampler.compares:
                 labels = class_of_samples(targets, samples, classes)
-                samples, count = len(labels), len(labels)
-                sampler.choose(labels, probes, first)
+                samples = count = len(labels)
+                sampler.choose(labels, first)
             else:
                 count = samples or count_of(inputs, targets)
                 sampler.count(count, first)
             value = self.objective.value(inputs, targets, samples, index)
             with blaming("the backward pass", f"batch {index}"):
                 grads = _gradients(value * count, weights)
-            for total, grad in zip(self.found.totals, grads, strict=True):
+            for total, grad in zip(self.state.totals, grads, strict=True):
                 if grad is not None:
                     total.add_(grad)
                     reached = True
-            sampler.bound(probes)
+            sampler.bound()
         return reached
-
-
-def _gated(
-    graph: ModelGraph, coupling: Coupling, sampler: Sampler, place: torch.device
-) -> tuple[fx.GraphModule, list[Probe]]:
-    """The graph with a probe on every edge, and as few layers as do what it does in eval mode."""
-    dtype, rows, draw = dtype_of(graph), rows_of(graph), sampler.draw
-    gated, gates = insert(graph, coupling, lambda edge: Probe(edge, draw, place, dtype, rows.get(edge.source, Rows())))
-    fuse(gated, coupling.specs)
-    keep_layouts(gated)
-    return gated, [gate for gate in gates if isinstance(gate, Probe)]
 
 
 def _gradients(value: Tensor, weights: list[Tensor]) -> list[Tensor | None]:

@@ -1,4 +1,4 @@
-"""Means and covariances of what layers read, from rows sampled in the scoring pass."""
+"""Means and covariances of the activations on edges, from rows sampled in the scoring pass."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fxprune.caller.arrays import Scalars
+from fxprune.caller.ranks import summed
+
 WIDEST = 4096  # channels of which the covariance is kept; of wider edges, the variances only
-ROWS = 32  # of a sample that enter at the most, or one for 16 channels where that is more
-CONSTANT = 1e-5  # of the size of what an edge carries: where it varies by less, rounding does the most of it
+ROWS = 32  # of a sample at most, or one for 16 channels where that is more
+CONSTANT = 1e-5  # of the size of an edge's values: less variation than this is mostly rounding
 BATCH_ROWS = 1024  # of a batch whose samples cannot be told apart, or two for each channel
 
 
@@ -23,40 +26,38 @@ BATCH_ROWS = 1024  # of a batch whose samples cannot be told apart, or two for e
 class Moments:
     """The mean (P,) and covariance (P, P) of P channels; of more than 4096, the variances (P,) alone."""
 
-    mean: NDArray[np.float64]
-    covariance: NDArray[np.float64]
+    mean: Scalars
+    covariance: Scalars
 
     @property
-    def variance(self) -> NDArray[np.float64]:
+    def variance(self) -> Scalars:
         """The variance of each channel."""
         return self.covariance if self.covariance.ndim == 1 else np.diagonal(self.covariance)
 
     @property
     def varies(self) -> bool:
-        """Whether the channels vary by more than what rounding makes of constants."""
+        """Whether the channels vary by more than the rounding of constants."""
         return bool(self.variance.sum() > CONSTANT**2 * np.square(self.mean).sum())
 
     def arrays(self) -> Mapping[str, Any]:
-        """The numbers in single precision, as arrays of their names."""
+        """The numbers in single precision, as named arrays."""
         return {"mean": self.mean.astype(np.float32), "covariance": self.covariance.astype(np.float32)}
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Any]) -> Moments:
-        """The moments that `arrays` were taken from."""
+        """The moments that gave the `arrays`."""
         return cls(arrays["mean"].astype(np.float64), arrays["covariance"].astype(np.float64))
 
 
-class Gathering:
-    """Adds up rows of activations: of each sample those that its number and the seed tell, whatever batch it is in.
+class MomentSums:
+    """Sums over sampled rows of activations; a sample's number and the seed choose its rows, whatever its batch.
 
-    >>> gathering = Gathering(seed=0)
-    >>> gathering.add(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), dim=1)
-    >>> gathering.moments().covariance
+    >>> sums = MomentSums(seed=0)
+    >>> sums.add(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), dim=1)
+    >>> sums.moments().covariance
     array([[1., 0.],
            [0., 0.]])
     """
-
-    STATE = ("rows", "origin", "sums", "products", "waiting")
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -67,18 +68,14 @@ class Gathering:
         self.waiting: list[Tensor] = []  # rows that are not in the products yet: few at a time cost as much as many
 
     def add(self, x: Tensor, dim: int, numbers: Tensor | None = None, *, batch: int = 0) -> None:
-        """Add rows of a tensor whose channels lie along axis `dim`.
+        """Add rows of activations with the channels along axis `dim`, chosen by the samples' `numbers` (samples,).
 
-        Args:
-            x: activations.
-            dim: the axis of the channels.
-            numbers: (samples,) of the samples, which lie along axis 0; None where that is not known.
-            batch: number of the batch, which tells the rows where the samples' numbers do not.
+        The samples lie along axis 0. Where that is not known, `numbers` is None, and the number of the batch chooses.
         """
         x = x.detach().movedim(dim, -1)
         rows = _some_of_all(x, [self.seed, batch]) if numbers is None else _some_of_each(x, numbers, self.seed)
-        rows = rows if rows.dtype == torch.float64 else rows.float()
-        if self.origin is None:  # squares of what lies far from zero would drown the covariance
+        rows = at_least_float32(rows)
+        if self.origin is None:  # far from zero, squares would drown the covariance
             self.origin = rows.mean(0)
         rows = rows - self.origin
         self.sums = rows.sum(0).double() if self.sums is None else self.sums + rows.sum(0)
@@ -96,20 +93,38 @@ class Gathering:
             self.waiting.clear()
 
     def state(self) -> dict[str, Tensor]:
-        """What was added up so far, by the names in `STATE`; nothing where nothing was."""
-        if self.origin is None or self.sums is None:
-            return {}
-        found = {"rows": torch.tensor(self.rows), "origin": self.origin, "sums": self.sums}
-        found |= {} if self.products is None else {"products": self.products}
-        return found | ({"waiting": torch.cat(self.waiting)} if self.waiting else {})
+        """The sums so far as named tensors; none before the first row."""
+        waiting = torch.cat(self.waiting) if self.waiting else None
+        found = {"origin": self.origin, "sums": self.sums, "products": self.products, "waiting": waiting}
+        found["rows"] = torch.tensor(self.rows) if self.rows else None
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """Take what `state` gave, on a device."""
-        if "rows" in state:
-            self.rows = int(state["rows"])
-            self.origin, self.sums = (state[name].to(device) for name in ("origin", "sums"))
-            self.products = state["products"].to(device) if "products" in state else None
-            self.waiting = [state["waiting"].to(device)] if "waiting" in state else []
+        """Take the sums that `state` gave, on a device."""
+        self.rows = int(state.get("rows", 0))
+        own = {name: tensor.to(device) for name, tensor in state.items()}
+        self.origin, self.sums, self.products = (own.get(name) for name in ("origin", "sums", "products"))
+        self.waiting = [own["waiting"]] if "waiting" in own else []
+
+    def merge_ranks(self, channels: int) -> None:
+        """Sum over all ranks, about the mean of all their rows."""
+        rows = int(summed(torch.tensor(self.rows)))
+        if not rows:
+            return
+        self.settle()
+        place = self.products.device if self.products is not None else torch.device("cpu")
+        nothing = torch.zeros(channels, dtype=torch.float64, device=place)
+        origin = nothing if self.origin is None else self.origin.double()
+        sums = nothing if self.sums is None else self.sums
+        mean = summed(sums + self.rows * origin) / rows
+        apart = mean - origin
+        if channels > WIDEST:
+            products = nothing if self.products is None else self.products
+            moved = products - 2 * sums * apart + self.rows * apart.square()
+        else:
+            products = nothing.new_zeros(channels, channels) if self.products is None else self.products
+            moved = products - sums.outer(apart) - apart.outer(sums) + self.rows * apart.outer(apart)
+        self.rows, self.origin, self.sums, self.products = rows, mean, nothing, summed(moved)
 
     def moments(self) -> Moments:
         """The moments of all rows so far."""
@@ -124,6 +139,11 @@ class Gathering:
             covariance.addr_(mean, mean, alpha=-1)
         found = Moments((mean + self.origin.double()).cpu().numpy(), covariance.cpu().numpy())
         return found if found.varies else replace(found, covariance=np.zeros_like(found.covariance))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor in single precision at least."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _some_of_all(x: Tensor, seed: list[int]) -> Tensor:
@@ -150,7 +170,7 @@ def _some_of_each(x: Tensor, numbers: Tensor, seed: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _stride(count: int) -> int:
-    """A step that visits all of so many places, evenly from the first few steps on: near the golden section."""
+    """A step that visits all of so many places, evenly from the start: near the golden section."""
     return next(step for step in range(max(1, round(0.618 * count)), 2 * count) if math.gcd(step, count) == 1)
 
 

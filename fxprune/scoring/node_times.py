@@ -1,9 +1,7 @@
-"""How long every node of a graph takes at several widths."""
+"""The time that every node of a graph takes at several widths."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ from torch import fx
 
 from fxprune.caller.arrays import Index, Scalars
 from fxprune.caller.isolation import device_of, evaluating, undisturbed
+from fxprune.caller.timing import timed
 from fxprune.coupling.groups import Coupling
 from fxprune.errors import blaming
 from fxprune.planning.allocation import Allocation
@@ -30,28 +29,26 @@ WARM_UP = 3
 def measure(
     graph: ModelGraph, coupling: Coupling, allocation: Allocation, example: Any = None, *, repeats: int = 20
 ) -> Latency:
-    """Time every node of `graph`, whole and narrowed, on the device where it lies.
+    """Time every node of `graph`, whole and narrowed by an allocation, on its device.
 
-    Args:
-        allocation: by its levels the widths are made at which nodes are timed.
-        example: the batch to run; the one that the graph was captured with by default.
-        repeats: runs of which the median is taken.
+    `example` is the batch to run, by default that of the capture; the median of `repeats` runs counts.
     """
     example = example_of(graph) if example is None else example
-    names = [node.name for node in graph.graph.nodes]
+    names, device = [node.name for node in graph.graph.nodes], device_of(graph)
     keeps = [allocation.keep(1 - share) for share in SHARES]
     with undisturbed(), torch.no_grad(), evaluating(graph):
         with blaming("the model", "the example"):
             graph(*placeholder_values(graph, example))
         times = [_node_times(rewrite(graph, coupling, keep), names, example, repeats) for keep in keeps]
-        whole = _median_time(lambda: graph(*placeholder_values(graph, example)), graph, repeats)
+        runs = [timed(lambda: graph(*placeholder_values(graph, example)), device)[1] for _ in range(WARM_UP + repeats)]
+    whole = float(np.median(runs[WARM_UP:]))
     widths, work, node = _work(graph, coupling)
     works = np.stack([work_by_node(work.of(widths.under(keep)), node, len(names)) for keep in keeps], 1)
     seconds = np.minimum.accumulate(np.stack(times, 1)[:, ::-1], 1)[:, ::-1]
     seconds = np.where(works[:, :1] == works[:, -1:], seconds[:, -1:], seconds)
     total = float(seconds[:, -1].sum())
-    seconds = seconds * min(1.0, whole / total)  # alone, a node waits for the device
-    return Latency(widths, work, node, works, seconds, max(whole - total, 0.0), str(device_of(graph)))
+    seconds = seconds * min(1.0, whole / total)  # timed one by one, nodes wait for the device
+    return Latency(widths, work, node, works, seconds, max(whole - total, 0.0), str(device))
 
 
 def _work(graph: ModelGraph, coupling: Coupling) -> tuple[Widths, Products, Index]:
@@ -68,8 +65,8 @@ def _work(graph: ModelGraph, coupling: Coupling) -> tuple[Widths, Products, Inde
     return ruler.widths(), products(rows), np.array(owner, dtype=np.int64)
 
 
-class _Timed(fx.Interpreter):
-    """Runs a graph and takes the time of every node."""
+class _TimedNodes(fx.Interpreter):
+    """Runs a graph and records the seconds of every node."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
@@ -77,39 +74,22 @@ class _Timed(fx.Interpreter):
         self.device = device_of(graph)
 
     def run_node(self, n: fx.Node) -> Any:
-        start = time.perf_counter()
-        value = super().run_node(n)
-        wait_for(self.device)
-        self.seconds[n.name].append(time.perf_counter() - start)
+        run = super().run_node
+        value, seconds = timed(lambda: run(n), self.device)
+        self.seconds[n.name].append(seconds)
         return value
 
 
 def _node_times(graph: ModelGraph, names: list[str], example: Any, repeats: int) -> Scalars:
-    """The median time of each of the nodes `names`; a node that rewriting put in counts for the next of these."""
-    timed = _Timed(graph)
+    """The median seconds of each of the nodes `names`; a node that rewriting inserted counts for the next of these."""
+    runs = _TimedNodes(graph)
     with evaluating(graph):
         for _ in range(WARM_UP + repeats):
-            timed.run(*placeholder_values(graph, example))
+            runs.run(*placeholder_values(graph, example))
     known = {name: index for index, name in enumerate(names)}
-    times, waiting = np.zeros(len(names)), 0.0
-    for name, seconds in timed.seconds.items():
-        waiting += float(np.median(seconds[WARM_UP:]))
+    times, inserted = np.zeros(len(names)), 0.0
+    for name, seconds in runs.seconds.items():
+        inserted += float(np.median(seconds[WARM_UP:]))
         if name in known:
-            times[known[name]], waiting = waiting, 0.0
+            times[known[name]], inserted = inserted, 0.0
     return times
-
-
-def _median_time(run: Callable[[], Any], graph: ModelGraph, repeats: int) -> float:
-    taken = []
-    for _ in range(WARM_UP + repeats):
-        start = time.perf_counter()
-        run()
-        wait_for(device_of(graph))
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken[WARM_UP:]))
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until the device has done what it was asked for."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -23,11 +23,11 @@ from fxprune.tracing.part import Run, call_whole
 Loss = Callable[[Any, Any], Tensor]
 
 
-class Part(nn.Module):
-    """A gated graph in the place that its original has in a model; in eval mode, whatever mode the model is put into.
+class GatedPart(nn.Module):
+    """A gated graph in the place of its original `graph` in a model; in eval mode whatever mode the model is put into.
 
-    `graph` is that original. `samples` is the number of samples that its first input of a batch should have, where that
-    is known; `seen` its last input of the batch.
+    `samples` is the number of samples that its first input of a batch should have, where that is known; `seen` its
+    last input of the batch, None before the first.
     """
 
     graph: ModelGraph
@@ -35,12 +35,12 @@ class Part(nn.Module):
     def __init__(self, gated: fx.GraphModule, graph: ModelGraph, name: str) -> None:
         super().__init__()
         self.gated, self.name = gated, name
-        vars(self)["graph"] = graph  # no submodule: the modules that the two share are there once
+        vars(self)["graph"] = graph  # not as a submodule: the two share modules, which would be there twice
         self.samples: int | None = None
-        self.seen: list[Any] | None = None
+        self.seen: Any = None
         vars(self).update({name: value for name, value in plain_attributes(graph).items() if name not in vars(self)})
 
-    def train(self, mode: bool = True) -> Part:  # noqa: FBT001, FBT002 - torch's signature
+    def train(self, mode: bool = True) -> GatedPart:  # noqa: FBT001, FBT002 - torch's signature
         """Stay in eval mode."""
         del mode
         return super().train(mode=False)
@@ -50,42 +50,28 @@ class Part(nn.Module):
         example: Any = args or kwargs
         if args and kwargs:
             example = inspect.signature(self.gated.forward).bind(*args, **kwargs).arguments
-        if not self.called:
-            self._check(example)
-        values = placeholder_values(self.gated, example)
-        self.seen = pytree.tree_map_only(Tensor, torch.detach, values)
-        return self.gated(*values)
-
-    def on(self, example: Any) -> Any:
-        """The output for an example: a tensor, a tuple of positional arguments or a dict of named ones."""
-        args, kwargs = as_call(example)
-        return self(*args, **kwargs)
-
-    @property
-    def called(self) -> bool:
-        """Whether there was an input since `seen` was cleared."""
-        return self.seen is not None
-
-    def _check(self, example: Any) -> None:
-        if self.samples is not None and sample_count(example) != self.samples:
+        if self.seen is None and self.samples is not None and sample_count(example) != self.samples:
             raise CalibrationError(
                 f"{self.name} runs on {sample_count(example)} samples, but the batch has classes for {self.samples}: "
                 "pass classes=, a function from targets to one class for each row of the part's input"
             )
+        values = placeholder_values(self.gated, example)
+        self.seen = pytree.tree_map_only(Tensor, torch.detach, values)
+        return self.gated(*values)
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """The loss of a batch: of the whole model that `part` stands in, which is `part` itself where that is the whole."""
+    """The loss of a batch: of the `whole` model, which contains `part`, or is it."""
 
     whole: nn.Module
-    part: Part
+    part: GatedPart
     loss: Loss
     run: Run | None
 
     @property
     def counts_rows(self) -> bool:
-        """Whether the batch's own axis says how many samples there are; else the classes do."""
+        """Whether the batch's own axis tells the number of samples; otherwise the classes do."""
         return self.whole is self.part and self.run is None
 
     def fitted(self, inputs: Any) -> Any:
@@ -100,17 +86,27 @@ class Objective:
 
     def value(self, inputs: Any, targets: Any, samples: int | None, index: int) -> Tensor:
         """The loss of batch `index`. Raises CalibrationError where it is not one finite number."""
-        self.part.samples = None if self.counts_rows else samples
-        self.part.seen = None
-        value = self._ran(inputs, targets, index) if self.run else self._lost(inputs, targets, index)
-        if not self.part.called:
-            raise CalibrationError(f"{self.part.name} was not called on batch {index}: there is nothing to score there")
-        value = one_number(value, f"the loss of batch {index}")
-        if not bool(torch.isfinite(value.detach())):
-            raise CalibrationError(
-                f"the loss of batch {index} is {float(value.detach())}{_first_not_finite(self.part)}"
-            )
-        return value
+        part, where = self.part, f"batch {index}"
+        part.samples, part.seen = None if self.counts_rows else samples, None
+        if self.run:
+            remedy = ": it is called as run(model, inputs, targets) and returns the mean loss of the batch"
+            with blaming("run=", where, remedy):
+                value: Any = call_whole(self.whole, inputs, targets, run=self.run)
+        else:
+            with blaming("the model", where):
+                if self.counts_rows:
+                    args, kwargs = as_call(inputs)
+                    output = part(*args, **kwargs)
+                else:
+                    output = call_whole(self.whole, inputs, targets, run=None)
+            value = loss_of(self.loss, output, targets, where)
+        if part.seen is None:
+            raise CalibrationError(f"{part.name} was not called on {where}: there is nothing to score there")
+        number = one_number(value, f"the loss of {where}")
+        if not bool(torch.isfinite(number.detach())):
+            said = not_finite(part.graph, part.seen) or "the output is finite, look at the loss and the targets"
+            raise CalibrationError(f"the loss of {where} is {float(number.detach())}: {said}")
+        return number
 
     def check_reached(self, totals: list[Tensor], reached: bool) -> None:  # noqa: FBT001
         """Raise where no loss depended on a gate, or one of the user's gave no gradient for any."""
@@ -120,18 +116,6 @@ class Objective:
                 f"the loss does not depend on {self.part.name}: its gradient is 0 on every batch; look for "
                 "torch.no_grad(), detach(), item() or a loss of 0 between the two"
             )
-
-    def _ran(self, inputs: Any, targets: Any, index: int) -> Any:
-        """What `run` gives."""
-        remedy = ": it is called as run(model, inputs, targets) and returns the mean loss of the batch"
-        with blaming("run=", f"batch {index}", remedy):
-            return call_whole(self.whole, inputs, targets, run=self.run)
-
-    def _lost(self, inputs: Any, targets: Any, index: int) -> Any:
-        """The loss of the model's output."""
-        with blaming("the model", f"batch {index}"):
-            output = self.part.on(inputs) if self.counts_rows else call_whole(self.whole, inputs, targets, run=None)
-        return loss_of(self.loss, output, targets, f"batch {index}")
 
 
 def one_number(value: Any, what: str) -> Tensor:
@@ -146,13 +130,7 @@ def one_number(value: Any, what: str) -> Tensor:
 
 
 def loss_of(loss: Loss, output: Any, targets: Any, where: str) -> Any:
-    """The loss of an output. Raises CalibrationError, which says `where`, if the loss cannot be taken."""
+    """The loss of an output. Raises CalibrationError, naming `where`, if the loss fails."""
     name = getattr(loss, "__name__", type(loss).__name__)
     with blaming(f"the loss {name}", where, ": pass loss=, a callable(output, target) that fits the model's output"):
         return loss(output, targets)
-
-
-def _first_not_finite(part: Part) -> str:
-    """Which value of the batch is the first that is not finite, in words."""
-    found = not_finite(part.graph, part.seen or ())
-    return ": the output is finite, look at the loss and the targets" if found is None else f": {found}"

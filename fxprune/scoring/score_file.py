@@ -1,31 +1,140 @@
-"""Whether scores that come from a file are such that plans can be made of them."""
+"""The data of scores, its checks, and the file that holds it: an .npz of plain arrays and a header in JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, get_type_hints
 
 import numpy as np
 
 from fxprune.caller.arguments import is_whole
+from fxprune.caller.arrays import BROKEN, Index, Scalars, read, write
 from fxprune.caller.example import check_example
+from fxprune.caller.files import regular
+from fxprune.caller.typed_json import restored
+from fxprune.coupling.groups import Key, Site
+from fxprune.errors import PlanError
+from fxprune.planning.costs import Costs
+from fxprune.planning.latency import Latency
 from fxprune.planning.widths import Products, Widths
+from fxprune.scoring.moments import Moments
 from fxprune.tracing.settings import check_settings
 
-if TYPE_CHECKING:
-    from fxprune.planning.latency import Latency
-
-_FLOATS, _INTEGERS = np.dtype(np.float64), np.dtype(np.int64)
+FORMAT = 3
+_IN_HEADER = (
+    "groups", "example", "frozen", "settings", "about", "balanced", "larger", "min_keep", "round_to",
+)  # fmt: skip
 _MANY = 1 << 31
 
 
-def check_consistent(scores: Any) -> None:
-    """Raise ValueError, TypeError or PlanError where a number in some scores points at nothing, or shapes disagree."""
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreData:
+    """The fields of `Scores`, described there."""
+
+    propose: Scalars
+    protect: Scalars
+    groups: tuple[tuple[str, int, int], ...]
+    sites: tuple[Site, ...]
+    pieces: tuple[Index, ...]
+    example: Any
+    frozen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    balanced: tuple[tuple[str, ...], ...] = ()
+    larger: tuple[tuple[str, ...], ...] = ()
+    costs: Costs | None = None
+    times: Latency | None = None
+    moments: Mapping[Key, Moments] = field(default_factory=dict)
+    channels: Index | None = None
+    min_keep: int = 1
+    round_to: int = 1
+
+
+def write_scores(path: str | PathLike[str], scores: ScoreData) -> None:
+    """Write scores in one step. Raises PlanError where that fails."""
+    header: dict[str, Any] = {name: getattr(scores, name) for name in _IN_HEADER}
+    header |= {
+        "fxprune_scores": FORMAT,
+        "sites": [site.name for site in scores.sites],
+        "pieces": len(scores.pieces),
+        "costs": scores.costs and {"samples": scores.costs.samples, "inexact": scores.costs.inexact},
+        "times": scores.times and {"rest": scores.times.rest, "device": scores.times.device},
+        "moments": list(scores.moments),
+    }
+    arrays: dict[str, Any] = {"header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)}
+    arrays |= {"propose": scores.propose, "protect": scores.protect}
+    arrays |= {f"site{i}": site.units for i, site in enumerate(scores.sites)}
+    arrays |= {f"piece{i}": units for i, units in enumerate(scores.pieces)}
+    arrays |= {} if scores.channels is None else {"channels": scores.channels}
+    parts: dict[str, Any] = {"costs": scores.costs, "times": scores.times}
+    parts |= {f"moments{i}": moments for i, moments in enumerate(scores.moments.values())}
+    for name, part in parts.items():
+        arrays |= {f"{name}_{key}": array for key, array in part.arrays().items()} if part else {}
+    write(path, arrays, PlanError)
+
+
+def read_scores(path: str | PathLike[str]) -> dict[str, Any]:
+    """The fields of the scores in a file. Raises PlanError where it is not one that `write_scores` wrote."""
+    file = regular(path, PlanError, "read")
+    try:
+        arrays = read(file)
+        header = json.loads(arrays["header"].tobytes())
+        if header["fxprune_scores"] != FORMAT:
+            raise PlanError(
+                f"{path} has score format {str(header['fxprune_scores'])[:20]}, this fxprune reads {FORMAT}: update it"
+            )
+        fields = _fields(header, arrays)
+        _check_consistent(ScoreData(**fields))
+        return fields
+    except OSError as error:
+        raise PlanError(f"{path} cannot be read ({error})") from error
+    except BROKEN as error:
+        raise PlanError(
+            f"{path} is not a score file that Scores.save wrote ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _fields(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `ScoreData` from a file's header and arrays."""
+    hints = get_type_hints(ScoreData)
+    fields = {name: restored(hints[name], header[name], name) for name in _IN_HEADER}
+    costs, times = header["costs"], header["times"]
+    if costs:
+        inexact = restored(tuple[str, ...], costs["inexact"], "costs.inexact")
+        costs = Costs.of_arrays(_part(arrays, "costs"), restored(int, costs["samples"], "costs.samples"), inexact)
+    if times:
+        rest, device = restored(float, times["rest"], "times.rest"), restored(str, times["device"], "times.device")
+        times = Latency.of_arrays(_part(arrays, "times"), rest, device)
+    names = restored(tuple[str, ...], header["sites"], "sites")
+    edges = restored(tuple[tuple[str, str], ...], header["moments"], "moments")
+    return fields | {
+        "propose": arrays["propose"], "protect": arrays["protect"], "channels": arrays.get("channels"),
+        "sites": tuple(Site(name, arrays[f"site{i}"]) for i, name in enumerate(names)),
+        "pieces": tuple(arrays[f"piece{i}"] for i in range(header["pieces"])), "costs": costs, "times": times,
+        "moments": {edge: Moments.of_arrays(_part(arrays, f"moments{i}")) for i, edge in enumerate(edges)},
+    }  # fmt: skip
+
+
+def _part(arrays: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The arrays of one part, by their own names."""
+    return {key.removeprefix(f"{name}_"): arrays[key] for key in arrays if key.startswith(f"{name}_")}
+
+
+def _check_consistent(scores: ScoreData) -> None:
+    """Raise ValueError, TypeError or PlanError where a number refers to nothing, or shapes disagree."""
     units = len(scores.propose)
     for name, array in (("propose", scores.propose), ("protect", scores.protect)):
-        _check(array.shape == (units,) and array.dtype == _FLOATS and not np.isnan(array).any(), name)
-    _check_groups(scores, units)
-    _check_names(scores)
+        _check(array.shape == (units,) and array.dtype == np.float64 and not np.isnan(array).any(), name)
+    ends = [0, *(end for _, _, end in scores.groups)]
+    starts = [*(start for _, start, _ in scores.groups), units]
+    _check(ends == starts and all(start < end for _, start, end in scores.groups), "groups")
+    names = {site.name for site in scores.sites}
+    _check(len(names) == len(scores.sites), "sites")
+    _check(all(names.issuperset(each) and each for each in (*scores.balanced, *scores.larger)), "balanced")
+    _check(all(len(pair) == 2 for pair in scores.larger), "larger")
     for site in scores.sites:
         _check_range(site.units, -1, units, f"the units of {site.name}")
     for piece in scores.pieces:
@@ -40,40 +149,30 @@ def check_consistent(scores: Any) -> None:
     if scores.costs is not None:
         _check_products(scores.costs.widths, (scores.costs.params, scores.costs.flops), units)
         _check(0 < scores.costs.samples < _MANY, "costs")
-    if scores.times is not None:
-        _check_times(scores.times, units)
+    if (times := scores.times) is not None:
+        _check_products(times.widths, (times.work,), units)
+        _check_range(times.node, 0, len(times.seconds), "times")
+        _check(len(times.node) == len(times.work.factor), "times")
+        _check(times.seconds.ndim == 2 and times.seconds.shape == times.works.shape and times.seconds.size, "times")
+        _check(times.seconds.dtype == times.works.dtype == np.float64, "times")
     _check(is_whole(scores.min_keep, below=_MANY) and is_whole(scores.round_to, below=_MANY), "min_keep and round_to")
     check_settings(scores.settings)
     check_example(scores.example)
 
 
-def _check(holds: object, what: str) -> None:
+def _check(holds: object, part: str) -> None:
     if not holds:
-        raise ValueError(f"{what}: its shapes or numbers contradict the rest of the file")
+        raise ValueError(f"{part}: its shapes or numbers contradict the rest of the file")
 
 
-def _check_range(array: Any, low: int, high: int, what: str) -> None:
+def _check_range(array: Index, low: int, high: int, part: str) -> None:
     """Raise where an array is no vector of integers from `low` up to below `high`."""
-    _check(array.ndim == 1 and array.dtype == _INTEGERS, what)
-    _check(array.size == 0 or (array.min() >= low and array.max() < high), what)
-
-
-def _check_groups(scores: Any, units: int) -> None:
-    """Groups follow each other, and hold all units."""
-    ends = [0, *(end for _, _, end in scores.groups)]
-    starts = [*(start for _, start, _ in scores.groups), units]
-    _check(ends == starts and all(start < end for _, start, end in scores.groups), "groups")
-
-
-def _check_names(scores: Any) -> None:
-    names = {site.name for site in scores.sites}
-    _check(len(names) == len(scores.sites), "sites")
-    _check(all(names.issuperset(each) and each for each in (*scores.balanced, *scores.larger)), "balanced")
-    _check(all(len(pair) == 2 for pair in scores.larger), "larger")
+    _check(array.ndim == 1 and array.dtype == np.int64, part)
+    _check(array.size == 0 or (array.min() >= low and array.max() < high), part)
 
 
 def _check_products(widths: Widths, tables: Iterable[Products], units: int) -> None:
-    """Widths count units that there are, and products multiply widths that there are."""
+    """Raise where widths count missing units, or products multiply missing widths."""
     count = len(widths.fixed)
     _check_range(widths.fixed, 0, 1 << 62, "widths")
     _check_range(widths.units, 0, units, "widths")
@@ -81,16 +180,7 @@ def _check_products(widths: Widths, tables: Iterable[Products], units: int) -> N
     _check(len(widths.starts) == count + 1 and (np.diff(widths.starts) >= 0).all(), "widths")
     _check(widths.starts[0] == 0 and widths.starts[-1] == len(widths.units), "widths")
     for table in tables:
-        rows = len(table.factor)
         _check_range(table.factor, -(1 << 62), 1 << 62, "products")
         for array, low in ((table.axes, 0), (table.vanishing, -1)):
-            _check(array.ndim == 2 and len(array) == rows, "products")
+            _check(array.ndim == 2 and len(array) == len(table.factor), "products")
             _check_range(array.reshape(-1), low, count, "products")
-
-
-def _check_times(times: Latency, units: int) -> None:
-    _check_products(times.widths, (times.work,), units)
-    _check_range(times.node, 0, len(times.seconds), "times")
-    _check(len(times.node) == len(times.work.factor), "times")
-    _check(times.seconds.ndim == 2 and times.seconds.shape == times.works.shape and times.seconds.size, "times")
-    _check(times.seconds.dtype == times.works.dtype == _FLOATS, "times")

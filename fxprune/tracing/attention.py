@@ -43,7 +43,7 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     @classmethod
     def lowered(cls, module: nn.MultiheadAttention) -> MultiheadAttention:
-        """A module around the parameters of `module`, in its place."""
+        """A module that holds the parameters of `module`, to replace it."""
         own = cls.__new__(cls)
         nn.Module.__init__(own)
         own.__dict__.update(module.__dict__)
@@ -69,7 +69,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,  # noqa: FBT001, FBT002
         is_causal: bool = False,  # noqa: FBT001, FBT002
     ) -> tuple[Tensor, Tensor | None]:
-        """What `nn.MultiheadAttention.forward` gives, for the same arguments."""
+        """As `nn.MultiheadAttention.forward`."""
         q, k, v = (self._heads(x) for x in self._extended(*self._projected(query, key, value)))
         if self.add_zero_attn:
             k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
@@ -102,13 +102,15 @@ class MultiheadAttention(nn.MultiheadAttention):
         return F.linear(query, w_q, b_q), F.linear(key, w_k, b_k), F.linear(value, w_v, b_v)
 
     def _extended(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values with the learned ones behind them, where the module has such."""
+        """Keys and values followed by the learned ones, where the module has such."""
         if self.bias_k is None or self.bias_v is None:
             return q, k, v
         time = self._time(0)
-        blank = torch.zeros_like(k.narrow(time, 0, 1)), torch.zeros_like(v.narrow(time, 0, 1))
-        extra = blank[0] + self.bias_k.flatten(), blank[1] + self.bias_v.flatten()
-        return q, torch.cat([k, extra[0]], time), torch.cat([v, extra[1]], time)
+        k, v = (
+            torch.cat([x, torch.zeros_like(x.narrow(time, 0, 1)) + learned.flatten()], time)
+            for x, learned in ((k, self.bias_k), (v, self.bias_v))
+        )
+        return q, k, v
 
     def _heads(self, x: Tensor) -> Tensor:
         """(..., heads, length, head size)."""
@@ -116,7 +118,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         return heads.movedim(self._time(1), -2)
 
     def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
-        """Both masks as one that is added to the scores, broadcast over heads."""
+        """Both masks as one to add to the scores, broadcast over heads."""
         if attn_mask is not None:
             attn_mask = _additive(attn_mask, q)
             if attn_mask.dim() == 3:
@@ -129,7 +131,7 @@ class MultiheadAttention(nn.MultiheadAttention):
 
 
 def _additive(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask that is added to scores: one of bools is True where they do not count."""
+    """A mask to add to scores; one of bools is True where they do not count."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))

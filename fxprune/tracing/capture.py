@@ -14,7 +14,7 @@ from fxprune.caller.arguments import CHECKS, check, chosen, wanted
 from fxprune.caller.computed_weights import computed, warn_of
 from fxprune.caller.example import plain, to_json
 from fxprune.caller.isolation import applied, device_of, kept_buffers, undisturbed
-from fxprune.caller.meta import lacking_numbers, to_home
+from fxprune.caller.meta import META, lacking_numbers, to_home
 from fxprune.caller.source_lines import line_of
 from fxprune.errors import CaptureError, first_line, is_of_memory, stage
 from fxprune.rules.arguments import spell
@@ -35,7 +35,7 @@ from fxprune.tracing.checks import (
 from fxprune.tracing.export import trace as exported
 from fxprune.tracing.facts import annotate
 from fxprune.tracing.graph import CAPTURED, ModelGraph, captured_of, history_of, is_captured
-from fxprune.tracing.hook_effects import computing
+from fxprune.tracing.hook_effects import computing_hooks
 from fxprune.tracing.outside import outside_restored
 from fxprune.tracing.proof import DisagreementError, Reference, first_run
 from fxprune.tracing.settings import example_for
@@ -65,9 +65,9 @@ def capture(
         method: the way to the graph: "fx" traces symbolically; "values" traces with the example's values beside the
             symbols, for models that branch on shapes; "export" takes the program of torch.export; "auto" is the first
             of these that works.
-        concrete_args: named arguments of the forward that are fixed at a value, and leave its signature.
-        leaves: module names, glob patterns of names, or module types that are not traced into: each is one node, and
-            what goes into it and comes out of it keeps its channels.
+        concrete_args: named arguments of the forward that are fixed at a value and removed from its signature.
+        leaves: module names, glob patterns of names, or module types that are not traced into: each is one node, whose
+            inputs and outputs keep their channels.
         other: another batch, of other values, on which the graph is compared with the model beside the example; one is
             made of the example by default.
         prove: compare the graph with the model, on the example and on the other batch, in eval mode, before it is
@@ -99,20 +99,24 @@ def capture(
     failures: dict[str, CaptureError] = {}
     with stage("capturing"), undisturbed():
         warn_of(model, computed(model))
-        example = _checked(model, example, options)
+        check_names(model)
+        numbers = lacking_numbers(model) is None
+        example = to_home(example, device_of(model) if numbers else META)
+        check_example(model, example, concrete)
         reference = None
-        if lacking_numbers(model) is None:
+        if numbers:
             other = None if other is None else to_home(other, device_of(model))
             if prove:
                 reference = Reference.of(model, example, other, concrete)
                 example = reference.example
             elif len(cuts(example)) > 1:
-                with suppress(CaptureError):  # what runs on neither is annotated as a whole
+                with suppress(CaptureError):  # where it runs on neither, all of the example is annotated
                     example = first_run(hooks.plain_copy(model), example, concrete)[0]
-        kept = computing(model, example, concrete)
+        kept = computing_hooks(model, example, concrete)
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own = _prepared(model)
-            hooks.keep(own, kept)
+            hooks.keep_only(own, kept)
+            check_leaves(own, options["leaves"])
             hooks.check_whole(own, options["leaves"])
             try:
                 graph = _captured(model, own, example, rung, options, reference)
@@ -122,15 +126,15 @@ def capture(
                 if reference is not None:
                     reference.warn()
                 return graph
-        beside = hooks.told(model, kept)
+        beside = hooks.hooks_in_words(model, kept)
         raise CaptureError(_no_way(model, failures, beside, reference)) from next(iter(failures.values()))
 
 
 def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any, *, made: bool = False) -> ModelGraph:
-    """Capture a model in the way that `settings`, those of scores or a plan, say; see `settings_of`.
+    """Capture a model by the `settings` of scores or a plan; see `settings_of`.
 
-    The graph is not compared with the model where it decides as the scores' example did, on which it was compared, or
-    where the example was `made` of a plan's description, and its numbers are none that the model runs on.
+    The graph is not compared with the model where it decides as the scores' example did, on which it was compared, nor
+    where the example was `made` of a plan's description and has numbers that the model does not run on.
     """
     decisions, concrete = settings.get("decisions", ()), settings.get("concrete_args")
     with values.replaying(decisions):
@@ -173,16 +177,6 @@ def _prepared(model: nn.Module) -> nn.Module:
     return applied(lower(hooks.plain_copy(model)), "eval")
 
 
-def _checked(model: nn.Module, example: Any, options: Mapping[str, Any]) -> Any:
-    """The example on the model's home, after the model's names, the leaves, and whether it fits, were looked at."""
-    own = _prepared(model)
-    check_names(own)
-    check_leaves(own, options["leaves"])
-    example = to_home(example, device_of(own))
-    check_example(own, example, options["concrete_args"])
-    return example
-
-
 def _captured(
     model: nn.Module,
     own: nn.Module,
@@ -191,7 +185,7 @@ def _captured(
     options: dict[str, Any],
     reference: Reference | None,
 ) -> ModelGraph:
-    """The graph that one rung of the ladder gives of `own`, a copy of `model`, compared with the model."""
+    """The graph of `own`, a copy of `model`, by one method, compared with the model."""
     with kept_buffers(own), outside_restored(own):
         try:
             graph = RUNGS[rung](own, example, **options)
@@ -205,7 +199,8 @@ def _captured(
     if reference is not None:
         reference.check(graph)
     graph.meta[CAPTURED] = replace(
-        captured_of(graph), method=rung, example=plain(small), concrete_args=to_json(options["concrete_args"]),
+        captured_of(graph), method=rung, example=plain(small), description=to_json(small),
+        concrete_args=to_json(options["concrete_args"]),
         changed=reference.changed if reference else (), history=history_of(model),
     )  # fmt: skip
     modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
@@ -215,7 +210,7 @@ def _captured(
 
 
 def _no_way(model: nn.Module, failures: Mapping[str, CaptureError], beside: str, reference: Reference | None) -> str:
-    """The message for a model that no way leads to a graph of: the reason of each, and the ways out."""
+    """The message for a model that no method captures: the reason of each, and what to do."""
     reasons = "".join(f"\n  {rung}: {error}" for rung, error in failures.items()) + beside
     if reference is not None and any(isinstance(error, DisagreementError) for error in failures.values()):
         reasons += f"\nLikely: {reference.reason()}."
@@ -234,7 +229,7 @@ CHECKS["graph"] = wanted(is_captured, "give what fxprune.capture gave", CaptureE
 
 
 def _annotate(graph: ModelGraph, example: Any) -> Any:
-    """Put shapes and flops on all nodes; returns the example that was run, which is cut where nothing ran on it yet."""
+    """Put shapes and flops on all nodes; gives the example that was run, which is cut where no model ran on it yet."""
     batches = (example,) if lacking_numbers(graph) is None else cuts(example)
     return first_running(graph, batches, partial(annotate, graph))[0]
 

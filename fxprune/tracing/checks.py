@@ -1,4 +1,4 @@
-"""Whether a model and an example can be captured at all, whatever the way."""
+"""Whether a model and an example can be captured at all, by whatever method."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def signature_of(model: nn.Module, concrete: Mapping[str, Any]) -> inspect.Signa
 
 
 def check_names(model: nn.Module) -> None:
-    """Raise where a child or parameter is called as something that every GraphModule has."""
+    """Raise where a child or parameter has the name of an attribute of every GraphModule."""
     for name in (*model._modules, *model._parameters, *model._buffers):
         if name in _KEPT or (hasattr(ModelGraph, name) and not hasattr(nn.Module, name)):
             raise CaptureError(
@@ -44,12 +44,12 @@ def check_held(model: nn.Module) -> None:
 
 
 def listed(entries: Leaves) -> tuple[Entry, ...]:
-    """Entries as a tuple; one that was given by itself is the only one."""
+    """Entries as a tuple, also where a single one was given."""
     return (entries,) if isinstance(entries, (str, type)) else tuple(entries)
 
 
 def is_named(entries: Sequence[Entry], module: nn.Module, name: str) -> bool:
-    """Whether one of the entries (names, glob patterns, types) is that of the module called `name`."""
+    """Whether one of the entries (names, glob patterns, types) matches the module called `name`."""
     return any(fnmatchcase(name, e) if isinstance(e, str) else isinstance(module, e) for e in entries)
 
 
@@ -63,7 +63,7 @@ def check_leaves(model: nn.Module, leaves: Sequence[Entry]) -> None:
 
 
 def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> None:
-    """Raise where the example does not fit the forward or is empty, or an argument that it does not have is fixed."""
+    """Raise where the example is empty or does not fit the forward, or `concrete` names none of its arguments."""
     whole, signature = inspect.signature(model.forward), signature_of(model, concrete)
     stars = any(parameter.kind is parameter.VAR_KEYWORD for parameter in whole.parameters.values())
     for name in concrete:
@@ -84,36 +84,34 @@ def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -
 
 
 def first_running(model: nn.Module, batches: Iterable[Any], run: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """The first of some batches that `run` takes, and what it gives.
+    """The first batch on which `run` does not fail, and its result.
 
-    Raises CaptureError, which says that the model does not run, where it takes none.
+    Raises CaptureError, which says that the model does not run, where there is none.
     """
-    failure: Exception | None = None
+    failure = None
     for batch in batches:
         try:
             return batch, run(batch)
         except Exception as error:  # noqa: BLE001 - whatever the user's model raises becomes the cause of ours
             failure = error
-    raise does_not_run(model, failure)
+    raise does_not_run(model, failure) from failure
+
+
+def does_not_run(model: nn.Module, failure: Exception | None) -> CaptureError:
+    """The error of a model that fails on the example."""
+    return CaptureError(
+        f"{type(model).__name__} does not run on the example ({told(failure)}): give one batch as its forward takes it"
+    )
 
 
 def cuts(example: Any) -> tuple[Any, ...]:
-    """Two samples of an example, where it has more that can be told apart, and the whole."""
+    """Two samples of an example, where it has more and these can be told apart, and the whole example."""
     cut = trim(example, samples=2)
     return (example,) if cut is example or batch_length(example) <= 2 else (cut, example)
 
 
-def does_not_run(model: nn.Module, failure: Exception | None) -> CaptureError:
-    """The error that says that a model fails on the example."""
-    error = CaptureError(
-        f"{type(model).__name__} does not run on the example ({told(failure)}): give one batch as its forward takes it"
-    )
-    error.__cause__ = failure
-    return error
-
-
 def check_unwrapped(model: nn.Module, leaves: Sequence[Entry] = ()) -> None:
-    """Raise where a model, or a part of it but for its leaves, is wrapped by torch.compile or for several devices."""
+    """Raise where a model or a part of it, leaves excepted, is wrapped by torch.compile or for several devices."""
     for path, module in model.named_modules():
         if not is_named(leaves, module, path):
             check_bare(module, f"{type(model).__name__}.{path}" if path else "the model")

@@ -14,20 +14,24 @@ from fxprune.caller.isolation import evaluating
 
 
 def spoiled(graph: fx.GraphModule, values: Sequence[Any]) -> str | None:
-    """Which input of a graph is not finite, in words, where that spoils what it gives; None where it does not.
+    """The input of a graph that is not finite, in words, where its outputs hold NaN or infinity; else None.
 
     (A mask may hold minus infinity, and so may logits.)
     """
     if all_finite(values):
         return None
-    with torch.no_grad(), evaluating(graph):
-        output = graph(*pytree.tree_map_only(Tensor, torch.clone, list(values)))
-    floats = [t for t in pytree.tree_leaves(opened(output)) if isinstance(t, Tensor) and t.is_floating_point()]
+    floats = floating_outputs(graph, values)
     return not_finite(graph, values) if any(bool((t.isnan() | t.isposinf()).any()) for t in floats) else None
 
 
+def floating_outputs(graph: fx.GraphModule, values: Sequence[Any]) -> list[Tensor]:
+    """The floating tensors among a graph's outputs in eval mode, on copies of the values of its placeholders."""
+    with torch.no_grad(), evaluating(graph):
+        return _floats(graph(*pytree.tree_map_only(Tensor, torch.clone, list(values))))
+
+
 def not_finite(graph: fx.GraphModule, values: Sequence[Any]) -> str | None:
-    """Which value of a graph is the first that is not finite on values of its placeholders, in words; None for none."""
+    """The first value of a graph, run on values of its placeholders, that is not finite, in words; or None."""
     search = _Search(graph)
     with torch.no_grad():
         search.run(*values)
@@ -50,6 +54,9 @@ class _Search(fx.Interpreter):
 
 
 def all_finite(value: Any) -> bool:
-    """Whether the floating tensors of a nested value hold finite numbers alone."""
-    floats = (t for t in pytree.tree_leaves(opened(value)) if isinstance(t, Tensor) and t.is_floating_point())
-    return all(bool(torch.isfinite(t.coalesce().values() if t.is_sparse else t).all()) for t in floats)
+    """Whether the floating tensors of a nested value hold only finite numbers."""
+    return all(bool(torch.isfinite(t.coalesce().values() if t.is_sparse else t).all()) for t in _floats(value))
+
+
+def _floats(value: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(opened(value)) if isinstance(t, Tensor) and t.is_floating_point()]

@@ -20,13 +20,13 @@ from fxprune.tracing.value_proxies import ValueProxy
 
 
 class OwnSource(fx.GraphModule):
-    """A GraphModule whose generated source goes when it goes; torch.fx keeps that of every graph for good.
+    """A GraphModule whose generated source is freed with it; torch.fx itself keeps that of every graph.
 
-    Its modules and tensors may have any name, that of a keyword or one with quotes, say.
+    Its modules and tensors may have any name, such as a keyword or one with quotes.
     """
 
     def recompile(self) -> fx.graph.PythonCode:
-        """Generate the forward anew. Raises CaptureError where a call names an argument as Python cannot."""
+        """Generate the forward. Raises CaptureError where a call names an argument as Python cannot."""
         for node in self._graph.nodes:
             odd = [name for name in node.kwargs if keyword.iskeyword(name) or not name.isidentifier()]
             if odd:
@@ -40,18 +40,19 @@ class OwnSource(fx.GraphModule):
         return code
 
     def _with_any_names(self, body: list[str]) -> list[str]:
-        """The parts of a generated forward, with names that do not stand behind a dot in Python quoted."""
+        """The parts of a generated forward, with quotes around names that cannot follow a dot in Python."""
+        places = {part.partition(" = ")[0]: place for place, part in enumerate(body)}
         for node in self._graph.nodes:
             path = str(node.target).split(".") if node.op in ("call_module", "get_attr") else []
-            if not all(map(_stands_behind_a_dot, path)):
-                written = f"{node} = " + _reached(path, str.isidentifier, '"{}"'.format)
-                (place,) = (index for index, part in enumerate(body) if part.startswith(written))
-                body[place] = f"{node} = " + _reached(path, _stands_behind_a_dot, repr) + body[place][len(written) :]
+            if not all(map(_can_follow_a_dot, path)):
+                written, place = f"{node} = " + _reached(path, str.isidentifier, '"{}"'.format), places[node.name]
+                assert body[place].startswith(written)
+                body[place] = f"{node} = " + _reached(path, _can_follow_a_dot, repr) + body[place][len(written) :]
         return body
 
 
-def _stands_behind_a_dot(name: str) -> bool:
-    """Whether Python reads a name behind a dot as that attribute; some other letters it takes for ASCII ones."""
+def _can_follow_a_dot(name: str) -> bool:
+    """Whether Python takes a name after a dot for that attribute; it takes some other letters for ASCII ones."""
     return name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
 
 
@@ -68,7 +69,7 @@ def _reached(path: list[str], plain: Callable[[str], bool], quoted: Callable[[st
 
 
 def _forget(name: str) -> None:
-    """Let go of the source that torch.fx generated under this name of a file, for tracebacks to show."""
+    """Free the source that torch.fx generated under the name of this file, for tracebacks."""
     if name.startswith("<eval_with_key>"):
         linecache.cache.pop(name, None)
         fx_internals._loader.eval_cache.pop(name, None)
@@ -77,8 +78,9 @@ def _forget(name: str) -> None:
 class ModelGraph(OwnSource):
     """A `torch.fx.GraphModule` with the children, names, types and state_dict keys of the model that it came from.
 
-    A plain GraphModule keeps only what its graph calls, in nameless containers; here `small.layer1[0].conv1` stays
-    what it was. It deep-copies and pickles as itself. `meta` carries what capture and compress have to say.
+    A plain GraphModule keeps only the modules that its graph calls, in containers of torch's; here the path
+    `small.layer1[0].conv1` remains. It deep-copies and pickles as itself. `meta` holds the record of its capture, or of
+    its pruning.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "ModelGraph") -> None:
@@ -91,14 +93,14 @@ class ModelGraph(OwnSource):
         vars(self).update({name: value for name, value in plain_attributes(root).items() if name not in vars(self)})
 
     def get_submodule(self, target: str) -> nn.Module:
-        """The module at a path; every rule asks for some, and `nn.Module`'s own search takes ten times as long."""
+        """The module at a path; `nn.Module`'s own search takes ten times as long."""
         module: nn.Module | None = self
         for name in target.split(".") if target else ():
             module = module._modules.get(name) if module is not None else None
         return super().get_submodule(target) if module is None else module
 
     def _deepcopy_init(self) -> Callable[..., None]:
-        """How fx initialises a deep copy: with the whole module tree and the name, too."""
+        """How fx initialises a deep copy: with the whole module tree and the name of the class."""
         name = type(self).__name__
         return lambda copied, root, graph: ModelGraph.__init__(copied, root, graph, name)
 
@@ -121,11 +123,6 @@ class _NodeName:
 
     name: str
 
-    @classmethod
-    def of(cls, node: fx.Node) -> _NodeName:
-        """The name of a node."""
-        return cls(node.name)
-
 
 @dataclass(frozen=True, slots=True)
 class _FunctionName:
@@ -136,9 +133,9 @@ class _FunctionName:
 
 
 def _packed(node: fx.Node) -> tuple[Any, ...]:
-    """A node as names and plain values, with what `capture` found out about it."""
-    replace: Any = _NodeName.of
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), replace)
+    """A node as names and plain values, with the facts that `capture` found about it."""
+    to_name: Any = lambda node: _NodeName(node.name)  # noqa: E731 - map_arg expects a node back
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), to_name)
     module, name = (str(getattr(node.target, key, "")) for key in ("__module__", "__name__"))
     known = not isinstance(node.target, str) and getattr(sys.modules.get(module), name, None) is node.target
     noted = {key: node.meta[key] for key in ("spec", "flops", "stack_trace") if key in node.meta}
@@ -159,11 +156,9 @@ def _restore(class_name: str, body: dict[str, Any], nodes: list[tuple[Any, ...]]
     def node_of(leaf: Any) -> Any:
         return made[leaf.name] if isinstance(leaf, _NodeName) else leaf
 
-    def arguments(value: Any) -> Any:
-        return fx.node.map_aggregate(value, node_of)
-
-    for name, op, target, args, kwargs, noted in nodes:
-        made[name] = graph.create_node(op, _target(target), arguments(args), arguments(kwargs), name=name)
+    for name, op, target, *given, noted in nodes:
+        args, kwargs = (fx.node.map_aggregate(value, node_of) for value in given)
+        made[name] = graph.create_node(op, _target(target), args, kwargs, name=name)  # type: ignore[arg-type]
         made[name].meta.update(noted)
     root = nn.Module()
     root.__dict__.update(body)
@@ -171,9 +166,9 @@ def _restore(class_name: str, body: dict[str, Any], nodes: list[tuple[Any, ...]]
 
 
 def must_be(value: Any, fixed: Any, name: str) -> None:
-    """Stands in a graph for an argument, or a part of one, at whose value tracing has fixed the graph.
+    """Check in a graph that an argument, or the length of a container, is that at which tracing has fixed the graph.
 
-    Of a list, tuple or mapping it is the length. Raises CaptureError where there is another value after all.
+    Raises CaptureError where it is another.
     """
     known = value.concrete if issubclass(type(value), ValueProxy) else value
     known = len(known) if isinstance(known, (list, tuple, Mapping)) else known
@@ -201,13 +196,15 @@ class History:
 class Captured:
     """How a graph was captured.
 
-    `method` names the way to the graph, `example` is the batch that shapes and flops are of. `leaves` are the modules
-    kept as single nodes. `decisions` are the values that control flow was decided by; `by_batch` says whether one
-    depends on the number of samples. `changed` names buffers and attributes that the forward changes.
+    `method` names the way to the graph, `example` is the batch that shapes and flops are of, and `description` the
+    same in JSON. `leaves` are the modules kept as single nodes. `decisions` are the values that control flow was
+    decided by; `by_batch` says whether one depends on the number of samples. `changed` names buffers and attributes
+    that the forward changes.
     """
 
     method: str = ""
     example: Any = None
+    description: Any = None
     leaves: tuple[str, ...] = ()
     decisions: tuple[Any, ...] = ()
     by_batch: bool = False

@@ -1,4 +1,4 @@
-"""Which of the forward hooks of a model compute, and so belong to the graph; the others only look on."""
+"""Which forward hooks of a model compute, and so belong to its graph; the others only observe."""
 
 from __future__ import annotations
 
@@ -31,68 +31,71 @@ from fxprune.tracing.hooks import (
     Hook,
     code_of,
     described,
-    has_other,
+    has_own_forward,
     held_by,
+    holds_others,
     hooked,
     hooks_of,
-    is_set,
-    keep,
+    keep_only,
     plain_copy,
 )
 from fxprune.tracing.in_place import ABOUT_GRADIENTS
 
 
-def computing(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> frozenset[Hook]:
-    """The forward hooks of a model without which it would compute something else.
+def computing_hooks(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> frozenset[Hook]:
+    """The forward hooks of a model without which it would compute something else, by a run of a copy on the example.
 
-    A copy is run on the example: these are the hooks that return something, change a tensor in place, or put another
-    into its place; or else all, if leaving out the others changes what the model gives.
+    These are the hooks that return something, change a tensor in place, or replace one; or all of them, if the outputs
+    change without the others.
 
     Raises CaptureError where the model does not run, or where a hook or a forward that is set on an instance works with
     tensors of the caller's own model.
     """
-    if not any(hooked(module) or is_set(module) for module in model.modules()):
+    if not any(hooked(module) or has_own_forward(module) for module in model.modules()):
         return frozenset()
-    watched = plain_copy(model)
-    found, numbers = frozenset(hooks_of(watched)), lacking_numbers(watched) is None
-    run = _Run(model, watched)
+    run, numbers = _WatchedRun(model), lacking_numbers(model) is None
+    found = frozenset(hooks_of(run.own))
     try:
         before = run.outputs(example, concrete)
     except Exception as error:
         if numbers:
             raise does_not_run(model, error) from error
-        return found  # what fails without numbers says nothing
+        return found  # without numbers, a failure does not tell which hooks compute
     run.check()
     if numbers and run.computing != found:
-        keep(own := plain_copy(model), run.computing)
+        keep_only(own := plain_copy(model), run.computing)
         try:
             same = _equal(before, _outputs(own, example, concrete))
-        except Exception:  # noqa: BLE001 - a forward, or a hook, that works with what another one noted
+        except Exception:  # noqa: BLE001 - a forward, or a hook, that needs what another hook noted
             same = False
         return frozenset(run.computing) if same else found
     return frozenset(run.computing)
 
 
-class _Run(TorchFunctionMode):
-    """A run of a copy of a model with its hooks; `computing` are the hooks that computed."""
+class _WatchedRun(TorchFunctionMode):
+    """A run of a copy of a model with its hooks.
 
-    def __init__(self, model: nn.Module, own: nn.Module) -> None:
+    `computing` are the hooks that computed; `inside` are those that run at the moment, within None for the forward;
+    `uses` says which of them, at which line, worked with what belongs to the caller.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.own, self.computing = model, own, set[Hook]()
-        self.foreign = _foreign(model, own)
+        self.model, self.own, self.computing = model, plain_copy(model), set[Hook]()
+        self.foreign = _foreign(model, self.own)
         self.inside: list[Hook | None] = [None]
         self.uses: list[tuple[Hook | None, str, str]] = []
-        for hook in hooks_of(own):
-            store = getattr(own.get_submodule(hook[0]), hook[1])
+        for hook in list(hooks_of(self.own)):
+            store = getattr(self.own.get_submodule(hook[0]), hook[1])
             store[hook[2]] = self._watched(hook, store[hook[2]])
 
     def outputs(self, example: Any, concrete: Mapping[str, Any]) -> Any:
-        """What the copy gives."""
+        """The outputs of the copy."""
         with self:
             return _outputs(self.own, example, concrete)
 
     def check(self) -> None:
-        """Raise where something of the caller's is used, but not by hooks that only look on."""
+        """Raise where the forward, or a hook that computes, works with what belongs to the caller."""
         for hook, name, line in self.uses:
             if hook is None or hook in self.computing:
                 who = "a forward" if hook is None else described(self.model, hook)
@@ -108,7 +111,7 @@ class _Run(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _watched(self, hook: Hook, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A hook that notes whether it computes."""
+        """A hook that is noted where it computes."""
 
         @wraps(function)
         def call(module: nn.Module, *given: Any) -> Any:
@@ -121,14 +124,9 @@ class _Run(TorchFunctionMode):
             finally:
                 self.inside.pop()
             before = given if len(given) > 1 and hook[1] == PRE else given[0 if hook[1] == PRE else -1]
-            aged = any(tensor._version != age for tensor, age in ages)
-            if (
-                aged
-                or has_other(module, held)
-                or _may_return(function)
-                or _may_write(function)
-                or not _is_same(result, before)
-            ):
+            changed = any(tensor._version != age for tensor, age in ages) or holds_others(module, held)
+            may = _may_return(function) or _may_write(function)
+            if changed or may or not _is_same(result, before):
                 self.computing.add(hook)
             return result
 
@@ -136,7 +134,7 @@ class _Run(TorchFunctionMode):
 
 
 def _may_return(function: Any) -> bool:
-    """Whether a function returns something on some ways through it, and nothing on others."""
+    """Whether a function returns something on some paths through it, and nothing on others."""
     calls = list(dis.get_instructions(code)) if (code := code_of(function)) else []
     values = [call.argval for call in calls if call.opname == "RETURN_CONST"]
     for before, call in pairwise(calls):
@@ -205,9 +203,9 @@ def _root(target: ast.expr) -> str | None:
 
 
 def _outputs(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any:
-    """What a model gives on a copy of an example; with shapes alone, where that is all it has."""
-    made = torch.clone if lacking_numbers(model) is None else shape_only
-    args, kwargs = as_call(pytree.tree_map_only(Tensor, made, example))
+    """The outputs of a model on a copy of an example, which has shapes only where the model has."""
+    copied = torch.clone if lacking_numbers(model) is None else shape_only
+    args, kwargs = as_call(pytree.tree_map_only(Tensor, copied, example))
     with seeded(0), torch.no_grad():
         return opened(model(*args, **kwargs, **concrete))
 
@@ -226,17 +224,17 @@ def _same_bits(one: Any, other: Any) -> bool:
 
 
 def _is_same(result: Any, given: Any) -> bool:
-    """Whether a hook gave back nothing, or the very values that it was given."""
+    """Whether a hook returned nothing, or the very values that it was given."""
     (leaves, kind), (others, other_kind) = pytree.tree_flatten(result), pytree.tree_flatten(given)
     same = kind == other_kind and all(a is b for a, b in zip(leaves, others, strict=True))
     return result is None or same
 
 
 def _foreign(model: nn.Module, own: nn.Module) -> dict[int, str]:
-    """What a copy of a model must not work with, by id: its tensors, and those in lists and dicts of its hooks."""
+    """By id, the tensors that a copy must not work with: the model's, and those in lists and dicts of its hooks."""
     ours = {id(tensor) for _, tensor in _tensors(own)}
     found = {id(t): f"{name} of the {type(model).__name__} itself" for name, t in _tensors(model) if id(t) not in ours}
-    functions = [module.forward for module in model.modules() if is_set(module)]
+    functions = [module.forward for module in model.modules() if has_own_forward(module)]
     functions += [getattr(model.get_submodule(path), store)[key] for path, store, key in hooks_of(model)]
     for name, value in (item for function in functions for item in works_with(function).items()):
         if isinstance(value, (list, dict)):

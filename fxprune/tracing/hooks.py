@@ -1,4 +1,4 @@
-"""Forward hooks, and forwards set on instances: keeping some of them, tracing them, and saying which there are."""
+"""Forward hooks, and forwards that are set on instances: which are kept, how they are traced, and what they are."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _KINDS = {PRE: "forward pre-hook", POST: "forward hook"}
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model in eval mode, with its forward hooks; weights that hooks of torch compute are parameters."""
+    """A copy of a model in eval mode, with its forward hooks; weights that torch's hooks compute are parameters."""
     own = isolated_copy(model)
     make_permanent(own)
     return applied(own, "eval")
 
 
-def keep(model: nn.Module, hooks: Collection[Hook]) -> None:
-    """Take all forward hooks but these from a model, a copy of our own.
+def keep_only(model: nn.Module, hooks: Collection[Hook]) -> None:
+    """Remove all forward hooks but these from a model, a copy of our own.
 
-    transformers, which installs hooks that collect outputs once, is told that they are gone.
+    So is the mark by which transformers knows that its hooks that collect outputs are installed.
     """
     for hook in list(hooks_of(model)):
         if hook not in hooks:
@@ -42,17 +42,22 @@ def keep(model: nn.Module, hooks: Collection[Hook]) -> None:
 
 
 def check_whole(model: nn.Module, leaves: Sequence[Entry]) -> None:
-    """Raise where a leaf holds a hook or does what its class does in a way of its own, which a node cannot say."""
+    """Raise where a leaf holds a hook, a forward or a __call__ of its own, none of which a node can stand for."""
     for path, module in model.named_modules():
         for name, part in module.named_modules(prefix=path) if is_named(leaves, module, path) else ():
-            inside = hooked(part) and part is not module
-            if inside or is_set(part) or (part is module and type(part).__call__ is not nn.Module.__call__):
-                what = "a forward hook" if inside else "a forward of its own" if is_set(part) else "its own __call__"
+            what = None
+            if part is not module and hooked(part):
+                what = "a forward hook"
+            elif has_own_forward(part):
+                what = "a forward of its own"
+            elif part is module and type(part).__call__ is not nn.Module.__call__:
+                what = "its own __call__"
+            if what:
                 raise CaptureError(f"leaves keeps {path} whole, but {name} has {what}: let another module be the leaf")
 
 
-def strip(model: nn.Module) -> None:
-    """Take all hooks, and forwards set on instances, from a traced model: its graph has them now."""
+def remove_hooks(model: nn.Module) -> None:
+    """Remove all hooks, and forwards set on instances, from a traced model: its graph holds what they compute."""
     for module in model.modules():
         vars(module).pop("forward", None)
         for hooks in HOOKS:
@@ -65,30 +70,30 @@ def hooked(module: nn.Module) -> bool:
 
 
 def held_by(module: nn.Module) -> dict[str, Any]:
-    """The tensors that a module itself holds, or their symbols."""
-    stores: tuple[Mapping[str, Any], ...] = (vars(module), module._parameters, module._buffers)
-    return {name: value for store in stores for name, value in store.items() if isinstance(value, (Tensor, fx.Proxy))}
+    """The tensors, or their symbols, that a module itself holds."""
+    held = {**vars(module), **module._parameters, **module._buffers}
+    return {name: value for name, value in held.items() if isinstance(value, (Tensor, fx.Proxy))}
 
 
-def has_other(module: nn.Module, held: Mapping[str, Any]) -> bool:
-    """Whether something else stands in the place of a tensor that a module held."""
+def holds_others(module: nn.Module, held: Mapping[str, Any]) -> bool:
+    """Whether a module has other tensors under the names of those that it `held`."""
     now = held_by(module)
     return any(now.get(name) is not tensor for name, tensor in held.items())
 
 
 @contextmanager
 def layer_within_hooks(layer: nn.Module, node: Callable[..., Any]) -> Iterator[None]:
-    """While a layer is called with its hooks, `node` stands for what it computes between them.
+    """Let `node` stand for the forward of a layer that is called with its hooks.
 
-    A layer into which a pre-hook puts other tensors is traced into: its weights are computed in the graph.
+    A layer into which a pre-hook puts other tensors is traced into: the graph computes its weights.
     """
     held = held_by(layer)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if has_other(layer, held) or len(held_by(layer)) > len(held):
+        if holds_others(layer, held) or len(held_by(layer)) > len(held):
             return type(layer).forward(layer, *args, **kwargs)
         with restored(layer):
-            strip(layer)
+            remove_hooks(layer)
             return node(*args, **kwargs)
 
     layer.forward = forward
@@ -105,16 +110,16 @@ def hooks_of(model: nn.Module) -> Iterator[Hook]:
             yield from ((path, store, key) for key in getattr(module, store))
 
 
-# -- what is said of them ----------------------------------------------------------------------------------------------
+# -- in words ----------------------------------------------------------------------------------------------------------
 
 
-def is_set(module: nn.Module) -> bool:
+def has_own_forward(module: nn.Module) -> bool:
     """Whether a module has a forward of its own, not that of its class."""
     return "forward" in vars(module) and changed(module, type(module)) is not None
 
 
 def described(model: nn.Module, hook: Hook) -> str:
-    """A hook as a user knows it: what it is, its function and where that is, and of which module."""
+    """A hook by its kind, its function with its line, and its module."""
     path, store, key = hook
     function = getattr(model.get_submodule(path), store)[key]
     return f"the {_KINDS[store]} {_place(function)} of {path or 'the model'}"
@@ -122,8 +127,8 @@ def described(model: nn.Module, hook: Hook) -> str:
 
 def _place(function: Any) -> str:
     """The name of a function and the line at which it starts."""
-    inner = function.func if isinstance(function, partial) else function
-    name, code = getattr(inner, "__qualname__", type(inner).__name__), code_of(inner)
+    inner, code = function.func if isinstance(function, partial) else function, code_of(function)
+    name = getattr(inner, "__qualname__", type(inner).__name__)
     return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code else name
 
 
@@ -133,11 +138,11 @@ def code_of(function: Any) -> CodeType | None:
     return getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
 
 
-def told(model: nn.Module, hooks: Collection[Hook]) -> str:
-    """What a model computes by beside the forwards of its classes, and the way out where that cannot be traced."""
+def hooks_in_words(model: nn.Module, hooks: Collection[Hook]) -> str:
+    """The hooks, and the forwards set on instances, that a model computes by, and what to do where they fail."""
     found = [described(model, hook) for hook in sorted(hooks)]
     for path, module in model.named_modules():
-        if is_set(module):
+        if has_own_forward(module):
             found.append(f"the forward {_place(module.forward)} that is set on {path or 'the model'}")
     if torch_internals._global_forward_hooks or torch_internals._global_forward_pre_hooks:
         found.append("hooks that are registered for all modules")

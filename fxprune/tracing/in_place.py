@@ -23,18 +23,24 @@ _VIEWS = frozenset({
 })  # fmt: skip
 
 
-def written(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[fx.Node]:
-    """The nodes into whose tensors a call of `target` writes."""
+def is_in_place(target: Any) -> bool:
+    """Whether calls of a function or a method write into their first input, by its name.
+
+    >>> is_in_place("add_"), is_in_place(operator.iadd), is_in_place(operator.and_)
+    (True, True, False)
+    """
     name = target if isinstance(target, str) else str(getattr(target, "__name__", ""))
     if getattr(operator, name, None) is target:
-        writes = name == "setitem" or name in _AUGMENTED
-    elif name.endswith("__"):
-        writes = name == "__setitem__" or name.strip("_") in _AUGMENTED
-    else:
-        writes = (name.endswith("_") and name not in ABOUT_GRADIENTS) or kwargs.get("inplace") is True
-    outputs = kwargs.get("out")
-    into = (*args[:1], outputs) if writes else (outputs,)
-    for value in into:
+        return name == "setitem" or name in _AUGMENTED
+    if name.endswith("__"):
+        return name == "__setitem__" or name.strip("_") in _AUGMENTED
+    return name.endswith("_") and name not in ABOUT_GRADIENTS
+
+
+def written(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[fx.Node]:
+    """The nodes into whose tensors a call of `target` writes."""
+    writes = is_in_place(target) or kwargs.get("inplace") is True
+    for value in (*(args[:1] if writes else ()), kwargs.get("out")):
         yield from (node for node in (value if isinstance(value, (tuple, list)) else (value,)) if type(node) is fx.Node)
 
 
@@ -52,8 +58,5 @@ def works_in_place(node: fx.Node, graph: ModelGraph) -> bool:
     """Whether a node writes into its first input."""
     if node.op == "call_module":
         return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = name == "setitem" or name[:1] == "i"
-    operators = node.op == "call_function" and getattr(operator, name, None) is node.target and in_place
     call = Call(key_of(node, graph) if node.op == "call_function" else "", node.args, node.kwargs)
-    return bool(call.signature and call.get("inplace")) or operators or (name.endswith("_") and not name.endswith("__"))
+    return is_in_place(node.target) or bool(call.signature and call.get("inplace"))

@@ -1,4 +1,4 @@
-"""A named part of a model, for models that cannot be captured in one piece: finding it, its inputs, its replacement."""
+"""A named part of a model, for models that cannot be captured as a whole: its module, its inputs, its replacement."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def part_of(model: nn.Module, path: str) -> nn.Module:
 
 
 def with_part(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
-    """A copy of `model`, sharing nothing with it, in which `new` stands wherever the part at `path` stood.
+    """A copy of `model`, sharing nothing with it, in which `new` replaces the part at `path` wherever it stands.
 
     Raises FxpruneError where a layer or parameter of the part is also held by the rest of the model.
     """
@@ -54,7 +54,7 @@ def with_part(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
 
 
 def name_of(model: nn.Module, path: str) -> str:
-    """What messages call the part: the model's class, and the path in it."""
+    """The name of the part in messages: the model's class, and the path in it."""
     return f"{type(model).__name__}.{path}" if path else type(model).__name__
 
 
@@ -93,7 +93,7 @@ class _SeenError(Exception):
 
 
 def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | None) -> Any:
-    """What the part at `path` is called with, first, when a copy of `model` runs on a batch in eval mode."""
+    """The inputs of the first call of the part at `path`, when a copy of `model` runs on a batch in eval mode."""
     if not path and not run:
         return to_device(fitted(batch[0], list(inspect.signature(model.forward).parameters)), device_of(model))
     calls: list[tuple[Any, Any]] = []
@@ -125,7 +125,7 @@ def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | N
 
 
 def call_whole(model: nn.Module, inputs: Any, targets: Any, *, run: Run | None) -> Any:
-    """What `run` gives on a copy of a batch, or the model's output where there is none."""
+    """The result of `run` on a copy of a batch, or the model's output where there is no `run`."""
     inputs, targets = pytree.tree_map_only(Tensor, torch.clone, (inputs, targets))
     if run:
         return run(model, inputs, targets)
@@ -134,7 +134,7 @@ def call_whole(model: nn.Module, inputs: Any, targets: Any, *, run: Run | None) 
 
 
 def _example(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The example that a call stands for: by position, or all by name; what stands at its default is left out."""
+    """The arguments of a call as an example: by position, or all by name; those at their defaults are left out."""
     signature = inspect.signature(part.forward)
     bound = signature.bind(*args, **kwargs).arguments
     if any(signature.parameters[name].kind in _VARIADIC for name in bound):

@@ -9,7 +9,7 @@ import re
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -24,12 +24,11 @@ from fxprune.caller.example import another, as_call, batch_length, check_dense, 
 from fxprune.caller.isolation import evaluating, kept_buffers, precise, restored, seeded
 from fxprune.caller.meta import has_numbers
 from fxprune.caller.source_lines import is_users
-from fxprune.errors import CaptureError, FxpruneWarning, told
+from fxprune.errors import CaptureError, FxpruneWarning, is_of_memory, told
 from fxprune.tracing.checks import cuts, first_running, signature_of
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.graph import ModelGraph, captured_of, plain_attributes
-from fxprune.tracing.hooks import hooks_of, plain_copy
-from fxprune.tracing.hooks import told as told_of_hooks
+from fxprune.tracing.hooks import hooks_in_words, hooks_of, plain_copy
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _CONTAINERS, _OF_MODULES = (list, dict, set, deque), vars(nn.Module()).keys()
@@ -142,62 +141,77 @@ class Reference:
         """What the graphs are likely to differ by, in words."""
         if self.random:
             return "it draws random numbers that a graph does not hold: draw with torch, from its own generator"
-        trial = self.trials[0]
-        if not _agree(trial.output, _call(plain_copy(self.model), trial.batch, self.concrete, grad=True)):
-            return "it decides by whether gradients are recorded: give the decision an argument of its own"
+        first = self.trials[0]
+        for trial in _tried(plain_copy(self.model), first.batch, self.concrete):
+            if trial.grad and not _agree(first.output, trial.output):
+                return "it decides by whether gradients are recorded: give the decision an argument of its own"
         return next(_signs(self.model), "a size or a value of the example is a constant in the graph")
 
     def _place(self, graph: ModelGraph, trial: Trial) -> str:
         """Where a graph first differs from the model, in words."""
+        try:
+            calls, found = self._calls(trial), _calls_of(graph, trial)
+            for path, inputs, output in calls:
+                for given, gives in found.get(path, [])[:1]:
+                    if not _agree(inputs, given):
+                        return f"in what {path.rpartition('.')[0] or type(self.model).__name__} hands to {path}"
+                    if not _agree(output, gives):
+                        return f"in the output of {path}"
+        except Exception as error:
+            if is_of_memory(error):
+                raise
+            return f"at an unknown place, because a run that watches the layers fails ({told(error)})"
+        return f"in what {type(self.model).__name__} does with the outputs of its layers"
+
+    def _calls(self, trial: Trial) -> list[tuple[str, Any, Any]]:
+        """The path, inputs and output of every call of a module, when the model runs on a batch."""
         calls: list[tuple[str, Any, Any]] = []
         own = plain_copy(self.model)
         for path, module in own.named_modules():
-            module.register_forward_hook(partial(_note_call, calls, path))
-        _call(own, trial.batch, self.concrete)
-        with evaluating(graph), restored(graph):
-            recorder = _CallRecorder(graph)
-            _run(recorder.run, placeholder_values(graph, trial.batch), {}, grad=False)
-        for path, inputs, output in calls:
-            for given, found in recorder.calls.get(path, [])[:1]:
-                if not _agree(inputs, given):
-                    parent = path.rpartition(".")[0] or type(self.model).__name__
-                    return f"in what {parent} hands to {path}"
-                if not _agree(output, found):
-                    return f"in the output of {path}"
-        return f"in what {type(self.model).__name__} does with the outputs of its layers"
+            note = partial(lambda path, module, args, output: calls.append((path, *_copied((args, output)))), path)
+            module.register_forward_hook(note)
+        _call(own, trial.batch, self.concrete, grad=trial.grad)
+        return calls
 
 
-def _note_call(calls: list[Any], path: str, module: nn.Module, args: Any, output: Any) -> None:
-    calls.append((path, *pytree.tree_map_only(Tensor, torch.clone, (args, output))))
+def _calls_of(graph: ModelGraph, trial: Trial) -> dict[str, list[tuple[Any, Any]]]:
+    """The inputs and outputs of the modules that a graph calls, when it runs on a batch, by their paths."""
+    with evaluating(graph), restored(graph):
+        recorder = _CallRecorder(graph)
+        _run(recorder.run, placeholder_values(graph, trial.batch), {}, grad=trial.grad)
+    return recorder.calls
 
 
 class _CallRecorder(fx.Interpreter):
-    """Runs a graph and keeps what its modules are given and give."""
+    """Runs a graph and keeps the inputs and outputs of its modules."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
         self.calls: dict[str, list[tuple[Any, Any]]] = {}
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = pytree.tree_map_only(Tensor, torch.clone, args)
+        given = _copied(args)
         output = super().call_module(target, args, kwargs)
-        kept = pytree.tree_map_only(Tensor, torch.clone, output)
-        self.calls.setdefault(str(target), []).append((given, kept))
+        self.calls.setdefault(str(target), []).append((given, _copied(output)))
         return output
+
+
+def _copied(values: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), values)
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
 def first_run(own: nn.Module, example: Any, concrete: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The first two samples of the example where a model, a copy of our own, runs on them, or the whole; the output.
+    """Two samples of the example, or else the whole, on which a model, a copy of our own, runs; and its output.
 
     Raises CaptureError, which names hooks and forwards that are set on instances, where it runs on neither.
     """
     try:
         return first_running(own, cuts(example), lambda batch: _call(own, batch, concrete))
     except CaptureError as error:
-        raise CaptureError(f"{error}{told_of_hooks(own, list(hooks_of(own)))}") from error.__cause__
+        raise CaptureError(f"{error}{hooks_in_words(own, list(hooks_of(own)))}") from error.__cause__
 
 
 def _second_trial(
@@ -237,7 +251,7 @@ def _tried(
 def _call(
     own: nn.Module, batch: Any, concrete: Mapping[str, Any], *, grad: bool = False, drawn: set[str] | None = None
 ) -> Any:
-    """What a model gives on a copy of a batch. Into `drawn` go the generators that it draws from."""
+    """The output of a model on a copy of a batch; the generators that it draws from are added to `drawn`."""
     args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, batch))
     if concrete:  # which may stand between the positional ones
         args, kwargs = (), dict(signature_of(own, concrete).bind(*args, **kwargs).arguments)
@@ -250,12 +264,15 @@ def _call(
 
 
 def _run(function: Any, args: Any, kwargs: Any, *, grad: bool, drawn: set[str] | None = None) -> Any:
-    """What a function gives, with all generators at one seed, and without its warnings.
+    """The result of a function, with all generators at one seed, and without its warnings.
 
     torch's fast path through transformer layers, which gives zeros where samples are padded, is not taken.
     """
-    with seeded(_SEED), precise(), torch.set_grad_enabled(grad), warnings.catch_warnings(), _slow_path():
+    mha: Any = torch.backends.mha
+    with seeded(_SEED), precise(), torch.set_grad_enabled(grad), warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")
+        stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+        mha.set_fastpath_enabled(False)
         before = _generators()
         output = pytree.tree_map_only(Tensor, torch.detach, opened(function(*args, **kwargs)))
         if drawn is not None:
@@ -264,21 +281,10 @@ def _run(function: Any, args: Any, kwargs: Any, *, grad: bool, drawn: set[str] |
 
 
 def _generators() -> dict[str, Any]:
-    """The states of the random generators of the process, by whose they are."""
+    """The states of the random generators of the process, by their owners."""
     numpy: Any = np.random.get_state()
     ours = bytes(torch.get_rng_state().tolist())
     return {"torch": ours, "Python's random": random.getstate(), "NumPy": (numpy[1].tobytes(), *numpy[2:])}
-
-
-@contextmanager
-def _slow_path() -> Iterator[None]:
-    mha: Any = torch.backends.mha
-    before = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        mha.set_fastpath_enabled(before)
 
 
 def _rows(batch: Any) -> str:
@@ -397,7 +403,7 @@ _SIGNS = (
 
 
 def _signs(model: nn.Module) -> Iterator[str]:
-    """What the classes of the user's modules do that a graph may not hold, the likeliest first, with the lines."""
+    """What the user's classes do that a graph may not hold, the likeliest first, with the lines."""
     lines = []
     for kind in dict.fromkeys(type(module) for module in model.modules()):
         try:

@@ -1,4 +1,4 @@
-"""The first way to a graph: torch.fx symbolic tracing, with a leaf policy of our own."""
+"""The first way to a graph: symbolic tracing by torch.fx, which keeps layers with rules as single nodes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fxprune.rules.table import RULES, module_class
 from fxprune.tracing.attention import MultiheadAttention
 from fxprune.tracing.checks import Entry, is_named, signature_of
 from fxprune.tracing.graph import CAPTURED, Captured, ModelGraph, must_be
-from fxprune.tracing.hooks import hooked, layer_within_hooks, strip
+from fxprune.tracing.hooks import hooked, layer_within_hooks, remove_hooks
 from fxprune.tracing.in_place import viewed, written
 from fxprune.tracing.value_proxies import Symbol, is_symbol
 
@@ -37,24 +37,19 @@ _OPENED = (
     nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
 )  # fmt: skip
 _DROPOUTS: dict[Any, type[nn.Module]] = {
-    F.dropout: nn.Dropout,
-    F.dropout1d: nn.Dropout1d,
-    F.dropout2d: nn.Dropout2d,
-    F.dropout3d: nn.Dropout3d,
-    F.alpha_dropout: nn.AlphaDropout,
-    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
-    torch.dropout: nn.Dropout,
-}
+    torch.dropout: nn.Dropout, F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d, F.alpha_dropout: nn.AlphaDropout, F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}  # fmt: skip
 _NUMBERS = (bool, int, float, str, type(None))  # what a graph can compare and print
 PACKING: tuple[Callable[..., Any], ...] = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
 _MAKERS: tuple[Callable[..., Any], ...] = (torch.zeros, torch.ones, torch.arange)
 
 
 class SymbolicTracer(fx.Tracer):
-    """Opens everything but the modules of torch.nn and those that have a rule of their own.
+    """Traces into everything but the layers of torch.nn and modules that have a rule.
 
-    `concrete` are arguments of the forward that leave its signature; those that the example leaves out keep their
-    places, and are fixed at their defaults. `leaves` are kept as single nodes, and `kept` names those that were met.
+    `concrete` are arguments of the forward that are removed from its signature; those that the example leaves out keep
+    their places and are fixed at their defaults. `leaves` are kept as single nodes; `kept` names those that were met.
     """
 
     proxy_buffer_attributes = True
@@ -73,11 +68,11 @@ class SymbolicTracer(fx.Tracer):
         return Symbol(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """What a module has under a name; a symbol that the forward put there is itself."""
+        """The attribute of a module, which is a symbol already where the forward assigned one."""
         return attr_val if is_symbol(attr_val) else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def refuse(self, why: str) -> Any:
-        """Give up, also where the forward catches the error. Raises CaptureError."""
+        """Raise CaptureError, and remember it in case the forward catches it."""
         self.refused.append(f"{why}, which symbolic tracing does not know")
         raise CaptureError(self.refused[-1])
 
@@ -90,9 +85,9 @@ class SymbolicTracer(fx.Tracer):
         return super().iter(obj)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
-        """A node that knows the user's line it comes from; what torch.fx would record takes longer than the trace.
+        """A node with the user's line it comes from; the stack that torch.fx records takes longer than the trace.
 
-        Lengths by which sequences are packed go to the CPU, as torch wants them: the graph takes them from anywhere.
+        Lengths by which sequences are packed are moved to the CPU, where torch wants them.
         """
         if target is PACKING[0] and "lengths" in kwargs:
             kwargs = kwargs | {"lengths": self._on_cpu(kwargs["lengths"])}
@@ -121,9 +116,8 @@ class SymbolicTracer(fx.Tracer):
         return name in self.root.get_submodule(owner)._parameters
 
     def _on_cpu(self, value: Any) -> Any:
-        """The value of a node, copied to the CPU if it is not there."""
-        there = not isinstance(value, fx.Node) or value.target == "cpu"
-        return value if there else self.create_node("call_method", "cpu", (value,), {})
+        is_there = not isinstance(value, fx.Node) or value.target == "cpu"
+        return value if is_there else self.create_node("call_method", "cpu", (value,), {})
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if is_named(self.leaves, m, module_qualified_name):
@@ -174,9 +168,9 @@ class SymbolicTracer(fx.Tracer):
         return run, []
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """The node of a layer, between those of its hooks, or the nodes in a module.
+        """The node of a layer, between those of its hooks, or the nodes of a module that is traced into.
 
-        The root has no node, and neither has a module that the forward itself makes: the graph has no place for it.
+        The root has no node, and neither has a module that the forward itself makes.
         """
         path = (self.submodule_paths or {}).get(m)
         if not path:
@@ -193,7 +187,7 @@ class SymbolicTracer(fx.Tracer):
         return any(other in order and order.index(other) < order.index(name) for other in self.concrete)
 
     def _default(self, parameter: inspect.Parameter) -> tuple[Any, ...]:
-        """The default that a placeholder has: the parameter's, or None where one before it has a default."""
+        """The default of a placeholder: the parameter's, or None behind another default."""
         after_default = any(node.op == "placeholder" and node.args for node in self.graph.nodes)
         if parameter.default is parameter.empty:
             return (None,) if after_default else ()
@@ -217,16 +211,16 @@ def trace(
     *,
     concrete_args: Mapping[str, Any] | None = None,
     leaves: Sequence[Entry] = (),
-    make: Callable[..., SymbolicTracer] = SymbolicTracer,
+    tracer: SymbolicTracer | None = None,
 ) -> ModelGraph:
-    """Trace `model`, a copy of our own in eval mode, and return its graph.
+    """The graph of `model`, a copy of our own in eval mode, as `tracer`, if given, records it.
 
     Arguments of the forward that the example leaves out are fixed at their defaults.
 
     Raises whatever stops the tracer, and CaptureError where the forward caught that.
     """
     register_constants(model)
-    own = make(example, concrete_args, leaves)
+    own = tracer or SymbolicTracer(example, concrete_args, leaves)
     with _opened_functions(), _attributes_kept(model):
         graph = own.trace(model)
     if own.refused:
@@ -272,7 +266,7 @@ def _is_traced(value: Any) -> bool:
 
 
 def _say_eager() -> None:
-    """Let the forward be told, when it asks torch.fx, that nothing traces it; torch.fx sets this back itself."""
+    """Let torch.fx answer a forward that it is not traced; torch.fx sets this back itself."""
     if hasattr(fx_internals, "_set_is_fx_tracing"):
         fx_internals._set_is_fx_tracing(False)  # noqa: FBT003 - takes no names
     else:
@@ -281,7 +275,7 @@ def _say_eager() -> None:
 
 @contextmanager
 def _opened_functions() -> Iterator[None]:
-    """Let those functions that torchvision has wrapped for torch.fx, and that have no rule, be traced into."""
+    """Trace into the functions that torchvision has wrapped for torch.fx and that have no rule."""
     table = fx_internals._wrapped_fns_to_patch
     before = dict(table)
     for (home, name), namespace in before.items():
@@ -296,7 +290,7 @@ def _opened_functions() -> Iterator[None]:
 
 @contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Put back what the forward replaces by proxies (attributes and buffers that it assigns to), and take its hooks."""
+    """Put back attributes and buffers to which the forward assigns symbols; then remove the hooks."""
     stores = [store for module in model.modules() for store in (vars(module), module._buffers, module._parameters)]
     before = [dict(store) for store in stores]
     try:
@@ -307,11 +301,11 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
             for name in [name for name, value in new.items() if _is_traced(value)]:
                 del store[name]
                 store.update({name: old[name]} if name in old else {})
-        strip(model)
+        remove_hooks(model)
 
 
 def register_constants(model: nn.Module) -> None:
-    """Make tensors kept as plain attributes buffers outside the state_dict: these move and narrow with the rest."""
+    """Make buffers outside the state_dict of tensors kept as plain attributes: they move and narrow with the rest."""
     for module in model.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor):
@@ -324,7 +318,7 @@ def register_constants(model: nn.Module) -> None:
 
 @functools.cache
 def _reading(kind: type[nn.Module], name: str) -> type[nn.Module]:
-    """A class of modules with an attribute of the class under the name of a buffer: it reads the buffer there."""
+    """A subclass of modules whose class has an attribute of the name of a buffer: it gives the buffer in its place."""
 
     def reduced(self: nn.Module, protocol: Any) -> Any:  # copies and pickles name the class of the user's
         return _instance, (kind, name), vars(self)
@@ -340,7 +334,7 @@ def _instance(kind: type[nn.Module], name: str) -> nn.Module:
 
 
 def _drop_unused_attention_weights(graph: fx.Graph) -> None:
-    """Remove what attention computes in vain: the weights that it gives beside its output, where nobody looks."""
+    """Remove the unused nodes of attention, which gives its weights beside its output."""
     for node in reversed(list(graph.nodes)):
         inside = list((node.meta.get("nn_module_stack") or {}).values())
         if inside and inside[-1][1] is MultiheadAttention and not node.users and node.op.startswith("call"):
@@ -350,21 +344,18 @@ def _drop_unused_attention_weights(graph: fx.Graph) -> None:
 def _use_dropout_modules(graph: ModelGraph) -> None:
     """Replace functional dropouts, whose `training` flag tracing has fixed, by modules that follow the model's mode.
 
-    Those that drop in eval mode, too, stay as they are.
+    Those that also drop in eval mode are kept.
     """
-    calls = [node for node in graph.graph.nodes if node.op == "call_function" and node.target in _DROPOUTS]
-    calls = [node for node in calls if not _given_to_dropout(node)["training"]]
-    for node in calls:
-        kind, given = _DROPOUTS[node.target], _given_to_dropout(node)
-        name = f"{node.name}_module"
-        graph.add_module(name, kind(given["p"]).eval())
-        node.op, node.target, node.args, node.kwargs = "call_module", name, (given["input"],), {}
-    if calls:
+    replaced = False
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or node.target not in _DROPOUTS:
+            continue
+        drops = node.target not in (F.alpha_dropout, F.feature_alpha_dropout)  # by default
+        named = {"training" if name == "train" else name: value for name, value in node.kwargs.items()}
+        given = {"p": 0.5, "training": drops} | dict(zip(("input", "p", "training"), node.args, strict=False)) | named
+        if not given["training"]:
+            name, replaced = f"{node.name}_module", True
+            graph.add_module(name, _DROPOUTS[node.target](given["p"]).eval())
+            node.op, node.target, node.args, node.kwargs = "call_module", name, (given["input"],), {}
+    if replaced:
         graph.recompile()
-
-
-def _given_to_dropout(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a functional dropout by name, with its defaults."""
-    defaults = {"p": 0.5, "training": node.target is not F.alpha_dropout and node.target is not F.feature_alpha_dropout}
-    named = {"training" if name == "train" else name: value for name, value in node.kwargs.items()}
-    return defaults | dict(zip(("input", "p", "training"), node.args, strict=False)) | named

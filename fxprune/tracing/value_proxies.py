@@ -1,4 +1,4 @@
-"""The symbols that stand for nodes while a forward runs: some know no value, others know that of the example."""
+"""The symbols of nodes while a forward is traced: those of values unknown, and those with the example's values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OF_AUTOGRAD = frozenset({"grad", "grad_fn", "requires_grad", "is_leaf", "retain
 
 
 class _Unknown:
-    """What a symbol without a value is asked and cannot answer: the tracer refuses to go on, and says what it was."""
+    """What a symbol without a value cannot answer: the tracer stops, and says what it was asked."""
 
     tracer: Any
 
@@ -36,14 +36,14 @@ class _Unknown:
             self.tracer.refuse(f"the forward asks a value for {k!r}")
         return SymbolAttribute(self, k)  # type: ignore[arg-type]
 
-    def __len__(self) -> int:
-        return int(self.tracer.refuse("the forward asks for the length of a value"))
+    def __len__(self) -> Any:
+        return self.tracer.refuse("the forward asks for the length of a value")
 
-    def __int__(self) -> int:
-        return int(self.tracer.refuse("the forward makes an int of a value"))
+    def __int__(self) -> Any:
+        return self.tracer.refuse("the forward makes an int of a value")
 
-    def __float__(self) -> float:
-        return float(self.tracer.refuse("the forward makes a float of a value"))
+    def __float__(self) -> Any:
+        return self.tracer.refuse("the forward makes a float of a value")
 
     def __hash__(self) -> int:
         if _asked_by_user():
@@ -67,15 +67,15 @@ class _Unknown:
 
 
 class Symbol(_Unknown, fx.Proxy):
-    """A symbol of symbolic tracing, which knows no value."""
+    """A symbol of symbolic tracing, whose value is unknown."""
 
 
 class SymbolAttribute(_Unknown, fx.proxy.Attribute):  # type: ignore[misc]
-    """An attribute, or a method before it is called, of such a symbol."""
+    """An attribute of such a symbol, or a method before it is called."""
 
 
 def _asked_by_user(depth: int = 2) -> bool:
-    """Whether the innermost frame behind the caller's that is no frozen part of Python, such as abc, is the user's."""
+    """Whether the user's code asks for what the caller returns, directly or through a frozen part of Python (abc)."""
     frame = sys._getframe(depth)
     while frame.f_back is not None and frame.f_code.co_filename.startswith("<frozen"):
         frame = frame.f_back
@@ -91,7 +91,7 @@ else:  # without __call__, which would make every value callable
 
 @functools.cache
 def _also_proxy(kind: type) -> type:
-    """A class that is `kind` and a proxy; `kind` alone where Python lets nothing be derived from it."""
+    """A class that is `kind` and a proxy; `kind` itself where no class can be derived from it."""
     try:
         return types.new_class(kind.__name__, (kind, fx.Proxy))
     except TypeError:
@@ -99,10 +99,10 @@ def _also_proxy(kind: type) -> type:
 
 
 class ValueProxy(_Recording):
-    """A symbol that answers with its value wherever Python needs a real number, and is recorded elsewhere.
+    """A symbol that answers with its value wherever Python needs a number, and records all else as nodes.
 
-    Its class is that of the value, so that checks of types in the user's code go right, and that of a proxy, by which
-    libraries know that they are traced and must not decide by values.
+    Its class is the value's, so that the user's checks of types hold, and a proxy's, by which libraries know that they
+    are traced and must not decide by values.
     """
 
     tracer: Any
@@ -143,18 +143,6 @@ class ValueProxy(_Recording):
     def __len__(self) -> int:
         return int(self.tracer.length(self))
 
-    def __bool__(self) -> bool:
-        return bool(self.tracer.fixed(self))
-
-    def __int__(self) -> int:
-        return int(self.tracer.fixed(self))
-
-    def __float__(self) -> float:
-        return float(self.tracer.fixed(self))
-
-    def __complex__(self) -> complex:
-        return complex(self.tracer.fixed(self))
-
     def __index__(self) -> int:
         return operator.index(self.tracer.fixed(self))
 
@@ -171,7 +159,7 @@ class ValueProxy(_Recording):
         return repr(self.tracer.fixed(self)) if _asked_by_user() else fx.Proxy.__repr__(self)  # type: ignore[arg-type]
 
     def __hash__(self) -> int:
-        """As the value's, but numbers and shapes have none: as keys of a cache they would outlive the trace."""
+        """The value's; numbers and shapes have none, because as keys of a cache they would outlive the trace."""
         if isinstance(self.concrete, (int, float, tuple)):
             raise TypeError(f"unhashable while it is traced: {type(self.concrete).__name__}")
         return id(self) if isinstance(self.concrete, Tensor) else hash(self.concrete)
@@ -181,7 +169,7 @@ class ValueProxy(_Recording):
 
 
 class TensorProxy(ValueProxy, Tensor):  # type: ignore[misc]
-    """The symbol of a tensor. It is a tensor, too: torch's parser of arguments looks into what calls itself one."""
+    """The symbol of a tensor. It is a tensor itself, because torch's parser of arguments looks into its arguments."""
 
     @staticmethod
     def of(node: fx.Node, tracer: Any, concrete: Tensor) -> Any:
@@ -202,19 +190,24 @@ def proxy_of(node: fx.Node, tracer: Any, value: Any) -> Any:
 
 
 def _in_place(name: str) -> Callable[[ValueProxy, Any], Any]:
-    """The method of an augmented assignment: it changes a tensor in place, and makes a new value of all else."""
+    """The method of an augmented assignment: it changes a tensor in place, and makes a new value of anything else."""
 
     def method(self: ValueProxy, other: Any) -> Any:
-        prefix = "i" if isinstance(self.concrete, Tensor) else ""
-        return self._call(
-            getattr(operator, f"{prefix}{name}{'_' if name in ('and', 'or') and not prefix else ''}"), other
-        )
+        kind = "i" if isinstance(self.concrete, Tensor) else ""
+        return self._call(getattr(operator, f"__{kind}{name}__"), other)
 
     return method
 
 
+def _number(kind: Callable[[Any], Any]) -> Callable[[ValueProxy], Any]:
+    """The method by which Python makes a number of a value: the tracer notes that the graph holds it fixed."""
+    return lambda self: kind(self.tracer.fixed(self))
+
+
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
     setattr(ValueProxy, f"__i{_name}__", _in_place(_name))
+for _kind in (bool, int, float, complex):
+    setattr(ValueProxy, f"__{_kind.__name__}__", _number(_kind))
 
 
 def is_symbol(value: Any) -> bool:
@@ -223,7 +216,7 @@ def is_symbol(value: Any) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value goes into the user's code as it is: it depends neither on the batch nor on the device."""
+    """Whether the user's code gets a value itself: it depends neither on the batch nor on the device."""
     if isinstance(value, (tuple, list)):
         return bool(value) and all(is_plain(entry) for entry in value)
     return isinstance(value, (bool, *_PLAIN))

@@ -1,4 +1,4 @@
-"""The second way to a graph: tracing with the example's values beside the symbols."""
+"""The second way to a graph: symbolic tracing in which every symbol knows its value on the example."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ fx.node.has_side_effect(operator.setitem)  # an assignment to slots is no dead c
 class ValueTracer(symbolic.SymbolicTracer):
     """Runs every node that it makes on the example, in the order of the program.
 
-    `values` are those of the nodes; `told` are the nodes whose values depend on those of the inputs, not only on their
-    sizes, and `sized` those whose sizes do, too; `branches` are the lines that decide by such values, and `decisions`
-    the numbers and truths that Python was given of them, in order. `counts` are numbers that follow from that of the
-    samples, and `by_batch` says whether Python decides by one. `given` are nested inputs, and what is inside, by name.
+    `values` are those of the nodes. `informed` are the nodes whose values depend on those of the inputs, not only on
+    their sizes, and `sized` those whose sizes do, too. `branches` are the lines that decide by such values, and
+    `decisions` the numbers and truths that Python was given of them, in order. `counts` are numbers that follow from
+    the number of samples; `by_batch` says whether Python decides by one. `given` names nested inputs and their entries.
     """
 
     whole = symbolic.PACKING
@@ -79,7 +79,7 @@ class ValueTracer(symbolic.SymbolicTracer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.values: dict[fx.Node, Any] = {}
-        self.told: set[fx.Node] = set()
+        self.informed: set[fx.Node] = set()
         self.sized: set[fx.Node] = set()
         self.stored: dict[int, list[fx.Node]] = {}  # the nodes whose tensors share a storage
         self.branches: dict[str, None] = {}
@@ -115,7 +115,7 @@ class ValueTracer(symbolic.SymbolicTracer):
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
         if kind != "output":
             self.values[node] = self._run(node)
-            self._tell(node)
+            self._inform(node)
             self._count(node)
             self._name_given(node)
         return node
@@ -124,7 +124,7 @@ class ValueTracer(symbolic.SymbolicTracer):
         value = self.values[node]
         if node.op != "placeholder" and isinstance(value, (str, type(None))):
             self._guard(node, value)
-        if is_plain(value) and not (isinstance(value, bool) and node in self.told):
+        if is_plain(value) and not (isinstance(value, bool) and node in self.informed):
             return value
         return proxy_of(node, self, value)
 
@@ -145,7 +145,7 @@ class ValueTracer(symbolic.SymbolicTracer):
         return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def _run(self, node: fx.Node) -> Any:
-        """The value of a node on the example. Buffers are copied: the program may change them."""
+        """The value of a node on the example; of a buffer, a copy, because the program may change it."""
         args, kwargs = map_arg((node.args, node.kwargs), self.values.__getitem__)
         target: Any = node.target
         self.running = True
@@ -181,7 +181,7 @@ class ValueTracer(symbolic.SymbolicTracer):
 
     # -- what depends on values ------------------------------------------------------------------------------------
 
-    def _tell(self, node: fx.Node) -> None:
+    def _inform(self, node: fx.Node) -> None:
         """Note whether the value of a node, and its sizes, depend on the values of the inputs."""
         name = str(node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target))
         for tensor in _tensors(self.values[node]):
@@ -192,15 +192,15 @@ class ValueTracer(symbolic.SymbolicTracer):
         into = list(written(node.target, node.args, node.kwargs))
         if into and into[0] is node.all_input_nodes[0]:
             self._forget(node)
-        read = self.sized if name in _SIZES else self.told
+        read = self.sized if name in _SIZES else self.informed
         known = name in _ABOUT_SIZES and name not in _SIZES
         if node.op != "placeholder" and (known or not read.intersection(node.all_input_nodes)):
             return
-        self.told.add(node)
-        self.told.update(into)
+        self.informed.add(node)
+        self.informed.update(into)
         for tensor in (tensor for other in into for tensor in _tensors(self.values[other])):
             if has_numbers(tensor) and tensor.layout is torch.strided:
-                self.told.update(self.stored.get(tensor.untyped_storage().data_ptr(), ()))
+                self.informed.update(self.stored.get(tensor.untyped_storage().data_ptr(), ()))
 
     def _has_told_sizes(self, node: fx.Node, name: str) -> bool:
         """Whether the sizes of a node's tensors, or its length, depend on the values of the inputs."""
@@ -210,7 +210,7 @@ class ValueTracer(symbolic.SymbolicTracer):
             return False
         if self.sized.intersection(read[:1] if name.rstrip("_") in _SIZED_AS_FIRST else read):
             return True
-        told = [other for other in read if other in self.told]
+        told = [other for other in read if other in self.informed]
         if name == "getitem":
             masks = (self.values[other] for other in told if other is not node.args[0])
             if any(isinstance(mask, Tensor) and mask.dtype in (torch.bool, torch.uint8) for mask in masks):
@@ -248,16 +248,16 @@ class ValueTracer(symbolic.SymbolicTracer):
         return (of_shape or node.target == "size") and node.args[1:] == (0,)
 
     def _forget(self, node: fx.Node) -> None:
-        """What a node writes into has no numbers any more, where what it writes has none."""
+        """Drop the numbers of the value that a node writes into, where the values that it writes have none."""
         written, *others = node.all_input_nodes
         if any(not has_numbers(t) for other in others for t in _tensors(self.values[other])):
             self.values[written] = pytree.tree_map_only(Tensor, lambda t: t.to(META), self.values[written])
 
     def fixed(self, proxy: ValueProxy) -> Any:
-        """The value of a symbol where Python needs it; it is noted with its line where the input's values decide it."""
+        """The value of a symbol where Python needs it; noted with its line where it depends on the input's values."""
         value = self.values[proxy.node]
         self.by_batch |= proxy.node in self.counts
-        if proxy.node not in self.told:
+        if proxy.node not in self.informed:
             return value
         return self._decided(value)
 
@@ -273,11 +273,11 @@ class ValueTracer(symbolic.SymbolicTracer):
         self.decisions += known
         return known[0]
 
-    # -- the functions that take no symbols ------------------------------------------------------------------------
+    # -- functions that take no symbols ----------------------------------------------------------------------------
 
     @contextmanager
     def _symbols_understood(self) -> Iterator[None]:
-        """Let the functions of torch that make tensors out of numbers, and those on dtypes, take symbols."""
+        """Let torch's functions that make tensors of numbers, and those on dtypes, take symbols."""
         wrappers = dict.fromkeys(_FACTORIES, self._recorded) | dict.fromkeys(_ON_TYPES, _unwrapped)
         before = {name: getattr(torch, name) for name in wrappers if hasattr(torch, name)}
         for name, function in before.items():
@@ -291,7 +291,7 @@ class ValueTracer(symbolic.SymbolicTracer):
                 setattr(torch, name, function)
 
     def _recorded(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that makes a tensor, as one that makes a node: what it made may be changed in place."""
+        """A function that makes a tensor, as one that makes a node, because that tensor may be changed in place."""
 
         @functools.wraps(function)
         def record(*args: Any, **kwargs: Any) -> Any:
@@ -303,19 +303,17 @@ class ValueTracer(symbolic.SymbolicTracer):
         return record
 
     def _drop_unused(self, graph: fx.Graph) -> None:
-        """Erase questions about sizes, and tensors made of nothing, that no node reads."""
+        """Erase unused questions about sizes, and unused tensors made of numbers."""
         made = {getattr(torch, name, None) for name in _FACTORIES}
         for node in reversed(list(graph.nodes)):
-            if node.users or node.op in ("placeholder", "output", "call_module"):
-                continue
-            value = self.values[node]
-            is_number = value is not None and not _tensors(value)
-            if is_number or node.op == "get_attr" or node.target in made:
-                graph.erase_node(node)
+            if not node.users and node.op in ("call_function", "call_method", "get_attr"):
+                is_number = self.values[node] is not None and not _tensors(self.values[node])
+                if is_number or node.op == "get_attr" or node.target in made:
+                    graph.erase_node(node)
 
 
 def _symbolic_length(obj: Any, /) -> Any:
-    """The `len` of Python, but a symbol for the length of a tensor, which Python itself takes for a number."""
+    """The `len` of Python, but a symbol for the length of a tensor, of which Python makes a number."""
     return obj.size(0) if type(obj) is TensorProxy and obj.concrete.ndim else _LENGTH(obj)
 
 
@@ -344,7 +342,7 @@ def _is_single(value: Any) -> bool:
 
 @contextmanager
 def replaying(decisions: Sequence[Any]) -> Iterator[None]:
-    """Let traces decide as an earlier one did, which noted these `decisions`, whatever the values of the example."""
+    """Let traces decide by the `decisions` that an earlier one noted, whatever the values of the example."""
     token = _REPLAYED.set(tuple(decisions))
     try:
         yield
@@ -359,24 +357,19 @@ def _tensors(value: Any) -> list[Tensor]:
 def trace(
     model: nn.Module, example: Any, *, concrete_args: Mapping[str, Any] | None = None, leaves: Sequence[Entry] = ()
 ) -> ModelGraph:
-    """Trace `model`, a copy of our own in eval mode, with the values of the example, and return its graph.
+    """The graph of `model`, a copy of our own in eval mode, traced with the values of the example.
 
-    Warns where the values of the example decide which way the graph goes; where decisions are replayed, whoever made
-    them was warned. Raises as `symbolic.trace`.
+    Warns where these values decide by which way the graph goes, unless decisions are replayed: they were warned of.
+    Raises as `symbolic.trace`.
     """
-    tracers: list[ValueTracer] = []
-
-    def make(*args: Any) -> ValueTracer:
-        tracers.append(ValueTracer(*args))
-        return tracers[0]
-
-    graph = symbolic.trace(model, example, concrete_args=concrete_args, leaves=leaves, make=make)
-    decisions, by_batch = tuple(tracers[0].decisions), tracers[0].by_batch
+    tracer = ValueTracer(example, concrete_args, leaves)
+    graph = symbolic.trace(model, example, concrete_args=concrete_args, leaves=leaves, tracer=tracer)
+    decisions, by_batch = tuple(tracer.decisions), tracer.by_batch
     graph.meta[CAPTURED] = replace(captured_of(graph), decisions=decisions, by_batch=by_batch)
-    if tracers[0].branches and not _REPLAYED.get():
+    if tracer.branches and not _REPLAYED.get():
         warnings.warn(
             f"{type(model).__name__} decides by the values of its input, and the graph always goes the way that the "
-            f"example went, at {'; '.join(tracers[0].branches)}",
+            f"example went, at {'; '.join(tracer.branches)}",
             FxpruneWarning,
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""What a layer of the rewritten graph should give: the original's values, wherever they can be aimed at best."""
+"""The values that a layer of the rewritten graph is fitted to: the original's, at the node that serves best."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _RECTIFIERS = {F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Aim:
-    """Where a layer's output is aimed: at the value of `node`, behind a BatchNorm or an addition or neither.
+    """A layer's output is fitted to the value of `node`, which may lie behind a BatchNorm and an addition.
 
-    `norm` is the BatchNorm that follows the layer; where the aim lies `behind` it, the layer's output is scaled and
-    shifted by it on the way. `other` is what is added to it, whose values are known already. `rectified` says that
-    nothing but rectifiers read the value.
+    `norm` is the BatchNorm that follows the layer; where `node` lies `behind` it, the norm scales and shifts the
+    layer's output. `other` is the other summand, whose values are known. `rectified` says that only rectifiers read
+    the value.
     """
 
     node: fx.Node
@@ -36,26 +36,26 @@ class Aim:
     rectified: bool = False
 
     def scale_and_shift(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What the layer's outputs are multiplied by on the way, and what is added then: both (1, channels)."""
+        """The scale and the shift of the layer's outputs on the way to the node: both (1, channels)."""
         if not self.behind or self.norm is None:
             return torch.ones_like(like[:1]), torch.zeros_like(like[:1])
-        scale, shift = scale_and_shift(self.norm)
+        norm: Any = self.norm  # a BatchNorm in eval mode
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        scale = scale if norm.weight is None else scale * norm.weight.detach()
+        shift = -norm.running_mean * scale
+        shift = shift if norm.bias is None else shift + norm.bias.detach()
         return scale.to(like)[None], shift.to(like)[None]
 
 
 def aim_of(
     graph: fx.GraphModule, layer: fx.Node, reader: Reader, known: Container[fx.Node], specs: Mapping[str, Any]
 ) -> Aim:
-    """Where the output of the node `layer` is aimed: at the sum that it goes into, if the other summand is `known`.
+    """The aim of the node `layer`: the sum that its output is added to, if the other summand is `known`.
 
-    Aiming at the sum lets the layer mend what went wrong in the other summand, too: in a residual network each block
-    takes back what the ones before it did to the stream.
-
-    Args:
-        specs: of the original's nodes, by their names; what is aimed at has the shape of what the layer gives.
+    At the sum the layer corrects errors of the other summand, too: in a residual network each block compensates the
+    errors of the blocks before it. By the `specs` of nodes, the aim has the shape of the layer's output.
     """
-    norm_node, end = norm_after(graph, layer, reader, specs)
-    norm = None if norm_node is None else graph.get_submodule(str(norm_node.target))
+    norm, end = norm_after(graph, layer, reader, specs)
     user = next(iter(end.users)) if len(end.users) == 1 else None
     if user is not None and _is_sum(user) and _shape(specs, user) == _shape(specs, layer) is not None:
         (other,) = (source for source in user.all_input_nodes if source is not end)
@@ -68,14 +68,14 @@ def aim_of(
 
 def norm_after(
     graph: fx.GraphModule, layer: fx.Node, reader: Reader, specs: Mapping[str, Any]
-) -> tuple[fx.Node | None, fx.Node]:
-    """The BatchNorm that alone follows a layer and is its alone, and the last node before anything else follows."""
+) -> tuple[nn.Module | None, fx.Node]:
+    """The BatchNorm that follows this layer and no other, and the last node before anything else follows."""
     norm, end = None, layer
     while len(end.users) == 1:
         (user,) = end.users
-        module = graph.get_submodule(str(user.target)) if user.op == "call_module" else None
+        module = called(graph, user)
         if norm is None and isinstance(module, _BATCH_NORMS) and _is_own(graph, module, reader, _shape(specs, layer)):
-            norm = user
+            norm = module
         elif not isinstance(module, _THROUGH):
             break
         end = user
@@ -83,19 +83,19 @@ def norm_after(
 
 
 def _is_own(graph: fx.GraphModule, norm: Any, reader: Reader, shape: tuple[int, ...] | None) -> bool:
-    """Whether a BatchNorm has statistics that it alone uses, once, over the channels that the layer gives."""
+    """Whether a BatchNorm has statistics that nothing else uses, over the output channels of the layer."""
     if norm.running_mean is None or uses(graph)[id(norm.running_mean)] > 1:
         return False
     return shape is not None and len(shape) + reader.channel_axis == 1
 
 
 def _is_sum(node: fx.Node) -> bool:
-    """Whether a node adds two values, one to one."""
+    """Whether a node adds two values, entry by entry."""
     return node.target in _ADDITIONS and not node.kwargs and len(node.args) == len(node.all_input_nodes) == 2
 
 
 def _is_written(graph: Any, node: fx.Node, but: fx.Node) -> bool:
-    """Whether something else than the node `but` writes into the value of `node`."""
+    """Whether another node than `but` changes the value of `node` in place."""
     return any(user is not but and works_in_place(user, graph) for user in node.users)
 
 
@@ -104,20 +104,13 @@ def _shape(specs: Mapping[str, Any], node: fx.Node) -> tuple[int, ...] | None:
 
 
 def _is_rectified(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether all that reads a node are rectifiers."""
-
-    def rectifies(user: fx.Node) -> bool:
-        if user.op == "call_module":
-            return isinstance(graph.get_submodule(str(user.target)), nn.ReLU)
-        return user.target in _RECTIFIERS
-
-    return bool(node.users) and all(map(rectifies, node.users))
+    """Whether all readers of a node are rectifiers."""
+    return bool(node.users) and all(
+        isinstance(called(graph, user), nn.ReLU) if user.op == "call_module" else user.target in _RECTIFIERS
+        for user in node.users
+    )
 
 
-def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
-    """A BatchNorm in eval mode as a scale and a shift of each channel."""
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach()
-    shift = -norm.running_mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.detach()
+def called(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls, or None."""
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None

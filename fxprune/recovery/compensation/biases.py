@@ -1,6 +1,8 @@
-"""Where a constant goes that is to be added to what a layer gives."""
+"""The bias of a layer, or the parameter that takes its place."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +18,18 @@ def bias_of(reader: Reader) -> Tensor:
     return reader.bias.detach().double().reshape(shape)
 
 
+def is_shared(reader: Reader, uses: Counter[int]) -> bool:
+    """Whether the weight or bias of a layer is used more than once, by the uses of all tensors."""
+    return uses[id(reader.weight)] > 1 or (reader.bias is not None and uses[id(reader.bias)] > 1)
+
+
 def takes_bias(reader: Reader, norm: nn.Module | None) -> bool:
     """Whether a constant can be added to the output of a layer, before the BatchNorm that follows, if one does."""
     return reader.bias is not None or norm is not None or reader.owner is not None
 
 
 def add_to_bias(reader: Reader, norm: nn.Module | None, constant: Tensor) -> None:
-    """Add a constant (channels,) to what a layer gives: to its bias, by the BatchNorm behind it, or by a new bias."""
+    """Add a constant (channels,) to the output of a layer: to its bias, through the BatchNorm, or as a new bias."""
     if reader.bias is not None:
         reader.bias.data += constant.to(reader.bias)
     elif norm is not None and isinstance(norm.running_mean, Tensor):

@@ -1,8 +1,8 @@
-"""Regularised least squares for the weights of one layer, from inputs and the outputs that are wanted."""
+"""Regularised least squares for the weights of one layer, from its inputs and the wanted outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,22 +17,22 @@ DEAD = 1e-6  # of the mean variance: outputs below it do not count
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Inputs (groups, n, features) and wanted outputs (groups, n, outputs) of a layer; `held` (n,) are held out."""
+    """Inputs (groups, n, features), wanted outputs (groups, n, outputs), and a mask (n,) of those held out."""
 
     inputs: Tensor
     wanted: Tensor
     held: Tensor
 
     def part(self, chosen: Tensor) -> Rows:
-        """Those of the rows that a mask (n,) chooses."""
+        """The rows that a mask (n,) chooses."""
         return Rows(self.inputs[:, chosen], self.wanted[:, chosen], self.held[chosen])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rectified:
-    """What lies between a layer's output z and a rectifier: max(0, z * scale + shift), both (groups, n or 1, outputs).
+    """A rectifier behind a layer's output z: max(0, z * scale + shift), both (groups, n or 1, outputs).
 
-    How far below zero a wanted value lies does not matter then.
+    It makes all values below zero equally good.
     """
 
     scale: Tensor
@@ -51,7 +51,7 @@ class Rectified:
 class Fit:
     """Weights (groups, outputs, features) and biases (groups, outputs).
 
-    `strength` is the ridge's, None where nothing helped. `before` and `after` are the errors on what was held out, in
+    `strength` is the ridge's, None where no fit helped. `before` and `after` are the errors on the rows held out, in
     shares of the wanted outputs' variance.
     """
 
@@ -66,47 +66,51 @@ def refitted(
     rows: Rows, weight: Tensor, bias: Tensor, *, intercept: bool = True, rectified: Rectified | None = None,
     strengths: Sequence[float] | None = None,
 ) -> Fit:  # fmt: skip
-    """The weights nearest to those given that give the wanted outputs best.
+    """The weights near those given that produce the wanted outputs best.
 
-    The ridge pulls towards the weights given; its strength is the one that does best on what is held out, and the fit
-    is kept only if it does better there than the weights given. It is then made once more from all rows.
+    The ridge pulls towards the weights given. Its strength is the best on the rows held out, and the fit is used only
+    if it is better there than the weights given. It is then repeated with all rows.
 
     Args:
-        rows: inputs and wanted outputs.
-        weight: (groups, outputs, features) of float64.
-        bias: (groups, outputs) of float64.
-        intercept: whether the bias may change; where not, `wanted` is without it, and it is zero.
-        rectified: what follows, where that is a rectifier: the fit is repeated towards outputs that are as good.
-        strengths: of the ridge, to choose from; fewer where there are many features, by default.
+        weight, bias: (groups, outputs, features) and (groups, outputs) of float64.
+        intercept: whether the bias may change; otherwise it is zero.
+        rectified: the rectifier that follows, if one does: the fit is repeated towards outputs that are as good.
+        strengths: of the ridge, to choose from; by default fewer where there are many features.
     """
     fitting, held = rows.part(~rows.held), rows.part(rows.held)
     part = Normal.of(fitting.inputs, fitting.wanted, intercept=intercept)
-    before = error_of(held, weight, bias)
-    best = Fit(weight, bias, None, before, before)
-    for strength in strengths or (STRENGTHS if weight.shape[-1] <= MANY else STRENGTHS[2:5]):
-        solved = part.solve(weight, bias, strength)
-        error = error_of(held, *solved)
-        if error < best.after:
-            best = Fit(*solved, strength, before, error)
+    strengths = strengths or (STRENGTHS if weight.shape[-1] <= MANY else STRENGTHS[2:5])
+    best = best_fit(held, weight, bias, strengths, lambda strength: part.solve(weight, bias, strength))
+    before = best.before
     if best.strength is None:
         return best
     others = Normal.of(held.inputs, held.wanted, intercept=intercept)
     whole = part.with_rows(others, share=held.inputs.shape[1] / len(rows.held))
     solved = whole.solve(weight, bias, best.strength)
     if rectified is not None:
-        solved = _behind_rectifier(rows, whole, (weight, bias), solved, best.strength, rectified)
+        for _ in range(ROUNDS):
+            wanted = rectified.aim(rows.wanted, _outputs(rows.inputs, *solved))
+            solved = whole.towards(rows.inputs, wanted).solve(weight, bias, best.strength)
     finite = all(bool(values.isfinite().all()) for values in solved)
     return Fit(*solved, best.strength, before, best.after) if finite else best
 
 
-def _behind_rectifier(
-    rows: Rows, normal: Normal, start: tuple[Tensor, Tensor], solved: tuple[Tensor, Tensor], strength: float,
-    rectified: Rectified,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    for _ in range(ROUNDS):
-        wanted = rectified.aim(rows.wanted, _outputs(rows.inputs, *solved))
-        solved = normal.towards(rows.inputs, wanted).solve(*start, strength)
-    return solved
+def best_fit(
+    held: Rows,
+    weight: Tensor,
+    bias: Tensor,
+    strengths: Sequence[float],
+    solve: Callable[[float], tuple[Tensor, Tensor]],
+) -> Fit:
+    """The fit by the strength that is best on the rows held out, or the weights given where none is better."""
+    before = error_of(held, weight, bias)
+    best = Fit(weight, bias, None, before, before)
+    for strength in strengths:
+        solved = solve(strength)
+        error = error_of(held, *solved)
+        if error < best.after:
+            best = Fit(*solved, strength, before, error)
+    return best
 
 
 @dataclass(slots=True, eq=False)
@@ -122,18 +126,17 @@ class Normal:
 
     @classmethod
     def of(cls, inputs: Tensor, wanted: Tensor, *, intercept: bool) -> Normal:
-        """Those of inputs (groups, n, features) and outputs (groups, n, outputs)."""
+        """The equations for inputs (groups, n, features) and outputs (groups, n, outputs)."""
         mean = _mean(inputs, intercept)
         centred = inputs - mean[:, None].to(inputs.dtype)
         covariance = (centred.transpose(1, 2) @ centred).double() / inputs.shape[1]
         return cls(mean, mean, covariance, covariance, intercept, {}).towards(inputs, wanted)
 
     def with_rows(self, other: Normal, *, share: float) -> Normal:
-        """The normal equations of these rows and of others, which are a share of all."""
+        """The equations for these rows and others, which are a `share` of all."""
         mean = (1 - share) * self.mean + share * other.mean
         wanted = (1 - share) * self.wanted_mean + share * other.wanted_mean
-        covariance = -_outer(mean, mean)
-        cross = -_outer(mean, wanted)
+        covariance, cross = -_outer(mean, mean), -_outer(mean, wanted)
         for part, weight in ((self, 1 - share), (other, share)):
             covariance = covariance + weight * (part.covariance + _outer(part.mean, part.mean))
             cross = cross + weight * (part.cross + _outer(part.mean, part.wanted_mean))
@@ -147,7 +150,7 @@ class Normal:
         return Normal(self.mean, mean, self.covariance, cross, self.intercept, self.factors)
 
     def solve(self, weight: Tensor, bias: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-        """The weights and biases, pulled towards those given; not finite where rounding made the matrix indefinite."""
+        """Weights and biases, pulled towards those given; not finite where rounding makes the matrix indefinite."""
         if strength not in self.factors:
             scale = self.covariance.diagonal(dim1=1, dim2=2).mean(-1).clamp_min(TINY)
             eye = torch.eye(self.covariance.shape[-1], dtype=torch.float64, device=self.covariance.device)
@@ -162,7 +165,7 @@ class Normal:
 
 
 def _mean(rows: Tensor, intercept: bool) -> Tensor:  # noqa: FBT001
-    """The mean of rows (groups, n, columns), or zero where there is no intercept to make up for it."""
+    """The mean of rows (groups, n, columns), or zero without an intercept."""
     mean = rows.mean(1, dtype=torch.float64)
     return mean if intercept else torch.zeros_like(mean)
 

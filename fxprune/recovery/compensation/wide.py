@@ -1,4 +1,4 @@
-"""Layers too wide for least squares of their own: what went is predicted channel by channel from what stays."""
+"""Layers too wide for least squares of their own: removed channels are predicted channel by channel from kept ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 from fxprune.coupling.readers import Reader, reader_of
 from fxprune.recovery.compensation.aims import Aim
 from fxprune.recovery.compensation.biases import bias_of, takes_bias
-from fxprune.recovery.compensation.least_squares import STRENGTHS, Fit, Normal, Rows, error_of
-from fxprune.recovery.compensation.row_sampling import Pair, grid, picks_of, precise, rows_for
+from fxprune.recovery.compensation.least_squares import STRENGTHS, Fit, Normal, Rows, best_fit
+from fxprune.recovery.compensation.row_sampling import GraphPair, grid, picks_of, rows_for
+from fxprune.scoring.moments import at_least_float32
 
 MOST_CHANNELS = 4096
 JUDGED = 4096  # rows by which the strength is chosen
@@ -21,58 +22,47 @@ JUDGED = 4096  # rows by which the strength is chosen
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Channels:
-    """Of the inputs of a layer: `places` features, side by side, belong to each channel; `kept` channels stay."""
+    """The channels of a layer's inputs, each of `places` neighbouring features, and a mask of the `kept` ones."""
 
     places: int
     kept: Tensor
 
 
-def by_channel(pair: Pair, node: fx.Node, reader: Reader, norm: nn.Module | None) -> Fit | None:
+def by_channel(pair: GraphPair, node: fx.Node, reader: Reader, norm: nn.Module | None) -> Fit | None:
     """The original's weights, merged by the regression of its input channels on those that the layer has now.
 
     The same map holds for all places of a window, or of a map that was flattened. None where the layer has groups, more
     than 4096 channels, or channels that cannot be told apart.
     """
-    original = reader_of(pair.whole.graph, pair.whole.by_name[node.name])
-    channels = None if original is None or original.groups > 1 or reader.groups > 1 else _channels(pair, node, reader)
-    if original is None or channels is None:
+    original = reader_of(pair.whole.module, pair.whole.by_name[node.name])
+    if original is None or original.groups > 1 or reader.groups > 1:
         return None
-    rows = _channel_rows(pair, node, reader, channels)  # before the original's layer runs, which lets go of its input
+    channels = _channels(pair, node, reader)
+    if channels is None:
+        return None
+    rows = _channel_rows(pair, node, reader, channels)  # before the original's layer runs, which drops its input
     judged = pair.rows(node, reader, Aim(node, norm), JUDGED)
     if rows is None or judged is None:
         return None
-    held = judged[0].part(judged[0].held)
-    matrix = _kept_outputs(pair, node, original, reader)
-    return _best(rows, matrix.unflatten(2, (-1, channels.places)).flatten(3), channels, reader, held, norm)
-
-
-def _best(
-    rows: Rows, whole: Tensor, channels: _Channels, reader: Reader, held: Rows, norm: nn.Module | None
-) -> Fit:  # fmt: skip
-    """The best of the fits by the strength of the ridge, or what there is, by the layer's outputs held out.
-
-    `whole` (1, outputs, channels, places) holds the original's weights of the outputs that stay.
-    """
-    weight, bias, intercept = reader.matrix().flatten(2).double(), bias_of(reader), takes_bias(reader, norm)
-    before = error_of(held, weight, bias)
-    best = Fit(weight, bias, None, before, before)
-    fitting = rows.part(~rows.held)
-    normal = Normal.of(fitting.inputs, fitting.wanted, intercept=intercept)
+    matrix, masks = original.matrix().double(), pair.kept(node.name)
+    if masks:
+        matrix = matrix[:, masks[reader.channel_axis].to(matrix.device)]
+    matrix = matrix.unflatten(2, (-1, channels.places)).flatten(3)  # (1, kept outputs, channels, places)
+    weight, bias, fitting = reader.matrix().flatten(2).double(), bias_of(reader), rows.part(~rows.held)
+    normal = Normal.of(fitting.inputs, fitting.wanted, intercept=takes_bias(reader, norm))
     selection = torch.eye(len(channels.kept), dtype=torch.float64, device=weight.device)[None, :, channels.kept]
-    nothing = torch.zeros_like(selection[:, :, 0])
-    for strength in STRENGTHS:
-        shares, offset = normal.solve(selection, nothing, strength)
-        moved = torch.einsum("gorp,grs->gosp", whole, shares).reshape(weight.shape)
-        constant = torch.einsum("gorp,gr->go", whole, offset)
-        error = error_of(held, moved, bias + constant)
-        if error < best.after:
-            best = Fit(moved, bias + constant, strength, before, error)
-    return best
+
+    def solve(strength: float) -> tuple[Tensor, Tensor]:
+        prediction, offset = normal.solve(selection, torch.zeros_like(selection[:, :, 0]), strength)
+        moved = torch.einsum("gorp,grs->gosp", matrix, prediction).reshape(weight.shape)
+        return moved, bias + torch.einsum("gorp,gr->go", matrix, offset)
+
+    return best_fit(judged[0].part(judged[0].held), weight, bias, STRENGTHS, solve)
 
 
-def _channels(pair: Pair, node: fx.Node, reader: Reader) -> _Channels | None:
-    """How the features that a layer reads are arranged in channels."""
-    masks = pair.stays(pair.source(pair.whole.by_name[node.name]).name)
+def _channels(pair: GraphPair, node: fx.Node, reader: Reader) -> _Channels | None:
+    """The channels of the features that a layer reads."""
+    masks = pair.kept(pair.source(pair.whole.by_name[node.name]).name)
     edge = next((edge for edge in pair.checker.coupling.edges if edge.consumer == node.name), None)
     kept = masks[reader.channel_axis] if masks else None
     if edge is None or kept is None or len(kept) != len(edge.units) or int(kept.sum()) != reader.matrix().shape[2]:
@@ -85,35 +75,28 @@ def _channels(pair: Pair, node: fx.Node, reader: Reader) -> _Channels | None:
     return _Channels(places, kept) if len(kept) <= MOST_CHANNELS else None
 
 
-def _channel_rows(pair: Pair, node: fx.Node, reader: Reader, channels: _Channels) -> Rows | None:
-    """Sampled input channels of the layer, and of the original, at the same places."""
+def _channel_rows(pair: GraphPair, node: fx.Node, reader: Reader, channels: _Channels) -> Rows | None:
+    """Sampled input channels of the layer, and of the original at the same places."""
     source, original = pair.source(node), pair.source(pair.whole.by_name[node.name])
     given, wanted = pair.small.to(source), pair.whole.seen(original)
     if wanted is None or any(x.ndim != y.ndim for x, y in zip(given, wanted, strict=True)):
         return None
     axis = pair.samples_axis(original.name, reader, wanted[0])
-    grids = [[_spread(grid(v, reader, axis), channels.places) for v in values] for values in (given, wanted)]
+    grids = [[_by_place(grid(v, reader, axis), channels.places) for v in values] for values in (given, wanted)]
     if any(x.shape[:2] != y.shape[:2] for x, y in zip(*grids, strict=True)):
         return None
     held = [
         pair.held(original.name, y, batch, reader, axis).repeat_interleave(channels.places, 1)
         for batch, y in enumerate(wanted)
     ]
-    picks = picks_of([y.shape[:2] for y in grids[1]], pair.own(rows_for(len(channels.kept))), pair.draw)
+    picks = picks_of([y.shape[:2] for y in grids[1]], pair.own(rows_for(len(channels.kept))), pair.generator)
     columns = (torch.cat([p.of(v) for p, v in zip(picks, values, strict=True)]) for values in (*grids, held))
     x, y, mask = (pair.data.gathered(column) for column in columns)
     none_or_all = bool(mask.all()) or not bool(mask.any())
-    return None if none_or_all else Rows(precise(x)[None], precise(y)[None], mask[:, 0])
+    return None if none_or_all else Rows(at_least_float32(x)[None], at_least_float32(y)[None], mask[:, 0])
 
 
-def _spread(rows: Tensor, places: int) -> Tensor:
+def _by_place(rows: Tensor, places: int) -> Tensor:
     """(first, n, channels x places) as (first, n x places, channels)."""
     spread: Tensor = rows.unflatten(2, (-1, places))
     return spread.movedim(3, 2).flatten(1, 2)
-
-
-def _kept_outputs(pair: Pair, node: fx.Node, original: Reader, reader: Reader) -> Tensor:
-    """The original's matrix, of the outputs that stay, in float64."""
-    matrix, masks = original.matrix().double(), pair.stays(node.name)
-    kept = masks[reader.channel_axis] if masks else None
-    return matrix if kept is None else matrix[:, kept.to(matrix.device)]

@@ -21,12 +21,12 @@ def y(share: float) -> float:
     return BOTTOM - min(share, 1.0) * (BOTTOM - TOP)
 
 
-def counts(n: int) -> list[tuple[float, str]]:
+def count_ticks(n: int) -> list[tuple[float, str]]:
     """Ticks at quarters of a number of units: (share of the axis, label)."""
     return [(mark / n, f"{mark:,}") for mark in sorted({0, n // 4, n // 2, 3 * n // 4, n})]
 
 
-def levels(top: float) -> list[tuple[float, str]]:
+def value_ticks(top: float) -> list[tuple[float, str]]:
     """Ticks at both ends and the middle of an axis from 0 to `top`."""
     return [(share, f"{top * share:.3g}") for share in (0.0, 0.5, 1.0)]
 

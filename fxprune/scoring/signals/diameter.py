@@ -1,14 +1,12 @@
-"""The largest L1 distance between two of many points: exact, and without comparing all of them."""
+"""The largest L1 distance between two of many points: exact, and without comparing all pairs."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 FEW = 64  # points of which all pairs are compared
-SWEEPS = 3  # from the point farthest off to the one farthest from that: finds the largest distance nearly always
+SWEEPS = 3  # from the point farthest off to the one farthest from that: nearly always finds the largest distance
 CHUNK = 1 << 22  # numbers compared at once
 SLACK = 1e-4  # by which sums of single precision may miss the triangle inequality
 
@@ -16,9 +14,8 @@ SLACK = 1e-4  # by which sums of single precision may miss the triangle inequali
 def diameter(points: Tensor) -> Tensor:
     """The largest L1 distance between two of the points of each unit.
 
-    Points are no farther apart than their distances to a third one add up to. So with the distances to the mean of
-    all points, and a large distance that is known already, few pairs are left that could be farther apart; those are
-    compared. What comes out is the largest distance of all pairs all the same.
+    The distance of two points is at most the sum of their distances to the mean. Given these and a large distance
+    that was found before, few pairs can be farther apart, and only those are compared. The result is exact.
 
     Args:
         points: (units, points, coordinates).
@@ -44,8 +41,7 @@ def _distances(points: Tensor, to: Tensor) -> Tensor:
 def _of_all_pairs(points: Tensor) -> Tensor:
     best = points.new_zeros(len(points))
     for index in range(points.shape[1] - 1):
-        distances = (points[:, index + 1 :] - points[:, index : index + 1]).abs().sum(-1)
-        best = torch.maximum(best, distances.amax(1))
+        best = torch.maximum(best, _distances(points[:, index + 1 :], points[:, index]).amax(1))
     return best
 
 
@@ -59,29 +55,21 @@ def _between_far_ones(points: Tensor, reach: Tensor) -> Tensor:
 
 
 def _of_candidates(points: Tensor, reach: Tensor, best: Tensor) -> Tensor:
-    """The largest distance of one unit's points, `reach` off their mean, where `best` is one that was found."""
+    """The largest distance of one unit's points, `reach` off their mean, given the distance `best` of two of them."""
     ordered = reach.sort(descending=True)
     reach, points = ordered.values, points[ordered.indices]
-    least = best * (1 - SLACK)
-    ends = torch.searchsorted(-reach, reach - least)  # how many reach far enough to go with each; none if all are equal
+    ends = torch.searchsorted(-reach, reach - best * (1 - SLACK))  # how many reach far enough to pair with each
     counts = (ends - torch.arange(1, len(reach) + 1, device=reach.device)).clamp_min(0)
-    step = max(1, CHUNK // points.shape[1])
-    for first, part in _blocks(counts):
-        one, other = _pairs(part)
+    step, block = max(1, CHUNK // points.shape[1]), max(1, CHUNK // len(counts))
+    for first in range(0, int(counts.count_nonzero()), block):
+        one, other = _pairs(counts[first : first + block])
         for some, others in zip(one.split(step), other.split(step), strict=True):
             best = torch.maximum(best, (points[first + some] - points[first + others]).abs().sum(-1).amax())
     return best
 
 
-def _blocks(counts: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Parts of some counts, none larger in sum than `CHUNK` unless a single count is, and where each part begins."""
-    size = max(1, CHUNK // len(counts))
-    for first in range(0, int(counts.count_nonzero()), size):
-        yield first, counts[first : first + size]
-
-
 def _pairs(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Each number, once for so many of the numbers that come next, and these.
+    """Each index, once for so many of the indices after it, and these.
 
     >>> _pairs(torch.tensor([2, 1, 0]))
     (tensor([0, 0, 1]), tensor([1, 2, 2]))

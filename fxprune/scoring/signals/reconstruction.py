@@ -1,4 +1,4 @@
-"""Greedy elimination: in which order units go where, each time, the one goes whose loss costs its readers least."""
+"""Greedy elimination: units are removed one by one, each time the one whose removal costs its readers least."""
 
 from __future__ import annotations
 
@@ -6,54 +6,59 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fxprune.caller.arrays import Index
+from fxprune.caller.arrays import Index, Scalars
 
-Matrix = NDArray[np.float64]
 RIDGE = 1e-3  # of the mean variance, on the diagonal of every covariance
-STEPS = 64  # units of a larger group go several at a time
-CANDIDATES = 4  # for every unit that goes in a step, as many are looked at one by one
+STEPS = 64  # units of a larger group are removed several at a time
+CANDIDATES = 4  # examined one by one for every unit that is removed in a step
 ROWS = 128  # of a matrix that are changed at once: their copy stays in the cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reading:
-    """One edge: the unit of each of its P channels (-1: none), their covariance, and the products of their weights.
+class EdgeStatistics:
+    """The unit of each of P channels of an edge (-1: none), the covariance of the channels, and of their weights.
 
-    Both are (P, P); where the edge is too wide for that, (P,): the variances, and the squares of the weights.
+    `covariance` and `products`, the inner products of the readers' weights on each channel, are (P, P). Of edges too
+    wide for that they are (P,): the variances, and the squared norms of the weights.
     """
 
     units: Index
-    covariance: Matrix
-    products: Matrix
+    covariance: Scalars
+    products: Scalars
 
     @classmethod
-    def of(cls, units: Index, covariance: Matrix, weights: Matrix) -> Reading:
-        """An edge whose channels stand under the columns of a weight (rows, P)."""
+    def of(cls, units: Index, covariance: Scalars, weights: Scalars) -> EdgeStatistics:
+        """Those of an edge whose channels meet the columns of a weight (rows, P)."""
         return cls(units, covariance, np.square(weights).sum(0) if covariance.ndim == 1 else weights.T @ weights)
 
-    def within(self, own: range) -> Reading:
-        """The edge, seen by one group: its units are numbered from 0, and all others are -1."""
+    def within(self, own: range) -> EdgeStatistics:
+        """The same for one group alone: its units are numbered from 0, and all others are -1."""
         inside = (self.units >= own.start) & (self.units < own.stop)
-        return Reading(np.where(inside, self.units - own.start, -1), self.covariance, self.products)
+        return EdgeStatistics(np.where(inside, self.units - own.start, -1), self.covariance, self.products)
 
 
-def eliminated(readings: Sequence[Reading], count: int) -> Matrix:
-    """The cost at which each of `count` units goes, added up: the later it goes, the more.
+def elimination_costs(edges: Sequence[EdgeStatistics], count: int) -> Scalars:
+    """The total cost of removals up to each of `count` units, in the order of elimination: later ones cost more.
 
-    The cost of a unit is the share of every reader's output variance that is left unexplained without it, given that
-    the weights on what stays are refitted.
+    The cost of a unit is the share of every reader's output variance that is left unexplained without it, once the
+    weights on the kept units are refitted.
 
     >>> weights, covariance = np.ones((1, 3)), np.array([[1.0, 0.99, 0], [0.99, 1, 0], [0, 0, 2]])
-    >>> eliminated([Reading.of(np.arange(3), covariance, weights)], 3).round(1)
+    >>> elimination_costs([EdgeStatistics.of(np.arange(3), covariance, weights)], 3).round(1)
     array([0. , 1. , 0.3])
     """
-    states = [_state(reading) for reading in readings if (reading.units >= 0).any()]
-    if all(isinstance(state, _Independent) for state in states):
-        return _added_up(_costs(states, count))
-    left = np.arange(count)
-    spent, result = 0.0, np.zeros(count)
+    states = [
+        _Independent.of(edge) if edge.covariance.ndim == 1 else _Refitted.of(edge)
+        for edge in edges
+        if (edge.units >= 0).any()
+    ]
+    left, spent, result = np.arange(count), 0.0, np.zeros(count)
+    if all(isinstance(state, _Independent) for state in states):  # costs do not change as units are removed
+        costs = _costs(states, count)
+        order = np.argsort(costs, kind="stable")
+        result[order] = np.cumsum(costs[order])
+        return result
     while len(left):
         few = max(1, len(left) // STEPS)
         costs = _costs(states, count)
@@ -67,16 +72,8 @@ def eliminated(readings: Sequence[Reading], count: int) -> Matrix:
     return result
 
 
-def _added_up(costs: Matrix) -> Matrix:
-    """Costs that do not change as units go, each with all lower ones."""
-    order = np.argsort(costs, kind="stable")
-    result = np.zeros(len(costs))
-    result[order] = np.cumsum(costs[order])
-    return result
-
-
-def _one_by_one(states: Sequence[State], near: Index, few: int, count: int) -> tuple[Index, Matrix]:
-    """The units that go first of those `near`, so many of them, each at its cost once those before it went."""
+def _one_by_one(states: Sequence[State], near: Index, few: int, count: int) -> tuple[Index, Scalars]:
+    """The first `few` of the units `near` to be removed, and the cost of each after those before it."""
     own, left = [state.among(near) for state in states], near
     gone, paid = np.zeros(few, dtype=np.int64), np.zeros(few)
     for step in range(few):
@@ -88,68 +85,70 @@ def _one_by_one(states: Sequence[State], near: Index, few: int, count: int) -> t
     return gone, paid
 
 
-def _costs(states: Sequence[State], count: int) -> Matrix:
+def _costs(states: Sequence[State], count: int) -> Scalars:
     """The cost of each unit on all edges."""
     return sum((state.costs(count) for state in states), np.zeros(count))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Independent:
-    """An edge of which only the variances are known: nothing stands in for anything."""
+    """An edge of which only variances are known: no channel replaces another.
 
-    def __init__(self, units: Index, shares: Matrix) -> None:
-        self.units, self.shares = units, shares
+    `parts` are the shares of the readers' output variance that the channels make up.
+    """
+
+    units: Index
+    parts: Scalars
 
     @classmethod
-    def of(cls, reading: Reading) -> _Independent:
-        """The edge, with the share of its readers' output that each channel makes up."""
-        shares = reading.covariance * reading.products
-        return cls(reading.units, shares / max(float(shares.sum()), np.finfo(float).tiny))
+    def of(cls, edge: EdgeStatistics) -> _Independent:
+        """The edge before any removal."""
+        parts = edge.covariance * edge.products
+        return cls(edge.units, parts / max(float(parts.sum()), np.finfo(float).tiny))
 
     def among(self, near: Index) -> _Independent:
-        """The edge, seen by some units alone."""
+        """The edge with some units alone."""
         own = _places(self.units, near)
-        return _Independent(self.units[own], self.shares[own])
+        return _Independent(self.units[own], self.parts[own])
 
-    def costs(self, count: int) -> Matrix:
+    def costs(self, count: int) -> Scalars:
         """The cost of each unit."""
         inside = self.units >= 0
-        return np.bincount(self.units[inside], self.shares[inside], minlength=count).astype(np.float64)
+        return np.bincount(self.units[inside], self.parts[inside], minlength=count).astype(np.float64)
 
     def remove(self, gone: Index) -> None:
-        """Nothing: what is left costs what it did."""
+        """Nothing changes: the costs of kept units stay as they are."""
 
 
 class _Refitted:
-    """An edge whose weights are refitted as its channels go: its inverse covariance, and its weights' products.
+    """An edge whose weights are refitted as its channels are removed: its inverse covariance, and products of weights.
 
-    Channels that went keep their places, which no longer matter, until half of all are such: moving the others
-    together takes longer than an elimination does.
+    Removed channels keep their places until they are half of all: moving the others together takes longer than an
+    elimination does.
     """
 
-    def __init__(self, units: Index, inverse: Matrix, products: Matrix, scale: float) -> None:
+    def __init__(self, units: Index, inverse: Scalars, products: Scalars, scale: float) -> None:
         self.units, self.inverse, self.products, self.scale = units, inverse, products, scale
         self.single = len(np.unique(units[units >= 0])) == (units >= 0).sum()
-        self.there = np.ones(len(units), dtype=np.bool_)
+        self.kept = np.ones(len(units), dtype=np.bool_)
 
     @classmethod
-    def of(cls, reading: Reading) -> _Refitted:
-        """The edge before anything goes; costs are shares of its readers' output variance."""
-        unit = np.eye(len(reading.units))
-        mean = float(np.trace(reading.covariance)) / len(unit)
-        covariance = (reading.covariance + reading.covariance.T) / 2  # rounding leaves it not quite symmetric
+    def of(cls, edge: EdgeStatistics) -> _Refitted:
+        """The edge before any removal; costs are shares of its readers' output variance."""
+        unit = np.eye(len(edge.units))
+        mean = float(np.trace(edge.covariance)) / len(unit)
+        covariance = (edge.covariance + edge.covariance.T) / 2  # rounding leaves it not quite symmetric
         regular = covariance / mean + RIDGE * unit if mean > 0 else unit  # nothing varies: only weights count
-        scale = max(float(np.vdot(reading.products, regular)), np.finfo(float).tiny)
-        return cls(
-            reading.units.copy(), np.asarray(np.linalg.inv(regular), dtype=np.float64), reading.products.copy(), scale
-        )
+        scale = max(float(np.vdot(edge.products, regular)), np.finfo(float).tiny)
+        return cls(edge.units.copy(), np.asarray(np.linalg.inv(regular), dtype=np.float64), edge.products.copy(), scale)
 
     def among(self, near: Index) -> _Refitted:
-        """The edge, seen by some units alone; what they cost, and how that changes as they go, stays the same."""
+        """The edge with some units alone; their costs, and how these change with removals, are the same."""
         places = _places(self.units, near)
         block = np.ix_(places, places)
         return _Refitted(self.units[places], self.inverse[block], self.products[block], self.scale)
 
-    def costs(self, count: int) -> Matrix:
+    def costs(self, count: int) -> Scalars:
         """The cost of each unit."""
         costs = np.zeros(count)
         if self.single:
@@ -163,42 +162,35 @@ class _Refitted:
         return costs / self.scale
 
     def remove(self, gone: Index) -> None:
-        """Take units out: their weights go over to the others."""
+        """Remove units, and refit the weights of the others."""
         places = _places(self.units, gone)
         if not len(places):
             return
         rows = self.inverse[places]
-        shares = np.asarray(np.linalg.solve(rows[:, places], rows), dtype=np.float64)
-        moved = self.products[:, places] - shares.T @ self.products[np.ix_(places, places)] / 2
-        _subtract(self.products, moved, shares)
-        _subtract(self.products, shares.T, moved.T)
-        _subtract(self.inverse, rows.T, shares)
-        self.units[places], self.there[places] = -1, False
-        if 2 * self.there.sum() < len(self.there):
-            self._move_together()
-
-    def _move_together(self) -> None:
-        block = np.ix_(self.there, self.there)
-        self.inverse, self.products = self.inverse[block], self.products[block]
-        self.units, self.there = self.units[self.there], self.there[self.there]
+        step = np.asarray(np.linalg.solve(rows[:, places], rows), dtype=np.float64)
+        moved = self.products[:, places] - step.T @ self.products[np.ix_(places, places)] / 2
+        _subtract(self.products, moved, step)
+        _subtract(self.products, step.T, moved.T)
+        _subtract(self.inverse, rows.T, step)
+        self.units[places], self.kept[places] = -1, False
+        if 2 * self.kept.sum() < len(self.kept):
+            block = np.ix_(self.kept, self.kept)
+            self.inverse, self.products = self.inverse[block], self.products[block]
+            self.units, self.kept = self.units[self.kept], self.kept[self.kept]
 
 
 def _places(units: Index, chosen: Index) -> Index:
-    """Where one of the chosen units stands; np.isin, only faster."""
+    """The indices of chosen units, like np.isin, but faster."""
     marks = np.zeros(max(units.max(initial=0), chosen.max(initial=0)) + 2, dtype=np.bool_)
     marks[chosen] = True
-    return np.flatnonzero(marks[units])  # -1 looks up the last one, which is nobody's
+    return np.flatnonzero(marks[units])  # -1 looks up the last mark, which is of no unit
 
 
-def _subtract(matrix: Matrix, left: Matrix, right: Matrix) -> None:
-    """Take a product of two matrices, (P, n) and (n, P), from another in place."""
+def _subtract(matrix: Scalars, left: Scalars, right: Scalars) -> None:
+    """Subtract a product of two matrices, (P, n) and (n, P), in place."""
     for start in range(0, len(matrix), ROWS):
         rows = slice(start, start + ROWS)
         matrix[rows] -= left[rows] @ right
 
 
 State = _Independent | _Refitted
-
-
-def _state(reading: Reading) -> State:
-    return _Independent.of(reading) if reading.covariance.ndim == 1 else _Refitted.of(reading)

@@ -1,4 +1,4 @@
-"""U-Score: how far apart a unit's activations lie on the two classes that it separates best (arXiv 2508.02291)."""
+"""U-Score: the distance between a unit's activations on the two classes that it separates best (arXiv 2508.02291)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxprune.scoring.signals.diameter import diameter
 
-_CHUNK = 1 << 22  # numbers of the quantile functions that are made at once; bounds the memory
+_CHUNK = 1 << 22  # numbers of quantile functions in memory at once
 
 
 @lru_cache(maxsize=32)
@@ -31,7 +31,7 @@ def separability(samples: Tensor, classes: Tensor) -> Tensor:
         classes: (samples,) integers.
 
     Returns:
-        (units,) in the units of the activations; zeros where there is one class only.
+        (units,) in the units of the activations; zeros where there is only one class.
 
     >>> separability(torch.tensor([[[0.0]], [[1.0]], [[4.0]]]), torch.tensor([0, 0, 1]))
     tensor([3.5000])
@@ -50,9 +50,9 @@ def separability(samples: Tensor, classes: Tensor) -> Tensor:
 
 
 def _cells(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """The middles and widths of the cells of a grid that has the steps of the quantile functions of so many samples.
+    """The middles and widths of the cells on which the quantile functions of so many samples are constant.
 
-    W1 on the line is the L1 distance of quantile functions; those of samples are steps, so the sum over cells is exact.
+    W1 on the line is the L1 distance of quantile functions, so the sum over these cells is exact.
     """
     sizes = counts.unique().tolist()
     ends = torch.cat([torch.arange(1, n + 1, dtype=torch.float64) / n for n in sizes]).sort().values
@@ -63,16 +63,10 @@ def _cells(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 def _quantiles(samples: Tensor, rows: list[Tensor], middles: Tensor) -> Tensor:
     """The quantile functions (units, classes, projections, cells) of classes whose samples are in the given rows."""
-    ordered = (_sorted(samples[own]) for own in rows)
-    cells = ((middles * len(own)).long() for own in rows)
-    return torch.stack([v if v.shape[-1] == len(c) else v[..., c] for v, c in zip(ordered, cells, strict=True)], dim=1)
-
-
-def _sorted(samples: Tensor) -> Tensor:
-    """The samples of each unit and projection in rising order: (units, projections, samples).
-
-    numpy sorts many short rows of floats several times faster than torch does on a CPU.
-    """
-    rows = samples.permute(1, 2, 0).contiguous().numpy()
-    rows.sort(axis=-1)
-    return torch.from_numpy(rows)
+    found = []
+    for own in rows:
+        ordered = samples[own].permute(1, 2, 0).contiguous().numpy()
+        ordered.sort(axis=-1)  # numpy sorts many short rows several times faster than torch does on a CPU
+        values, cells = torch.from_numpy(ordered), (middles * len(own)).long()
+        found.append(values if len(own) == len(cells) else values[..., cells])
+    return torch.stack(found, dim=1)

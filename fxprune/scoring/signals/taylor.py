@@ -1,4 +1,4 @@
-"""R-Score: the first-order change of the loss when a unit goes (arXiv 2508.02291)."""
+"""R-Score: the first-order change of the loss when a unit is removed (arXiv 2508.02291)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 class Through(torch.autograd.Function):
-    """Hands `x` on; the gradient of `gate`, which stands at one along axis `dim`, is x * grad, summed.
+    """The identity on `x`; the gradient of `gate`, one for each channel along axis `dim`, is the sum of x * grad.
 
-    That is the derivative of the loss by a factor on each channel, and so the negative first-order effect of its
-    removal; the product itself never has to be formed in the forward pass. Behind the channels, `gate` has the units
-    that they are of, and there, the sizes of the derivatives of single samples are summed. `units` (channels,) says
-    which unit that is, the one behind the last being none; where it is None, each channel is a unit. `samples` is the
-    axis of the samples, in `times` consecutive places each; None where there is none, and all are taken for one.
+    That is the derivative of the loss by a factor on each channel, the negative first-order effect of its removal,
+    without a product in the forward pass. Behind the channels, `gate` has one entry for each unit, whose gradient is
+    the sum of the sizes of each sample's derivative. `units` (channels,) are the units of the channels, the number
+    behind the last for none; None where each channel is a unit. `samples` is the axis of the samples, in `times`
+    consecutive places each; None takes all for one sample.
     """
 
     @staticmethod
@@ -37,7 +37,7 @@ class Through(torch.autograd.Function):
 
 
 def inner_products(x: Tensor, grad: Tensor, dim: int, samples: int | None = None, times: int = 1) -> Tensor:
-    """Of each sample, the sum over all axes but `dim` of x * grad: shape (samples, x.shape[dim]).
+    """The sum of x * grad over all axes but `dim`, for each sample: (samples, x.shape[dim]).
 
     >>> inner_products(torch.ones(2, 3), torch.full((2, 3), 2.0), 1)
     tensor([[4., 4., 4.]])
@@ -46,7 +46,7 @@ def inner_products(x: Tensor, grad: Tensor, dim: int, samples: int | None = None
             [2., 2., 2.]])
     """
     x, grad = (_channels_second(t, dim, samples, times).flatten(2) for t in (x, grad))
-    products: Tensor = torch.linalg.vecdot(x, grad)  # the product itself is never formed
+    products: Tensor = torch.linalg.vecdot(x, grad)  # holds no product in memory
     return products
 
 

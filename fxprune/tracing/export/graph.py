@@ -1,11 +1,10 @@
-"""From an exported program to a graph like those of symbolic tracing: names, arguments, outputs, plain calls."""
+"""From an exported program to a graph like that of symbolic tracing: its names, arguments, outputs and calls."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,25 +18,29 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import CaptureError
 from fxprune.tracing.batchnorm import FollowingBatchNorm
 from fxprune.tracing.export.layers import fold
-from fxprune.tracing.export.ops import Call, Same, is_changed, is_creation, spelled
+from fxprune.tracing.export.ops import Spelling, Unchanged, is_changed, is_creation, spelled
 from fxprune.tracing.graph import must_be
 
 _CHECKED = (bool, int, float, str)
 
 
 class Builder:
-    """Translates the nodes of a program, one by one, into a new graph over `model`."""
+    """Translates the nodes of a program, one by one, into a new graph over `model`.
+
+    `record` is the class of an output that the program gives as a dict.
+    """
 
     def __init__(self, program: ExportedProgram, model: nn.Module, record: type | None = None) -> None:
-        self.record = record  # the class of an output that the program gives as a dict
-        self.program, self.model, self.graph = program, model, fx.Graph()
+        self.program, self.model, self.record, self.graph = program, model, record, fx.Graph()
         self.env: dict[fx.Node, Any] = {}
         self.stored = _stored(program, model)
 
     def build(self, given: dict[str, Any]) -> fx.Graph:
         """The graph, with placeholders for the arguments of the model's forward; `given` are those of the example."""
         nodes = fold(self.program).nodes
-        inputs = dict(zip(_user_inputs(self.program), self._inputs(given), strict=True))
+        specs = self.program.graph_signature.input_specs
+        names = [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
+        inputs = dict(zip(names, self._inputs(given), strict=True))
         for node in list(nodes):
             if node.op == "placeholder" and node.name in inputs:
                 self.env[node] = inputs[node.name]
@@ -52,34 +55,34 @@ class Builder:
         return self.graph
 
     def _translated(self, node: fx.Node) -> Any:
-        """The new node, or value, for a call of the program."""
-        args, kwargs = self._values(node.args), self._values(node.kwargs)
+        """The new node, or the value, of a call of the program."""
         if is_creation(node):
             return self._made(node)
-        call: Call | Same = Call(node.op, node.target, args, kwargs)
+        args, kwargs = self._values(node.args), self._values(node.kwargs)
+        call: Spelling | Unchanged = Spelling(node.op, node.target, args, kwargs)
         if isinstance(node.target, OpOverload):
             try:
                 call = spelled(node.target, args, kwargs)
             except (TypeError, CaptureError) as error:
                 raise CaptureError(f"{error} ({node.target}, at {_line(node)})") from error
-        if isinstance(call, Same):
+        if isinstance(call, Unchanged):
             return call.value
         if call.target is F.batch_norm:
             call = self._following(call)
         if call.op == "new_module":
-            call = Call("call_module", self._add(f"{node.name}_module", call.target.eval()), call.args)
+            call = Spelling("call_module", self._add(f"{node.name}_module", call.target.eval()), call.args)
         new = self.graph.create_node(call.op, call.target, call.args, call.kwargs)
         new.meta |= {key: node.meta[key] for key in ("stack_trace", "val") if node.meta.get(key) is not None}
         return new
 
-    def _following(self, call: Call) -> Call:
-        """Batch normalisation with the statistics of a BatchNorm module, which it then follows in its mode."""
+    def _following(self, call: Spelling) -> Spelling:
+        """Batch normalisation as a module, whose mode is that of the BatchNorm that holds the statistics."""
         path, _, name = str(getattr(call.args[1], "target", "")).rpartition(".")
         owner = self.model.get_submodule(path) if name == "running_mean" else None
         if not isinstance(owner, nn.modules.batchnorm._BatchNorm):
             return call
         new = FollowingBatchNorm(*call.args[6:8]).eval()
-        return Call("call_module", self._add("normalise", new, path), call.args[:5])
+        return Spelling("call_module", self._add("normalise", new, path), call.args[:5])
 
     def _made(self, node: fx.Node) -> fx.Node:
         """A tensor made of numbers alone becomes a buffer: it moves and narrows with the rest."""
@@ -113,14 +116,16 @@ class Builder:
         nodes = {parameter.name: self._placeholder(parameter) for parameter in parameters}
         leaves, counted = [], set[Any]()
         for name, value in given.items():
+            keys: Any
             for keys, leaf in pytree.tree_flatten_with_path(value)[0]:
                 node, inside = nodes[name], value
                 for depth, key in enumerate(keys):
                     if isinstance(inside, (list, tuple)) and (name, keys[:depth]) not in counted:
                         counted.add((name, keys[:depth]))
                         self.graph.call_function(must_be, (node, len(inside), f"len({name})"))
-                    inside = inside[_key(key)]
-                    node = self.graph.call_function(operator.getitem, (node, _key(key)))
+                    at: Any = key.idx if isinstance(key, pytree.SequenceKey) else key.key
+                    inside = inside[at]
+                    node = self.graph.call_function(operator.getitem, (node, at))
                 leaves.append(node)
                 self._fix(node, leaf, name)
         for parameter in parameters:
@@ -137,17 +142,18 @@ class Builder:
         return self.graph.create_node("placeholder", stars + parameter.name, default, name=parameter.name)
 
     def _fix(self, node: fx.Node, value: Any, name: str) -> None:
-        """Check in the graph that an argument that is no tensor is what the graph was made for."""
+        """Check in the graph that an argument that is no tensor has the value that the graph was made for."""
         if value is None or isinstance(value, _CHECKED):
             self.graph.call_function(must_be, (node, value, name))
 
     def _structure(self, value: Any) -> Any:
-        """A nested output as arguments of nodes; named tuples and dataclasses are made by nodes of their own."""
+        """A nested output as arguments of nodes; named tuples and dataclasses are made by nodes."""
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return self.graph.call_function(type(value), tuple(self._structure(item) for item in value))
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {name: self._structure(getattr(value, name)) for name in _filled(value)}
-            return self.graph.call_function(type(value), (), fields)
+            given = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            filled = {name: self._structure(entry) for name, entry in given.items() if entry is not None}
+            return self.graph.call_function(type(value), (), filled)
         if isinstance(value, (tuple, list)):
             return type(value)(self._structure(item) for item in value)
         if isinstance(value, dict):
@@ -159,30 +165,14 @@ class Builder:
         )
 
 
-def _filled(value: Any) -> Iterator[str]:
-    """The fields of a dataclass that are not None, in order."""
-    return (field.name for field in dataclasses.fields(value) if getattr(value, field.name) is not None)
-
-
-def _key(key: Any) -> Any:
-    """What a step of a path into nested arguments is indexed with."""
-    return key.idx if isinstance(key, pytree.SequenceKey) else key.key
-
-
 def _place(parameter: inspect.Parameter) -> int:
-    """Arguments by keyword come second, *args third and **kwargs last, as in symbolic tracing."""
+    """Arguments by name come second, *args third and **kwargs last, as in symbolic tracing."""
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return kinds.index(parameter.kind) + 1 if parameter.kind in kinds else 0
 
 
-def _user_inputs(program: ExportedProgram) -> list[str]:
-    """The names of the program's placeholders for what the forward was given."""
-    specs = program.graph_signature.input_specs
-    return [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
-
-
 def _stored(program: ExportedProgram, model: nn.Module) -> dict[str, str]:
-    """Placeholder -> parameter or buffer. Constants that the program brings along become buffers of the model."""
+    """Placeholder -> parameter or buffer; constants of the program become buffers of the model."""
     stored = {}
     for spec in program.graph_signature.input_specs:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
@@ -195,14 +185,14 @@ def _stored(program: ExportedProgram, model: nn.Module) -> dict[str, str]:
 
 
 def _constant(model: nn.Module, tensor: torch.Tensor) -> str:
-    """Keep a constant as a buffer outside the state_dict; returns its name."""
+    """Register a constant as a buffer outside the state_dict; returns its name."""
     name = next(f"constant_{i}" for i in range(len(model._buffers) + 1000) if not hasattr(model, f"constant_{i}"))
     model.register_buffer(name, tensor.detach().clone(), persistent=False)
     return name
 
 
 def _line(node: fx.Node) -> str:
-    """The innermost line of the model's source that a node has."""
+    """The innermost line of the model's source in the stack of a node."""
     lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith('File "')]
     own = [line for line in lines if "/torch/" not in line]
     return (own or lines or ["an unknown line"])[-1]

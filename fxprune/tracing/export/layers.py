@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ _NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 def layers(model: nn.Module, tracer: SymbolicTracer, prefix: str = "") -> Iterator[str]:
-    """The paths of all modules that stay whole, under each of their names; one with hooks does not."""
+    """The paths of all modules that are kept whole, under each of their names: those without hooks."""
     for name, child in model._modules.items():
         path = f"{prefix}{name}"
         if child is not None and not hooked(child) and tracer.is_leaf_module(child, path):
@@ -64,8 +65,8 @@ def _calls(node: fx.Node) -> Iterator[str]:
 
 
 def _fold_call(graph: fx.Graph, path: str, nodes: list[fx.Node], signature: Any, names: Names) -> None:
-    """Put one call_module node in the place of `nodes`; nothing is done where inputs or outputs are unknown."""
-    inputs = [_argument(spec, names) for spec in signature.inputs]
+    """Replace `nodes` by one call_module node; do nothing where an input is unknown or no output is used."""
+    inputs = [spec.value if hasattr(spec, "value") else names.get(spec.name, ...) for spec in signature.inputs]
     outputs = [names.get(getattr(spec, "name", "")) for spec in signature.outputs]
     known = [node for node in inputs if isinstance(node, fx.Node)]
     if any(value is ... for value in inputs) or not any(output in nodes for output in outputs):
@@ -90,11 +91,6 @@ def _fold_call(graph: fx.Graph, path: str, nodes: list[fx.Node], signature: Any,
             graph.erase_node(node)
 
 
-def _argument(spec: Any, names: Names) -> Any:
-    """The node or the constant that an argument of a module is; `...` where neither is known."""
-    return spec.value if hasattr(spec, "value") else names.get(spec.name, ...)
-
-
 def _taken(graph: fx.Graph, value: fx.Node, keys: Any) -> fx.Node:
     """The part of a nested value that lies at `keys`."""
     for key in keys:
@@ -106,7 +102,7 @@ def _taken(graph: fx.Graph, value: fx.Node, keys: Any) -> fx.Node:
 
 
 def drop_checks(graph: fx.Graph) -> None:
-    """Take out the checks that export adds, and the numbers that nobody reads any more."""
+    """Remove the checks that export adds, and unused numbers."""
     for node in reversed(list(graph.nodes)):
         is_number = isinstance(node.meta.get("val"), _NUMBERS) and node.op == "call_function"
         if not node.users and (is_assertion(node.target) or is_number):
@@ -114,7 +110,7 @@ def drop_checks(graph: fx.Graph) -> None:
 
 
 def inline(module: fx.GraphModule, names: Names) -> None:
-    """Put the graphs of `with torch.no_grad()` and of a disabled autocast in the place of their calls.
+    """Replace the calls of `with torch.no_grad()` and of a disabled autocast by their graphs.
 
     Raises CaptureError for other graphs within the graph: torch.cond, scan, autocast.
     """
@@ -128,7 +124,7 @@ def inline(module: fx.GraphModule, names: Names) -> None:
         with module.graph.inserting_before(node):
             results: Any = module.graph.graph_copy(inner.graph, copies)
             if not graded:
-                results = fx.node.map_arg(results, lambda n: _detached(module.graph, n))
+                results = fx.node.map_arg(results, partial(_detached, module.graph))
         names |= {new.name: new for old, new in copies.items() if old.op != "placeholder"}
         for user in list(node.users):
             names[user.name] = results[user.args[1]]
@@ -140,7 +136,7 @@ def inline(module: fx.GraphModule, names: Names) -> None:
 
 
 def _take_tracepoints(graph: fx.Graph) -> dict[str, dict[str, list[Any]]]:
-    """Call -> what goes into and comes out of it, where export left marks of that in an inlined graph."""
+    """Remove the marks that export leaves in inlined graphs; gives the inputs and outputs that they mark, by call."""
     marks: dict[str, dict[str, list[Any]]] = {}
     for node in list(graph.nodes):
         if node.target is _tracepoint:
@@ -155,7 +151,7 @@ def _take_tracepoints(graph: fx.Graph) -> dict[str, dict[str, list[Any]]]:
 
 
 def _body(node: fx.Node) -> tuple[Any, Sequence[Any], bool]:
-    """The graph that a node runs, what it is given, and whether gradients flow through it."""
+    """The graph that a node runs, its operands, and whether gradients flow through it."""
     name = getattr(node.target, "__name__", "")
     if name == "wrap_with_set_grad_enabled":
         return node.args[1], node.args[2:], bool(node.args[0])

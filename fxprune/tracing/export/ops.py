@@ -1,11 +1,12 @@
-"""The ops of torch.export as what a user would have written: functions, methods and operators that rules know."""
+"""The ops of torch.export as a user writes them: functions, methods and operators that have rules."""
 
 from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import GetSetDescriptorType
 from typing import Any
 
@@ -19,8 +20,8 @@ from fxprune.rules.table import RULES
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """One node to be: `op` is that of `fx.Node`, or "new_module" where `target` is a module to add first."""
+class Spelling:
+    """One node to make: `op` is that of `fx.Node`, or "new_module" where `target` is a module to add first."""
 
     op: str
     target: Any
@@ -29,16 +30,13 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Same:
-    """No node: the op hands on a value as it is."""
+class Unchanged:
+    """No node: the op returns its input as it is."""
 
     value: Any
 
 
-Spell = Callable[..., Call | Same]
-SPELLINGS: dict[str, Spell] = {}
-
-# Checks that export adds; the sizes that they look at are the example's.
+# Checks that export adds, of the example's sizes.
 ASSERTIONS = {
     "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "_functional_assert_async",
     "_functional_assert_scalar", "_functional_sym_constrain_range", "sym_constrain_range",
@@ -71,45 +69,41 @@ def is_assertion(target: Any) -> bool:
 
 
 def is_creation(node: fx.Node) -> bool:
-    """Whether a node makes a tensor of numbers that are all known."""
+    """Whether a node makes a tensor of known numbers alone."""
     target = node.target
     return isinstance(target, OpOverload) and name_of(target) in CREATIONS and not node.all_input_nodes
 
 
 def is_changed(node: fx.Node) -> bool:
-    """Whether something writes into the tensor of a node, or into a view of it."""
-    return any(
-        user.args[:1] == (node,) and (_writes(user.target) or (_is_view(user.target) and is_changed(user)))
-        for user in node.users
-    )
+    """Whether an op writes into the tensor of a node, or into a view of it."""
+    return any(_is_changed_by(user) for user in node.users if user.args[:1] == (node,))
 
 
-def _writes(target: Any) -> bool:
-    return isinstance(target, OpOverload) and target._schema.is_mutable
+def _is_changed_by(user: fx.Node) -> bool:
+    """Whether a node writes into its first input, or gives a view of it that is written into."""
+    schema = getattr(user.target, "_schema", None)
+    is_view = user.target is operator.getitem or (schema and any(a.alias_info for a in schema.arguments))
+    return bool((schema and schema.is_mutable) or (is_view and is_changed(user)))
 
 
-def _is_view(target: Any) -> bool:
-    return target is operator.getitem or (
-        isinstance(target, OpOverload) and any(a.alias_info is not None for a in target._schema.arguments)
-    )
+def spelled(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Spelling | Unchanged:
+    """An op of an exported program in plain PyTorch; ops from outside of PyTorch are kept.
 
+    Raises CaptureError where PyTorch has no function or method that takes the same arguments.
 
-def spelled(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | Same:
-    """What an op of an exported program is in plain PyTorch. Ops from outside of PyTorch stay what they are.
-
-    Raises CaptureError where PyTorch has nothing that takes the same arguments.
-
-    >>> spelled(torch.ops.aten.select.int, ("x", 1, 3), {})
-    Call(op='call_function', target=<built-in function getitem>, args=('x', (slice(None, None, None), 3)), kwargs={})
+    >>> found = spelled(torch.ops.aten.select.int, ("x", 1, 3), {})
+    >>> found.target, found.args
+    (<built-in function getitem>, ('x', (slice(None, None, None), 3)))
     """
     name = name_of(target)
     if target.namespace != "aten":
-        return Call("call_function", target, args, kwargs)
+        return Spelling("call_function", target, args, kwargs)
     if name in SPELLINGS:
         return SPELLINGS[name](*args, **kwargs)
     if name in _OPERATORS and not kwargs:
-        return Call("call_function", _OPERATORS[name], args)
-    found = list(_in_place(target, args, kwargs) if _is_in_place(name) else _functions(target, args, kwargs))
+        return Spelling("call_function", _OPERATORS[name], args)
+    in_place = name.endswith("_") and not name.endswith("__")
+    found = list((_in_place if in_place else _functions)(target, args, kwargs))
     if not found:
         raise CaptureError(f"the exported program holds {target}, for which PyTorch has no function or method")
     return next((call for call in found if call.target in RULES), found[0])
@@ -118,7 +112,7 @@ def spelled(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 # -- ops that PyTorch has under the same name --------------------------------------------------------------------------
 
 
-def _functions(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Call]:
+def _functions(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Spelling]:
     """The functions that take the op's arguments in their order, then the method."""
     name = name_of(target)
     family, _, short = name.partition("_")
@@ -128,25 +122,21 @@ def _functions(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     for home, key in homes:
         function = getattr(home, key, None)
         if callable(function) and _takes(function, target, args, kwargs):
-            yield Call("call_function", function, args, kwargs)
+            yield Spelling("call_function", function, args, kwargs)
     if isinstance(inspect.getattr_static(torch.Tensor, name, None), GetSetDescriptorType):
-        yield Call("call_function", getattr, (args[0], name))
+        yield Spelling("call_function", getattr, (args[0], name))
     elif hasattr(torch.Tensor, name):
-        yield Call("call_method", name, args, kwargs)
+        yield Spelling("call_method", name, args, kwargs)
 
 
-def _is_in_place(name: str) -> bool:
-    return name.endswith("_") and not name.endswith("__")
-
-
-def _in_place(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Call]:
+def _in_place(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Spelling]:
     """The method with an underscore, or the function with `inplace=True`."""
     name = name_of(target)
     function = getattr(F, name[:-1], None)
     if callable(function) and _takes(function, target, args, kwargs | {"inplace": True}):
-        yield Call("call_function", function, args, kwargs | {"inplace": True})
+        yield Spelling("call_function", function, args, kwargs | {"inplace": True})
     if hasattr(torch.Tensor, name):
-        yield Call("call_method", name, args, kwargs)
+        yield Spelling("call_method", name, args, kwargs)
 
 
 def _takes(function: Any, target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -161,229 +151,118 @@ def _takes(function: Any, target: OpOverload, args: tuple[Any, ...], kwargs: dic
 
 # -- ops that are written in another way -------------------------------------------------------------------------------
 
-
-def spells(*names: str) -> Callable[[Spell], Spell]:
-    """Register the decorated function, which takes an op's arguments, as the way to write these ops."""
-
-    def register(function: Spell) -> Spell:
-        SPELLINGS.update(dict.fromkeys(names, function))
-        return function
-
-    return register
+Speller = Callable[..., Spelling | Unchanged]
 
 
-def _method(name: str, *args: Any, **kwargs: Any) -> Call:
-    return Call("call_method", name, args, kwargs)
+def _method(name: str, *args: Any, **kwargs: Any) -> Spelling:
+    return Spelling("call_method", name, args, kwargs)
 
 
-def _function(target: Any, *args: Any, **kwargs: Any) -> Call:
-    return Call("call_function", target, args, kwargs)
+def _function(target: Any, *args: Any, **kwargs: Any) -> Spelling:
+    return Spelling("call_function", target, args, kwargs)
 
 
-def _sized(name: str) -> Spell:
+def _sized(name: str, x: Any, size: Any, **kwargs: Any) -> Spelling:
     """A method whose sizes are its arguments: x.view(2, 3)."""
-
-    def spell(x: Any, size: Any, **kwargs: Any) -> Call:
-        return _method(name, x, *size) if isinstance(size, (tuple, list)) else _method(name, x, size)
-
-    return spell
+    return _method(name, x, *size) if isinstance(size, (tuple, list)) else _method(name, x, size)
 
 
-def _renamed(name: str) -> Spell:
-    """A method of another name, or one that rewriting knows better than the function."""
-    return lambda *args, **kwargs: _method(name, *args, **kwargs)
-
-
-for _op, _name in {
-    "view": "view", "_unsafe_view": "reshape", "reshape": "reshape", "expand": "expand", "repeat": "repeat",
-}.items():  # fmt: skip
-    spells(_op)(_sized(_name))
-for _op, _name in {
-    "split": "split", "split_with_sizes": "split", "unsafe_split": "split", "chunk": "chunk", "unsafe_chunk": "chunk",
-    "tensor_split": "tensor_split", "lift_fresh_copy": "clone", "clone": "clone", "contiguous": "contiguous",
-    "detach": "detach", "sym_size": "size", "sym_numel": "numel", "sym_storage_offset": "storage_offset",
-    "sym_stride": "stride", "_local_scalar_dense": "item", "item": "item",
-}.items():  # fmt: skip
-    spells(_op)(_renamed(_name))
-
-
-@spells("alias", "lift", "lift_fresh", "_conj", "resolve_conj", "resolve_neg")
-def same(x: Any) -> Same:
-    """Nothing happens to numbers that are real."""
-    return Same(x)
-
-
-@spells("slice")
-def piece(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Call | Same:
+def _sliced(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Spelling | Unchanged:
     """x[..., start:end:step]; x itself where that is all of it."""
     entry = slice(None if start == 0 else start, None if end == _LAST else end, None if step == 1 else step)
-    return Same(x) if entry == slice(None) else _function(operator.getitem, x, _at(dim, entry))
+    return Unchanged(x) if entry == slice(None) else _indexed(x, dim, entry)
 
 
-@spells("select")
-def entry(x: Any, dim: int, index: Any) -> Call:
-    """x[..., index]."""
-    return _function(operator.getitem, x, _at(dim, index))
+def _indexed(x: Any, dim: int, index: Any) -> Spelling:
+    """`index` along axis `dim`, and all of every other axis."""
+    after = (Ellipsis, index, *[slice(None)] * (-dim - 1))
+    return _function(operator.getitem, x, after if dim < 0 else (*[slice(None)] * dim, index))
 
 
-def _at(dim: int, index: Any) -> tuple[Any, ...]:
-    """The index that takes `index` along axis `dim` and all of every other axis."""
-    if dim < 0:
-        return (Ellipsis, index, *[slice(None)] * (-dim - 1))
-    return (*[slice(None)] * dim, index)
-
-
-@spells("index")
-def indexed(x: Any, indices: Sequence[Any]) -> Call:
-    """x[:, index]."""
-    return _function(operator.getitem, x, tuple(slice(None) if index is None else index for index in indices))
-
-
-@spells("to", "_to_copy")
-def moved(x: Any, *args: Any, layout: Any = None, pin_memory: Any = None, device: Any = None, **kwargs: Any) -> Call:
+def _converted(
+    x: Any, *args: Any, device: Any = None, layout: Any = None, pin_memory: Any = None, **kwargs: Any
+) -> Any:
     """x.to(dtype); the device is the model's."""
     args = tuple(value for value in args if not isinstance(value, torch.device))
     given = {name: value for name, value in kwargs.items() if value is not None}
     return _method("to", x, *args, **given) if args or given else _method("clone", x)
 
 
-@spells("einsum")
-def einsum(equation: str, tensors: Sequence[Any], **kwargs: Any) -> Call:
-    """The tensors are arguments of their own."""
-    return _function(torch.einsum, equation, *tensors)
-
-
-@spells("tensordot")
-def tensordot(x: Any, y: Any, own: Sequence[int], other: Sequence[int]) -> Call:
-    """The axes of both tensors are one argument."""
-    return _function(torch.tensordot, x, y, (list(own), list(other)))
-
-
-@spells("grid_sampler")
-def grid_sample(x: Any, grid: Any, mode: int, padding: int, align: bool) -> Call:  # noqa: FBT001 - as export calls it
-    """Modes have names."""
+def _grid_sampled(x: Any, grid: Any, mode: int, padding: int, *align: Any) -> Spelling:
     modes, paddings = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")
-    return _function(F.grid_sample, x, grid, modes[mode], paddings[padding], align)
+    return _function(F.grid_sample, x, grid, modes[mode], paddings[padding], *align)
 
 
-@spells("batch_norm")
-def batch_norm(
-    x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: Any, momentum: Any, eps: Any, cudnn: Any
-) -> Call:
-    """Of the batch."""
-    return _function(F.batch_norm, x, mean, var, weight, bias, training, momentum, eps)
+def _normalised(target: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -> Spelling:
+    """Batch or instance normalisation; the last argument chooses a backend."""
+    return _function(target, x, mean, var, weight, bias, *rest[:3])
 
 
-@spells("instance_norm")
-def instance_norm(
-    x: Any, weight: Any, bias: Any, mean: Any, var: Any, use: Any, momentum: Any, eps: Any, cudnn: Any
-) -> Call:
-    """Of each sample."""
-    return _function(F.instance_norm, x, mean, var, weight, bias, use, momentum, eps)
+def _embedded(weight: Any, x: Any, padding_idx: int = -1, *flags: Any) -> Spelling:
+    named = dict(zip(("scale_grad_by_freq", "sparse"), flags, strict=False))
+    return _function(F.embedding, x, weight, None if padding_idx == -1 else padding_idx, **named)
 
 
-@spells("layer_norm")
-def layer_norm(x: Any, shape: Any, *rest: Any, cudnn_enable: Any = None, **kwargs: Any) -> Call:
-    """Without the choice of a backend."""
-    return _function(F.layer_norm, x, shape, *rest[:3], **kwargs)
+def _resized(mode: str, x: Any, size: Any, *rest: Any) -> Spelling:
+    align, scales = rest if "linear" in mode or "cubic" in mode else (None, *rest)
+    return _function(F.interpolate, x, size, None if size is not None else scales, mode, align)
 
 
-@spells("group_norm")
-def group_norm(x: Any, groups: int, *rest: Any, cudnn_enabled: Any = None, **kwargs: Any) -> Call:
-    """Without the choice of a backend."""
-    return _function(F.group_norm, x, groups, *rest[:3], **kwargs)
-
-
-@spells("embedding")
-def embedding(weight: Any, x: Any, padding_idx: int = -1, *flags: Any) -> Call:
-    """The numbers come first."""
-    padding = None if padding_idx == -1 else padding_idx
-    return _function(
-        F.embedding, x, weight, padding, **dict(zip(("scale_grad_by_freq", "sparse"), flags, strict=False))
-    )
-
-
-@spells("im2col")
-def unfold(x: Any, *args: Any) -> Call:
-    """The arguments are the same."""
-    return _function(F.unfold, x, *args)
-
-
-@spells("col2im")
-def fold(x: Any, *args: Any) -> Call:
-    """The arguments are the same."""
-    return _function(F.fold, x, *args)
-
-
-@spells("log_sigmoid")
-def log_sigmoid(x: Any) -> Call:
-    """Another name."""
-    return _function(F.logsigmoid, x)
-
-
-@spells("_softmax")
-def softmax(x: Any, dim: int, half_to_float: Any) -> Call:
-    """Without the type of a backend."""
-    return _function(torch.softmax, x, dim)
-
-
-@spells("_log_softmax")
-def log_softmax(x: Any, dim: int, half_to_float: Any) -> Call:
-    """Without the type of a backend."""
-    return _function(torch.log_softmax, x, dim)
-
-
-@spells("numpy_T")
-def transposed(x: Any) -> Call:
-    """x.T."""
-    return _function(getattr, x, "T")
-
-
-@spells("constant_pad_nd")
-def constant_pad(x: Any, pad: Any, value: Any = 0) -> Call:
-    """F.pad in its default mode."""
-    return _function(F.pad, x, pad, "constant", value)
-
-
-def _padding(mode: str) -> Spell:
-    return lambda x, padding: _function(F.pad, x, padding, mode)
-
-
-def _resized(mode: str, *, corners: bool) -> Spell:
-    def spell(x: Any, size: Any, *rest: Any) -> Call:
-        align, scales = rest if corners else (None, *rest)
-        return _function(F.interpolate, x, size, None if size is not None else scales, mode, align)
-
-    return spell
-
-
-for _nd, _linear in ((1, "linear"), (2, "bilinear"), (3, "trilinear")):
-    spells(f"reflection_pad{_nd}d")(_padding("reflect"))
-    spells(f"replication_pad{_nd}d")(_padding("replicate"))
-    spells(f"upsample_nearest{_nd}d")(_resized("nearest", corners=False))
-    spells(f"_upsample_nearest_exact{_nd}d")(_resized("nearest-exact", corners=False))
-    spells(f"upsample_{_linear}{_nd}d")(_resized(_linear, corners=True))
-spells("upsample_bicubic2d")(_resized("bicubic", corners=True))
-
-
-def _dropped(kind: type[nn.Module], function: Any, *, inplace: bool) -> Spell:
+def _dropped(kind: type[nn.Module], function: Any, x: Any, p: float, train: Any, *, inplace: bool = False) -> Spelling:
     """A dropout whose flag tracing has fixed becomes a module that follows the model's mode, or drops in any mode."""
-
-    def spell(x: Any, p: float, train: Any) -> Call:
-        if train:
-            return Call("call_function", function, (x, p, True, inplace))
-        known = getattr(x, "meta", {}).get("val")
-        rank = known.ndim if kind is nn.Dropout2d and isinstance(known, torch.Tensor) else 4
-        of_rank = {2: nn.Dropout1d, 3: nn.Dropout1d, 5: nn.Dropout3d}.get(rank, kind)
-        return Call("new_module", of_rank(p, inplace), (x,))  # type: ignore[call-arg]
-
-    return spell
+    if train:
+        return _function(function, x, p, True, inplace)  # noqa: FBT003 - takes them by place
+    known = getattr(x, "meta", {}).get("val")
+    rank = known.ndim if kind is nn.Dropout2d and isinstance(known, torch.Tensor) else 4
+    of_rank = {2: nn.Dropout1d, 3: nn.Dropout1d, 5: nn.Dropout3d}.get(rank, kind)
+    return Spelling("new_module", of_rank(p, inplace), (x,))  # type: ignore[call-arg]
 
 
-for _op, _kind, _always in (
-    ("dropout", nn.Dropout, F.dropout), ("feature_dropout", nn.Dropout2d, F.dropout2d),
-    ("alpha_dropout", nn.AlphaDropout, F.alpha_dropout),
-    ("feature_alpha_dropout", nn.FeatureAlphaDropout, F.feature_alpha_dropout),
-):  # fmt: skip
-    spells(_op)(_dropped(_kind, _always, inplace=False))
-    spells(f"{_op}_")(_dropped(_kind, _always, inplace=True))
+_METHODS = {
+    **{name: name for name in ("split", "chunk", "tensor_split", "clone", "contiguous", "detach", "item")},
+    "split_with_sizes": "split", "unsafe_split": "split", "unsafe_chunk": "chunk", "lift_fresh_copy": "clone",
+    "sym_size": "size", "sym_numel": "numel", "sym_storage_offset": "storage_offset", "sym_stride": "stride",
+    "_local_scalar_dense": "item",
+}  # fmt: skip
+_DROPOUTS: dict[str, tuple[type[nn.Module], Any]] = {
+    "dropout": (nn.Dropout, F.dropout), "feature_dropout": (nn.Dropout2d, F.dropout2d),
+    "alpha_dropout": (nn.AlphaDropout, F.alpha_dropout),
+    "feature_alpha_dropout": (nn.FeatureAlphaDropout, F.feature_alpha_dropout),
+}  # fmt: skip
+_RESIZES = {
+    f"{op}{nd}d": mode
+    for nd, linear in ((1, "linear"), (2, "bilinear"), (3, "trilinear"))
+    for op, mode in (
+        ("upsample_nearest", "nearest"), ("_upsample_nearest_exact", "nearest-exact"), (f"upsample_{linear}", linear)
+    )
+} | {"upsample_bicubic2d": "bicubic"}  # fmt: skip
+SPELLINGS: dict[str, Speller] = {
+    **{op: partial(_method, name) for op, name in _METHODS.items()},
+    **{op: partial(_sized, op) for op in ("view", "reshape", "expand", "repeat")},
+    "_unsafe_view": partial(_sized, "reshape"),
+    **dict.fromkeys(("alias", "lift", "lift_fresh", "_conj", "resolve_conj", "resolve_neg"), Unchanged),
+    "slice": _sliced,
+    "select": _indexed,
+    "index": lambda x, at: _function(operator.getitem, x, tuple(slice(None) if i is None else i for i in at)),
+    "numpy_T": lambda x: _function(getattr, x, "T"),
+    **dict.fromkeys(("to", "_to_copy"), _converted),
+    "einsum": lambda equation, tensors, **kwargs: _function(torch.einsum, equation, *tensors),
+    "tensordot": lambda x, y, own, other: _function(torch.tensordot, x, y, (list(own), list(other))),
+    "im2col": partial(_function, F.unfold),
+    "col2im": partial(_function, F.fold),
+    "log_sigmoid": partial(_function, F.logsigmoid),
+    "_softmax": lambda x, dim, half_to_float: _function(torch.softmax, x, dim),
+    "_log_softmax": lambda x, dim, half_to_float: _function(torch.log_softmax, x, dim),
+    "batch_norm": partial(_normalised, F.batch_norm),
+    "instance_norm": partial(_normalised, F.instance_norm),
+    "layer_norm": lambda x, shape, *rest, cudnn_enable=None, **kw: _function(F.layer_norm, x, shape, *rest[:3], **kw),
+    "group_norm": lambda x, n, *rest, cudnn_enabled=None, **kw: _function(F.group_norm, x, n, *rest[:3], **kw),
+    "embedding": _embedded,
+    "grid_sampler": _grid_sampled,
+    "constant_pad_nd": lambda x, pad, value=0: _function(F.pad, x, pad, "constant", value),
+    **{f"reflection_pad{nd}d": lambda x, pad: _function(F.pad, x, pad, "reflect") for nd in (1, 2, 3)},
+    **{f"replication_pad{nd}d": lambda x, pad: _function(F.pad, x, pad, "replicate") for nd in (1, 2, 3)},
+    **{op: partial(_resized, mode) for op, mode in _RESIZES.items()},
+    **{op: partial(_dropped, *made) for op, made in _DROPOUTS.items()},
+    **{f"{op}_": partial(_dropped, *made, inplace=True) for op, made in _DROPOUTS.items()},
+}

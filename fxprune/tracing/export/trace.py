@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -29,7 +28,8 @@ from fxprune.tracing.checks import Entry
 from fxprune.tracing.export.graph import Builder
 from fxprune.tracing.export.layers import layers
 from fxprune.tracing.graph import CAPTURED, Captured, ModelGraph, must_be
-from fxprune.tracing.hooks import strip
+from fxprune.tracing.hooks import remove_hooks
+from fxprune.tracing.in_place import is_in_place
 from fxprune.tracing.symbolic import SymbolicTracer, register_constants
 
 Shapes = Callable[[Tensor, int], Any]
@@ -43,13 +43,13 @@ class _IntricateError(Exception):
 def trace(
     model: nn.Module, example: Any, *, concrete_args: Mapping[str, Any] | None = None, leaves: Sequence[Entry] = ()
 ) -> ModelGraph:
-    """Trace `model`, a copy of our own in eval mode, and return its graph.
+    """The graph of `model`, a copy of our own in eval mode.
 
-    The sizes of its inputs may be other ones later, wherever the model allows it; but only the number of samples, where
-    sizes in the model follow from theirs in intricate ways, as those of windows do. Arguments of the forward that the
-    example leaves out are fixed at their defaults.
+    Its inputs may have other sizes wherever the model allows it; only another number of samples where sizes in the
+    model follow from theirs in intricate ways, as those of windows do. Arguments that the example leaves out are fixed
+    at their defaults.
 
-    Raises CaptureError, with the line of the model, where torch.export fails or gives what has no plain form.
+    Raises CaptureError, with the line of the model, where torch.export fails or PyTorch has no function for an op.
     """
     register_constants(model)
     if concrete_args:
@@ -61,7 +61,7 @@ def trace(
     args, kwargs = as_call(example)
     given = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     graph = Builder(program, model, records[-1] if records else None).build(_in_order(model, given, kwargs))
-    strip(model)
+    remove_hooks(model)
     _drop_unused(graph)
     captured = ModelGraph(model, graph, type(model).__name__)
     captured.meta[CAPTURED] = Captured(leaves=tuple(tracer.kept))
@@ -70,17 +70,16 @@ def trace(
 
 
 def _drop_unused(graph: fx.Graph) -> None:
-    """Remove what nobody looks at (the weights of an attention, say), but for checks and for writes in place."""
+    """Remove unused nodes (the weights of an attention, say), but for checks and for writes in place."""
     for node in reversed(list(graph.nodes)):
-        name = str(getattr(node.target, "__name__", node.target))
-        in_place = name.endswith("_") or (name[:1] == "i" and getattr(operator, name, None) is node.target)
-        keeps = in_place or node.kwargs.get("inplace") or node.target in (must_be, torch._assert, operator.setitem)
-        if node.op in ("call_function", "call_method") and not node.users and not keeps:
+        in_place = is_in_place(node.target) or node.kwargs.get("inplace")
+        needed = node.users or in_place or node.target in (must_be, torch._assert)
+        if node.op in ("call_function", "call_method") and not needed:
             graph.erase_node(node)
 
 
 def _in_order(model: nn.Module, given: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The given arguments in the order in which export flattens them: positional ones, then the named ones."""
+    """The given arguments in the order in which export flattens them: by position, then by name."""
     kinds = inspect.signature(model.forward).parameters
     starred = [name for name in given if kinds[name].kind is inspect.Parameter.VAR_KEYWORD]
     named = {name: given[name] for name in kwargs if name in given}
@@ -89,16 +88,15 @@ def _in_order(model: nn.Module, given: dict[str, Any], kwargs: dict[str, Any]) -
 
 @contextmanager
 def _exportable(model: nn.Module, example: Any) -> Iterator[Any]:
-    """What to export a model with: its example; fake tensors on the CPU, of model and example, where it has no numbers.
+    """The example to export a model with; where the model has no numbers, both are fake tensors on the CPU.
 
-    On the meta device itself, all that the forward makes there would stay there.
+    (On the meta device, every tensor that the forward makes there would be kept there.)
     """
     if lacking_numbers(model) is None:
         yield example
         return
-    mode = FakeTensorMode()
+    mode, made = FakeTensorMode(), dict[int, Tensor]()
     with restored(model):
-        made: dict[int, Tensor] = {}
         for module in model.modules():
             stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
             for store in stores:
@@ -120,8 +118,11 @@ def _faked(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
 def _exported(model: nn.Module, example: Any, whole: set[str]) -> ExportedProgram:
     """The program, with sizes as free as they can be."""
     batch = next((t.shape[0] for t in pytree.tree_leaves(example) if isinstance(t, Tensor) and t.ndim), 0)
-    several = pytree.tree_map_only(Tensor, lambda t: _repeated(t, batch), example) if batch == 1 else example
-    size = max(batch, 2)
+    several, size = example, max(batch, 2)
+    if batch == 1:  # which torch.export takes for a constant
+        several = pytree.tree_map_only(
+            Tensor, lambda t: torch.cat([t, t]) if t.ndim and t.shape[0] == batch else t, example
+        )
     attempts: tuple[tuple[Any, Shapes | None], ...] = (
         (several, lambda t, axis: Dim.AUTO),
         (several, lambda t, axis: Dim.AUTO if axis == 0 and t.shape[0] == size else Dim.STATIC),
@@ -135,13 +136,8 @@ def _exported(model: nn.Module, example: Any, whole: set[str]) -> ExportedProgra
     raise CaptureError(f"{type(failure).__name__}: {first_line(failure)}") from failure
 
 
-def _repeated(t: Tensor, batch: int) -> Tensor:
-    """Two samples in the place of one: torch.export takes a size of 1 for a constant."""
-    return torch.cat([t, t]) if t.ndim and t.shape[0] == batch else t
-
-
 def _export_layers(model: nn.Module, example: Any, shapes: Shapes | None, whole: set[str]) -> ExportedProgram:
-    """Export with what goes into and comes out of every layer, but for those whose calls cannot be described."""
+    """Export with the inputs and outputs of every layer, but for layers whose calls cannot be described."""
     while True:
         odd = set[str]()
         with _watched(model, whole, odd):
@@ -155,8 +151,12 @@ def _export_layers(model: nn.Module, example: Any, shapes: Shapes | None, whole:
 
 @uninterrupted
 def _export(model: nn.Module, example: Any, shapes: Shapes | None, whole: set[str]) -> ExportedProgram:
+    """The program, without the warnings and the log of torch.export."""
     args, kwargs = as_call(example)
-    with _quiet():
+    with warnings.catch_warnings(), ExitStack() as stack:
+        warnings.simplefilter("ignore")
+        stack.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.CRITICAL)
         return torch.export.export(
             model,
             args,
@@ -169,7 +169,7 @@ def _export(model: nn.Module, example: Any, shapes: Shapes | None, whole: set[st
 
 @contextmanager
 def _plain_output(model: nn.Module) -> Iterator[list[type]]:
-    """While exporting, let a dataclass that pytree does not know come out as a dict; gives the list of its types."""
+    """Export a dataclass that pytree does not know as a dict; gives the list of the types of such outputs."""
     records: list[type] = []
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -178,28 +178,12 @@ def _plain_output(model: nn.Module) -> Iterator[list[type]]:
         records.append(type(output))
         return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
 
-    handle = model.register_forward_hook(hook)
-    try:
+    with model.register_forward_hook(hook):
         yield records
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch.export warns and logs on its way; what it raises is told by us."""
-    disabled = logging.root.manager.disable
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
 
 
 def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Shapes) -> Any:
-    """What torch.export is to take for variable: for every axis of every input tensor."""
+    """Which axes of every input tensor torch.export takes for variable."""
 
     def axes(value: Any) -> Any:
         return {axis: shapes(value, axis) for axis in range(value.ndim)} if isinstance(value, Tensor) else None
@@ -210,12 +194,11 @@ def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sh
 
 @contextmanager
 def _watched(model: nn.Module, whole: set[str], odd: set[str]) -> Iterator[None]:
-    """While exporting, note the layers that are given computed sizes, or now these arguments and now those.
+    """While exporting, note the layers that are given computed sizes, or arguments that differ from call to call.
 
-    Raises _IntricateError at the first that is given a size on which torch.export would work for very long.
+    Every layer gives a new value: one that returns its input, as stochastic depth does in eval mode, would not be seen.
 
-    Every layer also gives a value of its own: one that hands on its input, as stochastic depth does in eval mode, would
-    not be seen otherwise.
+    Raises _IntricateError at a size on which torch.export would work for very long.
     """
     specs: dict[str, pytree.TreeSpec] = {}
 
@@ -234,21 +217,14 @@ def _watched(model: nn.Module, whole: set[str], odd: set[str]) -> Iterator[None]
     def after(module: nn.Module, args: Any, output: Any) -> Any:
         return torch.ops.aten.alias(output) if any(output is value for value in args) else output
 
-    handles = []
-    for path in whole:
-        module = model.get_submodule(path)
-        handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
-        handles.append(module.register_forward_hook(after))
-    try:
+    with ExitStack() as stack:
+        for path in whole:
+            module = model.get_submodule(path)
+            stack.enter_context(module.register_forward_pre_hook(before(path), with_kwargs=True))
+            stack.enter_context(module.register_forward_hook(after))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _operations(size: torch.SymInt) -> int:
-    """By how many operations a size, or the hardest of its factors, follows from those of the inputs.
-
-    Remainders count twice.
-    """
+    """The operations by which a size, or its hardest factor, follows from the inputs' sizes; remainders count twice."""
     return max(int(factor.count_ops()) + int(factor.count(Mod)) for factor in size.node.expr.as_ordered_factors())

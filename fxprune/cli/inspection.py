@@ -13,12 +13,12 @@ from rich.console import Group as Lines
 from rich.text import Text
 from rich.tree import Tree
 
-from fxprune.cli.choices import CouplingOptions, Run
 from fxprune.cli.drawing import SUFFIXES, draw, layers_of
 from fxprune.cli.files import check_suffix, check_writable
-from fxprune.cli.options import DataOptions, File, ModelOptions
+from fxprune.cli.input_options import DataOptions, File, ModelOptions
+from fxprune.cli.named_objects import Built, object_of
 from fxprune.cli.output import Output
-from fxprune.cli.targets import Built, object_of
+from fxprune.cli.pruning_options import CouplingOptions, Run
 from fxprune.coupling.couple import couple
 from fxprune.coupling.groups import Group
 from fxprune.errors import FxpruneError
@@ -45,8 +45,11 @@ def report(
     check_writable(html)
     header, _ = read_artifact(artifact)
     reports = {part.path: part.report for part in header.parts}
-    pages = [] if html is None else [_page(html, path) if len(reports) > 1 else html for path in reports]
-    for found, page in zip(reports.values(), pages, strict=False):
+    pages = [html] if html and len(reports) == 1 else []
+    if html and not pages:
+        named = [re.sub(r"[^\w.-]", "_", path) for path in reports]  # a file may say anything
+        pages = [html.with_name(f"{html.stem}-{name}{html.suffix}") for name in named]
+    for page, found in zip(pages, reports.values(), strict=False):
         found.to_html(page)
     output.show(
         *reports.values(), f"made by {header.made_by}" + (f"; built by {header.builder}" if header.builder else "")
@@ -68,12 +71,6 @@ def report(
         "reports": [{"part": path, **found.to_dict()} for path, found in reports.items()],
         "html": [str(page) for page in pages],
     }  # fmt: skip
-
-
-def _page(html: Path, part: str) -> Path:
-    """The page of one of several parts."""
-    named = re.sub(r"[^\w.-]", "_", part)  # a file may say anything
-    return html.with_name(f"{html.stem}-{named}{html.suffix}")
 
 
 def inspect(
@@ -114,7 +111,7 @@ def inspect(
     groups = tuple(
         replace(group, consumers=tuple(dict.fromkeys(layers[name] for name in group.consumers))) for group in groups
     )
-    output.show(_tree(type(graph).__name__, groups))
+    output.show(tree(type(graph).__name__, groups))
     if out:
         output.wrote(out)
     described = [
@@ -128,7 +125,7 @@ def inspect(
     return {"model": type(graph).__name__, "groups": described} | ({"out": str(out)} if out else {})
 
 
-def _tree(name: str, groups: tuple[Group, ...]) -> Tree:
+def tree(name: str, groups: tuple[Group, ...]) -> Tree:
     """The groups of a model: layers with their widths, consumers, and why a group is kept whole."""
     free = [group for group in groups if group.frozen is None]
     units, whole = sum(map(len, free)), _counted(len(groups) - len(free), "group")

@@ -59,11 +59,16 @@ def object_of(target: str | None, option: str) -> Any:
         return None
     if not _TARGET.fullmatch(target):
         raise typer.BadParameter(f"{target!r} names nothing: write package.module:callable", param_hint=option)
-    module_name, _, path = target.partition(":")
-    found: Any = _module(module_name, target)
+    module, _, path = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise FxpruneError(f"{target}: there is no module {error.name} in {Path.cwd()} or installed") from error
+        raise FxpruneError(f"{target}: {module} cannot be imported: {told_with_line(error)}") from error
     for name in path.split("."):
         if not hasattr(found, name):
-            raise FxpruneError(f"{target}: {module_name} has no {name}{did_you_mean(name, dir(found))}")
+            raise FxpruneError(f"{target}: {module} has no {name}{did_you_mean(name, dir(found))}")
         found = getattr(found, name)
     return found
 
@@ -141,19 +146,6 @@ def _recipe(target: str, arguments: Mapping[str, Any]) -> tuple[str | None, Mapp
     except (TypeError, ValueError):
         same = False
     return (target, arguments) if same else (None, {})
-
-
-def _module(name: str, target: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise FxpruneError(f"{target}: {name} cannot be imported: {told_with_line(error)}") from error
-        raise FxpruneError(
-            f"{target}: there is no module {error.name} in {Path.cwd()} or among what is installed"
-        ) from error
-    except Exception as error:
-        raise FxpruneError(f"{target}: {name} cannot be imported: {told_with_line(error)}") from error
 
 
 def told_with_line(error: Exception) -> str:

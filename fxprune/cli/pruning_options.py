@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune.cli.targets import object_of
+from fxprune.cli.named_objects import object_of
 from fxprune.errors import PlanError
 from fxprune.planning.allocation import ALLOCATIONS
 from fxprune.planning.budgets import given
-from fxprune.recovery.compensation.levels import LEVELS
+from fxprune.recovery.compensate import LEVELS
 from fxprune.scoring.signals.table import SIGNALS
 
 _Coupling = partial(typer.Option, rich_help_panel="What may be removed")

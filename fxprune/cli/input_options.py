@@ -13,8 +13,8 @@ import typer
 
 from fxprune.caller.isolation import applied, seeded
 from fxprune.cli.datasets import Preparation, Source, loader_of
+from fxprune.cli.named_objects import Built, arguments_of, build, object_of
 from fxprune.cli.output import Output
-from fxprune.cli.targets import Built, arguments_of, build, object_of
 from fxprune.cli.weights import with_weights
 from fxprune.errors import FxpruneError, first_line
 

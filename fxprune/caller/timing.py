@@ -1,0 +1,35 @@
+"""How long calls take; the clock is read once the device has finished its work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.utils.benchmark import Timer
+
+from fxprune.caller.example import as_call
+
+T = TypeVar("T")
+
+
+def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """The result of a call, and the seconds that it took on a device."""
+    start = time.perf_counter()
+    result = call()
+    return result, _clock(device) - start
+
+
+def timer_of(model: nn.Module, batch: Any, device: torch.device, threads: int) -> Timer:
+    """A timer of one model's call on a batch."""
+    args, kwargs = as_call(batch)
+    names = {"model": model, "args": args, "kwargs": kwargs}
+    return Timer("model(*args, **kwargs)", globals=names, timer=lambda: _clock(device), num_threads=threads)
+
+
+def _clock(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
