@@ -98,7 +98,6 @@ def test_a_page_is_harmless(report: fxprune.Report, tmp_path: Path) -> None:
 def test_groups_and_the_command_line_are_harmless(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("typer")
     from fxprune.cli.inspection import tree
-
     from fxprune.cli.output import Output
     from fxprune.cli.pareto import Row, table
 

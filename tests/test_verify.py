@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
-import sys
 import pytest
 import torch
 from helpers import picture, same_picture
