@@ -9,6 +9,7 @@ import pytest
 from command_line import flat, invoke
 
 import fxprune
+from fxprune import cli
 from fxprune.cli import extras
 from fxprune.cli.app import EXAMPLES
 from fxprune.cli.output import Output
@@ -162,3 +163,12 @@ def test_warnings_go_to_stderr_and_into_the_json(project):
     assert len(content["warnings"]) == 1
     assert content["warnings"][0].startswith("nothing in Net can be pruned: ")
     assert f"Warning: {content['warnings'][0]}" in result.stderr
+
+
+def test_main_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "typer" else object())
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    message = str(caught.value.code)
+    assert message.startswith("fxprune's command line needs typer, which this Python does not have.")
+    assert "It comes with the extra cli: pip install 'fxprune[cli]'" in message

@@ -216,3 +216,14 @@ def test_an_altered_configuration(change: Any, message: str, tmp_path: Path) -> 
     (tmp_path / "config.json").write_text(json.dumps(described))
     with pytest.raises(ArtifactError, match=message):
         from_pretrained(tmp_path)
+
+
+def test_what_has_no_plan() -> None:
+    model, _ = made("bert")
+    with pytest.raises(FxpruneError, match="BertForSequenceClassification has no plan"):
+        narrow_pretrained(model, model)
+
+
+def test_a_folder_without_files(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"config\.json cannot be read \(FileNotFoundError"):
+        from_pretrained(tmp_path)
