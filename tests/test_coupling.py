@@ -78,6 +78,15 @@ def test_a_linear_after_flatten_reads_blocks() -> None:
     assert edge.units[:8].tolist() * 16 == edge.units.tolist()
 
 
+def test_depthwise_convolutions_hand_on_what_others_read() -> None:
+    """As readers of their own they would have a say in scores."""
+    graph = fxprune.capture(ZOO["depthwise"].build(), images()(2))
+    layer = {node.name: str(node.target) for node in graph.graph.nodes}
+    readers = {layer[edge.consumer] for edge in analyse(graph).edges}
+    assert {"5", "8"} <= readers
+    assert not readers & {"2", "6", "9", "10"}
+
+
 def test_grouped_convolutions_keep_their_groups_alike() -> None:
     units = units_of("resnext_block")
     middle = units["middle"]
