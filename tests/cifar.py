@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -90,6 +89,8 @@ def images(data: Path, split: str, count: int | None = None) -> tuple[Tensor, Te
     with np.load(data / "cifar10" / f"{split}.npz") as file:
         labels = torch.from_numpy(file["labels"][:count])
         stream, offsets = file["data"].tobytes(), file["offsets"][: len(labels) + 1]
+    from PIL import Image
+
     pixels = [np.asarray(Image.open(BytesIO(stream[start:end]))) for start, end in pairwise(offsets)]
     x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)

@@ -4,15 +4,17 @@ import json
 import re
 from typing import Any
 
-from typer.testing import CliRunner
+import pytest
 
-from fxprune import cli
-
+typer = pytest.importorskip("typer")
+CliRunner = pytest.importorskip("typer.testing").CliRunner
 WIDE = {"TERMINAL_WIDTH": "300", "COLUMNS": "300"}
 
 
 def invoke(*arguments: object):
     """A command's exit code and what it printed."""
+    from fxprune import cli
+
     return CliRunner().invoke(cli.build_app(), list(map(str, arguments)), env=WIDE, catch_exceptions=False)
 
 

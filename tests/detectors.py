@@ -8,25 +8,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from helpers import parameters, storages
+from nets import layers
 from torch import Tensor, nn
 from zoo.case import conv, randomise
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 
-class Pyramid(nn.Module):
+@layers(lambda: dict(
+    out_channels=6, stem=nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU()),
+    body=nn.Sequential(conv(8, 10), nn.BatchNorm2d(10), nn.ReLU()), fine=conv(8, 6, 1), coarse=conv(10, 6, 1),
+))  # fmt: skip
+def Pyramid(self, x: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
     """Two feature maps by name, and a number that the rest of the model reads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.out_channels = 6
-        self.stem = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU())
-        self.body = nn.Sequential(conv(8, 10), nn.BatchNorm2d(10), nn.ReLU())
-        self.fine, self.coarse = conv(8, 6, 1), conv(10, 6, 1)
-
-    def forward(self, x: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
-        x = self.stem(x) * scale
-        return OrderedDict(fine=self.fine(x), coarse=self.coarse(self.body(x)))
+    x = self.stem(x) * scale
+    return OrderedDict(fine=self.fine(x), coarse=self.coarse(self.body(x)))
 
 
 class Detector(nn.Module):

@@ -30,6 +30,20 @@ class Net(nn.Module):
         return self.f(F.relu(self.c2(F.relu(self.c1(x)))).mean((2, 3)))
 
 
+class Attentive(nn.Module):
+    """Attention, or a recurrent layer, between the positions of a convolution's map."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.inner, self.f = conv(), inner, nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).flatten(2).transpose(1, 2)
+        many = (x,) * (3 if isinstance(self.inner, nn.MultiheadAttention) else 1)
+        return self.f(self.inner(*many)[0].mean(1))
+
+
 def conv(before: int = 3, after: int = 8, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
     torch.manual_seed(before)
     return kind(before, after, 3, padding=1)
@@ -39,12 +53,6 @@ def images(samples: int, seed: int = 0) -> Tensor:
     return torch.randn(samples, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
 
 
-def hooked(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    """Enter a builder of a network into the table."""
-    HOOKED[build.__name__] = build
-    return build
-
-
 def with_hook(hook: Callable[..., Any], **options: Any) -> nn.Module:
     """A network with a forward hook on its first layer."""
     net = Net()
@@ -52,25 +60,45 @@ def with_hook(hook: Callable[..., Any], **options: Any) -> nn.Module:
     return net
 
 
+def hooked(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Enter a builder of a network into the table."""
+    HOOKED[build.__name__] = build
+    return build
+
+
 # -- hooks -------------------------------------------------------------------------------------------------------------
 
 
-@hooked
-def hook_on_a_layer() -> nn.Module:
-    return with_hook(lambda module, inputs, output: output * 2 + 1)
+def _in_place(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    output.mul_(2).add_(1)
 
 
-@hooked
-def hook_with_kwargs_always_called() -> nn.Module:
-    return with_hook(lambda module, args, kwargs, output: output - 1, with_kwargs=True, always_call=True)
+def _by_globals(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    global CALLS
+    CALLS += 1
+    SEEN.append(1)
+    return output * SCALE
 
 
-@hooked
-def hook_in_place() -> nn.Module:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        output.mul_(2).add_(1)
+def _that_may_return(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+    return output.clamp(max=0.1) if output.max() > 1e3 else None
 
-    return with_hook(hook)
+
+def _by_a_tensor() -> nn.Module:
+    scale = torch.rand(8, 1, 1)
+    return with_hook(lambda module, inputs, output: output * scale)
+
+
+HOOKED |= {
+    "hook_on_a_layer": lambda: with_hook(lambda module, inputs, output: output * 2 + 1),
+    "hook_with_kwargs_always_called": lambda: with_hook(
+        lambda module, args, kwargs, output: output - 1, with_kwargs=True, always_call=True
+    ),
+    "hook_in_place": lambda: with_hook(_in_place),
+    "hook_by_a_tensor": _by_a_tensor,
+    "hook_by_globals": lambda: with_hook(_by_globals),
+    "hook_that_may_return": lambda: with_hook(_that_may_return),
+}
 
 
 @hooked
@@ -79,23 +107,6 @@ def hook_by_a_module_of_the_model() -> nn.Module:
     net.scale = nn.Linear(8, 1, bias=False)
     net.c1.register_forward_hook(lambda module, inputs, output: output * net.scale.weight.mean())
     return net
-
-
-@hooked
-def hook_by_a_tensor() -> nn.Module:
-    scale = torch.rand(8, 1, 1)
-    return with_hook(lambda module, inputs, output: output * scale)
-
-
-@hooked
-def hook_by_globals() -> nn.Module:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        global CALLS
-        CALLS += 1
-        SEEN.append(1)
-        return output * SCALE
-
-    return with_hook(hook)
 
 
 @hooked
@@ -126,60 +137,26 @@ def hook_of_an_object() -> nn.Module:
 
 
 @hooked
-def hook_that_may_return() -> nn.Module:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        return output.clamp(max=0.1) if output.max() > 1e3 else None
-
-    return with_hook(hook)
-
-
-@hooked
-def hook_on_batchnorm() -> nn.Module:
-    net = Net(nn.Sequential(conv(), nn.BatchNorm2d(8)))
-    net.c1[1].register_forward_hook(lambda module, inputs, output: output * 2)
-    return net
-
-
-@hooked
 def hook_on_an_lstm() -> nn.Module:
-    class Recurrent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.conv, self.lstm, self.f = conv(), nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.f(self.lstm(self.conv(x).flatten(2).transpose(1, 2))[0][:, -1])
-
-    net = Recurrent()
-    net.lstm.register_forward_hook(lambda module, inputs, output: (output[0] * 2, output[1]))
+    net = Attentive(nn.LSTM(8, 8, batch_first=True))
+    net.inner.register_forward_hook(lambda module, inputs, output: (output[0] * 2, output[1]))
     return net
-
-
-class Attentive(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv, self.attend, self.f = conv(), nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x).flatten(2).transpose(1, 2)
-        return self.f(self.attend(x, x, x)[0].mean(1))
 
 
 @hooked
 def hook_on_attention() -> nn.Module:
-    net = Attentive()
-    net.attend.register_forward_hook(lambda module, inputs, output: (output[0] * 2, output[1]))
-    net.attend.out_proj.register_forward_hook(lambda module, inputs, output: output * 9)  # which torch never calls
+    net = Attentive(nn.MultiheadAttention(8, 2, batch_first=True))
+    net.inner.register_forward_hook(lambda module, inputs, output: (output[0] * 2, output[1]))
+    net.inner.out_proj.register_forward_hook(lambda module, inputs, output: output * 9)  # which torch never calls
     return net
 
 
 @hooked
 def hooks_in_and_on_a_container() -> nn.Module:
-    net = Net(nn.Sequential(conv(), nn.ReLU()))
+    net = Net(nn.Sequential(conv(), nn.BatchNorm2d(8), nn.ReLU()))
     net.c1.register_forward_hook(lambda module, inputs, output: output * 2)
     net.c1[0].register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+    net.c1[1].register_forward_hook(lambda module, inputs, output: output * 3)
     return net
 
 
@@ -191,9 +168,10 @@ def hook_on_a_layer_called_twice() -> nn.Module:
 
 
 @hooked
-def pre_hook_at_the_root() -> nn.Module:
+def hooks_at_the_root() -> nn.Module:
     net = Net()
     net.register_forward_pre_hook(lambda module, inputs: ((inputs[0] - 0.5) / 0.2,))
+    net.register_forward_hook(lambda module, inputs, output: output.softmax(-1))
     return net
 
 
@@ -201,13 +179,6 @@ def pre_hook_at_the_root() -> nn.Module:
 def pre_hook_with_kwargs() -> nn.Module:
     net = Net()
     net.c2.register_forward_pre_hook(lambda module, args, kwargs: ((args[0] + 1,), kwargs), with_kwargs=True)
-    return net
-
-
-@hooked
-def hook_at_the_root() -> nn.Module:
-    net = Net()
-    net.register_forward_hook(lambda module, inputs, output: output.softmax(-1))
     return net
 
 
@@ -233,71 +204,47 @@ def weight_that_a_pre_hook_left() -> nn.Module:
 # -- forwards set on instances -----------------------------------------------------------------------------------------
 
 
-@hooked
-def forward_closing_over_the_old_one() -> nn.Module:
-    net = Net()
-    old = net.c1.forward
-    net.c1.forward = lambda x: old(x) * 2
+def _replaced(make: Callable[..., Any], name: str = "c1", attribute: str = "forward", first: Any = None) -> nn.Module:
+    """A network of which one method of one layer is what ``make`` makes of the layer and that method."""
+    net = Net(first() if first else None)
+    layer = net.get_submodule(name)
+    setattr(layer, attribute, make(layer, getattr(layer, attribute)))
     return net
 
 
-@hooked
-def forward_by_a_global_one() -> nn.Module:
-    global OLD_FORWARD
-    net = Net()
-    OLD_FORWARD = net.c1.forward
-    net.c1.forward = lambda x: OLD_FORWARD(x) * 2
-    return net
-
-
-def doubled(self: nn.Conv2d, factor: int, x: Tensor) -> Tensor:
+def _doubled(self: nn.Conv2d, factor: int, x: Tensor) -> Tensor:
     return self._conv_forward(x, self.weight, self.bias) * factor
 
 
-@hooked
-def forward_as_a_method() -> nn.Module:
-    net = Net()
-    net.c1.forward = types.MethodType(lambda self, x: doubled(self, 2, x), net.c1)
-    return net
+def _normed() -> nn.Module:
+    return nn.Sequential(conv(), nn.BatchNorm2d(8))
 
 
-@hooked
-def forward_as_a_partial() -> nn.Module:
-    net = Net()
-    net.c1.forward = functools.partial(doubled, net.c1, 3)
-    return net
-
-
-@hooked
-def forward_of_the_root() -> nn.Module:
-    net = Net()
-    old = net.forward
-    net.forward = lambda x: old(x * 3)
-    return net
-
-
-@hooked
-def forward_on_batchnorm() -> nn.Module:
-    net = Net(nn.Sequential(conv(), nn.BatchNorm2d(8)))
-    old = net.c1[1].forward
-    net.c1[1].forward = lambda x: old(x) * 2
-    return net
+def _by_a_global_one(layer: nn.Module, old: Any) -> Any:
+    global OLD_FORWARD
+    OLD_FORWARD = old
+    return lambda x: OLD_FORWARD(x) * 2
 
 
 @hooked
 def forward_on_attention() -> nn.Module:
-    net = Attentive()
-    old = net.attend.forward
-    net.attend.forward = lambda *args, **kwargs: (old(*args, **kwargs)[0] * 2, None)
+    net = Attentive(nn.MultiheadAttention(8, 2, batch_first=True))
+    old = net.inner.forward
+    net.inner.forward = lambda *args, **kwargs: (old(*args, **kwargs)[0] * 2, None)
     return net
 
 
-@hooked
-def another_method_set_on_a_layer() -> nn.Module:
-    net = Net()
-    old = net.c1._conv_forward
-    net.c1._conv_forward = lambda x, weight, bias: old(x, weight * 2, bias)
-    return net
+HOOKED |= {
+    "forward_closing_over_the_old_one": lambda: _replaced(lambda layer, old: lambda x: old(x) * 2),
+    "forward_by_a_global_one": lambda: _replaced(_by_a_global_one),
+    "forward_as_a_method": lambda: _replaced(lambda c, old: types.MethodType(lambda self, x: _doubled(self, 2, x), c)),
+    "forward_as_a_partial": lambda: _replaced(lambda layer, old: functools.partial(_doubled, layer, 3)),
+    "forward_of_the_root": lambda: _replaced(lambda layer, old: lambda x: old(x * 3), ""),
+    "forward_on_batchnorm": lambda: _replaced(lambda layer, old: lambda x: old(x) * 2, "c1.1", first=_normed),
+    "another_method_set_on_a_layer": lambda: _replaced(
+        lambda layer, old: lambda x, weight, bias: old(x, weight * 2, bias), attribute="_conv_forward"
+    ),
+}
 
 
 # -- classes that compute something else -------------------------------------------------------------------------------
@@ -311,11 +258,6 @@ class DoubleWeight(nn.Conv2d):
 class DoubleCall(nn.Conv2d):
     def __call__(self, x: Tensor) -> Tensor:
         return super().__call__(x) * 2
-
-
-class WeightReadTwice(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + F.conv2d(x, self.weight.flip(2), padding=1)
 
 
 class DoubleAttribute(nn.Conv2d):
@@ -336,7 +278,7 @@ class CalledNet(Net):
         return super().__call__(x * 2) + 1
 
 
-for _kind in (DoubleWeight, DoubleCall, WeightReadTwice, DoubleAttribute, PropertyWeight):
+for _kind in (DoubleWeight, DoubleCall, DoubleAttribute, PropertyWeight):
     HOOKED[_kind.__name__] = functools.partial(lambda kind: Net(conv(kind=kind)), _kind)
 HOOKED[CalledNet.__name__] = CalledNet
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import transformers as T
-
+    T = pytest.importorskip("transformers")
     try:
         from lightning.pytorch import LightningModule, Trainer
     except ImportError:
-        from pytorch_lightning import LightningModule, Trainer
+        LightningModule, Trainer = (
+            getattr(pytest.importorskip("pytorch_lightning"), n) for n in ("LightningModule", "Trainer")
+        )
 
 __all__ = ["SILENT", "LitDigits", "Trainer", "bert", "digit_batches", "sentences"]
 

@@ -86,7 +86,7 @@ class Stuck:
     def __iter__(self):
         yield batches()[0]
         Path("started").touch()
-        time.sleep(60)
+        time.sleep(600)
 
 
 class Torn:

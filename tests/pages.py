@@ -15,6 +15,7 @@ import safetensors
 import torch
 import torchvision
 from detectors import BATCHES, classes_of, detector, run
+from nets import layers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import ResNet, VisionTransformer
@@ -51,14 +52,10 @@ def staged() -> nn.Sequential:
     return nn.Sequential(stages).eval()
 
 
-class Reader(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm, self.head = nn.LSTM(6, 16, batch_first=True), nn.Linear(16, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.lstm(x)[0][:, -1])
-        return logits
+@layers(lambda: dict(lstm=nn.LSTM(6, 16, batch_first=True), head=nn.Linear(16, 3)))
+def Reader(self, x: Tensor) -> Tensor:
+    logits: Tensor = self.head(self.lstm(x)[0][:, -1])
+    return logits
 
 
 def basics() -> dict[str, Any]:

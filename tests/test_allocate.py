@@ -73,16 +73,6 @@ def test_ninety_nine_percent_at_most(n: int) -> None:
     assert len(removed(scores, scores, 1.0)) == min(99 * n // 100, n - 1)
 
 
-def test_agreeing_rankings_remove_the_lower_half_at_zero() -> None:
-    scores = np.arange(10, dtype=np.float64)
-    assert removed(scores, scores, 0.0).tolist() == [0, 1, 2, 3, 4]
-
-
-def test_opposite_rankings_remove_nothing_below_one() -> None:
-    scores = np.arange(10, dtype=np.float64)
-    assert removed(scores, -scores, 0.999).tolist() == []
-
-
 # -- the levels of all allocations -------------------------------------------------------------------------------------
 
 
@@ -184,18 +174,6 @@ def test_tod_is_monotone(network: tuple[Scores, Scores, list[tuple[str, int, int
     allocation = Allocation(levels("tod", propose, protect, groups), propose, groups)
     low, high = sorted((one, two))
     assert (allocation.keep(high) <= allocation.keep(low)).all()
-
-
-def test_a_group_that_the_network_needs_keeps_more() -> None:
-    """Both groups look the same by themselves."""
-    propose, protect = np.tile(np.arange(10.0), 2), np.concatenate([np.arange(10.0), 100 + np.arange(10.0)])
-    groups = [("idle", 0, 10), ("busy", 10, 20)]
-    kept = {}
-    for name in ("tod", "tod-by-group"):
-        keep = Allocation(levels(name, propose, protect, groups), propose, groups).keep(0.1)
-        kept[name] = keep[:10].sum(), keep[10:].sum()
-    assert kept["tod-by-group"] == (5, 5)
-    assert kept["tod"][0] < 5 < kept["tod"][1]
 
 
 def test_of_one_level_what_the_network_needs_goes_last() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nets import layers
 from torch import nn
 
 import fxprune
@@ -24,15 +25,10 @@ X, Y = torch.randn(12, 6), torch.arange(12) % 3
 LOADER = [(X, Y)]
 
 
-class Net(nn.Module):
+@layers(lambda: dict(a=nn.Linear(6, 8), b=nn.Linear(8, 3)))
+def Net(self, x: torch.Tensor) -> torch.Tensor:
     """Three layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.b(self.a(x).relu())
+    return self.b(self.a(x).relu())
 
 
 MODEL = Net().eval()
@@ -254,10 +250,6 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     assert fxprune.Scores.random(MODEL, X, seed=seed).about == {"random": 3}
     small = fxprune.compress(MODEL, LOADER, np.float64(0.9), seed=seed, progress=False)
     assert fxprune.report(small).alpha == 0.9
-
-
-def test_a_narrowed_class_is_verified_by_its_numbers() -> None:
-    assert fxprune.verify(MODEL, PLAN, fxprune.narrow(MODEL, PLAN), X) < 1e-5
 
 
 # -- any wrong argument ------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import fxprune
-from fxprune.caller import batches as own
 from fxprune.errors import CalibrationError
 
 X, Y = torch.randn(12, 6), torch.arange(12) % 3
@@ -86,17 +85,6 @@ def test_a_loader_without_an_end(wrap: Any, monkeypatch: pytest.MonkeyPatch) -> 
     ):
         fxprune.score(network(), wrap(endless), progress=False)
     assert endless.given == 23  # two for capturing, and one more than there may be
-
-
-def test_the_end_of_a_long_loader_is_its_own() -> None:
-    class Long(list[Any]):
-        def __len__(self) -> int:
-            return own.LONGEST + 2
-
-        def __iter__(self) -> Iterator[Any]:
-            return (1 for _ in range(own.LONGEST + 2))
-
-    assert sum(1 for _ in own.batches(Long(), lambda batch: (batch, None))) == own.LONGEST + 2
 
 
 def test_a_training_loader_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,17 +44,6 @@ def test_compress_is_what_the_library_does_and_repeats(project):
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
-def test_compress_shows_the_report(project):
-    result = invoke("compress", "mynets:build", *DATA, "--macs", "0.6", "--compensate", "none", "--min-keep", "2")
-    assert result.exit_code == 0
-    small = fxprune.load("small.safetensors", build=True)
-    shown, wanted = (
-        [line.rstrip() for line in text.splitlines()] for text in (result.stdout, str(fxprune.report(small)))
-    )
-    assert shown[1:-1] == wanted
-    assert result.stdout.endswith("Wrote small.safetensors.\n")
-
-
 def test_compress_takes_functions_weights_and_exports(project):
     import mynets
 
@@ -82,18 +71,8 @@ def test_compress_of_a_part(project):
     assert min(layer.out_channels for layer in layers) < 12
 
 
-def test_what_was_pruned_can_be_pruned_further(project):
-    done("compress", "mynets:build", *DATA, "--macs", "0.7")
-    content = done(
-        "compress", "mynets:build", "--weights", "small.safetensors", *DATA, "--macs", "0.7", "-o", "next.safetensors"
-    )
-    small = fxprune.load("next.safetensors", build=True)
-    assert len(small.meta["pruned"].history.plans) == 2
-    assert content["report"]["macs_after"] == fxprune.report(small).macs_after
-
-
 @pytest.fixture
-def scored(project):
+def scored(project, steady_times):
     import mynets
 
     torch.manual_seed(1)
@@ -143,11 +122,6 @@ def test_apply_says_what_is_missing(scored):
     assert "the plan is for the part '', and --submodule is 'stem'" in result.stderr
 
 
-def test_apply_exports_without_data(scored):
-    done("plan", "scores.npz", "--macs", "0.8")
-    assert done("apply", *NET, "plan.json", "--export", "small.pt2", "--no-verify")["exported"]["small.pt2"] < 1e-4
-
-
 def test_plan_by_latency_needs_times(scored, project):
     assert done("plan", "scores.npz", "--latency", "1")["budget"]["of"] == "latency"
     done("score", *NET, *DATA, "-o", "plain.npz")
@@ -177,22 +151,6 @@ def test_report_writes_a_page(project, monkeypatch):
     assert [path.name for path in project.glob(".*part*")] == []
 
 
-@pytest.mark.skipif(not hasattr(fxprune.Report, "compare"), reason="reports cannot be compared")
-def test_report_beside_another(project):
-    done("compress", "mynets:build", *DATA, "--macs", "0.8")
-    done("compress", "mynets:build", *DATA, "--macs", "0.6", "-o", "other.safetensors")
-    content = done("report", "small.safetensors", "--compare", "other.safetensors")
-    first, second = (fxprune.load(f"{name}.safetensors", build=True) for name in ("small", "other"))
-    comparison = fxprune.report(first).compare(fxprune.report(second))
-    assert content["compared"] == json.loads(json.dumps([comparison.to_dict()]))
-
-
-@pytest.mark.skipif(not hasattr(fxprune, "measure_latency"), reason="latency is not measured")
-def test_measured_latency_is_in_the_report(project):
-    content = done("compress", "mynets:build", *DATA, "--macs", "0.8", "--measure")
-    assert content["report"]["latency"] is not None
-
-
 def test_report_of_what_is_no_artifact(project):
     np.savez("other.npz", a=1)
     result = invoke("report", "other.npz")
@@ -204,6 +162,7 @@ SWEEP = ["sweep", *NET, "--scores", "scores.npz", "--eval-data", "mynets:dataset
 
 
 def test_sweep(scored, project):
+    pytest.importorskip("matplotlib")
     content = done(*SWEEP, "--alphas", "0,0.4", "--macs", "0.8", *DATA, "--time-batch", "4", "--out", "deep/sweep")
     rows = content["rows"]
     assert json.loads((project / "deep" / "sweep" / "results.json").read_text()) == {
@@ -219,6 +178,7 @@ def test_sweep(scored, project):
 
 
 def test_sweep_by_default_and_by_a_metric(scored, project):
+    pytest.importorskip("matplotlib")
     result = invoke(*SWEEP, "--metric", "mynets:negative_loss", "--time-batch", "0", "--round-to", "3")
     assert result.exit_code == 0, result.stderr
     document = json.loads((project / "fxprune-sweep" / "results.json").read_text())
@@ -230,6 +190,7 @@ def test_sweep_by_default_and_by_a_metric(scored, project):
 
 
 def test_sweep_leaves_out_what_cannot_be_reached(scored):
+    pytest.importorskip("matplotlib")
     content = done(*SWEEP, "--macs", "0.01,0.9", "--time-batch", "0")
     assert [row["name"] for row in content["rows"]] == ["original", "macs 0.9"]
     assert content["warnings"][0].startswith("left out: macs=0.01 asks for 1.0% of the MACs, but ")
@@ -238,8 +199,12 @@ def test_sweep_leaves_out_what_cannot_be_reached(scored):
     assert "Error: macs=0.01 asks for 1.0% of the MACs" in result.stderr
 
 
-def test_evaluation_says_what_fails(scored):
-    result = invoke(*SWEEP[:-1], "mynets:dicts", "--time-batch", "0")
-    assert result.exit_code == 1
-    message = "Error: Net cannot be evaluated: TypeError: Net.forward() got an unexpected keyword argument 'image'"
-    assert message in result.stderr
+def test_compress_shows_the_report(project):
+    result = invoke("compress", "mynets:build", *DATA, "--macs", "0.6", "--compensate", "none", "--min-keep", "2")
+    assert result.exit_code == 0
+    small = fxprune.load("small.safetensors", build=True)
+    shown, wanted = (
+        [line.rstrip() for line in text.splitlines()] for text in (result.stdout, str(fxprune.report(small)))
+    )
+    assert shown[1:-1] == wanted
+    assert result.stdout.endswith("Wrote small.safetensors.\n")

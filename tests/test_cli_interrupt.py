@@ -20,7 +20,7 @@ from mynets import build, loader
 def save_file(tensors, path, notes):
     Path(path).write_bytes(b"half of it")
     Path("started").touch()
-    time.sleep(60)
+    time.sleep(600)
 
 container.save_file = save_file
 """
@@ -33,7 +33,7 @@ from mynets import build, loader
 def write_array(file, array, allow_pickle):
     file.write(b"half of it")
     Path("started").touch()
-    time.sleep(60)
+    time.sleep(600)
 
 arrays.npy.write_array = write_array
 """
@@ -50,13 +50,13 @@ def interrupted(*arguments):
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeding
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not Path("started").exists():
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     return process.returncode, out, err

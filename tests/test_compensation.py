@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from detectors import Detector
 from helpers import batches, difference, outputs, picture, same_picture, squares, storages
+from nets import layers
 from torch import Tensor, nn
 from zoo import CLASSES, ZOO, Case, images, tensors
 
 import fxprune
 from fxprune.errors import PlanError
 from fxprune.recovery.compensation import sequential
-from fxprune.recovery.compensation.calibration import Calibration, calibration_of, held_out
+from fxprune.recovery.compensation.calibration import Calibration, calibration_of
 
 LEVELS = ("bias", "ridge", "sequential")
 SIZES = (12, 7, 1)
@@ -191,19 +191,16 @@ def test_columns_of_heads_and_inexact_groups_are_made_up_for(name: str, options:
         assert [x.shape for x in outputs(small, case.example(3))] == [x.shape for x in outputs(model, case.example(3))]
 
 
-class Shared(nn.Module):
+@layers(lambda: dict(
+    first=nn.Linear(6, 8), twice=nn.Linear(8, 8), tied=nn.Linear(8, 8), a=nn.Linear(8, 5, bias=False),
+    b=nn.Linear(8, 5, bias=False), norm=nn.BatchNorm1d(5),
+))  # fmt: skip
+def Shared(self, x: Tensor) -> Tensor:
     """One layer called twice, another whose weight is read by a function as well, and a BatchNorm for two layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.twice, self.tied = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8)
-        self.a, self.b, self.norm = (nn.Linear(8, 5, bias=False), nn.Linear(8, 5, bias=False), nn.BatchNorm1d(5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x).relu()
-        x = self.twice(self.twice(x).relu()).relu()
-        y = F.linear(self.tied(x).relu(), self.tied.weight)
-        return self.norm(self.a(y)) + self.norm(self.b(x))
+    x = self.first(x).relu()
+    x = self.twice(self.twice(x).relu()).relu()
+    y = F.linear(self.tied(x).relu(), self.tied.weight)
+    return self.norm(self.a(y)) + self.norm(self.b(x))
 
 
 def test_what_serves_others_too_is_left_alone() -> None:
@@ -221,9 +218,7 @@ def test_what_serves_others_too_is_left_alone() -> None:
 
 def test_levels_differ_in_order_on_a_trained_network() -> None:
     """scikit-learn's digits, a residual network, no training after pruning: each level is nearer to the original."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
+    data = pytest.importorskip("sklearn.datasets").load_digits()
     x, y = torch.tensor(data.images / 16, dtype=torch.float32)[:, None], torch.tensor(data.target)
 
     class Net(nn.Module):
@@ -291,44 +286,6 @@ def test_wide_layers_are_fitted_by_channel(name: str, monkeypatch: pytest.Monkey
     assert difference(outputs(model, images(3, 8)(3)), outputs(small, images(3, 8)(3))) < 1e-3
 
 
-def test_wide_layers_with_more_channels_than_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequential, "WIDEST", 2)
-    monkeypatch.setattr("fxprune.recovery.compensation.wide.MOST_CHANNELS", 2)
-    model, loader = dependent(), batches(tensors(4), CLASSES, (40, 40))
-    plan = keeping(scored(model, loader), **{"0": (0, 1, 2)})
-    small = fxprune.apply(model, plan, loader=loader, compensate="sequential")
-    done = fxprune.report(small).compensation
-    assert done is not None
-    assert done.layers == ()
-
-
-def test_recurrent_layers_are_filled_in() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed, self.rnn, self.head = nn.Linear(5, 12), nn.LSTM(12, 10, batch_first=True), nn.Linear(10, 5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.rnn(self.embed(x).relu())[0][:, -1])
-
-    model, loader = Net(), batches(tensors(7, 5), CLASSES, (40, 40))
-    scores = scored(model, loader)
-    small = fxprune.apply(model, scores.plan(alpha=0.5), scores=scores, loader=loader, compensate="sequential")
-    done = fxprune.report(small).compensation
-    assert done is not None
-    assert "rnn" in done.filled
-    before, after = judged(small)
-    assert after < before
-
-
-def test_what_is_held_out() -> None:
-    assert [int(held_out(count).sum()) for count in (1, 2, 4, 5, 9, 10)] == [0, 1, 1, 1, 1, 2]
-    model, example = nn.Linear(4, 3), tensors(4)
-    graph = fxprune.capture(model, example(2))
-    data = Calibration.of(graph, [[example(3)], [example(3)], [example(1)]])
-    assert [mask.tolist() for mask in data.held] == [[False] * 3, [False, True, False], [False]]
-
-
 def test_what_is_held_out_is_judged_in_batches_as_large_as_those_given() -> None:
     model, x = nn.Linear(4, 3), tensors(4)(27)
     graph = fxprune.capture(model, x[:2])
@@ -344,18 +301,6 @@ def test_what_is_held_out_is_judged_in_batches_as_large_as_those_given() -> None
     assert {tuple(row) for values in fitted.inputs for row in values[0].tolist()} <= rest
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_with_one_sample_nothing_is_fitted_to_it(level: str) -> None:
-    model = ZOO["residual"].build()
-    scores = scored(model, batches(ZOO["residual"].example, CLASSES, SIZES))
-    plan, loader = scores.plan(alpha=0.4), [(ZOO["residual"].example(1), torch.tensor([0]))]
-    small = fxprune.apply(model, plan, scores=scores, loader=loader, compensate=level)  # type: ignore[arg-type]
-    done = fxprune.report(small).compensation
-    assert done is not None
-    assert (done.before, done.after, done.layers, done.norms) == (None, None, (), 0)
-    assert bool(done.filled) is (level != "sequential")
-
-
 def test_as_many_batches_as_there_is_memory_for() -> None:
     model, example = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), tensors(4)
     graph = fxprune.capture(model, example(2))
@@ -366,40 +311,14 @@ def test_as_many_batches_as_there_is_memory_for() -> None:
 
 
 def test_a_part_that_is_called_several_times() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.part = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.part(self.part(x))
+    @layers(lambda: dict(part=nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))))
+    def Twice(self, x: Tensor) -> Tensor:
+        return self.part(self.part(x))
 
     model, loader = Twice(), batches(tensors(4), CLASSES, (20, 10))
     scores = scored(model, loader, submodule="part")
     small = fxprune.apply(model, scores.plan(alpha=0.5), scores=scores, loader=loader, compensate="sequential")
     before, after = judged(small.part)
-    assert after < before
-
-
-def test_the_part_of_a_detector() -> None:
-    def run(model: Any, inputs: Any, targets: Any) -> Tensor:
-        model.train()
-        return torch.stack(list(model(inputs, targets).values())).sum()
-
-    model = Detector()
-    draw = np.random.default_rng(0)
-    loader = []
-    for _ in range(3):
-        sides = draw.integers(8, 12, 6).tolist()
-        loader.append(
-            ([torch.randn(3, s, s) for s in sides], [{"labels": torch.tensor([i % 4])} for i in range(len(sides))])
-        )
-    options: dict[str, Any] = {"submodule": "backbone", "run": run, "unpack": lambda batch: batch, "progress": False}
-    options["classes"] = lambda targets: torch.stack([target["labels"].max() for target in targets])
-    before = picture(model)
-    small = fxprune.compress(model, loader, alpha=0.5, **options)
-    assert same_picture(before, picture(model))
-    before, after = judged(small.backbone)
     assert after < before
 
 
@@ -429,14 +348,6 @@ def test_errors_say_what_is_missing() -> None:
         fxprune.apply(model, plan, compensate="ridge")
     with pytest.raises(PlanError, match='compensate="sequential" fits layers to data: pass loader='):
         fxprune.apply(model, plan, compensate="sequential")
-
-
-def test_the_report_says_what_was_done() -> None:
-    model, loader = ZOO["residual"].build(), batches(ZOO["residual"].example, CLASSES, SIZES)
-    small = fxprune.compress(model, loader, alpha=0.4, loss=squares, progress=False)
-    assert "output's error, compensation: sequential" in str(fxprune.report(small))
-    plain = fxprune.compress(model, loader, alpha=0.4, loss=squares, progress=False, compensate="none")
-    assert "compensation" not in str(fxprune.report(plain))
 
 
 @pytest.mark.slow

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from nets import layers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from zoo import ZOO, Case, tensors
+from zoo import tensors
 
 import fxprune
-from fxprune.caller.batches import sample_count
 from fxprune.tracing import facts as passes
 from fxprune.tracing.facts import facts_on, macs
 from fxprune.tracing.graph import ModelGraph
@@ -29,16 +29,6 @@ def on_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 def found(graph: ModelGraph, example: Any) -> tuple[int, dict[str, Any]]:
     """The cost of a graph, and the specs of its values."""
     return macs(graph, example), facts_on(graph, example).specs
-
-
-@pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
-def test_shapes_alone_tell_what_numbers_do(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph, example = fxprune.capture(case.build(), case.example(2)), case.example(2)
-    alone = found(graph, example)
-    on_numbers(monkeypatch)
-    assert alone == found(graph, example)
-    specs = {node.name: node.meta["spec"] for node in graph.graph.nodes}
-    assert sample_count(example) != 2 or specs == alone[1]
 
 
 class Started(nn.Module):
@@ -73,13 +63,6 @@ def test_recurrence_that_is_stepped_over_costs_what_it_does(kind: Any, monkeypat
                 assert alone == found(graph, x)
 
 
-def test_what_fits_no_recurrent_layer_is_refused() -> None:
-    with pytest.raises(fxprune.FxpruneError, match="Expected 6, got 5"):
-        fxprune.capture(nn.Sequential(nn.LSTM(6, 8)), torch.randn(4, 2, 5))
-    with pytest.raises(fxprune.FxpruneError, match="Expected hidden size"):
-        fxprune.capture(Started(nn.GRU(6, 8), 1, 3, 8), torch.randn(4, 2, 6))
-
-
 class Picky(nn.Module):
     """Looks at its numbers, and remembers them."""
 
@@ -103,13 +86,6 @@ def around(inner: nn.Module) -> ModelGraph:
     return fxprune.capture(nn.Sequential(nn.Linear(4, 3), inner, nn.Linear(3, 2)), tensors(4)(2), leaves=[type(inner)])
 
 
-def test_numbers_are_used_where_an_operation_needs_them(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, logger="fxprune"):
-        graph = around(Picky())
-    assert "Sequential runs on numbers" in caplog.text
-    assert macs(graph, tensors(4)(5)) == 4 * 3 + 3 * 2
-
-
 def test_nothing_of_a_pass_on_shapes_stays_in_the_model() -> None:
     with pytest.warns(fxprune.FxpruneWarning, match="forward of Sequential changes"):
         graph = around(Careless())
@@ -122,26 +98,6 @@ def test_nothing_of_a_pass_on_shapes_stays_in_the_model() -> None:
     assert all(torch.equal(graph.state_dict()[name], tensor) for name, tensor in state.items())
 
 
-def test_a_batch_norm_of_another_width_is_found_on_shapes() -> None:
-    with pytest.raises(fxprune.errors.CaptureError, match="does not run on the example"):
-        fxprune.capture(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(5)), torch.zeros(2, 3, 4, 4))
-
-
-def test_a_model_that_asks_for_the_device_gets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Asks(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x) + torch.ones(3, device=x.device)
-
-    graph = fxprune.capture(Asks(), tensors(4)(2))
-    alone = found(graph, tensors(4)(2))
-    on_numbers(monkeypatch)
-    assert alone == found(graph, tensors(4)(2))
-
-
 def torchs_count(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
     """Multiply-accumulates by operation, as torch's flop counter has them when the model itself runs."""
     with FlopCounterMode(display=False) as counter:
@@ -149,10 +105,7 @@ def torchs_count(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
     return {str(operation): flops // 2 for operation, flops in counter.get_flop_counts().get("Global", {}).items()}
 
 
-NETWORKS: dict[str, dict[str, Any]] = {
-    "resnet18": {}, "mobilenet_v3_small": {}, "shufflenet_v2_x0_5": {}, "convnext_tiny": {}, "swin_t": {},
-    "vit_b_32": {"image_size": 64}, "regnet_y_400mf": {}, "fcn_resnet50": {"weights_backbone": None},
-}  # fmt: skip
+NETWORKS: dict[str, dict[str, Any]] = {"mobilenet_v3_small": {}, "swin_t": {}, "vit_b_32": {"image_size": 64}}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -166,26 +119,20 @@ def test_macs_are_those_that_torch_counts(name: str) -> None:
     assert 2 * macs(fxprune.capture(model, images), images) == sum(counted.values())
 
 
-class Repeats(nn.Module):
+@layers(lambda: dict(first=nn.Conv2d(4, 4, 3), second=nn.Conv2d(4, 4, 3), norm=nn.BatchNorm2d(4), head=nn.Linear(4, 4)))
+def Repeats(self, x: Tensor) -> tuple[Tensor, ...]:
     """The same layers on images of one size and another, in one memory format and another, and with a value moved."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.norm = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
-        self.head = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        y = F.relu(self.norm(self.first(x)))
-        last = self.second(y.contiguous(memory_format=torch.channels_last))
-        rows, others = self.head(y.mean((2, 3))), self.head(last.mean((2, 3)))
-        rows.t_()
-        return self.second(x) + y, last * last, rows, others, self.head(others) + others
+    y = F.relu(self.norm(self.first(x)))
+    last = self.second(y.contiguous(memory_format=torch.channels_last))
+    rows, others = self.head(y.mean((2, 3))), self.head(last.mean((2, 3)))
+    rows.t_()
+    return self.second(x) + y, last * last, rows, others, self.head(others) + others
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0", "vit_b_32", "resnet18"])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
 def test_nodes_that_torch_does_not_run_cost_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes and flops of layers by their formulas are those that torch finds."""
-    model, images = torchvision.models.get_model(name, weights=None).eval(), torch.randn(2, 3, 224, 224)
+    model, images = torchvision.models.get_model(name, weights=None).eval(), torch.randn(2, 3, 64, 64)
     facts_alike(model, images, monkeypatch)
 
 
@@ -201,16 +148,11 @@ def facts_alike(model: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatc
     assert facts_on(graph, images) == alike
 
 
-class Attends(nn.Module):
+@layers(lambda: dict(layer=nn.Linear(8, 3 * 8)))
+def Attends(self, x: Tensor) -> Tensor:
     """Queries, keys and values of one linear layer, and attention."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(8, 3 * 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.layer(x).view(len(x), -1, 3, 2, 4).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(q, k, v)
+    q, k, v = self.layer(x).view(len(x), -1, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def test_what_torchs_counter_passes_over_is_counted() -> None:
@@ -230,3 +172,10 @@ def test_norms_biases_and_what_goes_element_by_element_count_as_nothing() -> Non
     x = torch.randn(2, 3, 4, 4)
     assert torchs_count(model, x) == {}
     assert macs(fxprune.capture(model, x), x) == 0
+
+
+def test_numbers_are_used_where_an_operation_needs_them(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="fxprune"):
+        graph = around(Picky())
+    assert "Sequential runs on numbers" in caplog.text
+    assert macs(graph, tensors(4)(5)) == 4 * 3 + 3 * 2

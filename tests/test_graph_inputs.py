@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import difference, outputs
+from nets import layers
 from torch import Tensor, nn
 
 import fxprune
@@ -71,16 +72,11 @@ def test_every_stage_runs_on_an_example_that_holds_together(kind: Any, tmp_path:
     assert difference(outputs(again, other), outputs(small, other)) == 0
 
 
-class Pairs(nn.Module):
+@layers(lambda: dict(a=nn.Linear(4, 6), b=nn.Linear(6, 2)))
+def Pairs(self, x: Tensor, pairs: Tensor) -> Tensor:
     """A layer, and a row for every pair of rows, (pairs, 2)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
-
-    def forward(self, x: Tensor, pairs: Tensor) -> Tensor:
-        h = self.a(x).relu()
-        return self.b(h[pairs[:, 0]] + h[pairs[:, 1]])
+    h = self.a(x).relu()
+    return self.b(h[pairs[:, 0]] + h[pairs[:, 1]])
 
 
 @pytest.mark.parametrize(("largest", "rows"), [(5, 6), (1, 2)])
@@ -91,28 +87,10 @@ def test_the_example_is_cut_where_the_model_runs_on_the_cut(largest: int, rows: 
         assert [len(tensor) for tensor in example_of(graph)] == [rows, rows]
 
 
-def test_a_cut_that_runs_leaves_no_trace() -> None:
-    class Counts(nn.Sequential):
-        def __init__(self) -> None:
-            super().__init__(nn.Linear(4, 3), nn.Linear(3, 2))
-            self.register_buffer("calls", torch.zeros(()))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            return super().forward(x)
-
-    assert fxprune.capture(Counts(), torch.randn(6, 4), prove=False).calls == 0
-
-
-class Bags(nn.Module):
+@layers(lambda: dict(bags=nn.EmbeddingBag(9, 4), a=nn.Linear(4, 8), b=nn.Linear(8, 3)))
+def Bags(self, words: Tensor, begins: Tensor) -> Tensor:
     """A sum of embeddings for every bag, of which the first has to begin at 0."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bags, self.a, self.b = nn.EmbeddingBag(9, 4), nn.Linear(4, 8), nn.Linear(8, 3)
-
-    def forward(self, words: Tensor, begins: Tensor) -> Tensor:
-        return self.b(self.a(self.bags(words, begins)).relu())
+    return self.b(self.a(self.bags(words, begins)).relu())
 
 
 def test_an_example_that_was_made_of_a_plan_need_not_be_one_that_the_model_takes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from helpers import difference, outputs, picture, same_picture
 from hooked import HOOKED, Net, conv, images, watched, with_hook
+from nets import layers
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
@@ -27,16 +29,20 @@ NOT_BY_FX = {"forward_on_batchnorm", "forward_on_attention", "hook_that_may_retu
 NOT_BY_EXPORT = {"hook_that_may_return"}
 PRUNED = (
     "weight_that_a_pre_hook_left",
-    "hook_on_a_layer", "hook_by_a_module_of_the_model", "hook_by_what_another_noted", "pre_hook_at_the_root",
+    "hook_on_a_layer", "hook_by_a_module_of_the_model", "hook_by_what_another_noted", "hooks_at_the_root",
     "pre_hook_that_computes_a_weight", "forward_as_a_partial", "forward_closing_over_the_old_one",
     "DoubleWeight", "DoubleCall", "CalledNet",
 )  # fmt: skip
+SLOW = ("hook_on_an_lstm", "hook_on_attention", "forward_on_attention")  # through torch.export
 DECIDING = "ignore:.* decides by the values:fxprune.FxpruneWarning"
 
 
+def slow(name: str, rung: str) -> Any:
+    return pytest.param(name, rung, marks=[pytest.mark.slow] if rung == "export" and name in SLOW else [])
+
+
 @pytest.mark.filterwarnings(DECIDING)
-@pytest.mark.parametrize("rung", RUNGS)
-@pytest.mark.parametrize("name", HOOKED)
+@pytest.mark.parametrize(("name", "rung"), list(itertools.starmap(slow, itertools.product(HOOKED, RUNGS))))
 def test_the_graph_equals_the_model_with_its_hooks(name: str, rung: str) -> None:
     model, x = HOOKED[name]().eval(), images(5, seed=7)
     seen, before = (list(hooked.SEEN), hooked.CALLS), picture(model)
@@ -102,7 +108,7 @@ def test_what_was_compiled_is_captured_as_it_was_before() -> None:
     assert difference(wanted, outputs(fxprune.capture(model, images(2)), x)) == 0
 
 
-@pytest.mark.parametrize("name", ["hook_on_a_layer", "pre_hook_at_the_root", "forward_as_a_partial"])
+@pytest.mark.parametrize("name", ["hooks_at_the_root", "forward_as_a_partial"])
 def test_a_model_without_numbers_is_captured_with_its_hooks(name: str) -> None:
     graphs = [fxprune.capture(HOOKED[name]().to(device), images(2)) for device in ("cpu", "meta")]
     one, other = ([node.format_node() for node in graph.graph.nodes] for graph in graphs)
@@ -363,13 +369,9 @@ def test_layers_under_parametrize_are_in_the_report() -> None:
 # -- a part of a model -------------------------------------------------------------------------------------------------
 
 
-class Whole(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.body = conv(3, 3), Net()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(self.stem(x))
+@layers(lambda: dict(stem=conv(3, 3), body=Net()))
+def Whole(self, x: Tensor) -> Tensor:
+    return self.body(self.stem(x))
 
 
 def whole() -> tuple[nn.Module, list[int]]:
@@ -399,9 +401,3 @@ def test_hooks_around_a_part_stay_and_those_in_it_are_in_its_graph() -> None:
     own = fxprune.narrow(model, small.body.meta["pruned"].plan)
     assert difference(outputs(small, images(5)), outputs(own, images(5))) < 1e-6
     assert calls == []
-
-
-def test_what_is_exported_has_its_hooks(tmp_path: Path) -> None:
-    model = HOOKED["hook_on_a_layer"]().eval()
-    model.c2.register_forward_hook(lambda module, inputs, output: hooked.SEEN.append(int(output.argmax())))
-    assert fxprune.export(model, tmp_path / "model.pt2", images(2)) < 1e-4

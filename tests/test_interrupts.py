@@ -18,27 +18,23 @@ from typing import Any
 import pytest
 import torch
 from helpers import picture, same_picture
+from nets import layers
 from process import changed, state
 from torch import nn
 
 import fxprune
-from fxprune.caller.interrupts import Orderly
+from fxprune.caller.interrupts import DeferredInterrupts
 from fxprune.caller.isolation import seeded, undisturbed
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")
 PATIENCE = 20.0  # seconds in which an interrupt has to come, however busy the machine is
 
 
-class Net(nn.Module):
+@layers(lambda: dict(first=nn.Linear(4, 8), norm=nn.BatchNorm1d(8), last=nn.Linear(8, 3)))
+def Net(self, x: torch.Tensor) -> torch.Tensor:
     """Small, with a size that becomes a number, which needs the second way to a graph."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm, self.last = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.norm(self.first(x)).relu()
-        return self.last(h + torch.zeros(x.shape[0], 1))
+    h = self.norm(self.first(x)).relu()
+    return self.last(h + torch.zeros(x.shape[0], 1))
 
 
 MODEL, X = Net().eval(), torch.randn(9, 4)
@@ -94,7 +90,7 @@ def durations() -> dict[str, float]:
 
 
 @pytest.mark.usefixtures("no_callbacks")
-@pytest.mark.parametrize("times", [200, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [70, pytest.param(2000, marks=pytest.mark.slow)])
 def test_an_interrupt_at_any_moment_leaves_nothing_behind(times: int) -> None:
     draw, taken = random.Random(times), durations()
     before, looked = state(), picture(MODEL)
@@ -147,7 +143,9 @@ def on_a_stack(half: Half) -> Any:
 
 @pytest.mark.parametrize("moment", ["entered", "left"])
 @pytest.mark.parametrize("kind", [lambda half: half, by_a_generator, on_a_stack], ids=["class", "generator", "stack"])
-@pytest.mark.parametrize("around", [undisturbed, partial(seeded, 0), Orderly], ids=["undisturbed", "seeded", "Orderly"])
+@pytest.mark.parametrize(
+    "around", [undisturbed, partial(seeded, 0), DeferredInterrupts], ids=["undisturbed", "seeded", "Orderly"]
+)
 def test_a_context_is_entered_and_left_as_a_whole(around: Any, kind: Any, moment: str) -> None:
     half, before = Half(moment), state()
 
@@ -201,7 +199,7 @@ def test_a_section_is_entered_and_left_as_a_whole() -> None:
     assert not thread.is_alive(), "the lock is still held"
 
 
-@pytest.mark.parametrize("around", [undisturbed, Orderly])
+@pytest.mark.parametrize("around", [undisturbed, DeferredInterrupts])
 def test_an_interrupt_elsewhere_comes_at_once(around: Any) -> None:
     reached: list[str] = []
 

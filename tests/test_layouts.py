@@ -128,9 +128,3 @@ def test_there_may_be_no_gradient() -> None:
     y = laid_out(F.instance_norm(x))
     (found,) = torch.autograd.grad(NoGradient.apply(y).sum() + x.sum(), x)
     assert torch.equal(found, torch.ones_like(x))
-
-
-def test_what_needs_no_gradient_stays() -> None:
-    x = torch.randn(2, 3)
-    assert laid_out(x) is x
-    assert not x._backward_hooks

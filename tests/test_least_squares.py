@@ -36,13 +36,6 @@ def test_a_strong_ridge_stays_at_the_weights_given() -> None:
     torch.testing.assert_close(fit.bias, centred.mean(1), atol=1e-6, rtol=0)  # the bias is not pulled
 
 
-def test_without_an_intercept_the_bias_stays() -> None:
-    rows, weight, bias = problem(noise=0)
-    fit = refitted(rows, weight + 1, torch.zeros_like(bias), intercept=False)
-    assert fit.strength is not None
-    assert not fit.bias.any()
-
-
 def test_groups_are_fitted_apart() -> None:
     (a, w, b), (c, v, d) = problem(), problem()
     both = Rows(torch.cat([a.inputs, c.inputs]), torch.cat([a.wanted, c.wanted]), a.held)

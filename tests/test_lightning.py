@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +74,6 @@ def test_at_an_epoch_the_optimizers_are_set_up_anew() -> None:
     assert widths[0] == 16 > widths[1] == widths[2]
 
 
-def test_it_prunes_once() -> None:
-    torch.manual_seed(0)
-    module, callback = LitDigits(), Compress(macs=0.7)
-    fitted(module, callback)
-    found = width(module)
-    fitted(module, callback)
-    assert width(module) == found
-
-
 def test_batches_pass_the_modules_hooks_and_only_so_many_are_taken() -> None:
     torch.manual_seed(0)
     sizes: list[float] = []
@@ -118,25 +108,6 @@ def test_kept_as_a_whole(tmp_path: Path) -> None:
     images = torch.randn(2, 1, 8, 8)
     assert type(again) is LitDigits
     assert torch.equal(again.eval().model(images), module.eval().model(images))
-
-
-@pytest.mark.skipif(importlib.util.find_spec("pytorch_lightning") is None, reason="only one of the two is installed")
-def test_under_the_other_name() -> None:
-    import pytorch_lightning
-
-    class Other(pytorch_lightning.LightningModule):
-        training_step, configure_optimizers = LitDigits.training_step, LitDigits.configure_optimizers
-        on_after_batch_transfer = LitDigits.on_after_batch_transfer
-
-        def __init__(self) -> None:
-            super().__init__()
-            inner = LitDigits()
-            self.model, self.criterion = inner.model, inner.criterion
-
-    torch.manual_seed(0)
-    module, callback = Other(), Compress(macs=0.6)
-    pytorch_lightning.Trainer(max_epochs=1, callbacks=[callback], **SILENT).fit(module, digit_batches())
-    assert width(module) < 16
 
 
 class TwoParts(LitDigits):
@@ -176,20 +147,6 @@ def test_modules_that_give_no_loss() -> None:
         fitted(Silent(), Compress(macs=0.6, when="start"))
 
 
-def test_several_loaders() -> None:
-    trainer = Trainer(max_epochs=1, callbacks=[Compress(macs=0.6)], **SILENT)
-
-    class Both(LitDigits):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return LitDigits.training_step(self, batch["a"], batch_idx)
-
-        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-            return batch
-
-    with pytest.raises(FxpruneError, match="the Trainer trains on a dict in place of one loader: pass loader="):
-        trainer.fit(Both(), {"a": digit_batches(), "b": digit_batches()})
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"when": "soon"}, "when is 'soon'"), ({"batches": 0}, "batches is 0: at least one is needed")],
@@ -205,3 +162,17 @@ def test_several_processes_are_refused() -> None:
 
     with pytest.raises(FxpruneError, match="the Trainer runs 2 processes, which would prune apart"):
         Compress().on_fit_end(Two(), LitDigits())
+
+
+def test_several_loaders() -> None:
+    trainer = Trainer(max_epochs=1, callbacks=[Compress(macs=0.6)], **SILENT)
+
+    class Both(LitDigits):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return LitDigits.training_step(self, batch["a"], batch_idx)
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch
+
+    with pytest.raises(FxpruneError, match="the Trainer trains on a dict in place of one loader: pass loader="):
+        trainer.fit(Both(), {"a": digit_batches(), "b": digit_batches()})

@@ -67,13 +67,6 @@ def test_only_the_outputs_are_alive_at_the_end() -> None:
     assert set(steps.values) == {steps.nodes[-1]}
 
 
-def test_what_is_let_go_of_is_not_seen_again() -> None:
-    graph = fx.symbolic_trace(nn.Sequential(nn.ReLU(), nn.Tanh(), nn.ReLU()))
-    steps, _ = finished(graph, [[torch.randn(2)]])
-    assert steps.seen(steps.nodes[1]) is None
-    assert steps.seen(steps.nodes[-1]) is not None
-
-
 def test_live_bytes_are_those_of_the_widest_cut() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     graph = fxprune.capture(model, torch.zeros(2, 4))

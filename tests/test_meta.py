@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchvision
 from helpers import difference, outputs
+from nets import layers
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from zoo import ZOO
@@ -150,16 +151,11 @@ def test_branches_go_by_the_example_and_fail_on_weights() -> None:
         fxprune.capture(undecided, torch.ones(2, 4))
 
 
-class Places(nn.Module):
+@layers(lambda: dict(a=nn.Linear(4, 6), norm=nn.BatchNorm1d(6), b=nn.Linear(6, 2)))
+def Places(self, x: Tensor) -> Tensor:
     """A forward that asks for the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.norm, self.b = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.a(x)).relu()
-        return self.b(y * torch.ones(1, device=y.device) if y.is_cpu else y.sin())
+    y = self.norm(self.a(x)).relu()
+    return self.b(y * torch.ones(1, device=y.device) if y.is_cpu else y.sin())
 
 
 @pytest.mark.filterwarnings("ignore:Places decides by the values")
@@ -177,14 +173,9 @@ def test_every_way_of_capture(method: str) -> None:
     assert graph.a.weight.is_meta
 
 
-class Indexed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
-        self.register_buffer("order", torch.tensor([5, 4, 3, 2, 1, 0]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x)[:, self.order])
+@layers(lambda: dict(a=nn.Linear(4, 6), b=nn.Linear(6, 2), order=nn.Buffer(torch.tensor([5, 4, 3, 2, 1, 0]))))
+def Indexed(self, x: Tensor) -> Tensor:
+    return self.b(self.a(x)[:, self.order])
 
 
 def test_channels_moved_by_a_buffer_need_its_numbers() -> None:
@@ -217,15 +208,3 @@ def test_stages_that_need_numbers_say_so(what: str, tmp_path: Path) -> None:
     with pytest.raises(FxpruneError, match=rf"^{what} needs numbers, and class_token of .* has a shape only"):
         NEEDY[what](model, plan, tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_caller_s_modes_stay() -> None:
-    with torch.device("meta"):
-        model = vit()
-        before = [id(p) for p in model.parameters()]
-        Scores.random(model, pictures())
-        assert torch.empty(1).is_meta
-        assert [id(p) for p in model.parameters()] == before
-    with FakeTensorMode():
-        Scores.random(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(2, 4))
-        assert not has_numbers(torch.empty(1))

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import double
+from nets import layers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from zoo import CLASSES, ZOO, images
+from zoo import CLASSES, ZOO
 
 import fxprune
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import key_of_edge
-from fxprune.scoring.moments import BATCH_ROWS, ROWS, WIDEST, Moments, MomentSums, hashed
+from fxprune.scoring.moments import BATCH_ROWS, ROWS, WIDEST, Moments, MomentSums
 from fxprune.tracing.capture import capture
 
 
@@ -89,15 +89,6 @@ def test_of_many_rows_seeded_ones_are_taken() -> None:
         assert np.allclose(np.sqrt(one.variance), [1, 2, 3], rtol=0.1)
 
 
-def test_wide_tensors_enter_with_more_rows() -> None:
-    sums = MomentSums(seed=0)
-    sums.add(torch.randn(3000, BATCH_ROWS), 1)
-    assert sums.rows == 2 * BATCH_ROWS
-    sums = MomentSums(seed=0)
-    sums.add(torch.randn(3, 1600, 30, 30), 1, torch.arange(3))
-    assert sums.rows == 3 * 100
-
-
 @pytest.mark.parametrize("shape", [(24, 6, 9, 9), (24, 6, 7), (24, 6)])
 def test_what_enters_of_a_sample_does_not_depend_on_its_batch(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, dtype=torch.float64)
@@ -120,14 +111,6 @@ def test_places_of_a_sample_are_spread_and_differ_from_sample_to_sample() -> Non
     assert len(np.unique(means)) > 25
     assert np.abs(means.mean() - 199.5) < 10
     assert (spreads > 0.7 * 400**2 / 12).all()  # of the variance of all places
-
-
-def test_hashed_numbers_are_uniform() -> None:
-    numbers = hashed(np.arange(10_000), 5)
-    assert len(np.unique(numbers)) == 10_000
-    shares = np.bincount((numbers >> np.uint64(60)).astype(np.int64), minlength=16) / 10_000
-    assert np.abs(shares - 1 / 16).max() < 0.01
-    assert not np.array_equal(numbers, hashed(np.arange(10_000), 6))
 
 
 def test_wider_edges_keep_variances() -> None:
@@ -195,16 +178,12 @@ class First(nn.Module):
 
 
 def test_padding_does_not_count() -> None:
-    class Packed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.GRU(3, 4, batch_first=True), nn.GRU(4, CLASSES, batch_first=True)
-
-        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-            outputs, _ = self.a(packed)
-            outputs, _ = self.b(outputs)
-            return pad_packed_sequence(outputs, batch_first=True)[0].mean(1)
+    @layers(lambda: dict(a=nn.GRU(3, 4, batch_first=True), b=nn.GRU(4, CLASSES, batch_first=True)))
+    def Packed(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        outputs, _ = self.a(packed)
+        outputs, _ = self.b(outputs)
+        return pad_packed_sequence(outputs, batch_first=True)[0].mean(1)
 
     model, x, lengths = Packed().double(), torch.randn(5, 6, 3, dtype=torch.float64), torch.tensor([6, 1, 2, 4, 2])
     scores = score(model, (x, lengths))
@@ -215,25 +194,3 @@ def test_padding_does_not_count() -> None:
         if len(moments.mean) == 4:
             assert np.allclose(moments.mean, states.mean(0))
             assert np.allclose(moments.covariance, np.cov(states.T, bias=True))
-
-
-def test_they_survive_saving_in_single_precision(tmp_path: Path) -> None:
-    scores = score(ZOO["concat_spellings"].build(), images()(12))
-    scores.save(tmp_path / "scores.npz")
-    again = fxprune.Scores.load(tmp_path / "scores.npz")
-    assert list(again.moments) == list(scores.moments)
-    for key, moments in scores.moments.items():
-        assert again.moments[key].covariance.dtype == np.float64
-        assert np.array_equal(again.moments[key].mean, moments.mean.astype(np.float32))
-        assert np.array_equal(again.moments[key].covariance, moments.covariance.astype(np.float32))
-    assert again.channels is not None
-    assert np.array_equal(again.channels, scores.channels)  # type: ignore[arg-type]
-    assert again.plan(0.3) == scores.plan(0.3)
-
-
-def test_the_seed_draws_the_rows() -> None:
-    model, x = ZOO["residual"].build(), images()(40)
-    one, again, other = (score(model, x, seed=seed) for seed in (1, 1, 2))
-    key = next(key for key, moments in one.moments.items() if len(moments.mean) == 8)
-    assert np.array_equal(one.moments[key].covariance, again.moments[key].covariance)
-    assert not np.array_equal(one.moments[key].covariance, other.moments[key].covariance)

@@ -42,24 +42,11 @@ def test_a_plan_names_every_site_with_rising_indices() -> None:
     assert plan.keep["head.2"] == (0, 1, 2, 3, 4)
 
 
-def test_a_plan_prints_its_widths() -> None:
-    plan = fxprune.Plan({"a": (0, 2), "b": (1,)}, {"a": 3, "b": 2}, None, alpha=0.05)
-    assert str(plan) == "plan at alpha 0.05: 3 of 5 channels kept\n  a: 2 of 3\n  b: 1 of 2"
-
-
 @pytest.mark.parametrize("name", ["residual", "dict_input", "several_inputs", "shuffle_units", "functional_conv"])
 def test_saved_plans_load_as_they_were(tmp_path: Path, name: str) -> None:
     plan = scores_of(name).plan(alpha=0.4)
     plan.save(tmp_path / "plan.json")
     assert fxprune.Plan.load(tmp_path / "plan.json") == plan
-
-
-def test_the_file_is_readable_json(tmp_path: Path) -> None:
-    scores_of("mlp").plan(alpha=0.25).save(tmp_path / "plan.json")
-    content = json.loads((tmp_path / "plan.json").read_text())
-    assert content["alpha"] == 0.25
-    assert content["example"] == {"tensor": [2, 6], "dtype": "float32"}
-    assert content["sites"]["4"] == {"of": 5, "keep": [0, 1, 2, 3, 4]}
 
 
 def test_a_plan_is_applied_in_another_process(tmp_path: Path) -> None:
@@ -83,25 +70,6 @@ def test_a_plan_is_applied_in_another_process(tmp_path: Path) -> None:
     assert difference(here, torch.load(tmp_path / "out.pt", weights_only=True)) < 1e-6
 
 
-def test_all_plans_come_from_one_set_of_scores() -> None:
-    scores = scores_of("residual")
-    kept = [sum(map(len, scores.plan(alpha=alpha).keep.values())) for alpha in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
-    assert kept == sorted(kept, reverse=True)
-    assert kept[0] > kept[-1]
-
-
-@pytest.mark.parametrize("multiple", [2, 3, 4])
-def test_kept_units_are_multiples(multiple: int) -> None:
-    plan = scores_of("residual").plan(alpha=0.7, round_to=multiple)
-    free = [site for site in plan.keep if site != "head.2"]
-    assert all(len(plan.keep[s]) % multiple == 0 or len(plan.keep[s]) == plan.widths[s] for s in free)
-
-
-def test_min_keep_is_a_floor() -> None:
-    plan = scores_of("residual").plan(alpha=1.0, min_keep=5)
-    assert {len(plan.keep[site]) for site in ("stem", "a.conv1", "b.conv1", "b.conv2")} == {5}
-
-
 def test_something_always_stays() -> None:
     for name in ("grouped_chain", "split_spellings", "channel_slices", "stack_and_unbind"):
         case, plan = ZOO[name], scores_of(name).plan(alpha=1.0)
@@ -113,13 +81,6 @@ def test_something_always_stays() -> None:
 def test_alpha_lies_between_0_and_1(alpha: float) -> None:
     with pytest.raises(PlanError, match=f"alpha is {alpha}; it is a share of units and lies between 0 and 1"):
         scores_of("mlp").plan(alpha=alpha)
-
-
-@pytest.mark.parametrize("options", [{"min_keep": 0}, {"round_to": 0}, {"round_to": -2}])
-def test_floors_and_multiples_are_at_least_1(options: dict[str, int]) -> None:
-    name, value = next(iter(options.items()))
-    with pytest.raises(PlanError, match=f"{name} is {value}; it is a whole number, at least 1"):
-        scores_of("mlp").plan(alpha=0.1, **options)
 
 
 # -- files that are no plans -------------------------------------------------------------------------------------------
@@ -141,18 +102,6 @@ def test_floors_and_multiples_are_at_least_1(options: dict[str, int]) -> None:
 def test_a_file_that_is_no_plan(tmp_path: Path, content: str) -> None:
     (tmp_path / "plan.json").write_text(content)
     with pytest.raises(PlanError, match=r"plan.json is not a plan that Plan.save wrote"):
-        fxprune.Plan.load(tmp_path / "plan.json")
-
-
-def test_a_binary_file(tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(PlanError, match="is not a plan"):
-        fxprune.Plan.load(tmp_path / "plan.json")
-
-
-def test_a_plan_of_a_later_format(tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_text('{"fxprune_plan": 99}')
-    with pytest.raises(PlanError, match="has plan format 99, this fxprune reads 1"):
         fxprune.Plan.load(tmp_path / "plan.json")
 
 
@@ -179,12 +128,6 @@ def test_a_file_with_a_wrong_site(tmp_path: Path, entry: dict[str, Any], message
     (tmp_path / "plan.json").write_text(json.dumps(content))
     with pytest.raises(PlanError, match=message):
         fxprune.Plan.load(tmp_path / "plan.json")
-
-
-def test_an_example_of_an_unknown_dtype(tmp_path: Path) -> None:
-    plan = dataclasses.replace(scores_of("mlp").plan(alpha=0.4), example={"tensor": [2, 6], "dtype": "float17"})
-    with pytest.raises(PlanError, match="names the dtype 'float17', which torch does not have"):
-        fxprune.apply(ZOO["mlp"].build(), plan)
 
 
 # -- plans that contradict the model -----------------------------------------------------------------------------------
@@ -254,7 +197,7 @@ def test_a_plan_that_leaves_a_reader_without_inputs() -> None:
     refused("split_spellings", plan, r"drops all 4 units of a slice that the model reads \(of a\): keep at least one")
 
 
-def test_a_plan_that_breaks_a_grid() -> None:
-    """One channel of one group of a grouped convolution."""
-    plan = changed("resnext_block", lambda keep: keep.update({"middle": tuple(range(15))}))
-    refused("resnext_block", plan, "which must be kept or removed together")
+def test_an_example_of_an_unknown_dtype(tmp_path: Path) -> None:
+    plan = dataclasses.replace(scores_of("mlp").plan(alpha=0.4), example={"tensor": [2, 6], "dtype": "float17"})
+    with pytest.raises(PlanError, match="names the dtype 'float17', which torch does not have"):
+        fxprune.apply(ZOO["mlp"].build(), plan)

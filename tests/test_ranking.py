@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import squares
+from nets import layers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from zoo import CLASSES, ZOO, images, tensors
@@ -35,17 +36,11 @@ def chain() -> Any:
     return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, CLASSES)).double()
 
 
-class Forked(nn.Module):
+@layers(lambda: dict(stem=nn.Conv2d(3, 4, 3, bias=False), conv=nn.Conv2d(4, 5, 3), flat=nn.Linear(4 * 6 * 6, CLASSES)))
+def Forked(self, x: Tensor) -> Tensor:
     """Channels of a convolution that a convolution and, flattened, a linear layer read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.conv = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 5, 3)
-        self.flat = nn.Linear(4 * 6 * 6, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.stem(x))
-        return self.flat(y.flatten(1)) + self.conv(y).mean((2, 3))  # type: ignore[no-any-return]
+    y = F.relu(self.stem(x))
+    return self.flat(y.flatten(1)) + self.conv(y).mean((2, 3))  # type: ignore[no-any-return]
 
 
 def forked() -> Forked:
@@ -97,16 +92,6 @@ def test_reconstruction_adds_up_over_readers() -> None:
     assert scores.propose.max() == pytest.approx(2)
 
 
-def test_a_copy_of_a_channel_goes_first() -> None:
-    model = chain()
-    with torch.no_grad():
-        model[0].weight[3], model[0].bias[3] = 3 * model[0].weight[1], 3 * model[0].bias[1]
-    scores = score(model, VECTORS.double())
-    found = scores.propose[units_of(scores, "0")]
-    assert int(np.argmin(found)) in (1, 3)
-    assert found.min() < 0.02
-
-
 def test_activation_is_the_root_mean_square_of_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxprune.scoring.moments.ROWS", 36)
     model, x = forked(), IMAGES.double()
@@ -142,16 +127,11 @@ def test_taylor_by_sample_is_that_of_loaders_of_one_sample_each(name: str) -> No
     assert (found >= plain * (1 - 1e-9)).all()
 
 
-class Steps(nn.Module):
+@layers(lambda: dict(a=nn.Linear(6, 8), head=nn.Linear(8, CLASSES)))
+def Steps(self, x: Tensor) -> Tensor:
     """A linear layer that takes all steps of all sequences as rows of one matrix."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.head = nn.Linear(6, 8), nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = self.head(self.a(x.view(-1, x.size(-1))).relu())
-        return rows.view(x.size(0), x.size(1), -1).mean(1)
+    rows = self.head(self.a(x.view(-1, x.size(-1))).relu())
+    return rows.view(x.size(0), x.size(1), -1).mean(1)
 
 
 def test_taylor_by_sample_of_sequences_of_other_lengths() -> None:
@@ -195,13 +175,6 @@ def test_either_ranking_may_be_any_signal() -> None:
     assert len({tuple(scores.propose) for scores in found.values()}) == len(SIGNALS)
 
 
-def test_reconstruction_and_taylor_by_sample_are_what_is_taken() -> None:
-    model = ZOO["residual"].build()
-    plain, named = score(model), score(model, propose="reconstruction", protect="taylor-by-sample")
-    assert np.array_equal(plain.propose, named.propose)
-    assert np.array_equal(plain.protect, named.protect)
-
-
 # -- a signal of the caller's ------------------------------------------------------------------------------------------
 
 
@@ -219,16 +192,6 @@ def test_a_function_ranks() -> None:
     assert scores.about["propose"] == "both"
 
 
-def test_a_name_that_is_none() -> None:
-    message = (
-        "is 'fisher'; it is one of separability, taylor, taylor-by-sample, reconstruction, activation, magnitude, "
-        "random, or a function from fxprune.Evidence to one number a unit"
-    )
-    for which in ("propose", "protect"):
-        with pytest.raises(CalibrationError, match=f"{which} {message}"):
-            score(ZOO["mlp"].build(), VECTORS, **{which: "fisher"})
-
-
 def test_a_signal_of_another_number() -> None:
     def few(evidence: Evidence) -> NDArray[np.float64]:
         return np.array([0.0, np.inf, np.nan])
@@ -237,27 +200,12 @@ def test_a_signal_of_another_number() -> None:
         score(chain(), VECTORS.double(), propose=few)
 
 
-def test_a_signal_that_is_not_finite() -> None:
-    with pytest.raises(CalibrationError, match=r"gives shape \(5,\), 5 of it not finite, for 5 units: give one finite"):
-        score(chain(), VECTORS.double(), protect=lambda e: np.full(e.coupling.units, np.nan))
-
-
 def test_a_u_score_that_was_not_asked_for() -> None:
     with pytest.raises(CalibrationError, match='the U-Score was not gathered: ask for it by its name, "separability"'):
         score(chain(), VECTORS.double(), propose=lambda e: SIGNALS["separability"](e))
 
 
 # -- what the signals need ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch", [IMAGES, (IMAGES,), {"x": IMAGES, "labels": None}])
-def test_no_labels_are_needed(batch: Any) -> None:
-    scores = fxprune.score(ZOO["residual"].build(), [batch], loss=squares, progress=False)
-    assert (scores.propose > 0).all()
-    assert (scores.protect > 0).any()
-    assert scores.about["samples"] == 20
-    with pytest.raises(CalibrationError, match="the batches have no targets, and the U-Score compares classes"):
-        fxprune.score(ZOO["residual"].build(), [batch], loss=squares, propose="separability", progress=False)
 
 
 def test_one_class_is_enough() -> None:

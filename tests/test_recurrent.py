@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import batches, difference, double, outputs, sizes_of_slopes
-from sklearn.datasets import load_digits
+from helpers import difference, double, outputs, sizes_of_slopes
+from nets import layers
 from torch import Tensor, nn
 from zoo import CLASSES, ZOO
 
@@ -27,7 +27,6 @@ from fxprune.errors import PlanError
 from fxprune.planning.tod import balanced
 from fxprune.rewriting.oracle import Mask
 from fxprune.tracing.capture import capture
-from fxprune.tracing.facts import macs
 
 READ_BY_LAYERS = [
     "rnn_tanh_both_ways", "rnn_relu_deep_both_ways", "lstm_deep", "lstm_time_major", "gru_deep_both_ways",
@@ -104,12 +103,6 @@ def test_units_high_by_u_score_come_back_first() -> None:
     assert balanced(keep, propose, [sites]).tolist() == [True, True, False, True, True, True, True, False]
 
 
-def test_units_of_several_channels_come_back_whole() -> None:
-    keep = np.array([False, False, True, True, False])
-    sites = np.array([0, 0, 1, 1]), np.array([2, 3, 4, -1])
-    assert balanced(keep, np.arange(5.0), [sites]).all()
-
-
 @pytest.mark.parametrize(("min_keep", "round_to"), [(1, 4), (5, 1), (3, 2)])
 def test_round_to_and_min_keep_hold_for_balanced_layers(min_keep: int, round_to: int) -> None:
     for name in ("gru_deep_both_ways", "lstm_projected_deep"):
@@ -155,13 +148,9 @@ def test_the_balance_is_saved_with_the_scores(tmp_path: Path) -> None:
 
 
 def test_a_layer_that_stays_whole_holds_the_others() -> None:
-    class LastLayerOut(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.rnn = nn.Linear(6, 8), nn.LSTM(8, 7, num_layers=2, batch_first=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.rnn(self.a(x))[0]
+    @layers(lambda: dict(a=nn.Linear(6, 8), rnn=nn.LSTM(8, 7, num_layers=2, batch_first=True)))
+    def LastLayerOut(self, x: Tensor) -> Tensor:
+        return self.rnn(self.a(x))[0]
 
     frozen = {g.name: g.frozen for g in fxprune.couple(capture(LastLayerOut(), torch.zeros(2, 5, 6)))}
     assert frozen == {
@@ -169,11 +158,6 @@ def test_a_layer_that_stays_whole_holds_the_others() -> None:
         "rnn.l0": "must be as wide as rnn.l1, which is frozen",
         "rnn.l1": "it is the model's output",
     }
-
-
-def test_a_given_initial_state_holds_the_units() -> None:
-    groups = fxprune.couple(capture(ZOO["state_given"].build(), ZOO["state_given"].example(2)))
-    assert {g.name: g.frozen for g in groups}["rnn.l0"] == "the initial state of rnn is given"
 
 
 def test_packing_in_another_file_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,13 +169,9 @@ def test_packing_in_another_file_is_followed(tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(tmp_path)
     helpers = importlib.import_module("packing_helpers")
 
-    class Reader(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.rnn, self.head = nn.Linear(7, 8), nn.GRU(8, 9, batch_first=True), nn.Linear(9, CLASSES)
-
-        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-            return self.head(self.rnn(helpers.packed(self.a(x).relu(), lengths))[1][-1])
+    @layers(lambda: dict(a=nn.Linear(7, 8), rnn=nn.GRU(8, 9, batch_first=True), head=nn.Linear(9, CLASSES)))
+    def Reader(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.head(self.rnn(helpers.packed(self.a(x).relu(), lengths))[1][-1])
 
     model, example = Reader(), (torch.randn(4, 6, 7), torch.tensor([6, 2, 5, 1]))
     plan = fxprune.Scores.random(model, example).plan(alpha=0.5)
@@ -202,27 +182,11 @@ def test_packing_in_another_file_is_followed(tmp_path: Path, monkeypatch: pytest
     assert sys.modules.pop("packing_helpers").pack_padded_sequence is nn.utils.rnn.pack_padded_sequence
 
 
-def test_layers_can_be_excluded() -> None:
-    model, x = ZOO["lstm_deep"].build(), ZOO["lstm_deep"].example(2)
-    for exclude in (["rnn"], [nn.LSTM], ["rnn.*"], ["rnn.l1"]):
-        groups = fxprune.couple(capture(model, x), exclude=exclude)
-        assert {g.name for g in groups if g.frozen is None} == {"a"}
-
-
 def test_unused_states_bind_nothing_and_single_ones_no_rows() -> None:
     listing = fxprune.couple(capture(ZOO["lstm_both_states"].build(), ZOO["lstm_both_states"].example(2)))
     assert [len(g) for g in listing if g.frozen is None] == [8, 8, 8, 8]
     tied = fxprune.couple(capture(ZOO["lstm_mean_states"].build(), ZOO["lstm_mean_states"].example(2)))
     assert [len(g) for g in tied if g.frozen is None] == [8]
-
-
-def test_the_gates_inside_leave_the_numbers_alone() -> None:
-    """With every gate at one, the gated graph gives what the model gives, packed and through any layout."""
-    for name in READ_BY_LAYERS:
-        model, x = ZOO[name].build().double(), double(ZOO[name].example(5))
-        plan = fxprune.Scores.random(model, x).plan(alpha=0.5)
-        whole = dataclasses.replace(plan, keep={site: tuple(range(of)) for site, of in plan.widths.items()})
-        assert fxprune.verify(model, whole, fxprune.apply(model, whole), x) < 1e-12, name
 
 
 def test_a_smaller_layer_is_a_layer_of_torch() -> None:
@@ -239,19 +203,6 @@ def test_a_smaller_layer_is_a_layer_of_torch() -> None:
     x = torch.randn(5, 3, small.rnn.input_size)
     assert difference(outputs(twin, x), outputs(small.rnn, x)) < 1e-6
     assert all(a is b for a, b in zip(small.rnn._flat_weights, small.rnn.parameters(), strict=True))
-
-
-def test_weights_put_in_later_are_used() -> None:
-    case = ZOO["gru_deep"]
-    small: Any = fxprune.apply(case.build(), fxprune.Scores.random(case.build(), case.example(2)).plan(alpha=0.5))
-    before = outputs(small, case.example(2))
-    other = copy.deepcopy(small)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.mul_(0.5)
-    assert difference(before, outputs(other, case.example(2))) > 1e-3
-    small.load_state_dict(other.state_dict())
-    assert difference(outputs(other, case.example(2)), outputs(small, case.example(2))) == 0
 
 
 def test_sizes_are_set_before_weights_are_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,21 +241,6 @@ def test_layers_that_stay_are_differentiable_in_eval_mode_too(name: str, monkeyp
     assert set(on) == {False}
 
 
-def test_dropout_between_layers_follows_the_mode() -> None:
-    case = ZOO["lstm_deep"]
-    small = fxprune.apply(case.build().train(), fxprune.Scores.random(case.build(), case.example(2)).plan(alpha=0.3))
-    x = case.example(2)
-    assert small.training
-    assert not torch.equal(small(x), small(x))
-    assert torch.equal(small.eval()(x), small(x))
-
-
-def test_macs_of_recurrent_layers_are_counted() -> None:
-    model = nn.Sequential(nn.LSTM(8, 16, 2, bidirectional=True))
-    expected = 5 * 2 * 4 * 16 * (8 + 16 + 32 + 16)
-    assert macs(capture(model, torch.zeros(5, 1, 8)), torch.zeros(5, 1, 8)) == expected // 5  # samples are axis 0
-
-
 def test_u_scores_of_a_lower_layer_come_from_what_the_upper_reads() -> None:
     """An upper layer reads the lower one's outputs; so does a linear layer that is put there."""
     torch.manual_seed(1)
@@ -324,13 +260,6 @@ def test_u_scores_of_a_lower_layer_come_from_what_the_upper_reads() -> None:
 class Outputs(nn.Module):
     def forward(self, pair: Any) -> Tensor:
         return pair[0]
-
-
-@pytest.mark.parametrize("name", ["lstm_projected_one", "packed_lstm_outputs_samples_first", "lstm_time_major"])
-def test_every_unit_has_a_u_score(name: str) -> None:
-    loader = batches(ZOO[name].example, CLASSES, (8, 5))
-    scores = fxprune.score(ZOO[name].build(), loader, propose="separability", progress=False)
-    assert (scores.propose > 0).all()
 
 
 # -- trained models ----------------------------------------------------------------------------------------------------
@@ -379,7 +308,7 @@ def test_a_trained_classifier_keeps_its_accuracy(kind: type[nn.RNNBase]) -> None
 
     Measured: LSTM 98.2 % before and after, with 26 % of the parameters, GRU 97.8 % before and after, with 25 %.
     """
-    digits = load_digits()
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
     order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
     x, y = torch.tensor(digits.images / 16, dtype=torch.float32)[order], torch.tensor(digits.target)[order]
     model = trained(Reader(kind, 128), x[:1300], y[:1300])

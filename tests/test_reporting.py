@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import re
@@ -16,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import parameters
+from nets import layers
 from torch import nn
 from zoo import ZOO, images, tensors
 
 import fxprune
-from fxprune.caller.typed_json import restored
-from fxprune.errors import FxpruneError, PlanError
+from fxprune.caller.typed_json import from_plain
+from fxprune.errors import PlanError
 from fxprune.planning.allocation import tod_by_group
 from fxprune.planning.tod import tod_curve
 from fxprune.reporting.groups import rankings
@@ -82,14 +82,6 @@ def test_protection_over_the_network_is_ranked_over_the_network() -> None:
         assert gone == 0 or ranking.tod[gone - 1] == pytest.approx(sum(both) / gone, abs=1e-4), name
 
 
-def test_a_function_of_the_callers_is_no_curve() -> None:
-    scores = fxprune.Scores.random(ZOO["mlp"].build(), tensors(6)(2))
-    plan = scores.plan(0.5, allocate=lambda propose, protect, groups: propose)
-    assert plan.allocate is None
-    assert not next(iter(rankings(scores, plan).values())).decides
-    assert not next(iter(rankings(scores, scores.plan(0.5, allocate="uniform")).values())).decides
-
-
 def test_wide_groups_are_sampled_by_rank() -> None:
     model = nn.Sequential(nn.Linear(4, 2000), nn.ReLU(), nn.Linear(2000, 3))
     scores = fxprune.Scores.random(model, torch.zeros(2, 4))
@@ -131,16 +123,10 @@ def test_the_largest_layers_are_those_of_what_is_left(compressed: tuple[nn.Modul
     assert sum(layer.macs[0] for layer in report.layers) == report.macs_before
 
 
-class Functional(nn.Module):
+@layers(lambda: dict(inner=nn.Linear(6, 16), weight=nn.Parameter(torch.randn(5, 16))))
+def Functional(self, x: torch.Tensor) -> torch.Tensor:
     """Weights that functions read, and one that lies in no layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(6, 16)
-        self.weight = nn.Parameter(torch.randn(5, 16))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(nn.functional.linear(x, self.inner.weight).relu(), self.weight)
+    return nn.functional.linear(nn.functional.linear(x, self.inner.weight).relu(), self.weight)
 
 
 def test_work_of_functions_counts_for_what_holds_the_weight() -> None:
@@ -175,15 +161,6 @@ def test_biases_that_compensation_created_are_counted(level: Any) -> None:
     assert sum(layer.params[1] for layer in report.layers) == parameters(small)
 
 
-def test_biases_of_a_part_are_counted_in_the_whole() -> None:
-    part = nn.Sequential(nn.Linear(6, 16, bias=False), nn.ReLU(), nn.Linear(16, 8, bias=False))
-    model = nn.Sequential(part, nn.Linear(8, 5))
-    batches = [(torch.rand(20, 6), torch.arange(20) % 5)]
-    small = fxprune.compress(model, batches, 0.5, compensate="bias", submodule="0", progress=False)
-    assert fxprune.report(small).whole == (parameters(model), parameters(small))
-    assert fxprune.report(small).params_after == parameters(small[0])
-
-
 def test_it_all_travels_in_the_saved_file(full: fxprune.Report, compressed: Any, tmp_path: Path) -> None:
     small = compressed[0]
     before = small.meta["pruned"]
@@ -201,10 +178,10 @@ NEW = ("weight_bytes", "layers", "signals", "latency")
 
 def test_what_an_older_file_holds_is_read(full: fxprune.Report) -> None:
     content = json.loads(json.dumps(full.to_dict()))
-    assert restored(fxprune.Report, content) == full
+    assert from_plain(fxprune.Report, content) == full
     old = {name: entry for name, entry in content.items() if name not in NEW}
     old["groups"] = [{name: entry for name, entry in group.items() if name != "ranking"} for group in old["groups"]]
-    found = restored(fxprune.Report, old)
+    found = from_plain(fxprune.Report, old)
     assert (found.params_after, found.latency, found.weight_bytes) == (full.params_after, None, None)
     assert [group.ranking for group in found.groups] == [None] * len(full.groups)
     assert Checked(page(found)).open == []
@@ -236,20 +213,6 @@ def test_comparing_two_reports(full: fxprune.Report) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.alike = 3  # type: ignore[misc]
     assert full.compare(full).groups == ()
-
-
-def test_the_page_of_the_docs_runs(compressed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[1] / "docs" / "reports.md").read_text(encoding="utf-8")
-    small, report = compressed
-    model = ZOO["residual"].build()
-    names: dict[str, Any] = {"fxprune": fxprune, "small": copy.deepcopy(small), "other": report, "model": model}
-    names["images"] = images()(2)
-    for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        exec(block, names)
-    assert (tmp_path / "report.html").exists()
-    assert names["report"].latency == names["latency"]
-    assert [pair.batch_size for pair in names["latency"].batches] == [1, 32]
 
 
 class Checked(HTMLParser):
@@ -315,17 +278,6 @@ def test_everything_in_it_is_escaped(full: fxprune.Report) -> None:
     assert text.count("&lt;script&gt;alert") > 10
 
 
-@pytest.mark.parametrize("name", ["mean_over_channels", "mlp"])
-def test_what_is_not_known_is_left_out(name: str) -> None:
-    model, example = ZOO[name].build(), ZOO[name].example(2)
-    report = fxprune.report(fxprune.apply(model, fxprune.Scores.random(model, example).plan(0.3)))
-    bare = dataclasses.replace(report, layers=(), weight_bytes=None, error=None, groups=(), frozen=())
-    for shown in (report, bare):
-        assert Checked(page(shown)).open == []
-    assert "No curve: the scores were not at hand" in page(report)
-    assert "Nothing of this model can be pruned" in page(bare)
-
-
 @pytest.mark.parametrize(
     "ranking",
     [
@@ -337,14 +289,6 @@ def test_rankings_of_any_shape_are_drawn(full: fxprune.Report, ranking: Ranking)
     """A file may hold lists that do not fit each other."""
     group = dataclasses.replace(full.groups[0], before=1, after=1, ranking=ranking)
     assert Checked(page(dataclasses.replace(full, groups=(group,)))).open == []
-
-
-def test_the_file_appears_whole(full: fxprune.Report, tmp_path: Path) -> None:
-    full.to_html(tmp_path / "report.html")
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page(full)
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-    with pytest.raises(FxpruneError, match=r"cannot be written: there is no folder .*nowhere; make it first"):
-        full.to_html(tmp_path / "nowhere" / "report.html")
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="no node to check the script with")
@@ -403,3 +347,14 @@ def test_it_opens_sorts_and_unfolds_in_a_browser(full: fxprune.Report, tmp_path:
     assert [sizes[name] for name in found["falling"]] == sorted(sizes.values(), reverse=True)
     assert found["sorted"].count("descending") == 1
     assert (found["closed"], found["one"], found["all"]) == (0, 1, len(sizes))
+
+
+@pytest.mark.parametrize("name", ["mean_over_channels", "mlp"])
+def test_what_is_not_known_is_left_out(name: str) -> None:
+    model, example = ZOO[name].build(), ZOO[name].example(2)
+    report = fxprune.report(fxprune.apply(model, fxprune.Scores.random(model, example).plan(0.3)))
+    bare = dataclasses.replace(report, layers=(), weight_bytes=None, error=None, groups=(), frozen=())
+    for shown in (report, bare):
+        assert Checked(page(shown)).open == []
+    assert "No curve: the scores were not at hand" in page(report)
+    assert "Nothing of this model can be pruned" in page(bare)

@@ -116,16 +116,6 @@ def test_a_loader_that_shuffles_by_the_global_seed(tmp_path: Path) -> None:
     assert_equal(resumed, fxprune.score(build(), loader, progress=False))
 
 
-def test_compress_goes_on_too(tmp_path: Path) -> None:
-    path = tmp_path / "pass.npz"
-    options: dict[str, Any] = {"alpha": 0.5, "progress": False}
-    interrupted(path, build(), labelled(), 3, every=1)
-    resumed = fxprune.compress(build(), labelled(), checkpoint=path, **options)
-    expected = fxprune.compress(build(), labelled(), **options).state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in resumed.state_dict().items())
-    assert not path.exists()
-
-
 def _other_model(_: Path) -> dict[str, Any]:
     model = build()
     with torch.no_grad():

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -255,14 +254,6 @@ def test_what_is_ignored_is_left_out(made: tuple[Net, Plan, Path], tmp_path: Pat
     assert "rotary.inv_freq" not in read(tmp_path / "small")
 
 
-def test_a_plan_for_another_model(made: tuple[Net, Plan, Path], tmp_path: Path) -> None:
-    _, plan, source = made
-    other = Plan(dict(plan.keep) | {"other": (0,)}, dict(plan.widths) | {"other": 2}, plan.example)
-    with pytest.raises(fxprune.PlanError, match="names other"):
-        fxprune.rewrite_checkpoint(source, other, tmp_path / "small", model=ghost_of())
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
 def test_targets_that_exist_or_have_no_place(made: tuple[Net, Plan, Path], tmp_path: Path) -> None:
     _, plan, source = made
     (tmp_path / "small").mkdir()
@@ -450,8 +441,8 @@ def test_killed_in_the_last_step(made: tuple[Net, Plan, Path], tmp_path: Path) -
     fxprune.rewrite_checkpoint(source, plan, tmp_path / "small", model=ghost_of())
     before = contents(tmp_path / "small")
     (tmp_path / "small").rename(tmp_path / ".small.unfinished")
-    stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / ".small.unfinished").glob("model-*")}
-    time.sleep(0.01)
+    for path in (tmp_path / ".small.unfinished").glob("model-*"):
+        os.utime(path, ns=(0, 0))
     fxprune.rewrite_checkpoint(source, plan, tmp_path / "small", model=ghost_of())
     assert contents(tmp_path / "small") == before
-    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "small").glob("model-0*")} == stamps
+    assert {p.stat().st_mtime_ns for p in (tmp_path / "small").glob("model-0*")} == {0}

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import picture, same_picture, sizes_of_slopes, squares
+from helpers import sizes_of_slopes, squares
+from nets import layers
 from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 from zoo import CLASSES, ZOO, images, tensors
 
 import fxprune
@@ -77,12 +77,6 @@ FORMS: dict[str, Callable[[Tensor, Tensor], Any]] = {
 def test_every_form_of_batch_gives_the_same_scores(form: Callable[[Tensor, Tensor], Any]) -> None:
     model = build("residual")
     assert equal(score(model, loader()), score(model, Windows([form(x, y) for x, y in loader()])))
-
-
-def test_a_data_loader_works() -> None:
-    model = build("residual")
-    batches = DataLoader(TensorDataset(IMAGES.double(), LABELS), batch_size=12)
-    assert equal(score(model, loader()), score(model, batches))
 
 
 def test_unpack_takes_any_batch() -> None:
@@ -169,11 +163,6 @@ def test_scores_repeat_bit_for_bit() -> None:
     assert equal(score(model, loader(IMAGES)), score(model, loader(IMAGES)))
 
 
-def test_scores_do_not_depend_on_the_mode_of_the_model() -> None:
-    model = build("dropouts")
-    assert equal(score(model, loader()), score(model.train(), loader()))
-
-
 def test_the_seed_moves_the_directions_only() -> None:
     model = build("residual")
     one, two = (u_score(model, loader(), seed=seed) for seed in (1, 2))
@@ -182,25 +171,11 @@ def test_the_seed_moves_the_directions_only() -> None:
     assert np.corrcoef(one.propose, two.propose)[0, 1] > 0.8
 
 
-def test_scoring_leaves_model_and_random_states_alone() -> None:
-    model = build("residual").train()
-    model.stem.requires_grad_(False)
-    before = picture(model)
-    score(model, loader())
-    assert same_picture(before, picture(model))
-
-
 def test_batches_are_left_alone_by_a_model_that_changes_its_input() -> None:
     batches = loader(IMAGES.double().clone())
     first = score(build("changes_its_input"), batches)
     assert torch.equal(torch.cat([x for x, _ in batches]), IMAGES.double())
     assert equal(first, score(build("changes_its_input"), batches))
-
-
-def test_frozen_parameters_make_no_difference() -> None:
-    model = build("residual")
-    expected = score(model, loader())
-    assert equal(expected, score(model.requires_grad_(False), loader()))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -221,14 +196,6 @@ def test_more_classes_than_max_classes_are_sampled() -> None:
     assert every.about["classes"] == 30
     assert (some.propose <= every.propose).all()
     assert (some.propose < every.propose).any()
-
-
-def test_little_memory_means_fewer_projections() -> None:
-    model = build("residual")
-    tight = u_score(model, loader(), sample_memory=100_000)
-    assert 1 <= tight.about["projections"] < 64
-    assert u_score(model, loader()).about["projections"] == 64
-    assert np.array_equal(tight.protect, score(model, loader()).protect)
 
 
 def test_still_less_memory_means_fewer_samples_of_a_class() -> None:
@@ -253,91 +220,93 @@ def test_a_constant_unit_tells_no_classes_apart() -> None:
     assert 3 not in scores.plan(alpha=1.0).keep["0"]
 
 
-def test_a_unit_on_a_dead_branch_is_protected_by_nothing() -> None:
-    scores = score(build("dead_branch"), loader())
-    units = {site.name: site.units for site in scores.sites}["dead"]
-    assert (units >= 0).all()
-    assert (scores.protect[units] == 0).all()
-
-
 # -- what is said where scores cannot be taken -------------------------------------------------------------------------
 
 
-def test_one_class() -> None:
-    with pytest.raises(CalibrationError, match=r"all 30 samples of the loader are of one class \(2\).*at least two"):
-        u_score(build("residual"), loader(y=torch.full((SAMPLES,), 2)))
+def spoiled(value: float) -> list[tuple[Tensor, Tensor]]:
+    """Batches, with one number of the second replaced."""
+    x = IMAGES.double().clone()
+    x[20, 0, 0, 0] = value
+    return loader(x)
 
 
-def test_empty_loader() -> None:
-    with pytest.raises(CalibrationError, match="the loader gives no batch"):
-        score(build("residual"), [])
+def labelled(labels: Tensor, size: int = 12) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(IMAGES.double().split(12), labels.split(size), strict=False))
 
 
-def test_one_shot_loader() -> None:
-    with pytest.raises(CalibrationError, match="the loader is a generator, which can be read only once"):
-        score(build("residual"), (batch for batch in loader()))
+@layers(lambda: dict(a=nn.Linear(1, 8), b=nn.Linear(8, CLASSES)))
+def Constant(self, x: Tensor) -> Tensor:
+    return self.b(self.a(x.reshape(1, 1)).relu())
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (LABELS[:, None], r"shape \(12, 1\) and dtype int64.*each of the 12 samples: pass classes="),
-        (LABELS.float(), r"shape \(12,\) and dtype float32.*pass classes="),
-        (F.one_hot(LABELS), r"shape \(12, 5\) and dtype int64"),
-        (LABELS[:11].repeat(3), r"shape \(11,\)"),
-    ],
-)
-def test_labels_that_are_not_one_class_a_sample(labels: Tensor, message: str) -> None:
-    batches = [
-        (x, y) for x, y in zip(IMAGES.double().split(12), labels.split(12 if len(labels) == 30 else 11), strict=False)
-    ]
+@torch.no_grad()
+def without_gradients(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target)
+
+
+UNREACHED = r"loss does not depend on Residual: its gradient is 0.*no_grad\(\), detach"
+NOT_FINITE = "the loss of batch 1 is nan: the input x holds NaN or infinity"
+TO_UNPACK = r".*pass unpack=, a function from a batch to \(inputs, targets\)"
+LOSSES: dict[str, tuple[Any, str]] = {
+    "one a sample": (nn.CrossEntropyLoss(reduction="none"), r"of batch 0 has shape \(12,\): it must be one number"),
+    "a float": (lambda o, t: 1.0, "the loss of batch 0 has type float"),
+    "nan": (lambda o, t: o.sum() * float("nan"), "the loss of batch 0 is nan: the output is finite, look at the loss"),
+    "no_grad": (without_gradients, UNREACHED),
+    "detach": (lambda o, t: F.cross_entropy(o.detach().requires_grad_(), t), UNREACHED),
+    "item": (lambda o, t: torch.tensor(F.cross_entropy(o, t).item()), UNREACHED),
+    "zero": (lambda o, t: torch.zeros(()), UNREACHED),
+    "zero times infinity": (
+        lambda o, t: (o - o.detach()).abs().sqrt().sum(),
+        r"a gradient on the edge .* is not finite: look for overflow in the model or the loss",
+    ),
+}
+BATCHES: dict[str, tuple[Any, str]] = {
+    "none": (list, "the loader gives no batch"),
+    "a generator": (lambda: (batch for batch in loader()), "the loader is a generator, which can be read only once"),
+    "nan": (lambda: spoiled(float("nan")), NOT_FINITE),
+    "infinity": (lambda: spoiled(float("inf")), NOT_FINITE),
+    "other sizes": (lambda: [*loader(), (VECTORS.double(), LABELS)], r"the model fails on batch 3 \(RuntimeError"),
+    "a number": (lambda: [7], f"a batch is a int, not a pair{TO_UNPACK}"),
+    "three": (lambda: [(IMAGES, LABELS, LABELS)], f"a batch is a tuple of length 3, not a pair{TO_UNPACK}"),
+    "no targets": (lambda: [{"x": IMAGES, "y": LABELS}], rf"keys \['x', 'y'\], and 0 of them{TO_UNPACK}"),
+    "two targets": (
+        lambda: [{"x": IMAGES, "label": LABELS, "target": LABELS}],
+        f"and 2 of them say that they are the targets{TO_UNPACK}",
+    ),
+}  # fmt: skip
+LABELLED: dict[str, tuple[Any, str]] = {
+    "a list": ([(x, y.tolist()) for x, y in labelled(LABELS)], "the targets are a list, not a tensor of class numbers"),
+    "a column": (labelled(LABELS[:, None]), r"shape \(12, 1\) and dtype int64.*each of the 12 samples: pass classes="),
+    "floats": (labelled(LABELS.float()), r"shape \(12,\) and dtype float32.*pass classes="),
+    "one hot": (labelled(F.one_hot(LABELS)), r"shape \(12, 5\) and dtype int64"),
+    "fewer": (labelled(LABELS[:11].repeat(3), 11), r"shape \(11,\)"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_that_cannot_be_used(name: str) -> None:
+    loss, message = LOSSES[name]
+    with pytest.raises(CalibrationError, match=message):
+        score(build("residual"), loader(), loss=loss)
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_batches_that_cannot_be_used(name: str) -> None:
+    batches, message = BATCHES[name]
+    with pytest.raises(CalibrationError, match=message):
+        score(build("residual"), batches())
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_that_are_not_one_class_a_sample(name: str) -> None:
+    batches, message = LABELLED[name]
     with pytest.raises(CalibrationError, match=message):
         u_score(build("residual"), batches, loss=squares)
 
 
-def test_classes_turns_targets_into_class_numbers() -> None:
-    model = build("residual")
-    batches = [(x, F.one_hot(y, CLASSES).double()) for x, y in loader()]
-    scores = u_score(model, batches, classes=lambda targets: targets.argmax(1))
-    assert np.allclose(scores.propose, u_score(model, loader()).propose)
-
-
-def test_labels_that_are_no_tensor() -> None:
-    with pytest.raises(CalibrationError, match="the targets are a list, not a tensor of class numbers"):
-        u_score(build("residual"), [(x, y.tolist()) for x, y in loader()], loss=squares)
-
-
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        (7, "a batch is a int, not a pair"),
-        ((IMAGES, LABELS, LABELS), "a batch is a tuple of length 3, not a pair"),
-        ({"x": IMAGES, "y": LABELS}, r"keys \['x', 'y'\], and 0 of them"),
-        ({"x": IMAGES, "label": LABELS, "target": LABELS}, r"and 2 of them say that they are the targets"),
-    ],
-)
-def test_batches_of_an_unknown_form(batch: Any, message: str) -> None:
-    with pytest.raises(CalibrationError, match=message + r".*unpack=") as error:
-        score(build("residual"), [batch])
-    assert "pass unpack=, a function from a batch to (inputs, targets)" in str(error.value)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_inputs_that_are_not_finite(value: float) -> None:
-    x = IMAGES.double().clone()
-    x[20, 0, 0, 0] = value
-    with pytest.raises(CalibrationError, match="the loss of batch 1 is nan: the input x holds NaN or infinity"):
-        score(build("residual"), loader(x))
-
-
-def test_weights_that_are_not_finite_are_named() -> None:
-    model = build("residual")
-    with torch.no_grad():
-        model.a["conv2"].weight[0] = float("inf")
-    with pytest.raises(
-        CalibrationError, match=r"the loss of batch 0 is .*: the output of a.conv2 holds NaN or infinity"
-    ):
-        score(model, loader())
+def test_a_batch_without_a_batch_axis() -> None:
+    with pytest.raises(CalibrationError, match="a batch has no tensor with a batch axis among its inputs: pass unpack"):
+        score(Constant(), [(torch.tensor(0.5), torch.tensor([1])), (torch.tensor(0.7), torch.tensor([2]))])
 
 
 def test_an_activation_that_is_not_finite_but_harmless() -> None:
@@ -350,82 +319,11 @@ def test_an_activation_that_is_not_finite_but_harmless() -> None:
         score(model, loader(VECTORS), loss=loss)
 
 
-def test_a_loss_that_is_not_finite() -> None:
-    with pytest.raises(CalibrationError, match="the loss of batch 0 is nan: the output is finite, look at the loss"):
-        score(build("residual"), loader(), loss=lambda output, target: output.sum() * float("nan"))
-
-
-def test_a_loss_that_is_not_a_number() -> None:
-    per_sample = nn.CrossEntropyLoss(reduction="none")
-    with pytest.raises(CalibrationError, match=r"the loss of batch 0 has shape \(12,\): it must be one number"):
-        score(build("residual"), loader(), loss=per_sample)
-    with pytest.raises(CalibrationError, match="the loss of batch 0 has type float"):
-        score(build("residual"), loader(), loss=lambda output, target: 1.0)
-
-
-@torch.no_grad()
-def without_gradients(output: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(output, target)
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [
-        without_gradients,
-        lambda o, t: F.cross_entropy(o.detach().requires_grad_(), t),
-        lambda o, t: torch.tensor(F.cross_entropy(o, t).item()),
-        lambda o, t: torch.zeros(()),
-    ],
-    ids=["no_grad", "detach", "item", "zero"],
-)
-def test_a_loss_that_no_scored_value_reaches(loss: Any) -> None:
-    with pytest.raises(
-        CalibrationError, match=r"loss does not depend on Residual: its gradient is 0.*no_grad\(\), detach"
-    ):
-        score(build("residual"), loader(), loss=loss)
-
-
 def test_a_loss_that_some_batches_do_not_reach() -> None:
     model, batches, calls = build("residual"), loader(), iter(range(3))
     found = score(model, batches, loss=lambda o, t: F.cross_entropy(o, t) if next(calls) else torch.zeros(()))
-    first = len(batches[0][1])
     assert np.allclose(found.protect, score(model, batches[1:]).protect)
-    assert found.about["samples"] == SAMPLES > first
-
-
-def test_a_loss_that_fails() -> None:
-    with pytest.raises(CalibrationError, match=r"the loss cross_entropy fails on batch 0 \(.*\): pass loss="):
-        score(build("several_outputs"), loader())
-
-
-def test_a_batch_that_the_model_does_not_take() -> None:
-    batches = [*loader(), (VECTORS.double(), LABELS)]
-    with pytest.raises(CalibrationError, match=r"the model fails on batch 3 \(RuntimeError"):
-        score(build("residual"), batches)
-
-
-def test_a_batch_without_a_batch_axis() -> None:
-    class Constant(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(1, 8), nn.Linear(8, CLASSES)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.a(x.reshape(1, 1)).relu())
-
-    with pytest.raises(
-        CalibrationError, match="a batch has no tensor with a batch axis among its inputs: pass unpack="
-    ):
-        score(Constant(), [(torch.tensor(0.5), torch.tensor([1])), (torch.tensor(0.7), torch.tensor([2]))])
-
-
-def test_gradients_that_are_not_finite() -> None:
-    """The loss is zero, its gradient is zero times infinity."""
-    loss = lambda output, target: (output - output.detach()).abs().sqrt().sum()  # noqa: E731
-    with pytest.raises(
-        CalibrationError, match=r"a gradient on the edge .* is not finite: look for overflow in the model or the loss"
-    ):
-        score(build("residual"), loader(), loss=loss)
+    assert found.about["samples"] == SAMPLES
 
 
 # -- Scores as a value -------------------------------------------------------------------------------------------------
@@ -448,37 +346,6 @@ def test_a_file_that_holds_no_scores(tmp_path: Path, content: bytes) -> None:
         fxprune.Scores.load(tmp_path / "scores.npz")
 
 
-def test_a_truncated_score_file(tmp_path: Path) -> None:
-    path = tmp_path / "scores.npz"
-    score(build("mlp"), loader(VECTORS.double())).save(path)
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(PlanError, match="is not a score file"):
-        fxprune.Scores.load(path)
-
-
-def test_an_archive_of_something_else(tmp_path: Path) -> None:
-    np.savez(tmp_path / "scores.npz", a=np.zeros(3))
-    with pytest.raises(PlanError, match="is not a score file"):
-        fxprune.Scores.load(tmp_path / "scores.npz")
-
-
-def test_scores_of_a_later_format(tmp_path: Path) -> None:
-    header = np.frombuffer(b'{"fxprune_scores": 99}', dtype=np.uint8)
-    np.savez(tmp_path / "scores.npz", header=header)
-    with pytest.raises(PlanError, match="has score format 99, this fxprune reads 3: update it"):
-        fxprune.Scores.load(tmp_path / "scores.npz")
-
-
-def test_random_scores_are_seeded_and_leave_the_random_states_alone() -> None:
-    model, example = build("residual"), images()(2).double()
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    one, two = (fxprune.Scores.random(model, example, seed=seed) for seed in (1, 1))
-    assert equal(one, two)
-    assert not equal(one, fxprune.Scores.random(model, example, seed=2))
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
-
-
 def test_the_bounds_of_plans_are_those_that_scoring_was_told(tmp_path: Path) -> None:
     model, batches = ZOO["residual"].build(), [(images()(20), torch.arange(20) % CLASSES)]
     told = fxprune.score(model, batches, min_keep=3, round_to=4, progress=False)
@@ -490,6 +357,11 @@ def test_the_bounds_of_plans_are_those_that_scoring_was_told(tmp_path: Path) -> 
     assert told.plan(0.8).keep != asked.plan(0.8).keep
 
 
-def test_bounds_that_make_no_sense_are_said_before_the_pass() -> None:
-    with pytest.raises(PlanError, match="min_keep is 0; it is a whole number, at least 1"):
-        fxprune.score(ZOO["residual"].build(), iter([]), min_keep=0)
+def test_random_scores_are_seeded_and_leave_the_random_states_alone() -> None:
+    model, example = build("residual"), images()(2).double()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    one, two = (fxprune.Scores.random(model, example, seed=seed) for seed in (1, 1))
+    assert equal(one, two)
+    assert not equal(one, fxprune.Scores.random(model, example, seed=2))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())

@@ -15,9 +15,6 @@ from torch import nn
 
 import fxprune
 from fxprune import FxpruneError, FxpruneWarning, Plan, PlanError
-from fxprune.cli.inspection import tree
-from fxprune.cli.output import Output
-from fxprune.cli.pareto import Row, table
 from fxprune.errors import visible
 from fxprune.reporting.records import BatchLatency, GroupReport, MeasuredLatency, Timing
 
@@ -98,7 +95,12 @@ def test_a_page_is_harmless(report: fxprune.Report, tmp_path: Path) -> None:
     assert SHOWN in text
 
 
-def test_groups_are_harmless() -> None:
+def test_groups_and_the_command_line_are_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("typer")
+    from fxprune.cli.inspection import tree
+    from fxprune.cli.output import Output
+    from fxprune.cli.pareto import Row, table
+
     groups = fxprune.couple(fxprune.capture(Net(), torch.zeros(2, 4)))
     console = Console(force_terminal=True, width=500)
     with console.capture() as held:
@@ -106,9 +108,6 @@ def test_groups_are_harmless() -> None:
     assert ORDER not in held.get()
     assert held.get().count(SHOWN) > 1
     assert all(is_harmless(str(group)) for group in groups)
-
-
-def test_the_command_line_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output(json=False, quiet=False)
     output.show(f"made by {NAME}", table([Row(NAME, 0.1, 1, 1, 0.5)], NAME))
     output.wrote(f"{NAME}.json")

@@ -19,26 +19,10 @@ GOLDEN_NAMES = ("resnet18", "densenet121", "mobilenet_v2", "shufflenet_v2_x0_5")
 
 # One small member of each family, with an image size that it can take.
 SMALL = {
-    "alexnet": 64,
-    "vgg11": 32,
-    "vgg11_bn": 32,
-    "resnet18": 32,
-    "resnet50": 32,
-    "resnext50_32x4d": 32,
-    "wide_resnet50_2": 32,
-    "densenet121": 32,
-    "inception_v3": 80,
-    "googlenet": 32,
-    "squeezenet1_1": 32,
-    "mobilenet_v2": 32,
-    "mobilenet_v3_small": 32,
-    "mnasnet0_5": 32,
-    "efficientnet_b0": 32,
-    "efficientnet_v2_s": 32,
-    "regnet_x_400mf": 32,
-    "regnet_y_400mf": 32,
-    "shufflenet_v2_x0_5": 32,
-}
+    "alexnet": 64, "vgg11_bn": 32, "resnet50": 32, "resnext50_32x4d": 32, "densenet121": 32, "inception_v3": 80,
+    "googlenet": 32, "squeezenet1_1": 32, "mobilenet_v2": 32, "mobilenet_v3_small": 32, "efficientnet_b0": 32,
+    "regnet_y_400mf": 32, "shufflenet_v2_x0_5": 32, "resnet18": 32,
+}  # fmt: skip
 FAMILIES = (
     "alexnet", "vgg", "resnet", "resnext", "wide_resnet", "densenet", "inception_v3", "googlenet", "squeezenet",
     "mobilenet", "mnasnet", "efficientnet", "regnet", "shufflenet",
@@ -93,14 +77,14 @@ def pairs(size: int) -> tuple[Tensor, Tensor]:
 slow = pytest.mark.slow
 BACKBONES = [  # transformers, segmentation, video, optical flow: a small member of each, and what it takes
     ("vit_b_32", {"image_size": 64}, images(size=64)(2)),
-    ("swin_t", {}, images(size=64)(2)),
+    pytest.param("swin_t", {}, images(size=64)(2), marks=slow),
     ("swin_v2_t", {}, images(size=64)(2)),
-    ("convnext_tiny", {}, images(size=64)(2)),
+    pytest.param("convnext_tiny", {}, images(size=64)(2), marks=slow),
     ("lraspp_mobilenet_v3_large", {"weights_backbone": None}, images(size=64)(2)),
     ("deeplabv3_mobilenet_v3_large", {"weights_backbone": None}, images(size=64)(2)),
     ("r3d_18", {}, videos(32)),
-    ("r2plus1d_18", {}, videos(32)),
-    ("swin3d_t", {}, videos(32)),
+    pytest.param("r2plus1d_18", {}, videos(32), marks=slow),
+    pytest.param("swin3d_t", {}, videos(32), marks=slow),
     ("raft_small", {}, pairs(128)),
     pytest.param("maxvit_t", {}, images(size=224)(1), marks=slow),
     pytest.param("fcn_resnet50", {"weights_backbone": None}, images(size=64)(2), marks=slow),

@@ -58,7 +58,7 @@ def test_captured_pruned_and_proved(name: str, how: str) -> None:
     assert fxprune.verify(model, plan, small, sentences(3, 9)) < 1e-5
 
 
-@pytest.mark.parametrize("inexact", [False, True])
+@pytest.mark.parametrize("inexact", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_member_of_each_family(name: str, inexact: bool) -> None:
     torch.manual_seed(0)

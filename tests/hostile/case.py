@@ -6,10 +6,12 @@ import warnings
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from nets import layers
 from torch import Tensor, nn
 from zoo.case import Inputs, conv, randomise
 
@@ -70,39 +72,30 @@ def masked(batch: int, seed: int) -> tuple[Tensor, Tensor]:
     return sequences(batch, seed), (torch.rand(batch, 5, generator=_seeded(batch, seed + 99)) > 0.4).float()
 
 
-def masked_by_bools(batch: int, seed: int) -> tuple[Tensor, Tensor]:
-    x, mask = masked(batch, seed)
-    return x, mask.bool()
-
-
 class Net(nn.Module):
     """Two convolutions with something between them, and a classifier."""
 
-    def __init__(self, middle: Callable[[Any, Tensor], Tensor] | None = None, **layers: Any) -> None:
+    def __init__(self, middle: Callable[[Any, Tensor], Tensor] = lambda self, x: x, **layers: Any) -> None:
         super().__init__()
-        self.c1, self.c2, self.f = conv(3, 8), conv(8, 10), nn.Linear(10, 4)
-        self.middle = middle
+        self.c1, self.c2, self.f, self.middle = conv(3, 8), conv(8, 10), nn.Linear(10, 4), middle
         for name, layer in layers.items():
             setattr(self, name, layer)
 
     def between(self, x: Tensor) -> Tensor:
-        return x if self.middle is None else self.middle(self, x)
+        return self.middle(self, x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.f(F.relu(self.c2(self.between(self.c1(x)))).mean((2, 3)))
 
 
-class Deep(nn.Module):
+@layers(lambda: dict(
+    c1=conv(3, 8), bn=nn.BatchNorm2d(8), act=nn.ReLU(), block=nn.Sequential(conv(8, 12), nn.ReLU()),
+    c2=conv(12, 10), f=nn.Linear(10, 4),
+))  # fmt: skip
+def Deep(self, x: Tensor) -> Tensor:
     """A network of all common kinds of layers and containers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.c1, self.bn, self.act = conv(3, 8), nn.BatchNorm2d(8), nn.ReLU()
-        self.block, self.c2, self.f = nn.Sequential(conv(8, 12), nn.ReLU()), conv(12, 10), nn.Linear(10, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.c2(self.block(self.act(self.bn(self.c1(x)))))
-        return self.f(F.relu(x).mean((2, 3)))
+    x = self.c2(self.block(self.act(self.bn(self.c1(x)))))
+    return self.f(F.relu(x).mean((2, 3)))
 
 
 class Steps(nn.Module):
@@ -110,8 +103,7 @@ class Steps(nn.Module):
 
     def __init__(self, middle: Callable[[Any, Tensor, Any], Tensor], **layers: Any) -> None:
         super().__init__()
-        self.a, self.b, self.f = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 4)
-        self.middle = middle
+        self.a, self.b, self.f, self.middle = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 4), middle
         for name, layer in layers.items():
             setattr(self, name, layer)
 
@@ -143,23 +135,24 @@ def middle(kind: str, layers: Layers = dict, **expectations: Any) -> Callable[[A
 def middles(kind: str, functions: Mapping[str, Any], may: Collection[str] = (), **expectations: Any) -> None:
     """Register a `Net` for each of these functions of an activation; those named in ``may`` may be refused."""
     for name, function in functions.items():
-        add(kind, name, _net(function), images, **expectations | ({"wanted": "any"} if name in may else {}))
+        between = partial(lambda function, self, x: function(x), function)
+        add(kind, name, partial(Net, between), images, **expectations | ({"wanted": "any"} if name in may else {}))
 
 
-def _net(function: Callable[[Tensor], Tensor]) -> Build:
-    return lambda: Net(lambda _, x: function(x))
+def with_layers(kind: str, layers: Layers, functions: Mapping[str, Any], **expectations: Any) -> None:
+    """Register a `Net` with these layers for each of these functions of the network and an activation."""
+    for name, function in functions.items():
+        make = partial(lambda function: Net(function, **layers()), function)
+        add(kind, name, make, images, **expectations)
 
 
-def changed(kind: str, changes: Mapping[str, Callable[[Deep], Any]]) -> None:
+def changed(kind: str, changes: Mapping[str, Callable[[Any], Any]]) -> None:
     """Register a `Deep` for each of these functions that change one."""
     for name, change in changes.items():
-        add(kind, name, _changed(change), images)
+        add(kind, name, partial(_changed, change), images)
 
 
-def _changed(change: Callable[[Deep], Any]) -> Build:
-    def build() -> nn.Module:
-        net = Deep()
-        change(net)
-        return net
-
-    return build
+def _changed(change: Callable[[Any], Any]) -> nn.Module:
+    net = Deep()
+    change(net)
+    return net

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -11,86 +10,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hostile.case import Deep, Net, Steps, changed, conv, hostile, masked
+from hostile.case import Deep, Net, Steps, changed, conv, hostile, masked, with_layers
 
 KIND = "hooks"
-
-
-def _normalised(module: Any, args: Any) -> Any:
-    return ((args[0] - 0.5) / 0.2,)
 
 
 def _doubled(module: Any, args: Any, out: Tensor) -> Tensor:
     return out * 2 + 1
 
 
-def _in_place(module: Any, args: Any, out: Tensor) -> None:
-    out.mul_(2).add_(1)
-
-
 def _input_in_place(module: Any, args: Any) -> None:
     args[0].mul_(3)
-
-
-def _by_weight(module: Any, args: Any, out: Tensor) -> Tensor:
-    return out * module.weight.mean()
 
 
 def _with_keywords(module: Any, args: Any, kwargs: Any) -> Any:
     return tuple(arg * 3 for arg in args), {name: value * 3 for name, value in kwargs.items()}
 
 
-def _out_with_keywords(module: Any, args: Any, kwargs: Any, out: Tensor) -> Tensor:
-    return out * (2 + len(args))
-
-
-def _twice(net: Deep) -> None:
-    net.c1.register_forward_hook(lambda module, args, out: out + 1)
-    net.c1.register_forward_hook(lambda module, args, out: out * 2)
-
-
-def _prepended(net: Deep) -> None:
+def _prepended(net: Any) -> None:
     net.c1.register_forward_hook(lambda module, args, out: out + 1)
     net.c1.register_forward_hook(lambda module, args, out: out * 2, prepend=True)
 
 
-def _removed(net: Deep) -> None:
-    net.c1.register_forward_hook(_doubled).remove()
-
-
-def _observer(net: Deep) -> None:
-    net.block.register_forward_hook(lambda module, args, out: None)
-    net.c1.register_forward_pre_hook(lambda module, args: None)
-
-
-def _of_gradients(net: Deep) -> None:
+def _of_gradients(net: Any) -> None:
     net.c2.register_full_backward_hook(lambda module, given, taken: None)
     net.f.weight.register_hook(lambda grad: grad * 2)
     net.register_state_dict_post_hook(lambda module, state, prefix, meta: None)
 
 
-HOOKS: dict[str, Callable[[Deep], Any]] = {
-    "on_a_layer": lambda net: net.c1.register_forward_hook(_doubled),
-    "on_the_root": lambda net: net.register_forward_hook(_doubled),
+HOOKS: dict[str, Callable[[Any], Any]] = {
     "on_a_container": lambda net: net.block.register_forward_hook(_doubled),
-    "on_an_activation": lambda net: net.act.register_forward_hook(_doubled),
     "on_a_norm": lambda net: net.bn.register_forward_hook(_doubled),
-    "on_every_layer": lambda net: [layer.register_forward_hook(_doubled) for layer in (net.c1, net.c2, net.f)],
-    "in_place": lambda net: net.c1.register_forward_hook(_in_place),
     "in_place_before": lambda net: net.act.register_forward_pre_hook(_input_in_place),
-    "by_the_weight": lambda net: net.c2.register_forward_hook(_by_weight),
-    "twice": _twice,
-    "removed": _removed,
-    "that_observes": _observer,
+    "twice": _prepended,
+    "removed": lambda net: net.c1.register_forward_hook(_doubled).remove(),
+    "that_observes": lambda net: net.block.register_forward_hook(lambda module, args, out: None),
     "of_gradients": _of_gradients,
-    "with_keywords": lambda net: net.c2.register_forward_hook(_out_with_keywords, with_kwargs=True),
-    "before_the_root": lambda net: net.register_forward_pre_hook(_normalised),
-    "before_a_layer": lambda net: net.c2.register_forward_pre_hook(_normalised),
     "before_a_layer_with_keywords": lambda net: net.c2.register_forward_pre_hook(_with_keywords, with_kwargs=True),
     "before_a_layer_a_bare_value": lambda net: net.c2.register_forward_pre_hook(lambda module, args: args[0] * 2),
-    "a_method_of_the_model": lambda net: net.c1.register_forward_hook(types.MethodType(lambda n, m, a, o: o * 2, net)),
-    "a_partial": lambda net: net.c1.register_forward_hook(functools.partial(lambda k, m, a, o: o * k, 3)),
-}
+}  # fmt: skip
 changed(KIND, {f"hook_{name}": change for name, change in HOOKS.items()})
 
 
@@ -107,8 +65,7 @@ class HookOfItsOwn(Deep):
         self.features["block"] = out
 
     def forward(self, x: Tensor) -> Tensor:
-        given = super().forward(x)
-        return given + self.features["block"].mean((1, 2, 3))[:, None]
+        return super().forward(x) + self.features["block"].mean((1, 2, 3))[:, None]
 
 
 @hostile(KIND)
@@ -125,16 +82,11 @@ class HookBypassed(Deep):
 
 
 @hostile(KIND)
-class HookOnASharedLayer(Net):
+def hook_on_a_shared_layer() -> nn.Module:
     """One layer at two places, with one hook."""
-
-    def __init__(self) -> None:
-        super().__init__(g=conv(8, 8))
-        self.again = self.g
-        self.g.register_forward_hook(_doubled)
-
-    def between(self, x: Tensor) -> Tensor:
-        return self.again(self.g(x).relu())
+    g = conv(8, 8)
+    g.register_forward_hook(_doubled)
+    return Net(lambda self, x: self.again(self.g(x).relu()), g=g, again=g)
 
 
 @hostile(KIND, masked)
@@ -144,16 +96,13 @@ def hook_that_changes_a_mask() -> nn.Module:
     return net
 
 
-# -- forwards set on an instance -------------------------------------------------------------------------------------
+# -- forwards set on an instance ---------------------------------------------------------------------------------------
 
 
-def _closure(name: str) -> Callable[[Deep], None]:
-    def change(net: Deep) -> None:
-        layer = net.get_submodule(name)
-        old = layer.forward
-        layer.forward = lambda x: old(x) * 2  # type: ignore[method-assign]
-
-    return change
+def _closure(net: Any, name: str) -> None:
+    layer = net.get_submodule(name)
+    old = layer.forward
+    layer.forward = lambda x: old(x) * 2
 
 
 class Caller:
@@ -174,36 +123,114 @@ def _set(layer: Any, forward: Any) -> None:
     layer.forward = forward
 
 
-def _decorated(net: Deep) -> None:
+def _decorated(net: Any) -> None:
     old = net.c1.forward
 
     @functools.wraps(old)
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         return old(*args, **kwargs).abs()
 
-    _set(net.c1, forward)
+    net.c1.forward = forward
 
 
-FORWARDS: dict[str, Callable[[Deep], Any]] = {
-    "method_on_the_root": lambda net: _set(net, types.MethodType(_scaled, net)),
-    "method_on_a_layer": lambda net: _set(net.c1, types.MethodType(_scaled, net.c1)),
-    "method_on_a_container": lambda net: _set(net.block, types.MethodType(_scaled, net.block)),
+FORWARDS: dict[str, Callable[[Any], Any]] = {
     "partial_on_the_root": lambda net: _set(net, functools.partial(_scaled, net, scale=3.0)),
-    "partial_on_a_layer": lambda net: _set(net.c2, functools.partial(_scaled, net.c2, scale=3.0)),
-    "closure_on_the_root": _closure(""),
-    "closure_on_a_layer": _closure("c1"),
-    "closure_on_a_container": _closure("block"),
-    "closure_over_the_model": lambda net: _set(
-        net.c2, lambda x: F.conv2d(x, net.c2.weight, net.c2.bias, padding=1) * 2
-    ),
+    "closure_on_a_container": lambda net: _closure(net, "block"),
+    "closure_over_the_model": lambda net: _set(net.c2, lambda x: F.conv2d(x, net.c2.weight, padding=1) * 2),
     "decorated": _decorated,
     "object": lambda net: _set(net.c1, Caller(net.c1)),
     "of_another_layer": lambda net: _set(net.act, nn.Tanh().forward),
     "of_a_layer_of_the_model": lambda net: _set(net.act, nn.Sequential(conv(8, 8)).forward),
     "without_gradients": lambda net: _set(net.c1, torch.no_grad()(net.c1.forward)),
     "call_on_an_instance": lambda net: setattr(net.c1, "__call__", lambda x: x * 0),
-    "conv_forward_on_an_instance": lambda net: setattr(
-        net.c1, "_conv_forward", lambda x, w, b: F.conv2d(x, w * 2, b, padding=1)
-    ),
 }
 changed(KIND, {f"forward_{name}": change for name, change in FORWARDS.items()})
+
+
+# -- subclasses that compute in other places than the layer does -------------------------------------------------------
+
+
+class ConvForward(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight * 2, bias)
+
+
+class ReadsTwice(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + F.conv2d(x.square(), self.weight, None, padding=1)
+
+
+class ReadsTransposed(nn.Conv2d):
+    """Square: the weight is read along both of its axes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(super().forward(x), self.weight.transpose(0, 1), None, padding=1)
+
+
+class WeightByGetattribute(nn.Conv2d):
+    """Whoever asks the layer for its weight gets another one than its state_dict has."""
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        return found * 2 if name == "weight" else found
+
+
+class Padded(nn.Conv2d):
+    """A padding that the constructor does not know of."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.padding_mode, self._reversed_padding_repeated_twice = "circular", [1, 1, 1, 1]
+
+
+class Changes(nn.Conv2d):
+    """Its dilation is set when it runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.dilation = self.padding = (2, 2)
+        return super().forward(x)
+
+
+class LeakyByCall(nn.ReLU):
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) - 0.1 * super().__call__(-x)
+
+
+class ResidualByCall(nn.Sequential):
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + super().__call__(x)
+
+
+class NormOfItsOwn(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean * 2, self.running_var, self.weight, self.bias)
+
+
+def _of_another_class() -> nn.Module:
+    """A layer that becomes of another class after it was made."""
+    layer = conv(8, 8)
+    layer.__class__ = ConvForward
+    return layer
+
+
+def _subclasses() -> dict[str, Any]:
+    kinds = (ReadsTwice, ReadsTransposed, WeightByGetattribute, Padded, Changes)
+    found = {kind.__name__: kind(8, 8, 3, padding=1) for kind in kinds}
+    found |= {"LeakyByCall": LeakyByCall(), "NormOfItsOwn": NormOfItsOwn(8)}
+    return found | {"sequential": ResidualByCall(conv(8, 8), nn.ReLU()), "of_another_class": _of_another_class()}
+
+
+for _name in _subclasses():
+    with_layers(KIND, lambda name=_name: {"g": _subclasses()[name]}, {f"subclass_{_name}": lambda self, x: self.g(x)})
+
+
+@hostile(KIND)
+class RootByCall(Net):
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x * 3)
+
+
+@hostile(KIND)
+class RootByCallImpl(Net):
+    def _call_impl(self, x: Tensor) -> Tensor:
+        return super()._call_impl(x * 3)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from nets import layers
 from torch import Tensor, nn
 
-from hostile.case import Net, add, conv, hostile, images, masked, sequences
+from hostile.case import Net, add, conv, hostile, images, masked, sequences, with_layers
 
 KIND = "names"
 
@@ -44,37 +45,29 @@ for _what, _name in TENSORS.items():
     add(KIND, f"buffer_{_what}", _named(Tensor, _name), images)
 
 
-@hostile(KIND)
-class KeysOfADict(Net):
-    """A dict of layers whose keys are keywords and quotes, walked in its order."""
-
-    def __init__(self) -> None:
-        super().__init__(h=nn.ModuleDict({"class": conv(8, 8), "it's": nn.ReLU(), 'a "b"': conv(8, 8), "0": nn.Tanh()}))
-
-    def between(self, x: Tensor) -> Tensor:
-        for layer in self.h.values():
-            x = layer(x)
-        return x
+def _walked(self: Any, x: Tensor) -> Tensor:
+    for layer in self.h.values():
+        x = layer(x)
+    return x
 
 
-@hostile(KIND)
-class KeysOfParameters(Net):
-    def __init__(self) -> None:
-        super().__init__(h=nn.ParameterDict({"class": torch.rand(8, 1, 1), "a b": torch.rand(8, 1, 1)}))
-
-    def between(self, x: Tensor) -> Tensor:
-        return x * self.h["class"] + self.h["a b"]
-
-
-@hostile(KIND)
-class NamesThatClash(Net):
+def _clash() -> dict[str, Any]:
     """Dots and underscores: the names of nodes would be one and the same."""
+    return dict(a=nn.Sequential(conv(8, 8)), a_0=conv(8, 8), a__0=conv(8, 8), relu=nn.Tanh(), add=conv(8, 8))
 
-    def __init__(self) -> None:
-        super().__init__(a=nn.Sequential(conv(8, 8)), a_0=conv(8, 8), a__0=conv(8, 8), relu=nn.Tanh(), add=conv(8, 8))
 
-    def between(self, x: Tensor) -> Tensor:
-        return self.add(torch.relu(self.a_0(self.a(x)) + self.relu(self.a__0(x))))
+KEYS: Any = {
+    "keys_of_a_dict": (lambda: dict(h=nn.ModuleDict({"class": conv(8, 8), "it's": nn.ReLU()})), _walked),
+    "keys_of_parameters": (
+        lambda: dict(h=nn.ParameterDict({"class": torch.rand(8, 1, 1), "a b": torch.rand(8, 1, 1)})),
+        lambda self, x: x * self.h["class"] + self.h["a b"],
+    ),
+    "names_that_clash": (
+        _clash, lambda self, x: self.add(torch.relu(self.a_0(self.a(x)) + self.relu(self.a__0(x))))
+    ),
+}  # fmt: skip
+for _what, (_made, _used) in KEYS.items():
+    with_layers(KIND, _made, {_what: _used})
 
 
 def _class(name: str) -> Any:
@@ -86,9 +79,9 @@ for _what, _name in {"quote": "It's", "keyword": "class", "newline": "a\nb"}.ite
 
 
 @hostile(KIND)
-class ArgumentCalledInput(Net):
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return super().forward(input * 2)
+class ArgumentCalledAsABuiltin(Net):
+    def forward(self, len: Tensor) -> Tensor:  # noqa: A002
+        return super().forward(len / len.shape[0])
 
 
 @hostile(KIND, wanted="any")
@@ -99,31 +92,15 @@ class ArgumentCalledTorch(Net):
 
 @hostile(KIND)
 class ArgumentCalledAsAChild(Net):
-    def forward(self, c1: Tensor) -> Tensor:
+    def forward(self, c1: Tensor, /) -> Tensor:
         return super().forward(c1 * 2)
 
 
-@hostile(KIND)
-class ArgumentCalledAsABuiltin(Net):
-    def forward(self, len: Tensor) -> Tensor:  # noqa: A002
-        return super().forward(len / len.shape[0])
-
-
-@hostile(KIND)
-class ArgumentByPositionOnly(Net):
-    def forward(self, x: Tensor, /) -> Tensor:
-        return super().forward(x * 2)
-
-
 @hostile(KIND, masked)
-class StarredArguments(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.f = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 4)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        x, mask = inputs
-        return self.f(self.b(self.a(x).relu() * mask[..., None]).relu().mean(1))
+@layers(lambda: dict(a=nn.Linear(6, 16), b=nn.Linear(16, 12), f=nn.Linear(12, 4)))
+def StarredArguments(self, *inputs: Tensor) -> Tensor:
+    x, mask = inputs
+    return self.f(self.b(self.a(x).relu() * mask[..., None]).relu().mean(1))
 
 
 def _by_name(batch: int, seed: int) -> dict[str, Tensor]:
@@ -161,11 +138,3 @@ class AttributeOfTheClass(Net):
 
     def between(self, x: Tensor) -> Tensor:
         return x * self.anchors
-
-
-@hostile(KIND)
-class ConstantOfTheClass(Net):
-    scale = torch.tensor(2.0)
-
-    def between(self, x: Tensor) -> Tensor:
-        return x * self.scale * type(self).scale

@@ -10,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hostile.case import Net, Steps, add, conv, hostile, masked, middle, middles, sequences
+from hostile.case import Net, Steps, add, hostile, masked, middle, middles, sequences
 
 KIND = "sizes"
-HALF: Any = lambda: {"g": conv(4, 4)}  # noqa: E731
-WHOLE: Any = lambda: {"g": conv(8, 8)}  # noqa: E731
 
 
 def _windows(x: Tensor) -> Tensor:
@@ -22,11 +20,6 @@ def _windows(x: Tensor) -> Tensor:
     windows = x.view(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
     windows = windows - windows.mean(1, keepdim=True)
     return windows.view(b, h // 4, w // 4, 4, 4, c).permute(0, 5, 1, 3, 2, 4).reshape(x.shape)
-
-
-def _unpacked(x: Tensor) -> Tensor:
-    b, c, h, w = x.shape
-    return x.reshape(b * c, h * w).softmax(1).reshape(b, c, h, w)
 
 
 def _padded_batch(x: Tensor) -> Tensor:
@@ -43,30 +36,20 @@ def _minibatch_std(x: Tensor) -> Tensor:
 
 
 SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
-    "reshape_as_it_is": lambda x: x.flatten(2).tanh().reshape(x.shape),
-    "view_as": lambda x: x.flatten(1).tanh().view_as(x),
-    "reshape_of_a_cut_shape": lambda x: x.flatten(2).reshape(x.shape[:2] + x.shape[2:]) * 2,
     "reshape_of_a_size_made_anew": lambda x: x.flatten(1).reshape(torch.Size((x.size(0), x.size(1), 8, 8))) * 2,
     "unflatten_of_the_rest": lambda x: x.flatten(0, 1).tanh().unflatten(0, (-1, 8)),
-    "channels_into_the_batch": lambda x: F.avg_pool2d(x.reshape(-1, 1, 8, 8), 3, 1, 1).reshape(x.shape),
     "windows": _windows,
-    "sizes_by_unpacking": _unpacked,
     "strides": lambda x: x.contiguous().as_strided(x.shape, x.contiguous().stride()) * 2,
 }
 BATCHES: dict[str, Callable[[Tensor], Tensor]] = {
     "divided_by_the_length": lambda x: x + x.sum(0, keepdim=True) / len(x),
     "halves": lambda x: torch.cat([x[: x.shape[0] // 2] * 2, x[x.shape[0] // 2 :]]),
-    "last_sample_by_length": lambda x: x + x[len(x) - 1],
     "a_parity": lambda x: x * (1 + x.shape[0] % 2),
-    "expand_to_the_shape": lambda x: x + x[:1].expand(x.shape),
     "repeat": lambda x: x + x[:1].repeat(x.size(0), 1, 1, 1),
-    "zeros_of_the_shape": lambda x: x * 2 + torch.zeros(x.shape),
-    "lower_triangle": lambda x: torch.einsum("ab,bchw->achw", torch.ones(len(x), len(x)).tril(), x),
     "arange_backwards": lambda x: x + x[torch.arange(len(x) - 1, -1, -1)],
     "picked_by_argmax": lambda x: (
         x * x[torch.arange(x.shape[0]), 0, x.mean((1, 3)).argmax(1)].mean(1).view(-1, 1, 1, 1)
     ),
-    "unbound": lambda x: torch.stack(x.unbind(0)) * 2,
     "padded_to_a_multiple": _padded_batch,
     "minibatch_standard_deviation": _minibatch_std,
     "similarity_of_samples": lambda x: torch.einsum("ab,bchw->achw", (x.flatten(1) @ x.flatten(1).T).softmax(1), x),
@@ -75,10 +58,8 @@ BATCHES: dict[str, Callable[[Tensor], Tensor]] = {
 BY_PYTHON: dict[str, Callable[[Tensor], Tensor]] = {  # what no graph says of every batch size
     "divided_by_a_float": lambda x: x + x.sum(0, keepdim=True) / float(x.shape[0]),
     "a_maximum": lambda x: x * max(1, x.shape[0] // 2),
-    "range_as_an_index": lambda x: x[list(range(x.shape[0]))] * 2,
     "numpy_arange": lambda x: x * torch.from_numpy(np.arange(1, x.shape[0] + 1)).view(-1, 1, 1, 1),
     "iterated_with_numbers": lambda x: torch.stack([row * (i + 1) for i, row in enumerate(x)]),
-    "split_by_one": lambda x: torch.cat([part - part.mean() for part in x.split(1)]),
     "split_by_two": _ghosts,
     "branch_on_parity": lambda x: x * 2 if x.shape[0] % 2 == 0 else x,
     "branch_on_length": lambda x: x * 2 if len(x) > 4 else x,
@@ -98,22 +79,6 @@ middles(KIND, BATCHES, may=["scatter_by_sample"])
 middles(KIND, BY_PYTHON, wanted="any")
 
 
-@middle(KIND, layers=HALF)
-def half_the_channels_into_the_batch(self: Any, x: Tensor) -> Tensor:
-    return self.g(x.reshape(-1, 4, 8, 8)).reshape(x.shape)
-
-
-@middle(KIND, layers=HALF)
-def half_the_channels_by_chunks(self: Any, x: Tensor) -> Tensor:
-    return torch.cat(self.g(torch.cat(x.chunk(2, 1), 0)).chunk(2, 0), 1)
-
-
-@middle(KIND, layers=HALF)
-def half_the_channels_by_sizes(self: Any, x: Tensor) -> Tensor:
-    b, c, h, w = x.shape
-    return self.g(x.view(b * 2, c // 2, h, w)).view(b, c, h, w)
-
-
 @middle(KIND, layers=lambda: {"readout": nn.Linear(16, 8)})
 def readout_of_a_token(self: Any, x: Tensor) -> Tensor:
     """As in dense prediction transformers: a token is put beside every other."""
@@ -122,38 +87,8 @@ def readout_of_a_token(self: Any, x: Tensor) -> Tensor:
     return self.readout(torch.cat((tokens, readout), -1)).permute(0, 2, 1).reshape(x.shape)
 
 
-@middle(KIND, layers=lambda: {"token": nn.Parameter(torch.randn(1, 1, 8))})
-def class_token(self: Any, x: Tensor) -> Tensor:
-    tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
-    return (tokens - tokens.mean(1, keepdim=True))[:, 1:].transpose(1, 2).reshape(x.shape)
-
-
-@middle(KIND, layers=lambda: {"g": nn.GRU(8, 8)})
-def state_of_the_batch(self: Any, x: Tensor) -> Tensor:
-    start = torch.zeros(1, x.shape[0], 8, device=x.device)
-    return x * self.g(x.mean(3).permute(2, 0, 1), start)[0].permute(1, 2, 0)[..., None]
-
-
-@middle(KIND, layers=lambda: {"qkv": nn.Linear(8, 24)})
-def attention_by_sizes(self: Any, x: Tensor) -> Tensor:
-    b, c, h, w = x.shape
-    qkv = self.qkv(x.flatten(2).transpose(1, 2)).reshape(b, h * w, 3, 2, c // 2).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv[0], qkv[1], qkv[2]
-    return ((q @ k.transpose(-2, -1) / 2).softmax(-1) @ v).transpose(1, 2).reshape(b, h * w, c).mT.reshape(b, c, h, w)
-
-
-@middle(KIND)
-def resized_to_sizes(self: Any, x: Tensor) -> Tensor:
-    small = F.adaptive_avg_pool2d(x, x.shape[-1] // 2)
-    return x + F.interpolate(small, size=x.shape[2:], mode="bilinear")
-
-
-def _of_the_mask(h: Tensor, mask: Tensor) -> Tensor:
-    return h.reshape(mask.shape[0], mask.shape[1], -1) * mask.unsqueeze(-1)
-
-
 OF_ANOTHER: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "shape_of_another_input": _of_the_mask,
+    "shape_of_another_input": lambda h, mask: h.reshape(*mask.shape, -1) * mask.unsqueeze(-1),
     "length_of_another_input": lambda h, mask: h.reshape(len(mask) * 5, 16).view(len(mask), 5, 16) * mask[..., None],
     "index_of_another_input": lambda h, mask: h[torch.arange(mask.shape[0]), mask.argmax(1)][:, None] + h,
 }
@@ -165,15 +100,6 @@ def _steps(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], nn.Modu
 
 for _name, _function in OF_ANOTHER.items():
     add(KIND, _name, _steps(_function), masked)
-
-
-@hostile(KIND, sequences)
-def steps_into_the_batch() -> nn.Module:
-    def middle(self: Any, h: Tensor, mask: Any) -> Tensor:
-        batch, steps, width = h.shape
-        return self.g(h.reshape(batch * steps, width)).relu().reshape(batch, steps, -1)
-
-    return Steps(middle, g=nn.Linear(16, 16))
 
 
 @hostile(KIND, sequences)

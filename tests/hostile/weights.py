@@ -15,7 +15,7 @@ from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from hostile.case import Deep, Net, add, conv, hostile, images
+from hostile.case import Deep, Net, add, conv, hostile, images, middle, with_layers
 
 KIND = "weights"
 
@@ -67,7 +67,7 @@ def quantized(module: Any, args: Any) -> None:
 OWN = (equalized, normed, quantized)
 
 
-def _own(hook: Any, net: Deep) -> None:
+def _own(hook: Any, net: Any) -> None:
     for layer in (net.c1, net.c2):
         layer.raw = layer._parameters.pop("weight")
         layer.gain = nn.Parameter(torch.rand(len(layer.raw)) + 0.5)
@@ -80,30 +80,16 @@ def _own(hook: Any, net: Deep) -> None:
 # -- what is done to a network ---------------------------------------------------------------------------------------
 
 
-def _each(function: Callable[..., Any], *args: Any, **options: Any) -> Callable[[Deep], None]:
-    def change(net: Deep) -> None:
+def _each(function: Callable[..., Any], *args: Any, **options: Any) -> Callable[[Any], None]:
+    def change(net: Any) -> None:
         for layer in (net.c1, net.block[0], net.c2, net.f):
             function(layer, *args, **options)
 
     return change
 
 
-def _one(name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Callable[[Deep], Any]:
+def _one(name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Callable[[Any], Any]:
     return lambda net: function(net.get_submodule(name), *args, **options)
-
-
-def _pruned_and_removed(net: Deep) -> None:
-    prune.ln_structured(net.c1, "weight", 0.25, 2, 0)
-    prune.remove(net.c1, "weight")
-
-
-def _normed_and_removed(net: Deep) -> None:
-    remove_weight_norm(old_weight_norm(net.c1))
-
-
-class Half(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight * 0.5
 
 
 class Standardised(nn.Module):
@@ -111,22 +97,18 @@ class Standardised(nn.Module):
         return (weight - weight.mean((1, 2, 3), keepdim=True)) / (weight.std((1, 2, 3), keepdim=True) + 1e-4)
 
 
-def _pruned_and_parametrized(net: Deep) -> None:
+def _pruned_and_parametrized(net: Any) -> None:
     prune.l1_unstructured(net.c1, "weight", 0.4)
-    parametrize.register_parametrization(net.c2, "weight", Half())
+    parametrizations.weight_norm(net.c2)
 
 
-CHANGES: dict[str, Callable[[Deep], Any]] = {
+CHANGES: dict[str, Callable[[Any], Any]] = {
     "prune_rows": _each(prune.ln_structured, "weight", 0.25, 2, 0),
     "prune_columns": _one("c2", prune.ln_structured, "weight", 0.25, 1, 1),
-    "prune_smallest": _each(prune.l1_unstructured, "weight", 0.4),
-    "prune_nothing": _one("c2", prune.identity, "weight"),
     "prune_a_bias": _one("c1", prune.l1_unstructured, "bias", 0.5),
     "prune_a_norm": _one("bn", prune.l1_unstructured, "weight", 0.5),
-    "prune_and_remove": _pruned_and_removed,
     "weight_norm": _each(old_weight_norm),
     "weight_norm_of_columns": _one("c2", old_weight_norm, dim=1),
-    "weight_norm_and_remove": _normed_and_removed,
     "spectral_norm": _each(old_spectral_norm),
     "hook_equalized": functools.partial(_own, equalized),
     "hook_normed": functools.partial(_own, normed),
@@ -139,13 +121,12 @@ CHANGES: dict[str, Callable[[Deep], Any]] = {
 }
 COMPUTED = ("*parametrizations*", "*.raw")  # of which norms and scales are taken
 AFTER = (
-    "prune_rows", "prune_columns", "prune_smallest", "prune_a_bias", "prune_a_norm", "weight_norm",
-    "weight_norm_of_columns", "spectral_norm", "hook_equalized", "hook_normed", "hook_quantized",
+    "prune_rows", "prune_a_bias", "weight_norm", "spectral_norm", "hook_equalized", "hook_normed",
     "parametrized_spectral_norm",
 )  # fmt: skip
 
 
-def _made(change: Callable[[Deep], Any], *, run: bool) -> Callable[[], nn.Module]:
+def _made(change: Callable[[Any], Any], *, run: bool) -> Callable[[], nn.Module]:
     """A network as it comes, or after a forward in train mode without gradients, which makes its weights leaves."""
 
     def build() -> nn.Module:
@@ -168,88 +149,45 @@ for _name, _change in CHANGES.items():
         add(KIND, f"{_name}_after_a_forward", _made(_change, run=True), images, **_expected)
 
 
-class Computes(nn.Module):
-    """A weight out of a parameter, where the forward reads it."""
-
-    def __init__(self, weigh: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.weight, self.bias, self.weigh = (
-            nn.Parameter(torch.randn(8, 8, 3, 3) * 0.1),
-            nn.Parameter(torch.zeros(8)),
-            weigh,
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weigh(self.weight), self.bias, padding=1)
-
-
 WEIGHED: dict[str, Callable[[Tensor], Tensor]] = {
     "scaled": lambda w: w * 0.5,
     "binary": lambda w: w + (w.sign() * 0.1 - w).detach(),
     "transposed": lambda w: w.transpose(0, 1),
     "averaged_with_itself": lambda w: (w + w.roll(1, 0)) / 2,
 }
-
-
-def _computed(weigh: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
-    return lambda: Net(lambda self, x: self.g(x), g=Computes(weigh))
-
-
 for _name, _weigh in WEIGHED.items():
-    add(KIND, f"computed_{_name}", _computed(_weigh), images)
+    with_layers(
+        KIND, lambda: dict(weight=nn.Parameter(torch.randn(8, 8, 3, 3) * 0.1), bias=nn.Parameter(torch.zeros(8))),
+        {f"computed_{_name}": lambda self, x, weigh=_weigh: F.conv2d(x, weigh(self.weight), self.bias, padding=1)},
+    )  # fmt: skip
 
 
-@hostile(KIND, plain=permanent, wanted="any")
-class MaskedDepthwise(Net):
-    def __init__(self) -> None:
-        super().__init__(g=conv(8, 8, groups=8))
-        prune.ln_structured(self.g, "weight", 0.25, 2, 0)
-
-    def between(self, x: Tensor) -> Tensor:
-        return self.g(x)
-
-
-@hostile(KIND, plain=permanent, wanted="any")
-class MaskedAndShared(Net):
+def _masked(**options: Any) -> dict[str, Any]:
     """One layer with a mask, at two places."""
-
-    def __init__(self) -> None:
-        super().__init__(g=conv(8, 8))
-        prune.l1_unstructured(self.g, "weight", 0.3)
-        self.again = self.g
-
-    def between(self, x: Tensor) -> Tensor:
-        return self.again(self.g(x).relu())
+    g = conv(8, 8, **options)
+    prune.ln_structured(g, "weight", 0.25, 2, 0)
+    return {"g": g, "again": g}
 
 
-@hostile(KIND, plain=permanent)
-class ParametrizedUnderCache(Net):
-    def __init__(self) -> None:
-        super().__init__(g=parametrizations.weight_norm(conv(8, 8)))
+SHARED: Any = {"masked_depthwise": lambda self, x: self.g(x), "masked_twice": lambda self, x: self.again(self.g(x))}
+with_layers(KIND, lambda: _masked(groups=8), SHARED, plain=permanent, wanted="any")
 
-    def between(self, x: Tensor) -> Tensor:
-        with parametrize.cached():
-            return self.g(self.g(x).relu())
+
+@middle(KIND, lambda: dict(g=parametrizations.weight_norm(conv(8, 8))), plain=permanent)
+def parametrized_under_cache(self: Any, x: Tensor) -> Tensor:
+    with parametrize.cached():
+        return self.g(self.g(x).relu())
 
 
 @hostile(KIND, wanted="any")
-class WeightsOfAnother(Net):
+def weights_of_another() -> nn.Module:
     """A layer whose weight is another layer's, set before each forward by a hook on the model."""
-
-    def __init__(self) -> None:
-        super().__init__(g=conv(8, 8), h=conv(8, 8))
-        self.register_forward_pre_hook(lambda module, args: setattr(module.h, "weight", module.g.weight))
-
-    def between(self, x: Tensor) -> Tensor:
-        return self.h(self.g(x).relu())
+    net = Net(lambda self, x: self.h(self.g(x).relu()), g=conv(8, 8), h=conv(8, 8))
+    net.register_forward_pre_hook(lambda module, args: setattr(module.h, "weight", module.g.weight))
+    return net
 
 
-@hostile(KIND, wanted="any")
-class WeightsByAHypernetwork(Net):
+@middle(KIND, lambda: dict(latent=nn.Parameter(torch.randn(4, 6)), hyper=nn.Linear(24, 576)), wanted="any")
+def weights_by_a_hypernetwork(self: Any, x: Tensor) -> Tensor:
     """The weight of a convolution is what a linear layer gives."""
-
-    def __init__(self) -> None:
-        super().__init__(latent=nn.Parameter(torch.randn(4, 6)), hyper=nn.Linear(24, 8 * 8 * 9))
-
-    def between(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.hyper(self.latent.flatten()).view(8, 8, 3, 3) * 0.3, padding=1)
+    return F.conv2d(x, self.hyper(self.latent.flatten()).view(8, 8, 3, 3) * 0.3, padding=1)

@@ -83,6 +83,12 @@ for _product in (torch.addbmm, "addbmm"):
         whole=True,
     )
 add("einsum", lambda own, x: torch.einsum("bchw,co->bohw", x, own.weight), matrix, width=drawn)
+add(
+    "einsum that names no output",
+    lambda own, x: torch.einsum("bchw,cz", x, own.weight).permute(0, 3, 1, 2),
+    matrix,
+    width=drawn,
+)
 add("einsum of two", lambda _, x, y: torch.einsum("bchw,bcij,bchw->bchw", x, y, y), inputs=2)
 add(
     "nn.Bilinear",

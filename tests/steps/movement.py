@@ -63,6 +63,7 @@ _BOTH_WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "t_": lambda x: x * spread(pooled(x).t_().t_()),
     "unbind": lambda x: torch.stack(x.unbind(2), 2),
     "torch.unbind": lambda x: torch.stack(torch.unbind(x, 2), 2),
+    "torch.stack behind": lambda x: torch.stack([x, x.tanh()], -1).mean(-1),
     "torch.stack": lambda x: torch.stack([x, x.tanh()], 1).mean(1),
     "narrow": lambda x: torch.cat([x.narrow(2, 0, 2), x.narrow(2, 2, 4)], 2),
     "torch.narrow": lambda x: torch.cat([torch.narrow(x, 2, 3, 3), torch.narrow(x, 2, 0, 3)], 2),
@@ -88,23 +89,15 @@ _BOTH_WAYS: dict[str, Callable[[Tensor], Tensor]] = {
 for _name, _move in _BOTH_WAYS.items():
     add(_name, lambda _, x, f=_move: f(x))
 for _name in ("transpose", "swapaxes", "swapdims", "movedim", "moveaxis"):
+    _back = (3, 1) if "move" in _name else (1, 3)
     add(f"torch.{_name}", _twice(getattr(torch, _name), 1, 2))
-    add(
-        _name,
-        lambda _, x, n=_name: (
-            getattr(getattr(x, n)(1, 3), n)(1, 3) if "move" not in n else getattr(getattr(x, n)(1, 3), n)(3, 1)
-        ),
-    )
+    add(_name, lambda _, x, n=_name, b=_back: getattr(getattr(x, n)(1, 3), n)(*b))
 for _name, _function in (("tril", torch.tril), ("triu", torch.triu)):
     add(_name, lambda _, x, n=_name: getattr(x, n)())
     add(f"{_name}_", lambda _, x, n=_name: _in_place(f"{n}_", x, 1))
     add(f"torch.{_name}", lambda _, x, f=_function: f(x, -1))
-    add(
-        f"{_name} of channels",
-        lambda _, x, n=_name: getattr(x.transpose(1, 2), n)(1).transpose(1, 2),
-        alike=False,
-        whole=True,
-    )
+    _mixed = lambda _, x, n=_name: getattr(x.transpose(1, 2), n)(1).transpose(1, 2)  # noqa: E731
+    add(f"{_name} of channels", _mixed, alike=False, whole=True)
 for _name in ("transpose_", "swapaxes_", "swapdims_"):
     add(_name, lambda _, x, n=_name: getattr(_in_place(n, x, 1, 3), n)(1, 3))
 add("nn.Flatten", lambda layer, x: layer(x).unflatten(2, (SIZE, SIZE)), lambda i, o: nn.Flatten(2))
@@ -114,15 +107,16 @@ add("torch.index_select", lambda own, x: torch.index_select(x, 3, own.weight), _
 add("gather", lambda own, x: x.gather(3, own.weight.expand_as(x)), _order, whole=True)
 add("torch.gather", lambda own, x: torch.gather(x, 3, own.weight.expand_as(x)), _order, whole=True)
 add("setitem", lambda _, x, y: _written(x, y), inputs=2)
+
+
+def _padded(layer: Any, x: Tensor) -> Tensor:
+    volume = isinstance(layer, (nn.ConstantPad3d, nn.ZeroPad3d))
+    return F.adaptive_avg_pool2d(layer(x.unsqueeze(2)).squeeze(2) if volume else layer(x), SIZE)
+
+
 for _nd, _add in ((1, (1, 1)), (2, (1, 1, 1, 1)), (3, (1, 1, 1, 1, 0, 0))):
     for _class, _extra in ((getattr(nn, f"ConstantPad{_nd}d"), (0.5,)), (getattr(nn, f"ZeroPad{_nd}d"), ())):
-        add(
-            f"nn.{_class.__name__}",
-            lambda layer, x, nd=_nd: F.adaptive_avg_pool2d(
-                layer(x.unsqueeze(2)).squeeze(2) if nd == 3 else layer(x), SIZE
-            ),
-            lambda i, o, c=_class, a=_add, e=_extra: c(a, *e),
-        )
+        add(f"nn.{_class.__name__}", _padded, lambda i, o, c=_class, a=_add, e=_extra: c(a, *e))
 
 # -- sizes that are read from a tensor: of what the step gives, and of what it came from ------------------------------
 
@@ -135,163 +129,86 @@ def _halves(layer: Any, x: Tensor) -> Tensor:
     return layer(x.reshape(-1, x.shape[1] // 2, SIZE, SIZE)).reshape(x.shape)
 
 
+def _pointwise(i: int, o: int) -> nn.Module:
+    return nn.Conv2d(i, i, 1)
+
+
 add("reshape to another's shape", _tokens, lambda i, o: Held(torch.randn(i, i) / i**0.5))
-add(
-    "expand to another's shape",
-    lambda layer, x: x + layer(x.mean((2, 3), keepdim=True)).expand(x.shape),
-    lambda i, o: nn.Conv2d(i, i, 1),
-)
+add("expand to another's shape", lambda own, x: x + own(x.mean((2, 3), keepdim=True)).expand(x.shape), _pointwise)
 add("halves in the batch", _halves, lambda i, o: nn.Conv2d(i // 2, i // 2, 1), needs=even, alike=False)
-add(
-    "unflatten by sizes",
-    lambda layer, x: layer(x.flatten(1).unflatten(1, (x.shape[1], *x.shape[2:]))),
-    lambda i, o: nn.Conv2d(i, i, 1),
-)
-add(
-    "zeros of sizes",
-    lambda _, x: torch.cat([x, x.new_zeros(x.shape[0], 2, *x.shape[2:])], 1),
-    width=lambda i, o: i + 2,
-    alike=False,
-)
+add("unflatten by sizes", lambda own, x: own(x.flatten(1).unflatten(1, (x.shape[1], *x.shape[2:]))), _pointwise)
 
-# -- what gives channels other places --------------------------------------------------------------------------------
+# -- what gives channels other places ----------------------------------------------------------------------------------
 
-_HALF: dict[str, Callable[[Tensor], Any]] = {
-    "chunk": lambda x: x.chunk(2, 1),
-    "torch.chunk": lambda x: torch.chunk(x, 2, 1),
-    "tensor_split": lambda x: x.tensor_split(2, 1),
-    "torch.tensor_split": lambda x: torch.tensor_split(x, 2, 1),
-    "split": lambda x: x.split(x.size(1) // 2, 1),
-    "torch.split": lambda x: torch.split(x, x.size(1) // 2, 1),
-    "hsplit": lambda x: x.hsplit(2),
-    "torch.hsplit": lambda x: torch.hsplit(x, 2),
-}
-for _name, _cut in _HALF.items():
-    add(
-        _name,
-        lambda _, x, f=_cut: torch.cat([f(x)[1], f(x)[0]], 1),
-        needs=even,
-        alike=False,
-    )
-add(
-    "halves",
-    lambda _, x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1],
-    width=lambda i, o: i // 2,
-    needs=lambda i: i % 2 == 0 and i > 2,
-    alike=False,
-)
-add(
-    "maxout",
-    lambda _, x: x.view(x.size(0), -1, 2, SIZE, SIZE).amax(2),
-    width=lambda i, o: i // 2,
-    needs=lambda i: i % 2 == 0 and i > 2,
-    alike=False,
-)
-add("rejoin", lambda _, x: torch.cat(x.split([3, x.shape[1] - 3], 1)[::-1], 1), needs=lambda i: i > 3, alike=False)
-add(
-    "second half",
-    lambda _, x: x[:, x.shape[1] // 2 :],
-    width=lambda i, o: i - i // 2,
-    needs=lambda i: i > 4,
-    alike=False,
-)
-add("every second", lambda _, x: x[:, ::2], width=lambda i, o: i - i // 2, needs=lambda i: i > 4, alike=False)
-add(
-    "__getitem__",
-    lambda _, x: exactly("__getitem__", x, (slice(None), slice(1, None))),
-    width=lambda i, o: i - 1,
-    needs=lambda i: i > 4,
-    alike=False,
-)
-add("zero channels", lambda _, x: F.pad(x, (0, 0, 0, 0, 1, 2)), width=lambda i, o: i + 3, alike=False)
+EVEN: Any = dict(needs=even, alike=False)
+HALF: Any = dict(width=lambda i, o: i // 2, needs=lambda i: i % 2 == 0 and i > 2, alike=False)
+FEWER: Any = dict(width=lambda i, o: i - i // 2, needs=lambda i: i > 4, alike=False)
+QUARTER: Any = dict(width=lambda i, o: i // 4, needs=lambda i: i % 4 == 0 and i > 4, alike=False)
+DOUBLE: Any = dict(width=lambda i, o: 2 * i, needs=lambda i: i <= 8, alike=False)
+FOUR: Any = dict(width=lambda i, o: 4 * i, needs=lambda i: i <= 4, alike=False)
+NINE: Any = dict(width=lambda i, o: 9 * i, needs=lambda i: i <= 4, alike=False)
 
-_MIXED: dict[str, Callable[[Tensor], Tensor]] = {
-    "roll": lambda x: x.roll(1, 1),
-    "torch.roll": lambda x: torch.roll(x, 2, 1),
-    "flip": lambda x: x.flip(1),
-    "fliplr": lambda x: x.fliplr(),
-    "torch.fliplr": lambda x: torch.fliplr(x),
-    "channels and rows turned": lambda x: x.rot90(2, (1, 2)),
-}
-for _name, _mix in _MIXED.items():
-    add(_name, lambda _, x, f=_mix: f(x), alike=False)
+
+def _swapped(cut: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+    return torch.cat([cut(x)[1], cut(x)[0]], 1)
+
+
+_MOVES: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, Any]]] = {
+    "chunk": (partial(_swapped, lambda x: x.chunk(2, 1)), EVEN),
+    "torch.chunk": (partial(_swapped, lambda x: torch.chunk(x, 2, 1)), EVEN),
+    "tensor_split": (partial(_swapped, lambda x: x.tensor_split(2, 1)), EVEN),
+    "torch.tensor_split": (partial(_swapped, lambda x: torch.tensor_split(x, 2, 1)), EVEN),
+    "split": (partial(_swapped, lambda x: x.split(x.size(1) // 2, 1)), EVEN),
+    "torch.split": (partial(_swapped, lambda x: torch.split(x, x.size(1) // 2, 1)), EVEN),
+    "hsplit": (partial(_swapped, lambda x: x.hsplit(2)), EVEN),
+    "torch.hsplit": (partial(_swapped, lambda x: torch.hsplit(x, 2)), EVEN),
+    "halves": (lambda x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1], HALF),
+    "maxout": (lambda x: x.view(x.size(0), -1, 2, SIZE, SIZE).amax(2), HALF),
+    "rejoin": (
+        lambda x: torch.cat(x.split([3, x.shape[1] - 3], 1)[::-1], 1), dict(needs=lambda i: i > 3, alike=False)
+    ),
+    "second half": (lambda x: x[:, x.shape[1] // 2 :], FEWER),
+    "every second": (lambda x: x[:, ::2], FEWER),
+    "__getitem__": (
+        lambda x: exactly("__getitem__", x, (slice(None), slice(1, None))), FEWER | dict(width=lambda i, o: i - 1)
+    ),
+    "zero channels": (lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)), dict(width=lambda i, o: i + 3, alike=False)),
+    "zeros of sizes": (
+        lambda x: torch.cat([x, x.new_zeros(x.shape[0], 2, *x.shape[2:])], 1),
+        dict(width=lambda i, o: i + 2, alike=False),
+    ),
+    "roll": (lambda x: x.roll(1, 1), dict(alike=False)),
+    "torch.roll": (lambda x: torch.roll(x, 2, 1), dict(alike=False)),
+    "flip": (lambda x: x.flip(1), dict(alike=False)),
+    "fliplr": (lambda x: x.fliplr(), dict(alike=False)),
+    "torch.fliplr": (lambda x: torch.fliplr(x), dict(alike=False)),
+    "channels and rows turned": (lambda x: x.rot90(2, (1, 2)), dict(alike=False)),
+    "shuffle": (_shuffled, EVEN),
+    "torch.channel_shuffle": (lambda x: torch.channel_shuffle(x, 2), EVEN),
+    "F.channel_shuffle": (lambda x: F.channel_shuffle(x, 2), EVEN),
+    "torch.native_channel_shuffle": (  # has no gradient
+        lambda x: torch.native_channel_shuffle(x.detach(), 2), EVEN | dict(exports=False)
+    ),
+    "repeat": (lambda x: x.repeat(1, 2, 1, 1), DOUBLE),
+    "repeat_interleave": (lambda x: x.repeat_interleave(2, 1), DOUBLE),
+    "torch.repeat_interleave": (lambda x: torch.repeat_interleave(x, 2, 1), DOUBLE),
+    "tile": (lambda x: x.tile(1, 2, 1, 1), DOUBLE),
+    "torch.tile": (lambda x: torch.tile(x, (1, 2, 1, 1)), DOUBLE),
+    "torch.pixel_shuffle": (lambda x: F.avg_pool2d(torch.pixel_shuffle(x, 2), 2), QUARTER),
+    "F.pixel_shuffle": (lambda x: F.avg_pool2d(F.pixel_shuffle(x, 2), 2), QUARTER),
+    "torch.pixel_unshuffle": (lambda x: F.interpolate(torch.pixel_unshuffle(x, 2), scale_factor=2), FOUR),
+    "F.pixel_unshuffle": (lambda x: F.interpolate(F.pixel_unshuffle(x, 2), scale_factor=2), FOUR),
+    "F.unfold": (lambda x: F.unfold(x, 3, padding=1).unflatten(2, (SIZE, SIZE)), NINE),
+}  # fmt: skip
+for _name, (_move, _options) in _MOVES.items():
+    add(_name, lambda _, x, f=_move: f(x), **_options)
 add("index by numbers", lambda own, x: x[:, own.weight], _any_order, alike=False)
 add("select by numbers", lambda own, x: x.index_select(1, own.weight), _any_order, alike=False)
-
-_SHUFFLES: dict[str, Callable[..., Any]] = {
-    "shuffle": lambda x, g: _shuffled(x, g), "torch.channel_shuffle": torch.channel_shuffle,
-    "F.channel_shuffle": F.channel_shuffle,
-    "torch.native_channel_shuffle": lambda x, g: torch.native_channel_shuffle(x.detach(), g),  # has no gradient
-}  # fmt: skip
-for _name, _mix in _SHUFFLES.items():
-    add(_name, lambda _, x, f=_mix: f(x, 2), needs=even, alike=False, exports="native" not in _name)
-add("nn.ChannelShuffle", lambda layer, x: layer(x), lambda i, o: nn.ChannelShuffle(2), needs=even, alike=False)
-
-_REPEATS: dict[str, Callable[[Tensor], Tensor]] = {
-    "repeat": lambda x: x.repeat(1, 2, 1, 1),
-    "repeat_interleave": lambda x: x.repeat_interleave(2, 1),
-    "torch.repeat_interleave": lambda x: torch.repeat_interleave(x, 2, 1),
-    "tile": lambda x: x.tile(1, 2, 1, 1),
-    "torch.tile": lambda x: torch.tile(x, (1, 2, 1, 1)),
-}
-for _name, _more in _REPEATS.items():
-    add(_name, lambda _, x, f=_more: f(x), width=lambda i, o: 2 * i, needs=lambda i: i <= 8, alike=False)
-
-for _title, _up, _down in (
-    ("torch.", torch.pixel_shuffle, torch.pixel_unshuffle),
-    ("F.", F.pixel_shuffle, F.pixel_unshuffle),
-):
-    add(
-        f"{_title}pixel_shuffle",
-        lambda _, x, f=_up: F.avg_pool2d(f(x, 2), 2),
-        width=lambda i, o: i // 4,
-        needs=lambda i: i % 4 == 0 and i > 4,
-        alike=False,
-    )
-    add(
-        f"{_title}pixel_unshuffle",
-        lambda _, x, f=_down: F.interpolate(f(x, 2), scale_factor=2),
-        width=lambda i, o: 4 * i,
-        needs=lambda i: i <= 4,
-        alike=False,
-    )
+add("nn.ChannelShuffle", lambda layer, x: layer(x), lambda i, o: nn.ChannelShuffle(2), **EVEN)
+add("nn.PixelShuffle", lambda own, x: F.avg_pool2d(own(x), 2), lambda i, o: nn.PixelShuffle(2), **QUARTER)
 add(
-    "nn.PixelShuffle",
-    lambda own, x: F.avg_pool2d(own(x), 2),
-    lambda i, o: nn.PixelShuffle(2),
-    width=lambda i, o: i // 4,
-    needs=lambda i: i % 4 == 0 and i > 4,
-    alike=False,
+    "nn.PixelUnshuffle", lambda own, x: F.interpolate(own(x), scale_factor=2), lambda i, o: nn.PixelUnshuffle(2), **FOUR
 )
-add(
-    "nn.PixelUnshuffle",
-    lambda own, x: F.interpolate(own(x), scale_factor=2),
-    lambda i, o: nn.PixelUnshuffle(2),
-    width=lambda i, o: 4 * i,
-    needs=lambda i: i <= 4,
-    alike=False,
-)
-add(
-    "F.unfold",
-    lambda _, x: F.unfold(x, 3, padding=1).unflatten(2, (SIZE, SIZE)),
-    width=lambda i, o: 9 * i,
-    needs=lambda i: i <= 4,
-    alike=False,
-)
-add(
-    "nn.Unfold",
-    lambda own, x: own(x).unflatten(2, (SIZE, SIZE)),
-    lambda i, o: nn.Unfold(3, padding=1),
-    width=lambda i, o: 9 * i,
-    needs=lambda i: i <= 4,
-    alike=False,
-)
+add("nn.Unfold", lambda own, x: own(x).unflatten(2, (SIZE, SIZE)), lambda i, o: nn.Unfold(3, padding=1), **NINE)
 for _name, _join in (("cat", torch.cat), ("torch.concat", torch.concat), ("torch.concatenate", torch.concatenate)):
-    add(
-        _name,
-        lambda _, x, y, f=_join: f([x, y], 1),
-        width=lambda i, o: 2 * i,
-        needs=lambda i: i <= 12,
-        inputs=2,
-        alike=False,
-    )
+    add(_name, lambda _, x, y, f=_join: f([x, y], 1), inputs=2, **DOUBLE | dict(needs=lambda i: i <= 12))

@@ -67,6 +67,7 @@ for _title, _call in _ALONG.items():
     add(f"{_title} of channels", lambda _, x, f=_call: f(x, dim=1), whole=True, alike=_title not in _ORDERED)
 for _class in (nn.Softmax, nn.LogSoftmax, nn.Softmin):
     add(f"nn.{_class.__name__}", lambda layer, x: layer(x), lambda i, o, c=_class: c(dim=2))
+add("F.softmax of no axis", lambda _, x: F.softmax(x.flatten(2)).view_as(x))  # torch takes the first
 add("topk, all in order", lambda _, x: x.topk(x.size(1), 1)[0], whole=True, alike=False)
 add("topk of places", lambda _, x: x.topk(x.size(3), -1)[0])
 add("sort of the last axis", lambda _, x: torch.sort(x)[0] + x.sort(descending=True)[0])

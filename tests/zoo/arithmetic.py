@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from nets import layers
 from torch import Tensor, nn
 
 from zoo.case import CLASSES, add, case, conv, head, images
@@ -14,32 +15,11 @@ from zoo.case import CLASSES, add, case, conv, head, images
 Binary = Callable[[Tensor, Tensor], Tensor]
 
 BINARY: dict[str, Binary] = {
-    "add_operator": lambda u, v: u + v,
-    "add_function": lambda u, v: torch.add(u, v),
     "add_method": lambda u, v: u.add(v, alpha=2),
     "add_in_place": lambda u, v: u.add_(v),
     "add_augmented": operator.iadd,
-    "sub_operator": lambda u, v: u - v,
-    "sub_function": lambda u, v: torch.sub(u, v),
-    "sub_method": lambda u, v: u.sub(v),
-    "sub_in_place": lambda u, v: u.sub_(v),
-    "sub_augmented": operator.isub,
-    "mul_operator": lambda u, v: u * v,
-    "mul_function": lambda u, v: torch.mul(u, v),
-    "mul_method": lambda u, v: u.mul(v),
-    "mul_in_place": lambda u, v: u.mul_(v),
-    "mul_augmented": operator.imul,
-    "div_operator": lambda u, v: u / (v.abs() + 1),
-    "div_function": lambda u, v: torch.div(u, 1 + v.abs()),
-    "div_method": lambda u, v: u.div(v * v + 1),
-    "div_in_place": lambda u, v: u.div_(v.square() + 1),
     "div_augmented": lambda u, v: operator.itruediv(u, v.exp()),
-    "maximum": lambda u, v: torch.maximum(u, v),
-    "max_of_two": lambda u, v: torch.max(u, v),
-    "minimum_method": lambda u, v: u.minimum(v),
-    "where": lambda u, v: torch.where(u > v, u, v * 0.5),
     "lerp": lambda u, v: torch.lerp(u, v, 0.3),
-    "addcmul": lambda u, v: torch.addcmul(u, u, v, value=0.5),
     "power": lambda u, v: u.abs() ** 2 + torch.pow(v, 2) - u**3,
     "masked_fill": lambda u, v: u.masked_fill(v > 0, 0.0),
     "scalars": lambda u, v: 2 - (1 + u * 3) / 2 + (v - 1) * -0.5 + 1 / (1 + v.exp()),
@@ -95,65 +75,47 @@ class Residual(nn.Module):
 
 
 @case(images(), shrinks=("a", "squeeze", "b", "reduce", "c", "d"), any_size=True)
-class SqueezeExcite(nn.Module):
+@layers(lambda: dict(
+    a=conv(3, 8), squeeze=nn.Linear(8, 4), excite=nn.Linear(4, 8), b=conv(8, 12), reduce=nn.Conv2d(12, 6, 1),
+    widen=nn.Conv2d(6, 12, 1), c=conv(12, 8), d=conv(8, 8), head=head(8), pool=nn.AdaptiveAvgPool2d(1),
+    gate=nn.Hardsigmoid(), sigmoid=nn.Sigmoid(),
+))  # fmt: skip
+def SqueezeExcite(self, x: Tensor) -> Tensor:
     """Twice: with linear layers and a view, and with 1x1 convolutions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.squeeze, self.excite = conv(3, 8), nn.Linear(8, 4), nn.Linear(4, 8)
-        self.b, self.reduce, self.widen = conv(8, 12), nn.Conv2d(12, 6, 1), nn.Conv2d(6, 12, 1)
-        self.c, self.d, self.head = conv(12, 8), conv(8, 8), head(8)
-        self.pool, self.gate, self.sigmoid = nn.AdaptiveAvgPool2d(1), nn.Hardsigmoid(), nn.Sigmoid()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x)
-        b, c, _, _ = x.size()
-        y = self.pool(x).view(b, c)
-        y = self.sigmoid(self.excite(self.squeeze(y).relu())).view(b, c, 1, 1)
-        x = self.b(x * y.expand_as(x)).relu()
-        x = self.c(self.gate(self.widen(self.reduce(x.mean((2, 3), keepdim=True)).relu())) * x)
-        return self.head(self.d(x.mul(x.mean((2, 3))[:, :, None, None].sigmoid())))
+    x = self.a(x)
+    b, c, _, _ = x.size()
+    y = self.pool(x).view(b, c)
+    y = self.sigmoid(self.excite(self.squeeze(y).relu())).view(b, c, 1, 1)
+    x = self.b(x * y.expand_as(x)).relu()
+    x = self.c(self.gate(self.widen(self.reduce(x.mean((2, 3), keepdim=True)).relu())) * x)
+    return self.head(self.d(x.mul(x.mean((2, 3))[:, :, None, None].sigmoid())))
 
 
 @case(images(), shrinks=("a", "b", "query"), any_size=True)
-class SpatialGate(nn.Module):
+@layers(lambda: dict(
+    a=conv(3, 8), mask=conv(8, 1), b=conv(8, 10), head=head(10), key=conv(8, 6, 1), query=conv(10, 6, 1),
+    score=conv(6, 1, 1),
+))  # fmt: skip
+def SpatialGate(self, x: Tensor) -> Tensor:
     """One map that scales all channels (its one channel cannot go), and the additive gate of attention U-Nets."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.mask, self.b, self.head = conv(3, 8), conv(8, 1), conv(8, 10), head(10)
-        self.key, self.query, self.score = conv(8, 6, 1), conv(10, 6, 1), conv(6, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x).relu()
-        y = self.b(x * torch.sigmoid(self.mask(x)))
-        weight = self.score((self.key(x) + self.query(y)).relu()).sigmoid()
-        return self.head(y * weight)
+    x = self.a(x).relu()
+    y = self.b(x * torch.sigmoid(self.mask(x)))
+    weight = self.score((self.key(x) + self.query(y)).relu()).sigmoid()
+    return self.head(y * weight)
 
 
 @case(images(), shrinks=("a", "b", "query"), any_size=True)
-class InputsJoin(nn.Module):
+@layers(lambda: dict(a=conv(3, 8), back=conv(8, 3), b=conv(6, 8), query=conv(8, 8), head=head(8)))
+def InputsJoin(self, x: Tensor) -> Tensor:
     """The image itself is added to three channels, which then have to stay."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.back, self.b, self.query, self.head = conv(3, 8), conv(8, 3), conv(6, 8), conv(8, 8), head(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x + self.back(self.a(x).relu())
-        z = self.b(torch.cat([x - y, y], 1))
-        return self.head(z * torch.tanh(self.query(z)))
+    y = x + self.back(self.a(x).relu())
+    z = self.b(torch.cat([x - y, y], 1))
+    return self.head(z * torch.tanh(self.query(z)))
 
 
 @case(images(), shrinks=("shared", "low"), frozen=("a", "b"))
-class OutputsJoin(nn.Module):
+@layers(lambda: dict(shared=conv(3, 8), low=conv(8, 8), a=nn.Linear(8, CLASSES), b=nn.Linear(8, CLASSES)))
+def OutputsJoin(self, x: Tensor) -> Tensor:
     """What is added to an output has to stay."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shared, self.low = conv(3, 8), conv(8, 8)
-        self.a, self.b = nn.Linear(8, CLASSES), nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.shared(x).relu()
-        return self.a(x.mean((2, 3))) + self.b(self.low(x).amax((2, 3)))
+    x = self.shared(x).relu()
+    return self.a(x.mean((2, 3))) + self.b(self.low(x).amax((2, 3)))

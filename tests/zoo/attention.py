@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from nets import layers
 from torch import Tensor, nn
 
 from zoo.case import CLASSES, add, case, conv, head, images, tensors
@@ -197,19 +198,15 @@ def _two(batch: int = 2) -> tuple[Tensor, Tensor]:
 
 
 @case(_two, shrinks=("attention.q_proj_weight", "latent", "hidden"))
-class CrossAttention(nn.Module):
+@layers(lambda: dict(
+    latent=nn.Linear(6, E), hidden=nn.Linear(E, 12), attention=nn.MultiheadAttention(E, H, kdim=10, vdim=10),
+    head=nn.Linear(12, CLASSES),
+))  # fmt: skip
+def CrossAttention(self, x: Tensor, y: Tensor) -> Tensor:
     """Queries from one input, keys and values of other widths from a second; time comes first; no norms."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.latent, self.hidden = nn.Linear(6, E), nn.Linear(E, 12)
-        self.attention = nn.MultiheadAttention(E, H, kdim=10, vdim=10)
-        self.head = nn.Linear(12, CLASSES)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        y = y.transpose(0, 1)
-        z = self.attention(self.latent(x).transpose(0, 1), y, y, need_weights=False)[0]
-        return self.head(self.hidden(z.transpose(0, 1)).relu().mean(1))
+    y = y.transpose(0, 1)
+    z = self.attention(self.latent(x).transpose(0, 1), y, y, need_weights=False)[0]
+    return self.head(self.hidden(z.transpose(0, 1)).relu().mean(1))
 
 
 @case(tensors(T, 6), shrinks=("attention.qkv", "mlp.0"), frozen=("embed",))
@@ -263,66 +260,49 @@ class RotatedHeads(Block):
 
 
 @case(images(), shrinks=("a", "qkv", "c"), any_size=True)
-class SingleHead(nn.Module):
+@layers(lambda: dict(a=conv(3, 8), qkv=conv(8, 24, 1), c=conv(8, 6), head=head(6)))
+def SingleHead(self, x: Tensor) -> Tensor:
     """Attention between the positions of a map with one head: places in it leave, there are no others."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.qkv, self.c, self.head = conv(3, 8), conv(8, 24, 1), conv(8, 6), head(6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x).relu()
-        q, k, v = self.qkv(x).flatten(2).chunk(3, 1)
-        y = v @ (q.transpose(1, 2) @ k / 3).softmax(-1).transpose(1, 2)
-        return self.head(self.c(y.view_as(x)).relu())
+    x = self.a(x).relu()
+    q, k, v = self.qkv(x).flatten(2).chunk(3, 1)
+    y = v @ (q.transpose(1, 2) @ k / 3).softmax(-1).transpose(1, 2)
+    return self.head(self.c(y.view_as(x)).relu())
 
 
 @case(images(), shrinks=("a", "qkv", "c"))
-class ChannelAttention(nn.Module):
+@layers(lambda: dict(a=conv(3, 8), qkv=conv(8, 48, 1), c=conv(16, 6), head=head(6)))
+def ChannelAttention(self, x: Tensor) -> Tensor:
     """Attention between the channels of each head, as in cross-covariance attention."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.qkv, self.c, self.head = conv(3, 8), conv(8, 48, 1), conv(16, 6), head(6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, _, h, w = x.shape
-        q, k, v = self.qkv(self.a(x).relu()).reshape(b, 3, H, -1, h * w).unbind(1)
-        y = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)).softmax(-1) @ v
-        return self.head(self.c(y.reshape(b, -1, h, w)).relu())
+    b, _, h, w = x.shape
+    q, k, v = self.qkv(self.a(x).relu()).reshape(b, 3, H, -1, h * w).unbind(1)
+    y = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)).softmax(-1) @ v
+    return self.head(self.c(y.reshape(b, -1, h, w)).relu())
 
 
 @case(tensors(T, 6), shrinks=("gate", "up", "both"), frozen=("embed", "down"))
-class GatedUnits(nn.Module):
+@layers(lambda: dict(
+    embed=nn.Linear(6, E), norm=nn.RMSNorm(E), head=nn.Linear(E, CLASSES), gate=nn.Linear(E, 20), up=nn.Linear(E, 20),
+    down=nn.Linear(20, E), both=nn.Linear(E, 24), back=nn.Linear(12, E),
+))  # fmt: skip
+def GatedUnits(self, x: Tensor) -> Tensor:
     """SwiGLU with two layers, and with one that is cut in two."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.norm, self.head = nn.Linear(6, E), nn.RMSNorm(E), nn.Linear(E, CLASSES)
-        self.gate, self.up, self.down = nn.Linear(E, 20), nn.Linear(E, 20), nn.Linear(20, E)
-        self.both, self.back = nn.Linear(E, 24), nn.Linear(12, E)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        y = self.norm(x)
-        x = x + self.down(F.silu(self.gate(y)) * self.up(y))
-        one, two = self.both(self.norm(x)).chunk(2, -1)
-        return self.head((x + self.back(F.gelu(one) * two)).mean(1))
+    x = self.embed(x)
+    y = self.norm(x)
+    x = x + self.down(F.silu(self.gate(y)) * self.up(y))
+    one, two = self.both(self.norm(x)).chunk(2, -1)
+    return self.head((x + self.back(F.gelu(one) * two)).mean(1))
 
 
 @case(images(), shrinks=("a", "b", "c"), any_size=True)
-class GroupNorms(nn.Module):
+@layers(lambda: dict(
+    a=conv(3, 8), b=conv(8, 12), c=conv(12, 8), d=conv(8, 8), head=head(8), norm=nn.GroupNorm(4, 8),
+    last=nn.GroupNorm(1, 8),
+))  # fmt: skip
+def GroupNorms(self, x: Tensor) -> Tensor:
     """Whole groups of channels leave; one group of all keeps its channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.d, self.head = conv(3, 8), conv(8, 12), conv(12, 8), conv(8, 8), head(8)
-        self.norm, self.last = nn.GroupNorm(4, 8), nn.GroupNorm(1, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.b(self.norm(self.a(x)).relu())
-        x = self.c(F.group_norm(x, 3).relu()).relu()
-        return self.head(self.last(self.d(x)).relu())
+    x = self.b(self.norm(self.a(x)).relu())
+    x = self.c(F.group_norm(x, 3).relu()).relu()
+    return self.head(self.last(self.d(x)).relu())
 
 
 def _tokens(batch: int = 2) -> Tensor:
@@ -330,19 +310,16 @@ def _tokens(batch: int = 2) -> Tensor:
 
 
 @case(_tokens, shrinks=("words", "mix"))
-class WordsAndPlaces(nn.Module):
+@layers(lambda: dict(
+    words=nn.Embedding(11, 8, padding_idx=0), places=nn.Parameter(torch.randn(1, T, 8)),
+    first=nn.Parameter(torch.randn(1, 1, 8)), mix=nn.Linear(8, 12), head=nn.Linear(12, CLASSES),
+    bag=nn.EmbeddingBag(11, 12),
+))  # fmt: skip
+def WordsAndPlaces(self, x: Tensor) -> Tensor:
     """Tables of words and places without a norm: their width is narrowed, the rows stay; tied to another layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words, self.places = nn.Embedding(11, 8, padding_idx=0), nn.Parameter(torch.randn(1, T, 8))
-        self.first, self.mix, self.head = nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(8, 12), nn.Linear(12, CLASSES)
-        self.bag = nn.EmbeddingBag(11, 12)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.words(x) + self.places
-        y = torch.cat([self.first.expand(x.shape[0], -1, -1), y], 1)
-        return self.head(self.mix(y).relu().mean(1) + self.bag(x))
+    y = self.words(x) + self.places
+    y = torch.cat([self.first.expand(x.shape[0], -1, -1), y], 1)
+    return self.head(self.mix(y).relu().mean(1) + self.bag(x))
 
 
 @case(_tokens, shrinks=("mix",), frozen=("words",))
@@ -361,16 +338,11 @@ class TiedWords(nn.Module):
 
 
 @case(images(), shrinks=("a", "b"), any_size=True)
-class Correlation(nn.Module):
+@layers(lambda: dict(a=conv(3, 8), b=conv(8, 6), head=nn.Linear(1, CLASSES)))
+def Correlation(self, x: Tensor) -> Tensor:
     """Every place of one map against every place of another, over the root of the width as a tensor, as in RAFT."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.head = conv(3, 8), conv(8, 6), nn.Linear(1, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.b(self.a(x).relu())
-        b, c, h, w = y.shape
-        one, two = y.view(b, c, h * w), y.flip(3).reshape(b, c, h * w)
-        volume = torch.matmul(one.transpose(1, 2), two) / torch.sqrt(torch.tensor(c).to(y.dtype))
-        return self.head(volume.tanh().sum((1, 2)).unsqueeze(1))
+    y = self.b(self.a(x).relu())
+    b, c, h, w = y.shape
+    one, two = y.view(b, c, h * w), y.flip(3).reshape(b, c, h * w)
+    volume = torch.matmul(one.transpose(1, 2), two) / torch.sqrt(torch.tensor(c).to(y.dtype))
+    return self.head(volume.tanh().sum((1, 2)).unsqueeze(1))

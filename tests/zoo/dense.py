@@ -1,5 +1,6 @@
 """Fully connected networks."""
 
+from nets import layers
 from torch import Tensor, nn
 
 from zoo.case import CLASSES, add, case, images, tensors
@@ -37,45 +38,31 @@ add(
 
 
 @case(tensors(6), shrinks=("inner", "outer"))
-class MlpResidual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.outer, self.inner = nn.Linear(6, 12), nn.Linear(12, 16)
-        self.back, self.head = nn.Linear(16, 12), nn.Linear(12, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.outer(x).relu()
-        return self.head(x + self.back(self.inner(x).relu()))
+@layers(lambda: dict(
+    outer=nn.Linear(6, 12), inner=nn.Linear(12, 16), back=nn.Linear(16, 12), head=nn.Linear(12, CLASSES),
+))  # fmt: skip
+def MlpResidual(self, x: Tensor) -> Tensor:
+    x = self.outer(x).relu()
+    return self.head(x + self.back(self.inner(x).relu()))
 
 
 @case(images(2, 4), shrinks=("encode", "narrow", "decode"))
-class Autoencoder(nn.Module):
+@layers(lambda: dict(encode=nn.Linear(32, 16), narrow=nn.Linear(16, 6), decode=nn.Linear(6, 16), out=nn.Linear(16, 32)))
+def Autoencoder(self, x: Tensor) -> Tensor:
     """A flat image in, an image out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encode, self.narrow = nn.Linear(32, 16), nn.Linear(16, 6)
-        self.decode, self.out = nn.Linear(6, 16), nn.Linear(16, 32)
-
-    def forward(self, x: Tensor) -> Tensor:
-        code = self.narrow(self.encode(x.flatten(1)).relu())
-        return self.out(self.decode(code).relu()).view(x.shape)
+    code = self.narrow(self.encode(x.flatten(1)).relu())
+    return self.out(self.decode(code).relu()).view(x.shape)
 
 
 @case(images(3, 4), shrinks=("mix.0", "channels.0"))
-class TokenMixing(nn.Module):
+@layers(lambda: dict(
+    stem=nn.Conv2d(3, 8, 1), mix=nn.Sequential(nn.Linear(16, 12), nn.GELU(), nn.Linear(12, 16)),
+    channels=nn.Sequential(nn.Linear(8, 10), nn.GELU(), nn.Linear(10, 8)), head=nn.Linear(8, CLASSES),
+))  # fmt: skip
+def TokenMixing(self, x: Tensor) -> Tensor:
     """A linear over the H*W positions next to one over the channels, as in MLP-Mixer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 1)
-        self.mix = nn.Sequential(nn.Linear(16, 12), nn.GELU(), nn.Linear(12, 16))
-        self.channels = nn.Sequential(nn.Linear(8, 10), nn.GELU(), nn.Linear(10, 8))
-        self.head = nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).flatten(2)
-        x = x + self.mix(x)
-        x = x.transpose(1, 2)
-        x = x + self.channels(x)
-        return self.head(x.mean(1))
+    x = self.stem(x).flatten(2)
+    x = x + self.mix(x)
+    x = x.transpose(1, 2)
+    x = x + self.channels(x)
+    return self.head(x.mean(1))

@@ -4,71 +4,43 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from nets import layers
 from torch import Tensor, nn
 
 from zoo.case import CLASSES, add, case, conv, head, images, tensors
 
 
 @case(images(), shrinks=("a", "c"), frozen=("b",), any_size=True)
-class MeanOverChannels(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), conv(8, 8), head(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.b(self.a(x).relu())
-        return self.head(self.c(x - x.mean(1, keepdim=True)).relu())
+@layers(lambda: dict(a=conv(3, 8), b=conv(8, 8), c=conv(8, 8), head=head(8)))
+def MeanOverChannels(self, x: Tensor) -> Tensor:
+    x = self.b(self.a(x).relu())
+    return self.head(self.c(x - x.mean(1, keepdim=True)).relu())
 
 
 @case(images(), shrinks=("a", "c"), frozen=("b", "pick"), any_size=True)
-class MaxOverChannels(nn.Module):
+@layers(lambda: dict(a=conv(3, 8), b=conv(8, 8), pick=conv(2, 1, 7), c=conv(8, 8), head=head(8)))
+def MaxOverChannels(self, x: Tensor) -> Tensor:
     """As in the spatial half of CBAM."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.pick, self.c, self.head = conv(3, 8), conv(8, 8), conv(2, 1, 7), conv(8, 8), head(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.b(self.a(x).relu())
-        seen = torch.cat([torch.mean(x, 1, keepdim=True), torch.max(x, dim=1, keepdim=True)[0]], 1)
-        return self.head(self.c(x * self.pick(seen).sigmoid()).relu())
-
-
-@case(images(), shrinks=("a", "c"), frozen=("b",), any_size=True)
-class SoftmaxOverChannels(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), conv(8, 8), head(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.c(self.b(self.a(x).relu()).softmax(1)).relu())
+    x = self.b(self.a(x).relu())
+    seen = torch.cat([torch.mean(x, 1, keepdim=True), torch.max(x, dim=1, keepdim=True)[0]], 1)
+    return self.head(self.c(x * self.pick(seen).sigmoid()).relu())
 
 
 @case(images(), shrinks=("a",), frozen=("b", "c"))
-class BilinearPooling(nn.Module):
+@layers(lambda: dict(a=conv(3, 8), b=conv(8, 6), c=conv(8, 5), head=nn.Linear(30, CLASSES)))
+def BilinearPooling(self, x: Tensor) -> Tensor:
     """The outer product of two maps over their positions, flattened."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 6), conv(8, 5), nn.Linear(30, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x).relu()
-        u, v = self.b(x).flatten(2), self.c(x).flatten(2)
-        y = torch.bmm(u, v.transpose(1, 2)) / u.shape[-1]
-        return self.head(F.normalize(y.flatten(1).sign() * y.flatten(1).abs().sqrt()))
+    x = self.a(x).relu()
+    u, v = self.b(x).flatten(2), self.c(x).flatten(2)
+    y = torch.bmm(u, v.transpose(1, 2)) / u.shape[-1]
+    return self.head(F.normalize(y.flatten(1).sign() * y.flatten(1).abs().sqrt()))
 
 
 @case(images(), shrinks=("a",), any_size=True)
-class SumOverChannels(nn.Module):
+@layers(lambda: dict(a=conv(3, 8), b=conv(8, 8), c=conv(1, 8), head=head(8)))
+def SumOverChannels(self, x: Tensor) -> Tensor:
     """A sum reads a missing channel as zero."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), conv(1, 8), head(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.c(self.b(self.a(x).relu()).square().sum(1, keepdim=True)).relu())
+    return self.head(self.c(self.b(self.a(x).relu()).square().sum(1, keepdim=True)).relu())
 
 
 for _name, _norm in {
@@ -89,58 +61,33 @@ for _name, _norm in {
 
 
 @case(images(), shrinks=("a", "c"), frozen=("b",), any_size=True)
-class NormalisedOverChannels(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.norm = conv(3, 8), conv(8, 8), nn.LayerNorm(8)
-        self.c, self.head = nn.Linear(8, 10), nn.Linear(10, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.b(self.a(x).relu()).permute(0, 2, 3, 1)
-        x = F.normalize(self.norm(x), dim=-1) + F.layer_norm(x, (8,))
-        return self.head(self.c(x).relu().mean((1, 2)))
+@layers(lambda: dict(a=conv(3, 8), b=conv(8, 8), norm=nn.LayerNorm(8), c=nn.Linear(8, 10), head=nn.Linear(10, CLASSES)))
+def NormalisedOverChannels(self, x: Tensor) -> Tensor:
+    x = self.b(self.a(x).relu()).permute(0, 2, 3, 1)
+    x = F.normalize(self.norm(x), dim=-1) + F.layer_norm(x, (8,))
+    return self.head(self.c(x).relu().mean((1, 2)))
 
 
 @case(images(), shrinks=("a", "c"), frozen=("b",), any_size=True)
-class OrderOfChannels(nn.Module):
+@layers(lambda: dict(a=conv(3, 8), b=conv(8, 8), c=conv(8, 10), head=head(10)))
+def OrderOfChannels(self, x: Tensor) -> Tensor:
     """Sorting and running sums mix the channels in a way that no deletion repeats."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), conv(8, 10), head(10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.b(self.a(x).relu())
-        return self.head(self.c(torch.sort(x, dim=1)[0]).relu())
-
-
-@case(images(), shrinks=("a", "c"), frozen=("b",), any_size=True)
-class RunningSum(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 8), conv(8, 10), head(10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.c(self.b(self.a(x).relu()).cumsum(1)).relu())
+    x = self.b(self.a(x).relu())
+    return self.head(self.c(torch.sort(x, dim=1)[0]).relu())
 
 
 @case(images(size=4), shrinks=("a", "mlp.0"), frozen=("b", "mlp.2"))
-class AttentionInside(nn.Module):
+@layers(lambda: dict(
+    a=conv(3, 8), b=conv(8, 12), norm=nn.LayerNorm(12), attention=nn.MultiheadAttention(12, 3, batch_first=True),
+    mlp=nn.Sequential(nn.Linear(12, 16), nn.GELU(), nn.Linear(16, 12)), head=nn.Linear(12, CLASSES),
+))  # fmt: skip
+def AttentionInside(self, x: Tensor) -> Tensor:
     """A transformer block on the positions of a map: its stream stays whole, its hidden layer does not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.norm = conv(3, 8), conv(8, 12), nn.LayerNorm(12)
-        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(12, 16), nn.GELU(), nn.Linear(16, 12))
-        self.head = nn.Linear(12, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.b(self.a(x).relu()).flatten(2).transpose(1, 2)
-        y = self.norm(x)
-        x = x + self.attention(y, y, y, need_weights=False)[0]
-        x = x + self.mlp(self.norm(x))
-        return self.head(x.mean(1))
+    x = self.b(self.a(x).relu()).flatten(2).transpose(1, 2)
+    y = self.norm(x)
+    x = x + self.attention(y, y, y, need_weights=False)[0]
+    x = x + self.mlp(self.norm(x))
+    return self.head(x.mean(1))
 
 
 add(
@@ -154,3 +101,9 @@ add(
     shrinks=("0", "3.linear1", "4"),
     frozen=("2",),
 )  # fmt: skip
+
+
+@case(images(), shrinks=("a", "c"), frozen=("b",), any_size=True)
+@layers(lambda: dict(a=conv(3, 8), b=conv(8, 8), c=conv(8, 8), head=head(8)))
+def SoftmaxOverChannels(self, x: Tensor) -> Tensor:
+    return self.head(self.c(self.b(self.a(x).relu()).softmax(1)).relu())

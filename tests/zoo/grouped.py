@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from nets import layers
 from torch import Tensor, nn
 
 from zoo.case import add, case, conv, head, images
@@ -74,44 +75,32 @@ add(
 
 
 @case(images(), shrinks=("a", "reduce", "middle", "expand"), any_size=True)
-class ResnextBlock(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.norm, self.head = conv(3, 12), nn.BatchNorm2d(12), head(12)
-        self.reduce, self.middle, self.expand = conv(12, 16, 1), conv(16, 16, groups=4), conv(16, 12, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.a(x)).relu()
-        y = self.middle(self.reduce(x).relu()).relu()
-        return self.head((x + self.expand(y)).relu())
+@layers(lambda: dict(
+    a=conv(3, 12), norm=nn.BatchNorm2d(12), head=head(12), reduce=conv(12, 16, 1), middle=conv(16, 16, groups=4),
+    expand=conv(16, 12, 1),
+))  # fmt: skip
+def ResnextBlock(self, x: Tensor) -> Tensor:
+    x = self.norm(self.a(x)).relu()
+    y = self.middle(self.reduce(x).relu()).relu()
+    return self.head((x + self.expand(y)).relu())
 
 
 @case(images(), shrinks=("a", "after"), any_size=True)
-class TwoGroupCounts(nn.Module):
+@layers(lambda: dict(
+    a=conv(3, 12), two=conv(12, 24, groups=2), three=conv(12, 24, groups=3), after=conv(24, 8), head=head(8),
+))  # fmt: skip
+def TwoGroupCounts(self, x: Tensor) -> Tensor:
     """Convolutions of two and of three groups whose outputs are added."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.two, self.three = conv(3, 12), conv(12, 24, groups=2), conv(12, 24, groups=3)
-        self.after, self.head = conv(24, 8), head(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x).relu()
-        return self.head(self.after(self.two(x) + self.three(x)))
+    x = self.a(x).relu()
+    return self.head(self.after(self.two(x) + self.three(x)))
 
 
 @case(images(), shrinks=("a",), any_size=True)
-class GroupedOfConcat(nn.Module):
+@layers(lambda: dict(a=conv(3, 8), b=conv(3, 10), c=conv(18, 12, groups=3), head=head(12)))
+def GroupedOfConcat(self, x: Tensor) -> Tensor:
     """The groups of the convolution do not fall together with the parts of the concatenation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = conv(3, 8), conv(3, 10), conv(18, 12, groups=3)
-        self.head = head(12)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.cat([self.a(x), self.b(x)], 1)
-        return self.head(self.c(y.relu()) + self.a(x).sum((1, 2, 3), keepdim=True))
+    y = torch.cat([self.a(x), self.b(x)], 1)
+    return self.head(self.c(y.relu()) + self.a(x).sum((1, 2, 3), keepdim=True))
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
@@ -123,18 +112,13 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 @case(images(), shrinks=("a", "b", "c"), any_size=True)
-class ChannelShuffle(nn.Module):
+@layers(lambda: dict(a=conv(3, 12), b=conv(12, 8), c=conv(8, 12), d=conv(12, 8), head=head(8)))
+def ChannelShuffle(self, x: Tensor) -> Tensor:
     """As view, transpose, view, with sizes and with literals, between plain convolutions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.d, self.head = conv(3, 12), conv(12, 8), conv(8, 12), conv(12, 8), head(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.b(shuffle(self.a(x).relu(), 3))
-        x = self.c(x.reshape(x.shape[0], 2, 4, x.shape[2], x.shape[3]).transpose(1, 2).flatten(1, 2))
-        x = x.reshape(x.size(0), 4, -1, x.size(2), x.size(3)).permute(0, 2, 1, 3, 4).reshape(x.shape)
-        return self.head(self.d(x))
+    x = self.b(shuffle(self.a(x).relu(), 3))
+    x = self.c(x.reshape(x.shape[0], 2, 4, x.shape[2], x.shape[3]).transpose(1, 2).flatten(1, 2))
+    x = x.reshape(x.size(0), 4, -1, x.size(2), x.size(3)).permute(0, 2, 1, 3, 4).reshape(x.shape)
+    return self.head(self.d(x))
 
 
 add(
@@ -177,49 +161,32 @@ add(
 
 
 @case(images(), shrinks=("first", "last"), any_size=True)
-class GroupedShuffle(nn.Module):
+@layers(lambda: dict(first=conv(3, 24), middle=conv(24, 24, groups=3), last=conv(24, 24, groups=3), head=head(24)))
+def GroupedShuffle(self, x: Tensor) -> Tensor:
     """ShuffleNet v1: grouped convolution, shuffle, grouped convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.middle = conv(3, 24), conv(24, 24, groups=3)
-        self.last, self.head = conv(24, 24, groups=3), head(24)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.channel_shuffle(self.middle(self.first(x).relu()), 3)
-        return self.head(self.last(x.relu()))
+    x = F.channel_shuffle(self.middle(self.first(x).relu()), 3)
+    return self.head(self.last(x.relu()))
 
 
 @case(images(), shrinks=("a", "b", "c", "d"), any_size=True)
-class Maxout(nn.Module):
+@layers(lambda: dict(a=conv(3, 16), b=conv(8, 24), c=conv(8, 16), d=conv(8, 12), head=head(6)))
+def Maxout(self, x: Tensor) -> Tensor:
     """The largest of k channels: all k go together; two layouts, three spellings."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.d = conv(3, 16), conv(8, 24), conv(8, 16), conv(8, 12)
-        self.head = head(6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x)
-        x = x.view(x.size(0), 8, 2, x.size(2), x.size(3)).max(2)[0]
-        x = self.b(x)
-        x = x.reshape(x.size(0), 3, 8, x.size(2), x.size(3)).amax(dim=1)
-        x = self.c(x).unflatten(1, (8, 2)).max(dim=2).values
-        x = self.d(x)
-        return self.head(torch.max(x[:, :6], x[:, 6:]))
+    x = self.a(x)
+    x = x.view(x.size(0), 8, 2, x.size(2), x.size(3)).max(2)[0]
+    x = self.b(x)
+    x = x.reshape(x.size(0), 3, 8, x.size(2), x.size(3)).amax(dim=1)
+    x = self.c(x).unflatten(1, (8, 2)).max(dim=2).values
+    x = self.d(x)
+    return self.head(torch.max(x[:, :6], x[:, 6:]))
 
 
 @case(images(), shrinks=("a", "b", "c"), any_size=True)
-class GatedLinearUnits(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.glu, self.b, self.c = conv(3, 16), nn.GLU(dim=1), conv(8, 16), conv(8, 12)
-        self.head = head(6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.b(self.glu(self.a(x)))
-        u, v = x.chunk(2, 1)
-        return self.head(F.glu(self.c(u * torch.sigmoid(v)), 1))
+@layers(lambda: dict(a=conv(3, 16), glu=nn.GLU(dim=1), b=conv(8, 16), c=conv(8, 12), head=head(6)))
+def GatedLinearUnits(self, x: Tensor) -> Tensor:
+    x = self.b(self.glu(self.a(x)))
+    u, v = x.chunk(2, 1)
+    return self.head(F.glu(self.c(u * torch.sigmoid(v)), 1))
 
 
 @case(images(), shrinks=("a", "maps", "squeeze", "after"), any_size=True)
@@ -249,18 +216,14 @@ add("split_attention_cardinality", lambda: SplitAttention(2), images(), shrinks=
 
 
 @case(images(), shrinks=("a", "maps", "after"), any_size=True)
-class SelectiveKernel(nn.Module):
+@layers(lambda: dict(
+    a=conv(3, 8), maps=conv(8, 8), wide=conv(8, 8, 5), squeeze=nn.Linear(8, 4), weigh=nn.Linear(4, 16),
+    after=conv(8, 8), head=head(8),
+))  # fmt: skip
+def SelectiveKernel(self, x: Tensor) -> Tensor:
     """SKNet: branches stacked on an axis of their own, weighed by a softmax over it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.maps, self.wide = conv(3, 8), conv(8, 8), conv(8, 8, 5)
-        self.squeeze, self.weigh = nn.Linear(8, 4), nn.Linear(4, 16)
-        self.after, self.head = conv(8, 8), head(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x).relu()
-        branches = torch.stack([self.maps(x), self.wide(x)], 1)
-        weights = self.weigh(self.squeeze(branches.sum(1).mean((2, 3))).relu())
-        weights = weights.view(-1, 2, 8).softmax(1)[..., None, None]
-        return self.head(self.after((branches * weights).sum(dim=1)))
+    x = self.a(x).relu()
+    branches = torch.stack([self.maps(x), self.wide(x)], 1)
+    weights = self.weigh(self.squeeze(branches.sum(1).mean((2, 3))).relu())
+    weights = weights.view(-1, 2, 8).softmax(1)[..., None, None]
+    return self.head(self.after((branches * weights).sum(dim=1)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+from nets import layers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -44,9 +46,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "deep_both_ways": {"num_layers": 2, "bidirectional": True},
 }
 
+ALONE = (("rnn_tanh", "one"), ("rnn_tanh", "both_ways"), ("gru", "time_major"), ("gru", "deep"))
 for _kind, (_class, _extra) in KINDS.items():
     for _layout, _options in LAYOUTS.items():
-        if _kind != "rnn_relu" or _layout in ("one", "deep_both_ways"):
+        if _kind.startswith("lstm") or _layout == "deep_both_ways" or (_kind, _layout) in ALONE:
             add(
                 f"{_kind}_{_layout}",
                 lambda kind=_class, options=_extra | _options: Classifier(kind, **options),
@@ -84,7 +87,7 @@ class States(nn.Module):
 
 for _pick in ("last", "both", "all", "view", "mean", "each", "cells"):
     for _kind, _class in {"lstm": nn.LSTM, "gru": nn.GRU}.items():
-        if _kind == "lstm" or _pick in ("last", "both", "mean"):
+        if _kind == "lstm" or _pick == "last":
             add(
                 f"{_kind}_{_pick}_states",
                 lambda kind=_class, pick=_pick: States(kind, pick),
@@ -95,30 +98,23 @@ for _pick in ("last", "both", "all", "view", "mean", "each", "cells"):
 
 
 @case(images(size=4), shrinks=("a", "b", "lstm", "gru", "after"))
-class RecurrentInside(nn.Module):
+@layers(lambda: dict(
+    a=conv(3, 8), b=conv(8, 6), lstm=nn.LSTM(6, 10, batch_first=True, bidirectional=True), gru=nn.GRU(20, 8),
+    after=nn.Linear(8, 12), head=nn.Linear(12, CLASSES),
+))  # fmt: skip
+def RecurrentInside(self, x: Tensor) -> Tensor:
     """A part of one state is added to another layer's outputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.lstm = conv(3, 8), conv(8, 6), nn.LSTM(6, 10, batch_first=True, bidirectional=True)
-        self.gru, self.after, self.head = nn.GRU(20, 8), nn.Linear(8, 12), nn.Linear(12, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.b(self.a(x).relu()).flatten(2).transpose(1, 2)
-        x, (last, _) = self.lstm(x)
-        x, _ = self.gru(x.transpose(0, 1))
-        return self.head(self.after(x[-1] + last[0, :, :8]).relu())
+    x = self.b(self.a(x).relu()).flatten(2).transpose(1, 2)
+    x, (last, _) = self.lstm(x)
+    x, _ = self.gru(x.transpose(0, 1))
+    return self.head(self.after(x[-1] + last[0, :, :8]).relu())
 
 
 @case(tensors(5, 6), shrinks=("a",), frozen=("rnn", "head"))
-class StatesAsOutputs(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.rnn, self.head = nn.Linear(6, 8), nn.GRU(8, 8, 2, batch_first=True), nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y, h = self.rnn(self.a(x).relu())
-        return self.head(y), h[0]
+@layers(lambda: dict(a=nn.Linear(6, 8), rnn=nn.GRU(8, 8, 2, batch_first=True), head=nn.Linear(8, CLASSES)))
+def StatesAsOutputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    y, h = self.rnn(self.a(x).relu())
+    return self.head(y), h[0]
 
 
 def sequences(batch: int = 2) -> tuple[Tensor, Tensor]:
@@ -148,58 +144,45 @@ class Packed(nn.Module):
         return self.head(y).sum(0)
 
 
-for _read, _batch_first in (("states", True), ("states", False), ("outputs", True)):
-    for _kind, _class in {"lstm": nn.LSTM, "gru": nn.GRU}.items():
-        add(
-            f"packed_{_kind}_{_read}_{'samples' if _batch_first else 'steps'}_first",
-            lambda kind=_class, first=_batch_first, read=_read: Packed(kind, batch_first=first, read=read),
-            sequences,
-            shrinks=("a", "first", "second"),
-            frozen=("head",),
-        )
+for _read, _batch_first, _kind in (
+    ("states", True, "lstm"), ("states", False, "gru"), ("outputs", True, "lstm"), ("outputs", True, "gru")
+):  # fmt: skip
+    add(
+        f"packed_{_kind}_{_read}_{'samples' if _batch_first else 'steps'}_first",
+        partial(Packed, getattr(nn, _kind.upper()), batch_first=_batch_first, read=_read),
+        sequences,
+        shrinks=("a", "first", "second"),
+        frozen=("head",),
+    )
 
 
 @case(sequences, shrinks=("a", "rnn"))
-class PackedThere(nn.Module):
+@layers(lambda: dict(a=nn.Linear(7, 8), rnn=nn.RNN(8, 9, batch_first=True), head=nn.Linear(9, CLASSES)))
+def PackedThere(self, x: Tensor, lengths: Tensor) -> Tensor:
     """Packed and padded again, without a layer between."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.rnn, self.head = nn.Linear(7, 8), nn.RNN(8, 9, batch_first=True), nn.Linear(9, CLASSES)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        packed = pack_padded_sequence(self.a(x).relu(), lengths, batch_first=True, enforce_sorted=False)
-        x, _ = pad_packed_sequence(packed, batch_first=True, total_length=6)
-        return self.head(self.rnn(x)[0].mean(1))
+    packed = pack_padded_sequence(self.a(x).relu(), lengths, batch_first=True, enforce_sorted=False)
+    x, _ = pad_packed_sequence(packed, batch_first=True, total_length=6)
+    return self.head(self.rnn(x)[0].mean(1))
 
 
 @case(sequences, shrinks=("a", "rnn"))
-class LastSteps(nn.Module):
+@layers(lambda: dict(a=nn.Linear(7, 8), rnn=nn.LSTM(8, 9, batch_first=True), head=nn.Linear(9, CLASSES)))
+def LastSteps(self, x: Tensor, lengths: Tensor) -> Tensor:
     """The last step of each sequence is picked by an index that is computed from the lengths."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.rnn, self.head = nn.Linear(7, 8), nn.LSTM(8, 9, batch_first=True), nn.Linear(9, CLASSES)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        x, _ = self.rnn(self.a(x).relu())
-        return self.head(x[torch.arange(x.shape[0]), lengths - 1])
+    x, _ = self.rnn(self.a(x).relu())
+    return self.head(x[torch.arange(x.shape[0]), lengths - 1])
 
 
 @case(images(1, 8), shrinks=("a", "first", "between", "second"))
-class ColumnsOfAnImage(nn.Module):
+@layers(lambda: dict(
+    a=conv(1, 6), first=nn.LSTM(48, 9, bidirectional=True), between=nn.Linear(18, 8),
+    second=nn.LSTM(8, 7, bidirectional=True), head=nn.Linear(14, CLASSES),
+))  # fmt: skip
+def ColumnsOfAnImage(self, x: Tensor) -> Tensor:
     """As in text recognition: maps are cut into columns, which two layers read in both directions, time first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.first = conv(1, 6), nn.LSTM(48, 9, bidirectional=True)
-        self.between, self.second = nn.Linear(18, 8), nn.LSTM(8, 7, bidirectional=True)
-        self.head = nn.Linear(14, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x).relu().permute(3, 0, 1, 2).flatten(2)
-        x = self.between(self.first(x)[0])
-        return self.head(self.second(input=x)[0]).mean(0)
+    x = self.a(x).relu().permute(3, 0, 1, 2).flatten(2)
+    x = self.between(self.first(x)[0])
+    return self.head(self.second(input=x)[0]).mean(0)
 
 
 class Loop(nn.Module):
@@ -229,7 +212,7 @@ class Loop(nn.Module):
 
 for _start in ("none", "zeros", "new", "parameter"):
     for _kind, _cell in {"rnn": nn.RNNCell, "lstm": nn.LSTMCell, "gru": nn.GRUCell}.items():
-        if _start in ("none", "parameter") or _kind == "lstm":
+        if (_start, _kind) in (("none", "rnn"), ("parameter", "gru")) or _kind == "lstm":
             add(
                 f"{_kind}_cell_from_{_start}",
                 lambda cell=_cell, start=_start: Loop(cell, start),
@@ -264,57 +247,39 @@ for _start in ("zeros", "parameter", "layer"):
 
 
 @case(lambda batch=2: (tensors(5, 6)(batch), tensors(10)(batch)), shrinks=("a", "after"), frozen=("rnn",))
-class StateGiven(nn.Module):
+@layers(lambda: dict(
+    a=nn.Linear(6, 8), rnn=nn.GRU(8, 10, batch_first=True), after=nn.Linear(10, 9), head=nn.Linear(9, CLASSES),
+))  # fmt: skip
+def StateGiven(self, x: Tensor, h: Tensor) -> Tensor:
     """An input of the model is the initial state: its width stays."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.rnn, self.after = nn.Linear(6, 8), nn.GRU(8, 10, batch_first=True), nn.Linear(10, 9)
-        self.head = nn.Linear(9, CLASSES)
-
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        y, _ = self.rnn(self.a(x).relu(), h.unsqueeze(0))
-        return self.head(self.after(y[:, -1]).relu())
+    y, _ = self.rnn(self.a(x).relu(), h.unsqueeze(0))
+    return self.head(self.after(y[:, -1]).relu())
 
 
 @case(lambda batch=2: (tensors(5, 6)(batch), tensors(4, 6)(batch)), shrinks=("encoder", "decoder"))
-class EncoderDecoder(nn.Module):
+@layers(lambda: dict(
+    encoder=nn.LSTM(6, 10, 2, batch_first=True), decoder=nn.LSTM(6, 10, 2, batch_first=True),
+    head=nn.Linear(10, CLASSES),
+))  # fmt: skip
+def EncoderDecoder(self, x: Tensor, y: Tensor) -> Tensor:
     """The decoder starts with the encoder's last states, row by row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder, self.decoder = nn.LSTM(6, 10, 2, batch_first=True), nn.LSTM(6, 10, 2, batch_first=True)
-        self.head = nn.Linear(10, CLASSES)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        _, state = self.encoder(x)
-        y, _ = self.decoder(y, state)
-        return self.head(y[:, -1])
+    _, state = self.encoder(x)
+    y, _ = self.decoder(y, state)
+    return self.head(y[:, -1])
 
 
 @case(tensors(5, 6), shrinks=("rnn", "after"))
-class SharedRecurrent(nn.Module):
+@layers(lambda: dict(rnn=nn.GRU(6, 6, 2, batch_first=True), after=nn.Linear(6, 8), head=nn.Linear(8, CLASSES)))
+def SharedRecurrent(self, x: Tensor) -> Tensor:
     """One module is called twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn, self.after = nn.GRU(6, 6, 2, batch_first=True), nn.Linear(6, 8)
-        self.head = nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y, h = self.rnn(x)
-        y, _ = self.rnn(x.flip(1), h)
-        return self.head(self.after(y).relu().mean(1))
+    y, h = self.rnn(x)
+    y, _ = self.rnn(x.flip(1), h)
+    return self.head(self.after(y).relu().mean(1))
 
 
 @case(tensors(5, 6), shrinks=("rnn",))
-class DirectionsSummed(nn.Module):
+@layers(lambda: dict(rnn=nn.LSTM(6, 10, batch_first=True, bidirectional=True), head=nn.Linear(10, CLASSES)))
+def DirectionsSummed(self, x: Tensor) -> Tensor:
     """The halves of a bidirectional output are added: units of the two directions go in pairs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn, self.head = nn.LSTM(6, 10, batch_first=True, bidirectional=True), nn.Linear(10, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y, _ = self.rnn(x)
-        return self.head((y[..., :10] + y[..., 10:]).mean(1) + y.view(x.shape[0], -1, 2, 10).sum(2).amax(1))
+    y, _ = self.rnn(x)
+    return self.head((y[..., :10] + y[..., 10:]).mean(1) + y.view(x.shape[0], -1, 2, 10).sum(2).amax(1))
