@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 
 class FxpruneError(Exception):
-    """The parent of every error that fxprune raises on purpose; `stage` says while what, or nothing.
+    """The parent of every error that fxprune raises on purpose; `stage` is the work that failed, or empty.
 
-    Its text is `visible`: names and files that it quotes give no orders to a terminal.
+    Its text is made `visible`, so that quoted names cannot control a terminal.
     """
 
     stage = ""
@@ -28,7 +28,7 @@ class UnsupportedOpError(FxpruneError):
 
 
 class CalibrationError(FxpruneError):
-    """The model, a loader, its batches or the loss fail on the data, or there is too little memory for them."""
+    """The model, a loader, its batches or the loss fail on the data, or memory runs out."""
 
 
 class PlanError(FxpruneError):
@@ -44,30 +44,30 @@ class VerificationError(FxpruneError):
 
 
 class ArtifactError(FxpruneError):
-    """A file of a pruned model cannot be written or read, or is not for the model that was given."""
+    """A file of a pruned model cannot be written or read, or belongs to another model."""
 
 
 class CheckpointError(FxpruneError):
-    """A checkpoint cannot be read or rewritten, or is not of the model that was given."""
+    """A checkpoint cannot be read or rewritten, or belongs to another model."""
 
 
 class NarrowError(FxpruneError):
-    """A model's own class does not run with the layers that a plan leaves."""
+    """A model's own class does not run with the narrowed layers of a plan."""
 
 
 class DistributedError(FxpruneError):
-    """Several ranks were to work together, and one of them failed, was lost, or was given something else."""
+    """One of several ranks failed, was lost, or was given other arguments than the rest."""
 
 
 class ExportError(FxpruneError):
-    """A model cannot be exported, or what was exported does not give what the model gives."""
+    """A model cannot be exported, or the exported file gives other outputs than the model."""
 
 
 def text_of(error: BaseException | None) -> str:
-    """An error's message; an empty one where its own `__str__` fails."""
+    """An error's message, or an empty one where its own `__str__` fails."""
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 - whatever the class of somebody else's error does
+    except Exception:  # noqa: BLE001 - the class of the error is not fxprune's
         return ""
 
 
@@ -76,73 +76,68 @@ def first_line(error: BaseException | None) -> str:
     return (text_of(error).splitlines() or [""])[0]
 
 
-def told(error: BaseException | None) -> str:
-    """An error's type and the first line of its message, and what helps where memory ran out.
+def error_text(error: BaseException | None) -> str:
+    """An error's type and the first line of its message, with a remedy where memory ran out.
 
-    >>> told(ValueError("odd")), told(MemoryError())
+    >>> error_text(ValueError("odd")), error_text(MemoryError())
     ('ValueError: odd', 'MemoryError: give smaller batches or another device=, they take too much memory')
     """
     parts = [type(error).__name__, first_line(error)]
-    if is_of_memory(error):
+    if is_out_of_memory(error):
         parts.append("give smaller batches or another device=, they take too much memory")
     if "'lengths' argument should be a 1D CPU" in text_of(error):
         parts.append("move the other tensors of a batch to the device, with unpack=, and its lengths stay on the CPU")
     return ": ".join(part for part in parts if part)
 
 
-def is_of_memory(error: BaseException | None) -> bool:
-    """Whether an error says that memory ran out: Python's, a device's, or that of torch on the CPU, a RuntimeError."""
-    return isinstance(error, MemoryError) or any(sign in text_of(error) for sign in _SIGNS)
-
-
-_SIGNS = ("out of memory", "DefaultCPUAllocator")
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory ran out: Python's, a device's, or torch's RuntimeError on the CPU."""
+    signs = "out of memory", "DefaultCPUAllocator"
+    return isinstance(error, MemoryError) or any(sign in text_of(error) for sign in signs)
 
 
 @contextmanager
 def blaming(what: str, where: str, remedy: str = "") -> Iterator[None]:
-    """Say what failed and on what, in the place of any error; fxprune's own errors go on as they are.
-
-    Raises CalibrationError.
-    """
+    """Replace any error but fxprune's own by a CalibrationError: `what` fails on `where`, and the remedy."""
     try:
         yield
     except FxpruneError:
         raise
     except Exception as error:
-        raise CalibrationError(f"{what} fails on {where} ({told(error)}){remedy}") from error
+        raise CalibrationError(f"{what} fails on {where} ({error_text(error)}){remedy}") from error
 
 
 @contextmanager
 def stage(doing: str) -> Iterator[None]:
-    """Let errors of data say what was being done with them; say the same where memory runs out."""
+    """Add the stage to a CalibrationError, and turn errors of memory into one."""
     try:
         yield
     except CalibrationError as error:
         error.stage = error.stage or ("" if str(error).startswith(doing) else doing)
         raise
     except Exception as error:
-        if isinstance(error, FxpruneError) or not is_of_memory(error):
+        if isinstance(error, FxpruneError) or not is_out_of_memory(error):
             raise
-        short = CalibrationError(told(error))
+        short = CalibrationError(error_text(error))
         short.stage = doing
         raise short from error
 
 
 def summary(error: BaseException) -> str:
-    """An error's first line, and the one after it where the first only announces it."""
+    """An error's first line, and the next one if the first ends with a colon."""
     lines = [" ".join(line.split()) for line in text_of(error).splitlines()] or [""]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 class FxpruneWarning(UserWarning):
-    """Something that the user asked for had no effect, or had another effect than asked."""
+    """A request of the user had no effect, or another effect than asked."""
 
     def __str__(self) -> str:
         return visible(super().__str__())
 
 
 def visible(text: str) -> str:
-    r"""Text in which all that a terminal would obey, or not show, stands as an escape; ends of lines stay.
+    r"""Text with control characters, and others that a terminal does not show, escaped, except line ends.
 
     >>> print(visible("conv\x1b[31m1"))
     conv\x1b[31m1

@@ -17,9 +17,9 @@ from torch.utils import _pytree as pytree
 from zoo import conv, head, images
 
 import fxprune
-from fxprune.caller.example import opened
+from fxprune.caller.example import as_fields
 from fxprune.errors import CaptureError, FxpruneWarning
-from fxprune.tracing.proof import apart
+from fxprune.tracing.agreement import apart
 
 Forward = Callable[..., Tensor]
 RUNGS = ("fx", "values", "export")
@@ -268,7 +268,7 @@ def test_what_is_inside_of_an_output_is_compared(into: Callable[[Tensor], Any], 
     graph = captured(Answering(into, lambda self, x: x * 2), rung)
     model = Answering(into, lambda self, x: x * 2)
     graph.load_state_dict(model.state_dict())
-    wanted, found = (pytree.tree_leaves(opened(m(images()(3)))) for m in (model, graph))
+    wanted, found = (pytree.tree_leaves(as_fields(m(images()(3)))) for m in (model, graph))
     assert len(wanted) == len(found) == 1
     assert torch.allclose(wanted[0], found[0], atol=1e-6)
 

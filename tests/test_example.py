@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from fxprune.caller.example import LONGEST_ROW, another, check_example, from_json, to_json, trim
+from fxprune.caller.example import LONGEST_ROW, check_example, from_json, to_json, trim, varied_batch
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Held:
 def test_floats_have_other_values_of_the_same_range(samples: int, length: int, dtype: torch.dtype) -> None:
     x = torch.randn(length, 3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     before = x.clone()
-    y = another(x, samples)
+    y = varied_batch(x, samples)
     assert y.shape == (samples, 3, 4)
     assert y.dtype == dtype
     assert not any(torch.equal(row, old) for row in y for old in x)
@@ -48,7 +48,7 @@ def test_floats_have_other_values_of_the_same_range(samples: int, length: int, d
     ],
 )
 def test_whole_numbers_are_taken_again_as_they_are(x: Tensor) -> None:
-    assert torch.equal(another(x, 3), x[[1, 0, 1]])
+    assert torch.equal(varied_batch(x, 3), x[[1, 0, 1]])
 
 
 def test_what_is_not_of_the_length_of_the_batch_is_kept() -> None:
@@ -61,7 +61,7 @@ def test_what_is_not_of_the_length_of_the_batch_is_kept() -> None:
         "nested": (Held(x), [packed, None, "text", 4, torch.eye(4).to_sparse()]),
         "meta": torch.zeros(4, 1, device="meta"),
     }
-    made = another(given, 5)
+    made = varied_batch(given, 5)
     assert list(made) == list(given)
     assert made["x"].shape == (5, 2)
     assert made["meta"].shape == (5, 1)
@@ -72,22 +72,22 @@ def test_what_is_not_of_the_length_of_the_batch_is_kept() -> None:
 
 @pytest.mark.parametrize("nothing", [(), (3, None), torch.zeros(0, 4), torch.tensor(1.5)])
 def test_without_samples_it_stays_as_it_is(nothing: object) -> None:
-    made = another(nothing, 3)
+    made = varied_batch(nothing, 3)
     assert made is nothing or made == nothing
 
 
 def test_gradients_are_asked_for_as_before() -> None:
-    assert another(torch.randn(2, 3, requires_grad=True), 3).is_leaf
-    assert another(torch.randn(2, 3, requires_grad=True), 3).requires_grad
+    assert varied_batch(torch.randn(2, 3, requires_grad=True), 3).is_leaf
+    assert varied_batch(torch.randn(2, 3, requires_grad=True), 3).requires_grad
     with torch.inference_mode():
         x = torch.randn(2, 3)
-    assert not another(x, 3).requires_grad
+    assert not varied_batch(x, 3).requires_grad
 
 
 def test_fewer_samples_are_no_batch_where_others_number_them() -> None:
     edges = torch.tensor([[0, 1, 3], [2, 2, 1]])
-    assert another((torch.randn(4, 2), edges), 3)[0].shape == (4, 2)
-    assert another((torch.randn(4, 2), edges), 5)[0].shape == (5, 2)
+    assert varied_batch((torch.randn(4, 2), edges), 3)[0].shape == (4, 2)
+    assert varied_batch((torch.randn(4, 2), edges), 5)[0].shape == (5, 2)
 
 
 @pytest.mark.parametrize(

@@ -169,8 +169,8 @@ def test_resumed_is_uninterrupted(small: nn.Module, tmp_path: Path, epoch: int, 
 
 
 def test_a_checkpoint_that_was_cut_short_while_it_was_written_does_no_harm(small: nn.Module, tmp_path: Path) -> None:
-    (tmp_path / ".tuning.0123456789ab.part").mkdir()
-    (tmp_path / ".tuning.0123456789ab.part" / "tuning").write_bytes(b"half of it")
+    (tmp_path / ".tuning.01234_ab.part").mkdir()
+    (tmp_path / ".tuning.01234_ab.part" / "tuning").write_bytes(b"half of it")
     first = tune(small, epochs=1, checkpoint=tmp_path / "tuning")
     assert same_state(first, tune(small, epochs=1))
     assert [path.name for path in tmp_path.iterdir()] == ["tuning"]

@@ -23,7 +23,7 @@ from process import changed, state
 from torch import nn
 
 import fxprune
-from fxprune.caller.interrupts import Orderly
+from fxprune.caller.interrupts import DeferredInterrupts
 from fxprune.caller.isolation import seeded, undisturbed
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")
@@ -143,7 +143,9 @@ def on_a_stack(half: Half) -> Any:
 
 @pytest.mark.parametrize("moment", ["entered", "left"])
 @pytest.mark.parametrize("kind", [lambda half: half, by_a_generator, on_a_stack], ids=["class", "generator", "stack"])
-@pytest.mark.parametrize("around", [undisturbed, partial(seeded, 0), Orderly], ids=["undisturbed", "seeded", "Orderly"])
+@pytest.mark.parametrize(
+    "around", [undisturbed, partial(seeded, 0), DeferredInterrupts], ids=["undisturbed", "seeded", "Orderly"]
+)
 def test_a_context_is_entered_and_left_as_a_whole(around: Any, kind: Any, moment: str) -> None:
     half, before = Half(moment), state()
 
@@ -197,7 +199,7 @@ def test_a_section_is_entered_and_left_as_a_whole() -> None:
     assert not thread.is_alive(), "the lock is still held"
 
 
-@pytest.mark.parametrize("around", [undisturbed, Orderly])
+@pytest.mark.parametrize("around", [undisturbed, DeferredInterrupts])
 def test_an_interrupt_elsewhere_comes_at_once(around: Any) -> None:
     reached: list[str] = []
 

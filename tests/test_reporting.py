@@ -20,7 +20,7 @@ from torch import nn
 from zoo import ZOO, images, tensors
 
 import fxprune
-from fxprune.caller.typed_json import restored
+from fxprune.caller.typed_json import from_plain
 from fxprune.errors import PlanError
 from fxprune.planning.allocation import tod_by_group
 from fxprune.planning.tod import tod_curve
@@ -178,10 +178,10 @@ NEW = ("weight_bytes", "layers", "signals", "latency")
 
 def test_what_an_older_file_holds_is_read(full: fxprune.Report) -> None:
     content = json.loads(json.dumps(full.to_dict()))
-    assert restored(fxprune.Report, content) == full
+    assert from_plain(fxprune.Report, content) == full
     old = {name: entry for name, entry in content.items() if name not in NEW}
     old["groups"] = [{name: entry for name, entry in group.items() if name != "ranking"} for group in old["groups"]]
-    found = restored(fxprune.Report, old)
+    found = from_plain(fxprune.Report, old)
     assert (found.params_after, found.latency, found.weight_bytes) == (full.params_after, None, None)
     assert [group.ranking for group in found.groups] == [None] * len(full.groups)
     assert Checked(page(found)).open == []

@@ -12,10 +12,15 @@ from helpers import difference, double, outputs
 from nets import layers
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from zoo import CLASSES, ZOO, conv, head, images
+from zoo import CLASSES, ZOO, conv, head, images, tensors
 
 import fxprune
 from fxprune.coupling.couple import analyse
+from fxprune.errors import RewriteError
+from fxprune.rewriting.remaining import Checker
+from fxprune.rules.context import Context
+from fxprune.rules.labels import Labels
+from fxprune.rules.table import RULES
 
 
 def pruned(name: str, alpha: float = 0.5, seed: int = 0) -> tuple[nn.Module, fxprune.Plan, Any]:
@@ -171,3 +176,25 @@ def test_channels_that_move_together_with_rows_are_permuted_before(keep: tuple[i
     plan = fxprune.Scores.random(model, x).plan(alpha=0.0)
     plan = dataclasses.replace(plan, keep={**plan.keep, "a": keep})
     assert fxprune.verify(model, plan, fxprune.apply(model, plan), x) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError("odd"), r"the rule for module .*ReLU fails on narrowed inputs, node _?1, .*KeyError: 'odd'"),
+        (ValueError("8 is no 4"), r"cannot be narrowed \(8 is no 4; after mending: .*\): exclude the layers"),
+    ],
+)
+def test_only_sizes_that_do_not_fit_are_mended(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    """Any other error of a rule is its bug, and is not hidden behind the mending."""
+
+    def broken(ctx: Context, module: nn.Module, x: Labels) -> Labels:
+        if isinstance(ctx, Checker):
+            raise error
+        return x
+
+    monkeypatch.setitem(RULES, nn.ReLU, broken)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    plan = fxprune.Scores.random(model, tensors(6)(2)).plan(alpha=0.5)
+    with pytest.raises(RewriteError, match=message):
+        fxprune.apply(model, plan)

@@ -22,7 +22,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.caller.typed_json import restored
+from fxprune.caller.typed_json import from_plain
 
 NETWORKS = ("resnet50", "vit_b_16")
 ROUND_TO = (8, 1)
@@ -81,7 +81,7 @@ def kept(options: argparse.Namespace) -> list[Found]:
     path = (options.out or DOCS) / "latency.json"
     if not options.resume or not path.exists():
         return []
-    return list(restored(tuple[Found, ...], json.loads(path.read_text(encoding="utf-8"))))
+    return list(from_plain(tuple[Found, ...], json.loads(path.read_text(encoding="utf-8"))))
 
 
 def rows(found: Found) -> Iterator[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Named arrays of numbers in one file (.npz), and reading such a file without trusting it."""
+"""Named arrays of numbers in one .npz file, read without trusting the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -23,42 +23,30 @@ Scalars = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 Array = NDArray[Any]
-FREE, RATIO = 256 << 20, 64  # bytes that the arrays of any file may take, and what each of its own bytes adds
-BROKEN = (
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    EOFError,
-    OverflowError,
-    RecursionError,
-    MemoryError,
-    NotImplementedError,
-    RuntimeError,
-    SyntaxError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-)  # fmt: skip - what reading a damaged file may raise
+FREE, RATIO = 256 << 20, 64  # bytes that the arrays of any file may take, and how many more for each byte of the file
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}  # by the version of the format
+BROKEN = (  # what reading a damaged file may raise
+    ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError, MemoryError, RuntimeError,
+    SyntaxError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def write(
     path: str | PathLike[str], arrays: Mapping[str, Array], error: type[FxpruneError], *, compressed: bool = True
 ) -> None:
-    """Write arrays in one step, see `replacing`; none of them is of objects."""
+    """Write arrays of numbers in one step, see `replacing`."""
     with replacing(path, error) as unfinished, zipfile.ZipFile(unfinished, "w") as file:
         for name, array in arrays.items():
-            entry = zipfile.ZipInfo(f"{name}.npy")  # of no date: equal arrays make equal files
+            entry = zipfile.ZipInfo(f"{name}.npy")  # without a date: equal arrays make equal files
             entry.compress_type = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
             with file.open(entry, "w", force_zip64=True) as content:
                 npy.write_array(content, np.asanyarray(array), allow_pickle=False)
 
 
 def read(path: str | PathLike[str]) -> dict[str, Array]:
-    """The arrays of a file. Nothing in it is unpickled, and it takes memory only for what it really holds.
+    """The arrays of a file; nothing is unpickled, and memory is taken only for data that the file holds.
 
-    Raises OSError, or one of `BROKEN`, where it is damaged or would grow to more than 64 times its size.
+    Raises OSError, or one of `BROKEN` where the file is damaged or would grow to more than 64 times its size.
     """
     with zipfile.ZipFile(path) as file:
         entries = file.infolist()
@@ -70,7 +58,10 @@ def read(path: str | PathLike[str]) -> dict[str, Array]:
 
 def _array(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
     with file.open(entry) as content:
-        shape, fortran, dtype = _head(content)
+        version = npy.read_magic(content)
+        if version not in _HEADERS:
+            raise ValueError(f"it has the array format {version}")
+        shape, fortran, dtype = _HEADERS[version](content)  # numpy reads a literal of at most 10,000 bytes
         if dtype.hasobject or dtype.kind not in "biufc":
             raise ValueError(f"{entry.filename} holds {dtype}, which are no numbers")
         count = math.prod(shape)
@@ -81,12 +72,3 @@ def _array(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
             raise ValueError(f"{entry.filename} holds {len(data):,} bytes of {count * dtype.itemsize:,}")
     array: Array = np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if fortran else "C").copy()
     return array
-
-
-def _head(content: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and dtype, as numpy reads them: the text is a literal, of 10,000 bytes at the most."""
-    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    version = npy.read_magic(content)
-    if version not in readers:
-        raise ValueError(f"it has the array format {version}")
-    return readers[version](content)

@@ -1,4 +1,4 @@
-"""Calibration loaders: what a batch may look like, and what is asked of it."""
+"""Batches of the caller's loaders: their forms, inputs, targets and classes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, IterableDataset
 
 from fxprune.caller.example import check_dense, to_device
+from fxprune.caller.tensors import dtype_name
 from fxprune.errors import CalibrationError, blaming
 
-LONGEST = 10_000  # batches of a loader for calibration that says of no more how many there are
-LONGEST_EPOCH = 1_000_000  # of one for training or evaluation
+LONGEST = 10_000  # batches of a calibration loader whose length is unknown
+LONGEST_EPOCH = 1_000_000  # batches of a training or evaluation loader
 TARGET_KEYS = ("labels", "label", "targets", "target")
 Unpack = Callable[[Any], tuple[Any, Any]]
 Classes = Callable[[Any], Tensor]
@@ -26,10 +27,10 @@ def batches(
     loader: Iterable[Any], unpack: Unpack | None = None, *, name: str = "the loader", when: str = "",
     least: int = 1, most: int | None = LONGEST,
 ) -> Iterator[tuple[Any, Any]]:  # fmt: skip
-    """The (inputs, targets) of every batch of a loader, which messages call by `name`; `when` goes before its number.
+    """The (inputs, targets) of every batch of a loader; messages use its `name`, and `when` before a batch's number.
 
     Raises CalibrationError where it is no loader, fails, can be read only once, gives batches of unknown form or
-    without samples, fewer than `least`, or more than `most` and than its length.
+    without samples, fewer than `least`, or more than both `most` and its length.
     """
     check_loader(loader, name)
     with blaming(name, f"{when}batch 0", ": give a list of batches, or a torch.utils.data.DataLoader"):
@@ -52,14 +53,17 @@ def batches(
         if not isinstance(pair, (tuple, list)) or length_of(pair) != 2:
             raise CalibrationError(f"unpack= gives {_kind(pair)} on {where}: it has to give a pair, (inputs, targets)")
         check_dense(pair, where, CalibrationError)
-        _check_samples(pair[0], where)
+        first = _first_tensor(pair[0])
+        if first is not None and not len(first):
+            shape = tuple(first.shape)
+            raise CalibrationError(f"{where} has no samples, its first tensor is {shape}: leave it out")
         yield pair[0], pair[1]
     if found < least:
         raise CalibrationError(f"{name} gives no batch: at least one is needed")
 
 
 def check_loader(loader: Any, name: str = "the loader") -> None:
-    """Raise CalibrationError, with what makes a loader of it, where data are given in place of one."""
+    """Raise CalibrationError where data are given in place of a loader; the message says how to make one of them."""
     if isinstance(loader, Tensor):
         what, remedy = "it is read row by row", "put it into a list of batches, [x] or x.split(64)"
     elif isinstance(loader, Mapping):
@@ -84,26 +88,16 @@ def _kind(value: Any) -> str:
 
 
 def _is_pair(loader: Any) -> bool:
-    """Whether a loader is all inputs and all targets: two tensors of one length, and of other ranks or dtypes."""
-    if (
-        not isinstance(loader, (tuple, list))
-        or length_of(loader) != 2
-        or not all(isinstance(t, Tensor) for t in loader)
-    ):
+    """Whether a loader is all inputs and all targets: two tensors of one length, and of different ranks or dtypes."""
+    is_pair = isinstance(loader, (tuple, list)) and length_of(loader) == 2
+    if not is_pair or not all(isinstance(t, Tensor) for t in loader):
         return False
     x, y = loader
     return bool(x.ndim and y.ndim and len(x) == len(y)) and (x.ndim != y.ndim or x.dtype != y.dtype)
 
 
-def _check_samples(inputs: Any, where: str) -> None:
-    """Raise CalibrationError where a batch is empty."""
-    first = next((leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim), None)
-    if first is not None and not len(first):
-        raise CalibrationError(f"{where} has no samples, its first tensor is {tuple(first.shape)}: leave it out")
-
-
 def read(loader: Iterable[Any], name: str = "the loader", when: str = "") -> Iterator[Any]:
-    """What a loader gives. Raises CalibrationError, with the number of the batch, where it fails."""
+    """The batches of a loader. Raises CalibrationError, with the number of the batch, where it fails."""
     end, source = object(), None
     for index in count():
         with blaming(name, f"{when}batch {index}", ": look at that sample, or at the data's options"):
@@ -115,15 +109,15 @@ def read(loader: Iterable[Any], name: str = "the loader", when: str = "") -> Ite
 
 
 def length_of(loader: Iterable[Any]) -> int | None:
-    """The number of batches of a loader, or None where it does not know."""
+    """The number of batches of a loader, or None where it is unknown."""
     try:
         return len(loader) if isinstance(loader, Sized) else None
-    except Exception:  # noqa: BLE001 - of a DataLoader over an iterable dataset, and whatever a user's own says
+    except Exception:  # noqa: BLE001 - a DataLoader over an iterable dataset raises, and a user's loader may
         return None
 
 
 def split(batch: Any) -> tuple[Any, Any]:
-    """The inputs and targets of a batch: a pair, or a dict that names its targets; inputs alone have the targets None.
+    """The inputs and targets of a batch, which is a pair, a dict that names its targets, or inputs without targets.
 
     >>> split({"x": 1, "labels": 2})
     ({'x': 1}, 2)
@@ -149,10 +143,10 @@ def split(batch: Any) -> tuple[Any, Any]:
 
 
 def _check_collated(batch: Sequence[Any]) -> None:
-    """Raise where a pair is a single sample: a tensor, and one number as its target."""
+    """Raise where a pair is a single sample: a tensor and one number as its target."""
     inputs, number = batch[0], batch[-1]
-    single = isinstance(number, (int, float)) or (isinstance(number, Tensor) and not number.ndim)
-    if isinstance(inputs, Tensor) and single:
+    is_number = isinstance(number, (int, float)) or (isinstance(number, Tensor) and not number.ndim)
+    if isinstance(inputs, Tensor) and is_number:
         raise CalibrationError(
             f"a batch is a tensor of shape {tuple(inputs.shape)} and the number {float(number):g}, as single samples "
             "are: wrap them, torch.utils.data.DataLoader(samples, batch_size=64), or pass unpack= where the number is "
@@ -161,37 +155,41 @@ def _check_collated(batch: Sequence[Any]) -> None:
 
 
 def _is_uncollated(batch: Any) -> bool:
-    """Whether a batch is a list of (image, dict of targets), as the samples of a detector are."""
+    """Whether a batch is a list of (image, dict of targets), the samples of a detector."""
     return isinstance(batch, (tuple, list)) and all(
         isinstance(sample, (tuple, list)) and len(sample) == 2 and isinstance(sample[1], Mapping) for sample in batch
     )
 
 
-def fitted(inputs: Any, names: list[str]) -> Any:
-    """Inputs as the model takes them: the one value of a dict whose key is no argument's name goes in by position."""
+def model_inputs(inputs: Any, names: list[str]) -> Any:
+    """Inputs as the model takes them: the only value of a dict is passed by position if its key names no argument."""
     if isinstance(inputs, Mapping) and len(inputs) == 1 and next(iter(inputs)) not in names:
         return next(iter(inputs.values()))
     return inputs
 
 
-def fitted_example(model: nn.Module, loader: Iterable[Any], unpack: Unpack | None = None) -> Any:
+def first_inputs(model: nn.Module, loader: Iterable[Any], unpack: Unpack | None = None) -> Any:
     """The inputs of the loader's first batch, as the model's forward takes them."""
-    inputs = next(iter(batches(loader, unpack)))[0]
-    return fitted(inputs, list(inspect.signature(model.forward).parameters))
+    names = list(inspect.signature(model.forward).parameters)
+    return model_inputs(next(iter(batches(loader, unpack)))[0], names)
 
 
 def sample_count(inputs: Any) -> int:
     """The number of samples in a batch: the first axis of its first tensor."""
-    for leaf in pytree.tree_leaves(inputs):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return len(leaf)
-    raise CalibrationError(
-        "a batch has no tensor with a batch axis among its inputs: pass unpack= to say what they are"
-    )
+    first = _first_tensor(inputs)
+    if first is None:
+        raise CalibrationError(
+            "a batch has no tensor with a batch axis among its inputs: pass unpack= to say what they are"
+        )
+    return len(first)
+
+
+def _first_tensor(inputs: Any) -> Tensor | None:
+    return next((leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim), None)
 
 
 def count_of(inputs: Any, targets: Any) -> int:
-    """The number of samples in a batch: of its targets, where they are a tensor or a list, or else of its inputs."""
+    """The number of samples in a batch: that of its targets where they are a tensor or a list, else of its inputs."""
     if isinstance(targets, Tensor) and targets.ndim:
         return len(targets)
     return len(targets) if isinstance(targets, (tuple, list)) and targets else sample_count(inputs)
@@ -200,8 +198,8 @@ def count_of(inputs: Any, targets: Any) -> int:
 def class_of_samples(targets: Any, samples: int | None, classes: Classes | None) -> Tensor:
     """The class of each sample, (samples,), or of each position, (samples, ...), as int64 on the CPU.
 
-    As many samples as there are where `samples` is None. Positions have classes only where `classes` gives them.
-    Raises CalibrationError where the targets are not one integer a sample and `classes` does not say what they are.
+    Any number of samples is accepted where `samples` is None. Positions have classes only where `classes` gives them.
+    Raises CalibrationError where `classes` is None and the targets are not one integer for each sample.
     """
     if targets is None and classes is None:
         raise CalibrationError(
@@ -213,27 +211,24 @@ def class_of_samples(targets: Any, samples: int | None, classes: Classes | None)
         labels: Any = classes(targets) if classes else targets
     check_dense(labels, "what classes= gives" if classes else "a batch's targets", CalibrationError, strided=True)
     if not isinstance(labels, Tensor):
+        of_a_detector = isinstance(labels, (tuple, list)) and all(isinstance(target, Mapping) for target in labels)
         raise CalibrationError(
             f"{'classes= gave' if classes else 'the targets are'} a {type(labels).__name__}, not a tensor of class "
-            "numbers: pass classes=, a function from targets to the class of each sample" + _for_dicts(labels)
+            "numbers: pass classes=, a function from targets to the class of each sample"
+            + ", such as lambda targets: torch.stack([t['labels'].max() for t in targets])"
+            * of_a_detector
         )
     wrong = labels.ndim < 1 if classes else labels.ndim != 1
     wrong = wrong or (samples is not None and len(labels) != samples)
     if labels.is_floating_point() or labels.is_complex() or wrong:
         raise CalibrationError(
             f"the {'classes' if classes else 'targets'} have shape {tuple(labels.shape)} and dtype "
-            f"{str(labels.dtype).removeprefix('torch.')}; the U-Score needs one integer class for each of the "
+            f"{dtype_name(labels)}; the U-Score needs one integer class for each of the "
             f"{'' if samples is None else f'{samples} '}samples: pass classes=, a function from targets to the class "
             "of each sample, or of each position of it; fxprune.classes has ready-made ones (argmax for one-hot "
             "targets, quantile_bins for a regression, each_position for masks)"
         )
     return labels.detach().to("cpu", torch.int64)
-
-
-def _for_dicts(targets: Any) -> str:
-    """A word on the targets of detectors, one dict an image."""
-    dicts = isinstance(targets, (tuple, list)) and all(isinstance(target, Mapping) for target in targets)
-    return ", such as lambda targets: torch.stack([t['labels'].max() for t in targets])" if dicts else ""
 
 
 def batch_to_device(batch: tuple[Any, Any], device: torch.device) -> tuple[Any, Any]:

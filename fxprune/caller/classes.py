@@ -1,6 +1,6 @@
-"""Ready-made `classes=` for targets that are no class numbers: regressions, masks, and the next tokens of texts.
+"""Ready-made `classes=` for targets that are not class numbers: regressions, masks, and the next tokens of texts.
 
-Each is a function of the targets, or makes one. A negative class leaves a sample, or a position of it, out.
+Each is a function of the targets, or makes one. A sample or position with a negative class is ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from fxprune.caller.arguments import is_whole, shown
 from fxprune.caller.batches import Classes, Unpack, batches
 from fxprune.caller.example import check_dense
-from fxprune.errors import CalibrationError, blaming, told
+from fxprune.errors import CalibrationError, blaming, error_text
 
 Values = Callable[[Any], Tensor]
 
@@ -25,8 +25,8 @@ def bins(edges: Sequence[float] | Tensor, *, of: Values | None = None) -> Classe
     """Bins of a regression's targets between given edges.
 
     Args:
-        edges: the inner edges, rising; k of them make k + 1 bins. A target that equals an edge is in the bin above it.
-        of: callable(targets) -> the numbers to bin, where the targets are not one number a sample (or a position).
+        edges: the k inner edges of k + 1 bins, rising. A target that equals an edge is in the bin above it.
+        of: callable(targets) -> the numbers to bin, where the targets are not one number for each sample or position.
 
     Returns:
         A function from targets (N,), (N, 1) or (N, *positions) to bins, (N,) or (N, *positions); NaN gives -1.
@@ -37,7 +37,8 @@ def bins(edges: Sequence[float] | Tensor, *, of: Values | None = None) -> Classe
     try:
         inner = torch.as_tensor(edges, dtype=torch.float64).cpu()
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise CalibrationError(f"the edges of bins are no numbers ({told(error)}): give rising finite ones") from error
+        text = error_text(error)
+        raise CalibrationError(f"the edges of bins are no numbers ({text}): give rising finite ones") from error
     if inner.ndim != 1 or not len(inner) or not bool(inner.isfinite().all()) or bool((inner.diff() <= 0).any()):
         raise CalibrationError(f"the edges of bins are {inner.tolist()}: give one or more rising finite numbers")
     return partial(_binned, edges=inner, of=of)
@@ -46,12 +47,12 @@ def bins(edges: Sequence[float] | Tensor, *, of: Values | None = None) -> Classe
 def quantile_bins(
     loader: Iterable[Any], count: int = 4, *, of: Values | None = None, unpack: Unpack | None = None
 ) -> Classes:
-    """`count` bins of a regression's targets that hold about equally many of those in a loader.
+    """`count` bins of a regression's targets with about equally many targets of a loader in each.
 
-    Targets that occur often can leave fewer bins. `of` is as in `bins`, `unpack` as in `score`.
+    There are fewer bins where some targets occur often. `of` is as in `bins`, `unpack` as in `score`.
 
     Raises:
-        CalibrationError: the targets are no numbers, or all equal.
+        CalibrationError: the targets are not numbers, or are all equal.
 
     >>> loader = [(torch.zeros(4, 3), torch.tensor([1.0, 2.0, 30.0, 40.0]))]
     >>> quantile_bins(loader, count=2)(torch.tensor([0.0, 15.0, 17.0]))
@@ -71,16 +72,16 @@ def quantile_bins(
 
 
 def majority_class(ignore: int = 255) -> Classes:
-    """The most frequent class of each mask: targets (N, H, W) -> (N,); pixels of the class `ignore` do not count.
+    """The most frequent class of each mask: targets (N, H, W) -> (N,); pixels of the class `ignore` are ignored.
 
     >>> majority_class()(torch.tensor([[[3, 3], [255, 255]], [[255, 255], [255, 255]]]))
     tensor([ 3, -1])
     """
-    return partial(_majority, ignore=ignore)
+    return partial(_majority_without, ignore=ignore)
 
 
 def each_position(ignore: int = 255) -> Classes:
-    """The targets as they are, a class for each position: masks (N, H, W), tags (N, T); `ignore` is left out.
+    """The targets themselves, a class for each position: masks (N, H, W), tags (N, T); `ignore` is ignored.
 
     >>> each_position()(torch.tensor([[0, 2, 255]]))
     tensor([[ 0,  2, -1]])
@@ -92,16 +93,16 @@ def frequency_bins(
     source: Iterable[Any] | Tensor, bins: int = 8, *, shift: bool = True, ignore: int = -100,
     unpack: Unpack | None = None,
 ) -> Classes:  # fmt: skip
-    """For language models, how frequent the token is that comes next: bin 0 has the most frequent ones.
+    """Frequency bins of the next token, for language models: bin 0 holds the most frequent tokens.
 
-    The tokens are sorted by how often they occur and cut into bins of about equally many occurrences.
+    The tokens are sorted by frequency and divided into bins with about equally many occurrences.
 
     Args:
         source: a loader whose targets are tokens, (N, T), or the number of occurrences of each token, (vocabulary,).
         bins: the number of bins.
-        shift: each position has the bin of the token after it, and the last one none: for targets that are the input
-            tokens. With False each has the bin of the target that stands there: for targets that are shifted already.
-        ignore: a token that is left out, such as padding; negative ones are left out, too.
+        shift: True for targets that are the input tokens: each position has the bin of the token after it, and the
+            last position none. False for targets that are shifted already: each position has the bin of its target.
+        ignore: a token that is ignored, such as padding; negative tokens are ignored, too.
         unpack: as in `score`.
 
     Returns:
@@ -154,7 +155,7 @@ def _without(targets: Tensor, *, ignore: int) -> Tensor:
     return torch.where(targets == ignore, -1, targets.long())
 
 
-def _majority(targets: Tensor, *, ignore: int) -> Tensor:
+def _majority_without(targets: Tensor, *, ignore: int) -> Tensor:
     return majority(_without(targets, ignore=ignore))
 
 
@@ -163,19 +164,16 @@ def _occurrences(loader: Iterable[Any], unpack: Unpack | None, ignore: int) -> T
     total = torch.zeros(0, dtype=torch.int64)
     for _, targets in batches(loader, unpack):
         if not isinstance(targets, Tensor) or targets.is_floating_point():
+            dtype = f" of {targets.dtype}" if isinstance(targets, Tensor) else ""
             raise CalibrationError(
-                f"the targets are a {type(targets).__name__}{_dtype_of(targets)}, not a tensor of tokens: pass "
-                "unpack=, such as lambda batch: (batch, batch['input_ids'])"
+                f"the targets are a {type(targets).__name__}{dtype}, not a tensor of tokens: pass unpack=, such as "
+                "lambda batch: (batch, batch['input_ids'])"
             )
         tokens = targets.cpu().flatten()
         found = torch.bincount(tokens[(tokens >= 0) & (tokens != ignore)], minlength=len(total))
         found[: len(total)] += total
         total = found
     return total
-
-
-def _dtype_of(targets: Any) -> str:
-    return f" of {targets.dtype}" if isinstance(targets, Tensor) else ""
 
 
 def _frequency(targets: Tensor, *, table: Tensor, shift: bool, ignore: int) -> Tensor:
@@ -186,9 +184,9 @@ def _frequency(targets: Tensor, *, table: Tensor, shift: bool, ignore: int) -> T
 
 
 def majority(classes: Tensor) -> Tensor:
-    """The class that most positions of a sample have: (samples, *positions) -> (samples,); negative ones do not count.
+    """The class of most positions of each sample: (samples, *positions) -> (samples,), the lowest of equals.
 
-    A sample whose positions all have negative classes gets -1; of classes with equally many, the lowest is taken.
+    Negative classes are ignored; a sample without others gets -1.
 
     >>> majority(torch.tensor([[2, 2, 5], [-1, -1, 3], [-1, -1, -1]]))
     tensor([ 2,  3, -1])

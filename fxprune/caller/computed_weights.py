@@ -1,4 +1,4 @@
-"""Weights that a hook of torch computes before every forward, and how they become ordinary parameters."""
+"""Weights that a hook of torch computes before every forward, and their conversion into ordinary parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
-from fxprune.errors import CaptureError, FxpruneWarning, told
+from fxprune.errors import CaptureError, FxpruneWarning, error_text
 
 _REMOVERS: dict[type, tuple[Any, str]] = {
     prune.BasePruningMethod: (prune.remove, "torch.nn.utils.prune.remove"),
@@ -32,20 +32,17 @@ class Computed:
 
     @property
     def call(self) -> str:
-        """What makes an ordinary parameter of it, as a user would write it."""
+        """The call that makes an ordinary parameter of it, as a user would write it."""
         return f'{_REMOVERS[self.kind][1]}({_module(self.path)}, "{self.name}")'
 
     def remove(self) -> None:
-        """Make an ordinary parameter of it, at the value that it has in eval mode.
-
-        Raises CaptureError, with the call, where torch cannot.
-        """
+        """Make an ordinary parameter of it, with its value in eval mode; CaptureError where torch cannot."""
         try:
             _REMOVERS[self.kind][0](self.module, self.name)
         except (AssertionError, AttributeError, KeyError, RuntimeError, ValueError) as error:
             raise CaptureError(
                 f"{self.path}.{self.name} is computed by a hook, and torch cannot make a parameter of it "
-                f"({told(error)}): call {self.call} on your model first"
+                f"({error_text(error)}): call {self.call} on your model first"
             ) from error
         hooks = self.module._load_state_dict_pre_hooks
         for key, hook in list(hooks.items()):  # torch itself does not find this one
@@ -59,10 +56,7 @@ def _module(path: str) -> str:
 
 
 def parametrized(model: nn.Module, path: str = "") -> Iterator[tuple[str, str]]:
-    """The layers that have tensors under `torch.nn.utils.parametrize`, and what makes ordinary parameters of these.
-
-    `model` is the part of the user's model at `path`.
-    """
+    """The layers of the part at `path` that use `torch.nn.utils.parametrize`, and the call that makes parameters."""
     for layer, module in model.named_modules():
         if parametrize.is_parametrized(module):
             whole = _module(f"{path}.{layer}")
@@ -71,7 +65,7 @@ def parametrized(model: nn.Module, path: str = "") -> Iterator[tuple[str, str]]:
                 yield layer, f"its {name} is computed by torch.nn.utils.parametrize; {call} makes a parameter of it"
 
 
-def computed(model: nn.Module) -> list[Computed]:
+def computed_tensors(model: nn.Module) -> list[Computed]:
     """All tensors of a model that hooks of torch compute, the latest hook of a module first."""
     found = []
     for path, module in model.named_modules():
@@ -83,21 +77,21 @@ def computed(model: nn.Module) -> list[Computed]:
 
 
 def stored_weights(model: nn.Module) -> Iterator[Tensor]:
-    """The values that hooks before the forward computed last, and left on their modules as plain attributes."""
+    """The values that pre-forward hooks computed last and left on their modules as plain attributes."""
     held = (vars(module).values() for module in model.modules() if module._forward_pre_hooks)
     return (value for values in held for value in values if isinstance(value, Tensor) and not value.is_leaf)
 
 
 def make_permanent(model: nn.Module) -> list[Computed]:
-    """Make ordinary parameters of all computed tensors of a model, a copy of our own; gives what they were."""
-    found = computed(model)
+    """Make ordinary parameters of all computed tensors of a copy of a model; returns the computed tensors."""
+    found = computed_tensors(model)
     for entry in found:
         entry.remove()
     return found
 
 
-def warn_of(model: nn.Module, found: list[Computed]) -> None:
-    """Say which tensors of the caller's model are ordinary parameters in the graph."""
+def warn_of_computed(model: nn.Module, found: list[Computed]) -> None:
+    """Warn which tensors that hooks compute in the caller's model are ordinary parameters in the graph."""
     if found:
         first, more = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         warnings.warn(

@@ -1,4 +1,4 @@
-"""What the forward of a model was given: example batches, and their description in names, shapes and dtypes."""
+"""Example batches: specs, smaller and varied batches, and descriptions in JSON."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import CaptureError, FxpruneError, PlanError
+from fxprune.caller.tensors import dtype_name
+from fxprune.errors import CaptureError, FxpruneError
 
 LARGEST_EXAMPLE = 1 << 30  # bytes of the example batch that a file describes
-DEEPEST = 50
-
+DEEPEST = 50  # levels of nesting, and axes of a tensor
 LONGEST_ROW = 256  # numbers of a row that a plan keeps
 
 
@@ -37,42 +37,40 @@ class PackedSpec(TensorSpec):
 
 
 def spec_of(value: Any) -> Any:
-    """`value` with a `TensorSpec` in the place of every tensor, and a `PackedSpec` in that of packed sequences."""
-    if isinstance(value, Tensor):
-        return _leaf_spec(value)
-    return pytree.tree_map(_leaf_spec, opened(value), is_leaf=_is_packed)
+    """`value` with each tensor replaced by a `TensorSpec`, and each packed sequence by a `PackedSpec`."""
+
+    def spec(leaf: Any) -> Any:
+        if isinstance(leaf, PackedSequence):
+            return PackedSpec(tuple(leaf.data.shape), leaf.data.dtype, leaf.data.device)
+        return TensorSpec(tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+
+    return spec(value) if isinstance(value, Tensor) else pytree.tree_map(spec, as_fields(value), is_leaf=_is_packed)
 
 
 def _is_packed(value: Any) -> bool:
     return isinstance(value, PackedSequence)
 
 
-def _leaf_spec(value: Any) -> Any:
-    if isinstance(value, PackedSequence):
-        return PackedSpec(tuple(value.data.shape), value.data.dtype, value.data.device)
-    return TensorSpec(tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else value
+def as_fields(value: Any) -> Any:
+    """`value` with each dataclass replaced by a dict of its fields that are not None.
 
+    Mappings, lists and tuples that pytree does not open are replaced by plain ones.
 
-def opened(value: Any) -> Any:
-    """`value` with a dict of those fields that are given in the place of every dataclass of the user's.
-
-    So are other mappings dicts, and subclasses of lists and tuples plain ones, where pytree does not know them.
-
-    >>> opened([TensorSpec((2,), torch.float32, torch.device("cpu"))])[0]["shape"]
+    >>> as_fields([TensorSpec((2,), torch.float32, torch.device("cpu"))])[0]["shape"]
     (2,)
     """
     if is_dataclass(value) and not isinstance(value, type):
         given = {field.name: getattr(value, field.name) for field in fields(value)}
-        return {name: opened(entry) for name, entry in given.items() if entry is not None}
+        return {name: as_fields(entry) for name, entry in given.items() if entry is not None}
     if isinstance(value, Mapping):
-        return _unless_known(value, {name: opened(entry) for name, entry in value.items()})
+        return _unless_known(value, {name: as_fields(entry) for name, entry in value.items()})
     if isinstance(value, (list, tuple)) and not _is_packed(value):
-        return _unless_known(value, (list if isinstance(value, list) else tuple)(map(opened, value)))
+        return _unless_known(value, (list if isinstance(value, list) else tuple)(map(as_fields, value)))
     return value
 
 
 def _unless_known(value: Any, plain: Any) -> Any:
-    """A container itself, where pytree opens it and nothing inside of it had to be opened; else the `plain` one."""
+    """The container itself where pytree opens it and its entries are unchanged, else the `plain` one."""
     known = not pytree.tree_is_leaf(value)
     pairs = zip(value.values(), plain.values()) if isinstance(plain, dict) else zip(value, plain)  # noqa: B905 - of one length
     return value if known and all(old is new for old, new in pairs) else plain
@@ -90,10 +88,9 @@ def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def trim(example: Any, *, samples: int) -> Any:
-    """The first `samples` rows of every tensor that has the length of the batch: the first axis of the first tensor.
+    """The first `samples` rows of every tensor whose first axis has the batch length, that of the first tensor.
 
-    All of the example where another tensor holds numbers that may be those of rows which would go, as the edges of a
-    graph and the boxes of images do.
+    The whole example where another tensor may number rows that would be removed, such as the edges of a graph.
 
     >>> trim((torch.zeros(8, 3), torch.ones(5, 5)), samples=2)[0].shape
     torch.Size([2, 3])
@@ -109,22 +106,21 @@ def trim(example: Any, *, samples: int) -> Any:
 
 
 def _fewest(example: Any, samples: int) -> int:
-    """How many samples an example may be cut to: `samples`, or all where others of its parts may number them."""
+    """How many samples an example may be cut to: `samples`, or all where other parts of it may number rows."""
+
+    def may_number(leaf: Any) -> bool:
+        """Whether a part may hold the number of a row beyond the first `samples`."""
+        if not isinstance(leaf, Tensor) or leaf.ndim == 0:
+            return _is_packed(leaf)
+        return is_dense(leaf) and not (leaf.is_complex() or leaf.is_meta) and bool((leaf >= samples).any())
+
     length = batch_length(example)
     others = (leaf for leaf in _leaves(example) if not _has_rows(leaf, length))
-    return max(samples, length) if any(_may_number(leaf, samples) for leaf in others) else samples
-
-
-def _may_number(leaf: Any, samples: int) -> bool:
-    """Whether a part of an example may hold the number of a row that is not one of the first `samples`."""
-    if not isinstance(leaf, Tensor) or leaf.ndim == 0:
-        return _is_packed(leaf)
-    plain = leaf.layout is torch.strided and not (leaf.is_nested or leaf.is_complex() or leaf.is_meta)
-    return plain and bool((leaf >= samples).any())
+    return max(samples, length) if any(map(may_number, others)) else samples
 
 
 def batch_length(example: Any) -> int:
-    """The number of samples of an example, the first axis of its first tensor; 0 where none has one.
+    """The number of samples of an example: the first axis of its first tensor that has axes, or 0.
 
     >>> batch_length({"t": torch.tensor(0.5), "x": torch.zeros(4, 3)})
     4
@@ -132,31 +128,31 @@ def batch_length(example: Any) -> int:
     return next((len(leaf) for leaf in _leaves(example) if isinstance(leaf, Tensor) and leaf.ndim), 0)
 
 
+def _plain(example: Any) -> Any:
+    return dict(example) if isinstance(example, Mapping) else example
+
+
 def _leaves(example: Any) -> list[Any]:
-    leaves: list[Any] = pytree.tree_leaves(
-        dict(example) if isinstance(example, Mapping) else example, is_leaf=_is_packed
-    )
+    leaves: list[Any] = pytree.tree_leaves(_plain(example), is_leaf=_is_packed)
     return leaves
 
 
-def another(example: Any, samples: int) -> Any:
-    """A batch of `samples` samples like those of `example`, of other values.
+def varied_batch(example: Any, samples: int) -> Any:
+    """A batch of `samples` samples with the form of `example` and other values.
 
-    The rows of every tensor that has the length of the batch, which is the first axis of the first tensor, are taken
-    again, rolled by one. Floats are mixed with the next row and made smaller, each row by another factor; integers,
-    bools and floats that are all whole numbers, such as those of a mask, stay what they are. All else is kept. Where
-    that may hold numbers of rows, there are no fewer samples than in the example.
+    The rows of every tensor whose first axis has the batch length are repeated, rolled by one. Fractions are mixed with
+    the next row and scaled by a factor below 1 for each row; whole numbers, such as those of a mask, keep their values.
+    Other parts are kept; where they may number rows, no samples are removed.
 
-    >>> another((torch.tensor([[1, 2], [3, 4]]), torch.tensor([0.5, 1.5]), torch.zeros(3)), 3)
+    >>> varied_batch((torch.tensor([[1, 2], [3, 4]]), torch.tensor([0.5, 1.5]), torch.zeros(3)), 3)
     (tensor([[3, 4],
             [1, 2],
             [3, 4]]), tensor([1.0417, 0.5000, 0.6250]), tensor([0., 0., 0.]))
     """
-    nested = dict(example) if isinstance(example, Mapping) else example
-    leaves, layout = pytree.tree_flatten(nested, is_leaf=_is_packed)
+    leaves, structure = pytree.tree_flatten(_plain(example), is_leaf=_is_packed)
     length, samples = batch_length(example), _fewest(example, samples)
-    drawn = [_drawn_again(leaf, samples) if length and _has_rows(leaf, length) else leaf for leaf in leaves]
-    return pytree.tree_unflatten(drawn, layout)
+    varied = [_varied_rows(leaf, samples) if length and _has_rows(leaf, length) else leaf for leaf in leaves]
+    return pytree.tree_unflatten(varied, structure)
 
 
 def _has_rows(leaf: Any, length: int) -> bool:
@@ -169,14 +165,12 @@ def is_dense(leaf: Any) -> bool:
 
 
 def check_dense(value: Any, what: str, error: type[FxpruneError], *, strided: bool = False, meta: bool = False) -> None:
-    """Raise `error`, about `what`, where a nested value holds a tensor that nothing is computed with.
+    """Raise `error`, about `what`, where a nested value holds a tensor that cannot be used in computations.
 
-    Sparse tensors are in the COO layout, or there are none where all are to be `strided`.
+    Sparse tensors have to be in the COO layout; none are allowed where all tensors have to be `strided`.
     """
     layouts = (torch.strided,) if strided else (torch.strided, torch.sparse_coo)
-    for leaf in _leaves(value):
-        if not isinstance(leaf, Tensor):
-            continue
+    for leaf in (leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)):
         if is_lazy(leaf):
             raise error(f"{what} holds an uninitialised parameter: run its module once before")
         if leaf.is_nested:
@@ -187,8 +181,7 @@ def check_dense(value: Any, what: str, error: type[FxpruneError], *, strided: bo
             raise error(f"{what} holds a tensor of shape {tuple(leaf.shape)} without numbers: load them to a device")
 
 
-def _drawn_again(tensor: Tensor, samples: int) -> Tensor:
-    """The rows of a tensor for `samples` samples: rolled by one; those of fractions are mixed and made smaller."""
+def _varied_rows(tensor: Tensor, samples: int) -> Tensor:
     given, rows = tensor.detach(), torch.arange(1, samples + 1, device=tensor.device)
     rolled, following = given[rows % len(given)], given[(rows + 1) % len(given)]
     wide = torch.promote_types(given.dtype, torch.float32)
@@ -200,7 +193,7 @@ def _drawn_again(tensor: Tensor, samples: int) -> Tensor:
 
 
 def stretched(example: Any, axis: int) -> Any:
-    """An example in which every tensor that has this axis is twice as long there.
+    """An example in which every tensor is twice as long along `axis`, if it has that axis.
 
     >>> stretched((torch.zeros(2, 3, 4), torch.zeros(2)), 2)[0].shape
     torch.Size([2, 3, 8])
@@ -213,9 +206,9 @@ def stretched(example: Any, axis: int) -> Any:
 
 
 def plain(example: Any) -> Any:
-    """An example with plain tensors in the places of those of other classes, of which not all can be deep-copied.
+    """An example with plain tensors for those of subclasses, except subclasses with a `__torch_dispatch__`.
 
-    Only tensors whose class computes in a way of its own keep it.
+    Some subclasses cannot be deep-copied.
     """
 
     def as_plain(leaf: Any) -> Any:
@@ -226,22 +219,22 @@ def plain(example: Any) -> Any:
 
 
 def to_device(values: Any, device: torch.device) -> Any:
-    """Every tensor in `values`, on `device`; but beside others on an accelerator, those on the CPU stay there.
+    """`values` with their tensors on `device`; where some are on an accelerator already, those on the CPU stay there.
 
-    Whoever moved those has left these for a forward that wants them there, as one does that packs sequences by lengths.
+    A forward may need such tensors on the CPU: the lengths by which it packs sequences, for example.
     """
     devices = {leaf.device.type for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)}
-    placed = bool(devices - {"cpu", "meta"})
+    any_moved = bool(devices - {"cpu", "meta"})
 
     def moved(tensor: Tensor) -> Tensor:
-        stays = placed and tensor.device.type == "cpu"
-        return (tensor.clone() if tensor.is_inference() else tensor).to(tensor.device if stays else device)
+        goal = tensor.device if any_moved and tensor.device.type == "cpu" else device
+        return (tensor.clone() if tensor.is_inference() else tensor).to(goal)
 
     return pytree.tree_map_only(Tensor, moved, values)
 
 
 def to_json(example: Any) -> Any:
-    """A JSON description of an example, from which `from_json` builds another of the same shapes.
+    """A JSON description of an example, from which `from_json` makes one of the same shapes and dtypes.
 
     >>> to_json((torch.zeros(2, 3), {"flag": None}))
     [{'tensor': [2, 3], 'dtype': 'float32'}, {'flag': None}]
@@ -250,12 +243,13 @@ def to_json(example: Any) -> Any:
 
 
 def _described(example: Any, length: int) -> Any:
-    """The description of an example, or of a part of one whose batch has a certain length."""
+    """The description of an example of a batch length, or of a part of it."""
     if isinstance(example, Tensor):
-        described = {"tensor": list(example.shape), "dtype": str(example.dtype).removeprefix("torch.")}
+        described = {"tensor": list(example.shape), "dtype": dtype_name(example)}
         if example.dtype in (torch.int32, torch.int64) and example.numel():
             return described | {"largest": int(example.max())}
-        return described | ({"row": _first_row(example)} if _keeps_row(example, length) else {})
+        row = _kept_row(example, length)
+        return described if row is None else described | {"row": row}
     if isinstance(example, Mapping):
         return {str(name): _described(value, length) for name, value in example.items()}
     if isinstance(example, (tuple, list)):
@@ -268,39 +262,28 @@ def _described(example: Any, length: int) -> Any:
     )
 
 
-def _keeps_row(tensor: Tensor, length: int) -> bool:
-    """Whether a plan keeps the first row of a tensor: of floats that are no samples, in which numbers may count."""
-    floats = tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_nested
-    return floats and tensor.numel() > 0 and not _has_rows(tensor, length) and _first(tensor).numel() <= LONGEST_ROW
-
-
-def _first(tensor: Tensor) -> Tensor:
-    return tensor[0] if tensor.ndim else tensor
-
-
-def _first_row(tensor: Tensor) -> list[float]:
-    row: list[float] = _first(tensor.detach()).double().flatten().tolist()
-    return row
+def _kept_row(tensor: Tensor, length: int) -> list[float] | None:
+    """The first row of floats that are not samples, whose values may matter; None for other or long rows."""
+    if not (tensor.is_floating_point() and is_dense(tensor) and tensor.numel()) or _has_rows(tensor, length):
+        return None
+    first = tensor.detach()[0] if tensor.ndim else tensor.detach()
+    return first.double().flatten().tolist() if first.numel() <= LONGEST_ROW else None
 
 
 def from_json(description: Any, *, device: torch.device | str = "cpu") -> Any:
-    """An example of the described shapes and dtypes.
+    """An example of a description that `check_example` accepts.
 
-    Integers are all the largest that there was, and floats seeded normal numbers, or the row that the plan keeps.
+    Integers all have the original's largest value; floats are seeded normal numbers, or the row that the plan keeps.
     """
     if isinstance(description, Mapping) and "tensor" in description:
-        dtype = getattr(torch, str(description.get("dtype")), None)
-        if not isinstance(dtype, torch.dtype):
-            raise PlanError(
-                f"the plan's example names the dtype {description.get('dtype')!r}, which torch does not have"
-            )
+        shape, dtype = description["tensor"], getattr(torch, description["dtype"])
         if not dtype.is_floating_point:
-            return torch.full(description["tensor"], description.get("largest", 0), dtype=dtype, device=device)
+            return torch.full(shape, description.get("largest", 0), dtype=dtype, device=device)
         if "row" in description:
-            row = torch.tensor(description["row"], dtype=torch.float64).reshape(description["tensor"][1:])
-            return row.expand(description["tensor"]).to(device, dtype, copy=True)
+            row = torch.tensor(description["row"], dtype=torch.float64).reshape(shape[1:])
+            return row.expand(shape).to(device, dtype, copy=True)
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(description["tensor"], generator=generator, dtype=torch.float32).to(device, dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float32).to(device, dtype)
     if isinstance(description, Mapping):
         return {name: from_json(value, device=device) for name, value in description.items()}
     if isinstance(description, list):
@@ -309,48 +292,43 @@ def from_json(description: Any, *, device: torch.device | str = "cpu") -> Any:
 
 
 def check_example(description: Any) -> None:
-    """Raise TypeError or ValueError where an example is not described as `to_json` does, or is very large.
+    """Raise ValueError where a description is not one that `to_json` makes, or where the example is very large.
 
     >>> check_example({"tensor": [1 << 20, 1 << 20], "dtype": "float32"})
     Traceback (most recent call last):
     ValueError: it names an example batch of 4,398,046,511,104 bytes, more than 1,073,741,824: score smaller batches
     """
-    size = _bytes(description, 0)
+    size = example_bytes(description, 0)
     if size > LARGEST_EXAMPLE:
         raise ValueError(
             f"it names an example batch of {size:,} bytes, more than {LARGEST_EXAMPLE:,}: score smaller batches"
         )
 
 
-def _bytes(description: Any, depth: int) -> int:
-    """The bytes that the tensors of a description have in all."""
+def example_bytes(description: Any, depth: int) -> int:
+    """The bytes of all tensors of a description; `depth` is its level of nesting. Raises as `check_example`."""
     if depth > DEEPEST:
         raise ValueError(f"the example is nested more than {DEEPEST} deep")
     if isinstance(description, Mapping) and "tensor" in description:
-        return _tensor(description)
+        return _tensor_bytes(description)
     if isinstance(description, (Mapping, list)):
         inner = description.values() if isinstance(description, Mapping) else description
-        return sum(_bytes(entry, depth + 1) for entry in inner)
+        return sum(example_bytes(entry, depth + 1) for entry in inner)
     return 0
 
 
-def _tensor(description: Mapping[str, Any]) -> int:
-    shape, dtype, largest = description["tensor"], description.get("dtype"), description.get("largest", 0)
+def _tensor_bytes(description: Mapping[str, Any]) -> int:
+    shape, dtype, row = description["tensor"], description.get("dtype"), description.get("row")
+    largest = description.get("largest", 0)
     if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape) or len(shape) > DEEPEST:
         raise ValueError(f"the example names the shape {shape!r}, which is no list of sizes")
     if not isinstance(dtype, str) or not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"the example names the dtype {dtype!r}, which torch does not have")
     if type(largest) is not int or not -(2**63) <= largest < 2**63:
         raise ValueError(f"the example names {largest!r} for the largest of its numbers")
-    _check_row(description.get("row"), shape)
+    length = math.prod(shape[1:])
+    numbers = isinstance(row, list) and len(row) == length and all(type(n) in (int, float) for n in row)
+    if row is not None and not numbers:
+        raise ValueError(f"the example names a row of a tensor of shape {shape} that is not {length} numbers")
     kind: torch.dtype = getattr(torch, dtype)
     return math.prod(shape) * kind.itemsize
-
-
-def _check_row(row: Any, shape: list[int]) -> None:
-    """Raise ValueError where the row that stands for all of a tensor is not one of its shape."""
-    if row is None:
-        return
-    numbers, length = isinstance(row, list) and all(type(n) in (int, float) for n in row), math.prod(shape[1:])
-    if not numbers or len(row) != length:
-        raise ValueError(f"the example names a row of a tensor of shape {shape} that is not {length} numbers")

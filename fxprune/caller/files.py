@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written whole or not at all, and checks of the paths of files and folders."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 import shutil
 import stat
 import sys
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from fxprune.caller.interrupts import Orderly
+from fxprune.caller.interrupts import DeferredInterrupts
 from fxprune.errors import FxpruneError
 
 _KINDS = {
@@ -29,17 +29,16 @@ if sys.platform != "win32":
 
 @contextmanager
 def replacing(path: str | PathLike[str], error: type[FxpruneError]) -> Iterator[Path]:
-    """The name of a file to write, which takes the place of `path` in one step when all went well.
+    """A new file to write, which replaces `path` in one step if the work succeeds.
 
-    It lies in a hidden folder beside `path`, which is gone afterwards whatever happened, an interrupt too; what killed
-    processes left of theirs is removed on the way. Where `path` is a link, what it points at is replaced. Who may read
-    it stays as it was, or is as for any new file.
+    The file lies in a hidden folder beside `path`, which is always removed afterwards; folders that killed processes
+    left are removed, too. The target of a link is replaced, not the link. The permissions of `path` are kept.
 
     Raises `error` where `writable` does, or where writing fails.
     """
     goal = writable(path, error)
     try:
-        with Orderly(), _folder(goal) as folder:
+        with DeferredInterrupts(), _folder(goal) as folder:
             unfinished = folder / goal.name
             unfinished.touch(exist_ok=False)
             mode = stat.S_IMODE((goal if goal.exists() else unfinished).stat().st_mode)
@@ -62,29 +61,22 @@ def writable(path: str | PathLike[str], error: type[FxpruneError]) -> Path:
 
 @contextmanager
 def _folder(goal: Path) -> Iterator[Path]:
-    """A new hidden folder beside a file, held while it is needed; those of that file that nobody holds are removed.
+    """A new hidden folder beside a file, locked while in use; unlocked ones with files are abandoned and removed.
 
-    Where the system has no locks on folders, none is removed: another process may be writing there.
+    Where the system cannot lock folders, none is removed, because another process may be writing there.
     """
-    folder = goal.with_name(f".{goal.name}.{uuid.uuid4().hex[:12]}.part")
-    young = folder.with_suffix(".young")  # until it is held, since it would look abandoned
-    try:
-        young.mkdir()
-        with _held(young):
-            young.rename(folder)
-            for other in goal.parent.glob(f".{glob.escape(goal.name)}.{'[0-9a-f]' * 12}.part"):
-                with suppress(OSError), _held(other) as free:
-                    if free:
-                        shutil.rmtree(other)
-            yield folder
-    finally:
-        for made in (young, folder):
-            shutil.rmtree(made, ignore_errors=True)
+    options: dict[str, Any] = {"prefix": f".{goal.name}.", "suffix": ".part", "dir": goal.parent}
+    with TemporaryDirectory(**options, ignore_cleanup_errors=True) as name, _locked(Path(name)):
+        for other in goal.parent.glob(f".{glob.escape(goal.name)}.{'[0-9a-z_]' * 8}.part"):
+            with suppress(OSError), _locked(other) as free:
+                if free and any(other.iterdir()):  # an empty one may be so new that it is not locked yet
+                    shutil.rmtree(other)
+        yield Path(name)
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[bool]:
-    """Hold a folder, until the process ends at the latest; gives whether that is possible, and nobody else does."""
+def _locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder, until the process ends at the latest; gives whether this succeeded."""
     if sys.platform == "win32":
         yield False
         return
@@ -101,7 +93,7 @@ def _held(folder: Path) -> Iterator[bool]:
 
 
 def to_disk(path: Path) -> None:
-    """Wait until a file, or the list of names in a folder, is on the disk."""
+    """Wait until a file, or the list of names in a folder, is written to the disk."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folders
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -112,20 +104,20 @@ def to_disk(path: Path) -> None:
 
 
 def regular(path: Any, error: type[FxpruneError], done: str) -> Path:
-    """The path of a file that is to be "read" or "written"; of a link, what it leads to counts.
+    """The path of a file that is to be "read" or "written", which may be missing; links are followed.
 
-    Raises `error` where it is no path, or something else than a regular file is there: a folder, device, pipe, socket.
+    Raises `error` where it is no path, or names anything but a regular file: a folder, device, pipe or socket.
     """
     return _of_kind(path, stat.S_IFREG, error, done)
 
 
 def folder(path: Any, error: type[FxpruneError], done: str) -> Path:
-    """The path of a folder that is to be "read" or "written"; raises `error` where it is none, or a file is there."""
+    """The path of a folder that is to be "read" or "written"; raises `error` where it is no path, or names a file."""
     return _of_kind(path, stat.S_IFDIR, error, done)
 
 
 def made_folder(path: Any, error: type[FxpruneError]) -> Path:
-    """The path of a folder, which is made where it is missing. Raises `error` where that cannot be."""
+    """The path of a folder, which is made where it is missing. Raises `error` where that fails."""
     found = folder(path, error, "written")
     try:
         found.mkdir(parents=True, exist_ok=True)
@@ -142,7 +134,7 @@ def _of_kind(path: Any, wanted: int, error: type[FxpruneError], done: str) -> Pa
         return found
     except OSError as cause:
         raise error(f"{shown(path)} cannot be {done} ({cause.strerror})") from cause
-    except (TypeError, ValueError) as cause:  # of what is no text, and of what no system has in a name
+    except (TypeError, ValueError) as cause:  # not text, or with characters that no name can have
         raise error(f"{shown(path)!r} cannot be {done} ({cause}): name it by a str or a pathlib.Path") from cause
     if kind != wanted:
         remedy = "a folder" if wanted == stat.S_IFDIR else "a file in it" if kind == stat.S_IFDIR else "a regular file"
@@ -151,5 +143,5 @@ def _of_kind(path: Any, wanted: int, error: type[FxpruneError], done: str) -> Pa
 
 
 def shown(path: object) -> object:
-    """A path as messages name it: one that is very long by its beginning."""
+    """A path for a message: the beginning of a very long one."""
     return path if len(str(path)) <= _SHOWN else f"{str(path)[:_SHOWN]}..."

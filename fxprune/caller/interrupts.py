@@ -1,4 +1,4 @@
-"""Interrupts that wait while a context is being entered or left, so that all that contexts change is put back."""
+"""Interrupts that wait while a context is entered or left, so that contexts restore everything that they change."""
 
 from __future__ import annotations
 
@@ -23,31 +23,27 @@ _BUSY = frozenset({
     "__enter__", "__exit__", "enter_context", "callback",  # half of a context
     "__del__", "__index__", "__bool__", "__len__", "__hash__", "__eq__", "__getattr__", "__class__",  # called by C
 })  # fmt: skip
-_BY_C = (weakref, _weakrefset, weak, simple_registry)  # called by C, which loses errors or ends the process by them
+_BY_C = (weakref, _weakrefset, weak, simple_registry)  # called by C, where an error is lost or ends the process
 _FILES = frozenset(module.__file__ for module in _BY_C)
-_WHOLE: set[CodeType] = set()  # of functions that no interrupt comes through
-_PAUSE = 0.001  # seconds until an interrupt that came at such a moment comes again
+_WHOLE: set[CodeType] = set()  # code of functions that are never interrupted
+_PAUSE = 0.001  # seconds until a deferred interrupt is sent again
 
 
 def uninterrupted(function: Function) -> Function:
-    """Let interrupts wait for the end of the decorated function.
-
-    Where torch calls Python from C++ that takes no errors, as torch.export does, an interrupt would end the process.
-    """
+    """Let interrupts wait for the end of the decorated function, called by C++ where an error ends the process."""
     _WHOLE.add(function.__code__)
     return function
 
 
-class Orderly:
-    """Work during which an interrupt (SIGINT) rises only where no context is half entered or half left.
+class DeferredInterrupts:
+    """A context in which an interrupt (SIGINT) is raised only where no other context is half entered or half left.
 
-    What torch is told for a while (modes, patches of tracing, autocast), it is told by context managers, and an
-    interrupt within `__enter__` or `__exit__` would skip what they still have to do. So it waits for the end of that,
-    for a moment that nobody notices. Then it goes to the handler that there was, by default the one of Python, which
-    raises KeyboardInterrupt.
+    Context managers restore the state of torch (modes, patches of tracing, autocast); an interrupt within `__enter__`
+    or `__exit__` would skip that. It is sent again a moment later, and then passed to the handler that was set before,
+    by default Python's, which raises KeyboardInterrupt.
 
-    Nothing is done in other threads than the main one, to which all signals go; inside of another `Orderly`; or where
-    SIGINT is ignored, or is handled outside of Python. `frame` is the one whose work it is.
+    Does nothing outside the main thread, which gets all signals, inside of another such context, or where SIGINT is
+    ignored or handled outside of Python. `frame` is the frame that entered the context.
     """
 
     def __init__(self) -> None:
@@ -57,7 +53,7 @@ class Orderly:
 
     def __enter__(self) -> None:
         before: Any = signal.getsignal(signal.SIGINT)
-        inside = isinstance(before, Orderly) and before.frame is not None
+        inside = isinstance(before, DeferredInterrupts) and before.frame is not None
         if threading.current_thread() is not threading.main_thread() or inside or not callable(before):
             return
         self.before = before
@@ -75,13 +71,13 @@ class Orderly:
             self.frame = None
 
     def wait_for(self, lock: Any) -> None:
-        """Take a lock (RLock); an interrupt ends waiting for it, even though that is while a context is entered."""
+        """Acquire an RLock; an interrupt ends the wait, although a context is being entered."""
         self.lock = lock
         lock.acquire()
         self.lock = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Pass an interrupt on, or let it come again."""
+        """Pass an interrupt on, or send it again later."""
         waits = self.lock is not None and not self.lock._is_owned()
         if self._is_busy(frame) and not waits:
             _thread.start_new_thread(_again, (signal.Signals(number),))
@@ -92,7 +88,7 @@ class Orderly:
     _WHOLE.add(__call__.__code__)
 
     def _is_busy(self, frame: FrameType | None) -> bool:
-        """Whether a context is being entered or left, or errors are lost, in any of the frames of the work."""
+        """Whether any frame of the work enters or leaves a context, or is called where errors are lost."""
         lost = {getattr(callback, "__code__", None) for callback in gc.callbacks}
         while frame is not None and frame is not self.frame:
             code = frame.f_code
@@ -103,9 +99,9 @@ class Orderly:
 
 
 def _again(number: signal.Signals) -> None:
-    """Let a signal come once more, to the main thread."""
+    """Send a signal to the main thread after a pause."""
     time.sleep(_PAUSE)
     if sys.platform == "win32":
         _thread.interrupt_main(number)
     else:
-        signal.pthread_kill(threading.main_thread().ident or 0, number)  # which ends waiting in C, too
+        signal.pthread_kill(threading.main_thread().ident or 0, number)  # ends waiting in C, too

@@ -1,4 +1,4 @@
-"""Working on a model without leaving a trace on it or on the process."""
+"""Copies of models, and contexts that restore what work on a model changes in it and in the process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain
+from operator import attrgetter
 from threading import RLock
 from typing import Any, TypeVar
 
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 
 from fxprune.caller.computed_weights import stored_weights
 from fxprune.caller.functions import FUNCTIONS, copied, held_copy
-from fxprune.caller.interrupts import Orderly
+from fxprune.caller.interrupts import DeferredInterrupts
 from fxprune.caller.meta import computing, has_numbers, on_meta
-from fxprune.errors import CaptureError, is_of_memory, told
+from fxprune.errors import CaptureError, error_text, is_out_of_memory
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -32,10 +33,10 @@ HOOKS = (*FORWARD_HOOKS, "_backward_hooks", "_backward_pre_hooks")
 
 
 def isolated_copy(model: nn.Module, instead: Mapping[int, object] | None = None) -> nn.Module:
-    """A deep copy of `model` that shares nothing with it; fake tensors become meta ones.
+    """A deep copy of `model` that shares nothing with it; fake tensors become meta tensors.
 
-    Forward hooks are copied, and so are functions that modules hold, each with what it closes over: see
-    `fxprune.caller.functions`. Other hooks are left out. `instead` maps ids of objects to what stands in their places.
+    Forward hooks and functions on modules are copied with their closures, see `fxprune.caller.functions`; other hooks
+    are left out. `instead` maps ids of objects to their replacements.
 
     Raises CaptureError where the model cannot be copied.
     """
@@ -48,9 +49,9 @@ def isolated_copy(model: nn.Module, instead: Mapping[int, object] | None = None)
         own: nn.Module = copy.deepcopy(model, memo)
         parts = {id(part) for part in own.modules()}
     except Exception as error:
-        if is_of_memory(error):
+        if is_out_of_memory(error):
             raise
-        raise CaptureError(_cannot_be_copied(model, told(error))) from error
+        raise CaptureError(_cannot_be_copied(model, error_text(error))) from error
     _check_apart(model, parts, instead or {})
     for module in model.modules():
         if id(module) in memo and id(module) not in (instead or {}):
@@ -59,7 +60,7 @@ def isolated_copy(model: nn.Module, instead: Mapping[int, object] | None = None)
 
 
 def _check_apart(model: nn.Module, own: Collection[int], instead: Mapping[int, object]) -> None:
-    """Raise CaptureError where the modules of a copy, by their ids, hold one of the model that was not put into it."""
+    """Raise CaptureError where a copy shares a module with the model; `own` are the ids of the copy's modules."""
     inserted = {id(part) for new in instead.values() if isinstance(new, nn.Module) for part in new.modules()}
     for path, module in model.named_modules():
         if id(module) in own and id(module) not in inserted:
@@ -67,24 +68,24 @@ def _check_apart(model: nn.Module, own: Collection[int], instead: Mapping[int, o
 
 
 def applied(model: Model, method: str, *args: Any) -> Model:
-    """`model`, after a method that changes it (eval, train, to) was called, whatever that gives back.
+    """`model`, after a call of a method that changes it (eval, train, to), whatever the method returns.
 
-    Raises CaptureError where the method, which a class may override, fails.
+    Raises CaptureError where the method fails, because a class may override it.
     """
     try:
         getattr(model, method)(*args)
     except Exception as error:
-        if is_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise CaptureError(
-            f"{type(model).__name__}.{method} fails ({told(error)}): look at the methods train, eval, to and "
+            f"{type(model).__name__}.{method} fails ({error_text(error)}): look at the methods train, eval, to and "
             "__setattr__ that the classes of its modules override, or leave them as torch has them"
         ) from error
     return model
 
 
 def _copy_functions(module: nn.Module, own: nn.Module, memo: dict[int, Any]) -> None:
-    """Give the copy of a module copies of the functions and of the forward hooks that the module has."""
+    """Copy the functions and forward hooks of a module to its copy."""
     for name, value in vars(module).items():
         if isinstance(value, FUNCTIONS):
             vars(own)[name] = copied(value, memo) if name == "forward" else held_copy(value, memo)
@@ -94,7 +95,7 @@ def _copy_functions(module: nn.Module, own: nn.Module, memo: dict[int, Any]) -> 
 
 
 def _cannot_be_copied(model: nn.Module, error: str) -> str:
-    """The message for a model of which no deep copy can be made; it names tensors that were computed, if there are."""
+    """The message for a model that cannot be deep-copied; it names the computed tensors on its modules."""
     computed = [
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()
@@ -109,14 +110,14 @@ def _cannot_be_copied(model: nn.Module, error: str) -> str:
 
 
 def empties(model: nn.Module) -> dict[int, object]:
-    """New ones in place of the empty dicts of every module, for a memo: deep copies take most of their time there."""
+    """A memo of new dicts and sets for all empty ones of a model: deep copies spend most of their time on these."""
     values = (value for module in model.modules() for value in vars(module).values())
     return {id(value): type(value)() for value in values if type(value) in (dict, set, OrderedDict) and not value}
 
 
 @contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Give every module the attributes back that it had, and what its dicts (of buffers, of hooks) held."""
+def attributes_restored(model: nn.Module) -> Iterator[None]:
+    """Restore the attributes of every module, and the entries of its dicts (buffers, hooks), afterwards."""
     own = [vars(module) for module in model.modules()]
     stores = own + [value for store in own for value in store.values() if isinstance(value, dict)]
     before = [dict(store) for store in stores]
@@ -130,9 +131,9 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def stateless(model: nn.Module) -> Iterator[None]:
-    """Let a forward change copies of the buffers, and of tensors kept as attributes; then give the model's own back."""
+    """Replace buffers and tensor attributes by copies that a forward may change, and restore them afterwards."""
     copies: dict[int, Tensor] = {}
-    with restored(model):
+    with attributes_restored(model):
         for module in model.modules():
             for store in (module._buffers, vars(module)):
                 held = {name: value for name, value in store.items() if type(value) is Tensor}
@@ -140,111 +141,61 @@ def stateless(model: nn.Module) -> Iterator[None]:
         yield
 
 
-class _Alone:
-    """The lock on what a process has once for all threads: random generators, and what tracing replaces in torch."""
-
-    def __init__(self) -> None:
-        self.renew()
-        if hasattr(os, "register_at_fork"):  # a child has none of the threads that may hold it
-            os.register_at_fork(after_in_child=self.renew)
-
-    def renew(self) -> None:
-        """Take a lock that nobody holds."""
-        self.lock = RLock()
+_ALONE = {"lock": RLock()}  # on what all threads share: random generators, and what tracing replaces in torch
+if hasattr(os, "register_at_fork"):  # a child process has none of the threads that may hold the lock
+    os.register_at_fork(after_in_child=lambda: _ALONE.update(lock=RLock()))
 
 
-_ALONE = _Alone()
+@contextmanager
+def undisturbed(seed: int | None = None) -> Iterator[None]:
+    """Work alone with gradients enabled, outside inference mode, autocast, FakeTensorMode and the meta device.
 
-
-class _Undisturbed(AbstractContextManager[None]):
-    """Work alone, and with all that torch is told for a while put back, whatever moment an interrupt comes at."""
-
-    def __init__(self, seed: int | None = None) -> None:
-        self.seed, self.stack = seed, ExitStack()
-
-    def __enter__(self) -> None:
-        with ExitStack() as stack:
-            interrupts = Orderly()
-            stack.enter_context(interrupts)
-            lock = _ALONE.lock
-            interrupts.wait_for(lock)
-            stack.callback(lock.release)
-            _set_apart(stack)
-            if self.seed is not None:
-                _seed(self.seed)
-            self.stack = stack.pop_all()
-
-    def __exit__(self, *error: Any) -> bool | None:
-        return self.stack.__exit__(*error)
-
-
-def undisturbed() -> AbstractContextManager[None]:
-    """Work alone with gradients enabled, on numbers, outside inference mode and autocast.
-
-    All random generators get their states back. No other thread of the process works so meanwhile; it waits for the
-    others. An interrupt rises where it leaves nothing behind, see `Orderly`.
+    Other threads wait for their turn, all random generators get their states back, and an interrupt is raised only
+    where everything is restored, see `DeferredInterrupts`.
     """
-    return _Undisturbed()
+    with ExitStack() as stack:
+        interrupts, lock = DeferredInterrupts(), _ALONE["lock"]
+        stack.enter_context(interrupts)
+        interrupts.wait_for(lock)
+        stack.callback(lock.release)
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        for context in (torch.random.fork_rng(devices), torch.inference_mode(mode=False), torch.enable_grad()):
+            stack.enter_context(context)
+        for kind in ("cpu", "cuda"):  # nothing is exact in the dtype of autocast
+            stack.callback(torch.set_autocast_enabled, kind, torch.is_autocast_enabled(kind))
+            torch.set_autocast_enabled(kind, False)  # noqa: FBT003 - takes no names
+        stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+        torch.set_autocast_cache_enabled(False)  # an autocast inside of this one would not empty it
+        stack.enter_context(computing())
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            if torch.cuda.is_initialized():
+                torch.cuda.manual_seed_all(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+        yield
 
 
 def seeded(seed: int) -> AbstractContextManager[None]:
     """Work `undisturbed`, with all random generators at `seed`."""
-    return _Undisturbed(int(seed))  # torch takes no integers of NumPy
-
-
-def _set_apart(stack: ExitStack) -> None:
-    """Enter what makes up undisturbed work."""
-    states = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    for context in (torch.random.fork_rng(devices), torch.inference_mode(mode=False), torch.enable_grad()):
-        stack.enter_context(context)
-    stack.enter_context(_uncast())
-    stack.enter_context(computing())
-    stack.callback(np.random.set_state, states[1])
-    stack.callback(random.setstate, states[0])
-
-
-def _seed(seed: int) -> None:
-    """Set all random generators."""
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+    return undisturbed(int(seed))  # torch takes no integers of NumPy
 
 
 @contextmanager
-def _uncast() -> Iterator[None]:
-    """Leave autocast, in whose dtype nothing would be exact.
+def full_float32() -> Iterator[None]:
+    """Multiply float32 numbers in full precision.
 
-    Its cache of weights is off, which an autocast inside of this one, of a training step say, would not empty.
-    """
-    kinds = ("cpu", "cuda")
-    before, cached = [torch.is_autocast_enabled(kind) for kind in kinds], torch.is_autocast_cache_enabled()
-    try:
-        for kind in kinds:
-            torch.set_autocast_enabled(kind, False)  # noqa: FBT003 - takes no names
-        torch.set_autocast_cache_enabled(False)
-        yield
-    finally:
-        for kind, enabled in zip(kinds, before, strict=True):
-            torch.set_autocast_enabled(kind, enabled)
-        torch.set_autocast_cache_enabled(cached)
-
-
-@contextmanager
-def precise() -> Iterator[None]:
-    """Multiply numbers in float32 as they are.
-
-    By default a GPU rounds those of convolutions and recurrent layers to ten bits (TF32); products of matrices are
-    rounded where `torch.set_float32_matmul_precision` says so. Two models that compute the same differ by more than
-    `verify` lets pass then, and a GPU differs from the CPU.
+    By default a GPU rounds those of convolutions and recurrent layers to ten bits (TF32), and those of matrix products
+    where `torch.set_float32_matmul_precision` allows it: equal models then differ by more than `verify` allows, and a
+    GPU differs from the CPU.
     """
     cudnn: Any = torch.backends.cudnn
     with ExitStack() as stack:
         try:
             for_matrices, tf32 = torch.get_float32_matmul_precision(), cudnn.allow_tf32
-        except RuntimeError:  # torch was told operation by operation
+        except RuntimeError:  # the precision was set operation by operation
             for_matrices, tf32 = "highest", False
         if for_matrices != "highest":
             stack.callback(torch.set_float32_matmul_precision, for_matrices)
@@ -252,25 +203,18 @@ def precise() -> Iterator[None]:
         if tf32:
             stack.callback(setattr, cudnn, "allow_tf32", tf32)
             cudnn.allow_tf32 = False
-        for products in _rounded():
-            stack.callback(setattr, products, "fp32_precision", products.fp32_precision)
-            products.fp32_precision = "ieee"
+        by_operation = hasattr(cudnn, "conv")  # since torch 2.9
+        for path in ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn"):
+            operation: Any = attrgetter(path)(torch.backends) if by_operation else None
+            if by_operation and operation.fp32_precision in ("tf32", "bf16"):
+                stack.callback(setattr, operation, "fp32_precision", operation.fp32_precision)
+                operation.fp32_precision = "ieee"
         yield
 
 
-def _rounded() -> list[Any]:
-    """The operations of which torch was told one by one, which it can be since 2.9, to round what they multiply."""
-    backends: Any = torch.backends
-    if not hasattr(backends.cudnn, "conv"):
-        return []
-    on_cpu = backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn
-    operations = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, *on_cpu
-    return [operation for operation in operations if operation.fp32_precision in ("tf32", "bf16")]
-
-
 @contextmanager
-def placed(device: torch.device | str | None, *models: nn.Module) -> Iterator[None]:
-    """Move models to a device, None being where they are, and each back to its own afterwards."""
+def on_device(device: torch.device | str | None, *models: nn.Module) -> Iterator[None]:
+    """Move models to a device, or leave them in place for None, and each back to its own device afterwards."""
     homes = [device_of(model) for model in models]
     try:
         for model in models if device is not None else ():
@@ -283,39 +227,34 @@ def placed(device: torch.device | str | None, *models: nn.Module) -> Iterator[No
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run a model in eval mode: every submodule gets its own mode back, and every buffer that changes its numbers."""
+    """Run a model in eval mode, and restore the modes of its modules and the numbers of its buffers afterwards."""
     with in_eval_mode(model), kept_buffers(model):
         yield
 
 
 @contextmanager
 def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Put back the numbers of buffers that a forward changes."""
-    held = [(buffer, _age(buffer), buffer.clone()) for buffer in model.buffers() if has_numbers(buffer)]
+    """Restore the numbers of buffers that a forward changes."""
+    held = [(b, None if b.is_inference() else b._version, b.clone()) for b in model.buffers() if has_numbers(b)]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, age, before in held:
-                if _age(buffer) is None or _age(buffer) != age:
+            for buffer, version, before in held:
+                if version is None or buffer._version != version:  # torch does not count changes in inference mode
                     buffer.copy_(before)
-
-
-def _age(tensor: Tensor) -> int | None:
-    """How often a tensor was changed in place, or None where torch does not count."""
-    return None if tensor.is_inference() else tensor._version
 
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every submodule into eval mode, and each back into its own mode afterwards."""
+    """Put every submodule into eval mode, and restore the mode of each afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         applied(model, "eval")
         yield
     finally:
         for module, training in modes:
-            if module.training != training:  # a class may refuse what it is told
+            if module.training != training:  # a class may refuse to set it
                 module.training = training
 
 
@@ -327,7 +266,5 @@ def device_of(model: nn.Module) -> torch.device:
 
 def dtype_of(model: nn.Module) -> torch.dtype:
     """The floating dtype of the model's first parameter or buffer, or torch's default."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            return tensor.dtype
-    return torch.get_default_dtype()
+    dtypes = (tensor.dtype for tensor in chain(model.parameters(), model.buffers()))
+    return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.get_default_dtype())

@@ -1,9 +1,10 @@
-"""Models without numbers: on torch's meta device, or made under FakeTensorMode."""
+"""Models whose tensors have shapes but no numbers: on torch's meta device, or made under FakeTensorMode."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,18 +19,18 @@ META, CPU = torch.device("meta"), torch.device("cpu")
 
 
 def has_numbers(tensor: Tensor) -> bool:
-    """Whether a tensor has more than a shape."""
+    """Whether a tensor has numbers, not only a shape."""
     return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 def lacking_numbers(model: nn.Module) -> str | None:
     """The name of the first parameter or buffer of a model that has no numbers, or None."""
-    held = (*model.named_parameters(), *model.named_buffers())
+    held = chain(model.named_parameters(), model.named_buffers())
     return next((name for name, tensor in held if not has_numbers(tensor)), None)
 
 
 def need_numbers(model: nn.Module, what: str, error: type[FxpruneError] = FxpruneError) -> None:
-    """Raise `error` where a model has no numbers, and `what` needs them."""
+    """Raise `error` where a model has no numbers; `what` is the stage that needs them."""
     if (name := lacking_numbers(model)) is not None:
         raise error(
             f"{what} needs numbers, and {name} of {type(model).__name__} has a shape only (meta device or "
@@ -39,7 +40,7 @@ def need_numbers(model: nn.Module, what: str, error: type[FxpruneError] = Fxprun
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """Make tensors that have numbers, also inside FakeTensorMode or `with torch.device("meta")`."""
+    """Make tensors with numbers, even inside FakeTensorMode or `with torch.device("meta")`."""
     with ExitStack() as stack:
         stack.enter_context(unset_fake_temporarily())
         if torch.get_default_device().type == "meta":
@@ -48,12 +49,12 @@ def computing() -> Iterator[None]:
 
 
 def home_of(device: torch.device) -> torch.device:
-    """Where the batches for a model on `device` are: on the CPU where the model has no numbers."""
+    """The device of the batches for a model on `device`: the CPU where the model has no numbers."""
     return CPU if device.type == "meta" else device
 
 
 def to_home(example: Any, device: torch.device) -> Any:
-    """An example on the home of a model on `device`, as `to_device` moves it; zeros stand in for what has no numbers.
+    """An example moved to `home_of(device)`, with zeros for tensors that have no numbers.
 
     >>> to_home(torch.empty(2, dtype=torch.int64, device="meta"), META)
     tensor([0, 0])
@@ -66,13 +67,12 @@ def to_home(example: Any, device: torch.device) -> Any:
 
 
 def on_meta(model: nn.Module) -> dict[int, object]:
-    """For every fake tensor that a model holds, by its id, a tensor on the meta device."""
+    """A memo of meta tensors for the fake tensors of a model."""
     stores = (store for module in model.modules() for store in (module._parameters, module._buffers, vars(module)))
     held = [tensor for store in stores for tensor in store.values() if isinstance(tensor, FakeTensor)]
-    return {id(tensor): _like(tensor) for tensor in held}
-
-
-def _like(tensor: Tensor) -> Tensor:
-    """A meta tensor of the shape, strides and dtype of another; a parameter for a parameter."""
-    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
-    return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+    found: dict[int, object] = {}
+    for tensor in held:
+        made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        found[id(tensor)] = nn.Parameter(made, requires_grad=tensor.requires_grad) if is_parameter else made
+    return found

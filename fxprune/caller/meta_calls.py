@@ -1,4 +1,4 @@
-"""Calls of which some tensors have numbers, and some are on the meta device."""
+"""Calls in which some tensors have numbers and some are on the meta device."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.isolation import restored
+from fxprune.caller.isolation import attributes_restored
 from fxprune.caller.meta import META
 
 PLACES = frozenset({"device", "is_cuda", "is_cpu", "is_meta", "get_device", "type", "data_ptr"})
 
 
-def mixed(function: Callable[..., Any], args: Any, kwargs: Any, place: torch.device) -> Any:
-    """A call of which some tensors have numbers and some are on the meta device: all of them go there.
-
-    What asks for a device is told `place`.
-    """
+def call_on_meta(function: Callable[..., Any], args: Any, kwargs: Any, place: torch.device) -> Any:
+    """Call a function with all tensors on the meta device if any is there; `place` is the answer to device queries."""
     leaves = pytree.tree_leaves((args, kwargs))
     given = [leaf.is_meta for leaf in leaves if isinstance(leaf, Tensor)]
     own = [t.is_meta for t in _tensors(function)] if isinstance(function, nn.Module) else []
@@ -37,14 +34,14 @@ def mixed(function: Callable[..., Any], args: Any, kwargs: Any, place: torch.dev
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    """The parameters and buffers of a module; most have no others inside, and theirs are quickly found."""
+    """The parameters and buffers of a module, with a fast path for modules without submodules."""
     if module._modules:
         return [*module.parameters(), *module.buffers()]
     return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
 
 
 def method(name: str) -> Callable[..., Any]:
-    """The method of that name, as a function of its object."""
+    """The method of that name as a function of its object."""
 
     def call(own: Any, *args: Any, **kwargs: Any) -> Any:
         return getattr(own, name)(*args, **kwargs)
@@ -55,17 +52,17 @@ def method(name: str) -> Callable[..., Any]:
 
 @contextmanager
 def weightless(model: nn.Module) -> Iterator[None]:
-    """Let every parameter and buffer be on the meta device, with a shape and no numbers; then give its own back."""
-    with restored(model):
+    """Replace every parameter and buffer by a meta tensor, and restore them afterwards."""
+    with attributes_restored(model):
         for module in model.modules():
             stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
             for store in stores:
                 store.update({name: None if tensor is None else shape_only(tensor) for name, tensor in store.items()})
-            if isinstance(module, nn.RNNBase):  # which keeps a list of its own
+            if isinstance(module, nn.RNNBase):  # it keeps a list of its weights
                 module._flat_weights = [None if t is None else shape_only(t) for t in module._flat_weights]
         yield
 
 
 def shape_only(tensor: Tensor) -> Tensor:
-    """A tensor of the same shape and dtype on the meta device, where nothing is computed."""
+    """A meta tensor of the same shape and dtype."""
     return torch.empty_like(tensor, device="meta", requires_grad=False)

@@ -1,4 +1,4 @@
-"""Whether the modules of a model can be listed, called and copied at all, whatever their classes override."""
+"""Checks that the modules of a model can be listed and called, whatever their classes override."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fxprune.errors import CaptureError, told
+from fxprune.errors import CaptureError, error_text
 
 _LISTS: dict[str, type] = {
     "named_modules": nn.Module, "modules": nn.Module, "named_parameters": Tensor, "parameters": Tensor,
@@ -19,7 +19,7 @@ _STORES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pr
 
 
 def check_made(model: nn.Module) -> None:
-    """Raise CaptureError where a module was not initialised, is lazy, or overrides what lists its contents wrongly.
+    """Raise CaptureError where a module is not initialised, is lazy, or overrides a listing of its contents wrongly.
 
     >>> check_made(nn.LazyLinear(3))
     Traceback (most recent call last):
@@ -52,14 +52,12 @@ define forward(self, ...) in Python
     try:
         inspect.signature(model.forward)
     except Exception as error:
-        raise CaptureError(
-            f"the forward of {type(model).__name__} has no signature ({told(error)}): define forward(self, ...) in "
-            "Python"
-        ) from error
+        text = f"the forward of {type(model).__name__} has no signature ({error_text(error)})"
+        raise CaptureError(f"{text}: define forward(self, ...) in Python") from error
 
 
 def _modules(model: nn.Module, path: str = "", around: tuple[nn.Module, ...] = ()) -> Iterator[tuple[str, nn.Module]]:
-    """Every module of a model with its path, whatever the model itself says of them; raises where one holds itself."""
+    """Every module of a model with its path, from its `_modules`; raises where a module holds itself."""
     place = path or "the model"
     held = getattr(model, "__dict__", {})
     if not isinstance(model, torch.jit.ScriptModule) and any(held.get(store) is None for store in _STORES):
@@ -79,22 +77,21 @@ def _modules(model: nn.Module, path: str = "", around: tuple[nn.Module, ...] = (
 
 
 def _check_lookup(module: nn.Module, where: str) -> None:
-    """Raise CaptureError where a module fails, in another way than with AttributeError, on an attribute it has not."""
+    """Raise CaptureError where a module raises anything but AttributeError for an attribute that it does not have."""
     try:
         getattr(module, "_fxprune_absent", None)
     except Exception as error:
-        raise CaptureError(
-            f"__getattr__ of {where} fails on a name that is not there ({told(error)}): let it raise AttributeError"
-        ) from error
+        text = f"__getattr__ of {where} fails on a name that is not there ({error_text(error)})"
+        raise CaptureError(f"{text}: let it raise AttributeError") from error
 
 
 def _check_list(module: nn.Module, method: str, kind: type) -> None:
-    """Raise CaptureError where a method fails, or lists something else than modules or tensors, or pairs of a name."""
+    """Raise CaptureError where a method fails, or lists anything but modules or tensors (with names, if `named_`)."""
     try:
         found = list(getattr(module, method)())
         wrong = [entry for entry in found if not isinstance(entry[1] if "named" in method else entry, kind)]
         what = f"gives a {type(wrong[0]).__name__}" if wrong else ""
-    except Exception as error:  # noqa: BLE001 - whatever a class of the user's does there
-        what = f"fails ({told(error)})"
+    except Exception as error:  # noqa: BLE001 - the class is the user's
+        what = f"fails ({error_text(error)})"
     if what:
         raise CaptureError(f"{type(module).__name__}.{method} {what}: let it list what nn.Module.{method} does")

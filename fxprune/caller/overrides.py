@@ -1,4 +1,4 @@
-"""Whether a module does what its class says, or replaces a part of that."""
+"""Whether a module replaces a method of the layer class from which it is derived."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def changed(module: nn.Module, layer: type[nn.Module]) -> str | None:
-    """The name of a method of `layer` that the class of a module derived from it, or the module itself, replaces.
+    """The name of a method of `layer` that a module derived from it, or its class, replaces; None without one.
 
     >>> changed(nn.LazyConv2d(3, 1), nn.Conv2d), changed(nn.Linear(2, 2), nn.Module)
     (None, 'forward')

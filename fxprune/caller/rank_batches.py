@@ -1,4 +1,4 @@
-"""Which batches of a loader this rank reads, and the number of their first sample in the whole loader."""
+"""The batches of a loader that this rank reads, with the number of their first sample in the whole loader."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from fxprune.caller.batches import LONGEST, Unpack, batches
 from fxprune.caller.ranks import rank_and_size
 
 Numbered = tuple[int | None, Any, Any]  # the number of the batch's first sample, its inputs, its targets
+_KEPT = (
+    "dataset", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context",
+    "generator", "prefetch_factor",
+)  # fmt: skip
 
 
-class Share:
-    """This rank's share of a loader: every batch whose number leaves the rank, divided by the number of ranks.
+class RankBatches:
+    """This rank's batches of a loader: those with number % ranks == rank.
 
-    Every rank is given the same loader, over all samples. A DataLoader reads the rank's own samples only; of other
-    loaders all batches are read, and those of other ranks dropped. No batch is read once there are `most` samples.
-    `samples` is how many there were on all ranks, once the share was iterated, as `count` tells of the inputs and
-    targets of a batch. A single rank reads all, and counts for itself: the number of a first sample is None then.
+    Every rank gets the same loader, over all samples. A DataLoader reads the rank's own samples only; other loaders are
+    read whole, and the batches of other ranks are dropped. No batch is read after `most` samples. After the iteration,
+    `samples` is their number on all ranks, where `count(inputs, targets)` is that of a batch. A single rank reads all
+    batches; the number of a first sample is None then.
     """
 
     def __init__(
@@ -40,14 +44,19 @@ class Share:
         if size == 1:
             yield from self.whole()
         elif isinstance(self.loader, DataLoader) and _splits(self.loader):
-            yield from self._of_indices(_Own(self.loader, rank, size, self.most))
+            own = _Own(self.loader, rank, size, self.most)
+            for inputs, targets in batches(own.loader(), self.unpack, least=0):
+                yield own.firsts.popleft(), inputs, targets
+            self.samples, self._digest = own.samples, own.digest
         else:
-            yield from self._of_batches(rank, size)
+            for number, (first, inputs, targets) in enumerate(self._numbered()):
+                self._digest = self._digest if number else digest(inputs)
+                if number % size == rank:
+                    yield first, inputs, targets
 
     def whole(self) -> Iterator[Numbered]:
         """The batches of all ranks."""
-        for _, inputs, targets in self._numbered():
-            yield None, inputs, targets
+        yield from ((None, inputs, targets) for _, inputs, targets in self._numbered())
 
     def _numbered(self) -> Iterator[tuple[int, Any, Any]]:
         self.samples = 0
@@ -57,21 +66,9 @@ class Share:
             if self.most is not None and self.samples >= self.most:
                 return
 
-    def _of_batches(self, rank: int, size: int) -> Iterator[Numbered]:
-        for number, (first, inputs, targets) in enumerate(self._numbered()):
-            if number == 0:
-                self._digest = digest(inputs)
-            if number % size == rank:
-                yield first, inputs, targets
-
-    def _of_indices(self, own: _Own) -> Iterator[Numbered]:
-        for inputs, targets in batches(own.loader(), self.unpack, least=0):
-            yield own.firsts.popleft(), inputs, targets
-        self.samples, self._digest = own.samples, own.digest
-
 
 class _Own(BatchSampler):
-    """The index lists of one rank's batches; `firsts` has the number of the first sample of each that was given."""
+    """The index lists of one rank's batches; `firsts` are the numbers of the first samples of those given out."""
 
     def __init__(self, whole: DataLoader[Any], rank: int, size: int, most: int | None) -> None:
         self.whole, self.rank, self.size, self.most = whole, rank, size, most
@@ -95,22 +92,16 @@ class _Own(BatchSampler):
 
     def loader(self) -> DataLoader[Any]:
         """A DataLoader that reads these batches."""
-        whole = self.whole
-        return DataLoader(
-            whole.dataset, batch_sampler=self, num_workers=whole.num_workers, collate_fn=whole.collate_fn,
-            pin_memory=whole.pin_memory, timeout=whole.timeout, worker_init_fn=whole.worker_init_fn,
-            multiprocessing_context=whole.multiprocessing_context, generator=whole.generator,
-            prefetch_factor=whole.prefetch_factor,
-        )  # fmt: skip
+        return DataLoader(batch_sampler=self, **{name: getattr(self.whole, name) for name in _KEPT})
 
 
 def _splits(loader: DataLoader[Any]) -> bool:
-    """Whether a loader tells which samples are in which batch."""
+    """Whether the samples of each batch of a loader are known."""
     return not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler is not None
 
 
 def _all_of(loader: DataLoader[Any]) -> Any:
-    """The index lists of all batches; those of a DistributedSampler's samples in the order of a single rank."""
+    """The index lists of all batches; of a DistributedSampler, in the order of a single rank."""
     sampler, given = loader.sampler, loader.batch_sampler
     if not isinstance(sampler, DistributedSampler) or loader.batch_size is None:
         return given
@@ -122,6 +113,6 @@ def _all_of(loader: DataLoader[Any]) -> Any:
 
 
 def digest(inputs: Any) -> int:
-    """A number that tells one batch from another."""
+    """A checksum of the shapes and sums of a batch's tensors."""
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     return crc32(repr([(tuple(t.shape), f"{float(t.double().sum()):.9g}") for t in tensors]).encode())

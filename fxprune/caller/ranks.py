@@ -17,7 +17,7 @@ from fxprune.errors import DistributedError, first_line
 
 
 def rank_and_size() -> tuple[int, int]:
-    """The rank of this process, and how many there are: (0, 1) where no process group is initialised."""
+    """The rank of this process and the number of ranks: (0, 1) where no process group is initialised."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
@@ -25,11 +25,11 @@ def rank_and_size() -> tuple[int, int]:
 
 @contextmanager
 def together(stage: str) -> Iterator[None]:
-    """Work that all ranks do: where it fails on one of them, it fails on all, and the others say which and why."""
+    """Work of all ranks: a failure on one fails on all, and the errors of the others name its rank and cause."""
     failure: Exception | None = None
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - it is raised again, after the others were told
+    except Exception as error:  # noqa: BLE001 - it is raised again, after the other ranks know of it
         failure = error
     texts = gathered_texts("" if failure is None else f"{type(failure).__name__}: {first_line(failure)}")
     if failure is not None:
@@ -41,8 +41,7 @@ def together(stage: str) -> Iterator[None]:
 
 def summed(tensor: Tensor) -> Tensor:
     """The sum over all ranks of a tensor that has the same shape on each."""
-    _, size = rank_and_size()
-    if size == 1:
+    if rank_and_size()[1] == 1:
         return tensor
     total = tensor.to(_device(), copy=True)
     _communicate(partial(dist.all_reduce, total))
@@ -50,7 +49,7 @@ def summed(tensor: Tensor) -> Tensor:
 
 
 def gathered(rows: Tensor) -> list[Tensor]:
-    """The tensors (rows, ...) of all ranks, which differ in their number of rows only."""
+    """The tensors (rows, ...) of all ranks, which may differ in their number of rows."""
     _, size = rank_and_size()
     if size == 1:
         return [rows]
@@ -67,17 +66,17 @@ def gathered(rows: Tensor) -> list[Tensor]:
 
 
 def in_all(flag: bool) -> bool:  # noqa: FBT001
-    """Whether something holds on every rank."""
+    """Whether `flag` is true on every rank."""
     return int(summed(torch.tensor(int(flag)))) == rank_and_size()[1]
 
 
 def in_any(flag: bool) -> bool:  # noqa: FBT001
-    """Whether something holds on some rank."""
+    """Whether `flag` is true on some rank."""
     return not in_all(not flag)
 
 
 def give_from_first(module: nn.Module) -> None:
-    """Give a module of every rank the numbers that rank 0 has in it."""
+    """Copy the numbers of rank 0's module to those of the other ranks."""
     with torch.no_grad():
         for tensor in module.state_dict().values():
             first = tensor.to(_device(), copy=True)
@@ -92,7 +91,7 @@ def gathered_texts(text: str) -> list[str]:
 
 
 def check_same(what: str, text: str, remedy: str) -> None:
-    """Raise DistributedError where a text that describes something is not the same on all ranks."""
+    """Raise DistributedError where `text`, which describes `what`, differs between ranks."""
     texts = gathered_texts(text)
     for rank, other in enumerate(texts):
         if other != texts[0]:
@@ -100,7 +99,7 @@ def check_same(what: str, text: str, remedy: str) -> None:
 
 
 def _device() -> torch.device:
-    """Where tensors have to lie to be communicated."""
+    """The device on which tensors can be communicated."""
     return torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend() else torch.device("cpu")
 
 

@@ -1,4 +1,4 @@
-"""Where in the user's code something happens: what lies in torch and in fxprune is not the user's."""
+"""Lines of the user's code in tracebacks and stacks; code of torch and of fxprune is not the user's."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from types import FrameType
 
 import torch
 
-_PACKAGES = Path(str(torch.__file__)).parent, Path(__file__).parents[1]
-HOMES = tuple(f"{home}{os.sep}" for home in _PACKAGES)  # not the user's
+HOMES = tuple(f"{home}{os.sep}" for home in (Path(str(torch.__file__)).parent, Path(__file__).parents[1]))
 
 
 def is_users(filename: str) -> bool:
-    """Whether a source file is the user's, and not torch's, fxprune's or generated."""
+    """Whether a source file is the user's: not torch's, fxprune's or generated."""
     return not filename.startswith((*HOMES, "<"))
 
 
 def line_of(error: BaseException) -> str:
-    """The innermost line of a traceback, or of its cause's, that is the user's."""
+    """The innermost line of the user's in an error's traceback, or in that of its cause."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
     if not frames and error.__cause__ is not None:
         return line_of(error.__cause__)
@@ -30,7 +29,7 @@ def line_of(error: BaseException) -> str:
 
 
 def users_frame() -> FrameType | None:
-    """The innermost frame of the stack that is the user's."""
+    """The innermost frame of the user's in the stack."""
     frame = inspect.currentframe()
     while frame is not None and not is_users(frame.f_code.co_filename):
         frame = frame.f_back
@@ -38,7 +37,7 @@ def users_frame() -> FrameType | None:
 
 
 def users_line() -> str | None:
-    """The innermost line of the stack that is the user's, as a traceback has it."""
+    """The innermost line of the user's in the stack, in the form of a traceback."""
     frame = users_frame()
     if frame is None:
         return None
@@ -48,7 +47,7 @@ def users_line() -> str | None:
 
 
 def deciding_line(frame: FrameType) -> str | None:
-    """The line at which a frame stands, or None where the statement there is an assertion, or an `if` that raises."""
+    """The current line of a frame, or None where its statement is an assertion, or an `if` that raises."""
     filename, number = frame.f_code.co_filename, frame.f_lineno
     inner = [node for node in _statements(filename) if node.lineno <= number <= (node.end_lineno or node.lineno)]
     statement = max(inner, key=lambda node: (node.lineno, -(node.end_lineno or 0)), default=None)

@@ -1,34 +1,51 @@
-"""All tensors of a model by name, and putting others in their places."""
+"""All tensors of a model by name: looking them up, replacing them, their memory formats and checksums."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 INDEX = "_fxprune_index_"  # prefix of the buffers that hold gathering indices; they are not part of the state_dict
+FORMATS = {"channels_last": torch.channels_last, "channels_last_3d": torch.channels_last_3d}
+RANKS = {"channels_last": 4, "channels_last_3d": 5}
+
+
+def all_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by each of its names, including those outside the state_dict."""
+    return dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)))
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer under every name that it has, also those outside the state_dict.
+    """`all_tensors` without the gathering indices that rewriting added, which follow from the plan."""
+    return {name: t for name, t in all_tensors(model).items() if not name.rpartition(".")[2].startswith(INDEX)}
 
-    Left out are the gathering indices that rewriting put in: they follow from the plan.
-    """
-    held = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return {name: tensor for name, tensor in held if not name.rpartition(".")[2].startswith(INDEX)}
+
+def first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """For every name, the first name of the same tensor."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
 
 
 def aliases_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """For every name of a tensor that has an earlier name: that name."""
-    first: dict[int, str] = {}
-    earlier = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
-    return {name: found for name, found in earlier.items() if name != found}
+    """`first_names` without the first names themselves."""
+    return {name: first for name, first in first_names(tensors).items() if name != first}
+
+
+def attribute_at(model: nn.Module, path: str) -> Any:
+    """The attribute at a dotted path, such as "layer1.0.weight", or None where there is none."""
+    try:
+        return attrgetter(path)(model)
+    except AttributeError:
+        return None
 
 
 def memory_format_of(tensor: Tensor) -> str | None:
-    """The name of a tensor's memory format where it is not plain: "channels_last" or "channels_last_3d".
+    """The name of a tensor's memory format: "channels_last", "channels_last_3d", or None where it is plain.
 
     Strides decide: where an axis has one entry, a tensor is contiguous in several formats, but kernels look at strides.
     """
@@ -44,29 +61,24 @@ def laid_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:
     return torch.empty_like(tensor, memory_format=layout).copy_(tensor)
 
 
-FORMATS = {"channels_last": torch.channels_last, "channels_last_3d": torch.channels_last_3d}
-RANKS = {"channels_last": 4, "channels_last_3d": 5}
-
-
-def lacking(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Those of `names` that are no biases which the modules of `model` could have and have not."""
+def without_place(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Those of `names` that are not empty parameters of modules of `model`, such as a bias that was left out."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    return [name for name in names if not _is_free(modules.get(name.rpartition(".")[0]), name.rpartition(".")[2])]
 
+    def is_free(path: str, leaf: str) -> bool:
+        return path in modules and modules[path]._parameters.get(leaf, modules) is None
 
-def _is_free(module: nn.Module | None, name: str) -> bool:
-    return module is not None and name in module._parameters and module._parameters[name] is None
+    return [name for name in names if not is_free(name.rpartition(".")[0], name.rpartition(".")[2])]
 
 
 def put(model: nn.Module, name: str, value: Tensor) -> None:
-    """Give the tensor called `name` the numbers and the memory format of `value`; a bias that is not there is made.
+    """Give the tensor called `name`, and all that share it, the numbers and memory format of `value`.
 
-    Every other name of the tensor sees the new numbers too.
+    A bias that does not exist is created.
     """
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
-    parameter, buffer = owner._parameters.get(leaf), owner._buffers.get(leaf)
-    held = buffer if parameter is None else parameter
+    held = owner._parameters.get(leaf, owner._buffers.get(leaf))
     if held is None:
         beside = next((p.device for p in owner.parameters(recurse=False)), value.device)
         setattr(owner, leaf, nn.Parameter(value.detach().to(beside, copy=True)))

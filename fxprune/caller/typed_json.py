@@ -1,4 +1,4 @@
-"""From what JSON gives back to the frozen dataclasses that it was made of, every type checked."""
+"""Frozen dataclasses from the plain JSON that they were written as, with every type checked."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 T = TypeVar("T")
 
 
-def restored(kind: type[T], content: Any, where: str = "") -> T:
+def from_plain(kind: type[T], content: Any, where: str = "") -> T:
     """The object of type `kind` that `content`, plain JSON, describes; the inverse of `dataclasses.asdict`.
 
-    Fields that `kind` does not know are passed over, and those that are missing take their defaults.
+    Unknown fields are ignored, and missing ones take their defaults.
 
-    Raises TypeError, with the path of the entry, where one has another type than its field.
+    Raises TypeError, with the path of the entry, where an entry does not have the type of its field.
 
-    >>> restored(tuple[float, ...], [1, 2.5])
+    >>> from_plain(tuple[float, ...], [1, 2.5])
     (1.0, 2.5)
     """
     result: T = _value(kind, content, where)
@@ -29,16 +29,15 @@ def _value(kind: Any, content: Any, where: str) -> Any:
         return content
     if is_dataclass(kind):
         return _record(kind, content, where)
-    convert = _CONTAINERS.get(get_origin(kind))
-    if convert is not None:
-        return convert(kind, content, where)
+    if get_origin(kind) in _CONTAINERS:
+        return _CONTAINERS[get_origin(kind)](get_args(kind), content, where)
     if kind is float and type(content) is int:
         return float(content)
     return _checked(kind, content, where)
 
 
 def _checked(kind: Any, content: Any, where: str) -> Any:
-    """A plain value, which has to be exactly of its type: True is no number."""
+    """A plain value of exactly that type: True is no number."""
     if type(content) is not (type(None) if kind is None else kind):
         raise TypeError(f"{where or 'it'} is a {type(content).__name__}, and should be a {kind}")
     return content
@@ -46,52 +45,42 @@ def _checked(kind: Any, content: Any, where: str) -> Any:
 
 def _record(kind: Any, content: Any, where: str) -> Any:
     _checked(dict, content, where)
-    hints = get_type_hints(kind)
-    given: dict[str, Any] = {}
-    for field in fields(kind):
-        if field.name in content:
-            given[field.name] = _value(hints[field.name], content[field.name], f"{where}.{field.name}".lstrip("."))
-        elif field.default is MISSING and field.default_factory is MISSING:
-            raise TypeError(f"{where or 'it'} lacks {field.name}")
-    return kind(**given)
+    known, hints = {field.name: field for field in fields(kind)}, get_type_hints(kind)
+    for name, field in known.items():
+        if name not in content and field.default is MISSING and field.default_factory is MISSING:
+            raise TypeError(f"{where or 'it'} lacks {name}")
+    return kind(**{n: _value(hints[n], content[n], f"{where}.{n}".lstrip(".")) for n in known if n in content})
 
 
-def _tuple(kind: Any, content: Any, where: str) -> Any:
+def _tuple(kinds: tuple[Any, ...], content: Any, where: str) -> Any:
     _checked(list, content, where)
-    kinds = get_args(kind)
     if kinds[-1] is Ellipsis:
         kinds = (kinds[0],) * len(content)
     if len(kinds) != len(content):
         raise TypeError(f"{where or 'it'} has {len(content)} entries, and should have {len(kinds)}")
-    pairs = enumerate(zip(kinds, content, strict=True))
-    return tuple(_value(inner, entry, f"{where}[{index}]") for index, (inner, entry) in pairs)
+    return tuple(
+        _value(kind, entry, f"{where}[{i}]") for i, (kind, entry) in enumerate(zip(kinds, content, strict=True))
+    )
 
 
-def _mapping(kind: Any, content: Any, where: str) -> Any:
+def _mapping(kinds: tuple[Any, ...], content: Any, where: str) -> Any:
     _checked(dict, content, where)
-    _, inner = get_args(kind)
-    return {name: _value(inner, entry, f"{where}.{name}".lstrip(".")) for name, entry in content.items()}
+    return {name: _value(kinds[1], entry, f"{where}.{name}".lstrip(".")) for name, entry in content.items()}
 
 
-def _union(kind: Any, content: Any, where: str) -> Any:
-    """A value of one of several plain types, or one that may be missing: of one type, or None."""
-    kinds = get_args(kind)
+def _union(kinds: tuple[Any, ...], content: Any, where: str) -> Any:
+    """A value of one of several plain types, or of one type or None."""
     if type(content) in kinds:
         return content
-    return _value(next(arg for arg in kinds if arg is not type(None)), content, where)
+    return _value(next(kind for kind in kinds if kind is not type(None)), content, where)
 
 
-def _literal(kind: Any, content: Any, where: str) -> Any:
-    if content not in get_args(kind):
-        raise TypeError(f"{where or 'it'} is {content!r}, and should be one of {', '.join(map(str, get_args(kind)))}")
+def _literal(choices: tuple[Any, ...], content: Any, where: str) -> Any:
+    if content not in choices:
+        raise TypeError(f"{where or 'it'} is {content!r}, and should be one of {', '.join(map(str, choices))}")
     return content
 
 
-_CONTAINERS: dict[Any, Callable[[Any, Any, str], Any]] = {
-    tuple: _tuple,
-    Mapping: _mapping,
-    dict: _mapping,
-    types.UnionType: _union,
-    Union: _union,
-    Literal: _literal,
-}
+_CONTAINERS: dict[Any, Callable[[tuple[Any, ...], Any, str], Any]] = {
+    tuple: _tuple, Mapping: _mapping, dict: _mapping, types.UnionType: _union, Union: _union, Literal: _literal,
+}  # fmt: skip

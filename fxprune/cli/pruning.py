@@ -11,7 +11,7 @@ import typer
 from torch import nn
 
 import fxprune
-from fxprune.caller.batches import fitted_example
+from fxprune.caller.batches import first_inputs
 from fxprune.cli.files import check_suffix, check_writable
 from fxprune.cli.input_options import DataOptions, File, ModelOptions
 from fxprune.cli.named_objects import Built, object_of
@@ -101,7 +101,7 @@ def compress(
             built.model, bars.over(loader), allocate=allocate, rounds=rounds, compensate=compensate,  # type: ignore[arg-type]
             verify=result.verify, seed=model.seed, submodule=model.submodule, progress=False, **options,
         )  # fmt: skip
-    return result.write(small, built, output, lambda: fitted_example(small, loader, options["unpack"]))
+    return result.write(small, built, output, lambda: first_inputs(small, loader, options["unpack"]))
 
 
 def score(
@@ -198,7 +198,7 @@ def apply(
     def example() -> Any:
         if loader is None and chosen.submodule:
             raise FxpruneError(f"the plan has a batch of {chosen.submodule}, not of the whole model: add --data")
-        return example_for(small, chosen.example) if loader is None else fitted_example(small, loader, unpack)
+        return example_for(small, chosen.example) if loader is None else first_inputs(small, loader, unpack)
 
     return result.write(small, built, output, example, known)
 

@@ -13,7 +13,7 @@ import typer
 from torch import nn
 
 import fxprune
-from fxprune.caller.batches import fitted_example
+from fxprune.caller.batches import first_inputs
 from fxprune.caller.example import trim
 from fxprune.caller.files import made_folder
 from fxprune.cli.evaluation import Metric, accuracy, latencies
@@ -84,7 +84,7 @@ def sweep(
             values.append(_value(metric, small, bars.over(held, "evaluating")))
     times: list[float | None] = [None] * (len(smalls) + 1)
     if time_batch:
-        batch = trim(fitted_example(built.model, held, functions["unpack"]), samples=time_batch)
+        batch = trim(first_inputs(built.model, held, functions["unpack"]), samples=time_batch)
         with output.busy("timing"):
             times = list(latencies([built.model, *smalls], batch))
     reports = [fxprune.report(small) for small in smalls]

@@ -13,7 +13,7 @@ from fxprune.caller.example import TensorSpec
 from fxprune.errors import FxpruneError
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, Plane, varying_axes
-from fxprune.rules.vocabulary import Option, Reading, Slot
+from fxprune.rules.vocabulary import ChannelRead, Option, Slot
 from fxprune.tracing.checks import Leaves, listed
 from fxprune.tracing.graph import ModelGraph
 
@@ -37,7 +37,7 @@ class Collector(Context):
         self.frozen: list[tuple[Tensor, str]] = []
         self.choices: list[tuple[Sequence[Option], bool]] = []
         self.produced: list[tuple[Tensor, str]] = []
-        self.edges: list[Reading] = []
+        self.edges: list[ChannelRead] = []
         self.balanced: list[tuple[str, ...]] = []
         self.larger: list[tuple[str, str]] = []
         self.slots: dict[Slot, tuple[int, int]] = {}
@@ -74,7 +74,7 @@ class Collector(Context):
     def outnumber(self, site: str, other: str) -> None:
         self.larger.append((site, other))
 
-    def edge(self, reading: Reading) -> None:
+    def edge(self, reading: ChannelRead) -> None:
         self.edges.append(reading)
 
     def fresh(self, slot: Slot, size: int) -> Tensor:

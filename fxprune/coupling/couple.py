@@ -18,7 +18,7 @@ from fxprune.coupling.collector import Collector, Exclude
 from fxprune.coupling.groups import Coupling, Group
 from fxprune.coupling.interpreter import Unknown, named, step
 from fxprune.coupling.units import resolve
-from fxprune.errors import CaptureError, FxpruneError, UnsupportedOpError, first_line, is_of_memory
+from fxprune.errors import CaptureError, FxpruneError, UnsupportedOpError, first_line, is_out_of_memory
 from fxprune.rules.context import labels_in
 from fxprune.rules.table import describe, key_of
 from fxprune.tracing.graph import ModelGraph
@@ -100,7 +100,7 @@ def explained(collector: Collector, node: fx.Node) -> Iterator[None]:
         raise
     except Exception as error:
         model, name = collector.graph, lacking_numbers(collector.graph)
-        if is_of_memory(error) or not node.op.startswith("call"):
+        if is_out_of_memory(error) or not node.op.startswith("call"):
             raise
         if name is None:
             raise UnsupportedOpError(

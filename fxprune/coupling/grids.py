@@ -55,7 +55,7 @@ def distinct_choices(choices: Iterable[_Choice]) -> Collection[_Choice]:
 
 def _storage(options: Sequence[Option]) -> tuple[Any, ...]:
     """Where in memory the labels of options lie, which identifies them."""
-    return tuple((tuple((_place(a), _place(b)) for a, b in o.ties), tuple(map(_place, o.stays))) for o in options)
+    return tuple((tuple((_place(a), _place(b)) for a, b in o.ties), tuple(map(_place, o.kept))) for o in options)
 
 
 def _place(labels: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -78,7 +78,7 @@ def _trial(classes: Classes, option: Option) -> tuple[int, Index, Index, Index]:
     both, alone = (left >= 0) & (right >= 0), (left < 0) != (right < 0)
     a, b = classes.of(left[both]), classes.of(right[both])
     held = classes.of(
-        np.concatenate([np.maximum(left, right)[alone], *(present_labels(labels) for labels in option.stays)])
+        np.concatenate([np.maximum(left, right)[alone], *(present_labels(labels) for labels in option.kept)])
     )
     touched, inverse = classes.distinct(np.concatenate([a, b]))
     parts = components(len(touched), inverse[: len(a)], inverse[len(a) :])

@@ -11,8 +11,9 @@ from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import TensorSpec
 from fxprune.caller.meta import CPU
-from fxprune.caller.meta_calls import method, mixed
+from fxprune.caller.meta_calls import call_on_meta, method
 from fxprune.caller.source_lines import HOMES
+from fxprune.caller.tensors import attribute_at
 from fxprune.errors import UnsupportedOpError
 from fxprune.rules.arguments import Call
 from fxprune.rules.context import Context, labels_in
@@ -68,7 +69,7 @@ def _computed(ctx: Context, node: fx.Node, args: Any, kwargs: Any) -> Any:
     args, kwargs = pytree.tree_map_only(Labels, lambda x: x.value, (args, kwargs), is_leaf=_is_shape)
     with torch.no_grad():
         function: Any = method(str(node.target)) if node.op == "call_method" else node.target
-        value = mixed(function, args, kwargs, CPU)
+        value = call_on_meta(function, args, kwargs, CPU)
     return pytree.tree_map_only(Tensor, lambda t: Labels(tuple(t.shape), value=t), value, is_leaf=_is_shape)
 
 
@@ -81,8 +82,7 @@ def _attribute(ctx: Context, node: fx.Node) -> Any:
     found = ctx.parameter(str(node.target))
     if found is not None:
         return found
-    path, _, name = str(node.target).rpartition(".")
-    return getattr(ctx.graph.get_submodule(path), name)
+    return attribute_at(ctx.graph, str(node.target))
 
 
 def _unknown(ctx: Context, node: fx.Node, inputs: list[Labels], unknown: Unknown) -> Any:

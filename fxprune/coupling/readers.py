@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from fxprune.caller.tensors import attribute_at
 from fxprune.coupling.groups import Edge
 from fxprune.rules.table import key_of
 
@@ -250,8 +251,7 @@ def _parameter(graph: fx.GraphModule, node: Any) -> nn.Parameter | None:
     """The parameter that an argument stands for."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
-    path, _, name = str(node.target).rpartition(".")
-    found = graph.get_submodule(path)._parameters.get(name)
+    found = attribute_at(graph, str(node.target))
     return found if isinstance(found, nn.Parameter) else None
 
 
@@ -263,6 +263,5 @@ def uses(graph: fx.GraphModule) -> Counter[int]:
             module = graph.get_submodule(str(node.target))
             found.update(id(tensor) for tensor in (*module.parameters(), *module.buffers()))
         elif node.op == "get_attr":
-            path, _, name = str(node.target).rpartition(".")
-            found[id(getattr(graph.get_submodule(path), name))] += len(node.users)
+            found[id(attribute_at(graph, str(node.target)))] += len(node.users)
     return found

@@ -22,7 +22,7 @@ from fxprune.coupling.grids import (
 )
 from fxprune.coupling.groups import Coupling, Edge, Group, Site
 from fxprune.rules.context import labels_in
-from fxprune.rules.vocabulary import Reading
+from fxprune.rules.vocabulary import ChannelRead
 
 
 def resolve(collector: Collector) -> Coupling:
@@ -87,7 +87,7 @@ def _described(collector: Collector, node: fx.Node) -> str:
     return collector.describe()
 
 
-def _passes(reading: Reading, merged: Index) -> bool:
+def _passes(reading: ChannelRead, merged: Index) -> bool:
     """Whether an edge reads nothing of its own.
 
     Each channel becomes one that it is tied to (a depthwise convolution), or no whole slices of this axis are removed.

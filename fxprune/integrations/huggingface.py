@@ -22,7 +22,7 @@ from fxprune.caller.example import as_call
 from fxprune.caller.files import folder as folder_at
 from fxprune.caller.files import made_folder, regular, replacing
 from fxprune.caller.isolation import device_of, evaluating, isolated_copy, undisturbed
-from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, told
+from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, error_text
 from fxprune.pipeline import compress
 from fxprune.reporting.report import pruned_of
 from fxprune.saving.artifact import load, save
@@ -33,7 +33,9 @@ __all__ = ["compress_pretrained", "from_pretrained", "narrow_pretrained", "save_
 
 CONFIG, WEIGHTS = "config.json", "fxprune.safetensors"
 _TASKS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "ForCausalLM")
-_MISFITS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError)  # of a loss of another task
+_MISFITS = (  # the errors of a loss of another task
+    TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ImportError,
+)  # fmt: skip
 _TOLERANCE = 1e-3  # of the two losses: another formula differs by more, another rounding by less
 
 
@@ -192,7 +194,7 @@ def _loss_of_class(model: PreTrainedModel, loader: Iterable[Any], unpack: Unpack
             try:
                 own, found = float(output.loss), float(loss(output, targets))
             except _MISFITS as error:
-                tried.append(f"{name} fails with {told(error)}")
+                tried.append(f"{name} fails with {error_text(error)}")
                 continue
             if math.isclose(own, found, rel_tol=_TOLERANCE):
                 return loss
@@ -220,7 +222,7 @@ def _architecture(path: Path, device: str) -> Any:
         attention, dtype = how["attn_implementation"], getattr(torch, how["dtype"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            f"{path} cannot be read ({told(error)}): name a folder that save_pretrained wrote"
+            f"{path} cannot be read ({error_text(error)}): name a folder that save_pretrained wrote"
         ) from error
     kind: Any = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel) and kind.config_class):
@@ -231,5 +233,6 @@ def _architecture(path: Path, device: str) -> Any:
             return kind(config).to(dtype)
     except Exception as error:
         raise ArtifactError(
-            f"{path} gives no {name} ({told(error)}): was it altered, or written by another version of transformers?"
+            f"{path} gives no {name} ({error_text(error)}): was it altered, or written by another version of "
+            "transformers?"
         ) from error

@@ -9,7 +9,7 @@ import numpy as np
 
 from fxprune.caller.arguments import CHECKS, check_value, chosen
 from fxprune.caller.arrays import Flags, Index, Scalars
-from fxprune.errors import PlanError, told
+from fxprune.errors import PlanError, error_text
 from fxprune.planning.tod import LARGEST_SHARE, balanced, ranks, tod_curve
 
 Groups = Sequence[tuple[str, int, int]]
@@ -123,7 +123,7 @@ def levels(
     try:
         level = np.asarray(function(propose, weighed(protect, worth), groups), dtype=np.float64)
     except Exception as error:
-        raise PlanError(f"allocate= fails ({told(error)}): {_FUNCTION}") from error
+        raise PlanError(f"allocate= fails ({error_text(error)}): {_FUNCTION}") from error
     if level.shape != propose.shape or np.isnan(level).any():
         raise PlanError(
             f"the allocation gives levels of shape {level.shape}, {int(np.isnan(level).sum())} of them nan, "

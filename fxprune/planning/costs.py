@@ -15,9 +15,10 @@ from torch.fx.node import map_arg
 
 from fxprune.caller.arrays import Flags, Index, Scalars
 from fxprune.caller.batches import sample_count
+from fxprune.caller.tensors import all_tensors, first_names
 from fxprune.coupling.groups import Coupling
 from fxprune.planning.widths import Axes, Product, Products, Ruler, Widths, products
-from fxprune.rules.context import labels_in, owners_of
+from fxprune.rules.context import labels_in
 from fxprune.rules.contractions import terms_of
 from fxprune.rules.labels import Labels
 from fxprune.rules.table import Key, key_of, registers
@@ -89,7 +90,7 @@ class Accounts:
     owners: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.owners = owners_of(self.graph)
+        self.owners = first_names(all_tensors(self.graph))
 
     def rows(self, node: fx.Node, counted: int) -> list[Product]:
         """The products whose sum is `counted` on the original; a constant where there is no formula."""
@@ -112,8 +113,8 @@ class Accounts:
         if node.op != "call_module":
             return {}
         module = self.graph.get_submodule(str(node.target))
-        tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-        return {name: self.ruler.parameter(self.owners[f"{node.target}.{name}"], t.shape) for name, t in tensors}
+        owned = all_tensors(module).items()
+        return {name: self.ruler.parameter(self.owners[f"{node.target}.{name}"], t.shape) for name, t in owned}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

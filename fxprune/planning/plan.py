@@ -14,7 +14,7 @@ from fxprune.caller.arguments import CHECKS, instance
 from fxprune.caller.arrays import Flags, Index
 from fxprune.caller.example import check_example
 from fxprune.caller.files import regular, replacing
-from fxprune.caller.typed_json import restored
+from fxprune.caller.typed_json import from_plain
 from fxprune.coupling.collector import EXCLUDED
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling, Site
@@ -103,7 +103,7 @@ class Plan:
                 raise PlanError(
                     f"{source} has plan format {content['fxprune_plan']}, this fxprune reads {FORMAT}: update it"
                 )
-            file = restored(_PlanFile, content)
+            file = from_plain(_PlanFile, content)
             for name, site in file.sites.items():
                 _check_indices(name, site.of, site.keep)
             check_settings(file.settings)
@@ -164,21 +164,6 @@ def _check_indices(name: str, width: int, kept: tuple[int, ...]) -> None:
         raise PlanError(f"the plan's channels of {name} are not rising indices below its width {width}: {kept[:8]}...")
     if not kept:
         raise PlanError(f"the plan keeps 0 of {width} channels of {name}: a layer keeps at least one")
-
-
-def plan_of(
-    sites: tuple[Site, ...],
-    keep: Flags,
-    example: Any,
-    alpha: float | None,
-    frozen: Mapping[str, tuple[str, ...]],
-    settings: Mapping[str, Any],
-    budget: Budget | None = None,
-) -> Plan:
-    """The plan that keeps the units `keep` (one bool per unit); sites that lose nothing are listed whole."""
-    padded = np.append(keep, True)
-    kept = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in sites}
-    return Plan(kept, {site.name: site.width for site in sites}, example, alpha, frozen, settings, budget)
 
 
 def coupling_of(graph: ModelGraph, plan: Plan) -> Coupling:

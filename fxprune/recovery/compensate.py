@@ -12,7 +12,7 @@ from torch import nn
 
 from fxprune.caller.arguments import CHECKS, chosen
 from fxprune.caller.batches import Unpack
-from fxprune.caller.isolation import device_of, kept_buffers, placed, precise, seeded
+from fxprune.caller.isolation import device_of, full_float32, kept_buffers, on_device, seeded
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.ranks import give_from_first
 from fxprune.coupling.groups import Key
@@ -61,11 +61,11 @@ def with_compensation(
     if level == "none":
         return small
     need_numbers(model, f"compensate={level!r}", CalibrationError)
-    with stage("compensating"), seeded(seed), precise():
+    with stage("compensating"), seeded(seed), full_float32():
         graph = planned.graph
         part: Any = part_of(small, plan.submodule)
         state = {name: part.get_buffer(name).clone() for name in changed_buffers(graph)}
-        with placed(device, graph, part), kept_buffers(graph):
+        with on_device(device, graph, part), kept_buffers(graph):
             data = None
             if loader is not None:
                 data = calibration_of(

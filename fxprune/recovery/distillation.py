@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.caller.example import check_dense, opened
+from fxprune.caller.example import as_fields, check_dense
 from fxprune.errors import CalibrationError, FxpruneError, blaming
 from fxprune.scoring.objective import Loss, loss_of, one_number
 from fxprune.tracing.part import Run, call_whole
@@ -68,7 +68,7 @@ def classes_last(output: Any) -> Tensor:
     >>> classes_last(torch.zeros(2, 5, 8, 8)).shape
     torch.Size([2, 8, 8, 5])
     """
-    named = opened(output)
+    named = as_fields(output)
     found = named.get("logits") if isinstance(named, Mapping) else output
     if not isinstance(found, Tensor) or found.ndim < 2:
         raise FxpruneError(

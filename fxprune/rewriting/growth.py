@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from fxprune.caller.example import TensorSpec, another, batch_length, stretched
+from fxprune.caller.example import TensorSpec, batch_length, stretched, varied_batch
 from fxprune.errors import first_line
 from fxprune.tracing.facts import facts_on
 from fxprune.tracing.graph import ModelGraph, example_of
@@ -30,7 +30,8 @@ class Growth:
     def grown(self) -> list[Mapping[str, Any]]:
         """The specs for one more sample, and for twice the length of every further axis, where the model runs so."""
         example = example_of(self.graph)
-        longer = [another(example, batch_length(example) + 1), *(stretched(example, axis) for axis in (1, 2, 3, 4))]
+        more = varied_batch(example, batch_length(example) + 1)
+        longer = [more, *(stretched(example, axis) for axis in (1, 2, 3, 4))]
         return [specs for batch in longer if (specs := self._on(batch))]
 
     def _on(self, batch: Any) -> Mapping[str, Any]:

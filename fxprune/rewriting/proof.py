@@ -15,22 +15,22 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.arguments import check
-from fxprune.caller.example import another, as_call, batch_length, opened, to_device
-from fxprune.caller.isolation import device_of, evaluating, precise, stateless, undisturbed
+from fxprune.caller.example import as_call, as_fields, batch_length, to_device, varied_batch
+from fxprune.caller.isolation import device_of, evaluating, full_float32, stateless, undisturbed
 from fxprune.caller.meta import need_numbers
-from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, stage, told
+from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, error_text, stage
 from fxprune.planning.plan import Plan, coupling_of, kept_units
 from fxprune.planning.planned import Planned
 from fxprune.rewriting.expected_draws import Expected
 from fxprune.rewriting.oracle import oracle
 from fxprune.rewriting.remaining import MismatchError
 from fxprune.rewriting.rewrite import check_labels
+from fxprune.tracing.agreement import TOLERANCES, apart
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.finite import spoiled
 from fxprune.tracing.graph import ModelGraph, example_of
 from fxprune.tracing.part import part_of
-from fxprune.tracing.proof import TOLERANCES, apart
 
 _LOG = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def error_of(
     """
     graph, coupling, keep = planned
     example = example_of(graph) if example is None else example
-    with stage("verifying"), undisturbed(), precise(), torch.no_grad():
+    with stage("verifying"), undisturbed(), full_float32(), torch.no_grad():
         if isinstance(small, ModelGraph):
             try:
                 check_labels(small, coupling, keep, graph)
@@ -137,7 +137,7 @@ class _Proof:
         error = _compared(wanted, found, self.tolerance, self.what, "the example")
         samples = batch_length(example)
         where = f"{samples + 1} samples like the {samples} of the example"
-        return max(error, self._error_on(another(example, samples + 1), where)) if samples else error
+        return max(error, self._error_on(varied_batch(example, samples + 1), where)) if samples else error
 
     def _error_on(self, batch: Any, where: str) -> float:
         """The error on another batch; 0 where the original does not run on it, or gives NaN."""
@@ -155,7 +155,7 @@ class _Proof:
             found = self.found(batch)
         except Exception as error:
             raise VerificationError(
-                f"the rewritten model fails on {where}, on which the original runs ({told(error)})"
+                f"the rewritten model fails on {where}, on which the original runs ({error_text(error)})"
             ) from error
         return _compared(wanted, found, self.tolerance, self.what, where)
 
@@ -225,9 +225,10 @@ def relative_error(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     """The largest difference of two lists of tensors, in shares of the largest entry; infinite for other shapes."""
     if [t.shape for t in wanted] != [t.shape for t in found]:
         return math.inf
-    return max((apart(a, b.to(a)) for a, b in zip(wanted, found, strict=True)), default=0.0)
+    errors = [apart(a, b.to(a)) for a, b in zip(wanted, found, strict=True)]
+    return math.inf if any(map(math.isnan, errors)) else max(errors, default=0.0)
 
 
 def _tensors(values: Any) -> list[Tensor]:
     """The floating tensors of a nested output."""
-    return [t for t in pytree.tree_leaves(opened(values)) if isinstance(t, Tensor) and t.is_floating_point()]
+    return [t for t in pytree.tree_leaves(as_fields(values)) if isinstance(t, Tensor) and t.is_floating_point()]

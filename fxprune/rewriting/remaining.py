@@ -19,7 +19,7 @@ from fxprune.coupling.interpreter import step
 from fxprune.errors import FxpruneError
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, Plane, is_constant_beside
-from fxprune.rules.vocabulary import Option, Reading, Slot
+from fxprune.rules.vocabulary import ChannelRead, Option, Slot
 from fxprune.tracing.graph import ModelGraph
 
 Shape = tuple[int, ...]
@@ -114,7 +114,7 @@ class Checker(Context):
     def outnumber(self, site: str, other: str) -> None:
         """Nothing: the plan was checked for it."""
 
-    def edge(self, reading: Reading) -> None:
+    def edge(self, reading: ChannelRead) -> None:
         """Nothing: edges are known."""
 
     def fresh(self, slot: Slot, size: int) -> Tensor:
@@ -125,14 +125,17 @@ class Checker(Context):
         return labels
 
     def remember(self, what: str, value: int) -> int:
-        return self.coupling.remembered[self.original.name, what]
+        key = self.original.name, what
+        if key not in self.coupling.remembered:
+            raise MismatchError(f"the original has no {what} of {self.describe()}")
+        return self.coupling.remembered[key]
 
     def slot_axes(self, owner: str, shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(axis for axis in range(len(shape)) if Slot(owner, axis) in self.coupling.slots)
 
     def axes_of(self, tensor: Tensor, output: int, plane: int) -> tuple[int, ...]:
-        axes = self.coupling.axes[self.original.name, output, plane]
-        if not is_constant_beside(tensor, axes):
+        axes = self.coupling.axes.get((self.original.name, output, plane))
+        if axes is None or not is_constant_beside(tensor, axes):
             raise MismatchError(f"the channels do not lie along axes {axes} in {self.describe()}")
         return axes
 

@@ -10,7 +10,7 @@ from torch.fx.node import map_arg
 from fxprune.caller.arrays import Flags
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import named, step
-from fxprune.errors import FxpruneError, RewriteError, told
+from fxprune.errors import FxpruneError, RewriteError, error_text
 from fxprune.rewriting import mending_sizes  # noqa: F401 - registers its ways of mending
 from fxprune.rewriting.growth import Growth
 from fxprune.rewriting.mending import mend, restore, restore_numbers, undo
@@ -76,7 +76,7 @@ def _settle(checker: Checker, node: fx.Node, growth: Growth) -> Any:
     elif node.op == "get_attr":
         resize(checker.graph.get_submodule(str(node.target).rpartition(".")[0]))
     restore_numbers(mending)
-    given, errors = (node.args, node.kwargs), list[Exception]()
+    given, errors, operation = (node.args, node.kwargs), list[Exception](), describe(mending.key)
     for change in (None, restore, mend):  # unchanged, with the original's numbers, or as another call
         try:
             if change is not None:
@@ -89,10 +89,8 @@ def _settle(checker: Checker, node: fx.Node, growth: Growth) -> Any:
         except MISFITS as error:
             errors.append(error)
         except Exception as error:
-            rule = describe(mending.key)
-            raise RewriteError(
-                f"the rule for {rule} fails on narrowed inputs, {named(node)} ({told(error)})"
-            ) from error
+            what = f"{'mending' if change is mend else 'the rule'} for {operation} fails on narrowed inputs"
+            raise RewriteError(f"{what}, {named(node)} ({error_text(error)})") from error
         else:
             return value
     raise RewriteError(

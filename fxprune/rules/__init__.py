@@ -1,16 +1,6 @@
 """Rules: operation -> effect on labels, one file a family of operations."""
 
-from fxprune.rules import (
-    attention,
-    contractions,
-    layers,
-    movement,
-    norms,
-    pointwise,
-    queries,
-    recurrent,
-    reductions,
-)
+from fxprune.rules import attention, contractions, layers, movement, norms, pointwise, queries, recurrent, reductions
 from fxprune.rules import embeddings as tables
 from fxprune.rules.context import Context
 from fxprune.rules.table import RULES, rule

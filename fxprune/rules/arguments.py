@@ -1,4 +1,4 @@
-"""The arguments of a call, however it is spelled: in the operation's own order, or by name."""
+"""The arguments of calls in the operation's own order, and by name, however a call is spelled."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _ALIASES |= {"x2": "other"}  # as NumPy calls them
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """One way to call an operation: what it takes by position and what by name alone, and the types in its schema.
+    """One way to call an operation: its parameters by position, those by name only, defaults, and schema types.
 
-    `defaults` are those of all that may be left out; `more` says that it takes others, too. What stands in `stays` is
-    best given by name: another signature of the operation takes it so alone.
+    `more` says that it takes further arguments. Parameters in `by_name` are passed by name, because another signature
+    of the operation takes them only so.
     """
 
     places: tuple[str, ...]
@@ -34,28 +34,28 @@ class Signature:
     defaults: Mapping[str, Any]
     types: Mapping[str, str]
     more: bool = False
-    stays: Set[str] = frozenset()
+    by_name: Set[str] = frozenset()
 
     def name(self, given: str) -> str:
-        """What a parameter is called here that a call may give under another name."""
+        """The name here of a parameter that a call may give under an alias."""
         own = {*self.places, *self.named}
         return given if given in own or _ALIASES.get(given) not in own else _ALIASES[given]
 
     def fits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Whether a call gives all that is required, and nothing else."""
+        """Whether a call gives all required arguments and no unknown ones."""
         free, names = {*self.places[len(args) :], *self.named}, {self.name(name) for name in kwargs}
         known = len(args) <= len(self.places) and names <= free
         return free - names <= self.defaults.keys() and (known or self.more)
 
     def suits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Whether tensors and truth values stand where the schema wants them."""
+        """Whether tensors and truth values are given where the schema has them."""
         given = [*zip(self.places, args, strict=False), *((self.name(name), value) for name, value in kwargs.items())]
         return all(_suits(self.types.get(name, ""), value) for name, value in given)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a node calls, and the nodes, labels or numbers that it gives; a class takes its module first."""
+    """A called operation and its arguments: nodes, labels or numbers; for a module class, the module first."""
 
     key: Any
     args: tuple[Any, ...]
@@ -63,12 +63,12 @@ class Call:
 
     @property
     def signature(self) -> Signature | None:
-        """The signature of the operation that this call goes by, or None where it is not known."""
+        """The operation's signature that this call uses, or None where none is known."""
         fitting = [signature for signature in signatures(self.key) if signature.fits(self.args, self.kwargs)]
         return next((s for s in fitting if s.suits(self.args, self.kwargs)), fitting[0] if fitting else None)
 
     def get(self, name: str) -> Any:
-        """What the operation gets for its parameter `name`, by place, by name, or by default; None if it has none.
+        """The argument for the operation's parameter `name`, or its default; None without such a parameter.
 
         >>> Call("sum", ("x",), {"axis": 1}).get("dim"), Call(torch.topk, ("x", 3), {}).get("dim")
         (1, -1)
@@ -80,7 +80,7 @@ class Call:
         return {**signature.defaults, **dict(zip(signature.places, self.args, strict=False)), **given}.get(name)
 
     def by_position(self) -> Call:
-        """The same call with its arguments in the operation's order, as far as they follow each other in it.
+        """The same call with its arguments by position, up to the first that is not given.
 
         >>> Call(torch.topk, (), {"dim": 1, "k": 3, "input": "x"}).by_position().args
         ('x', 3, 1)
@@ -90,14 +90,14 @@ class Call:
             return self
         rest, args = {signature.name(name): value for name, value in self.kwargs.items()}, list(self.args)
         for name in signature.places[len(args) :]:
-            if name not in rest or name in signature.stays:
+            if name not in rest or name in signature.by_name:
                 break
             args.append(rest.pop(name))
         return Call(self.key, tuple(args), rest)
 
 
 def spell(graph: fx.GraphModule) -> None:
-    """Put the arguments of all calls that have a rule in their operation's order: each has one spelling then."""
+    """Put the arguments of all calls that have a rule into their operation's order."""
     named = [node for node in graph.graph.nodes if node.kwargs and node.op.startswith("call")]
     for node in (node for node in named if key_of(node, graph) in RULES):
         module = (graph.get_submodule(str(node.target)),) if node.op == "call_module" else ()
@@ -113,7 +113,7 @@ def signatures(key: Any) -> tuple[Signature, ...]:
     if isinstance(key, type) and issubclass(key, nn.Module):
         return (_of_python(key.forward),)
     function: Any = getattr(Tensor, key, None) if isinstance(key, str) else key
-    if function in boolean_dispatched:  # as max_pool2d, with or without its indices
+    if function in boolean_dispatched:  # such as max_pool2d, with or without its indices
         return tuple(_of_python(boolean_dispatched[function][way]) for way in ("if_true", "if_false"))
     try:
         return (_of_python(function),)
@@ -127,21 +127,21 @@ def _of_python(function: Any) -> Signature:
     parameters = inspect.signature(function).parameters.values()
     named = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     stars = {p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    places = [p.name for p in parameters if p.name not in named | stars]
+    places = tuple(p.name for p in parameters if p.name not in named | stars)
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return Signature(tuple(places), frozenset(named), defaults, {}, bool(stars))
+    return Signature(places, frozenset(named), defaults, {}, bool(stars))
 
 
 def _schemas(key: Any) -> list[Any]:
-    """The schemas of an operator of torch; it has them under the names of its functions and methods."""
+    """The schemas of an operator of torch, found by the name of its function or method."""
     own = getattr(key, "_schema", None)
     name = key if isinstance(key, str) else getattr(key, "__name__", "")
     found = [own] if own is not None else torch._C._jit_get_schemas_for_operator(f"aten::{name}") if name else []
     return [schema for schema in found if any("Tensor" in str(argument.type) for argument in schema.arguments)]
 
 
-def _of_schema(schema: Any, stays: Set[str], *, method: bool) -> Signature:
-    """A schema as Python's callers know it: `self` is called `input`, and is the first of a method."""
+def _of_schema(schema: Any, by_name: Set[str], *, method: bool) -> Signature:
+    """A schema in Python's terms: `self` is called `input`, and comes first in a method."""
     arguments = sorted(schema.arguments, key=lambda argument: method and argument.name != "self")
     pairs = [("input" if argument.name == "self" else argument.name, argument) for argument in arguments]
     return Signature(
@@ -149,7 +149,7 @@ def _of_schema(schema: Any, stays: Set[str], *, method: bool) -> Signature:
         frozenset(name for name, argument in pairs if argument.kwarg_only),
         {name: argument.default_value for name, argument in pairs if argument.has_default_value()},
         {name: str(argument.type) for name, argument in pairs},
-        stays=stays,
+        by_name=by_name,
     )
 
 

@@ -1,4 +1,4 @@
-"""Attention: heads are rows of a grid, and the places in a head its columns."""
+"""Attention: heads are the rows of a grid, and the places in a head its columns."""
 
 from __future__ import annotations
 
@@ -13,22 +13,15 @@ from fxprune.rules.contractions import contract, product
 from fxprune.rules.labels import Labels, Plane
 from fxprune.rules.table import rule
 
-_BATCH = "abcdefgh"  # names for the axes in front of lengths and places
+_BATCH = "abcdefgh"  # names for the axes before lengths and places
 
 
 @rule(F.scaled_dot_product_attention)
 def dot_product(
-    ctx: Context,
-    query: Labels,
-    key: Labels,
-    value: Labels,
-    attn_mask: Labels | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,  # noqa: FBT001, FBT002
-    scale: float | None = None,
-    enable_gqa: bool = False,  # noqa: FBT001, FBT002
-) -> Labels:
-    """Softmax(q k^T) v: a head leaves from all three, or a place of every head from two of them."""
+    ctx: Context, query: Labels, key: Labels, value: Labels, attn_mask: Labels | None = None, *args: Any,
+    enable_gqa: bool = False, **kwargs: Any,
+) -> Labels:  # fmt: skip
+    """Softmax(q k^T) v: a head is removed from all three, or a place of every head from two of them."""
     if enable_gqa and ctx.remember("keys", key.shape[-3]) > 1:  # a single head of keys is broadcast
         key, value = (_repeated(x, query.shape[-3] // x.shape[-3]) for x in (key, value))
     batch = _BATCH[: max(query.ndim, key.ndim) - 2]
@@ -52,5 +45,5 @@ def _repeated(x: Labels, times: int) -> Labels:
 
 @rule(nn.MultiheadAttention, F.multi_head_attention_forward)
 def unopened(ctx: Context, *args: Any, **kwargs: Any) -> Any:
-    """Attention in one piece, as where a subclass brings a forward of its own: kept whole."""
+    """Attention in one piece, such as a subclass with a forward of its own: kept whole."""
     return ctx.opaque(f"{ctx.describe()} is attention in one piece, and kept whole", args, kwargs)

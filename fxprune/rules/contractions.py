@@ -1,4 +1,4 @@
-"""Products of two tensors that sum over an axis: the axis is read, the others go through."""
+"""Products of tensors that sum over an axis: the node reads its channels, and the other axes keep theirs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxprune.rules.context import Context, clusters, labels_in
 from fxprune.rules.labels import Labels, Plane
@@ -19,7 +19,7 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @rule(operator.matmul, torch.matmul, torch.bmm, torch.mm, torch.mv, "matmul", "bmm", "mm", "mv", "__matmul__")
 def matmul(ctx: Context, a: Labels, b: Labels) -> Labels:
-    """Rows of a by columns of b; batch axes meet as in an element-wise op."""
+    """Rows of a times columns of b; batch axes meet as in an element-wise op."""
     return product(ctx, a, b)
 
 
@@ -48,56 +48,46 @@ def addbmm(ctx: Context, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> L
 
 @rule(torch.einsum)
 def einsum(ctx: Context, equation: str, *operands: Any) -> Labels:
-    """Axes of one letter are tied; a letter that the output lacks is read, the others go through."""
+    """Axes of one letter are tied; a letter that the output lacks is read."""
     inputs = list(operands[0]) if isinstance(operands[0], (tuple, list)) else list(operands)
     terms, output = terms_of(equation, inputs)
     return contract(ctx, terms, inputs, output)
 
 
 def contract(
-    ctx: Context,
-    terms: Sequence[str],
-    inputs: Sequence[Labels],
-    output: str,
-    *,
-    tag: str = "",
+    ctx: Context, terms: Sequence[str], inputs: Sequence[Labels], output: str, *, tag: str = "",
     constant: Sequence[bool] | None = None,
-) -> Labels:
+) -> Labels:  # fmt: skip
     """The sum over every letter that `output` lacks of the product of the inputs; `terms` name the axes of each.
 
-    What is summed is read. Where heads and places in them form a grid, either whole heads go, from all inputs, or the
-    same places of every head: what is left of a head after the sum has a label of its own. `constant` says which inputs
-    depend on no input of the model, where they are not the node's own.
+    Summed axes are read. Where heads and the places in them form a grid, either whole heads are removed from all inputs
+    or the same places of every head; a head that is left after the sum has a label of its own. `constant` says which
+    inputs depend on no input of the model, where they are not values of nodes.
     """
     constant = constant or [ctx.is_constant(x) for x in inputs]
     letters = output + "".join(sorted(set("".join(terms)) - set(output)))
     if any(len(set(term)) < len(term) for term in terms):
         kept: Labels = ctx.opaque(f"a diagonal is taken by {ctx.describe()}", list(inputs))
         return kept
-    aligned = [_aligned(x, term, letters) for term, x in zip(terms, inputs, strict=True)]
-    sizes = [
-        [x.shape[term.index(c)] if c in term else 1 for c in letters] for term, x in zip(terms, inputs, strict=True)
-    ]
-    summed = frozenset(range(len(output), len(letters)))
+    pairs = list(zip(terms, inputs, strict=True))
+    aligned = [_aligned(x, term, letters) for term, x in pairs]
+    sizes = [[x.shape[term.index(c)] if c in term else 1 for c in letters] for term, x in pairs]
+    rank = len(output)
+    summed = frozenset(range(rank, len(letters)))
     planes = []
     for axes in clusters(aligned):
         meeting = Meeting(axes, aligned, sizes, summed, f"{tag}left", ctx.by_heads)
-        planes.append(ctx.merge(meeting))
+        merged = ctx.merge(meeting)
+        if merged is not None:  # the summed axes have size 1 in it
+            planes.append(Plane(merged.core.reshape(merged.core.shape[:rank]), merged.axes))
         for axis in summed & set(axes):
-            _read(
-                ctx,
-                meeting,
-                axis,
-                [(x, term.find(letters[axis])) for x, term in zip(inputs, terms, strict=True)],
-                constant,
-            )
+            _read(ctx, meeting, axis, [(x, term.find(letters[axis])) for term, x in pairs], constant)
     for x, own, fixed in zip(inputs, aligned, constant, strict=True):
-        if fixed and x.planes:  # a weight: what it brings along the axes that stay is computed here
-            ctx.produce(_labels([plane for plane in own if not summed & set(plane.axes)]), ctx.site(x))
-    shape = tuple(
-        max(size[axis] for size in sizes) if all(size[axis] for size in sizes) else 0 for axis in range(len(output))
-    )
-    return Labels(shape, tuple(_cut(plane, len(output)) for plane in planes if plane is not None))
+        if fixed and x.planes:  # a weight produces its channels along the axes that are not summed
+            cores = [plane.core.reshape(-1) for plane in own if not summed & set(plane.axes)]
+            ctx.produce(torch.cat([torch.empty(0, dtype=torch.float64), *cores]), ctx.site(x))
+    widths = [[size[axis] for size in sizes] for axis in range(rank)]
+    return Labels(tuple(max(width) if all(width) else 0 for width in widths), tuple(planes))
 
 
 def _aligned(x: Labels, term: str, letters: str) -> list[Plane]:
@@ -112,15 +102,10 @@ def _aligned(x: Labels, term: str, letters: str) -> list[Plane]:
     return found
 
 
-def _cut(plane: Plane, rank: int) -> Plane:
-    """The plane without the axes that were summed, which have size 1 in it."""
-    return Plane(plane.core.reshape(plane.core.shape[:rank]), plane.axes)
-
-
 def _read(
     ctx: Context, meeting: Meeting, axis: int, places: Sequence[tuple[Labels, int]], constant: Sequence[bool]
 ) -> None:
-    """The edge on which a summed axis is read: on the first input that depends on the model's inputs."""
+    """Read a summed axis on the first input that depends on the model's inputs."""
     holders = [
         (fixed, plane, place)
         for planes, place, fixed in zip(meeting.inputs, places, constant, strict=True)
@@ -128,15 +113,15 @@ def _read(
         if axis in plane.axes
     ]
     _, plane, (x, dim) = min(holders, key=lambda holder: holder[0])
-    slices = plane.core.movedim(axis, 0).reshape(plane.core.shape[axis], -1)
-    ctx.read(x, dim, slices[:, 0], across=slices if slices.shape[1] > 1 else None)
+    rows = plane.slices(axis)
+    ctx.read(x, dim, rows[:, 0], across=rows if rows.shape[1] > 1 else None)
 
 
 def terms_of(equation: str, inputs: list[Labels]) -> tuple[list[str], str]:
-    """The letters of every input's axes and of the output's, with an ellipsis or an implicit output spelled out."""
+    """The letters of the axes of every input and of the output, with ellipses and an implicit output spelled out."""
     left, arrow, output = equation.replace(" ", "").partition("->")
     terms = left.split(",")
-    spare = [letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz" if letter not in equation]
+    spare = [letter for letter in reversed(_LETTERS) if letter not in equation]
     widths = [x.ndim - len(term.replace("...", "")) for term, x in zip(terms, inputs, strict=True)]
     widest = max(width if "..." in term else 0 for term, width in zip(terms, widths, strict=True))
     spelled = [t.replace("...", "".join(spare[widest - w : widest])) for t, w in zip(terms, widths, strict=True)]
@@ -148,10 +133,5 @@ def terms_of(equation: str, inputs: list[Labels]) -> tuple[list[str], str]:
 
 @rule(nn.Bilinear, torch.bilinear, torch.outer, torch.kron, torch.tensordot, torch.cdist)
 def outer(ctx: Context, *args: Any, **kwargs: Any) -> Any:
-    """Products of every channel with every other: nothing can leave by itself."""
+    """Products of every channel with every other: no channel can be removed alone."""
     return ctx.opaque(f"every channel meets every other in {ctx.describe()}", labels_in((args, kwargs)))
-
-
-def _labels(planes: Sequence[Plane]) -> Tensor:
-    """All labels of some planes, in one vector."""
-    return torch.cat([torch.empty(0, dtype=torch.float64), *(plane.core.reshape(-1) for plane in planes)])

@@ -1,8 +1,8 @@
-"""The values of the label interpreter: which channel each slot of an activation belongs to.
+"""Labels: the channel to which each slot of a tensor belongs.
 
-A `Labels` stands for one tensor. Its planes say, for some of the axes, which channel (an integer label) each index
-belongs to; a tensor may carry several planes, as the two axes of a weight or the rows and columns of an outer
-product do. A slot with the label -1 belongs to no channel.
+A `Labels` stands for one tensor. Each of its planes gives the channel (an integer label) of each index along some of
+the axes; a tensor may have several planes, such as those of the two axes of a weight. A slot with the label -1 belongs
+to no channel.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ NO_CHANNEL = -1.0
 class Plane:
     """Labels that vary along `axes` of a tensor.
 
-    `core` is float64 (so that every data-movement op takes it; integers up to 2**53 are exact) and has the tensor's
-    rank, with size 1 along every axis that is not in `axes`. Where it is `ragged`, the last of its axes is the
-    tensor's last axis, along which each slice keeps channels of its own, as many as every other slice.
+    `core` has the tensor's rank, with size 1 along every axis that is not in `axes`. It is float64, which every
+    data-movement op accepts; integers up to 2**53 are exact. In a `ragged` plane, the last of `axes` is the tensor's
+    last axis, along which each slice keeps channels of its own, all the same number.
     """
 
     core: Tensor
@@ -30,15 +30,20 @@ class Plane:
 
     @property
     def columns(self) -> tuple[Tensor, Tensor]:
-        """What is tied where the same channels stay in every slice along the last axis: the first slice, and all."""
-        return self.core.reshape(-1, self.core.shape[-1])[:1], self.core.reshape(-1, self.core.shape[-1])
+        """The first slice along the last axis, and all of them: tied where every slice keeps the same channels."""
+        rows = self.core.reshape(-1, self.core.shape[-1])
+        return rows[:1], rows
+
+    def slices(self, axis: int) -> Tensor:
+        """The labels of each slice along an axis: (indices, slots of a slice)."""
+        return slices(self.core, axis)
 
     def over(self, shape: Iterable[int]) -> Tensor:
         """The labels in the tensor's full shape, as an expanded view."""
         return self.core.expand(tuple(shape))
 
     def shifted(self, by: int) -> Plane:
-        """The plane of the same tensor with `by` axes of size 1 put in front; it is not ragged."""
+        """The plane of the same tensor with `by` axes of size 1 in front; it is not ragged."""
         if not by and not self.ragged:
             return self
         core = self.core.reshape((1,) * by + tuple(self.core.shape))
@@ -49,7 +54,7 @@ class Plane:
 class Labels:
     """One tensor in the label interpreter: its shape, its planes, and its numbers where it is a known constant.
 
-    `single` holds the label of each single channel that a movement took out of an axis, so that it can be checked.
+    `single` are the labels of the single channels that a movement selected from an axis, to be checked.
 
     >>> import torch
     >>> x = Labels((2, 3), (vector_plane(torch.tensor([7.0, 8.0, 9.0]), dim=1, ndim=2),))
@@ -76,20 +81,32 @@ class Labels:
         return tuple(plane for plane in self.planes if not set(dims) & set(plane.axes))
 
     def is_of_channels(self, dim: int) -> bool:
-        """Whether every index along axis `dim` is a channel of its own: no positions or samples lie there, too."""
-        firsts = [plane.core.movedim(dim, 0).reshape(self.shape[dim], -1)[:, 0] for plane in self.along(dim)]
-        return any(len(first.unique()) == len(first) for first in firsts)
+        """Whether every index along axis `dim` is a channel of its own, without positions or samples."""
+        return any(len(plane.slices(dim)[:, 0].unique()) == self.shape[dim] for plane in self.along(dim))
+
+
+def slices(core: Tensor, axis: int) -> Tensor:
+    """A tensor as a matrix with a row for each index along an axis."""
+    return core.movedim(axis, 0).reshape(core.shape[axis], -1)
+
+
+def has_channels(labels: Tensor) -> bool:
+    """Whether any slot belongs to a channel."""
+    return bool((labels != NO_CHANNEL).any())
 
 
 def vector_plane(vector: Tensor, dim: int, ndim: int) -> Plane:
     """The plane of a tensor of rank `ndim` whose axis `dim` carries the labels `vector`."""
-    shape = [1] * ndim
-    shape[dim] = len(vector)
-    return Plane(vector.reshape(shape), (dim,))
+    return Plane(vector.reshape([len(vector) if axis == dim else 1 for axis in range(ndim)]), (dim,))
+
+
+def labelled(vector: Tensor, dim: int, ndim: int) -> tuple[Plane, ...]:
+    """The `vector_plane` in a tuple, which is empty where no slot belongs to a channel."""
+    return (vector_plane(vector, dim, ndim),) if has_channels(vector) else ()
 
 
 def varying_axes(tensor: Tensor) -> tuple[int, ...]:
-    """The axes along which `tensor` is not constant; expanded axes are looked at in one index only.
+    """The axes along which `tensor` is not constant.
 
     >>> import torch
     >>> varying_axes(torch.tensor([1.0, 2.0]).reshape(1, 2, 1).expand(4, 2, 5))
@@ -97,7 +114,7 @@ def varying_axes(tensor: Tensor) -> tuple[int, ...]:
     """
     small = tensor
     for dim in range(tensor.ndim):
-        if tensor.stride(dim) == 0:
+        if tensor.stride(dim) == 0:  # one index of an expanded axis is enough
             small = small.narrow(dim, 0, min(1, tensor.shape[dim]))
     varying = []
     for dim in range(small.ndim):
@@ -109,7 +126,7 @@ def varying_axes(tensor: Tensor) -> tuple[int, ...]:
 
 
 def unemptied(tensor: Tensor) -> Tensor | None:
-    """A view of labels that has no elements, with one index along its empty axes; None where it is no such view.
+    """An empty view of labels with one index along its empty axes instead; None where the labels vary along these.
 
     >>> import torch
     >>> unemptied(torch.tensor([1.0, 2.0])[:, None].expand(2, 3)[:, :0])
@@ -117,7 +134,7 @@ def unemptied(tensor: Tensor) -> Tensor | None:
             [2.]])
     """
     if any(stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if not size):
-        return None  # the labels lie along that axis, or this is a copy
+        return None  # or this is a copy
     return tensor.as_strided([max(size, 1) for size in tensor.shape], tensor.stride(), tensor.storage_offset())
 
 

@@ -1,10 +1,10 @@
-"""Data movement: one shared rule, which runs the operation itself on the labels."""
+"""Data movement: one shared rule runs the operation itself on the labels."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.rules.context import Context, grid_options, labels_in
-from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, unemptied, varying_axes, vector_plane
+from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, unemptied, varying_axes, vector_plane
 from fxprune.rules.table import rule, takes_ragged
 from fxprune.rules.vocabulary import Slot
 
@@ -20,14 +20,11 @@ _VIEWS = {"view": "reshape", "view_as": "reshape_as"}
 
 
 def call(node: fx.Node, graph: fx.GraphModule, args: Any, kwargs: Any) -> Any:
-    """Run a call node's operation on other arguments; a view of expanded labels may have to copy.
-
-    Of an assignment to slots it gives the slots.
-    """
+    """Run a call node's operation on other arguments; for an assignment to slots, select the slots."""
     if node.op == "call_module":
         return graph.get_submodule(str(node.target))(*args, **kwargs)
     if node.op == "call_method":
-        name = _VIEWS.get(str(node.target), str(node.target))
+        name = _VIEWS.get(str(node.target), str(node.target))  # a view of expanded labels may have to copy
         name = name.rstrip("_") if name in _IN_PLACE else name
         return getattr(args[0], name)(*args[1:], **kwargs)
     if node.target is operator.setitem:
@@ -53,13 +50,12 @@ _IN_PLACE = {"squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdim
 )  # fmt: skip
 @takes_ragged
 def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
-    """Run the op on the labels of each plane, and on a tensor of no labels for the shapes of its results."""
+    """Run the op on the labels of each plane, and on a tensor without labels for the shapes of its results."""
     if ctx.node.op == "call_module":
         args = args[1:]
     x = args[0] if args else next(iter(kwargs.values()))
     if not isinstance(x, Labels):
         return call(ctx.node, ctx.graph, args, kwargs)
-
     if any(isinstance(value, torch.dtype) for value in args):
         return _bits(ctx, x)
     others = [value for value in labels_in((args, kwargs)) if value is not x and value.value is None]
@@ -86,29 +82,26 @@ def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
 
 
 def _empty(ctx: Context, x: Labels, run: Callable[[Tensor], Any], part: int) -> list[Tensor]:
-    """The labels of a part without elements, by those of its axes that have indices; across each they are tied."""
+    """The labels of a part without elements along its axes that have indices; those across each axis are tied."""
     found = []
-    for plane in x.planes:
-        for axis in plane.axes:
-            slices = plane.core.movedim(axis, 0).reshape(x.shape[axis], -1)
-            strides = [int(other == axis) for other in range(x.ndim)]
-            first = slices[:, 0].contiguous()
-            shown = unemptied(pytree.tree_leaves(run(first.as_strided(x.shape, strides)))[part])
-            if shown is not None:
-                ctx.tie(slices[:, :1], slices)
-                found.append(shown)
+    for rows, axis in ((plane.slices(axis), axis) for plane in x.planes for axis in plane.axes):
+        strides = [int(other == axis) for other in range(x.ndim)]
+        labels = unemptied(pytree.tree_leaves(run(rows[:, 0].contiguous().as_strided(x.shape, strides)))[part])
+        if labels is not None:
+            ctx.tie(rows[:, :1], rows)
+            found.append(labels)
     return found
 
 
 def _bits(ctx: Context, x: Labels) -> Any:
-    """A view of the bits as another type: each number becomes one of the same channel, if both take as many bits."""
+    """A view of the bits as another type: numbers keep their channels if both types have the same size."""
     if ctx.spec().dtype.itemsize == ctx.spec(ctx.source(x)).dtype.itemsize:
         return Labels(x.shape, x.planes)
     return ctx.opaque(f"numbers are cut or joined by their bits in {ctx.describe()}", x)
 
 
 def _picks_beside(ctx: Context, x: Labels, args: Any, computed: list[Labels]) -> bool:
-    """Whether computed indices, such as the last steps of sequences, pick along axes without channels only."""
+    """Whether computed indices, such as the last steps of sequences, select only along axes without channels."""
     entries = args[1] if len(args) > 1 and isinstance(args[1], tuple) else ()
     if ctx.node.target is not operator.getitem or any(entry is None or entry is Ellipsis for entry in entries):
         return False
@@ -118,7 +111,7 @@ def _picks_beside(ctx: Context, x: Labels, args: Any, computed: list[Labels]) ->
 
 
 def _moves_rows(run: Callable[[Tensor], Any], x: Labels) -> bool:
-    """Whether an operation moves the last axis of `x` in one piece: whole, in order, and along the last axis."""
+    """Whether an operation keeps the last axis of `x` whole, in order, and last."""
     places = torch.arange(x.shape[-1], dtype=torch.float64)
     for result in pytree.tree_leaves(run(places.expand(x.shape))):
         row = core_of(result, (result.ndim - 1,)).reshape(-1)
@@ -130,16 +123,16 @@ def _moves_rows(run: Callable[[Tensor], Any], x: Labels) -> bool:
 
 
 def constant(value: Labels) -> Tensor:
-    """The numbers of a constant (an index, say), or zeros of its shape where only that matters."""
+    """The numbers of a constant such as an index, or zeros of its shape."""
     return torch.zeros((), dtype=torch.int64).expand(value.shape) if value.value is None else value.value.cpu()
 
 
 @rule(operator.setitem)
 def assign(ctx: Context, x: Labels, index: Any, value: Any) -> Any:
-    """The labels of the slots meet those of what is assigned to them; the node's value is that of the slots."""
+    """The labels of the slots meet those of the assigned value; the node's value is that of the slots."""
     source = ctx.source(x)
     if x.value is not None and source is not None:
-        ctx.env[source] = Labels(x.shape, x.planes)  # its numbers are known no more
+        ctx.env[source] = Labels(x.shape, x.planes)  # its numbers have changed
     region = move(ctx, x, index)
     if region is None:
         return ctx.opaque(f"assigned at a computed index in {ctx.describe()}", value)
@@ -149,21 +142,19 @@ def assign(ctx: Context, x: Labels, index: Any, value: Any) -> Any:
 
 @rule(torch.cat, torch.concat, torch.concatenate)
 def cat(ctx: Context, tensors: Sequence[Labels], dim: int = 0) -> Labels:
-    """Labels stand side by side along `dim`; along every other axis they meet, as in an element-wise op."""
-    tensors = [x for x in tensors if x.shape != (0,)] or tensors  # which torch passes over, whatever the others' rank
+    """Labels are joined along `dim`; along every other axis they meet, as in an element-wise op."""
+    tensors = [x for x in tensors if x.shape != (0,)] or tensors  # torch skips these, whatever the rank of the others
     dim = dim % tensors[0].ndim
     whole = [x for x in tensors if x.shape[dim]] or tensors
-    for x in tensors:
+    for x in (x for x in tensors if not x.shape[dim]):
         for axis in {axis for plane in (*x.planes, *whole[0].planes) for axis in plane.axes} - {dim}:
-            if not x.shape[dim]:
-                ctx.tie(ctx.vector(x, axis), ctx.vector(whole[0], axis))
-    tensors = whole
-    rows = [Labels(_with(x.shape, dim, 1), x.beside(dim)) for x in tensors]
+            ctx.tie(ctx.vector(x, axis), ctx.vector(whole[0], axis))
+    rows = [Labels(_with(x.shape, dim, 1), x.beside(dim)) for x in whole]
     across = ctx.meet(rows, rows[0].shape)
-    shape = _with(tensors[0].shape, dim, sum(x.shape[dim] for x in tensors))
-    axes = tuple(sorted({dim} | {axis for x in tensors for plane in x.along(dim) for axis in plane.axes}))
-    core = torch.cat([_spread(ctx, x, dim, axes) for x in tensors], dim)
-    if bool((core == NO_CHANNEL).all()):
+    shape = _with(whole[0].shape, dim, sum(x.shape[dim] for x in whole))
+    axes = tuple(sorted({dim} | {axis for x in whole for plane in x.along(dim) for axis in plane.axes}))
+    core = torch.cat([_spread(ctx, x, dim, axes) for x in whole], dim)
+    if not has_channels(core):
         return Labels(shape, across.planes)
     if len(axes) > 1:
         ctx.choose(grid_options(core, axes))
@@ -175,9 +166,8 @@ def _spread(ctx: Context, x: Labels, dim: int, axes: Sequence[int]) -> Tensor:
     sizes = [x.shape[axis] if axis in axes else 1 for axis in range(x.ndim)]
     planes = x.along(dim)
     if len(planes) > 1:
-        vector = ctx.vector(x, dim)  # freezes them
-        return torch.full(sizes, NO_CHANNEL, dtype=vector.dtype)
-    return planes[0].core.expand(sizes) if planes else torch.full(sizes, NO_CHANNEL, dtype=torch.float64)
+        ctx.vector(x, dim)  # freezes them
+    return planes[0].core.expand(sizes) if len(planes) == 1 else torch.full(sizes, NO_CHANNEL, dtype=torch.float64)
 
 
 @rule(torch.stack)
@@ -186,92 +176,80 @@ def stack(ctx: Context, tensors: Sequence[Labels], dim: int = 0) -> Labels:
     met = ctx.meet(tensors, tensors[0].shape)
     dim = dim % (met.ndim + 1)
     planes = [plane.over(met.shape).unsqueeze(dim) for plane in met.planes]
-    return ctx.settle(planes, _inserted(met.shape, dim, len(tensors)))
+    return ctx.settle(planes, (*met.shape[:dim], len(tensors), *met.shape[dim:]))
 
 
 @rule(F.pad, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
-def pad(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
-    """Padding along an axis of channels makes channels of its own; along any other axis it belongs to the channel."""
+def pad(ctx: Context, *args: Any, **kwargs: Any) -> Any:
+    """Padding along an axis of channels adds channels; along any other axis it belongs to the channel."""
     x, amounts, mode = pad_arguments(ctx.graph, ctx.node, args, kwargs)
     shape, planes = list(x.shape), list(x.planes)
     for dim, (before, after) in amounts.items():
         if before is None or after is None:
             if x.along(dim):
-                return cast("Labels", ctx.opaque(f"{ctx.describe()} pads channels by computed amounts", x))
+                return ctx.opaque(f"{ctx.describe()} pads channels by computed amounts", x)
             shape[dim] = ctx.spec().shape[dim]
             continue
         shape[dim] += before + after
         if not x.along(dim) or ((before, after) == (0, 0) and mode == "constant"):
             continue
         if mode != "constant" or min(before, after) < 0:
-            kept: Labels = ctx.opaque(f"{mode} padding or cropping of an axis of channels in {ctx.describe()}", x)
-            return kept
+            return ctx.opaque(f"{mode} padding or cropping of an axis of channels in {ctx.describe()}", x)
         inner = ctx.vector(x, dim)
-        outer = [ctx.fresh(Slot(ctx.node.name, f"{side}{dim}"), size) for side, size in _sides(before, after)]
+        first = ctx.fresh(Slot(ctx.node.name, f"before{dim}"), before)
+        last = ctx.fresh(Slot(ctx.node.name, f"after{dim}"), after)
         planes = [plane for plane in planes if dim not in plane.axes]
-        planes.append(vector_plane(torch.cat([outer[0], inner, outer[1]]), dim, x.ndim))
+        planes.append(vector_plane(torch.cat([first, inner, last]), dim, x.ndim))
     return Labels(tuple(shape), tuple(planes))
-
-
-def _sides(before: int, after: int) -> tuple[tuple[str, int], tuple[str, int]]:
-    return ("before", before), ("after", after)
 
 
 def pad_arguments(
     graph: fx.GraphModule, node: fx.Node, args: Any, kwargs: Any
 ) -> tuple[Labels, dict[int, tuple[int | None, int | None]], str]:
-    """The input, the (before, after) amounts of every padded axis, and the mode of a padding node.
-
-    An amount that is computed from the model's inputs is None.
-    """
+    """The input, the (before, after) amounts of every padded axis (None: computed), and the mode of a padding node."""
     if node.op == "call_module":
         module: Any = graph.get_submodule(str(node.target))
         x, flat, mode = args[-1], module.padding, "constant"
     else:
         given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
         x, flat, mode = given["input"], given["pad"], given.get("mode", "constant")
-    pairs = zip(flat[::2], flat[1::2], strict=True)
-    return x, {x.ndim - 1 - i: (_amount(a), _amount(b)) for i, (a, b) in enumerate(pairs)}, mode
-
-
-def _amount(value: Any) -> int | None:
-    """A number, also that of a known tensor."""
-    number = value.value if isinstance(value, Labels) else value
-    return None if number is None else int(number)
+    numbers = [value.value if isinstance(value, Labels) else value for value in flat]
+    amounts = [None if number is None else int(number) for number in numbers]
+    return x, {x.ndim - 1 - i: (amounts[2 * i], amounts[2 * i + 1]) for i in range(len(amounts) // 2)}, mode
 
 
 @rule(torch.tril, torch.triu, "tril", "triu", "tril_", "triu_")
-def triangle(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
-    """What is cut off is zero; where one of the two axes is of channels, who stays would move the cut."""
+def triangle(ctx: Context, *args: Any, **kwargs: Any) -> Any:
+    """The last two axes must have no channels, because removed channels would move the diagonal."""
     x = labels_in((args, kwargs))[0]
     if x.along(x.ndim - 1) or x.along(x.ndim - 2):
-        kept: Labels = ctx.opaque(f"a triangle over an axis of channels in {ctx.describe()}", x)
-        return kept
+        return ctx.opaque(f"a triangle over an axis of channels in {ctx.describe()}", x)
     return Labels(x.shape, x.planes)
 
 
 @rule("expand", "expand_as", "broadcast_to", torch.broadcast_to, torch.expand_copy)
 def expand(ctx: Context, x: Labels, *size: Any, **kwargs: Any) -> Labels:
-    """Labels stay; an axis that is spread out over the channels of another tensor carries that tensor's labels.
+    """Labels are kept; an axis that is expanded to the channels of another tensor gets that tensor's labels.
 
-    One that is spread out over a number of places that is written down has labels of its own: these may be heads.
+    An axis that is expanded to a literal size gets labels of its own, because these may be heads.
     """
     like = size[0] if size and isinstance(size[0], Labels) else None
-    bare = call(ctx.node, ctx.graph, *pytree.tree_map_only(Labels, _blank, ((x, *size), kwargs)))
+    blank = pytree.tree_map_only(Labels, lambda value: torch.zeros(()).expand(value.shape), ((x, *size), kwargs))
+    bare = call(ctx.node, ctx.graph, *blank)
     by = len(bare.shape) - x.ndim
     own = Labels(tuple(bare.shape), tuple(plane.shifted(by) for plane in x.planes))
     sizes = (1,) * by + x.shape
     if like is None:
-        return Labels(own.shape, own.planes + tuple(_written(ctx, x, own.shape, sizes)))
+        return Labels(own.shape, own.planes + tuple(_literal_axes(ctx, x, own.shape, sizes)))
     taken = {axis for plane in own.planes for axis in plane.axes}
     spread = (p for p in like.planes if all(sizes[axis] == 1 and axis not in taken for axis in p.axes))
     return Labels(own.shape, own.planes + tuple(spread))
 
 
-def _written(ctx: Context, x: Labels, shape: Sequence[int], before: Sequence[int]) -> Iterator[Plane]:
-    """Labels for the axes, but the first, that `expand` spreads out over a number in its arguments."""
-    written: Any = ctx.node.kwargs.get("size", ctx.node.args[1:])
-    flat = written[0] if isinstance(written, tuple) and len(written) == 1 else written
+def _literal_axes(ctx: Context, x: Labels, shape: Sequence[int], before: Sequence[int]) -> Iterator[Plane]:
+    """Labels for the axes after the first that `expand` expands to a number in its arguments."""
+    given: Any = ctx.node.kwargs.get("size", ctx.node.args[1:])
+    flat = given[0] if isinstance(given, tuple) and len(given) == 1 else given
     if any(len(plane.axes) > 1 for plane in x.planes) or not isinstance(flat, (tuple, list)):
         return
     for axis, number in enumerate(flat):
@@ -282,13 +260,5 @@ def _written(ctx: Context, x: Labels, shape: Sequence[int], before: Sequence[int
             yield vector_plane(labels, axis, len(shape))
 
 
-def _blank(value: Labels) -> Tensor:
-    return torch.zeros(()).expand(value.shape)
-
-
 def _with(shape: Sequence[int], dim: int, size: int) -> tuple[int, ...]:
     return (*shape[:dim], size, *shape[dim + 1 :])
-
-
-def _inserted(shape: Sequence[int], dim: int, size: int) -> tuple[int, ...]:
-    return (*shape[:dim], size, *shape[dim:])

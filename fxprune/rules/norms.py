@@ -1,4 +1,4 @@
-"""Normalisation by statistics of one sample."""
+"""Normalisation by statistics of each sample."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxprune.rules.context import Context
-from fxprune.rules.labels import Labels
+from fxprune.rules.context import Context, labels_in
+from fxprune.rules.labels import Labels, Plane
 from fxprune.rules.table import rule
 from fxprune.rules.vocabulary import Option
 
@@ -22,19 +22,10 @@ def layer_norm_module(ctx: Context, module: Any, x: Labels) -> Labels:
 
 
 @rule(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
-def layer_norm(
-    ctx: Context,
-    x: Labels,
-    normalized_shape: Sequence[int],
-    weight: Any = None,
-    bias: Any = None,
-    *args: Any,
-    **kwargs: Any,
-) -> Labels:
-    """A statistic over the last axes; what lies outside of them goes through."""
-    first = x.ndim - len(normalized_shape)
-    passed = ctx.statistic(x, range(first, x.ndim))
-    parameters = [p for p in (weight, bias) if isinstance(p, Labels)]
+def layer_norm(ctx: Context, x: Labels, normalized_shape: Sequence[int], *args: Any, **kwargs: Any) -> Labels:
+    """A statistic over the last axes; the channels of other axes pass."""
+    passed = ctx.statistic(x, range(x.ndim - len(normalized_shape), x.ndim))
+    parameters = labels_in((args, kwargs))
     return ctx.meet([passed, *parameters], x.shape) if parameters else passed
 
 
@@ -45,35 +36,23 @@ def group_norm_module(ctx: Context, module: nn.GroupNorm, x: Labels) -> Labels:
 
 
 @rule(F.group_norm, torch.group_norm)
-def group_norm(
-    ctx: Context, x: Labels, num_groups: int, weight: Any = None, bias: Any = None, *args: Any, **kwargs: Any
-) -> Labels:
-    """A statistic over each group of channels: whole groups leave, as long as there are several."""
+def group_norm(ctx: Context, x: Labels, num_groups: int, *args: Any, **kwargs: Any) -> Labels:
+    """A statistic over each group of channels: whole groups are removed where there are several."""
     size = ctx.remember("size", x.shape[1] // num_groups)
-    if ctx.remember("groups", num_groups) > 1:
+    several = ctx.remember("groups", num_groups) > 1
+    if several:
         rows = ctx.vector(x, 1).reshape(-1, size)
         ctx.choose([Option(((rows[:, :1], rows),))], ordered=True)
-        passed = ctx.statistic(x, range(2, x.ndim))
-    else:
-        passed = ctx.statistic(x, range(1, x.ndim))
-    spread = [_channels(p, x.ndim) for p in (weight, bias) if isinstance(p, Labels)]
+    passed = ctx.statistic(x, range(2 if several else 1, x.ndim))
+    ones = (1,) * (x.ndim - 2)  # one entry of a parameter for each channel meets the axes of positions
+    spread = [
+        Labels((*p.shape, *ones), tuple(Plane(plane.core.reshape(-1, *ones), (0,)) for plane in p.planes))
+        for p in labels_in((args, kwargs))
+    ]
     return ctx.meet([passed, *spread], x.shape) if spread else passed
 
 
-def _channels(parameter: Labels, rank: int) -> Labels:
-    """A parameter with one entry a channel, as it meets a tensor of the given rank."""
-    ones = (1,) * (rank - 2)
-    planes = (type(p)(p.core.reshape(-1, *ones), (0,)) for p in parameter.planes)
-    return Labels((*parameter.shape, *ones), tuple(planes))
-
-
-@rule(nn.LocalResponseNorm, nn.CrossMapLRN2d)
-def local_response_norm_module(ctx: Context, module: nn.Module, x: Labels) -> Labels:
-    """The normalisation by neighbouring channels."""
-    return local_response_norm(ctx, x)
-
-
-@rule(F.local_response_norm)
-def local_response_norm(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Labels:
+@rule(nn.LocalResponseNorm, nn.CrossMapLRN2d, F.local_response_norm)
+def local_response_norm(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
     """A statistic over neighbouring channels."""
-    return ctx.statistic(x, (1,))
+    return ctx.statistic(labels_in((args, kwargs))[0], (1,))

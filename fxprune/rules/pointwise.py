@@ -1,4 +1,4 @@
-"""Element-wise operations: labels that meet are tied, and go on."""
+"""Element-wise operations: labels that meet are tied, and the result has them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchvision.ops import StochasticDepth
 from torchvision.ops.stochastic_depth import stochastic_depth
 
 from fxprune.rules.context import Context, labels_in
-from fxprune.rules.labels import Labels
+from fxprune.rules.labels import Labels, Plane
 from fxprune.rules.table import Key, rule
 
 _ARITHMETIC = (
@@ -49,7 +49,7 @@ _MODULES = (
 
 
 def _keys() -> set[Key]:
-    """Every spelling of the element-wise ops that torch has: functions, methods, in-place forms, operators, modules."""
+    """Every spelling of torch's element-wise ops: functions, methods, in-place forms, operators, modules."""
     keys: set[Key] = {*_MODULES, stochastic_depth, *(getattr(operator, name) for name in _OPERATORS)}
     keys |= {f"__{side}{name}__" for name in ("add", "sub", "mul", "truediv") for side in ("", "r")}
     for name in _ARITHMETIC + _FUNCTIONS:
@@ -61,7 +61,7 @@ def _keys() -> set[Key]:
 
 @rule(*_keys())
 def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
-    """The result carries the labels of its operands; operands of one broadcast shape meet."""
+    """The result has the labels of its operands, which meet in the broadcast shape."""
     if ctx.node.target in ("to", "type_as"):
         args, kwargs = args[:1], {}
         if args[0].value is not None and not args[0].planes:
@@ -73,7 +73,7 @@ def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
 
 @rule(nn.PReLU, F.prelu, torch.prelu, "prelu")
 def prelu(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
-    """One slope a channel is tied to the channel; one slope for all is not."""
+    """Tie the slope of each channel to the channel, unless there is one slope for all."""
     x, weight = labels_in((args, kwargs))[0], ctx.own("weight") if ctx.node.op == "call_module" else args[1]
     if weight is not None and weight.shape and weight.shape[0] > 1 and x.ndim > 1:
         ctx.tie(ctx.vector(x, 1), ctx.vector(weight, 0))
@@ -82,13 +82,13 @@ def prelu(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
 
 @rule(F.glu, nn.GLU)
 def glu(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
-    """The first half of an axis times the sigmoid of the second: the halves are tied."""
+    """The first half of an axis times the sigmoid of the second: tie the halves."""
     x = labels_in((args, kwargs))[0]
     dim = (args[0].dim if ctx.node.op == "call_module" else ctx.call.get("dim")) % x.ndim
     half = x.shape[dim] // 2
-    parts = []
-    for start in (0, half):
-        shape = (*x.shape[:dim], half, *x.shape[dim + 1 :])
-        planes = [p if dim not in p.axes else type(p)(p.core.narrow(dim, start, half), p.axes) for p in x.planes]
-        parts.append(Labels(shape, tuple(planes)))
-    return ctx.meet(parts, parts[0].shape)
+    shape = (*x.shape[:dim], half, *x.shape[dim + 1 :])
+    halves = [
+        [p if dim not in p.axes else Plane(p.core.narrow(dim, start, half), p.axes) for p in x.planes]
+        for start in (0, half)
+    ]
+    return ctx.meet([Labels(shape, tuple(planes)) for planes in halves], shape)

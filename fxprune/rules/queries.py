@@ -1,4 +1,4 @@
-"""Questions about a tensor (its size, dtype, device), and checks: they carry no labels."""
+"""Questions about a tensor (its size, dtype, device), new tensors, and assertions: their values have no labels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def measure(ctx: Context, x: Any) -> int:
 
 @rule(getattr)
 def attribute(ctx: Context, x: Any, name: str) -> Any:
-    """Shape, rank, dtype and device are answered; a transpose (.T, .mT) is data movement; .data is the tensor."""
+    """Shape, rank, dtype or device; a transpose (.T, .mT) is data movement, and .data is the tensor itself."""
     if not isinstance(x, Labels):
         return getattr(x, name)
     if name in ("T", "mT", "H", "mH"):
@@ -51,25 +51,18 @@ def attribute(ctx: Context, x: Any, name: str) -> Any:
 
 @rule("is_floating_point", "is_complex", "is_contiguous", "get_device", "element_size", torch.is_floating_point)
 def property_of(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
-    """What the original answered."""
+    """The answer in the original model."""
     return ctx.spec()
 
 
-@rule("new_zeros", "new_ones", "new_empty")
+@rule("new_zeros", "new_ones", "new_empty", "new_full")
 def new(ctx: Context, x: Labels, *size: Any, **kwargs: Any) -> Labels:
-    """A new tensor of the given size: it has no channels of its own."""
+    """A new tensor of the given size, without channels."""
     given = kwargs.get("size", size)
-    shape = tuple(given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given)
+    shape = tuple(given[0] if given and isinstance(given[0], (tuple, list)) else given)
     return Labels(shape, value=torch.zeros(shape) if ctx.node.target == "new_zeros" else None)
-
-
-@rule("new_full")
-def new_full(ctx: Context, x: Labels, size: Any, *args: Any, **kwargs: Any) -> Labels:
-    """A new tensor of the given size, filled with a number."""
-    return Labels(tuple(size))
 
 
 @rule(torch._assert)
 def check(ctx: Context, *args: Any, **kwargs: Any) -> None:
-    """An assertion of the model: nothing comes of it."""
-    return
+    """An assertion of the model, which has no value."""

@@ -1,4 +1,4 @@
-"""Recurrent layers: the hidden units of every layer and direction, which the layer's own next step reads."""
+"""Recurrent layers: the hidden units of every layer and direction, which their own next step reads."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
 from fxprune.rules.context import Context, labels_in
-from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, vector_plane
+from fxprune.rules.labels import Labels, Plane, has_channels, labelled
 from fxprune.rules.table import rule, takes_ragged
 
 
 @rule(nn.RNN, nn.LSTM, nn.GRU)
 @takes_ragged
 def sequence(ctx: Context, module: Any, x: Labels, hx: Any = None) -> Any:
-    """Reads the last axis of a sequence; gives the units of its last layer, and those of all layers as states."""
+    """Read the last axis of a sequence; give the units of the last layer, and those of all layers as states."""
     directions = ("", "_reverse") if module.bidirectional else ("",)
-    inputs = _consumed(ctx, x)
+    inputs = _last(ctx, x, read=True)
     rows: list[tuple[Tensor, Tensor]] = []
     for layer in range(module.num_layers):
         if layer:
@@ -31,46 +31,46 @@ def sequence(ctx: Context, module: Any, x: Labels, hx: Any = None) -> Any:
     states = tuple(list(state) for state in zip(*rows, strict=True))
     _start(ctx, hx, states)
     output, last = ctx.spec()
-    if isinstance(last, tuple):
-        return _along(inputs, output.shape), tuple(_state(s, spec.shape) for s, spec in zip(states, last, strict=True))
-    return _along(inputs, output.shape), _state(states[0], last.shape)
+    specs = last if isinstance(last, tuple) else (last,)
+    values = tuple(_state(state, spec.shape) for state, spec in zip(states, specs, strict=False))
+    return _along(inputs, output.shape), values if isinstance(last, tuple) else values[0]
 
 
 @rule(nn.RNNCell, nn.LSTMCell, nn.GRUCell)
 def cell(ctx: Context, module: Any, x: Labels, hx: Any = None) -> Any:
-    """One step: reads the last axis of its input, and what it gave in the step before."""
-    hidden, _ = _units(ctx, _consumed(ctx, x), "")
+    """One step: read the last axis of the input, and the units of the step before."""
+    hidden, _ = _units(ctx, _last(ctx, x, read=True), "")
     _start(ctx, hx, ([hidden], [hidden]))
     return pytree.tree_map(lambda spec: _along(hidden, spec.shape), ctx.spec())
 
 
 @rule(torch.rnn_tanh_cell, torch.rnn_relu_cell, torch.lstm_cell, torch.gru_cell)
 def step(ctx: Context, *args: Any, **kwargs: Any) -> Any:
-    """One step of a cell whose weights are given to a function: all stays, as no module tells its units."""
+    """One step of a cell by a function of its weights: all channels are kept, because no module names its units."""
     return ctx.opaque(f"is read by {ctx.describe()}, which no module stands for", labels_in((args, kwargs)))
 
 
 @rule(pack_padded_sequence)
 def pack(ctx: Context, input: Labels, lengths: Any, *args: Any, **kwargs: Any) -> Labels:  # noqa: A002 - torch's name
-    """The steps of all sequences in one axis; the channels go through."""
+    """The steps of all sequences in one axis; the channels pass."""
     return _along(_last(ctx, input), ctx.spec().shape)
 
 
 @rule(pad_packed_sequence)
 def pad(ctx: Context, sequence: Labels, *args: Any, **kwargs: Any) -> tuple[Labels, Labels]:
-    """The sequences side by side again, and their lengths."""
+    """The padded sequences, and their lengths."""
     padded, lengths = ctx.spec()
     return _along(_last(ctx, sequence), padded.shape), Labels(lengths.shape)
 
 
 def is_zero(hx: Any) -> bool:
-    """Whether initial states are known to be zeros, which is what a layer starts with by itself."""
+    """Whether initial states are known to be zeros, a layer's default."""
     states = labels_in(hx)
     return bool(states) and all(x.value is not None and not x.planes and not bool(x.value.any()) for x in states)
 
 
 def _units(ctx: Context, inputs: Tensor, suffix: str) -> tuple[Tensor, Tensor]:
-    """Tie the parameters of one layer and direction; returns its hidden units, projected or not, and its cells."""
+    """Tie the parameters of one layer and direction; gives its hidden units, projected or not, and its cells."""
     weights = [ctx.own(f"{name}{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
     read, recurrent, *_ = weights
     projection = ctx.own(f"weight_hr{suffix}")
@@ -93,7 +93,7 @@ def _units(ctx: Context, inputs: Tensor, suffix: str) -> tuple[Tensor, Tensor]:
 
 
 def _balance(ctx: Context, module: Any) -> None:
-    """A module has one hidden_size and one proj_size, for all its layers and directions; the first is the larger."""
+    """A module has one hidden_size and one smaller proj_size for all its layers and directions."""
     weights = [name for name in module._flat_weights_names if name.startswith("weight_ih_")]
     sites = [f"{ctx.site()}.{name.removeprefix('weight_ih_')}" for name in weights]
     ctx.balance(*sites)
@@ -103,7 +103,7 @@ def _balance(ctx: Context, module: Any) -> None:
 
 
 def _start(ctx: Context, hx: Any, states: tuple[list[Tensor], ...]) -> None:
-    """Tie the initial states (one, or the hidden and the cell state) to the units that start with them."""
+    """Tie the initial states (one, or the hidden and the cell state) to the units that they initialise."""
     zero = is_zero(hx)
     for given, rows in zip(labels_in(hx), states, strict=False):
         last = given.ndim - 1
@@ -112,39 +112,29 @@ def _start(ctx: Context, hx: Any, states: tuple[list[Tensor], ...]) -> None:
         if zero:
             continue
         _freeze_beside(ctx, given, last)
-        for vector, labels in zip(_rows(ctx, given, len(rows)), rows, strict=True):
-            if bool((vector == NO_CHANNEL).all()):
+        planes = given.along(last)
+        if len(planes) == 1 and planes[0].axes == (0, last) and len(rows) > 1:
+            vectors = list(planes[0].core.reshape(len(rows), -1))
+        else:
+            vectors = [ctx.vector(given, last)] * len(rows)
+        for vector, labels in zip(vectors, rows, strict=True):
+            if not has_channels(vector):
                 ctx.freeze(labels, f"the initial state of {ctx.site()} is given")
             ctx.tie(vector, labels)
 
 
-def _rows(ctx: Context, given: Labels, count: int) -> list[Tensor]:
-    """The labels of the initial state of every layer and direction."""
-    last = given.ndim - 1
-    planes = given.along(last)
-    if len(planes) == 1 and planes[0].axes == (0, last) and count > 1:
-        return list(planes[0].core.reshape(count, -1))
-    return [ctx.vector(given, last)] * count
-
-
 def _state(rows: list[Tensor], shape: tuple[int, ...]) -> Labels:
-    """The states of all layers and directions: each row has units of its own, as many as every other."""
-    if len(rows) == 1 or bool((torch.stack(rows) == NO_CHANNEL).all()):
+    """The states of all layers and directions: each row has units of its own, all the same number."""
+    if len(rows) == 1 or not has_channels(torch.stack(rows)):
         return _along(rows[0], shape)
     core = torch.stack(rows).reshape(len(rows), *[1] * (len(shape) - 2), -1)
     return Labels((*shape[:-1], len(rows[0])), (Plane(core, (0, len(shape) - 1), ragged=True),))
 
 
-def _consumed(ctx: Context, x: Labels) -> Tensor:
-    """The labels along the last axis, which the layer reads."""
+def _last(ctx: Context, x: Labels, *, read: bool = False) -> Tensor:
+    """The labels along the last axis, which the layer may read."""
     _freeze_beside(ctx, x, x.ndim - 1)
-    return ctx.consume(x, x.ndim - 1)
-
-
-def _last(ctx: Context, x: Labels) -> Tensor:
-    """The labels along the last axis, which go through."""
-    _freeze_beside(ctx, x, x.ndim - 1)
-    return ctx.vector(x, x.ndim - 1)
+    return ctx.consume(x, x.ndim - 1) if read else ctx.vector(x, x.ndim - 1)
 
 
 def _freeze_beside(ctx: Context, x: Labels, dim: int) -> None:
@@ -154,6 +144,4 @@ def _freeze_beside(ctx: Context, x: Labels, dim: int) -> None:
 
 def _along(vector: Tensor, shape: tuple[int, ...]) -> Labels:
     """A value of the given shape whose last axis carries the labels `vector`."""
-    labelled = bool((vector != NO_CHANNEL).any())
-    planes = (vector_plane(vector, len(shape) - 1, len(shape)),) if labelled else ()
-    return Labels((*shape[:-1], len(vector)), planes)
+    return Labels((*shape[:-1], len(vector)), labelled(vector, len(shape) - 1, len(shape)))

@@ -1,4 +1,4 @@
-"""Operations that look across an axis: reductions, softmax, pooling over positions, resampling."""
+"""Operations across an axis: reductions, softmax, sorting, pooling over positions, resampling."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import TensorSpec
 from fxprune.rules.context import Context, labels_in
-from fxprune.rules.labels import Labels, Plane, vector_plane
-from fxprune.rules.table import Key, rule
+from fxprune.rules.labels import Labels, Plane, core_of, vector_plane
+from fxprune.rules.table import rule
 
 _REDUCTIONS = (
     "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod", "norm", "logsumexp", "median",
@@ -22,17 +22,12 @@ _REDUCTIONS = (
 )  # fmt: skip
 
 
-def _reduction_keys() -> list[Key]:
-    functions: list[Key] = [getattr(torch, name) for name in _REDUCTIONS]
-    methods = [name for name in _REDUCTIONS if hasattr(Tensor, name)]
-    return [*functions, *methods, torch.linalg.norm, torch.linalg.vector_norm]
-
-
-@rule(*_reduction_keys())
+@rule(*(getattr(torch, name) for name in _REDUCTIONS), *(name for name in _REDUCTIONS if hasattr(Tensor, name)))
+@rule(torch.linalg.norm, torch.linalg.vector_norm)
 def reduce(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
-    """A sum reads the channels that it runs over; any other reduction over channels keeps them whole.
+    """A sum reads the channels that it runs over; any other reduction over channels keeps all of them.
 
-    Where only a part of a grid's axes is reduced, what is reduced together lives or dies together.
+    Where only some axes of a grid are reduced, the labels that are reduced together are tied.
     """
     second = labels_in((args, kwargs))
     if second:
@@ -45,7 +40,7 @@ def reduce(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
 
 
 def _over(ctx: Context, x: Labels, dims: tuple[int, ...], *, keepdim: bool) -> Labels:
-    """What a reduction over the axes `dims` leaves of `x`."""
+    """The value of a reduction of `x` over the axes `dims`."""
     planes = [plane for plane in (_reduced(ctx, x, plane, dims) for plane in x.planes) if plane is not None]
     bare = torch.empty(x.shape, device="meta").sum(dims, keepdim)
     return Labels(tuple(bare.shape), tuple(plane if keepdim else _without(plane, dims) for plane in planes))
@@ -53,13 +48,13 @@ def _over(ctx: Context, x: Labels, dims: tuple[int, ...], *, keepdim: bool) -> L
 
 @rule(F.cosine_similarity)
 def similarity(ctx: Context, x1: Labels, x2: Labels, dim: int = 1, eps: float = 1e-8) -> Labels:
-    """The tensors meet; what one number is made of keeps its channels."""
+    """The tensors meet, and are reduced along `dim`."""
     x = ctx.meet((x1, x2), torch.broadcast_shapes(x1.shape, x2.shape))
     return _over(ctx, x, (dim % x.ndim,), keepdim=False)
 
 
 def _reduced_axes(ctx: Context, x: Labels) -> tuple[tuple[int, ...], bool]:
-    """The axes that the reduction at hand runs over, and whether it keeps them as axes of size 1."""
+    """The axes of the current reduction, and whether it keeps them as axes of size 1."""
     dim, first = ctx.call.get("dim"), pytree.tree_leaves(ctx.spec())[0]
     keepdim = isinstance(first, TensorSpec) and dim is not None and len(first.shape) == x.ndim
     dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
@@ -67,18 +62,16 @@ def _reduced_axes(ctx: Context, x: Labels) -> tuple[tuple[int, ...], bool]:
 
 
 def _reduced(ctx: Context, x: Labels, plane: Plane, dims: Sequence[int]) -> Plane | None:
-    """What is left of one plane: the plane with its reduced axes narrowed to 1, or None where nothing is."""
+    """The plane with its reduced axes narrowed to size 1, or None where all of its axes are reduced."""
     inside = [axis for axis in plane.axes if axis in dims]
     rest = tuple(axis for axis in plane.axes if axis not in dims)
-    if inside and rest:
-        first = plane.core
-        for axis in inside:
-            first = first.narrow(axis, 0, 1)
-        ctx.tie(first, plane.core)
-        return Plane(first, rest)
     if not inside:
         return plane
-    is_sum = ctx.node.target in ("sum", torch.sum) and not ctx.is_constant(x)  # that of a weight is a statistic
+    if rest:
+        first = core_of(plane.core, rest)
+        ctx.tie(first, plane.core)
+        return Plane(first, rest)
+    is_sum = ctx.node.target in ("sum", torch.sum) and not ctx.is_constant(x)  # the sum of a weight is a statistic
     if is_sum and len(inside) == 1 and len(x.along(inside[0])) == 1:
         ctx.consume(x, inside[0])
     else:
@@ -94,19 +87,10 @@ def _without(plane: Plane, dims: Sequence[int]) -> Plane:
 
 
 @rule(torch.softmax, torch.log_softmax, F.softmax, F.log_softmax, F.softmin, F.normalize, F.gumbel_softmax)
-@rule(
-    "softmax",
-    "log_softmax",
-    "cumsum",
-    "sort",
-    torch.cumsum,
-    torch.sort,
-    torch.topk,
-    "topk",
-)
+@rule("softmax", "log_softmax", "cumsum", "sort", torch.cumsum, torch.sort, torch.topk, "topk")
 @rule(nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d)
 def normalise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
-    """What is normalised or ordered along an axis of channels keeps them; a grid is tied along that axis."""
+    """Channels are kept along an axis that is normalised or sorted; a grid is tied along it."""
     x = labels_in((args, kwargs))[0]
     passed = ctx.statistic(x, _normalised_axes(ctx, x))
     outputs = pytree.tree_leaves(ctx.spec())
@@ -116,7 +100,7 @@ def normalise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
 
 
 def _normalised_axes(ctx: Context, x: Labels) -> tuple[int, ...]:
-    """The axes along which the node at hand normalises or orders; torch's own choice where a softmax names none."""
+    """The axes along which the current node normalises or sorts; torch's own choice for a softmax without `dim`."""
     if ctx.node.op == "call_module":
         module: Any = ctx.module()
         dim = -3 if isinstance(module, nn.Softmax2d) else module.dim
@@ -127,15 +111,19 @@ def _normalised_axes(ctx: Context, x: Labels) -> tuple[int, ...]:
 
 
 def over_positions(ctx: Context, *args: Any, nd: int, **kwargs: Any) -> Any:
-    """Pooling and resampling: each channel by itself, over its `nd` axes of positions."""
-    inputs = labels_in((args, kwargs))
-    x = inputs[0]
+    """Pooling and resampling: each channel by itself, over its `nd` axes of positions.
+
+    Labels along positions are tied to their channel, or frozen where they have none.
+    """
+    x, *others = labels_in((args, kwargs))
     axis = x.ndim - nd - 1
     through = list(x.beside(*range(axis + 1, x.ndim)))
-    for plane in x.planes:
-        if all(plane is not other for other in through):
-            _by_channel(ctx, x, plane, axis, through)
-    for other in inputs[1:]:
+    for plane in (plane for plane in x.planes if max(plane.axes) > axis):
+        if min(plane.axes) == axis:
+            through.append(vector_plane(ctx.vector(x, axis), axis, x.ndim))
+        else:
+            ctx.freeze(plane.core, f"lies along the positions that {ctx.describe()} runs over")
+    for other in others:
         ctx.meet((x, other if other.ndim == x.ndim else _beside_positions(other, axis, nd)), x.shape)
 
     def result(spec: TensorSpec) -> Labels:
@@ -145,29 +133,15 @@ def over_positions(ctx: Context, *args: Any, nd: int, **kwargs: Any) -> Any:
 
 
 def _beside_positions(x: Labels, axis: int, nd: int) -> Labels:
-    """Numbers for every channel, such as the samples of a random pool, with `nd` axes of one position each."""
+    """Numbers of every channel, such as the samples of a random pool, with `nd` axes of one position each."""
     planes = x.beside(*range(axis + 1, x.ndim))
     shape = (*x.shape[: axis + 1], *[1] * nd)
     return Labels(shape, tuple(Plane(p.core.reshape(*p.core.shape[: axis + 1], *[1] * nd), p.axes) for p in planes))
 
 
-def _by_channel(ctx: Context, x: Labels, plane: Plane, axis: int, through: list[Plane]) -> None:
-    """Labels along positions: tied to their channel, or frozen where they have none."""
-    if axis in plane.axes and not any(dim < axis for dim in plane.axes):
-        through.append(vector_plane(ctx.vector(x, axis), axis, x.ndim))
-    else:
-        ctx.freeze(plane.core, f"lies along the positions that {ctx.describe()} runs over")
-
-
 _POOLS = (
-    "max_pool",
-    "avg_pool",
-    "adaptive_avg_pool",
-    "adaptive_max_pool",
-    "lp_pool",
-    "fractional_max_pool",
-    "max_unpool",
-)
+    "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool", "fractional_max_pool", "max_unpool",
+)  # fmt: skip
 for _nd in (1, 2, 3):
     for _name in _POOLS:
         _suffixes = (f"{_name}{_nd}d", f"{_name}{_nd}d_with_indices")
@@ -182,7 +156,7 @@ for _nd in (1, 2, 3):
 @rule(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d)
 @rule(nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
 def resample(ctx: Context, *args: Any, **kwargs: Any) -> Any:
-    """Positions are resampled; a module's name or the rank of the input tells how many axes they have."""
+    """Positions are resampled; a module's name or the rank of the input gives the number of their axes."""
     x = labels_in((args, kwargs))[0]
     if ctx.node.op == "call_module" and type(args[0]).__name__[-2:] in ("1d", "2d", "3d"):
         return over_positions(ctx, x, nd=int(type(args[0]).__name__[-2]))
@@ -190,8 +164,8 @@ def resample(ctx: Context, *args: Any, **kwargs: Any) -> Any:
 
 
 @rule(F.grid_sample)
-def grid_sample(ctx: Context, input: Labels, grid: Labels, *args: Any, **kwargs: Any) -> Any:  # noqa: A002 - torch's
-    """Positions are looked up by coordinates: two or three numbers that are no channels."""
+def grid_sample(ctx: Context, x: Labels, grid: Labels, *args: Any, **kwargs: Any) -> Any:
+    """Positions are looked up by coordinates: two or three numbers, which are no channels."""
     for plane in grid.planes:
         ctx.freeze(plane.core, f"gives {ctx.describe()} its coordinates")
-    return over_positions(ctx, input, nd=input.ndim - 2)
+    return over_positions(ctx, x, nd=x.ndim - 2)

@@ -1,4 +1,4 @@
-"""How a layer's attributes follow its narrowed parameters."""
+"""Setting the size attributes of layers whose parameters were narrowed."""
 
 from __future__ import annotations
 
@@ -8,42 +8,35 @@ from typing import Any
 from torch import nn
 
 from fxprune.rules.labels import Labels
-from fxprune.rules.table import module_class
+from fxprune.rules.table import Key, module_class, registers
 
 Resize = Callable[[Any, Any, Any], None]
-RESIZES: dict[type[nn.Module], Resize] = {}
+RESIZES: dict[Key, Resize] = {}
 
 
-def resizes(*classes: type[nn.Module]) -> Callable[[Resize], Resize]:
-    """Register the decorated `function(module, input, output)`, which sets a module's sizes; both are `Labels`."""
-
-    def register(function: Resize) -> Resize:
-        RESIZES.update(dict.fromkeys(classes, function))
-        return function
-
-    return register
+resizes = registers(RESIZES)  # decorates function(module, input, output), which sets a module's sizes from these Labels
 
 
 def resize(module: nn.Module, x: Any = None, output: Any = None) -> None:
-    """Set the sizes of a module whose parameters were narrowed; no labels where only its weights are read."""
+    """Set the sizes of a module whose parameters were narrowed, without labels where only its weights are used."""
     function = RESIZES.get(module_class(module) or type(module))
     if function is not None:
         try:
             function(module, x, output)
-        except AttributeError:  # a layer whose weight its pre-hook computes has none of its own
+        except AttributeError:  # the weight of the layer is computed by its pre-hook
             if x is not None:
                 raise
 
 
 @resizes(nn.Linear)
 def linear(module: nn.Linear, x: Labels, output: Labels) -> None:
-    """Features are the sizes of the weight."""
+    """Features: the sizes of the weight."""
     module.out_features, module.in_features = module.weight.shape
 
 
 @resizes(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def convolution(module: Any, x: Labels | None, output: Any) -> None:
-    """Channels are those of its input and output; groups follow from the weight."""
+    """Channels of the input and output, or of the weight; groups."""
     if x is None:
         sizes = len(module.weight), module.weight.shape[1] * module.groups
         module.out_channels, module.in_channels = sizes[::-1] if module.transposed else sizes
@@ -57,7 +50,7 @@ def convolution(module: Any, x: Labels | None, output: Any) -> None:
 @resizes(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 @resizes(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def normalisation(module: Any, x: Labels | None, output: Labels) -> None:
-    """Features are the channels."""
+    """Features: the channels."""
     if module.weight is not None:
         module.num_features = len(module.weight)
     elif x is not None:
@@ -66,7 +59,7 @@ def normalisation(module: Any, x: Labels | None, output: Labels) -> None:
 
 @resizes(nn.RNN, nn.LSTM, nn.GRU)
 def recurrent(module: Any, x: Labels, output: Labels) -> None:
-    """Sizes are those of the weights; the module keeps a list of them, which cuDNN wants in one piece."""
+    """Sizes of the weights; the module's list of them has to be one block of memory for cuDNN."""
     module.input_size, module.hidden_size = module.weight_ih_l0.shape[1], module.weight_hh_l0.shape[1]
     if module.proj_size:
         module.proj_size, module.hidden_size = module.weight_hr_l0.shape
@@ -75,13 +68,13 @@ def recurrent(module: Any, x: Labels, output: Labels) -> None:
 
 @resizes(nn.RNNCell, nn.LSTMCell, nn.GRUCell)
 def cell(module: Any, x: Labels, output: Labels) -> None:
-    """Sizes are those of the weights."""
+    """Sizes of the weights."""
     module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
 
 
 @resizes(nn.PReLU)
 def prelu(module: nn.PReLU, x: Labels, output: Labels) -> None:
-    """One slope a channel, or one for all."""
+    """One slope for each channel, or one for all."""
     module.num_parameters = module.weight.numel()
 
 

@@ -1,7 +1,7 @@
-"""The table of rules: what each operation does to labels.
+"""The table of rules: the effect of each operation on labels.
 
-A rule is a small function `rule(ctx, *args, **kwargs)` that gets the node's arguments, with a `Labels` in the place
-of every tensor, and returns the node's value in the same way; a rule for a module gets the module before its inputs.
+A rule is a small function `rule(ctx, *args, **kwargs)` that gets the node's arguments with a `Labels` for every
+tensor, and returns the node's value in the same form; a rule for a module gets the module before its inputs.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ def rule(*keys: Key) -> Callable[[AnyRule], AnyRule]:
         for key in keys:
             present = RULES.get(key)
             if present not in (None, function):
-                raise ValueError(
-                    f"{describe(key)} has a rule already, {present}: remove that one or do not add {function}"
-                )
+                known = f"{describe(key)} has a rule already, {present}"
+                raise ValueError(f"{known}: remove that one or do not add {function}")
             RULES[key] = function
         return function
 
@@ -41,7 +40,7 @@ def rule(*keys: Key) -> Callable[[AnyRule], AnyRule]:
 
 
 def registers(table: dict[Key, AnyRule]) -> Callable[..., Callable[[AnyRule], AnyRule]]:
-    """A decorator that enters a function into a table under several operations."""
+    """A decorator that enters functions into a table, each under several keys."""
 
     def under(*keys: Key) -> Callable[[AnyRule], AnyRule]:
         def register(function: AnyRule) -> AnyRule:
@@ -54,13 +53,13 @@ def registers(table: dict[Key, AnyRule]) -> Callable[..., Callable[[AnyRule], An
 
 
 def takes_ragged(function: AnyRule) -> AnyRule:
-    """Mark a rule that leaves the slices of a ragged plane apart; for any other, they keep the same channels."""
+    """Mark a rule for ragged planes; the slices of a plane that enters any other rule keep the same channels."""
     RAGGED.add(function)
     return function
 
 
 def describe(key: Key) -> str:
-    """The key as a reader would write it.
+    """The key for a message.
 
     >>> describe("view"), describe(nn.Conv2d)
     ('method view', 'module torch.nn.modules.conv.Conv2d')
@@ -72,7 +71,7 @@ def describe(key: Key) -> str:
 
 
 def module_class(module: nn.Module) -> type[nn.Module] | None:
-    """The class under which a module's rule stands: its first ancestor in the table that it computes the same as."""
+    """The class whose rule applies to a module: its first ancestor in the table of which it replaces no method."""
     for cls in type(module).__mro__:
         if cls in RULES and not changed(module, cls):  # type: ignore[arg-type]
             return cls
@@ -80,7 +79,7 @@ def module_class(module: nn.Module) -> type[nn.Module] | None:
 
 
 def key_of(node: fx.Node, graph: fx.GraphModule) -> Key:
-    """The key under which the rule of a call node stands, or would stand."""
+    """The key of the rule of a call node, whether there is one or not."""
     if node.op != "call_module":
         return node.target
     module = graph.get_submodule(str(node.target))

@@ -1,4 +1,4 @@
-"""The terms in which rules state what they find: slots, meetings, options and readings."""
+"""The terms of rules: slots, meetings of planes, options to choose from, and channel reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fxprune.rules.labels import Plane
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One axis of a parameter, or a tagged axis that an operation makes by itself (padding, say)."""
+    """One axis of a parameter, or a tagged axis that an operation creates, such as padding."""
 
     owner: str
     axis: int | str
@@ -20,11 +20,11 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Meeting:
-    """Planes that overlap, of several inputs that were aligned to one rank, and the axes that they take in all.
+    """Overlapping planes of several inputs, aligned to one rank, and the union of their axes.
 
-    `inputs` holds the planes of each input, those outside `axes` too, and `sizes` its sizes. `summed` are axes that the
-    node sums over, and `tag` names what is left of them. `by_heads` says whether, of a grid, the axes that several
-    inputs share should go first (heads) or last (the places in every head); None leaves it to what frees more.
+    `inputs` holds all planes of each input, also those outside `axes`, and `sizes` its shape. `summed` are axes that
+    the node sums over, and `tag` names the labels of the result. `by_heads` says whether the axes of a grid that
+    several inputs share are tried first (heads) or last (places in heads); None chooses the axis that frees more units.
     """
 
     axes: tuple[int, ...]
@@ -39,23 +39,23 @@ class Meeting:
         """The planes that meet."""
         return [plane for planes in self.inputs for plane in planes if set(plane.axes) <= set(self.axes)]
 
-    def left(self) -> tuple[int, ...]:
-        """The axes over which the result has labels: all that stay, or those that every plane has."""
+    def result_axes(self) -> tuple[int, ...]:
+        """The axes over which the result has labels: all that are not summed, if a plane spans them, or the shared."""
         shared = set(self.axes)
         if not any(plane.axes == self.axes for plane in self.planes):
             shared = set.intersection(*(set(plane.axes) for plane in self.planes))
         return tuple(axis for axis in self.axes if axis in shared - self.summed)
 
-    def may_go(self, axis: int) -> bool:
-        """Whether indices along `axis` can leave: every input that is spread along it has one set of labels there."""
+    def may_be_removed(self, axis: int) -> bool:
+        """Whether indices along `axis` can be removed: each input that is wider than 1 there has one plane along it."""
         labelled = [sum(axis in plane.axes for plane in planes) for planes in self.inputs]
         wide = [size[axis] != 1 for size in self.sizes]
         return all(count == 1 or not (count or is_wide) for count, is_wide in zip(labelled, wide, strict=True)) and (
-            axis in self.summed or axis in self.left()
+            axis in self.summed or axis in self.result_axes()
         )
 
     def order(self) -> list[int]:
-        """The axes, heads first or last where that was asked."""
+        """The axes, with heads first or last as `by_heads` says."""
         heads = {axis for axis in self.axes if sum(axis in plane.axes for plane in self.planes) > 1}
         if self.summed & set(self.axes):
             heads = set(self.axes) - self.summed
@@ -64,21 +64,20 @@ class Meeting:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Option:
-    """One way to keep a grid rectangular: pairs of label vectors to tie, and labels that then have to stay."""
+    """One way to keep a grid rectangular: pairs of label vectors to tie, and labels that then have to be kept."""
 
     ties: tuple[tuple[Tensor, Tensor], ...]
-    stays: tuple[Tensor, ...] = ()
+    kept: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reading:
-    """Node `consumer` reads the channels `labels` along axis `dim` of what node `source` gives.
+class ChannelRead:
+    """Node `consumer` reads the channels `labels` along axis `dim` of the value of node `source`.
 
-    `through` are the labels that each of them is turned into, where a channel is turned into one alone; where these
-    are tied to `labels`, as in a depthwise convolution, the channel only passes and is read further on. `across`
-    (channels, n) are all that lie in the slice of each, where the axis is that of a grid: only if they are tied to
-    `labels` do slices along this axis leave. `parameter` names the parameter of the module at hand whose columns read
-    them inside the module.
+    `through` are the labels into which each channel is turned, if it is turned into one only; where these are tied to
+    `labels`, as in a depthwise convolution, the channel passes and is read further on. `across` (channels, n) are the
+    labels in the slice of each channel of a grid: slices along this axis are removed only if they are tied to `labels`.
+    `parameter` names the module's own parameter whose columns read them inside the module.
     """
 
     consumer: str

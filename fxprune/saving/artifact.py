@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.caller.arguments import CHECKS, check, is_keywords, wanted
 from fxprune.caller.meta import need_numbers
-from fxprune.caller.tensors import aliases_of, dtype_name, lacking, memory_format_of, named_tensors, put
+from fxprune.caller.tensors import aliases_of, dtype_name, memory_format_of, named_tensors, put, without_place
 from fxprune.errors import ArtifactError
 from fxprune.reporting.report import Pruned, pruned_of
 from fxprune.saving.container import read_artifact, sha256_of, write_artifact
@@ -178,7 +178,7 @@ def _check_tensors(small: nn.Module, header: Header, path: Any) -> None:
     have = named_tensors(small)
     biases = {f"{part.path}.{name}".lstrip(".") for part in header.parts for name in part.biases}
     new = [name for name in (*header.tensors, *header.aliases) if name not in have]
-    missing = [name for name in new if name not in biases] or lacking(small, new)
+    missing = [name for name in new if name not in biases] or without_place(small, new)
     if missing:
         raise ArtifactError(f"{path} holds {missing[0]}, which the rebuilt {header.model} does not have: {_REMEDY}")
     first = aliases_of(have)

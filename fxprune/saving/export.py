@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.arguments import check
-from fxprune.caller.example import as_call, batch_length, opened, to_device
+from fxprune.caller.example import as_call, as_fields, batch_length, to_device
 from fxprune.caller.files import regular, replacing
-from fxprune.caller.isolation import device_of, precise, undisturbed
+from fxprune.caller.isolation import device_of, full_float32, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.errors import ExportError, first_line
 from fxprune.rewriting.proof import relative_error
@@ -68,7 +68,7 @@ def export(
             f"exporting to ONNX needs {', '.join(missing)}, of the extra export: pip install 'fxprune[export]'"
         )
     need_numbers(small, "export", ExportError)
-    with undisturbed(), precise(), torch.no_grad(), replacing(path, ExportError) as unfinished:
+    with undisturbed(), full_float32(), torch.no_grad(), replacing(path, ExportError) as unfinished:
         model = plain_copy(small)
         example = to_device(pytree.tree_map_only(Tensor, Tensor.detach, example), device_of(model))
         rows = batch_length(example) if dynamic_batch else None
@@ -102,7 +102,7 @@ def _onnx(model: nn.Module, batch: Any, dynamic_shapes: Any, path: Path) -> Run:
     import onnxruntime
 
     args, kwargs = _call(model, batch)
-    for value in pytree.tree_leaves(opened(model(*args, **kwargs))):
+    for value in pytree.tree_leaves(as_fields(model(*args, **kwargs))):
         if not isinstance(value, Tensor) and value is not None:
             raise ExportError(
                 f"{type(model).__name__} gives {value!r}, a {type(value).__name__}, among its outputs, and ONNX has "
@@ -172,4 +172,4 @@ def _cause(error: BaseException) -> str:
 
 def _tensors(output: Any) -> list[Tensor]:
     """The tensors of a nested output, in double precision."""
-    return [leaf.detach().cpu().double() for leaf in pytree.tree_leaves(opened(output)) if isinstance(leaf, Tensor)]
+    return [leaf.detach().cpu().double() for leaf in pytree.tree_leaves(as_fields(output)) if isinstance(leaf, Tensor)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fxprune.caller.typed_json import restored
+from fxprune.caller.typed_json import from_plain
 from fxprune.errors import ArtifactError, PlanError
 from fxprune.reporting.report import Report
 
@@ -97,7 +97,7 @@ class Header:
     def of_text(cls, text: str, source: object) -> Header:
         """The header that `to_text` gave. Raises ArtifactError where it is none."""
         try:
-            header = restored(cls, json.loads(text))
+            header = from_plain(cls, json.loads(text))
             if not header.parts or not all(part.plans for part in header.parts):
                 raise ValueError("it has no plan")
             return header

@@ -8,23 +8,22 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.caller.arguments import check
-from fxprune.caller.computed_weights import computed, make_permanent
+from fxprune.caller.computed_weights import computed_tensors, make_permanent
 from fxprune.caller.isolation import isolated_copy, undisturbed
 from fxprune.caller.meta import need_numbers
-from fxprune.caller.tensors import lacking, named_tensors, put
+from fxprune.caller.tensors import named_tensors, put, without_place
 from fxprune.errors import NarrowError, summary
 from fxprune.pipeline import rewritten
 from fxprune.planning.plan import Plan
-from fxprune.planning.planned import Planned
 from fxprune.reporting.report import pruned_of
 from fxprune.rewriting.node_mending import is_inserted
 from fxprune.rewriting.proof import outputs_of, relative_error
 from fxprune.rewriting.rewrite import check_labels
 from fxprune.saving.rebuild import held_tensors
+from fxprune.tracing.agreement import TOLERANCES
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.graph import ModelGraph, example_of, plain_attributes
 from fxprune.tracing.part import part_of, with_part
-from fxprune.tracing.proof import TOLERANCES
 
 _REMEDY = "use fxprune.apply, whose graph mends that, or exclude the layers that feed it"
 
@@ -60,14 +59,19 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
     if isinstance(part, ModelGraph):
         raise NarrowError(f"{type(part).__name__} is a graph already, with no forward of its own: use fxprune.apply")
     need_numbers(model, "narrow", NarrowError)
-    if computed(part):
+    if computed_tensors(part):
         part = isolated_copy(part)
         make_permanent(part)
     small, planned = rewritten(model, plan)
     with undisturbed():
         pruned: Any = part_of(small, plan.submodule)
         own = _narrowed(part, planned.graph, pruned)
-        _prove(own, planned, pruned, plan)
+        example: Any = example_of(planned.graph)
+        try:
+            check_labels(capture_as(plan.settings, own, example), planned.coupling, planned.keep, planned.graph)
+        except Exception as error:
+            raise NarrowError(_blamed(own, planned.graph, pruned, summary(error))) from error
+        _compare(own, pruned, example, planned.graph, pruned)
         if weights is not None:
             _take(own, weights, planned.graph, pruned, plan)
         return with_part(model, plan.submodule, own)
@@ -94,17 +98,6 @@ def _narrowed(part: nn.Module, graph: ModelGraph, small: ModelGraph) -> nn.Modul
             if isinstance(module, nn.RNNBase):
                 module._init_flat_weights()
     return own
-
-
-def _prove(own: nn.Module, planned: Planned, small: ModelGraph, plan: Plan) -> None:
-    """Raise NarrowError where a narrowed copy has other labels or outputs than the rewritten graph."""
-    graph, coupling, keep = planned
-    example: Any = example_of(graph)
-    try:
-        check_labels(capture_as(plan.settings, own, example), coupling, keep, graph)
-    except Exception as error:
-        raise NarrowError(_blamed(own, graph, small, summary(error))) from error
-    _compare(own, small, example, graph, small)
 
 
 def _compare(own: nn.Module, other: ModelGraph, example: Any, graph: ModelGraph, small: ModelGraph) -> None:
@@ -168,7 +161,7 @@ def _take(own: nn.Module, weights: nn.Module, graph: ModelGraph, pruned: ModelGr
     tensors = named_tensors(given)
     needed = {name for name, _ in given.named_parameters()} | set(given.state_dict())
     have = named_tensors(own)
-    if missing := lacking(own, [name for name in tensors if name in needed and name not in have]):
+    if missing := without_place(own, [name for name in tensors if name in needed and name not in have]):
         raise NarrowError(f"weights has {missing[0]}, which {type(own).__name__} has no place for: {_REMEDY}")
     for name in tensors:
         if name in have or name in needed:

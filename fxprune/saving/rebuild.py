@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.caller.isolation import isolated_copy
-from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, first_line, summary, told
+from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, error_text, first_line, summary
 from fxprune.pipeline import apply
 from fxprune.planning.plan import Plan
 from fxprune.saving.header import Builder, Header, Part
@@ -115,7 +115,7 @@ def build_model(builder: Builder, source: object) -> nn.Module:
         model = pkgutil.resolve_name(builder.target)(**builder.kwargs)
     except Exception as error:
         raise ArtifactError(
-            f"{source} names the builder {builder}, which fails ({told(error)}): pass model= instead"
+            f"{source} names the builder {builder}, which fails ({error_text(error)}): pass model= instead"
         ) from error
     if not isinstance(model, nn.Module):
         raise ArtifactError(f"{source} names the builder {builder}, which gives a {type(model).__name__}: pass model=")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fxprune.caller.batches import Classes, Unpack, batch_to_device, class_of_samples, count_of, length_of, sample_count
 from fxprune.caller.isolation import applied, dtype_of, evaluating
-from fxprune.caller.rank_batches import Numbered, Share
+from fxprune.caller.rank_batches import Numbered, RankBatches
 from fxprune.caller.ranks import in_any, rank_and_size, together
 from fxprune.coupling.gates import insert
 from fxprune.coupling.groups import Coupling
@@ -33,7 +33,7 @@ class ScoringPass:
     """An objective, this rank's share of the loader, and the state that the pass sums up on a device."""
 
     objective: Objective
-    share: Share
+    share: RankBatches
     state: PassState
     device: torch.device
 
@@ -54,7 +54,7 @@ class ScoringPass:
         own = applied(with_part(whole, path, part), "to", device)
         objective = Objective(own, part, loss or F.cross_entropy, run)
         state = PassState.of([gate for gate in gates if isinstance(gate, Probe)], sampler)
-        return cls(objective, Share(loader, unpack, objective.count, most), state, device)
+        return cls(objective, RankBatches(loader, unpack, objective.count, most), state, device)
 
     def run(self, classes: Classes | None, checkpoint: PassCheckpoint | None, *, progress: bool) -> None:
         """Go over the loader, after the batches of a checkpoint, and sum up over all ranks.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.batches import count_of, fitted, sample_count
+from fxprune.caller.batches import count_of, model_inputs, sample_count
 from fxprune.caller.example import as_call, check_dense
 from fxprune.caller.tensors import dtype_name
 from fxprune.errors import CalibrationError, blaming
@@ -78,7 +78,8 @@ class Objective:
         """Inputs as the model takes them."""
         if not self.counts_rows:
             return inputs
-        return fitted(inputs, [str(node.target) for node in self.part.gated.graph.nodes if node.op == "placeholder"])
+        nodes = self.part.gated.graph.nodes
+        return model_inputs(inputs, [str(node.target) for node in nodes if node.op == "placeholder"])
 
     def count(self, inputs: Any, targets: Any) -> int:
         """The number of samples of a batch."""

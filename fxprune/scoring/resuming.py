@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fxprune.caller.arrays import BROKEN, read, write
 from fxprune.caller.files import regular
-from fxprune.caller.rank_batches import Numbered, Share, digest
+from fxprune.caller.rank_batches import Numbered, RankBatches, digest
 from fxprune.caller.ranks import check_same, rank_and_size, summed
 from fxprune.errors import CalibrationError, FxpruneError
 from fxprune.scoring.probes import Probe
@@ -39,7 +39,7 @@ class PassState:
         """The state before the first batch."""
         return cls([torch.zeros(len(probe.weight), dtype=torch.float64) for probe in probes], probes, sampler)
 
-    def merge_ranks(self, share: Share) -> None:
+    def merge_ranks(self, share: RankBatches) -> None:
         """Sum up over all ranks: each then has the state of a single rank after all batches, but for rounding.
 
         Raises DistributedError where a rank was lost, or the loaders of the ranks differ.

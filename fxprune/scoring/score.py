@@ -12,7 +12,7 @@ from torch import nn
 
 from fxprune.caller.arguments import check
 from fxprune.caller.batches import Classes, Unpack
-from fxprune.caller.isolation import device_of, placed, precise, seeded
+from fxprune.caller.isolation import device_of, full_float32, on_device, seeded
 from fxprune.caller.ranks import check_same, rank_and_size
 from fxprune.caller.tensors import fingerprint
 from fxprune.coupling.collector import Exclude
@@ -109,7 +109,7 @@ def score(
         int, (samples_per_class, projections, sample_memory, seed)
     )
     options: dict[str, Any] = {"inexact": inexact, "head_dim": head_dim}
-    with stage("scoring"), seeded(seed), precise():
+    with stage("scoring"), seeded(seed), full_float32():
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         graph: Any = part_of(whole, submodule)
         if rank_and_size()[1] > 1:
@@ -123,7 +123,7 @@ def score(
             "max_classes": max_classes and int(max_classes), "sample_memory": sample_memory, "compares": compares,
         }  # fmt: skip
         place = torch.device(device) if device is not None else device_of(graph)
-        with placed(place, graph):
+        with on_device(place, graph):
             scoring = ScoringPass.through(
                 whole, submodule, name_of(model, submodule), coupling, sampler, loader,
                 loss=loss, unpack=unpack, run=run, device=place, most=max_samples,

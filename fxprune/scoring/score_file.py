@@ -14,7 +14,7 @@ from fxprune.caller.arguments import is_whole
 from fxprune.caller.arrays import BROKEN, Index, Scalars, read, write
 from fxprune.caller.example import check_example
 from fxprune.caller.files import regular
-from fxprune.caller.typed_json import restored
+from fxprune.caller.typed_json import from_plain
 from fxprune.coupling.groups import Key, Site
 from fxprune.errors import PlanError
 from fxprune.planning.costs import Costs
@@ -100,16 +100,16 @@ def read_scores(path: str | PathLike[str]) -> dict[str, Any]:
 def _fields(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `ScoreData` from a file's header and arrays."""
     hints = get_type_hints(ScoreData)
-    fields = {name: restored(hints[name], header[name], name) for name in _IN_HEADER}
+    fields = {name: from_plain(hints[name], header[name], name) for name in _IN_HEADER}
     costs, times = header["costs"], header["times"]
     if costs:
-        inexact = restored(tuple[str, ...], costs["inexact"], "costs.inexact")
-        costs = Costs.of_arrays(_part(arrays, "costs"), restored(int, costs["samples"], "costs.samples"), inexact)
+        inexact = from_plain(tuple[str, ...], costs["inexact"], "costs.inexact")
+        costs = Costs.of_arrays(_part(arrays, "costs"), from_plain(int, costs["samples"], "costs.samples"), inexact)
     if times:
-        rest, device = restored(float, times["rest"], "times.rest"), restored(str, times["device"], "times.device")
+        rest, device = from_plain(float, times["rest"], "times.rest"), from_plain(str, times["device"], "times.device")
         times = Latency.of_arrays(_part(arrays, "times"), rest, device)
-    names = restored(tuple[str, ...], header["sites"], "sites")
-    edges = restored(tuple[tuple[str, str], ...], header["moments"], "moments")
+    names = from_plain(tuple[str, ...], header["sites"], "sites")
+    edges = from_plain(tuple[tuple[str, str], ...], header["moments"], "moments")
     return fields | {
         "propose": arrays["propose"], "protect": arrays["protect"], "channels": arrays.get("channels"),
         "sites": tuple(Site(name, arrays[f"site{i}"]) for i, name in enumerate(names)),

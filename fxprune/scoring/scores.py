@@ -23,7 +23,7 @@ from fxprune.errors import FxpruneWarning, PlanError
 from fxprune.planning.allocation import EVEN, Allocate, Allocation, levels
 from fxprune.planning.budgets import Cost, given, meet, remedies
 from fxprune.planning.costs import costs_of
-from fxprune.planning.plan import Budget, Plan, coupling_of, plan_of
+from fxprune.planning.plan import Budget, Plan, coupling_of
 from fxprune.scoring.node_times import measure
 from fxprune.scoring.score_file import ScoreData, read_scores, write_scores
 from fxprune.tracing.capture import capture_around, captured
@@ -81,13 +81,16 @@ class Scores(ScoreData):
         check(Scores.plan, locals())
         kind, value = given(alpha=alpha, params=params, macs=macs, latency=latency) or ("alpha", 0.05)
         allocation = self.allocation(allocate, min_keep=min_keep, round_to=round_to, per=kind)
+        level: float | None = value
         if kind == "alpha":
-            plan = plan_of(self.sites, allocation.keep(value + EVEN), self.example, value, self.frozen, self.settings)
+            kept, budget = allocation.keep(value + EVEN), None
         else:
             found = meet(allocation, self._cost(kind), value, kind, remedies(allocate, allocation, self.settings))
-            budget = Budget(kind, value, found.achieved)
-            plan = plan_of(self.sites, found.keep, self.example, found.level, self.frozen, self.settings, budget)
-        return replace(plan, allocate=allocate if isinstance(allocate, str) else None)
+            kept, level, budget = found.keep, found.level, Budget(kind, value, found.achieved)
+        padded, name = np.append(kept, True), allocate if isinstance(allocate, str) else None
+        keep = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in self.sites}
+        widths = {site.name: site.width for site in self.sites}
+        return Plan(keep, widths, self.example, level, self.frozen, self.settings, budget, name)
 
     def with_latency(self, model: nn.Module, example: Any = None, *, repeats: int = 20) -> Scores:
         """These scores, with a table of the times of the model's nodes for `plan(latency=...)`.

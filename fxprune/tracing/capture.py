@@ -11,12 +11,12 @@ from typing import Any, cast
 from torch import nn
 
 from fxprune.caller.arguments import CHECKS, check, chosen, wanted
-from fxprune.caller.computed_weights import computed, warn_of
+from fxprune.caller.computed_weights import computed_tensors, warn_of_computed
 from fxprune.caller.example import plain, to_json
 from fxprune.caller.isolation import applied, device_of, kept_buffers, undisturbed
 from fxprune.caller.meta import META, lacking_numbers, to_home
 from fxprune.caller.source_lines import line_of
-from fxprune.errors import CaptureError, first_line, is_of_memory, stage
+from fxprune.errors import CaptureError, first_line, is_out_of_memory, stage
 from fxprune.rules.arguments import spell
 from fxprune.tracing import hooks, symbolic, values
 from fxprune.tracing.attention import lower
@@ -98,7 +98,7 @@ def capture(
     options: dict[str, Any] = {"concrete_args": concrete, "leaves": listed(leaves)}
     failures: dict[str, CaptureError] = {}
     with stage("capturing"), undisturbed():
-        warn_of(model, computed(model))
+        warn_of_computed(model, computed_tensors(model))
         check_names(model)
         numbers = lacking_numbers(model) is None
         example = to_home(example, device_of(model) if numbers else META)
@@ -190,7 +190,7 @@ def _captured(
         try:
             graph = RUNGS[rung](own, example, **options)
         except Exception as error:
-            if is_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             what = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
             raise CaptureError(f"{what}{first_line(error)} (at {line_of(error)})") from error

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import as_call, batch_length, check_dense, trim
-from fxprune.errors import CaptureError, told
+from fxprune.errors import CaptureError, error_text
 from fxprune.tracing.graph import ModelGraph, OwnSource
 
 Entry = str | type[nn.Module]
@@ -100,7 +100,8 @@ def first_running(model: nn.Module, batches: Iterable[Any], run: Callable[[Any],
 def does_not_run(model: nn.Module, failure: Exception | None) -> CaptureError:
     """The error of a model that fails on the example."""
     return CaptureError(
-        f"{type(model).__name__} does not run on the example ({told(failure)}): give one batch as its forward takes it"
+        f"{type(model).__name__} does not run on the example ({error_text(failure)}): "
+        "give one batch as its forward takes it"
     )
 
 

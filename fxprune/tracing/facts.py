@@ -16,7 +16,7 @@ from fxprune.caller.batches import sample_count
 from fxprune.caller.example import TensorSpec, as_call, plain, spec_of
 from fxprune.caller.isolation import evaluating, in_eval_mode
 from fxprune.caller.meta import CPU, META
-from fxprune.caller.meta_calls import PLACES, method, mixed, shape_only, weightless
+from fxprune.caller.meta_calls import PLACES, call_on_meta, method, shape_only, weightless
 from fxprune.errors import first_line
 from fxprune.tracing.flops import counting
 from fxprune.tracing.layer_shapes import shape_of_layer, shape_of_sum
@@ -121,12 +121,12 @@ class _Recorder(fx.Interpreter):
         return None
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return mixed(method(target) if isinstance(target, str) else target, args, kwargs, CPU)
+        return call_on_meta(method(target) if isinstance(target, str) else target, args, kwargs, CPU)
 
     call_method = call_function
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return mixed(self.fetch_attr(target), args, kwargs, CPU)
+        return call_on_meta(self.fetch_attr(target), args, kwargs, CPU)
 
 
 def placeholder_values(graph: fx.GraphModule, example: Any) -> list[Any]:

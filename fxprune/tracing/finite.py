@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import opened
+from fxprune.caller.example import as_fields
 from fxprune.caller.isolation import evaluating
 
 
@@ -59,4 +59,4 @@ def all_finite(value: Any) -> bool:
 
 
 def _floats(value: Any) -> list[Tensor]:
-    return [t for t in pytree.tree_leaves(opened(value)) if isinstance(t, Tensor) and t.is_floating_point()]
+    return [t for t in pytree.tree_leaves(as_fields(value)) if isinstance(t, Tensor) and t.is_floating_point()]

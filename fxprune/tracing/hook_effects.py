@@ -18,8 +18,8 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import as_call, opened
-from fxprune.caller.functions import works_with
+from fxprune.caller.example import as_call, as_fields
+from fxprune.caller.functions import values_used_by
 from fxprune.caller.isolation import seeded
 from fxprune.caller.meta import lacking_numbers
 from fxprune.caller.meta_calls import shape_only
@@ -144,11 +144,11 @@ def _may_return(function: Any) -> bool:
     return None in values and any(value is not None for value in values)
 
 
-_LITERALS = (ast.Constant, ast.Dict, ast.List, ast.Set, ast.DictComp, ast.ListComp)
+_LITERALS = (ast.Constant, ast.Dict, ast.List, ast.Set, ast.DictComp)
 
 
 def _may_write(function: Any) -> bool:
-    """Whether a function has a way through it that works in place on what it is given, on which one run need not go."""
+    """Whether a function may change its arguments in place on a path that one run need not take."""
     code = code_of(function)
     if code is None or not any(
         "JUMP" in call.opname or "FOR_ITER" in call.opname for call in dis.get_instructions(code)
@@ -163,8 +163,7 @@ def _may_write(function: Any) -> bool:
     made = {
         target.id
         for node in ast.walk(tree)
-        if isinstance(node, ast.Assign)
-        and isinstance(node.value, (ast.Constant, ast.Dict, ast.List, ast.Set, ast.DictComp))
+        if isinstance(node, ast.Assign) and isinstance(node.value, _LITERALS)
         for target in node.targets
         if isinstance(target, ast.Name)
     }
@@ -207,7 +206,7 @@ def _outputs(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> Any
     copied = torch.clone if lacking_numbers(model) is None else shape_only
     args, kwargs = as_call(pytree.tree_map_only(Tensor, copied, example))
     with seeded(0), torch.no_grad():
-        return opened(model(*args, **kwargs, **concrete))
+        return as_fields(model(*args, **kwargs, **concrete))
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -236,7 +235,7 @@ def _foreign(model: nn.Module, own: nn.Module) -> dict[int, str]:
     found = {id(t): f"{name} of the {type(model).__name__} itself" for name, t in _tensors(model) if id(t) not in ours}
     functions = [module.forward for module in model.modules() if has_own_forward(module)]
     functions += [getattr(model.get_submodule(path), store)[key] for path, store, key in hooks_of(model)]
-    for name, value in (item for function in functions for item in works_with(function).items()):
+    for name, value in (item for function in functions for item in values_used_by(function).items()):
         if isinstance(value, (list, dict)):
             found |= {id(leaf): f"a tensor in {name}" for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)}
     return found

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_internals
 
 from fxprune.caller.computed_weights import make_permanent
-from fxprune.caller.isolation import FORWARD_HOOKS, HOOKS, applied, isolated_copy, restored
+from fxprune.caller.isolation import FORWARD_HOOKS, HOOKS, applied, attributes_restored, isolated_copy
 from fxprune.caller.overrides import changed
 from fxprune.errors import CaptureError
 from fxprune.tracing.checks import Entry, is_named
@@ -92,7 +92,7 @@ def layer_within_hooks(layer: nn.Module, node: Callable[..., Any]) -> Iterator[N
     def forward(*args: Any, **kwargs: Any) -> Any:
         if holds_others(layer, held) or len(held_by(layer)) > len(held):
             return type(layer).forward(layer, *args, **kwargs)
-        with restored(layer):
+        with attributes_restored(layer):
             remove_hooks(layer)
             return node(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""What tracing leaves outside of the copy that it traces: on classes of modules, and in what their code names."""
+"""Classes and variables outside of a traced model, cleared of the symbols that its forward leaves there."""
 
 from __future__ import annotations
 

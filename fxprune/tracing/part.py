@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.arguments import check_value
-from fxprune.caller.batches import Unpack, batch_to_device, batches, fitted
+from fxprune.caller.batches import Unpack, batch_to_device, batches, model_inputs
 from fxprune.caller.example import as_call, to_device
 from fxprune.caller.isolation import applied, device_of, isolated_copy, seeded, undisturbed
 from fxprune.caller.meta import need_numbers
-from fxprune.errors import CalibrationError, CaptureError, FxpruneError, stage, told
+from fxprune.errors import CalibrationError, CaptureError, FxpruneError, error_text, stage
 from fxprune.tracing.capture import capture_around
 from fxprune.tracing.checks import Leaves, check_bare
 from fxprune.tracing.graph import is_captured
@@ -95,7 +95,7 @@ class _SeenError(Exception):
 def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | None) -> Any:
     """The inputs of the first call of the part at `path`, when a copy of `model` runs on a batch in eval mode."""
     if not path and not run:
-        return to_device(fitted(batch[0], list(inspect.signature(model.forward).parameters)), device_of(model))
+        return to_device(model_inputs(batch[0], list(inspect.signature(model.forward).parameters)), device_of(model))
     calls: list[tuple[Any, Any]] = []
 
     def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -112,7 +112,7 @@ def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | N
         except Exception as error:
             if not calls:
                 raise CaptureError(
-                    f"{type(model).__name__} fails on the loader's first batch ({told(error)}) "
+                    f"{type(model).__name__} fails on the loader's first batch ({error_text(error)}) "
                     f"before it calls {name_of(model, path)}: "
                     "pass unpack= to say what its inputs are, or run= to say how it is run"
                 ) from error
@@ -129,7 +129,7 @@ def call_whole(model: nn.Module, inputs: Any, targets: Any, *, run: Run | None) 
     inputs, targets = pytree.tree_map_only(Tensor, torch.clone, (inputs, targets))
     if run:
         return run(model, inputs, targets)
-    args, kwargs = as_call(fitted(inputs, list(inspect.signature(model.forward).parameters)))
+    args, kwargs = as_call(model_inputs(inputs, list(inspect.signature(model.forward).parameters)))
     return model(*args, **kwargs)
 
 

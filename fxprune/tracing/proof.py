@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import math
 import random
-import re
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,20 +18,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import another, as_call, batch_length, check_dense, opened, trim
-from fxprune.caller.isolation import evaluating, kept_buffers, precise, restored, seeded
-from fxprune.caller.meta import has_numbers
-from fxprune.caller.source_lines import is_users
-from fxprune.errors import CaptureError, FxpruneWarning, is_of_memory, told
+from fxprune.caller.example import as_call, as_fields, batch_length, check_dense, trim, varied_batch
+from fxprune.caller.isolation import attributes_restored, evaluating, full_float32, kept_buffers, seeded
+from fxprune.errors import CaptureError, FxpruneWarning, error_text, is_out_of_memory
+from fxprune.tracing.agreement import agree, check_comparable, difference, same_value
 from fxprune.tracing.checks import cuts, first_running, signature_of
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.graph import ModelGraph, captured_of, plain_attributes
 from fxprune.tracing.hooks import hooks_in_words, hooks_of, plain_copy
+from fxprune.tracing.likely_reasons import likely_reasons
 
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _CONTAINERS, _OF_MODULES = (list, dict, set, deque), vars(nn.Module()).keys()
-_PLAIN = (bool, int, float, str, type(None))
-_FILLS, _FAR = 2, 100.0  # constants beside the numbers of an output, such as those of a mask, and how far off
 _SEED = 20_231  # none that a forward is traced with: what it draws must not be a constant of the graph
 
 
@@ -43,7 +38,7 @@ class DisagreementError(CaptureError):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A batch, what the model gives on it, and whether gradients were recorded."""
+    """A batch, the model's output on it, and whether gradients were recorded."""
 
     batch: Any
     output: Any
@@ -52,12 +47,12 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """What the caller's model gives in eval mode, on the example and on other batches.
+    """The outputs of the caller's model in eval mode, on the example and on other batches.
 
     The first trial is two samples of the example, or all; then come another batch, the whole example, and one sample of
     it, each where the model takes it. `whole` is the example as it was given. `random` names the generators that a
-    forward draws from. `changed` are the names of the buffers and attributes that it leaves with another value;
-    `stateful` says that what it gives on the second batch depends on whether it saw the first.
+    forward draws from, `changed` the buffers and attributes whose values it changes; `stateful` says that its output on
+    the second batch depends on whether it saw the first.
     """
 
     model: nn.Module
@@ -76,19 +71,19 @@ class Reference:
         """
         own, drawn = plain_copy(model), set[str]()
         before = _state(own)
-        with restored(own), kept_buffers(own):
+        with attributes_restored(own), kept_buffers(own):
             batch, output = first_run(own, example, concrete)
             check_dense(output, f"the output of {type(model).__name__}", CaptureError, strided=True, meta=True)
-            _check_comparable(output)
-            changed = tuple(name for name, value in _state(own).items() if not _same(value, before.get(name)))
+            check_comparable(output)
+            changed = tuple(name for name, value in _state(own).items() if not same_value(value, before.get(name)))
             later = list(_second_trial(own, batch, other, concrete, drawn))
         sized: list[Trial] = []
         for sizes in _other_sizes(example, batch):
-            with restored(own), kept_buffers(own):
+            with attributes_restored(own), kept_buffers(own):
                 sized += _tried(own, sizes, concrete, grads=(False,))
         trials = [Trial(batch, output, grad=False), *_second_trial(own, batch, other, concrete), *sized]
         stateful = [trial.output for trial in later], [trial.output for trial in trials[1 : 1 + len(later)]]
-        return cls(model, concrete, example, trials, frozenset(drawn), changed, not _agree(*stateful))
+        return cls(model, concrete, example, trials, frozenset(drawn), changed, not agree(*stateful))
 
     @property
     def example(self) -> Any:
@@ -96,7 +91,7 @@ class Reference:
         return self.trials[0].batch
 
     def warn(self) -> None:
-        """Say what a graph holds otherwise than the model: draws of random numbers, and what a forward changes."""
+        """Warn where a graph differs from its model: in random numbers, and in what a forward changes."""
         name = type(self.model).__name__
         if "torch" in self.random:
             _say(
@@ -118,16 +113,16 @@ class Reference:
         for trial in self.trials:
             rows = _rows(trial.batch)
             try:
-                with evaluating(graph), restored(graph):
+                with evaluating(graph), attributes_restored(graph):
                     values = placeholder_values(graph, trial.batch)
                     found = _run(graph.forward, values, {}, grad=trial.grad)
             except Exception as error:
                 raise DisagreementError(
-                    f"its graph fails on {rows}, on which the model runs ({told(error)})"
+                    f"its graph fails on {rows}, on which the model runs ({error_text(error)})"
                 ) from error
-            if not _agree(trial.output, found):
+            if not agree(trial.output, found):
                 raise DisagreementError(
-                    f"its graph gives other outputs than the model on {rows} ({_difference(trial.output, found)}), "
+                    f"its graph gives other outputs than the model on {rows} ({difference(trial.output, found)}), "
                     f"first {self._place(graph, trial)}"
                 )
 
@@ -135,17 +130,17 @@ class Reference:
         """Add a batch of one sample more than the example, for graphs made by a decision on the number of samples."""
         samples = batch_length(self.whole) + 1
         if samples not in {batch_length(trial.batch) for trial in self.trials}:
-            self.trials.extend(_tried(plain_copy(self.model), another(self.whole, samples), self.concrete))
+            self.trials.extend(_tried(plain_copy(self.model), varied_batch(self.whole, samples), self.concrete))
 
     def reason(self) -> str:
-        """What the graphs are likely to differ by, in words."""
+        """The likely reason why the graphs differ, in words."""
         if self.random:
             return "it draws random numbers that a graph does not hold: draw with torch, from its own generator"
         first = self.trials[0]
         for trial in _tried(plain_copy(self.model), first.batch, self.concrete):
-            if trial.grad and not _agree(first.output, trial.output):
+            if trial.grad and not agree(first.output, trial.output):
                 return "it decides by whether gradients are recorded: give the decision an argument of its own"
-        return next(_signs(self.model), "a size or a value of the example is a constant in the graph")
+        return next(likely_reasons(self.model), "a size or a value of the example is a constant in the graph")
 
     def _place(self, graph: ModelGraph, trial: Trial) -> str:
         """Where a graph first differs from the model, in words."""
@@ -153,14 +148,14 @@ class Reference:
             calls, found = self._calls(trial), _calls_of(graph, trial)
             for path, inputs, output in calls:
                 for given, gives in found.get(path, [])[:1]:
-                    if not _agree(inputs, given):
+                    if not agree(inputs, given):
                         return f"in what {path.rpartition('.')[0] or type(self.model).__name__} hands to {path}"
-                    if not _agree(output, gives):
+                    if not agree(output, gives):
                         return f"in the output of {path}"
         except Exception as error:
-            if is_of_memory(error):
+            if is_out_of_memory(error):
                 raise
-            return f"at an unknown place, because a run that watches the layers fails ({told(error)})"
+            return f"at an unknown place, because a run that watches the layers fails ({error_text(error)})"
         return f"in what {type(self.model).__name__} does with the outputs of its layers"
 
     def _calls(self, trial: Trial) -> list[tuple[str, Any, Any]]:
@@ -176,7 +171,7 @@ class Reference:
 
 def _calls_of(graph: ModelGraph, trial: Trial) -> dict[str, list[tuple[Any, Any]]]:
     """The inputs and outputs of the modules that a graph calls, when it runs on a batch, by their paths."""
-    with evaluating(graph), restored(graph):
+    with evaluating(graph), attributes_restored(graph):
         recorder = _CallRecorder(graph)
         _run(recorder.run, placeholder_values(graph, trial.batch), {}, grad=trial.grad)
     return recorder.calls
@@ -218,7 +213,7 @@ def _second_trial(
     own: nn.Module, batch: Any, other: Any, concrete: Mapping[str, Any], drawn: set[str] | None = None
 ) -> Iterator[Trial]:
     """Another batch, of another number of samples where the model takes one; none where it takes no other batch."""
-    made = (another(batch, batch_length(batch) + 1), another(batch, batch_length(batch)))
+    made = (varied_batch(batch, batch_length(batch) + 1), varied_batch(batch, batch_length(batch)))
     given = () if other is None else (trim(other, samples=3), other)
     tried = chain.from_iterable(_tried(own, batch, concrete, drawn) for batch in (*given, *made))
     yield from islice(tried, 1)
@@ -238,7 +233,7 @@ def _tried(
     drawn: set[str] | None = None,
     grads: Sequence[bool] = (True, False),
 ) -> Iterator[Trial]:
-    """What a model gives on a batch, with gradients recorded where it takes that; nothing where it does not run."""
+    """A model's output on a batch, with gradients recorded if possible; nothing where it does not run."""
     for grad in grads:
         try:
             output = _call(own, batch, concrete, grad=grad, drawn=drawn)
@@ -269,12 +264,12 @@ def _run(function: Any, args: Any, kwargs: Any, *, grad: bool, drawn: set[str] |
     torch's fast path through transformer layers, which gives zeros where samples are padded, is not taken.
     """
     mha: Any = torch.backends.mha
-    with seeded(_SEED), precise(), torch.set_grad_enabled(grad), warnings.catch_warnings(), ExitStack() as stack:
+    with seeded(_SEED), full_float32(), torch.set_grad_enabled(grad), warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")
         stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
         mha.set_fastpath_enabled(False)
         before = _generators()
-        output = pytree.tree_map_only(Tensor, torch.detach, opened(function(*args, **kwargs)))
+        output = pytree.tree_map_only(Tensor, torch.detach, as_fields(function(*args, **kwargs)))
         if drawn is not None:
             drawn |= {name for name, state in _generators().items() if state != before[name]}
         return output
@@ -293,7 +288,7 @@ def _rows(batch: Any) -> str:
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
-    """What a forward may change, by name: buffers, plain attributes, and how many entries containers have."""
+    """All that a forward may change, by name: buffers, numbers, and the lengths of containers."""
     state: dict[str, Any] = {name: buffer.clone() for name, buffer in model.named_buffers()}
     for path, module in model.named_modules():
         numbers = {name: value for name, value in plain_attributes(module).items() if isinstance(value, (int, float))}
@@ -305,112 +300,3 @@ def _state(model: nn.Module) -> dict[str, Any]:
 
 def _say(what: str) -> None:
     warnings.warn(what, FxpruneWarning, stacklevel=5)
-
-
-# -- comparing ---------------------------------------------------------------------------------------------------------
-
-
-def _agree(wanted: Any, found: Any) -> bool:
-    """Whether two nested outputs hold the same, floats up to rounding."""
-    return _difference(wanted, found) is None
-
-
-def _difference(wanted: Any, found: Any) -> str | None:
-    """What two nested outputs differ by, in words, or None."""
-    a, b = pytree.tree_leaves(opened(wanted)), pytree.tree_leaves(opened(found))
-    if len(a) != len(b):
-        return f"it gives {len(b)} values, the model {len(a)}"
-    return next((text for one, other in zip(a, b, strict=True) if (text := _leaf_difference(one, other))), None)
-
-
-def _check_comparable(output: Any) -> None:
-    """Raise CaptureError where an output holds tensors inside something that cannot be opened."""
-    for leaf in pytree.tree_leaves(opened(output)):
-        held = leaf if isinstance(leaf, (set, frozenset)) else getattr(leaf, "__dict__", {}).values()
-        if not isinstance(leaf, (Tensor, type)) and any(isinstance(value, Tensor) for value in held):
-            raise CaptureError(
-                f"its output holds a {type(leaf).__name__}, which cannot be compared: "
-                "return tensors, lists, tuples, dicts or dataclasses"
-            )
-
-
-def _leaf_difference(a: Any, b: Any) -> str | None:
-    if type(a) is not type(b) and not (isinstance(a, _PLAIN) and isinstance(b, _PLAIN)) and not isinstance(a, Tensor):
-        return f"it gives a {type(b).__name__}, the model a {type(a).__name__}"
-    if not isinstance(a, Tensor):
-        return None if _same(a, b) else f"it gives {b!r:.40}, the model {a!r:.40}"
-    if not isinstance(b, Tensor):
-        return f"it gives a {type(b).__name__}, the model a tensor"
-    if not has_numbers(b):
-        return "it gives a tensor without numbers"
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return f"it gives {tuple(b.shape)} of {b.dtype}, the model {tuple(a.shape)} of {a.dtype}"
-    if not a.is_floating_point() and not a.is_complex():
-        return None if torch.equal(a, b.to(a.device)) else "in integers"
-    error = apart(a, b.to(a.device))
-    return None if error <= TOLERANCES.get(a.dtype, 1e-4) else f"by {error:.2g} of their scale"
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two values that are no outputs are the same; what does not say so plainly is taken to be."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b.to(a.device)))
-    return type(a) not in _PLAIN or type(b) not in _PLAIN or a == b or (a != a and b != b)
-
-
-def apart(wanted: Tensor, found: Tensor) -> float:
-    """The largest difference in shares of the largest finite entry; what is not finite has to be the same in both.
-
-    Up to two values that tensors are filled with, equal in both and more than 100 times all others, set no scale.
-    """
-    if not wanted.numel():
-        return 0.0
-    if wanted.is_complex():
-        return max(apart(wanted.real, found.real), apart(wanted.imag, found.imag))
-    finite = wanted.isfinite()
-    same = (wanted == found) | (wanted.isnan() & found.isnan())
-    if bool((~finite & ~same).any()):
-        return math.inf
-    scale = _scale(wanted[finite].abs(), same[finite]) if bool(finite.any()) else 1.0
-    error = float(torch.where(same, 0.0, (wanted - found).abs()).max()) / scale
-    return math.inf if math.isnan(error) else error
-
-
-def _scale(sizes: Tensor, same: Tensor) -> float:
-    """The largest of these magnitudes without up to two constants, equal in both, such as -1e9 where a mask is."""
-    tiny = torch.finfo(sizes.dtype).tiny
-    for _ in range(_FILLS):
-        rest = sizes < sizes.max()
-        largest_rest = float(sizes[rest].max()) if bool(rest.any()) else 0.0
-        if largest_rest <= tiny or not bool(same[~rest].all()) or float(sizes.max()) <= _FAR * largest_rest:
-            break
-        sizes, same = sizes[rest], same[rest]
-    return max(float(sizes.max()), tiny)
-
-
-# -- what a forward does that a graph may not hold ---------------------------------------------------------------------
-
-_SIGNS = (
-    (r"\btype\(|\.__class__\b", "asks for the exact type of a value; ask with isinstance"),
-    (r"\bnp\.|numpy\.|\.numpy\(", "computes with NumPy, which no graph holds; use torch's functions"),
-    (r"vmap|torch\.func|functorch|\bjit\.", "calls a function that torch.fx cannot look into; write it with tensors"),
-    (r"is_tracing|is_compiling|is_exporting|is_scripting", "asks whether it is traced"),
-    (r"\bcallable\(|\bhasattr\(|\bgetattr\(", "asks what a value can do; ask with isinstance"),
-    (r"\bexcept\b", "catches errors; decide before, by a size or an argument"),
-    (r"\.item\(|\.tolist\(|\bfloat\(|\bint\(", "makes a Python number of a value, which the graph then holds fixed"),
-    (r"^(if|while|elif)\b|\bif\b.*\belse\b", "decides by something that its graph holds fixed"),
-)
-
-
-def _signs(model: nn.Module) -> Iterator[str]:
-    """What the user's classes do that a graph may not hold, the likeliest first, with the lines."""
-    lines = []
-    for kind in dict.fromkeys(type(module) for module in model.modules()):
-        try:
-            filename, (source, start) = inspect.getsourcefile(kind), inspect.getsourcelines(kind)
-        except (OSError, TypeError):
-            continue
-        if filename is not None and is_users(filename):
-            lines += [(line.partition("#")[0].strip(), f"{filename}:{start + at}") for at, line in enumerate(source)]
-    for pattern, what in _SIGNS:
-        yield from (f"the forward {what} ({where}: {line})" for line, where in lines if re.search(pattern, line))

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.caller.example import _bytes, from_json
+from fxprune.caller.example import example_bytes, from_json
 from fxprune.caller.isolation import device_of
 from fxprune.caller.meta import home_of
-from fxprune.caller.typed_json import restored
-from fxprune.errors import PlanError, first_line, is_of_memory
+from fxprune.caller.typed_json import from_plain
+from fxprune.errors import PlanError, first_line, is_out_of_memory
 from fxprune.tracing.graph import ModelGraph, captured_of
 
 FREE = 32 << 20  # bytes that the example of any model may have, beside as many as the model itself has
@@ -32,9 +32,9 @@ def settings_of(graph: ModelGraph) -> dict[str, Any]:
 
 def check_settings(settings: Any) -> None:
     """Raise TypeError where settings are no mapping, or one has another type than it should."""
-    restored(Mapping[str, Any], settings, "settings")  # type: ignore[type-abstract]
+    from_plain(Mapping[str, Any], settings, "settings")  # type: ignore[type-abstract]
     for name, value in settings.items():
-        restored(SETTINGS.get(name, Any), value, f"settings.{name}")
+        from_plain(SETTINGS.get(name, Any), value, f"settings.{name}")
 
 
 def example_for(model: nn.Module, description: Any) -> Any:
@@ -43,7 +43,7 @@ def example_for(model: nn.Module, description: Any) -> Any:
     Raises PlanError where it is out of proportion to the model, or of a dtype that cannot be made.
     """
     try:
-        size = _bytes(description, 0)
+        size = example_bytes(description, 0)
     except (KeyError, TypeError, ValueError) as error:
         raise PlanError(f"the plan's example cannot be made: {error}") from error
     limit = FREE + sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
@@ -56,6 +56,6 @@ def example_for(model: nn.Module, description: Any) -> Any:
     try:
         return from_json(description, device=home_of(device_of(model)))
     except (RuntimeError, TypeError) as error:
-        if is_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise PlanError(f"the plan's example cannot be made ({first_line(error)}): score the model again") from error

@@ -100,7 +100,7 @@ class SymbolicTracer(fx.Tracer):
         return node
 
     def _check_written(self, target: Any, args: Any, kwargs: Any) -> None:
-        """Refuse calls that write into a parameter, or into a tensor that Python holds itself and may ask."""
+        """Refuse calls that write into a parameter, or into a tensor that the forward made without symbols."""
         for node in written(target, args, kwargs):
             base = viewed(node)
             if base.op != "get_attr":

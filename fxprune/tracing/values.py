@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import batch_length
 from fxprune.caller.meta import CPU, META, has_numbers
-from fxprune.caller.meta_calls import method, mixed
+from fxprune.caller.meta_calls import call_on_meta, method
 from fxprune.caller.source_lines import deciding_line, users_frame
 from fxprune.errors import FxpruneWarning
 from fxprune.tracing import symbolic
@@ -68,7 +68,7 @@ fx.node.has_side_effect(operator.setitem)  # an assignment to slots is no dead c
 class ValueTracer(symbolic.SymbolicTracer):
     """Runs every node that it makes on the example, in the order of the program.
 
-    `values` are those of the nodes. `informed` are the nodes whose values depend on those of the inputs, not only on
+    `values` are those of the nodes. `dependent` are the nodes whose values depend on those of the inputs, not only on
     their sizes, and `sized` those whose sizes do, too. `branches` are the lines that decide by such values, and
     `decisions` the numbers and truths that Python was given of them, in order. `counts` are numbers that follow from
     the number of samples; `by_batch` says whether Python decides by one. `given` names nested inputs and their entries.
@@ -79,7 +79,7 @@ class ValueTracer(symbolic.SymbolicTracer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.values: dict[fx.Node, Any] = {}
-        self.informed: set[fx.Node] = set()
+        self.dependent: set[fx.Node] = set()
         self.sized: set[fx.Node] = set()
         self.stored: dict[int, list[fx.Node]] = {}  # the nodes whose tensors share a storage
         self.branches: dict[str, None] = {}
@@ -115,7 +115,7 @@ class ValueTracer(symbolic.SymbolicTracer):
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
         if kind != "output":
             self.values[node] = self._run(node)
-            self._inform(node)
+            self._note_dependence(node)
             self._count(node)
             self._name_given(node)
         return node
@@ -124,7 +124,7 @@ class ValueTracer(symbolic.SymbolicTracer):
         value = self.values[node]
         if node.op != "placeholder" and isinstance(value, (str, type(None))):
             self._guard(node, value)
-        if is_plain(value) and not (isinstance(value, bool) and node in self.informed):
+        if is_plain(value) and not (isinstance(value, bool) and node in self.dependent):
             return value
         return proxy_of(node, self, value)
 
@@ -157,14 +157,14 @@ class ValueTracer(symbolic.SymbolicTracer):
                     found = operator.attrgetter(target)(self.root)
                     return found.clone() if type(found) is Tensor else found
                 function = self.root.get_submodule(target) if node.op == "call_module" else target
-                return mixed(method(target) if node.op == "call_method" else function, args, kwargs, CPU)
+                return call_on_meta(method(target) if node.op == "call_method" else function, args, kwargs, CPU)
         finally:
             self.running = False
 
     # -- nested inputs ---------------------------------------------------------------------------------------------
 
     def _name_given(self, node: fx.Node) -> None:
-        """Name nested inputs, and what is taken from them."""
+        """Name nested inputs and their entries."""
         inside = self.given.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         if node.op == "placeholder" and isinstance(self.values[node], (list, tuple, Mapping)):
             self.given[node] = str(node.target)
@@ -174,35 +174,35 @@ class ValueTracer(symbolic.SymbolicTracer):
             self.given[node] = f"{inside}.{node.args[1]}"
 
     def _guard(self, node: fx.Node, value: Any, what: str = "{}") -> None:
-        """Check in the graph that what a nested input holds is what Python was given of it."""
+        """Check in the graph that an entry of a nested input, or its length, is the one that Python was given."""
         if node in self.given and node not in self.guarded:
             self.guarded.add(node)
             self.create_node("call_function", must_be, (node, value, what.format(self.given[node])), {})
 
     # -- what depends on values ------------------------------------------------------------------------------------
 
-    def _inform(self, node: fx.Node) -> None:
+    def _note_dependence(self, node: fx.Node) -> None:
         """Note whether the value of a node, and its sizes, depend on the values of the inputs."""
         name = str(node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target))
         for tensor in _tensors(self.values[node]):
             if has_numbers(tensor) and tensor.layout is torch.strided:
                 self.stored.setdefault(tensor.untyped_storage().data_ptr(), []).append(node)
-        if self._has_told_sizes(node, name):
+        if self._has_dependent_sizes(node, name):
             self.sized.add(node)
         into = list(written(node.target, node.args, node.kwargs))
         if into and into[0] is node.all_input_nodes[0]:
             self._forget(node)
-        read = self.sized if name in _SIZES else self.informed
+        read = self.sized if name in _SIZES else self.dependent
         known = name in _ABOUT_SIZES and name not in _SIZES
         if node.op != "placeholder" and (known or not read.intersection(node.all_input_nodes)):
             return
-        self.informed.add(node)
-        self.informed.update(into)
+        self.dependent.add(node)
+        self.dependent.update(into)
         for tensor in (tensor for other in into for tensor in _tensors(self.values[other])):
             if has_numbers(tensor) and tensor.layout is torch.strided:
-                self.informed.update(self.stored.get(tensor.untyped_storage().data_ptr(), ()))
+                self.dependent.update(self.stored.get(tensor.untyped_storage().data_ptr(), ()))
 
-    def _has_told_sizes(self, node: fx.Node, name: str) -> bool:
+    def _has_dependent_sizes(self, node: fx.Node, name: str) -> bool:
         """Whether the sizes of a node's tensors, or its length, depend on the values of the inputs."""
         read, value = node.all_input_nodes, self.values[node]
         tensors = [tensor for tensor in _tensors(value) if tensor.ndim]
@@ -210,19 +210,19 @@ class ValueTracer(symbolic.SymbolicTracer):
             return False
         if self.sized.intersection(read[:1] if name.rstrip("_") in _SIZED_AS_FIRST else read):
             return True
-        told = [other for other in read if other in self.informed]
+        dependent = [other for other in read if other in self.dependent]
         if name == "getitem":
-            masks = (self.values[other] for other in told if other is not node.args[0])
+            masks = (self.values[other] for other in dependent if other is not node.args[0])
             if any(isinstance(mask, Tensor) and mask.dtype in (torch.bool, torch.uint8) for mask in masks):
                 return True
         if name in _SIZED_BY_NUMBERS or node.target in _MAKING:
-            return any(type(self.values[other]) is int for other in told)
+            return any(type(self.values[other]) is int for other in dependent)
         if name == "where":
-            return bool(told) and _LENGTH(node.args) + _LENGTH(node.kwargs) == 1
-        return bool(told) and name in _SIZED_BY_VALUES and (name != "repeat_interleave" or _LENGTH(read) > 1)
+            return bool(dependent) and _LENGTH(node.args) + _LENGTH(node.kwargs) == 1
+        return bool(dependent) and name in _SIZED_BY_VALUES and (name != "repeat_interleave" or _LENGTH(read) > 1)
 
     def length(self, proxy: ValueProxy) -> int:
-        """How many entries Python finds in a symbol; that is a decision where it depends on the input's values."""
+        """The length of a symbol's value; Python decides by it where it depends on the input's values."""
         value, node = self.values[proxy.node], proxy.node
         length = _LENGTH(value)
         name = str(getattr(node.target, "__name__", node.target))
@@ -234,7 +234,7 @@ class ValueTracer(symbolic.SymbolicTracer):
         return int(self._decided(length))
 
     def _count(self, node: fx.Node) -> None:
-        """Note whether a node is the number of samples, or follows from it; a truth that does decides something."""
+        """Note whether a node is the number of samples, or follows from it; Python decides by a truth that does."""
         value = self.values[node]
         if isinstance(value, (bool, int, float)) and (
             self.counts.intersection(node.all_input_nodes) or (value == self.samples and self._is_first_size(node))
@@ -257,12 +257,12 @@ class ValueTracer(symbolic.SymbolicTracer):
         """The value of a symbol where Python needs it; noted with its line where it depends on the input's values."""
         value = self.values[proxy.node]
         self.by_batch |= proxy.node in self.counts
-        if proxy.node not in self.informed:
+        if proxy.node not in self.dependent:
             return value
         return self._decided(value)
 
     def _decided(self, value: Any) -> Any:
-        """A value that Python decides by, or what an earlier trace decided by in its place; its line is noted."""
+        """A value that Python decides by, or that of an earlier trace; its line is noted."""
         frame = users_frame()
         if frame is not None and (line := deciding_line(frame)):
             self.branches[line] = None

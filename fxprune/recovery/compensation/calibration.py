@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.batches import Unpack, batch_to_device, count_of, fitted, sample_count
+from fxprune.caller.batches import Unpack, batch_to_device, count_of, model_inputs, sample_count
 from fxprune.caller.example import to_device
 from fxprune.caller.isolation import applied, device_of, evaluating
-from fxprune.caller.rank_batches import Share
+from fxprune.caller.rank_batches import RankBatches
 from fxprune.caller.ranks import gathered, in_all, rank_and_size, summed, together
 from fxprune.errors import CalibrationError, blaming
 from fxprune.recovery.compensation.lockstep import live_bytes
@@ -179,7 +179,7 @@ def calibration_of(
     a_sample = 2 * live_bytes(graph) / max(sample_count(example_of(graph)), 1)
     whole = not submodule and run is None
     feed = partial(_of_graph, graph) if whole else partial(_of_part, model, graph, submodule, run)
-    share = Share(loader, unpack, (lambda inputs, _: sample_count(inputs)) if whole else count_of, max_samples)
+    share = RankBatches(loader, unpack, (lambda inputs, _: sample_count(inputs)) if whole else count_of, max_samples)
 
     def read(source: Iterable[tuple[Any, Any, Any]]) -> Calibration:
         found, numbers, samples = list[Inputs](), list[int](), 0
@@ -206,7 +206,7 @@ def _of_graph(graph: ModelGraph, source: Iterable[tuple[Any, Any, Any]]) -> Iter
     names = [str(node.target) for node in graph.graph.nodes if node.op == "placeholder"]
     for number, (_, inputs, _) in enumerate(source):
         with blaming("moving to the model's device", f"batch {number}"):
-            values = placeholder_values(graph, to_device(fitted(inputs, names), device_of(graph)))
+            values = placeholder_values(graph, to_device(model_inputs(inputs, names), device_of(graph)))
         yield number, values
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 
 from fxprune.caller.files import regular
-from fxprune.caller.typed_json import restored
+from fxprune.caller.typed_json import from_plain
 from fxprune.errors import CheckpointError
 from fxprune.planning.plan import Plan
 
@@ -59,7 +59,7 @@ class Manifest:
         """Read a manifest. Raises CheckpointError where the file is not one."""
         file = regular(path, CheckpointError, "read")
         try:
-            return restored(cls, json.loads(file.read_text(encoding="utf-8")))
+            return from_plain(cls, json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError, RecursionError, OSError) as error:
             raise CheckpointError(f"{path} is not a manifest that rewrite_checkpoint wrote ({error})") from error
 

@@ -73,7 +73,7 @@ def rewrite_checkpoint(
                 tensors[name] = TensorChange(shard.name, stored.dtype, stored.shape, after)
                 total += math.prod(after) * stored.itemsize
         manifest = Manifest(
-            FORMAT, type(model).__name__, staging.plan_digest, files, tensors, tuple(left_out),
+            FORMAT, type(model).__name__, staging.identity["plan"], files, tensors, tuple(left_out),
             _other_names(narrowing, tensors),
         )  # fmt: skip
         if shards[0].index is not None:

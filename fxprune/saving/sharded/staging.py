@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fxprune.caller.files import replacing, to_disk
-from fxprune.caller.typed_json import restored
+from fxprune.caller.typed_json import from_plain
 from fxprune.errors import CheckpointError
 from fxprune.planning.plan import Plan
 from fxprune.saving.sharded.manifest import FileRecord, Manifest, digest_of_plan
@@ -26,7 +26,6 @@ class Staging:
     """An unfinished checkpoint: its folder, its plan and sources, and the finished files."""
 
     folder: Path
-    plan_digest: str
     identity: Mapping[str, Any]
     done: dict[str, FileRecord] = field(default_factory=dict)
 
@@ -68,14 +67,13 @@ def staged(
         raise CheckpointError(f"{target} exists: name a folder that does not, or remove it")
     if not target.resolve().parent.is_dir():
         raise CheckpointError(f"{target} cannot be made: there is no folder {target.resolve().parent}; make it first")
-    digest = digest_of_plan(plan)
     sources = {shard.name: shard.identity for shard in shards}
-    identity = {"plan": digest, "left_out": left_out, "sources": sources}
+    identity = {"plan": digest_of_plan(plan), "left_out": left_out, "sources": sources}
     folder = target.resolve().with_name(f".{target.name}.unfinished")
     try:
         if folder.exists() and not resume:
             _remove(folder)
-        staging = Staging(folder, digest, identity, _earlier(folder, identity))
+        staging = Staging(folder, identity, _earlier(folder, identity))
         folder.mkdir(exist_ok=True)
         for unfinished in (*folder.glob(".*.part"), *folder.glob(".*.young")):  # of a run that was killed
             shutil.rmtree(unfinished)
@@ -100,7 +98,7 @@ def _earlier(folder: Path, identity: Mapping[str, Any]) -> dict[str, FileRecord]
             return dict(manifest.files) if manifest.plan == identity["plan"] else {}
         content = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         if content["of"] == identity:
-            return restored(dict[str, FileRecord], content["done"], "done")
+            return from_plain(dict[str, FileRecord], content["done"], "done")
     except (ValueError, TypeError, KeyError, RecursionError, CheckpointError) as error:
         raise CheckpointError(f"{folder} is no unfinished run of rewrite_checkpoint ({error}): remove it") from error
     raise CheckpointError(

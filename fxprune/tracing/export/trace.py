@@ -21,7 +21,7 @@ from torch.utils._sympy.functions import Mod
 
 from fxprune.caller.example import as_call
 from fxprune.caller.interrupts import uninterrupted
-from fxprune.caller.isolation import restored
+from fxprune.caller.isolation import attributes_restored
 from fxprune.caller.meta import lacking_numbers
 from fxprune.errors import CaptureError, first_line
 from fxprune.tracing.checks import Entry
@@ -56,7 +56,7 @@ def trace(
         model.forward = partial(model.forward, **concrete_args)
     tracer = SymbolicTracer(leaves=leaves)
     whole = set(layers(model, tracer))
-    with restored(model), _plain_output(model) as records, _exportable(model, example) as inputs:
+    with attributes_restored(model), _plain_output(model) as records, _exportable(model, example) as inputs:
         program = _exported(model, inputs, whole)
     args, kwargs = as_call(example)
     given = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
@@ -96,7 +96,7 @@ def _exportable(model: nn.Module, example: Any) -> Iterator[Any]:
         yield example
         return
     mode, made = FakeTensorMode(), dict[int, Tensor]()
-    with restored(model):
+    with attributes_restored(model):
         for module in model.modules():
             stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
             for store in stores:
