@@ -226,6 +226,7 @@ def test_an_unknown_keyword_names_the_function_that_was_called(stage: Callable[.
 
 
 def test_functions_that_do_not_give_what_they_should() -> None:
+    pytest.importorskip("lightning_fabric")
     with pytest.raises(PlanError, match=r"allocate= fails \(ValueError: could not .*'x'\): a function \(propose"):
         SCORES.plan(0.1, allocate=lambda *_: "x")
     with pytest.raises(CalibrationError, match=r"the signal <lambda> fails on what scoring found \(ValueError"):

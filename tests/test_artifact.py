@@ -115,6 +115,7 @@ def test_biases_that_compensation_created_are_created_again(level: Any, path: Pa
 
 
 def test_a_fine_tuned_model_comes_back_and_trains_on(path: Path) -> None:
+    pytest.importorskip("lightning_fabric")
     tuned = fxprune.compress(
         ZOO["residual"].build(), BATCHES, 0.3, progress=False,
         finetune={"train_loader": BATCHES, "val_loader": BATCHES, "epochs": 1, "lr": 1e-3},

@@ -88,6 +88,7 @@ def test_a_loader_without_an_end(wrap: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_training_loader_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning_fabric")
     monkeypatch.setattr("fxprune.recovery.epochs.LONGEST_EPOCH", 9)
     small = fxprune.apply(network(), fxprune.Scores.random(network(), X).plan(0.5))
     with pytest.raises(CalibrationError, match="train_loader gives more than 9 batches"):

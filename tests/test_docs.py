@@ -67,9 +67,15 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steady_times: None) -
         table.update(entries)
 
 
+EXTRAS = {"finetune": "lightning_fabric", "onnx": "onnxscript", "sklearn": "sklearn", "transformers": "transformers"}
+
+
 def executed(page: Path) -> dict[str, Any]:
     """What the blocks of a page define, run in their order; a failure names the page and the line."""
     text = page.read_text(encoding="utf-8")
+    for word, extra in EXTRAS.items():
+        if any(word in block for block in blocks("python", text)):
+            pytest.importorskip(extra)
     names = given(page.name)
     for block in blocks("python", text):
         above = text[: text.index(block)].count("\n")

@@ -33,6 +33,9 @@ def test_every_script_is_run_here() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_script_runs(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    if "finetune" in (EXAMPLES / name).read_text(encoding="utf-8"):
+        pytest.importorskip("lightning_fabric")
     pattern, least = EXPECTED[name]
     command = [sys.executable, str(EXAMPLES / name)]
     env = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}

@@ -199,6 +199,7 @@ def test_a_fault(row: Row, fault: str, untouched: nn.Module, expected: nn.Module
 
     def run() -> None:
         if row.stage == "fine-tuning":
+            pytest.importorskip("lightning_fabric")
             fxprune.finetune(expected, loader, loader, epochs=2, **shared, **more)
         else:
             fxprune.compress(untouched, loader, 0.3, **shared)
@@ -244,6 +245,7 @@ def test_what_fails_between_batches(
 
     def run() -> None:
         if doing == "fine-tuning":
+            pytest.importorskip("lightning_fabric")
             fxprune.finetune(expected, BATCHES, BATCHES, epochs=1, progress=False)
         fxprune.compress(untouched, BATCHES, 0.3, progress=False)
 
@@ -278,6 +280,7 @@ def test_a_number_in_a_batch_that_is_not_finite(value: float, untouched: nn.Modu
     with pytest.raises(CalibrationError, match=rf"while verifying: the input x {text} on the example"):
         fxprune.verify(untouched, plan, small, bad[1][0])
     before = picture(expected)
+    pytest.importorskip("lightning_fabric")
     for loaders, where in (((bad, BATCHES), "epoch 1, batch 1 of train"), ((BATCHES, bad), "epoch, batch 1 of val")):
         with pytest.raises(CalibrationError, match=f"while fine-tuning: the loss of .*{where}_loader is nan: look at"):
             fxprune.finetune(expected, *loaders, epochs=1, progress=False)
@@ -296,6 +299,7 @@ def test_a_loss_that_is_not_a_scalar(reduction: str, untouched: nn.Module, expec
     ):
         fxprune.compress(untouched, BATCHES, 0.3, loss=loss, progress=False)
     before = picture(expected)
+    pytest.importorskip("lightning_fabric")
     with pytest.raises(CalibrationError, match=rf"while fine-tuning: the loss of .*, batch 0 of .*_loader has {what}"):
         fxprune.finetune(expected, BATCHES, BATCHES, epochs=1, loss=loss, progress=False)
     assert same_picture(before, picture(expected))

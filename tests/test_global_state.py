@@ -43,6 +43,7 @@ def compress(given: nn.Module, loader: Any = BATCHES, **options: Any) -> nn.Modu
 
 
 def tune(given: nn.Module) -> nn.Module:
+    pytest.importorskip("lightning_fabric")
     return fxprune.finetune(compress(given), shuffled(), BATCHES, epochs=2, progress=False)
 
 
@@ -291,6 +292,7 @@ def test_a_model_and_batches_that_were_made_in_inference_mode() -> None:
 
 def test_mixed_precision_inside_of_autocast_trains_on_its_newest_weights() -> None:
     """The cache of an outer autocast would keep the weights of the first step."""
+    pytest.importorskip("lightning_fabric")
     small = compress(model())
     options = {"epochs": 3, "precision": "bf16-mixed", "progress": False}
     alone = fxprune.finetune(small, BATCHES, BATCHES, **options)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from helpers import difference, double, outputs
 from nets import layers
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from zoo import CLASSES, ZOO, conv, head, images, tensors
 
@@ -162,6 +163,19 @@ def test_channels_last_weights_stay_channels_last() -> None:
     small = fxprune.apply(model, plan)
     assert fxprune.verify(model, plan, small, example) < 1e-4
     assert small.a["conv2"].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@layers(lambda: dict(a=conv(3, 8), b=conv(8, 4), head=head(4)))
+def Rolled(self, x: Tensor) -> Tensor:
+    return self.head(self.b(self.a(x).roll((2, 1), (1, 2))))
+
+
+@pytest.mark.parametrize("keep", [(0, 1, 2, 3, 4, 5, 7), (1, 3, 4, 6), (0, 1, 2)])
+def test_channels_that_move_together_with_rows_are_permuted_before(keep: tuple[int, ...]) -> None:
+    model, x = Rolled().double().eval(), images()(2).double()
+    plan = fxprune.Scores.random(model, x).plan(alpha=0.0)
+    plan = dataclasses.replace(plan, keep={**plan.keep, "a": keep})
+    assert fxprune.verify(model, plan, fxprune.apply(model, plan), x) < 1e-12
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("c++"), reason="needs Linux and a C++ compiler")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("c++") or not find_spec("ninja"),
+    reason="needs Linux, a C++ compiler and ninja",
+)
 def test_models_on_a_simulated_device() -> None:
     here = Path(__file__).parent
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja is beside Python
