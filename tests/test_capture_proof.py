@@ -465,6 +465,17 @@ def test_the_length_of_an_input_is_checked(kind: Any, rung: str) -> None:
             graph(kind([x] * count))
 
 
+def test_containers_that_a_forward_fills_anew_are_not_told() -> None:
+    def middle(self: Any, x: Tensor) -> Tensor:
+        self.notes = [x]
+        self.notes.append(self.notes[-1] * 2)
+        return self.notes[-1]
+
+    model: Any = Net(middle)
+    model.notes = []
+    assert same(model, captured(model, "fx"))
+
+
 def test_containers_that_a_forward_fills_are_told() -> None:
     def middle(self: Any, x: Tensor) -> Tensor:
         self.notes.append(1)

@@ -75,8 +75,13 @@ class Reference:
             batch, output = first_run(own, example, concrete)
             check_dense(output, f"the output of {type(model).__name__}", CaptureError, strided=True, meta=True)
             check_comparable(output)
-            changed = tuple(name for name, value in _state(own).items() if not same_value(value, before.get(name)))
+            after = _state(own)
             later = list(_second_trial(own, batch, other, concrete, drawn))
+            last = _state(own) if later else {}
+        lengths = {name for name, value in after.items() if isinstance(value, str) and value == last.get(name)}
+        changed = tuple(
+            name for name, value in after.items() if not same_value(value, before.get(name)) and name not in lengths
+        )  # but for containers that are filled anew, or once
         sized: list[Trial] = []
         for sizes in _other_sizes(example, batch):
             with attributes_restored(own), kept_buffers(own):
