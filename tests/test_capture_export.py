@@ -241,9 +241,13 @@ def test_intricate_sizes_are_those_of_the_example(monkeypatch: pytest.MonkeyPatc
 
 
 def test_errors_of_later_stages_name_the_line() -> None:
-    @layers(lambda: dict(a=conv(3, 8), head=head(8)))
-    def Net(self, x: Tensor) -> Tensor:
-        return self.head(torch.cummax(self.a(x), 1)[0])
+    class Net(nn.Module):  # export keeps the lines of functions called forward alone
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = conv(3, 8), head(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.cummax(self.a(x), 1)[0])
 
     graph = export(Net(), images()(2))
     with pytest.raises(fxprune.UnsupportedOpError, match=r"no rule says what .*cummax.*test_capture_export\.py"):

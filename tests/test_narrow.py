@@ -66,7 +66,7 @@ def Literal(self, x: Tensor) -> Tensor:
 def test_the_message_has_the_node_and_the_line() -> None:
     model = Literal()
     with pytest.raises(
-        NarrowError, match=r"at view, which apply mends \(.*test_narrow.py\", line \d+, in forward return"
+        NarrowError, match=r"at view, which apply mends \(.*test_narrow.py\", line \d+, in Literal return"
     ):
         fxprune.narrow(model, planned(model, images()(2)))
 

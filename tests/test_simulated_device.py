@@ -27,5 +27,5 @@ def test_models_on_a_simulated_device() -> None:
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     passed, skipped = (int(n) for n in re.search(r"(\d+) passed, (\d+) skipped", done.stdout).groups())
-    assert passed > 80
+    assert passed >= 80
     assert skipped == 6  # fine-tuning

@@ -3,6 +3,7 @@
 from steps import (
     attention,
     contractions,
+    embeddings,
     layers,
     movement,
     norms,
@@ -11,11 +12,10 @@ from steps import (
     queries,
     recurrent,
     reductions,
-    tables,
 )  # fmt: skip
 from steps.kind import KINDS, SIZE, Kind
 
 __all__ = [
-    "KINDS", "SIZE", "Kind", "attention", "contractions", "layers", "movement", "norms", "pointwise", "pools",
-    "queries", "recurrent", "reductions", "tables",
+    "KINDS", "SIZE", "Kind", "attention", "contractions", "embeddings", "layers", "movement", "norms", "pointwise",
+    "pools", "queries", "recurrent", "reductions",
 ]  # fmt: skip

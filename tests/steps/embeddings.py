@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from steps.kind import SIZE, back, drawn, kind, rows, spread
 
-add = partial(kind, "tables")
+add = partial(kind, "embeddings")
 
 
 def _numbers(x: Tensor) -> Tensor:
