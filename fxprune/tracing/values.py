@@ -31,8 +31,8 @@ from fxprune.tracing.value_proxies import TensorProxy, ValueProxy, is_plain, is_
 
 _FACTORIES = (
     "zeros", "ones", "full", "empty", "arange", "range", "linspace", "logspace", "rand", "randn", "randint", "randperm",
-    "tensor", "as_tensor", "scalar_tensor", "eye", "tril_indices", "triu_indices", "normal", "hann_window", "complex",
-    "broadcast_shapes", "meshgrid", "cartesian_prod",
+    "tensor", "as_tensor", "scalar_tensor", "eye", "tril_indices", "triu_indices", "normal", "hann_window",
+    "broadcast_shapes",
 )  # fmt: skip
 _MAKING = frozenset(getattr(torch, name) for name in _FACTORIES)
 _ON_TYPES = ("finfo", "iinfo", "promote_types", "can_cast")  # functions of dtypes, which take no symbols
