@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
-from helpers import difference, outputs, parameters, rounding, squares
+from helpers import difference, outputs, parameters, rounding, squares, tensors_of
+from numpy.typing import NDArray
+from permuted import permuted
 from random_nets import BATCHES, RandomNet
 from steps import KINDS
-from torch import nn
+from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.caller.example import TensorSpec
 from fxprune.planning.planned import planned_by
 from fxprune.rewriting.oracle import oracle
 from fxprune.rewriting.rewrite import rewrite
+from fxprune.scoring.signals import reconstruction as elimination
 from fxprune.tracing.facts import facts_on
 from fxprune.tracing.graph import ModelGraph
+
+CLOSE = {torch.float64: 1e-7, torch.float32: 1e-3}  # of two scores, in shares of the largest: a tie
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,24 @@ def two_ways_of_capture_agree(trial: Trial) -> bool:
     return True
 
 
+def permuted_channels_permute_the_plan(trial: Trial) -> bool:
+    """Where no step minds the order of channels; plans are compared away from ties, of scores or of costs."""
+    if not trial.net.alike:
+        return False
+    other, order = permuted(trial.net, trial.graph, trial.seed)
+    assert difference(outputs(trial.net, trial.net.example()), outputs(other, trial.net.example())) < 1e-9
+    one, two = trial.scores, scored(other)
+    moved = replace(two, propose=two.propose[order], protect=two.protect[order])
+    if apart(one, moved) > CLOSE[torch.float64] / 2 and nearest(trial.net) <= CLOSE[torch.float64]:
+        return False  # of two units that cost the same, the one that stands first goes first
+    if not agree(one, moved, trial.net):
+        return False
+    if any(tied(scores, torch.float64) for scores in (one.propose, one.protect)):
+        return False
+    assert np.array_equal(kept(one, trial.alpha), kept(two, trial.alpha)[order])
+    return True
+
+
 def scoring_twice_is_bit_equal(trial: Trial) -> bool:
     one, two = trial.scores, scored(trial.net)
     assert one.propose.tobytes() == two.propose.tobytes()
@@ -134,10 +161,147 @@ def scoring_twice_is_bit_equal(trial: Trial) -> bool:
     return True
 
 
+def precisions_agree_away_from_ties(trial: Trial) -> bool:
+    """Also away from jumps, of a floor or an index, that rounding decides: where all values on the way agree.
+
+    Which of two near values a maximum takes shows in the gradients alone.
+    """
+    trial = of_one_function(trial)
+    net = copy.deepcopy(trial.net).float()
+    graph = fxprune.capture(net, net.example())
+    seen = [(values(trial.graph, trial.net.example(size)), values(graph, net.example(size))) for size in BATCHES]
+    if not all(agree_throughout(whole.there, rounded.there) for whole, rounded in seen):
+        return False
+    double, single = trial.scores, scored(net)
+    if apart(single, double) > CLOSE[torch.float32] / 2 and any(
+        jump(whole.back, rounded.back) for whole, rounded in seen
+    ):
+        return False
+    if not agree(single, double, net):
+        return False
+    if any(tied(scores, torch.float32) for scores in (double.propose, double.protect)):
+        return False
+    assert double.plan(trial.alpha).keep == single.plan(trial.alpha).keep
+    return True
+
+
+def of_one_function(trial: Trial) -> Trial:
+    """A trial of a network that computes the same in all precisions: what RMSNorms add to squares follows the dtype."""
+    net = copy.deepcopy(trial.net)
+    norms = [module for module in net.modules() if isinstance(module, nn.RMSNorm) and module.eps is None]
+    for module in norms:
+        module.eps = torch.finfo(torch.float32).eps
+    return replace(trial, net=net) if norms else trial
+
+
+@dataclass(frozen=True)
+class Values:
+    """All tensors on the way from the inputs of a graph to its outputs, and the gradients on the way back."""
+
+    there: list[Tensor]
+    back: list[Tensor]
+
+
+class _Watched(fx.Interpreter):
+    """Runs a graph and keeps the tensors of all its nodes, and later the gradients there."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.there: list[Tensor] = []
+        self.back: dict[int, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        for tensor in tensors_of(result):
+            if tensor.requires_grad:
+                tensor.register_hook(partial(self.back.__setitem__, len(self.there)))
+            self.there.append(tensor.detach().clone())
+        return result
+
+
+def values(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Values:
+    """What a graph computes on the way there and back."""
+    run = _Watched(graph)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        loss = squares(run.run(*inputs))
+        if loss.requires_grad:
+            torch.autograd.grad(loss, list(graph.parameters()), allow_unused=True)
+    return Values(run.there, [run.back[number] for number in sorted(run.back)])
+
+
+def agree_throughout(whole: list[Tensor], rounded: list[Tensor]) -> bool:
+    """Whether two lists of tensors differ by rounding alone: none of an index, say."""
+    pairs = [(a.double(), b.double()) for a, b in zip(whole, rounded, strict=True) if a.numel()]
+    return all(bool((a - b).abs().max() <= CLOSE[torch.float32] * a.abs().max()) for a, b in pairs)
+
+
+def jump(whole: list[Tensor], rounded: list[Tensor]) -> bool:
+    """Whether gradients differ by more than rounding: it decides which of two near values a maximum takes."""
+    largest = max((float(a.abs().max()) for a in whole if a.numel()), default=0.0)
+    gaps = (float((a - b.double()).abs().max()) for a, b in zip(whole, rounded, strict=True) if a.numel())
+    return any(gap > CLOSE[torch.float32] * largest for gap in gaps)
+
+
+def agree(one: fxprune.Scores, two: fxprune.Scores, net: RandomNet) -> bool:
+    """Whether two scores are the same; they have to be, unless rounding alone moves that of `net` about as far."""
+    found = apart(one, two)
+    if found <= CLOSE[net.flat.weight.dtype] / 2:
+        return True
+    assert any(apart(one, scored(shaken(net, draw))) > found / 10 for draw in range(3))
+    return False
+
+
+def shaken(net: RandomNet, draw: int) -> RandomNet:
+    """A network whose weights are changed by as little as rounding changes them."""
+    other, generator = copy.deepcopy(net), torch.Generator().manual_seed(draw)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            noise = torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator)
+            parameter.mul_(1 + 4 * torch.finfo(parameter.dtype).eps * noise)
+    return other
+
+
+def apart(one: fxprune.Scores, two: fxprune.Scores) -> float:
+    """The largest difference of two scores of the same units, in shares of the largest score."""
+    pairs = (one.propose, two.propose), (one.protect, two.protect)
+    return max(float(np.abs(a - b).max(initial=0)) / max(float(np.abs(a).max(initial=0)), 1e-30) for a, b in pairs)
+
+
+def nearest(net: RandomNet) -> float:
+    """How near the two units that cost least ever came as a network's scores were made, in shares of the dearest."""
+    gaps = [1.0]
+
+    def watched(states: Sequence[elimination.State], count: int) -> NDArray[np.float64]:
+        found = costs(states, count)
+        left = np.sort(found[found > 0])  # those that went cost nothing
+        gaps.extend((left[1:2] - left[:1]) / left[-1:])
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        costs = elimination._costs
+        patch.setattr(elimination, "_costs", watched)
+        scored(net)
+    return float(min(gaps))
+
+
+def tied(scores: NDArray[np.float64], dtype: torch.dtype) -> bool:
+    """Whether two scores are as near to each other as rounding may put them."""
+    gaps = np.diff(np.sort(scores))
+    return bool((gaps <= CLOSE[dtype] * np.abs(scores).max(initial=0)).any())
+
+
+def kept(scores: fxprune.Scores, alpha: float) -> NDArray[np.bool_]:
+    """Which units stay at a level."""
+    return scores.allocation().keep(alpha)
+
+
 INVARIANTS: dict[str, Callable[[Trial], bool]] = {  # each says whether there was something to compare
     "zeroing a unit equals deleting it": zeroing_equals_deleting,
     "shapes and literals agree": shapes_and_literals_agree,
     "the empty plan is the identity": the_empty_plan_is_the_identity,
     "two ways of capture agree": two_ways_of_capture_agree,
+    "permuted channels permute the plan": permuted_channels_permute_the_plan,
     "scoring twice is bit-equal": scoring_twice_is_bit_equal,
+    "precisions agree away from ties": precisions_agree_away_from_ties,
 }

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections import Counter
 
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from invariants import INVARIANTS, Trial
-from random_nets import keys_of, nets
+from invariants import INVARIANTS, Trial, agree_throughout, apart, jump, nearest, of_one_function, scored, values
+from random_nets import RandomNet, Step, keys_of, nets
+from torch import Tensor, nn
+from zoo import conv, images, randomise
 
+import fxprune
 from fxprune.rules.table import describe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*upsample.* is deprecated")
@@ -22,7 +28,9 @@ EXAMPLES = {
     "shapes and literals agree": 40,
     "the empty plan is the identity": 30,
     "two ways of capture agree": 4,
+    "permuted channels permute the plan": 12,
     "scoring twice is bit-equal": 20,
+    "precisions agree away from ties": 12,
 }
 ALWAYS, RARELY = st.just(value=True), st.sampled_from([True] + [False] * 9)
 
@@ -36,12 +44,57 @@ def test_every_invariant_is_tried() -> None:
     assert set(EXAMPLES) == set(INVARIANTS)
 
 
+@pytest.mark.parametrize(("first", "ties"), [("attention", True), ("conv", False)])
+def test_units_that_cost_the_same_are_told(first: str, *, ties: bool) -> None:
+    """Of what the inner projection of an attention reads, the covariance alone counts: channels that never vary tie."""
+    steps = [
+        Step("conv", (0,), 8),
+        Step(first, (0,), 4),
+        Step("torch.all", (1,), 4),
+        Step("nn.MultiheadAttention", (3,), 4),
+    ]
+    steps = steps if ties else steps[:2]
+    assert (nearest(randomise(RandomNet(steps)).double().eval()) == 0) is ties
+
+
+def test_precisions_are_compared_of_one_function() -> None:
+    """An RMSNorm of one channel gives its sign, but for what it adds to the square."""
+    steps = [Step("conv", (0,), 4), Step("conv", (1,), 1), Step("nn.RMSNorm", (2,), 4), Step("conv", (3,), 8)]
+    trial = Trial(randomise(RandomNet(steps)).double().eval(), 0, 0.5)
+
+    def between(trial: Trial) -> float:
+        return apart(trial.scores, scored(copy.deepcopy(trial.net).float()))
+
+    assert between(of_one_function(trial)) < 1e-4 < 1e-2 < between(trial)
+
+
+class LargerOfTwo(nn.Module):
+    """The larger of two values that differ by less than rounding in float32, of which one alone has a gradient."""
+
+    def __init__(self, *, nearly: bool) -> None:
+        super().__init__()
+        self.a, self.more = conv(3, 8), 1e-10 if nearly else 1e-2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu() + 1
+        return F.max_pool1d(torch.stack([x, x.detach() * (1 + self.more)], -1).flatten(1, 3), 2)
+
+
+@pytest.mark.parametrize("nearly", [True, False])
+def test_which_of_two_near_values_a_maximum_takes_shows_in_gradients(*, nearly: bool) -> None:
+    model, x = randomise(LargerOfTwo(nearly=nearly)).double(), images()(2).double()
+    whole = values(fxprune.capture(model, x), (x,))
+    rounded = values(fxprune.capture(model.float(), x.float()), (x.float(),))
+    assert agree_throughout(whole.there, rounded.there)
+    assert jump(whole.back, rounded.back) is nearly
+
+
 @pytest.mark.parametrize("name", INVARIANTS)
 def test_it_holds_for_random_graphs(name: str) -> None:
     compared = 0
 
     @settings(max_examples=EXAMPLES[name])
-    @given(trial=trials())
+    @given(trial=trials(alike="permute" in name))
     def check(trial: Trial) -> None:
         nonlocal compared
         compared += INVARIANTS[name](trial)
