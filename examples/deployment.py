@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
     with torch.inference_mode():
         print(f"loaded, the same outputs: {torch.equal(loaded(images), small(images))}")
 
-    own = fxprune.narrow(model, small.meta["pruned"].plan, weights=small)
+    own = fxprune.narrow(model, small.meta["fxprune"].plan, weights=small)
     print(f"own class: {type(own).__name__}, first layer {own.conv1}")
 
     for name in ("small.onnx", "small.pt2"):

@@ -145,7 +145,7 @@ def test_buffers_keep_the_callers_numbers(compensate: Any) -> None:
         FxpruneWarning, match="the forward of Net changes seen, calls: the graph begins with the buffers"
     ):
         small = fxprune.compress(model, data, 0.5, compensate=compensate, progress=False)
-    kept = list(small.meta["pruned"].plan.keep["a"])
+    kept = list(small.meta["fxprune"].plan.keep["a"])
     assert len(kept) < 8
     assert torch.equal(small.seen, torch.arange(8.0)[kept])
     assert (torch.equal(model.seen, torch.arange(8.0)), model.calls) == (True, 0)

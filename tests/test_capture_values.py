@@ -395,7 +395,7 @@ def test_the_four_ways_of_the_zoo() -> None:
     for name in ("write_to_slice", "loop_over_chunks", "starred_shape", "branch_on_shape"):
         case = ZOO[name]
         graph = fxprune.capture(case.build(), case.example(2))
-        assert graph.meta["captured"].method == "values"
+        assert graph.meta["fxprune"].method == "values"
 
 
 def test_an_unknown_leaf_is_an_error() -> None:

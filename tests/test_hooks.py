@@ -153,14 +153,14 @@ def zero(keep: Any, model: nn.Module) -> None:
 def test_what_is_pruned_equals_the_model_with_those_channels_read_as_zero(name: str, tmp_path: Path) -> None:
     model, x = HOOKED[name]().eval(), images(5, seed=3)
     small = fxprune.compress(model, LOADER, 0.3, compensate="none", progress=False).eval()
-    keep = small.meta["pruned"].plan.keep
+    keep = small.meta["fxprune"].plan.keep
     zeroed = HOOKED[name]().eval()
     zero(keep, zeroed)
     assert difference(outputs(zeroed, x), outputs(small, x)) < 1e-6
     fxprune.save(small, tmp_path / "small")
     loaded = fxprune.load(tmp_path / "small", HOOKED[name]())
     assert difference(outputs(small, x), outputs(loaded, x)) == 0
-    own = fxprune.narrow(model, small.meta["pruned"].plan)
+    own = fxprune.narrow(model, small.meta["fxprune"].plan)
     assert difference(outputs(small, x), outputs(own, x)) < 1e-6
     fitted = fxprune.compress(model, LOADER, 0.3, progress=False).train()
     F.cross_entropy(fitted(x), torch.arange(5) % 3).backward()
@@ -322,7 +322,7 @@ def test_weights_that_hooks_of_torch_compute_become_parameters(kind: str, run: s
     with pytest.warns(FxpruneWarning, match=says):
         whole = fxprune.capture(model, images(2))
     assert difference(outputs(model, x), outputs(whole, x)) < 1e-6
-    plan, wanted = small.meta["pruned"].plan, outputs(small, x)
+    plan, wanted = small.meta["fxprune"].plan, outputs(small, x)
     fxprune.save(small, tmp_path / "small")
     with pytest.warns(FxpruneWarning, match=says):
         loaded = fxprune.load(tmp_path / "small", computed(kind))
@@ -394,10 +394,10 @@ def test_hooks_around_a_part_stay_and_those_in_it_are_in_its_graph() -> None:
     model, calls = whole()
     small = fxprune.compress(model, LOADER, 0.3, submodule="body", compensate="none", progress=False)
     assert calls == []
-    keep = small.body.meta["pruned"].plan.keep
+    keep = small.body.meta["fxprune"].plan.keep
     zeroed, _ = whole()
     zero(keep, zeroed.body)
     assert difference(outputs(zeroed, images(5)), outputs(small, images(5))) < 1e-6
-    own = fxprune.narrow(model, small.body.meta["pruned"].plan)
+    own = fxprune.narrow(model, small.body.meta["fxprune"].plan)
     assert difference(outputs(small, images(5)), outputs(own, images(5))) < 1e-6
     assert calls == []

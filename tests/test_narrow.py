@@ -118,7 +118,7 @@ def test_models_of_torchvision(build: Any) -> None:
 def test_a_part_is_narrowed_in_the_whole() -> None:
     model = detector().eval()
     small = fxprune.compress(model, DETECTED, 0.3, **OPTIONS)
-    plan = small.backbone.meta["pruned"].plan
+    plan = small.backbone.meta["fxprune"].plan
     own = fxprune.narrow(model, plan, weights=small)
     assert type(own) is Detector
     assert width(own, "backbone.stem.0") == width(small, "backbone.stem.0") < 8
@@ -129,7 +129,7 @@ def test_a_part_is_narrowed_in_the_whole() -> None:
 def test_weights_of_a_compensated_model(level: Any) -> None:
     model = nn.Sequential(nn.Conv2d(3, 12, 3, bias=False), nn.ReLU(), nn.Conv2d(12, 5, 6, bias=False), nn.Flatten())
     small = fxprune.compress(model, BATCHES, 0.5, compensate=level, progress=False)
-    plan = small.meta["pruned"].plan
+    plan = small.meta["fxprune"].plan
     own = fxprune.narrow(model, plan, weights=small)
     assert own[2].bias is not None
     assert own[2].bias is not small.get_submodule("2").bias

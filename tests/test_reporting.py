@@ -98,7 +98,7 @@ def test_wide_groups_are_sampled_by_rank() -> None:
 def test_compress_and_apply_with_scores_keep_rankings(compressed: tuple[nn.Module, fxprune.Report]) -> None:
     small, report = compressed
     assert report.signals == ("reconstruction", "taylor-by-sample")
-    assert small.meta["pruned"].plan.allocate == "tod"
+    assert small.meta["fxprune"].plan.allocate == "tod"
     for group in report.groups:
         assert group.ranking is not None
         assert group.ranking.stays.count(True) == group.after
@@ -163,14 +163,14 @@ def test_biases_that_compensation_created_are_counted(level: Any) -> None:
 
 def test_it_all_travels_in_the_saved_file(full: fxprune.Report, compressed: Any, tmp_path: Path) -> None:
     small = compressed[0]
-    before = small.meta["pruned"]
-    small.meta["pruned"] = dataclasses.replace(before, report=full)
+    before = small.meta["fxprune"]
+    small.meta["fxprune"] = dataclasses.replace(before, report=full)
     fxprune.save(small, tmp_path / "small.safetensors")
-    small.meta["pruned"] = before
+    small.meta["fxprune"] = before
     loaded = fxprune.load(tmp_path / "small.safetensors", ZOO["residual"].build())
     assert fxprune.report(loaded) == full
     assert page(fxprune.report(loaded)) == page(full)
-    assert loaded.meta["pruned"].plan.allocate == "tod"
+    assert loaded.meta["fxprune"].plan.allocate == "tod"
 
 
 NEW = ("weight_bytes", "layers", "signals", "latency")

@@ -38,7 +38,7 @@ def compress(name: str, **options: Any) -> Any:
 
 
 def plan_in(small: Any) -> fxprune.Plan:
-    found = small.meta["pruned"].plan
+    found = small.meta["fxprune"].plan
     assert isinstance(found, fxprune.Plan)
     return found
 
@@ -115,7 +115,7 @@ def test_a_part_in_rounds() -> None:
     options = {"params": 0.5, "rounds": 2, "submodule": "body", "compensate": "none"}
     small = fxprune.compress(model, batches, progress=False, **options)
     part: Any = small.body
-    plan = part.meta["pruned"].plan
+    plan = part.meta["fxprune"].plan
     assert parameters(part) <= 0.5 * parameters(model.body)
     assert difference(outputs(fxprune.apply(model, plan), images()(3)), outputs(small, images()(3))) < 1e-6
     assert fxprune.report(small).whole == (parameters(model), parameters(small))

@@ -98,7 +98,7 @@ def try_model(name: str, size: int) -> dict[str, Any]:
     example, path = example_of(name, size), "backbone" if family_of(name) == "detection" else ""
     model = build(name, size, example)
     graph, capture_s = timed(partial(fxprune.capture, model.get_submodule(path), example))
-    found: dict[str, Any] = {"size": size, "rung": graph.meta["captured"].method, "capture_s": capture_s}
+    found: dict[str, Any] = {"size": size, "rung": graph.meta["fxprune"].method, "capture_s": capture_s}
     if found["rung"] != "fx":
         found["fx_fails"] = why_not_fx(model.get_submodule(path), example)
     coupling, found["couple_s"], found["unknown"] = coupled(graph)

@@ -30,7 +30,7 @@ from fxprune.reporting.records import Compensation
 from fxprune.reporting.report import Pruned
 from fxprune.scoring.moments import Moments
 from fxprune.scoring.scores import Scores
-from fxprune.tracing.graph import PRUNED, ModelGraph, changed_buffers
+from fxprune.tracing.graph import RECORD, ModelGraph, changed_buffers
 from fxprune.tracing.part import Run, part_of, with_part
 
 Level = Literal["none", "bias", "ridge", "sequential"]
@@ -74,8 +74,8 @@ def with_compensation(
             part, done = _compensated(planned, part, level, moments, data, int(seed))
         for name, value in state.items():
             part.get_buffer(name).copy_(value)
-        record: Pruned = part.meta[PRUNED]
-        part.meta[PRUNED] = replace(record, history=replace(record.history, biases=new_biases(graph, part)))
+        record: Pruned = part.meta[RECORD]
+        part.meta[RECORD] = replace(record, history=replace(record.history, biases=new_biases(graph, part)))
         small = with_part(small, plan.submodule, part.to(device_of(graph)))
         note_compensation(small, done, plan.submodule)
         return small

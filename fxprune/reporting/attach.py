@@ -20,7 +20,7 @@ from fxprune.reporting.records import Compensation
 from fxprune.reporting.report import Pruned, Report, pruned_of, with_report
 from fxprune.scoring.scores import Scores
 from fxprune.tracing.facts import facts_on, parameters
-from fxprune.tracing.graph import PRUNED, ModelGraph, captured_of, example_of, flops_of
+from fxprune.tracing.graph import RECORD, ModelGraph, captured_of, example_of, flops_of
 from fxprune.tracing.part import name_of, part_of
 
 
@@ -34,7 +34,7 @@ def note(model: nn.Module, small: nn.Module, plan: Plan, planned: Planned, error
     if plan.submodule:
         report = replace(report, model=name_of(model, plan.submodule), whole=(parameters(model), parameters(small)))
     history = extended_history(planned.graph, part, plan)
-    part.meta[PRUNED] = Pruned(plan, report, history, before.scores if before else None)
+    part.meta[RECORD] = Pruned(plan, report, history, before.scores if before else None)
 
 
 def _report(planned: Planned, plan: Plan, small: ModelGraph) -> Report:
@@ -61,9 +61,9 @@ def note_error(small: nn.Module, error: float, submodule: str) -> None:
 def note_scores(small: nn.Module, scores: Scores, plan: Plan) -> None:
     """Record how the scores behind the plan were made, and how they ranked the units of every group."""
     part: Any = part_of(small, plan.submodule)
-    part.meta[PRUNED] = replace(part.meta[PRUNED], scores=dict(scores.about))
+    part.meta[RECORD] = replace(part.meta[RECORD], scores=dict(scores.about))
     if all(plan.widths.get(site.name) == site.width for site in scores.sites):
-        report: Report = part.meta[PRUNED].report
+        report: Report = part.meta[RECORD].report
         other = "random" if "random" in scores.about else "a score"
         signals = tuple(str(scores.about.get(name, other)) for name in ("propose", "protect"))
         with_report(part, groups=with_rankings(report.groups, rankings(scores, plan)), signals=signals)
@@ -72,7 +72,7 @@ def note_scores(small: nn.Module, scores: Scores, plan: Plan) -> None:
 def note_compensation(small: nn.Module, done: Compensation, submodule: str) -> None:
     """Add the compensation to the report, and count the biases that it created."""
     part: Any = part_of(small, submodule)
-    report: Report = part.meta[PRUNED].report
+    report: Report = part.meta[RECORD].report
     counts = layer_parameters(part)
     with_report(
         part, compensation=done, params_after=parameters(part),

@@ -18,7 +18,7 @@ from fxprune.reporting.comparison import Comparison, compared
 from fxprune.reporting.html.page import page
 from fxprune.reporting.records import ReportRecord
 from fxprune.reporting.tables import printed, tables
-from fxprune.tracing.graph import PRUNED, History, ModelGraph
+from fxprune.tracing.graph import RECORD, History, ModelGraph, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Report(ReportRecord):
 
 
 @dataclass(frozen=True, slots=True)
-class Pruned:
+class Pruned(Record):
     """The record of a pruned graph: the last plan, its report, and the history to make the graph again.
 
     `scores` says how the scores behind the plan were made, where they were given.
@@ -72,14 +72,14 @@ def report(small: nn.Module) -> Report:
 
 def pruned_of(model: nn.Module) -> Pruned | None:
     """The record of a pruned graph; None for any other module."""
-    found: Pruned | None = model.meta.get(PRUNED) if isinstance(model, ModelGraph) else None
-    return found
+    found = model.meta.get(RECORD) if isinstance(model, ModelGraph) else None
+    return found if isinstance(found, Pruned) else None
 
 
 def with_report(graph: Any, **entries: Any) -> None:
     """Replace entries of a pruned graph's report."""
-    record: Pruned = graph.meta[PRUNED]
-    graph.meta[PRUNED] = replace(record, report=replace(record.report, **entries))
+    record: Pruned = graph.meta[RECORD]
+    graph.meta[RECORD] = replace(record, report=replace(record.report, **entries))
 
 
 def reported(small: nn.Module) -> Iterator[tuple[ModelGraph, Report]]:

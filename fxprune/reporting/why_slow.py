@@ -17,7 +17,7 @@ from fxprune.reporting.layers import attribute_of, kind_of
 from fxprune.reporting.records import BatchLatency, plural
 from fxprune.reporting.report import Report
 from fxprune.tracing.facts import facts_on
-from fxprune.tracing.graph import PRUNED, ModelGraph
+from fxprune.tracing.graph import RECORD, ModelGraph
 from fxprune.tracing.settings import example_for
 
 INTENSE = 8  # MACs per byte; processors of all kinds wait for memory at fewer, by a wide margin
@@ -72,7 +72,7 @@ def why_slow(graph: ModelGraph, report: Report, pair: BatchLatency, device: str)
 
 def node_costs(graph: ModelGraph) -> Iterator[NodeCost]:
     """The costs of every node of a pruned graph that does more than give another view of a tensor."""
-    example = example_for(graph, graph.meta[PRUNED].plan.example)
+    example = example_for(graph, graph.meta[RECORD].plan.example)
     facts, samples = facts_on(graph, example), sample_count(example)
     for node in graph.graph.nodes:
         kind = kind_of(graph, node)

@@ -19,7 +19,7 @@ from fxprune.rewriting.places import check_places
 from fxprune.rewriting.remaining import Checker, MismatchError, narrowed_copy
 from fxprune.rules.resize import resize
 from fxprune.rules.table import describe
-from fxprune.tracing.graph import CAPTURED, ModelGraph
+from fxprune.tracing.graph import RECORD, ModelGraph
 
 # Raised by operations, the model's assertions and the checks of labels where sizes do not fit: the node is mended.
 MISFITS = (FxpruneError, RuntimeError, ValueError, IndexError, ArithmeticError, AssertionError)
@@ -36,7 +36,7 @@ def rewrite(graph: ModelGraph, coupling: Coupling, keep: Flags) -> ModelGraph:
         checker.env[node] = _settle(checker, node, growth)
     small.graph.lint()
     small.recompile()
-    small.meta.pop(CAPTURED, None)
+    small.meta.pop(RECORD, None)
     for node in small.graph.nodes:
         node.meta.clear()
     return small

@@ -19,7 +19,7 @@ from fxprune.saving.container import read_artifact, sha256_of, write_artifact
 from fxprune.saving.header import Builder, Header, Part, TensorRecord
 from fxprune.saving.rebuild import build_model, plan_from, rebuilt, versions
 from fxprune.scoring.scores import Scores
-from fxprune.tracing.graph import PRUNED
+from fxprune.tracing.graph import RECORD
 from fxprune.tracing.part import part_of
 
 __all__ = ["load", "save"]
@@ -116,7 +116,7 @@ def _parts(small: nn.Module, scores: Scores | None) -> tuple[Part, ...]:
         )
     parts = []
     for name, graph in found:
-        record: Pruned = graph.meta[PRUNED]
+        record: Pruned = graph.meta[RECORD]
         path, history = record.plan.submodule, record.history
         if path != name:
             raise ArtifactError(
@@ -207,6 +207,6 @@ def _set_states(small: nn.Module, header: Header) -> None:
         parameter.requires_grad_(name not in frozen)
     for part in header.parts:
         graph: Any = part_of(small, part.path)
-        record: Pruned = graph.meta[PRUNED]
+        record: Pruned = graph.meta[RECORD]
         history = replace(record.history, biases=part.biases)
-        graph.meta[PRUNED] = replace(record, report=part.report, history=history, scores=part.scores)
+        graph.meta[RECORD] = replace(record, report=part.report, history=history, scores=part.scores)

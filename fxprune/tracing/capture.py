@@ -34,7 +34,7 @@ from fxprune.tracing.checks import (
 )
 from fxprune.tracing.export import trace as exported
 from fxprune.tracing.facts import annotate
-from fxprune.tracing.graph import CAPTURED, ModelGraph, captured_of, history_of, is_captured
+from fxprune.tracing.graph import RECORD, ModelGraph, captured_of, history_of, is_captured
 from fxprune.tracing.hook_effects import computing_hooks
 from fxprune.tracing.outside import outside_restored
 from fxprune.tracing.proof import DisagreementError, Reference, first_run
@@ -198,7 +198,7 @@ def _captured(
     spell(graph)
     if reference is not None:
         reference.check(graph)
-    graph.meta[CAPTURED] = replace(
+    graph.meta[RECORD] = replace(
         captured_of(graph), method=rung, example=plain(small), description=to_json(small),
         concrete_args=to_json(options["concrete_args"]),
         changed=reference.changed if reference else (), history=history_of(model),

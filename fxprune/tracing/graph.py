@@ -192,8 +192,17 @@ class History:
     biases: tuple[str, ...] = ()
 
 
+class Record:
+    """A frozen dataclass whose fields can also be read by name, as in `small.meta["fxprune"]["plan"]`."""
+
+    __slots__ = ()
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+
 @dataclass(frozen=True, slots=True)
-class Captured:
+class Captured(Record):
     """How a graph was captured.
 
     `method` names the way to the graph, `example` is the batch that shapes and flops are of, and `description` the
@@ -213,25 +222,24 @@ class Captured:
     history: History = History()
 
 
-CAPTURED, PRUNED = "captured", "pruned"  # the keys of the two records in `meta` of a graph
+RECORD = "fxprune"  # the key in `meta` of a graph of its one record, of its capture or of its pruning
 
 
 def captured_of(graph: nn.Module) -> Captured:
     """The record of a graph's capture; an empty one for a graph that was rewritten since."""
-    record: Captured = getattr(graph, "meta", {}).get(CAPTURED) or Captured()
-    return record
+    record = getattr(graph, "meta", {}).get(RECORD)
+    return record if isinstance(record, Captured) else Captured()
 
 
 def history_of(model: nn.Module) -> History:
     """How a model was pruned before, where it is a graph that was."""
-    meta = model.meta if isinstance(model, ModelGraph) else {}
-    record: Any = meta.get(CAPTURED) or meta.get(PRUNED)
+    record: Any = model.meta.get(RECORD) if isinstance(model, ModelGraph) else None
     return record.history if record else History()
 
 
 def is_captured(model: nn.Module) -> bool:
     """Whether `model` came from `capture` and was not rewritten since."""
-    return isinstance(model, ModelGraph) and CAPTURED in model.meta
+    return isinstance(model, ModelGraph) and isinstance(model.meta.get(RECORD), Captured)
 
 
 def example_of(graph: ModelGraph) -> Any:

@@ -27,7 +27,7 @@ from fxprune.errors import CaptureError
 from fxprune.rules.table import RULES, module_class
 from fxprune.tracing.attention import MultiheadAttention
 from fxprune.tracing.checks import Entry, is_named, signature_of
-from fxprune.tracing.graph import CAPTURED, Captured, ModelGraph, must_be
+from fxprune.tracing.graph import RECORD, Captured, ModelGraph, must_be
 from fxprune.tracing.hooks import hooked, layer_within_hooks, remove_hooks
 from fxprune.tracing.in_place import viewed, written
 from fxprune.tracing.value_proxies import Symbol, is_symbol
@@ -231,7 +231,7 @@ def trace(
         if node.target in own.whole:
             node.meta.pop("is_wrapped", None)  # fx would wrap it under a dotted name, and later traces would fail
     captured = ModelGraph(model, graph, type(model).__name__)
-    captured.meta[CAPTURED] = Captured(leaves=tuple(own.kept))
+    captured.meta[RECORD] = Captured(leaves=tuple(own.kept))
     _use_dropout_modules(captured)
     return captured
 

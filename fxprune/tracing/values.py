@@ -25,7 +25,7 @@ from fxprune.caller.source_lines import deciding_line, users_frame
 from fxprune.errors import FxpruneWarning
 from fxprune.tracing import symbolic
 from fxprune.tracing.checks import Entry
-from fxprune.tracing.graph import CAPTURED, ModelGraph, captured_of, must_be
+from fxprune.tracing.graph import RECORD, ModelGraph, captured_of, must_be
 from fxprune.tracing.in_place import written
 from fxprune.tracing.value_proxies import TensorProxy, ValueProxy, is_plain, is_symbol, proxy_of
 
@@ -365,7 +365,7 @@ def trace(
     tracer = ValueTracer(example, concrete_args, leaves)
     graph = symbolic.trace(model, example, concrete_args=concrete_args, leaves=leaves, tracer=tracer)
     decisions, by_batch = tuple(tracer.decisions), tracer.by_batch
-    graph.meta[CAPTURED] = replace(captured_of(graph), decisions=decisions, by_batch=by_batch)
+    graph.meta[RECORD] = replace(captured_of(graph), decisions=decisions, by_batch=by_batch)
     if tracer.branches and not _REPLAYED.get():
         warnings.warn(
             f"{type(model).__name__} decides by the values of its input, and the graph always goes the way that the "

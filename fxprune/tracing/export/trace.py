@@ -27,7 +27,7 @@ from fxprune.errors import CaptureError, first_line
 from fxprune.tracing.checks import Entry
 from fxprune.tracing.export.graph import Builder
 from fxprune.tracing.export.layers import layers
-from fxprune.tracing.graph import CAPTURED, Captured, ModelGraph, must_be
+from fxprune.tracing.graph import RECORD, Captured, ModelGraph, must_be
 from fxprune.tracing.hooks import remove_hooks
 from fxprune.tracing.in_place import is_in_place
 from fxprune.tracing.symbolic import SymbolicTracer, register_constants
@@ -64,7 +64,7 @@ def trace(
     remove_hooks(model)
     _drop_unused(graph)
     captured = ModelGraph(model, graph, type(model).__name__)
-    captured.meta[CAPTURED] = Captured(leaves=tuple(tracer.kept))
+    captured.meta[RECORD] = Captured(leaves=tuple(tracer.kept))
     captured.graph.lint()
     return captured
 
