@@ -241,6 +241,16 @@ def test_functions_that_do_not_give_what_they_should() -> None:
         fxprune.measure_latency(MODEL, SMALL, nn.Linear, (2,), repeats=1)
 
 
+def test_a_value_that_cannot_be_asked_for_its_class() -> None:
+    class Asked:
+        @property
+        def __class__(self) -> type:  # type: ignore[override]
+            raise RuntimeError("not now")
+
+    with pytest.raises(FxpruneError, match="loader cannot be looked at: it raises RuntimeError: not now"):
+        fxprune.score(MODEL, Asked())  # type: ignore[arg-type]
+
+
 def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     seed, one = np.int64(3), np.int32(1)
     options = {"min_keep": one, "round_to": one, "samples_per_class": np.uint8(4), "propose": "separability"}

@@ -465,6 +465,117 @@ def test_the_length_of_an_input_is_checked(kind: Any, rung: str) -> None:
             graph(kind([x] * count))
 
 
+class Unpacks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, xs: Any) -> Tensor:
+        a, b = xs
+        return self.layer(a + b)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_how_many_an_unpacked_input_has_is_checked(rung: str) -> None:
+    x, model = torch.randn(3, 6), Unpacks()
+    graph = fxprune.capture(model, ([torch.randn(4, 6)] * 2,), method=rung)
+    assert torch.allclose(model([x, x]), graph([x, x]), atol=1e-6)
+    with pytest.raises(CaptureError, match=r"the graph was made for len\(xs\)=2"):
+        graph([x, x, x])
+
+
+# -- other batches than the example ------------------------------------------------------------------------------------
+
+
+class Sequences(nn.Module):
+    """Two layers, with a step of a test's between them that goes along the axis of the time."""
+
+    def __init__(self, middle: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.middle = nn.Linear(6, 8), nn.Linear(8, 4), middle
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        h = self.a(x).relu()
+        return self.b(self.middle(h if scale is None else h * scale.unsqueeze(-1)))
+
+
+FIXED: dict[str, Callable[[Tensor], Tensor]] = {
+    "range": lambda h: torch.stack([h[:, i] * (i + 1) for i in range(h.shape[1])], 1).mean(1),
+    "unbind": lambda h: sum(step.tanh() for step in h.unbind(1)),  # type: ignore[return-value, misc]
+    "split": lambda h: torch.stack([s.squeeze(1) for s in h.split(1, 1)]).amax(0),
+    "int": lambda h: h[:, : int(h.shape[1] / 2)].mean(1),
+    "float": lambda h: h.sum(1) / float(h.shape[1]),
+    "threshold": lambda h: h.mean(1) * (2 if h.shape[1] > 7 else 1),
+    "parity": lambda h: h.mean(1) * (2 if h.shape[1] % 2 else 1),
+}
+FREE: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda h: h.mean(1),
+    "slice": lambda h: h[:, : h.shape[1] // 2].sum(1),
+    "view": lambda h: h.reshape(h.shape[0], h.shape[1] * 8)[:, :8] * h.shape[1],
+    "own number": lambda h: torch.stack([h[:, i] for i in range(2)]).mean(0),
+    "refused": lambda h: h.unflatten(1, (5, 1)).sum((1, 2)),
+}
+
+
+@pytest.mark.parametrize("rung", ["values", "export"])
+@pytest.mark.parametrize("name", FIXED)
+def test_a_length_that_is_fixed_is_told(name: str, rung: str) -> None:
+    model, told = Sequences(FIXED[name]).eval(), r"holds for 5 entries along axis 1 of its input of shape \(2, 5, 6\)"
+    with pytest.warns(FxpruneWarning, match=told):
+        graph = fxprune.capture(model, torch.randn(8, 5, 6), method=rung)
+    x = torch.randn(3, 5, 6)
+    assert torch.allclose(model(x), graph(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("rung", ["auto", "values", "export"])
+@pytest.mark.parametrize("name", FREE)
+def test_a_length_that_is_not_fixed_is_not_told(name: str, rung: str) -> None:
+    model = Sequences(FREE[name]).eval()
+    graph = fxprune.capture(model, torch.randn(8, 5, 6), method=rung)
+    x = torch.randn(3, 5 if name == "refused" else 9, 6)
+    assert torch.allclose(model(x), graph(x), atol=1e-5)
+
+
+def test_lengths_that_inputs_share_are_changed_together() -> None:
+    model = Sequences(FIXED["unbind"]).eval()
+    with pytest.warns(
+        FxpruneWarning, match=r"5 entries along axis 1 of its input of shape \(2, 5, 6\): with 6"
+    ) as told:
+        fxprune.capture(model, (torch.randn(8, 5, 6), torch.rand(8, 5)))
+    assert len(told) == 1
+
+
+BY_SAMPLES: dict[str, Callable[[Tensor], Tensor]] = {
+    "more than": lambda h: h * 2 if h.shape[0] > 20 else h,
+    "fewer than": lambda h: h * 2 if len(h) < 5 else h,
+    "exactly": lambda h: h * 2 if h.size(0) == 17 else h,
+    "of a multiple": lambda h: h * 2 if h.shape[0] * 3 >= 60 else h,
+}
+
+
+@pytest.mark.parametrize("rung", ["auto", "values", "export"])
+@pytest.mark.parametrize("name", BY_SAMPLES)
+def test_numbers_of_samples_beside_which_a_forward_decides_are_tried(name: str, rung: str) -> None:
+    model = Sequences(BY_SAMPLES[name]).eval()
+    with pytest.raises(CaptureError, match=r"its graph gives other outputs than the model on a batch of \d+ samples"):
+        fxprune.capture(model, torch.randn(8, 6), method=rung)
+
+
+def test_numbers_of_samples_that_are_too_large_to_try_are_told() -> None:
+    model = Sequences(lambda h: h * 2 if h.shape[0] > 1 << 20 else h).eval()
+    with pytest.warns(FxpruneWarning, match="decides by whether its batch has 1048576 samples, .* the way of 2"):
+        fxprune.capture(model, torch.randn(8, 6))
+
+
+@pytest.mark.parametrize("rung", ["auto", "values", "export"])
+def test_a_decision_by_the_layout_in_memory_is_refused(rung: str) -> None:
+    model = Sequences(lambda h: h).eval()
+    forward = model.forward
+    model.forward = lambda x: forward(x) * (2 if x.is_contiguous() else 1)  # type: ignore[method-assign]
+    with pytest.raises(CaptureError, match="its graph gives other outputs than the model"):
+        fxprune.capture(model, torch.randn(8, 6), method=rung)
+
+
 def test_containers_that_a_forward_fills_anew_are_not_told() -> None:
     def middle(self: Any, x: Tensor) -> Tensor:
         self.notes = [x]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from fxprune.caller.example import LONGEST_ROW, check_example, from_json, to_json, trim, varied_batch
+from fxprune.caller.example import LONGEST_ROW, check_example, from_json, to_json, trim
+from fxprune.caller.other_batches import in_other_layout, resized, varied_batch
 
 
 @dataclass
@@ -49,6 +50,24 @@ def test_floats_have_other_values_of_the_same_range(samples: int, length: int, d
 )
 def test_whole_numbers_are_taken_again_as_they_are(x: Tensor) -> None:
     assert torch.equal(varied_batch(x, 3), x[[1, 0, 1]])
+
+
+def test_a_longer_example_has_other_and_larger_entries() -> None:
+    ids, x = torch.tensor([[1, 2], [3, 4]]), torch.tensor([[0.5, 1.5], [2.5, 3.5]])
+    longer = resized({"ids": ids, "x": x, "n": 3}, [(0, 1), (1, 1)], 5)
+    assert torch.equal(longer["ids"], torch.tensor([[1, 2, 3, 4, 3], [3, 4, 1, 2, 1]]))
+    assert torch.equal(longer["x"], torch.tensor([[0.5, 1.5, 10.0, 14.0, 10.0], [2.5, 3.5, 2.0, 6.0, 2.0]]))
+    assert longer["n"] == 3
+    shorter = resized((ids, x), [(1, 0)], 1)
+    assert torch.equal(shorter[0], ids)
+    assert torch.equal(shorter[1], x[:1])
+
+
+def test_another_layout_has_the_same_values() -> None:
+    x = torch.randn(2, 3, 4)
+    turned, single = in_other_layout((x, x[0, 0]))
+    assert torch.equal(turned, x)
+    assert (turned.is_contiguous(), single.is_contiguous()) == (False, True)
 
 
 def test_what_is_not_of_the_length_of_the_batch_is_kept() -> None:

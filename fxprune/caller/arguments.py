@@ -18,7 +18,7 @@ from torch import nn
 
 from fxprune.caller.batches import check_loader
 from fxprune.caller.model_checks import check_forward, check_made
-from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError, first_line
+from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError, error_text, first_line
 
 Check = Callable[[str, Any], None]
 CHECKS: dict[str, Check] = {}
@@ -47,8 +47,14 @@ def check(function: Callable[..., Any], given: Mapping[str, Any], passed_to: Cal
 
 def check_value(name: str, value: Any) -> None:
     """Raise where a value fails the check of an argument's name; a name without a check takes anything."""
-    if name in CHECKS:
+    if name not in CHECKS:
+        return
+    try:
         CHECKS[name](name, value)
+    except (FxpruneError, TypeError):
+        raise
+    except Exception as error:
+        raise FxpruneError(f"{name} cannot be looked at: it raises {error_text(error)}") from error
 
 
 def wanted(fits: Callable[[Any], bool], what: str, error: type[FxpruneError] = FxpruneError) -> Check:

@@ -44,10 +44,11 @@ def spec_of(value: Any) -> Any:
             return PackedSpec(tuple(leaf.data.shape), leaf.data.dtype, leaf.data.device)
         return TensorSpec(tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
 
-    return spec(value) if isinstance(value, Tensor) else pytree.tree_map(spec, as_fields(value), is_leaf=_is_packed)
+    return spec(value) if isinstance(value, Tensor) else pytree.tree_map(spec, as_fields(value), is_leaf=is_packed)
 
 
-def _is_packed(value: Any) -> bool:
+def is_packed(value: Any) -> bool:
+    """Whether a value is a packed sequence, which stays whole in nested values."""
     return isinstance(value, PackedSequence)
 
 
@@ -64,7 +65,7 @@ def as_fields(value: Any) -> Any:
         return {name: as_fields(entry) for name, entry in given.items() if entry is not None}
     if isinstance(value, Mapping):
         return _unless_known(value, {name: as_fields(entry) for name, entry in value.items()})
-    if isinstance(value, (list, tuple)) and not _is_packed(value):
+    if isinstance(value, (list, tuple)) and not is_packed(value):
         return _unless_known(value, (list if isinstance(value, list) else tuple)(map(as_fields, value)))
     return value
 
@@ -98,24 +99,22 @@ def trim(example: Any, *, samples: int) -> Any:
     torch.Size([8, 3])
     """
     length = batch_length(example)
-    if _fewest(example, samples) > samples:
+    if fewest_samples(example, samples) > samples:
         return example
-    return pytree.tree_map_only(
-        Tensor, lambda t: t[:samples] if _has_rows(t, length) else t, example, is_leaf=_is_packed
-    )
+    return pytree.tree_map_only(Tensor, lambda t: t[:samples] if has_rows(t, length) else t, example, is_leaf=is_packed)
 
 
-def _fewest(example: Any, samples: int) -> int:
+def fewest_samples(example: Any, samples: int) -> int:
     """How many samples an example may be cut to: `samples`, or all where other parts of it may number rows."""
 
     def may_number(leaf: Any) -> bool:
         """Whether a part may hold the number of a row beyond the first `samples`."""
         if not isinstance(leaf, Tensor) or leaf.ndim == 0:
-            return _is_packed(leaf)
+            return is_packed(leaf)
         return is_dense(leaf) and not (leaf.is_complex() or leaf.is_meta) and bool((leaf >= samples).any())
 
     length = batch_length(example)
-    others = (leaf for leaf in _leaves(example) if not _has_rows(leaf, length))
+    others = (leaf for leaf in leaves_of(example) if not has_rows(leaf, length))
     return max(samples, length) if any(map(may_number, others)) else samples
 
 
@@ -125,37 +124,31 @@ def batch_length(example: Any) -> int:
     >>> batch_length({"t": torch.tensor(0.5), "x": torch.zeros(4, 3)})
     4
     """
-    return next((len(leaf) for leaf in _leaves(example) if isinstance(leaf, Tensor) and leaf.ndim), 0)
+    return next((len(leaf) for leaf in leaves_of(example) if isinstance(leaf, Tensor) and leaf.ndim), 0)
 
 
-def _plain(example: Any) -> Any:
+def numbers_in(example: Any) -> int:
+    """How many numbers the tensors of an example have.
+
+    >>> numbers_in((torch.zeros(2, 3), None, torch.zeros(4)))
+    10
+    """
+    return sum(leaf.numel() for leaf in leaves_of(example) if isinstance(leaf, Tensor))
+
+
+def plain_mapping(example: Any) -> Any:
+    """A plain dict of an example that is a mapping, of which pytree opens few; other examples as they are."""
     return dict(example) if isinstance(example, Mapping) else example
 
 
-def _leaves(example: Any) -> list[Any]:
-    leaves: list[Any] = pytree.tree_leaves(_plain(example), is_leaf=_is_packed)
+def leaves_of(example: Any) -> list[Any]:
+    """All that an example holds, in order: tensors, packed sequences, and other values."""
+    leaves: list[Any] = pytree.tree_leaves(plain_mapping(example), is_leaf=is_packed)
     return leaves
 
 
-def varied_batch(example: Any, samples: int) -> Any:
-    """A batch of `samples` samples with the form of `example` and other values.
-
-    The rows of every tensor whose first axis has the batch length are repeated, rolled by one. Fractions are mixed with
-    the next row and scaled by a factor below 1 for each row; whole numbers, such as those of a mask, keep their values.
-    Other parts are kept; where they may number rows, no samples are removed.
-
-    >>> varied_batch((torch.tensor([[1, 2], [3, 4]]), torch.tensor([0.5, 1.5]), torch.zeros(3)), 3)
-    (tensor([[3, 4],
-            [1, 2],
-            [3, 4]]), tensor([1.0417, 0.5000, 0.6250]), tensor([0., 0., 0.]))
-    """
-    leaves, structure = pytree.tree_flatten(_plain(example), is_leaf=_is_packed)
-    length, samples = batch_length(example), _fewest(example, samples)
-    varied = [_varied_rows(leaf, samples) if length and _has_rows(leaf, length) else leaf for leaf in leaves]
-    return pytree.tree_unflatten(varied, structure)
-
-
-def _has_rows(leaf: Any, length: int) -> bool:
+def has_rows(leaf: Any, length: int) -> bool:
+    """Whether a part of an example has one row for each of `length` samples."""
     return is_dense(leaf) and leaf.ndim > 0 and len(leaf) == length
 
 
@@ -170,7 +163,7 @@ def check_dense(value: Any, what: str, error: type[FxpruneError], *, strided: bo
     Sparse tensors have to be in the COO layout; none are allowed where all tensors have to be `strided`.
     """
     layouts = (torch.strided,) if strided else (torch.strided, torch.sparse_coo)
-    for leaf in (leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)):
+    for leaf in (leaf for leaf in leaves_of(value) if isinstance(leaf, Tensor)):
         if is_lazy(leaf):
             raise error(f"{what} holds an uninitialised parameter: run its module once before")
         if leaf.is_nested:
@@ -179,30 +172,6 @@ def check_dense(value: Any, what: str, error: type[FxpruneError], *, strided: bo
             raise error(f"{what} holds a tensor of the layout {leaf.layout}: make it dense, x.to_dense()")
         if not meta and (leaf.is_meta or isinstance(leaf, FakeTensor)):
             raise error(f"{what} holds a tensor of shape {tuple(leaf.shape)} without numbers: load them to a device")
-
-
-def _varied_rows(tensor: Tensor, samples: int) -> Tensor:
-    given, rows = tensor.detach(), torch.arange(1, samples + 1, device=tensor.device)
-    rolled, following = given[rows % len(given)], given[(rows + 1) % len(given)]
-    wide = torch.promote_types(given.dtype, torch.float32)
-    if not given.is_floating_point() or given.is_meta or torch.equal(given.to(wide), given.to(wide).round()):
-        return rolled
-    factors = (1 - rows / (2 * samples)).to(wide).reshape(-1, *[1] * (given.ndim - 1))
-    mixed = factors * (0.75 * rolled.to(wide) + 0.25 * following.to(wide))
-    return mixed.to(given.dtype).requires_grad_(tensor.requires_grad)
-
-
-def stretched(example: Any, axis: int) -> Any:
-    """An example in which every tensor is twice as long along `axis`, if it has that axis.
-
-    >>> stretched((torch.zeros(2, 3, 4), torch.zeros(2)), 2)[0].shape
-    torch.Size([2, 3, 8])
-    """
-
-    def longer(leaf: Any) -> Any:
-        return leaf.repeat_interleave(2, axis) if is_dense(leaf) and leaf.ndim > axis else leaf
-
-    return pytree.tree_map(longer, example, is_leaf=_is_packed)
 
 
 def plain(example: Any) -> Any:
@@ -215,7 +184,7 @@ def plain(example: Any) -> Any:
         adds = not isinstance(leaf, Tensor) or type(leaf).__torch_dispatch__ != Tensor.__torch_dispatch__
         return leaf if adds or type(leaf) is Tensor else leaf.as_subclass(Tensor)
 
-    return pytree.tree_map(as_plain, example, is_leaf=_is_packed)
+    return pytree.tree_map(as_plain, example, is_leaf=is_packed)
 
 
 def to_device(values: Any, device: torch.device) -> Any:
@@ -264,7 +233,7 @@ def _described(example: Any, length: int) -> Any:
 
 def _kept_row(tensor: Tensor, length: int) -> list[float] | None:
     """The first row of floats that are not samples, whose values may matter; None for other or long rows."""
-    if not (tensor.is_floating_point() and is_dense(tensor) and tensor.numel()) or _has_rows(tensor, length):
+    if not (tensor.is_floating_point() and is_dense(tensor) and tensor.numel()) or has_rows(tensor, length):
         return None
     first = tensor.detach()[0] if tensor.ndim else tensor.detach()
     return first.double().flatten().tolist() if first.numel() <= LONGEST_ROW else None

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from fxprune.caller.example import TensorSpec, batch_length, stretched, varied_batch
+from fxprune.caller.example import TensorSpec, batch_length
+from fxprune.caller.other_batches import stretched, varied_batch
 from fxprune.errors import first_line
 from fxprune.tracing.facts import facts_on
 from fxprune.tracing.graph import ModelGraph, example_of

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.arguments import check
-from fxprune.caller.example import as_call, as_fields, batch_length, to_device, varied_batch
+from fxprune.caller.example import as_call, as_fields, batch_length, to_device
 from fxprune.caller.isolation import device_of, evaluating, full_float32, stateless, undisturbed
 from fxprune.caller.meta import need_numbers
+from fxprune.caller.other_batches import varied_batch
 from fxprune.errors import CalibrationError, FxpruneError, VerificationError, blaming, error_text, stage
 from fxprune.planning.plan import Plan, coupling_of, kept_units
 from fxprune.planning.planned import Planned

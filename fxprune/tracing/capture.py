@@ -37,8 +37,9 @@ from fxprune.tracing.facts import annotate
 from fxprune.tracing.graph import RECORD, ModelGraph, captured_of, history_of, is_captured
 from fxprune.tracing.hook_effects import computing_hooks
 from fxprune.tracing.outside import outside_restored
-from fxprune.tracing.proof import DisagreementError, Reference, first_run
+from fxprune.tracing.proof import DisagreementError, Reference
 from fxprune.tracing.settings import example_for
+from fxprune.tracing.trials import first_run
 
 RUNGS = {"fx": symbolic.trace, "values": values.trace, "export": exported.trace}
 METHODS = ("auto", *RUNGS)
@@ -125,6 +126,7 @@ def capture(
             else:
                 if reference is not None:
                     reference.warn()
+                    reference.warn_of_lengths(graph)
                 return graph
         beside = hooks.hooks_in_words(model, kept)
         raise CaptureError(_no_way(model, failures, beside, reference)) from next(iter(failures.values()))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx import graph_module as fx_internals
 from torch.utils import _pytree as pytree
 
@@ -171,7 +171,7 @@ def must_be(value: Any, fixed: Any, name: str) -> None:
     Raises CaptureError where it is another.
     """
     known = value.concrete if issubclass(type(value), ValueProxy) else value
-    known = len(known) if isinstance(known, (list, tuple, Mapping)) else known
+    known = len(known) if isinstance(known, (list, tuple, Mapping, Tensor)) else known
     if known is not fixed and known != fixed:
         raise CaptureError(
             f"the graph was made for {name}={fixed!r}, as the example has it or leaves it out: "
@@ -207,8 +207,9 @@ class Captured(Record):
 
     `method` names the way to the graph, `example` is the batch that shapes and flops are of, and `description` the
     same in JSON. `leaves` are the modules kept as single nodes. `decisions` are the values that control flow was
-    decided by; `by_batch` says whether one depends on the number of samples. `changed` names buffers and attributes
-    that the forward changes.
+    decided by. `by_batch` are the numbers of samples beside which the forward decides, `by_length` pairs of a length of
+    the example and one beside which it decides, and `by_layout` says that it may decide by strides. `changed` names
+    buffers and attributes that the forward changes.
     """
 
     method: str = ""
@@ -216,7 +217,9 @@ class Captured(Record):
     description: Any = None
     leaves: tuple[str, ...] = ()
     decisions: tuple[Any, ...] = ()
-    by_batch: bool = False
+    by_batch: tuple[int, ...] = ()
+    by_length: tuple[tuple[int, int], ...] = ()
+    by_layout: bool = False
     concrete_args: Any = None
     changed: tuple[str, ...] = ()
     history: History = History()

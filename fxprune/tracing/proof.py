@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
-import inspect
-import random
 import warnings
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import as_call, as_fields, batch_length, check_dense, trim, varied_batch
-from fxprune.caller.isolation import attributes_restored, evaluating, full_float32, kept_buffers, seeded
+from fxprune.caller.example import batch_length, check_dense, leaves_of, numbers_in
+from fxprune.caller.isolation import attributes_restored, evaluating, kept_buffers
+from fxprune.caller.other_batches import in_other_layout, varied_batch
 from fxprune.errors import CaptureError, FxpruneWarning, error_text, is_out_of_memory
 from fxprune.tracing.agreement import agree, check_comparable, difference, same_value
-from fxprune.tracing.checks import cuts, first_running, signature_of
 from fxprune.tracing.facts import placeholder_values
-from fxprune.tracing.graph import ModelGraph, captured_of, plain_attributes
-from fxprune.tracing.hooks import hooks_in_words, hooks_of, plain_copy
+from fxprune.tracing.graph import Captured, ModelGraph, captured_of
+from fxprune.tracing.hooks import plain_copy
+from fxprune.tracing.lengths import fixed_lengths
 from fxprune.tracing.likely_reasons import likely_reasons
+from fxprune.tracing.trials import (
+    Trial,
+    call_model,
+    first_run,
+    other_sizes,
+    run_graph,
+    run_under_seed,
+    second_trial,
+    state_of,
+    tried,
+    tried_afresh,
+)
 
-_CONTAINERS, _OF_MODULES = (list, dict, set, deque), vars(nn.Module()).keys()
-_SEED = 20_231  # none that a forward is traced with: what it draws must not be a constant of the graph
+_MOST = 1 << 22  # numbers of a batch, at most, that is tried because a forward decides by its number of samples
 
 
 class DisagreementError(CaptureError):
     """A graph gives other outputs than the model that it was captured from."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A batch, the model's output on it, and whether gradients were recorded."""
-
-    batch: Any
-    output: Any
-    grad: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,23 +66,22 @@ class Reference:
         Raises CaptureError where the model does not run on the example.
         """
         own, drawn = plain_copy(model), set[str]()
-        before = _state(own)
+        before = state_of(own)
         with attributes_restored(own), kept_buffers(own):
             batch, output = first_run(own, example, concrete)
             check_dense(output, f"the output of {type(model).__name__}", CaptureError, strided=True, meta=True)
             check_comparable(output)
-            after = _state(own)
-            later = list(_second_trial(own, batch, other, concrete, drawn))
-            last = _state(own) if later else {}
+            after = state_of(own)
+            later = list(second_trial(own, batch, other, concrete, drawn))
+            last = state_of(own) if later else {}
         lengths = {name for name, value in after.items() if isinstance(value, str) and value == last.get(name)}
         changed = tuple(
             name for name, value in after.items() if not same_value(value, before.get(name)) and name not in lengths
         )  # but for containers that are filled anew, or once
         sized: list[Trial] = []
-        for sizes in _other_sizes(example, batch):
-            with attributes_restored(own), kept_buffers(own):
-                sized += _tried(own, sizes, concrete, grads=(False,))
-        trials = [Trial(batch, output, grad=False), *_second_trial(own, batch, other, concrete), *sized]
+        for other_size in other_sizes(example, batch):
+            sized += tried_afresh(own, other_size, concrete, grads=(False,))
+        trials = [Trial(batch, output, grad=False), *second_trial(own, batch, other, concrete), *sized]
         stateful = [trial.output for trial in later], [trial.output for trial in trials[1 : 1 + len(later)]]
         return cls(model, concrete, example, trials, frozenset(drawn), changed, not agree(*stateful))
 
@@ -111,16 +106,22 @@ class Reference:
                 "holds all else at the values of the first call"
             )
 
+    def warn_of_lengths(self, graph: ModelGraph) -> None:
+        """Warn of lengths of the inputs at which the graph is fixed, though the model takes others."""
+        name, leaves = type(self.model).__name__, leaves_of(self.example)
+        for (number, axis), why in fixed_lengths(plain_copy(self.model), graph, self.example, self.concrete):
+            shape = tuple(leaves[number].shape)
+            _say(
+                f"the graph of {name} holds for {shape[axis]} entries along axis {axis} of its input of shape {shape}: "
+                f"{why}. Give an example of the length that the model is for"
+            )
+
     def check(self, graph: ModelGraph) -> None:
         """Raise DisagreementError where a graph gives other outputs than the model."""
-        if captured_of(graph).by_batch:
-            self._try_one_more()
-        for trial in self.trials:
+        for trial in (*self.trials, *self._asked_for(captured_of(graph))):
             rows = _rows(trial.batch)
             try:
-                with evaluating(graph), attributes_restored(graph):
-                    values = placeholder_values(graph, trial.batch)
-                    found = _run(graph.forward, values, {}, grad=trial.grad)
+                found = run_graph(graph, trial)
             except Exception as error:
                 raise DisagreementError(
                     f"its graph fails on {rows}, on which the model runs ({error_text(error)})"
@@ -131,18 +132,33 @@ class Reference:
                     f"first {self._place(graph, trial)}"
                 )
 
-    def _try_one_more(self) -> None:
-        """Add a batch of one sample more than the example, for graphs made by a decision on the number of samples."""
-        samples = batch_length(self.whole) + 1
-        if samples not in {batch_length(trial.batch) for trial in self.trials}:
-            self.trials.extend(_tried(plain_copy(self.model), varied_batch(self.whole, samples), self.concrete))
+    def _asked_for(self, captured: Captured) -> Iterator[Trial]:
+        """Trials of what the forward decided by while it was traced: numbers of samples, the layout in memory."""
+        beside = {number + step for number in captured.by_batch for step in (-1, 0, 1)}
+        if not beside and not captured.by_layout:
+            return
+        whole, own = batch_length(self.whole), plain_copy(self.model)
+        if captured.by_layout:
+            yield from tried_afresh(own, in_other_layout(self.example), self.concrete, grads=(True, False))
+        if not beside:
+            return
+        most = max(2 * whole, whole * _MOST // max(1, numbers_in(self.whole)))
+        known = {0, *(batch_length(trial.batch) for trial in self.trials)}
+        for samples in sorted((beside | {whole + 1}) - known):
+            if samples <= most:
+                yield from tried_afresh(own, varied_batch(self.whole, samples), self.concrete, grads=(True, False))
+        if (largest := max(beside)) > most:
+            _say(
+                f"{type(self.model).__name__} decides by whether its batch has {largest - 1} samples, and the graph "
+                f"goes the way of {batch_length(self.example)}: it was not compared with the model on so many"
+            )
 
     def reason(self) -> str:
         """The likely reason why the graphs differ, in words."""
         if self.random:
             return "it draws random numbers that a graph does not hold: draw with torch, from its own generator"
         first = self.trials[0]
-        for trial in _tried(plain_copy(self.model), first.batch, self.concrete):
+        for trial in tried(plain_copy(self.model), first.batch, self.concrete):
             if trial.grad and not agree(first.output, trial.output):
                 return "it decides by whether gradients are recorded: give the decision an argument of its own"
         return next(likely_reasons(self.model), "a size or a value of the example is a constant in the graph")
@@ -170,7 +186,7 @@ class Reference:
         for path, module in own.named_modules():
             note = partial(lambda path, module, args, output: calls.append((path, *_copied((args, output)))), path)
             module.register_forward_hook(note)
-        _call(own, trial.batch, self.concrete, grad=trial.grad)
+        call_model(own, trial.batch, self.concrete, grad=trial.grad)
         return calls
 
 
@@ -178,7 +194,7 @@ def _calls_of(graph: ModelGraph, trial: Trial) -> dict[str, list[tuple[Any, Any]
     """The inputs and outputs of the modules that a graph calls, when it runs on a batch, by their paths."""
     with evaluating(graph), attributes_restored(graph):
         recorder = _CallRecorder(graph)
-        _run(recorder.run, placeholder_values(graph, trial.batch), {}, grad=trial.grad)
+        run_under_seed(recorder.run, placeholder_values(graph, trial.batch), {}, grad=trial.grad)
     return recorder.calls
 
 
@@ -200,107 +216,9 @@ def _copied(values: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), values)
 
 
-# -- running -----------------------------------------------------------------------------------------------------------
-
-
-def first_run(own: nn.Module, example: Any, concrete: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Two samples of the example, or else the whole, on which a model, a copy of our own, runs; and its output.
-
-    Raises CaptureError, which names hooks and forwards that are set on instances, where it runs on neither.
-    """
-    try:
-        return first_running(own, cuts(example), lambda batch: _call(own, batch, concrete))
-    except CaptureError as error:
-        raise CaptureError(f"{error}{hooks_in_words(own, list(hooks_of(own)))}") from error.__cause__
-
-
-def _second_trial(
-    own: nn.Module, batch: Any, other: Any, concrete: Mapping[str, Any], drawn: set[str] | None = None
-) -> Iterator[Trial]:
-    """Another batch, of another number of samples where the model takes one; none where it takes no other batch."""
-    made = (varied_batch(batch, batch_length(batch) + 1), varied_batch(batch, batch_length(batch)))
-    given = () if other is None else (trim(other, samples=3), other)
-    tried = chain.from_iterable(_tried(own, batch, concrete, drawn) for batch in (*given, *made))
-    yield from islice(tried, 1)
-
-
-def _other_sizes(example: Any, batch: Any) -> Iterator[Any]:
-    """The whole example and one sample of it, where these have another number of samples than its part, `batch`."""
-    for other in (example, trim(example, samples=1)):
-        if batch_length(other) != batch_length(batch) and (other is example or batch_length(other) == 1):
-            yield other
-
-
-def _tried(
-    own: nn.Module,
-    batch: Any,
-    concrete: Mapping[str, Any],
-    drawn: set[str] | None = None,
-    grads: Sequence[bool] = (True, False),
-) -> Iterator[Trial]:
-    """A model's output on a batch, with gradients recorded if possible; nothing where it does not run."""
-    for grad in grads:
-        try:
-            output = _call(own, batch, concrete, grad=grad, drawn=drawn)
-        except Exception:  # noqa: BLE001, S112 - the caller's model takes no such batch, whatever it says
-            continue
-        yield Trial(batch, output, grad)
-        return
-
-
-def _call(
-    own: nn.Module, batch: Any, concrete: Mapping[str, Any], *, grad: bool = False, drawn: set[str] | None = None
-) -> Any:
-    """The output of a model on a copy of a batch; the generators that it draws from are added to `drawn`."""
-    args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, batch))
-    if concrete:  # which may stand between the positional ones
-        args, kwargs = (), dict(signature_of(own, concrete).bind(*args, **kwargs).arguments)
-        for name, parameter in inspect.signature(own.forward).parameters.items():
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                args = kwargs.pop(name, ())
-            elif parameter.kind is parameter.VAR_KEYWORD:
-                kwargs |= kwargs.pop(name, {})
-    return _run(own, args, {**kwargs, **concrete}, grad=grad, drawn=drawn)
-
-
-def _run(function: Any, args: Any, kwargs: Any, *, grad: bool, drawn: set[str] | None = None) -> Any:
-    """The result of a function, with all generators at one seed, and without its warnings.
-
-    torch's fast path through transformer layers, which gives zeros where samples are padded, is not taken.
-    """
-    mha: Any = torch.backends.mha
-    with seeded(_SEED), full_float32(), torch.set_grad_enabled(grad), warnings.catch_warnings(), ExitStack() as stack:
-        warnings.simplefilter("ignore")
-        stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
-        mha.set_fastpath_enabled(False)
-        before = _generators()
-        output = pytree.tree_map_only(Tensor, torch.detach, as_fields(function(*args, **kwargs)))
-        if drawn is not None:
-            drawn |= {name for name, state in _generators().items() if state != before[name]}
-        return output
-
-
-def _generators() -> dict[str, Any]:
-    """The states of the random generators of the process, by their owners."""
-    numpy: Any = np.random.get_state()
-    ours = bytes(torch.get_rng_state().tolist())
-    return {"torch": ours, "Python's random": random.getstate(), "NumPy": (numpy[1].tobytes(), *numpy[2:])}
-
-
 def _rows(batch: Any) -> str:
     count = batch_length(batch)
     return f"a batch of {count} sample{'s' if count != 1 else ''}"
-
-
-def _state(model: nn.Module) -> dict[str, Any]:
-    """All that a forward may change, by name: buffers, numbers, and the lengths of containers."""
-    state: dict[str, Any] = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    for path, module in model.named_modules():
-        numbers = {name: value for name, value in plain_attributes(module).items() if isinstance(value, (int, float))}
-        held = {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
-        lengths = {name: f"{len(value)} entries" for name, value in held.items() if isinstance(value, _CONTAINERS)}
-        state |= {f"{path}.{name}" if path else name: value for name, value in (numbers | lengths).items()}
-    return state
 
 
 def _say(what: str) -> None:

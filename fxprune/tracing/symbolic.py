@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,6 +84,14 @@ class SymbolicTracer(fx.Tracer):
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         self.refused.append("the forward goes through a value, which symbolic tracing does not know")
         return super().iter(obj)
+
+    def unpacked(self, node: fx.Node, count: int) -> None:
+        """Check in the graph that an input that is unpacked, or an entry of one, has this many entries."""
+        source = node
+        while source.target is operator.getitem:
+            source = source.args[0]  # type: ignore[assignment]
+        if source.op == "placeholder":
+            self.create_node("call_function", must_be, (node, count, f"len({node.name})"), {})
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
         """A node with the user's line it comes from; the stack that torch.fx records takes longer than the trace.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import operator
 import sys
@@ -68,6 +69,15 @@ class _Unknown:
 
 class Symbol(_Unknown, fx.Proxy):
     """A symbol of symbolic tracing, whose value is unknown."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """The entries where Python unpacks them into names: the tracer notes how many there are."""
+        frame = sys._getframe(1)
+        done, count = frame.f_code.co_code[frame.f_lasti : frame.f_lasti + 2]
+        if dis.opname[done] != "UNPACK_SEQUENCE":
+            return self.tracer.iter(self)  # type: ignore[no-any-return]
+        self.tracer.unpacked(self.node, count)
+        return iter([self[i] for i in range(count)])  # type: ignore[index]
 
 
 class SymbolAttribute(_Unknown, fx.proxy.Attribute):  # type: ignore[misc]

@@ -57,6 +57,8 @@ _SIZED_BY_NUMBERS = frozenset({
     "getitem", "narrow", "view", "reshape", "expand", "repeat", "tile", "unflatten", "split", "chunk", "new_zeros",
     "new_ones", "new_full", "new_empty",
 })  # fmt: skip
+_COMPARISONS = frozenset({operator.lt, operator.le, operator.eq, operator.ne, operator.gt, operator.ge})
+_ON_LAYOUT = frozenset({"is_contiguous", "stride"})
 _PIECES = frozenset({"split", "chunk", "unbind", "tensor_split", "split_with_sizes", "tolist"})
 _LENGTH = builtins.len
 _DECISIONS = 4096  # that are noted of one trace
@@ -71,7 +73,8 @@ class ValueTracer(symbolic.SymbolicTracer):
     `values` are those of the nodes. `dependent` are the nodes whose values depend on those of the inputs, not only on
     their sizes, and `sized` those whose sizes do, too. `branches` are the lines that decide by such values, and
     `decisions` the numbers and truths that Python was given of them, in order. `counts` are numbers that follow from
-    the number of samples; `by_batch` says whether Python decides by one. `given` names nested inputs and their entries.
+    the number of samples; `by_batch`, `by_length` and `by_layout` are those of `Captured`. `given` names nested inputs
+    and their entries.
     """
 
     whole = symbolic.PACKING
@@ -85,7 +88,9 @@ class ValueTracer(symbolic.SymbolicTracer):
         self.branches: dict[str, None] = {}
         self.decisions: list[Any] = []
         self.counts: set[fx.Node] = set()
-        self.samples, self.by_batch = batch_length(self.example), False
+        self.samples, self.by_batch = batch_length(self.example), set[int]()
+        self.by_length: set[tuple[int, int]] = set()
+        self.by_layout = False
         self.inputs: dict[str, Any] = {}
         self.given: dict[fx.Node, str] = {}
         self.guarded: set[fx.Node] = set()
@@ -117,6 +122,7 @@ class ValueTracer(symbolic.SymbolicTracer):
             self.values[node] = self._run(node)
             self._note_dependence(node)
             self._count(node)
+            self._compare(node)
             self._name_given(node)
         return node
 
@@ -226,7 +232,8 @@ class ValueTracer(symbolic.SymbolicTracer):
         value, node = self.values[proxy.node], proxy.node
         length = _LENGTH(value)
         name = str(getattr(node.target, "__name__", node.target))
-        self.by_batch |= length == self.samples or name in _PIECES
+        if length == self.samples or name in _PIECES:
+            self.by_batch.add(self.samples)
         if isinstance(value, (list, tuple, Mapping)):
             self._guard(node, length, "len({})")
         if node not in self.sized or not (isinstance(value, Tensor) or name in _PIECES):
@@ -240,7 +247,21 @@ class ValueTracer(symbolic.SymbolicTracer):
             self.counts.intersection(node.all_input_nodes) or (value == self.samples and self._is_first_size(node))
         ):
             self.counts.add(node)
-            self.by_batch |= isinstance(value, bool)
+            if isinstance(value, bool):
+                self.by_batch.add(self.samples)
+
+    def _compare(self, node: fx.Node) -> None:
+        """Note the number with which a comparison compares a size, and questions about the layout in memory."""
+        self.by_layout |= str(getattr(node.target, "__name__", node.target)) in _ON_LAYOUT
+        if node.target not in _COMPARISONS or _LENGTH(node.args) != 2:
+            return
+        pair = [self.values[arg] if isinstance(arg, fx.Node) else arg for arg in node.args]
+        for size, (own, other) in zip(node.args, (pair, pair[::-1]), strict=True):
+            if isinstance(size, fx.Node) and size not in self.dependent and type(own) is type(other) is int and own > 0:
+                if size in self.counts:
+                    self.by_batch.add(other * self.samples // own)
+                else:
+                    self.by_length.add((own, other))
 
     def _is_first_size(self, node: fx.Node) -> bool:
         """Whether a node is the size of a tensor's first axis."""
@@ -256,7 +277,8 @@ class ValueTracer(symbolic.SymbolicTracer):
     def fixed(self, proxy: ValueProxy) -> Any:
         """The value of a symbol where Python needs it; noted with its line where it depends on the input's values."""
         value = self.values[proxy.node]
-        self.by_batch |= proxy.node in self.counts
+        if proxy.node in self.counts:
+            self.by_batch.add(self.samples)
         if proxy.node not in self.dependent:
             return value
         return self._decided(value)
@@ -364,8 +386,11 @@ def trace(
     """
     tracer = ValueTracer(example, concrete_args, leaves)
     graph = symbolic.trace(model, example, concrete_args=concrete_args, leaves=leaves, tracer=tracer)
-    decisions, by_batch = tuple(tracer.decisions), tracer.by_batch
-    graph.meta[RECORD] = replace(captured_of(graph), decisions=decisions, by_batch=by_batch)
+    graph.meta[RECORD] = replace(
+        captured_of(graph),
+        decisions=tuple(tracer.decisions), by_batch=tuple(tracer.by_batch), by_length=tuple(tracer.by_length),
+        by_layout=tracer.by_layout,
+    )  # fmt: skip
     if tracer.branches and not _REPLAYED.get():
         warnings.warn(
             f"{type(model).__name__} decides by the values of its input, and the graph always goes the way that the "

@@ -71,7 +71,7 @@ def BranchOnShape(self, x: Tensor) -> Tensor:
     if x.dim() != 4 or x.shape[1] != 3:
         raise ValueError("expected RGB images")
     x = self.a(x).relu()
-    if x.shape[-1] >= 8 and x.size(1) == 8:
+    if x.shape[-1] == x.shape[-2] and x.size(1) == 8:
         x = self.b(x)
     for _ in range(x.shape[1] // 4):
         x = x + self.c(x).relu()

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import Mod
 
-from fxprune.caller.example import as_call
+from fxprune.caller.example import as_call, batch_length
 from fxprune.caller.interrupts import uninterrupted
 from fxprune.caller.isolation import attributes_restored
 from fxprune.caller.meta import lacking_numbers
@@ -33,6 +34,7 @@ from fxprune.tracing.in_place import is_in_place
 from fxprune.tracing.symbolic import SymbolicTracer, register_constants
 
 Shapes = Callable[[Tensor, int], Any]
+_UNLIMITED = 1 << 31  # a size beyond which torch.export sets no limit
 INTRICATE = 16  # operations by which a size may follow from those of the inputs: the time of torch.export explodes
 
 
@@ -64,9 +66,31 @@ def trace(
     remove_hooks(model)
     _drop_unused(graph)
     captured = ModelGraph(model, graph, type(model).__name__)
-    captured.meta[RECORD] = Captured(leaves=tuple(tracer.kept))
+    beside, samples = set(_decided_beside(program)), max(2, batch_length(example))
+    captured.meta[RECORD] = Captured(
+        leaves=tuple(tracer.kept),
+        by_batch=tuple(number for axis, size, number in beside if axis == 0 and size == samples),
+        by_length=tuple((size, number) for _, size, number in beside),
+        by_layout=True,
+    )
     captured.graph.lint()
     return captured
+
+
+def _decided_beside(program: ExportedProgram) -> Iterator[tuple[int, int, int]]:
+    """Every axis of an input and its length in the example, with the lengths to, from or beside which it is fixed."""
+    own = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT}
+    for node in program.graph.find_nodes(op="placeholder"):
+        shape = getattr(node.meta.get("val"), "shape", ()) if node.name in own else ()
+        for axis, size in enumerate(shape):
+            limits = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
+            if limits is None:
+                yield axis, int(size), int(size)
+                continue
+            guards = [guard.expr for guard in size.node.shape_env.guards]
+            pairs = [expr.args for expr in guards if expr.is_Relational and size.node.expr in expr.args]
+            beside = [limits.lower, limits.upper, *(number for pair in pairs for number in pair if number.is_Integer)]
+            yield from ((axis, size.node.hint, int(number)) for number in beside if 2 < number < _UNLIMITED)
 
 
 def _drop_unused(graph: fx.Graph) -> None:
