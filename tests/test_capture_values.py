@@ -24,6 +24,7 @@ from zoo import ZOO, conv, head, images, tensors
 import fxprune
 from fxprune.errors import CaptureError, FxpruneWarning
 from fxprune.scoring.scores import Scores
+from fxprune.tracing.values import ValueTracer
 
 Forward = Callable[..., Any]
 
@@ -116,6 +117,46 @@ def test_the_graph_computes_the_same(forward: Forward) -> None:
     graph = fxprune.capture(model, images()(2), method="values")
     for batch in (2, 1, 5):
         assert difference(outputs(model, images()(batch)), outputs(graph, images()(batch))) == 0
+
+
+MADE: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "zeros": lambda x, n: torch.zeros(n, x.shape[1], dtype=x.dtype, device=x.device),
+    "zeros in place": lambda x, n: torch.zeros(3, 8).index_add_(0, torch.arange(n) % 3, x).sum(0),
+    "ones": lambda x, n: torch.ones((n, 8)),
+    "empty": lambda x, n: torch.empty(n, 8).fill_(1.0),
+    "full": lambda x, n: torch.full((n, 1), float(n > 0), dtype=x.dtype),
+    "arange": lambda x, n: torch.arange(n, dtype=x.dtype).view(-1, 1),
+    "eye": lambda x, n: torch.eye(n).sum(1, keepdim=True),
+    "tensor": lambda x, n: torch.tensor([n, 1.0], dtype=x.dtype).sum(),
+    "as_tensor": lambda x, n: torch.as_tensor(n),
+    "rand": lambda x, n: torch.rand(n, 8) * 0,
+    "randn": lambda x, n: torch.randn(n, 8) * 0,
+    "randint": lambda x, n: torch.randint(0, 3, (n, 8)) * 0,
+    "randperm": lambda x, n: torch.randperm(n).view(-1, 1) * 0,
+    "normal": lambda x, n: torch.normal(0.0, 1.0, (n, 8)) * 0,
+    "finfo": lambda x, n: x.clamp(max=torch.finfo(x.dtype).max),
+    "iinfo": lambda x, n: x.long().clamp(max=torch.iinfo(x.long().dtype).max),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Net draws random numbers")
+@pytest.mark.parametrize("name", MADE)
+def test_tensors_made_of_sizes_follow_the_batch(name: str) -> None:
+    model = Net(
+        lambda net, x: F.linear(pooled := net.a(x).mean((2, 3)), net.b.weight[..., 0, 0]) + MADE[name](pooled, len(x))
+    )
+    graph = fxprune.capture(model, images()(2), method="values")
+    for batch in (2, 5):
+        assert difference(outputs(model, images()(batch)), outputs(graph, images()(batch))) < 1e-6
+
+
+def test_few_functions_of_torch_are_replaced_while_a_forward_is_traced() -> None:
+    before = dict(vars(torch))
+    with ValueTracer(images()(2))._symbols_understood():
+        replaced = [name for name, value in vars(torch).items() if value is not before[name]]
+    assert "zeros" in replaced
+    assert len(replaced) <= 10
+    assert vars(torch) == before
 
 
 @pytest.mark.parametrize("forward", [starred, padded, factories, assigned, aliased, loop_over_rows])

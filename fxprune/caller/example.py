@@ -72,7 +72,8 @@ def as_fields(value: Any) -> Any:
 
 def _unless_known(value: Any, plain: Any) -> Any:
     """The container itself where pytree opens it and its entries are unchanged, else the `plain` one."""
-    known = not pytree.tree_is_leaf(value)
+    entries = pytree.tree_leaves(value, is_leaf=lambda entry: entry is not value)
+    known = not (len(entries) == 1 and entries[0] is value)
     pairs = zip(value.values(), plain.values()) if isinstance(plain, dict) else zip(value, plain)  # noqa: B905 - of one length
     return value if known and all(old is new for old, new in pairs) else plain
 

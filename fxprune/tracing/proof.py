@@ -143,9 +143,9 @@ class Reference:
         if not beside:
             return
         most = max(2 * whole, whole * _MOST // max(1, numbers_in(self.whole)))
-        known = {0, *(batch_length(trial.batch) for trial in self.trials)}
+        known = {batch_length(trial.batch) for trial in self.trials}
         for samples in sorted((beside | {whole + 1}) - known):
-            if samples <= most:
+            if 1 <= samples <= most:
                 yield from tried_afresh(own, varied_batch(self.whole, samples), self.concrete, grads=(True, False))
         if (largest := max(beside)) > most:
             _say(

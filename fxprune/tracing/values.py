@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import batch_length
@@ -32,10 +33,19 @@ from fxprune.tracing.value_proxies import TensorProxy, ValueProxy, is_plain, is_
 _FACTORIES = (
     "zeros", "ones", "full", "empty", "arange", "range", "linspace", "logspace", "rand", "randn", "randint", "randperm",
     "tensor", "as_tensor", "scalar_tensor", "eye", "tril_indices", "triu_indices", "normal", "hann_window",
-    "broadcast_shapes",
 )  # fmt: skip
 _MAKING = frozenset(getattr(torch, name) for name in _FACTORIES)
-_ON_TYPES = ("finfo", "iinfo", "promote_types", "can_cast")  # functions of dtypes, which take no symbols
+_REPLACED = (
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "rand",
+    "randn",
+    "arange",
+    "tensor",
+)  # of which modes see some calls only
+_ON_TYPES = ("finfo", "iinfo")  # of dtypes, of which modes see none
 _ABOUT_SIZES = frozenset({
     "shape", "dtype", "device", "is_cuda", "requires_grad", "layout", "itemsize", "nbytes", "is_sparse", "is_nested",
     "size", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "is_complex", "element_size", "len",
@@ -300,38 +310,51 @@ class ValueTracer(symbolic.SymbolicTracer):
     @contextmanager
     def _symbols_understood(self) -> Iterator[None]:
         """Let torch's functions that make tensors of numbers, and those on dtypes, take symbols."""
-        wrappers = dict.fromkeys(_FACTORIES, self._recorded) | dict.fromkeys(_ON_TYPES, _unwrapped)
-        before = {name: getattr(torch, name) for name in wrappers if hasattr(torch, name)}
+        wrappers = dict.fromkeys(_REPLACED, self._recorded) | dict.fromkeys(_ON_TYPES, _unwrapped)
+        before = {name: getattr(torch, name) for name in wrappers}
         for name, function in before.items():
             setattr(torch, name, wrappers[name](function))
         builtins.len = _symbolic_length
         try:
-            yield
+            with _Making(self):
+                yield
         finally:
             builtins.len = _LENGTH
             for name, function in before.items():
                 setattr(torch, name, function)
 
     def _recorded(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that makes a tensor, as one that makes a node, because that tensor may be changed in place."""
-
         @functools.wraps(function)
         def record(*args: Any, **kwargs: Any) -> Any:
-            elsewhere = threading.get_ident() != self.thread  # what is replaced in torch is so for all threads
-            if self.running or elsewhere or not _can_be_written((args, kwargs)):
-                return function(*args, **kwargs)
-            return self.create_proxy("call_function", function, args, kwargs)
+            return self.made(function, args, kwargs)
 
         return record
 
+    def made(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What a function makes, which is a node where it may be changed in place: a tensor made of numbers."""
+        elsewhere = threading.get_ident() != self.thread  # what is replaced in torch is so for all threads
+        if self.running or elsewhere or function not in _MAKING or not _can_be_written((args, kwargs)):
+            return function(*args, **kwargs)
+        return self.create_proxy("call_function", function, args, kwargs)
+
     def _drop_unused(self, graph: fx.Graph) -> None:
         """Erase unused questions about sizes, and unused tensors made of numbers."""
-        made = {getattr(torch, name, None) for name in _FACTORIES}
         for node in reversed(list(graph.nodes)):
             if not node.users and node.op in ("call_function", "call_method", "get_attr"):
                 is_number = self.values[node] is not None and not _tensors(self.values[node])
-                if is_number or node.op == "get_attr" or node.target in made:
+                if is_number or node.op == "get_attr" or node.target in _MAKING:
                     graph.erase_node(node)
+
+
+class _Making(TorchFunctionMode):
+    """Lets a tracer see the functions of torch that make tensors of numbers."""
+
+    def __init__(self, tracer: ValueTracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.tracer.made(func, args, kwargs or {})
 
 
 def _symbolic_length(obj: Any, /) -> Any:
