@@ -475,6 +475,24 @@ class Unpacks(nn.Module):
         return self.layer(a + b)
 
 
+class Switched(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, options: Any) -> Tensor:
+        return self.layer(x) * (2 if options[0] else 1)
+
+
+@pytest.mark.parametrize("rung", ["values", "export"])
+def test_a_truth_in_a_list_is_checked(rung: str) -> None:
+    x, model = torch.randn(4, 6), Switched()
+    graph = fxprune.capture(model, (x, [True]), method=rung)
+    assert torch.allclose(model(x, [True]), graph(x, [True]), atol=1e-6)
+    with pytest.raises(CaptureError, match="the graph was made for"):
+        graph(x, [False])
+
+
 @pytest.mark.parametrize("rung", RUNGS)
 def test_how_many_an_unpacked_input_has_is_checked(rung: str) -> None:
     x, model = torch.randn(3, 6), Unpacks()
@@ -499,6 +517,14 @@ class Sequences(nn.Module):
         return self.b(self.middle(h if scale is None else h * scale.unsqueeze(-1)))
 
 
+def by_pattern(h: Tensor) -> Tensor:
+    match h.shape:
+        case [_, 10, _]:
+            return h.mean(1) * 2
+        case _:
+            return h.mean(1)
+
+
 FIXED: dict[str, Callable[[Tensor], Tensor]] = {
     "range": lambda h: torch.stack([h[:, i] * (i + 1) for i in range(h.shape[1])], 1).mean(1),
     "unbind": lambda h: sum(step.tanh() for step in h.unbind(1)),  # type: ignore[return-value, misc]
@@ -507,6 +533,10 @@ FIXED: dict[str, Callable[[Tensor], Tensor]] = {
     "float": lambda h: h.sum(1) / float(h.shape[1]),
     "threshold": lambda h: h.mean(1) * (2 if h.shape[1] > 7 else 1),
     "parity": lambda h: h.mean(1) * (2 if h.shape[1] % 2 else 1),
+    "multiple": lambda h: h.mean(1) * (2 if h.shape[1] % 7 == 0 else 1),
+    "product": lambda h: h.mean(1) * (2 if h[0].numel() > 100 else 1),
+    "shape": lambda h: h.mean(1) * (2 if h.shape[1:] == (10, 8) else 1),
+    "match": by_pattern,
 }
 FREE: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda h: h.mean(1),
@@ -536,6 +566,15 @@ def test_a_length_that_is_not_fixed_is_not_told(name: str, rung: str) -> None:
     assert torch.allclose(model(x), graph(x), atol=1e-5)
 
 
+def test_lengths_that_inputs_share_are_also_changed_one_by_one() -> None:
+    class Pair(Sequences):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+            return self.b((self.a(x).mean(1) + self.a(y).mean(1)) * (2 if x.shape[1] == y.shape[1] else 1))
+
+    with pytest.warns(FxpruneWarning, match=r"5 entries along axis 1 of its input of shape \(2, 5, 6\)"):
+        fxprune.capture(Pair(torch.relu).eval(), (torch.randn(4, 5, 6), torch.randn(4, 5, 6)))
+
+
 def test_lengths_that_inputs_share_are_changed_together() -> None:
     model = Sequences(FIXED["unbind"]).eval()
     with pytest.warns(
@@ -550,6 +589,12 @@ BY_SAMPLES: dict[str, Callable[[Tensor], Tensor]] = {
     "fewer than": lambda h: h * 2 if len(h) < 5 else h,
     "exactly": lambda h: h * 2 if h.size(0) == 17 else h,
     "of a multiple": lambda h: h * 2 if h.shape[0] * 3 >= 60 else h,
+    "of a square": lambda h: h * 2 if h.shape[0] ** 2 > 100 else h,
+    "of all numbers": lambda h: h * 2 if h.numel() > 150 else h,
+    "as an int": lambda h: h * 2 if int(h.shape[0]) > 16 else h,
+    "as a text": lambda h: h * 2 if str(h.shape[0]) == "17" else h,
+    "in a shape": lambda h: h * 2 if h.size() > (10,) else h,
+    "of pieces": lambda h: h * 2 if len(h.unbind()) > 16 else h,
 }
 
 
@@ -561,9 +606,44 @@ def test_numbers_of_samples_beside_which_a_forward_decides_are_tried(name: str, 
         fxprune.capture(model, torch.randn(8, 6), method=rung)
 
 
+def checked(h: Tensor) -> None:
+    if h.abs().max() > 30:
+        raise ValueError
+
+
+def with_a_caught_error(h: Tensor) -> Tensor:
+    try:
+        checked(h)
+    except ValueError:
+        return h.clamp(-1, 1)
+    return h
+
+
+def with_an_assertion(h: Tensor) -> Tensor:
+    checked(h)
+    assert h.isfinite().all()
+    return h
+
+
+def test_an_assertion_by_values_is_told_where_it_is_caught() -> None:
+    x = torch.randn(8, 6)
+    with pytest.warns(FxpruneWarning, match="decides by the values of its input, .*: if h.abs"):
+        fxprune.capture(Sequences(with_a_caught_error).eval(), x, method="values")
+    fxprune.capture(Sequences(with_an_assertion).eval(), x, method="values")
+
+
+def test_a_decision_in_code_without_a_file_is_told() -> None:
+    made: dict[str, Any] = {}
+    exec(compile("def middle(h):\n    return h * 2 if h.sum() > 0 else h", "<stdin>", "exec"), made)
+    with pytest.warns(FxpruneWarning, match="decides by the values of its input, .* at <stdin>:2"):
+        fxprune.capture(Sequences(made["middle"]).eval(), torch.rand(8, 6), method="values")
+
+
 def test_numbers_of_samples_that_are_too_large_to_try_are_told() -> None:
     model = Sequences(lambda h: h * 2 if h.shape[0] > 1 << 20 else h).eval()
-    with pytest.warns(FxpruneWarning, match="decides by whether its batch has 1048576 samples, .* the way of 2"):
+    with pytest.warns(
+        FxpruneWarning, match="decides by sizes, and its graph goes the way of 2 samples: it was not compared"
+    ):
         fxprune.capture(model, torch.randn(8, 6))
 
 

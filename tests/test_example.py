@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
 from fxprune.caller.example import LONGEST_ROW, check_example, from_json, to_json, trim
-from fxprune.caller.other_batches import in_other_layout, resized, varied_batch
+from fxprune.caller.other_batches import in_other_layouts, resized, varied_batch
 
 
 @dataclass
@@ -63,11 +63,19 @@ def test_a_longer_example_has_other_and_larger_entries() -> None:
     assert torch.equal(shorter[1], x[:1])
 
 
-def test_another_layout_has_the_same_values() -> None:
-    x = torch.randn(2, 3, 4)
-    turned, single = in_other_layout((x, x[0, 0]))
+def test_other_layouts_have_the_same_values() -> None:
+    x = torch.randn(2, 3, 4, 5)
+    turned, by_channels = (batch for batch, _ in in_other_layouts((x, x[0, 0, 0])))
     assert torch.equal(turned, x)
-    assert (turned.is_contiguous(), single.is_contiguous()) == (False, True)
+    assert torch.equal(by_channels, x)
+    assert turned.stride()[0] == 1
+    assert by_channels.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_blank_example_is_drawn_anew() -> None:
+    for blank in (torch.zeros(4, 3), torch.ones(4, 3)):
+        assert varied_batch({"x": blank, "mask": torch.ones(4, 3)}, 5)["x"].unique().numel() == 15
+    assert torch.equal(varied_batch({"x": torch.randn(4, 3), "mask": torch.ones(4, 3)}, 5)["mask"], torch.ones(5, 3))
 
 
 def test_what_is_not_of_the_length_of_the_batch_is_kept() -> None:

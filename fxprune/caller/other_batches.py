@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from fxprune.caller.example import (
     plain_mapping,
 )
 
+_RANK_OF_IMAGES = 4
 Place = tuple[int, int]  # the number of a tensor among the leaves of an example, and one of its axes
 
 
@@ -26,8 +27,9 @@ def varied_batch(example: Any, samples: int) -> Any:
     """A batch of `samples` samples with the form of `example` and other values.
 
     The rows of every tensor whose first axis has the batch length are repeated, rolled by one. Fractions are mixed with
-    the next row and scaled by a factor below 1 for each row; whole numbers, such as those of a mask, keep their values.
-    Other parts are kept; where they may number rows, no samples are removed.
+    the next row and scaled by a factor below 1 for each row; whole numbers, such as those of a mask, keep their values,
+    but for a first tensor of zeros or ones, which is drawn anew. Other parts are kept; where they may number rows, no
+    samples are removed.
 
     >>> varied_batch((torch.tensor([[1, 2], [3, 4]]), torch.tensor([0.5, 1.5]), torch.zeros(3)), 3)
     (tensor([[3, 4],
@@ -37,6 +39,9 @@ def varied_batch(example: Any, samples: int) -> Any:
     leaves, structure = pytree.tree_flatten(plain_mapping(example), is_leaf=is_packed)
     length, samples = batch_length(example), fewest_samples(example, samples)
     varied = [_varied_rows(leaf, samples) if length and has_rows(leaf, length) else leaf for leaf in leaves]
+    first = next((i for i, leaf in enumerate(varied) if isinstance(leaf, Tensor) and leaf.ndim), None)
+    if first is not None and _is_blank(varied[first]):
+        varied[first] = _noise_like(varied[first])
     return pytree.tree_unflatten(varied, structure)
 
 
@@ -49,6 +54,18 @@ def _varied_rows(tensor: Tensor, samples: int) -> Tensor:
     factors = (1 - rows / (2 * samples)).to(wide).reshape(-1, *[1] * (given.ndim - 1))
     mixed = factors * (0.75 * rolled.to(wide) + 0.25 * following.to(wide))
     return mixed.to(given.dtype).requires_grad_(tensor.requires_grad)
+
+
+def _is_blank(tensor: Tensor) -> bool:
+    """Whether a batch of floats has one value everywhere, as that of a made example has."""
+    known = is_dense(tensor) and tensor.is_floating_point() and not tensor.is_meta and tensor.ndim > 1
+    return known and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+
+
+def _noise_like(tensor: Tensor) -> Tensor:
+    """Random numbers from 0 to 1, the same ones for the same shape."""
+    made = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    return made.to(tensor).requires_grad_(tensor.requires_grad)
 
 
 def _is_whole(tensor: Tensor) -> bool:
@@ -105,15 +122,15 @@ def resized(example: Any, places: Sequence[Place], length: int) -> Any:
     return pytree.tree_unflatten(leaves, structure)
 
 
-def in_other_layout(example: Any) -> Any:
-    """An example of the same values, whose tensors lie in memory as those of a transposed batch do.
+def in_other_layouts(example: Any) -> Iterator[Any]:
+    """An example whose tensors lie in memory as those of a transposed batch do, and as images by channels do.
 
-    >>> in_other_layout(torch.zeros(2, 3)).is_contiguous()
-    False
+    >>> [x.is_contiguous() for x in in_other_layouts(torch.zeros(2, 3, 4, 5))]
+    [False, False]
     """
-
-    def turned(leaf: Any) -> Any:
-        known = is_dense(leaf) and leaf.ndim > 1
-        return leaf.transpose(0, -1).contiguous().transpose(0, -1) if known else leaf
-
-    return pytree.tree_map(turned, example, is_leaf=is_packed)
+    ways: tuple[Callable[[Tensor], Tensor], ...] = (
+        lambda t: t.transpose(0, -1).contiguous().transpose(0, -1) if t.ndim > 1 else t,
+        lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == _RANK_OF_IMAGES else t,
+    )
+    for way in ways:
+        yield pytree.tree_map(lambda leaf, way=way: way(leaf) if is_dense(leaf) else leaf, example, is_leaf=is_packed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import linecache
 import os
@@ -15,9 +16,13 @@ import torch
 HOMES = tuple(f"{home}{os.sep}" for home in (Path(str(torch.__file__)).parent, Path(__file__).parents[1]))
 
 
+_CAPTURE = str(Path(__file__).parents[1] / "tracing" / "capture.py")
+_TYPED = ("<stdin>", "<ipython")  # code that a user types
+
+
 def is_users(filename: str) -> bool:
     """Whether a source file is the user's: not torch's, fxprune's or generated."""
-    return not filename.startswith((*HOMES, "<"))
+    return not filename.startswith((*HOMES, "<")) or filename.startswith(_TYPED)
 
 
 def line_of(error: BaseException) -> str:
@@ -47,22 +52,40 @@ def users_line() -> str | None:
 
 
 def deciding_line(frame: FrameType) -> str | None:
-    """The current line of a frame, or None where its statement is an assertion, or an `if` that raises."""
+    """The current line of a frame; None where its statement is an assertion, or an `if` that raises, uncaught."""
     filename, number = frame.f_code.co_filename, frame.f_lineno
     inner = [node for node in _statements(filename) if node.lineno <= number <= (node.end_lineno or node.lineno)]
     statement = max(inner, key=lambda node: (node.lineno, -(node.end_lineno or 0)), default=None)
     raises = isinstance(statement, ast.If) and isinstance(statement.body[0], ast.Raise)
     call = statement.value if isinstance(statement, ast.Expr) else None
     asserts = isinstance(statement, ast.Assert) or (isinstance(call, ast.Call) and "assert" in ast.unparse(call.func))
-    if raises or asserts:
+    if (raises or asserts) and not _is_caught(frame):
         return None
     return f"{filename}:{number}: {linecache.getline(filename, number).strip()}"
 
 
-def _statements(filename: str) -> list[ast.stmt]:
+def _is_caught(frame: FrameType | None) -> bool:
+    """Whether the forward that is traced catches what a frame may raise, there or in a frame that called it."""
+    while frame is not None and not frame.f_code.co_filename.startswith(_CAPTURE):
+        number = frame.f_lineno
+        for node in _statements(frame.f_code.co_filename) if is_users(frame.f_code.co_filename) else ():
+            catches = isinstance(node, ast.Try) and node.handlers
+            suppresses = isinstance(node, ast.With) and "suppress" in ast.unparse(node.items[0])
+            if (catches or suppresses) and node.body[0].lineno <= number <= (node.body[-1].end_lineno or number):  # type: ignore[attr-defined]
+                return True
+        frame = frame.f_back
+    return False
+
+
+def _statements(filename: str) -> tuple[ast.stmt, ...]:
     """All statements of a source file; none where it cannot be read."""
+    return _parsed("".join(linecache.getlines(filename)))
+
+
+@functools.lru_cache(maxsize=16)
+def _parsed(source: str) -> tuple[ast.stmt, ...]:
     try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
+        tree = ast.parse(source)
     except SyntaxError:
-        return []
-    return [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
+        return ()
+    return tuple(node for node in ast.walk(tree) if isinstance(node, ast.stmt))

@@ -207,8 +207,9 @@ class Captured(Record):
 
     `method` names the way to the graph, `example` is the batch that shapes and flops are of, and `description` the
     same in JSON. `leaves` are the modules kept as single nodes. `decisions` are the values that control flow was
-    decided by. `by_batch` are the numbers of samples beside which the forward decides, `by_length` pairs of a length of
-    the example and one beside which it decides, and `by_layout` says that it may decide by strides. `changed` names
+    decided by. `by_batch` and `by_length` say beside which numbers of samples and other lengths the forward decides:
+    how many times as large as in the example these are, and 1.0 where this is not known. `by_layout`
+    says that the forward may decide by how a tensor lies in memory. `changed` names
     buffers and attributes that the forward changes.
     """
 
@@ -217,8 +218,8 @@ class Captured(Record):
     description: Any = None
     leaves: tuple[str, ...] = ()
     decisions: tuple[Any, ...] = ()
-    by_batch: tuple[int, ...] = ()
-    by_length: tuple[tuple[int, int], ...] = ()
+    by_batch: frozenset[float] = frozenset()
+    by_length: frozenset[float] = frozenset()
     by_layout: bool = False
     concrete_args: Any = None
     changed: tuple[str, ...] = ()

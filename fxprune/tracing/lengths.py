@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,50 +11,65 @@ from torch import Tensor, nn
 from fxprune.caller.example import leaves_of, numbers_in
 from fxprune.caller.other_batches import Place, lengths_of, resized
 from fxprune.tracing.agreement import difference
-from fxprune.tracing.graph import ModelGraph, captured_of
-from fxprune.tracing.trials import Trial, run_graph, tried_afresh
+from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.trials import run_graph, tried_afresh
 
 _CHEAP, _TIMES = 1 << 16, 4  # numbers in a batch that is tried in any case; and how many times those of the example
+_SINGLE = 4  # places of one length, at most, that are also changed one by one
+
+
+def numbers_beside(size: int, ratios: Collection[float]) -> set[int]:
+    """Sizes beside which a forward may decide otherwise; `ratios` are those of `Captured`, or of products of two sizes.
+
+    >>> sorted(numbers_beside(8, {2.0}))
+    [10, 11, 12, 14, 15, 16, 17, 19]
+    """
+    at = {int(size * ratio) for ratio in ratios} | {math.isqrt(int(size * size * ratio)) for ratio in ratios}
+    return {number + step for number in at for step in (-1, 0, 1, 3)}  # 3, where sizes were halved
 
 
 def fixed_lengths(
-    own: nn.Module, graph: ModelGraph, example: Any, concrete: Mapping[str, Any]
+    own: nn.Module, graph: ModelGraph, example: Any, concrete: Mapping[str, Any], ratios: Collection[float]
 ) -> Iterator[tuple[Place, str]]:
     """The places in an example whose lengths are fixed in a graph without an error; each with the difference.
 
     A place is named where `own`, a copy of the model, runs at another length, and the graph gives another output.
-    Places of one length are changed together, or else one by one.
+    Places of one length are changed together, and one by one. `ratios` are those of `numbers_beside`.
     """
     for size, places in lengths_of(example).items():
-        for together in (places, *([place] for place in places if len(places) > 1)):
-            ran = False
-            for trial, length in _trials(own, graph, example, together, size, concrete):
-                ran = True
-                try:
-                    found = run_graph(graph, trial)
-                except Exception:  # noqa: BLE001, S112 - whatever the graph raises at a length that it does not take
-                    continue
-                if differs := difference(trial.output, found):
-                    yield together[0], f"with {length}, it gives other outputs than the model ({differs})"
-                    break
-            if ran and together is places:
+        for together in (places, *([place] for place in places[:_SINGLE] if len(places) > 1)):
+            if found := _difference_at_other_lengths(own, graph, example, together, size, concrete, ratios):
+                yield together[0], found
                 break
 
 
-def _trials(
-    own: nn.Module, graph: ModelGraph, example: Any, places: Sequence[Place], size: int, concrete: Mapping[str, Any]
-) -> Iterator[tuple[Trial, int]]:
-    """The model's outputs at other lengths: one more, half, and those beside which its forward decides."""
-    beside = {length + step for at, length in captured_of(graph).by_length if at == size for step in (-1, 0, 1)}
+def _difference_at_other_lengths(
+    own: nn.Module, graph: ModelGraph, example: Any, places: Sequence[Place], size: int, concrete: Any, ratios: Any
+) -> str | None:
+    """The first difference between the outputs of a model and its graph at other lengths than `size`, in words."""
+    for length in _lengths(example, size, ratios):
+        batch = resized(example, places, length)
+        if numbers_in(batch) > max(_CHEAP, _TIMES * numbers_in(example)):
+            continue
+        for trial in tried_afresh(own, batch, concrete, grads=(False,)):
+            try:
+                found = run_graph(graph, trial)
+            except Exception:  # noqa: BLE001, S112 - whatever the graph raises at a length that it does not take
+                continue
+            if differs := difference(trial.output, found):
+                return f"with {length}, it gives other outputs than the model ({differs})"
+    return None
+
+
+def _lengths(example: Any, size: int, ratios: Collection[float]) -> list[int]:
+    """Other lengths to try: one more and half, and where the forward decides by sizes, further ones."""
     tensors = [leaf for leaf in leaves_of(example) if isinstance(leaf, Tensor)]
-    largest = max(_CHEAP, _TIMES * numbers_in(example))
     on_accelerator = any(tensor.device.type != "cpu" for tensor in tensors)
     if on_accelerator and not all(tensor.is_floating_point() for tensor in tensors):
-        return  # an index out of range would end the process
-    for length in sorted({size + 1, size // 2, *beside} - {size}, key=lambda length: abs(length - size)):
-        if length < 1 or (on_accelerator and length > size):
-            continue
-        batch = resized(example, places, length)
-        if numbers_in(batch) <= largest:
-            for trial in tried_afresh(own, batch, concrete, grads=(False,)):
-                yield trial, length
+        return []  # an index out of range would end the process
+    further = (
+        {1, size - 1, size + 2, size + 3, 2 * size, 3 * size} | numbers_beside(size, ratios) if ratios else set[int]()
+    )
+    longest = size if on_accelerator else math.inf
+    lengths = {length for length in {size + 1, size // 2} | further if 1 <= length <= longest} - {size}
+    return sorted(lengths, key=lambda length: abs(length - size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,13 +13,13 @@ from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import batch_length, check_dense, leaves_of, numbers_in
 from fxprune.caller.isolation import attributes_restored, evaluating, kept_buffers
-from fxprune.caller.other_batches import in_other_layout, varied_batch
+from fxprune.caller.other_batches import in_other_layouts, varied_batch
 from fxprune.errors import CaptureError, FxpruneWarning, error_text, is_out_of_memory
 from fxprune.tracing.agreement import agree, check_comparable, difference, same_value
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.graph import Captured, ModelGraph, captured_of
 from fxprune.tracing.hooks import plain_copy
-from fxprune.tracing.lengths import fixed_lengths
+from fxprune.tracing.lengths import fixed_lengths, numbers_beside
 from fxprune.tracing.likely_reasons import likely_reasons
 from fxprune.tracing.trials import (
     Trial,
@@ -34,7 +34,8 @@ from fxprune.tracing.trials import (
     tried_afresh,
 )
 
-_MOST = 1 << 22  # numbers of a batch, at most, that is tried because a forward decides by its number of samples
+_TIMES, _FEW, _MANY, _MOST = 4, 64, 256, 1 << 22  # times the example's samples, samples, numbers that are tried in all
+_SMALL = (4, 5, 8, 9, 16, 17, 6, 7, 10, 11, 12, 13, 14, 15)
 
 
 class DisagreementError(CaptureError):
@@ -48,7 +49,8 @@ class Reference:
     The first trial is two samples of the example, or all; then come another batch, the whole example, and one sample of
     it, each where the model takes it. `whole` is the example as it was given. `random` names the generators that a
     forward draws from, `changed` the buffers and attributes whose values it changes; `stateful` says that its output on
-    the second batch depends on whether it saw the first.
+    the second batch depends on whether it saw the first. `by_batch` and `by_length` are those of `Captured` of all
+    graphs that were checked, and `asked` the trials that follow.
     """
 
     model: nn.Module
@@ -58,6 +60,9 @@ class Reference:
     random: frozenset[str]
     changed: tuple[str, ...]
     stateful: bool
+    by_batch: set[float] = field(default_factory=set)
+    by_length: set[float] = field(default_factory=set)
+    asked: dict[str, list[Trial]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, example: Any, other: Any, concrete: Mapping[str, Any]) -> Reference:
@@ -109,7 +114,8 @@ class Reference:
     def warn_of_lengths(self, graph: ModelGraph) -> None:
         """Warn of lengths of the inputs at which the graph is fixed, though the model takes others."""
         name, leaves = type(self.model).__name__, leaves_of(self.example)
-        for (number, axis), why in fixed_lengths(plain_copy(self.model), graph, self.example, self.concrete):
+        own = plain_copy(self.model)
+        for (number, axis), why in fixed_lengths(own, graph, self.example, self.concrete, self.by_length):
             shape = tuple(leaves[number].shape)
             _say(
                 f"the graph of {name} holds for {shape[axis]} entries along axis {axis} of its input of shape {shape}: "
@@ -132,25 +138,38 @@ class Reference:
                     f"first {self._place(graph, trial)}"
                 )
 
-    def _asked_for(self, captured: Captured) -> Iterator[Trial]:
-        """Trials of what the forward decided by while it was traced: numbers of samples, the layout in memory."""
-        beside = {number + step for number in captured.by_batch for step in (-1, 0, 1)}
-        if not beside and not captured.by_layout:
-            return
-        whole, own = batch_length(self.whole), plain_copy(self.model)
-        if captured.by_layout:
-            yield from tried_afresh(own, in_other_layout(self.example), self.concrete, grads=(True, False))
-        if not beside:
-            return
-        most = max(2 * whole, whole * _MOST // max(1, numbers_in(self.whole)))
-        known = {batch_length(trial.batch) for trial in self.trials}
-        for samples in sorted((beside | {whole + 1}) - known):
-            if 1 <= samples <= most:
-                yield from tried_afresh(own, varied_batch(self.whole, samples), self.concrete, grads=(True, False))
-        if (largest := max(beside)) > most:
+    def _asked_for(self, captured: Captured) -> list[Trial]:
+        """Trials of what a forward decided by while it was traced, by any method: sizes, the layout in memory."""
+        if captured.by_layout and "layout" not in self.asked:
+            own = plain_copy(self.model)
+            self.asked["layout"] = [
+                trial
+                for batch in in_other_layouts(self.example)
+                for trial in tried_afresh(own, batch, self.concrete, grads=(True, False))
+            ]
+        self.by_length.update(captured.by_length)
+        if not captured.by_batch <= self.by_batch:
+            self.by_batch.update(captured.by_batch)
+            self.asked["samples"] = list(self._other_numbers_of_samples())
+        return [trial for trials in self.asked.values() for trial in trials]
+
+    def _other_numbers_of_samples(self) -> Iterator[Trial]:
+        """Trials of other numbers of samples: beside the numbers that a forward compares with, and small ones."""
+        whole, part = batch_length(self.whole), batch_length(self.example)
+        own, known = plain_copy(self.model), {-2, -1, 0, *(batch_length(trial.batch) for trial in self.trials)}
+        beside = numbers_beside(part, self.by_batch)
+        affordable = whole * _MOST // max(1, numbers_in(self.whole))
+        for numbers, most in ((sorted(beside), _MANY), ((whole + 1, *_SMALL), _FEW)):
+            left = max(_TIMES * whole, min(most, affordable))
+            for samples in (number for number in numbers if number >= 1 and number not in known):
+                if samples <= left:
+                    left -= samples
+                    known.add(samples)
+                    yield from tried_afresh(own, varied_batch(self.whole, samples), self.concrete, grads=(True, False))
+        if untried := beside - known:
             _say(
-                f"{type(self.model).__name__} decides by whether its batch has {largest - 1} samples, and the graph "
-                f"goes the way of {batch_length(self.example)}: it was not compared with the model on so many"
+                f"{type(self.model).__name__} decides by sizes, and its graph goes the way of {part} samples: it was "
+                f"not compared with the model on {max(untried)}"
             )
 
     def reason(self) -> str:

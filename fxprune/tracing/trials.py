@@ -61,8 +61,8 @@ def second_trial(
 
 
 def other_sizes(example: Any, batch: Any) -> Iterator[Any]:
-    """The whole example and one sample of it, where these have another number of samples than its part, `batch`."""
-    for other in (example, trim(example, samples=1)):
+    """The whole example, and one sample like it, where these have another number of samples than its part, `batch`."""
+    for other in (example, varied_batch(example, 1)):
         if batch_length(other) != batch_length(batch) and (other is example or batch_length(other) == 1):
             yield other
 

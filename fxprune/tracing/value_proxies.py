@@ -7,7 +7,7 @@ import functools
 import operator
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -178,6 +178,14 @@ class ValueProxy(_Recording):
         return self.tracer.create_proxy("call_function", function, (self, *args), {})
 
 
+class SequenceProxy(ValueProxy):
+    """The symbol of a tuple or list, for `match`."""
+
+
+for _kind in (SequenceProxy, Symbol, SymbolAttribute):
+    Sequence.register(_kind)  # a symbol without a value is asked for its length by `match`, and refuses
+
+
 class TensorProxy(ValueProxy, Tensor):  # type: ignore[misc]
     """The symbol of a tensor. It is a tensor itself, because torch's parser of arguments looks into its arguments."""
 
@@ -196,7 +204,9 @@ class TensorProxy(ValueProxy, Tensor):  # type: ignore[misc]
 
 def proxy_of(node: fx.Node, tracer: Any, value: Any) -> Any:
     """The symbol of a node that has this value."""
-    return TensorProxy.of(node, tracer, value) if isinstance(value, Tensor) else ValueProxy(node, tracer, value)
+    if isinstance(value, Tensor):
+        return TensorProxy.of(node, tracer, value)
+    return (SequenceProxy if isinstance(value, (tuple, list)) else ValueProxy)(node, tracer, value)
 
 
 def _in_place(name: str) -> Callable[[ValueProxy, Any], Any]:
@@ -216,8 +226,8 @@ def _number(kind: Callable[[Any], Any]) -> Callable[[ValueProxy], Any]:
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
     setattr(ValueProxy, f"__i{_name}__", _in_place(_name))
-for _kind in (bool, int, float, complex):
-    setattr(ValueProxy, f"__{_kind.__name__}__", _number(_kind))
+for _number_kind in (bool, int, float, complex):
+    setattr(ValueProxy, f"__{_number_kind.__name__}__", _number(_number_kind))
 
 
 def is_symbol(value: Any) -> bool:

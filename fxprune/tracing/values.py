@@ -19,7 +19,6 @@ from torch.fx.node import map_arg
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import batch_length
 from fxprune.caller.meta import CPU, META, has_numbers
 from fxprune.caller.meta_calls import call_on_meta, method
 from fxprune.caller.source_lines import deciding_line, users_frame
@@ -68,9 +67,12 @@ _SIZED_BY_NUMBERS = frozenset({
     "new_ones", "new_full", "new_empty",
 })  # fmt: skip
 _COMPARISONS = frozenset({operator.lt, operator.le, operator.eq, operator.ne, operator.gt, operator.ge})
-_ON_LAYOUT = frozenset({"is_contiguous", "stride"})
+_ON_LAYOUT = frozenset({
+    "is_contiguous", "stride", "view",
+})  # fmt: skip
 _PIECES = frozenset({"split", "chunk", "unbind", "tensor_split", "split_with_sizes", "tolist"})
 _LENGTH = builtins.len
+_LARGEST = 1 << 24  # of which a number is worth a try that a forward compares with a size
 _DECISIONS = 4096  # that are noted of one trace
 _REPLAYED: ContextVar[tuple[Any, ...]] = ContextVar("decisions of an earlier trace", default=())
 
@@ -82,9 +84,8 @@ class ValueTracer(symbolic.SymbolicTracer):
 
     `values` are those of the nodes. `dependent` are the nodes whose values depend on those of the inputs, not only on
     their sizes, and `sized` those whose sizes do, too. `branches` are the lines that decide by such values, and
-    `decisions` the numbers and truths that Python was given of them, in order. `counts` are numbers that follow from
-    the number of samples; `by_batch`, `by_length` and `by_layout` are those of `Captured`. `given` names nested inputs
-    and their entries.
+    `decisions` the numbers and truths that Python was given of them, in order. `by_batch`, `by_length` and `by_layout`
+    are those of `Captured`. `given` names nested inputs and their entries.
     """
 
     whole = symbolic.PACKING
@@ -97,9 +98,8 @@ class ValueTracer(symbolic.SymbolicTracer):
         self.stored: dict[int, list[fx.Node]] = {}  # the nodes whose tensors share a storage
         self.branches: dict[str, None] = {}
         self.decisions: list[Any] = []
-        self.counts: set[fx.Node] = set()
-        self.samples, self.by_batch = batch_length(self.example), set[int]()
-        self.by_length: set[tuple[int, int]] = set()
+        self.by_batch: set[float] = set()
+        self.by_length: set[float] = set()
         self.by_layout = False
         self.inputs: dict[str, Any] = {}
         self.given: dict[fx.Node, str] = {}
@@ -131,16 +131,16 @@ class ValueTracer(symbolic.SymbolicTracer):
         if kind != "output":
             self.values[node] = self._run(node)
             self._note_dependence(node)
-            self._count(node)
-            self._compare(node)
+            self._note_comparison(node)
             self._name_given(node)
         return node
 
     def proxy(self, node: fx.Node) -> Any:
         value = self.values[node]
-        if node.op != "placeholder" and isinstance(value, (str, type(None))):
+        if node.op != "placeholder" and isinstance(value, (str, bool, type(None))):
             self._guard(node, value)
-        if is_plain(value) and not (isinstance(value, bool) and node in self.dependent):
+        decided = isinstance(value, bool) and node in self.dependent and node not in self.given
+        if is_plain(value) and not decided and not (node.op == "placeholder" and isinstance(value, (tuple, list))):
             return value
         return proxy_of(node, self, value)
 
@@ -199,7 +199,7 @@ class ValueTracer(symbolic.SymbolicTracer):
 
     def _note_dependence(self, node: fx.Node) -> None:
         """Note whether the value of a node, and its sizes, depend on the values of the inputs."""
-        name = str(node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target))
+        name = _name_of(node)
         for tensor in _tensors(self.values[node]):
             if has_numbers(tensor) and tensor.layout is torch.strided:
                 self.stored.setdefault(tensor.untyped_storage().data_ptr(), []).append(node)
@@ -242,41 +242,47 @@ class ValueTracer(symbolic.SymbolicTracer):
         value, node = self.values[proxy.node], proxy.node
         length = _LENGTH(value)
         name = str(getattr(node.target, "__name__", node.target))
-        if length == self.samples or name in _PIECES:
-            self.by_batch.add(self.samples)
+        if isinstance(value, Tensor) or name in _PIECES:
+            self._decided_by_size(node)
         if isinstance(value, (list, tuple, Mapping)):
             self._guard(node, length, "len({})")
         if node not in self.sized or not (isinstance(value, Tensor) or name in _PIECES):
             return length
         return int(self._decided(length))
 
-    def _count(self, node: fx.Node) -> None:
-        """Note whether a node is the number of samples, or follows from it; Python decides by a truth that does."""
-        value = self.values[node]
-        if isinstance(value, (bool, int, float)) and (
-            self.counts.intersection(node.all_input_nodes) or (value == self.samples and self._is_first_size(node))
-        ):
-            self.counts.add(node)
-            if isinstance(value, bool):
-                self.by_batch.add(self.samples)
+    def _note_comparison(self, node: fx.Node) -> None:
+        """Note by what a comparison of sizes is decided, and questions about how tensors lie in memory."""
+        self.by_layout |= _name_of(node) in _ON_LAYOUT
+        if node.target in _COMPARISONS and isinstance(self.values[node], bool) and node not in self.dependent:
+            pair = [self.values[arg] if isinstance(arg, fx.Node) else arg for arg in node.args]
+            one, other = (value if isinstance(value, tuple) else (value,) for value in pair)
+            known = (int, float)
+            ratios = [
+                b / a
+                for a, b in zip(one, other, strict=False)
+                if isinstance(a, known) and isinstance(b, known) and a > 0 < b
+            ]
+            self._decided_by_size(node, *ratios, *(1 / ratio for ratio in ratios))
 
-    def _compare(self, node: fx.Node) -> None:
-        """Note the number with which a comparison compares a size, and questions about the layout in memory."""
-        self.by_layout |= str(getattr(node.target, "__name__", node.target)) in _ON_LAYOUT
-        if node.target not in _COMPARISONS or _LENGTH(node.args) != 2:
-            return
-        pair = [self.values[arg] if isinstance(arg, fx.Node) else arg for arg in node.args]
-        for size, (own, other) in zip(node.args, (pair, pair[::-1]), strict=True):
-            if isinstance(size, fx.Node) and size not in self.dependent and type(own) is type(other) is int and own > 0:
-                if size in self.counts:
-                    self.by_batch.add(other * self.samples // own)
-                else:
-                    self.by_length.add((own, other))
+    def _decided_by_size(self, node: fx.Node, *ratios: float) -> None:
+        """Note that Python decides by a size, unless it only asserts something of it."""
+        frame = users_frame()
+        if frame is None or deciding_line(frame):
+            beside = {1.0, *(ratio for ratio in ratios if 1 / _LARGEST < ratio < _LARGEST)}
+            first, others = self._axes_of(node)
+            self.by_batch |= beside if first else set()
+            self.by_length |= beside if others else set()
 
-    def _is_first_size(self, node: fx.Node) -> bool:
-        """Whether a node is the size of a tensor's first axis."""
-        of_shape = node.target is operator.getitem and isinstance(self.values.get(node.args[0]), torch.Size)  # type: ignore[arg-type]
-        return (of_shape or node.target == "size") and node.args[1:] == (0,)
+    def _axes_of(self, node: fx.Node) -> tuple[bool, bool]:
+        """Whether a number follows from the length of a first axis, and whether from that of another one."""
+        name, index = _name_of(node), node.args[-1]
+        of_shape = name == "getitem" and isinstance(self.values[node.args[0]], torch.Size)  # type: ignore[index]
+        if isinstance(index, int) and (of_shape or name == "size"):
+            return index == 0, index != 0
+        if name in _SIZES or name in _PIECES:
+            return True, True
+        found = [self._axes_of(other) for other in node.all_input_nodes if not isinstance(self.values[other], Tensor)]
+        return any(first for first, _ in found), any(others for _, others in found)
 
     def _forget(self, node: fx.Node) -> None:
         """Drop the numbers of the value that a node writes into, where the values that it writes have none."""
@@ -287,16 +293,16 @@ class ValueTracer(symbolic.SymbolicTracer):
     def fixed(self, proxy: ValueProxy) -> Any:
         """The value of a symbol where Python needs it; noted with its line where it depends on the input's values."""
         value = self.values[proxy.node]
-        if proxy.node in self.counts:
-            self.by_batch.add(self.samples)
         if proxy.node not in self.dependent:
+            self._decided_by_size(proxy.node)
             return value
         return self._decided(value)
 
     def _decided(self, value: Any) -> Any:
         """A value that Python decides by, or that of an earlier trace; its line is noted."""
         frame = users_frame()
-        if frame is not None and (line := deciding_line(frame)):
+        line = deciding_line(frame) if frame is not None else "a line that is not in a file"
+        if line:
             self.branches[line] = None
         at = _LENGTH(self.decisions)
         if not _is_single(value) or at == _DECISIONS:
@@ -378,6 +384,11 @@ def _can_be_written(arguments: Any) -> bool:
     return all(is_symbol(leaf) or issubclass(type(leaf), kinds) for leaf in pytree.tree_leaves(arguments))
 
 
+def _name_of(node: fx.Node) -> str:
+    """The name of the function, method or attribute of a node."""
+    return str(node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target))
+
+
 def _is_single(value: Any) -> bool:
     """Whether a value is one real number, or true or false."""
     if isinstance(value, Tensor):
@@ -411,9 +422,11 @@ def trace(
     graph = symbolic.trace(model, example, concrete_args=concrete_args, leaves=leaves, tracer=tracer)
     graph.meta[RECORD] = replace(
         captured_of(graph),
-        decisions=tuple(tracer.decisions), by_batch=tuple(tracer.by_batch), by_length=tuple(tracer.by_length),
+        decisions=tuple(tracer.decisions),
+        by_batch=frozenset(tracer.by_batch),
+        by_length=frozenset(tracer.by_length),
         by_layout=tracer.by_layout,
-    )  # fmt: skip
+    )
     if tracer.branches and not _REPLAYED.get():
         warnings.warn(
             f"{type(model).__name__} decides by the values of its input, and the graph always goes the way that the "

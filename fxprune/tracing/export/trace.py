@@ -20,7 +20,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import Mod
 
-from fxprune.caller.example import as_call, batch_length
+from fxprune.caller.example import as_call
 from fxprune.caller.interrupts import uninterrupted
 from fxprune.caller.isolation import attributes_restored
 from fxprune.caller.meta import lacking_numbers
@@ -66,31 +66,34 @@ def trace(
     remove_hooks(model)
     _drop_unused(graph)
     captured = ModelGraph(model, graph, type(model).__name__)
-    beside, samples = set(_decided_beside(program)), max(2, batch_length(example))
+    beside = list(_decided_beside(program))
     captured.meta[RECORD] = Captured(
         leaves=tuple(tracer.kept),
-        by_batch=tuple(number for axis, size, number in beside if axis == 0 and size == samples),
-        by_length=tuple((size, number) for _, size, number in beside),
+        by_batch=frozenset(ratio for axis, ratio in beside if axis == 0),
+        by_length=frozenset(ratio for axis, ratio in beside if axis > 0),
         by_layout=True,
     )
     captured.graph.lint()
     return captured
 
 
-def _decided_beside(program: ExportedProgram) -> Iterator[tuple[int, int, int]]:
-    """Every axis of an input and its length in the example, with the lengths to, from or beside which it is fixed."""
+def _decided_beside(program: ExportedProgram) -> Iterator[tuple[int, float]]:
+    """Axes of inputs, each with how many times as large as in the example it is where a program no longer holds."""
     own = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT}
     for node in program.graph.find_nodes(op="placeholder"):
         shape = getattr(node.meta.get("val"), "shape", ()) if node.name in own else ()
         for axis, size in enumerate(shape):
+            yield axis, 1.0  # what Python makes of a size, such as a text, leaves no trace
             limits = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
             if limits is None:
-                yield axis, int(size), int(size)
                 continue
-            guards = [guard.expr for guard in size.node.shape_env.guards]
-            pairs = [expr.args for expr in guards if expr.is_Relational and size.node.expr in expr.args]
-            beside = [limits.lower, limits.upper, *(number for pair in pairs for number in pair if number.is_Integer)]
-            yield from ((axis, size.node.hint, int(number)) for number in beside if 2 < number < _UNLIMITED)
+            symbol, length = size.node.expr, size.node.hint
+            known = [int(number) / length for number in (limits.lower, limits.upper) if 2 < number < _UNLIMITED]
+            for expr in (guard.expr for guard in size.node.shape_env.guards):
+                if expr.is_Relational and expr.free_symbols == {symbol}:
+                    one, other = (float(side.subs(symbol, length)) for side in expr.args)
+                    known += [one / other, other / one] if one > 0 < other else []
+            yield from ((axis, ratio) for ratio in known)
 
 
 def _drop_unused(graph: fx.Graph) -> None:
