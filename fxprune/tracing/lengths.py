@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxprune.caller.example import leaves_of, numbers_in
+from fxprune.caller.example import leaves_of
 from fxprune.caller.other_batches import Place, lengths_of, resized
 from fxprune.tracing.agreement import difference
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.trials import run_graph, tried_afresh
 
-_CHEAP, _TIMES = 1 << 16, 4  # numbers in a batch that is tried in any case; and how many times those of the example
+_CHEAP, _TIMES = 64, 4  # entries that are tried in all in any case; and how many times those of the example
 _SINGLE = 4  # places of one length, at most, that are also changed one by one
 
 
@@ -49,8 +49,6 @@ def _difference_at_other_lengths(
     """The first difference between the outputs of a model and its graph at other lengths than `size`, in words."""
     for length in _lengths(example, size, ratios):
         batch = resized(example, places, length)
-        if numbers_in(batch) > max(_CHEAP, _TIMES * numbers_in(example)):
-            continue
         for trial in tried_afresh(own, batch, concrete, grads=(False,)):
             try:
                 found = run_graph(graph, trial)
@@ -67,9 +65,14 @@ def _lengths(example: Any, size: int, ratios: Collection[float]) -> list[int]:
     on_accelerator = any(tensor.device.type != "cpu" for tensor in tensors)
     if on_accelerator and not all(tensor.is_floating_point() for tensor in tensors):
         return []  # an index out of range would end the process
-    further = (
-        {1, size - 1, size + 2, size + 3, 2 * size, 3 * size} | numbers_beside(size, ratios) if ratios else set[int]()
-    )
-    longest = size if on_accelerator else math.inf
-    lengths = {length for length in {size + 1, size // 2} | further if 1 <= length <= longest} - {size}
-    return sorted(lengths, key=lambda length: abs(length - size))
+    beside = sorted(numbers_beside(size, ratios), key=lambda length: abs(length - size))
+    near = (size - 1, size + 2, 1, size + 3, 2 * size, 3 * size) if ratios else ()
+    chosen: list[int] = []
+    for lengths, most in (((size + 1, size // 2), math.inf), (beside, _TIMES * size), (near, max(_CHEAP, size))):
+        tried: list[int] = []
+        for length in lengths:
+            allowed = 1 <= length <= (size if on_accelerator else math.inf)
+            if allowed and length not in (size, *chosen) and length + sum(tried) <= most:
+                tried.append(length)
+        chosen += tried
+    return chosen

@@ -34,7 +34,7 @@ from fxprune.tracing.trials import (
     tried_afresh,
 )
 
-_TIMES, _FEW, _MANY, _MOST = 4, 64, 256, 1 << 22  # times the example's samples, samples, numbers that are tried in all
+_CHEAP = 1 << 32  # parameters times numbers of a batch: as many samples are tried in any case
 _SMALL = (4, 5, 8, 9, 16, 17, 6, 7, 10, 11, 12, 13, 14, 15)
 
 
@@ -158,9 +158,10 @@ class Reference:
         whole, part = batch_length(self.whole), batch_length(self.example)
         own, known = plain_copy(self.model), {-2, -1, 0, *(batch_length(trial.batch) for trial in self.trials)}
         beside = numbers_beside(part, self.by_batch)
-        affordable = whole * _MOST // max(1, numbers_in(self.whole))
-        for numbers, most in ((sorted(beside), _MANY), ((whole + 1, *_SMALL), _FEW)):
-            left = max(_TIMES * whole, min(most, affordable))
+        work = numbers_in(self.whole) * sum(parameter.numel() for parameter in own.parameters())
+        affordable = whole * _CHEAP // max(1, work)
+        for numbers, least, most in ((sorted(beside), 4 * whole, 256), ((whole + 1, *_SMALL), whole + 1, 64)):
+            left = max(least, min(most, affordable))
             for samples in (number for number in numbers if number >= 1 and number not in known):
                 if samples <= left:
                     left -= samples
