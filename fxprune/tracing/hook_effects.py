@@ -127,7 +127,7 @@ class _WatchedRun(TorchFunctionMode):
                 self.inside.pop()
             before = given if len(given) > 1 and hook[1] == PRE else given[0 if hook[1] == PRE else -1]
             changed = any(tensor._version != age for tensor, age in ages) or holds_others(module, held)
-            may = _may_return(function) or _may_write(function)
+            may = _may_return(function) or _may_write(function) or (result is not None and _branches(code_of(function)))
             if changed or may or not _is_same(result, before):
                 self.computing.add(hook)
             return result
@@ -151,6 +151,13 @@ def _may_return(function: Any, depth: int = _DEEPEST) -> bool:
     return any(_may_return(inner, depth - 1) for inner in called if inner is not None)
 
 
+def _branches(code: CodeType | None) -> bool:
+    """Whether not every run of a function goes the same way."""
+    return any(
+        "JUMP" in call.opname or "FOR_ITER" in call.opname for call in (dis.get_instructions(code) if code else ())
+    )
+
+
 _LITERALS = (ast.Constant, ast.Dict, ast.List, ast.Set, ast.DictComp)
 
 
@@ -165,7 +172,7 @@ def _may_write(
     code = code_of(function)
     if code is None:
         return False
-    branched |= any("JUMP" in call.opname or "FOR_ITER" in call.opname for call in dis.get_instructions(code))
+    branched |= _branches(code)
     nodes = list(ast.walk(_source(code)))
     if len(nodes) == 1:  # of a module without statements
         return branched and any(map(_is_in_place, code.co_names))
