@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import MethodType, ModuleType
 from typing import Any
 
@@ -89,6 +90,6 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, MethodType):
             yield ".__self__", value.__self__
     elif not isinstance(value, (Tensor, np.ndarray)):
-        held = getattr(value, "__dict__", None)
-        yield from ((f".{name}", entry) for name, entry in (held.items() if isinstance(held, dict) else ()))
-        yield from ((f".{name}", getattr(value, name, None)) for name in getattr(type(value), "__slots__", ()))
+        with suppress(Exception):  # whatever a class of the user's does where it is asked
+            yield from ((f".{name}", entry) for name, entry in getattr(value, "__dict__", {}).items())
+            yield from ((f".{name}", getattr(value, name, None)) for name in getattr(type(value), "__slots__", ()))
