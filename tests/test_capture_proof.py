@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
+import types
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -415,9 +419,64 @@ class Noting(Net):
 @pytest.mark.parametrize("rung", RUNGS)
 def test_no_symbol_stays_outside_of_the_model(rung: str) -> None:
     model = Noting(lambda self, x: x * 2)
-    captured(model, rung)
-    left = [_LAST, _KEPT, Noting.last, Noting.store]
-    assert {type(leaf) for leaf in pytree.tree_leaves(left)} == {Tensor}
+    with pytest.warns(
+        FxpruneWarning, match=r"the forward of Noting changes .*test_capture_proof._KEPT\['calls'\]: the"
+    ):
+        assert not isinstance(captured(model, rung), str)
+    assert (_LAST, _KEPT, Noting.last, Noting.store) == (None, {"calls": []}, None, {})
+
+
+class Counted(Net):
+    """A network that counts its calls in its class."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).calls += 1
+        return super().forward(x * 2 if Counted.calls > 12 else x)
+
+
+_COUNT, _PLACES = [0], types.SimpleNamespace(n=0)
+_SUMS, _ARRAY, _CALLS = torch.zeros(1), np.zeros(1), 0
+
+
+def _counted(self: Net, x: Tensor) -> Tensor:
+    global _CALLS
+    _CALLS += 1
+    _COUNT[0] += 1
+    _PLACES.n += 1
+    _ARRAY[0] += 1
+    return x * 2 if _CALLS > 12 else x
+
+
+def _sums(self: Net, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        _SUMS.add_(1)
+    return x
+
+
+@pytest.mark.parametrize("rung", ["fx", "values"])
+def test_what_a_forward_changes_outside_of_its_model_is_told_and_put_back(rung: str) -> None:
+    with pytest.warns(FxpruneWarning, match="the forward of Counted changes Counted.calls: the graph"):
+        fxprune.capture(Counted(lambda self, x: x), images()(4), method=rung)
+    with pytest.warns(FxpruneWarning, match=r"_COUNT\[0\]") as told:
+        fxprune.capture(Net(_counted), images()(4), method=rung)
+    assert all(name in str(told[0].message) for name in ("._CALLS", "._PLACES.n", "_ARRAY"))
+    assert (Counted.calls, _CALLS, _COUNT, _PLACES.n, float(_ARRAY[0])) == (0, 0, [0], 0, 0)
+    with pytest.warns(FxpruneWarning, match="_SUMS"), contextlib.suppress(CaptureError):
+        fxprune.capture(Net(_sums), images()(4), method=rung)
+    assert float(_SUMS) == 0
+
+
+def test_switches_of_torch_that_a_forward_sets_are_put_back() -> None:
+    def middle(self: Net, x: Tensor) -> Tensor:
+        torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call]
+        torch.set_deterministic_debug_mode("warn")
+        return x
+
+    assert not isinstance(captured(Net(middle), "auto"), str)
+    assert torch.backends.mha.get_fastpath_enabled()  # type: ignore[no-untyped-call]
+    assert torch.get_deterministic_debug_mode() == 0
 
 
 # -- what a graph was made for -----------------------------------------------------------------------------------------
@@ -676,3 +735,101 @@ def test_containers_that_a_forward_fills_are_told() -> None:
     model.notes = []
     with pytest.warns(FxpruneWarning, match="the forward of Net changes notes"):
         assert not isinstance(captured(model, "fx"), str)
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    """A number in a slot."""
+
+    n: int = 0
+
+
+def _next_number(self: Any, x: Tensor) -> Tensor:
+    self.state.n += 1
+    return x
+
+
+def _next_key(self: Any, x: Tensor) -> Tensor:
+    self.state["n"] += 1
+    return x
+
+
+def _next_entry(self: Any, x: Tensor) -> Tensor:
+    self.state[0] += 1
+    return x
+
+
+def _longer(self: Any, x: Tensor) -> Tensor:
+    self.state = self.state + self.state[:1]
+    return x
+
+
+def _counts_on(self: Any, x: Tensor) -> Tensor:
+    next(self.state)
+    return x
+
+
+STATES: dict[str, tuple[Forward, Any, str]] = {
+    "dict": (_next_key, {"n": 0}, r"state\['n'\]"),
+    "Counter": (_next_key, Counter(n=1), r"state\['n'\]"),
+    "list": (_next_entry, [0], r"state\[0\]"),
+    "array": (_next_entry, np.zeros(1), "state"),
+    "tensor": (_next_entry, torch.zeros(1), "state"),
+    "namespace": (_next_number, types.SimpleNamespace(n=0), "state.n"),
+    "slots": (_next_number, Slotted(), "state.n"),
+    "tuple": (_longer, (1,), "state"),
+    "str": (_longer, "a", "state"),
+    "count": (_counts_on, itertools.count(), "state"),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_state_inside_of_what_a_module_holds_is_told(name: str) -> None:
+    middle, state, told = STATES[name]
+    model: Any = Net(middle)
+    model.state = state
+    with pytest.warns(FxpruneWarning, match=f"the forward of Net changes {told}: the graph begins with"):
+        assert not isinstance(captured(model, "auto"), str)
+
+
+def test_tensors_in_lists_are_told() -> None:
+    def middle(self: Any, x: Tensor) -> Tensor:
+        self.state[0].add_(1)
+        return x
+
+    model: Any = Net(middle)
+    model.state = [torch.zeros(())]
+    with pytest.warns(FxpruneWarning, match=r"the forward of Net changes state\[0\]"):
+        captured(model, "values")
+
+
+def test_what_each_run_sets_anew_or_once_is_not_told() -> None:
+    def middle(self: Any, x: Tensor) -> Tensor:
+        self.last, self.notes["shape"] = x.detach(), list(x.shape)
+        self.cache.setdefault("scale", types.SimpleNamespace(scale=2.0))
+        return x * self.cache["scale"].scale
+
+    model: Any = Net(middle)
+    model.last, model.notes, model.cache = torch.zeros(1), {"shape": [1], "n": 3}, {}
+    graph = captured(model, "values")
+    assert not isinstance(graph, str)
+    assert same(model, graph)
+
+
+class Recurrent(nn.Module):
+    """A GRU that goes on from its last hidden state where the number of samples is the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head, self.state = nn.GRU(6, 8, batch_first=True), nn.Linear(8, 4), [None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        (state,) = self.state
+        y, new = self.layer(x, state if state is not None and state.shape[1] == len(x) else None)
+        self.state = [new.detach()]
+        return self.head(y[:, -1])
+
+
+def test_state_that_is_kept_between_batches_of_one_size_is_told() -> None:
+    with pytest.warns(FxpruneWarning, match=r"the forward of Recurrent changes state\[0\]"):
+        fxprune.capture(Recurrent().eval(), torch.randn(4, 5, 6))

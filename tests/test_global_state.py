@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -99,10 +100,14 @@ def test_two_threads_at_once_give_what_one_gives_alone(pair: tuple[int, int]) ->
 @pytest.mark.parametrize("method", ["fx", "values"])
 def test_other_threads_run_their_models_while_one_is_traced(method: str) -> None:
     """What tracing replaces in torch, it replaces for all threads."""
-    other, x, found = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3), list[Tensor]()
+    other, x, found = (
+        nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)),
+        torch.randn(2, 3),
+        SimpleQueue[Tensor](),
+    )
 
     def work() -> None:
-        found.append(other(x) + torch.zeros(2) + torch.arange(2))
+        found.put(other(x) + torch.zeros(2) + torch.arange(2))
 
     @layers(lambda: dict(layer=nn.Linear(3, 5)))
     def Waiting(self, x: Tensor) -> Tensor:
@@ -110,8 +115,9 @@ def test_other_threads_run_their_models_while_one_is_traced(method: str) -> None
         return self.layer(x) + torch.zeros(5)
 
     graph = fxprune.capture(Waiting(), x, method=method)
-    assert type(found[0]) is Tensor
-    assert torch.equal(found[0], other(x) + torch.arange(2))
+    results, wanted = [found.get() for _ in range(found.qsize())], other(x) + torch.arange(2)
+    assert results
+    assert all(type(result) is Tensor and torch.equal(result, wanted) for result in results)
     assert {node.target for node in graph.graph.nodes if node.op == "call_module"} == {"layer"}
 
 

@@ -17,6 +17,7 @@ from helpers import difference, outputs, picture, same_picture
 from hooked import HOOKED, Net, conv, images, watched, with_hook
 from nets import layers
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import fxprune
@@ -204,6 +205,85 @@ def _scales_in_place(module: nn.Module, inputs: Any, output: Tensor) -> None:
 def test_a_hook_that_may_compute_in_place_is_not_dropped(hook: Any) -> None:
     with pytest.warns(fxprune.FxpruneWarning, match=r"decides by the values of its input.*test_hooks\.py"):
         fxprune.capture(with_hook(hook), images(2))
+
+
+def _tenth(given: Tensor) -> None:
+    given.mul_(0.1)
+
+
+def _where_large(given: Tensor) -> Tensor | None:
+    return given * 0.1 if given.abs().max() > 1e4 else None
+
+
+class Shrinking:
+    """A hook that works through methods."""
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.look(output)
+
+    def look(self, given: Tensor) -> None:
+        if given.abs().max() > 1e4:
+            self.change(factor=0.1, given=given)
+
+    def change(self, given: Tensor, factor: float) -> None:
+        given.mul_(factor)
+
+
+def _by_a_function(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    if output.abs().max() > 1e4:
+        _tenth(output)
+
+
+def _by_what_another_returns(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+    return _where_large(output)
+
+
+def _that_returns_what_it_was_given(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    if output.abs().max() > 1e4:
+        output = output * 0.1
+    return output
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [_by_a_function, _by_what_another_returns, _that_returns_what_it_was_given, Shrinking(), Shrinking().__call__],
+)
+def test_a_hook_that_may_compute_through_others_is_not_dropped(hook: Any) -> None:
+    with pytest.warns(fxprune.FxpruneWarning, match=r"decides by the values of its input.*test_hooks\.py"):
+        fxprune.capture(with_hook(hook), images(2))
+
+
+def test_hooks_of_all_modules_are_not_in_the_graph() -> None:
+    model, x = Net().eval(), images(3)
+    wanted = outputs(model, x)
+    handles = [
+        register_module_forward_hook(lambda module, inputs, output: output * 1.5),
+        register_module_forward_pre_hook(lambda module, inputs: (inputs[0] * 1.5,)),
+    ]
+    try:
+        with pytest.warns(FxpruneWarning, match="registered for all modules are not part of the graph") as told:
+            graph = fxprune.capture(model, images(2))
+        assert difference(outputs(model, x), wanted) > 0.1
+        with pytest.warns(FxpruneWarning, match="registered for all modules") as compressing:
+            fxprune.compress(model, LOADER, 0.3, progress=False, verify=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert len(told) == len(compressing) == 1
+    assert difference(outputs(graph, x), wanted) == 0
+
+
+def _noted(store: dict[str, Any], name: str, given: Tensor) -> None:
+    if name not in store:
+        store[name] = given.abs().max().item()
+
+
+def test_a_hook_that_notes_through_a_function_only_looks_on() -> None:
+    store: dict[str, Any] = {}
+    model = with_hook(lambda module, inputs, output: _noted(store, "c1", output))
+    assert len(fxprune.capture(model, images(2), method="fx").graph.nodes) == len(
+        fxprune.capture(Net(), images(2)).graph.nodes
+    )
 
 
 def test_a_hook_that_notes_in_containers_only_looks_on() -> None:

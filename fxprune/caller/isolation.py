@@ -150,8 +150,9 @@ if hasattr(os, "register_at_fork"):  # a child process has none of the threads t
 def undisturbed(seed: int | None = None) -> Iterator[None]:
     """Work alone with gradients enabled, outside inference mode, autocast, FakeTensorMode and the meta device.
 
-    Other threads wait for their turn, all random generators get their states back, and an interrupt is raised only
-    where everything is restored, see `DeferredInterrupts`.
+    Other threads wait for their turn, all random generators get their states back, as does torch's deterministic mode
+    and its fast path through transformer layers, and an interrupt is raised only where everything is restored, see
+    `DeferredInterrupts`.
     """
     with ExitStack() as stack:
         interrupts, lock = DeferredInterrupts(), _ALONE["lock"]
@@ -160,6 +161,9 @@ def undisturbed(seed: int | None = None) -> Iterator[None]:
         stack.callback(lock.release)
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
+        mha: Any = torch.backends.mha
+        stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+        stack.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         for context in (torch.random.fork_rng(devices), torch.inference_mode(mode=False), torch.enable_grad()):
             stack.enter_context(context)

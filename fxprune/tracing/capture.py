@@ -83,7 +83,8 @@ def capture(
 
     Warns:
         FxpruneWarning: the model decides by the values of its input, and the graph goes the example's way; it draws
-            random numbers in eval mode; or its forward changes buffers or attributes.
+            random numbers in eval mode; its forward changes buffers, attributes, or what is outside of the model; or
+            hooks are registered for all modules of the process.
 
     >>> import torch
     >>> graph = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(2, 4))
@@ -98,7 +99,7 @@ def capture(
     concrete = dict(concrete_args or {})
     options: dict[str, Any] = {"concrete_args": concrete, "leaves": listed(leaves)}
     failures: dict[str, CaptureError] = {}
-    with stage("capturing"), undisturbed():
+    with stage("capturing"), undisturbed(), hooks.without_global_hooks(), outside_restored(model):
         warn_of_computed(model, computed_tensors(model))
         check_names(model)
         numbers = lacking_numbers(model) is None
@@ -188,7 +189,7 @@ def _captured(
     reference: Reference | None,
 ) -> ModelGraph:
     """The graph of `own`, a copy of `model`, by one method, compared with the model."""
-    with kept_buffers(own), outside_restored(own):
+    with kept_buffers(own), outside_restored(own, symbols=True):
         try:
             graph = RUNGS[rung](own, example, **options)
         except Exception as error:

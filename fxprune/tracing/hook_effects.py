@@ -6,10 +6,10 @@ import ast
 import dis
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial, wraps
 from itertools import pairwise
-from types import FunctionType
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from fxprune.caller.functions import values_used_by
 from fxprune.caller.isolation import seeded
 from fxprune.caller.meta import lacking_numbers
 from fxprune.caller.meta_calls import shape_only
-from fxprune.caller.source_lines import users_line
+from fxprune.caller.source_lines import is_users, users_line
 from fxprune.errors import CaptureError
 from fxprune.tracing.checks import does_not_run
 from fxprune.tracing.hooks import (
@@ -40,6 +40,8 @@ from fxprune.tracing.hooks import (
     plain_copy,
 )
 from fxprune.tracing.in_place import ABOUT_GRADIENTS
+
+_DEEPEST = 3  # functions that a hook calls, and those call, that are looked into
 
 
 def computing_hooks(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> frozenset[Hook]:
@@ -125,7 +127,7 @@ class _WatchedRun(TorchFunctionMode):
                 self.inside.pop()
             before = given if len(given) > 1 and hook[1] == PRE else given[0 if hook[1] == PRE else -1]
             changed = any(tensor._version != age for tensor, age in ages) or holds_others(module, held)
-            may = _may_return(function) or _may_write(function)
+            may = _may_return(function) or _may_write(function) or (result is not None and _branches(code_of(function)))
             if changed or may or not _is_same(result, before):
                 self.computing.add(hook)
             return result
@@ -133,42 +135,133 @@ class _WatchedRun(TorchFunctionMode):
         return call
 
 
-def _may_return(function: Any) -> bool:
-    """Whether a function returns something on some paths through it, and nothing on others."""
+def _may_return(function: Any, depth: int = _DEEPEST) -> bool:
+    """Whether a function, or one whose result it returns, returns something on some paths, and nothing on others."""
     calls = list(dis.get_instructions(code)) if (code := code_of(function)) else []
     values = [call.argval for call in calls if call.opname == "RETURN_CONST"]
     for before, call in pairwise(calls):
         if call.opname == "RETURN_VALUE":
             constant = before.opname == "LOAD_CONST"
             values += ([before.argval] if constant else []) + ([...] if call.is_jump_target or not constant else [])
-    return None in values and any(value is not None for value in values)
+    if None in values and any(value is not None for value in values):
+        return True
+    returns = [node for node in ast.walk(_source(code)) if isinstance(node, (ast.Return, ast.Lambda))] if depth else []
+    results = (node.value if isinstance(node, ast.Return) else node.body for node in returns)
+    called = (_called(result, function) for result in results if isinstance(result, ast.Call))
+    return any(_may_return(inner, depth - 1) for inner in called if inner is not None)
+
+
+def _branches(code: CodeType | None) -> bool:
+    """Whether not every run of a function goes the same way."""
+    return any(
+        "JUMP" in call.opname or "FOR_ITER" in call.opname for call in (dis.get_instructions(code) if code else ())
+    )
 
 
 _LITERALS = (ast.Constant, ast.Dict, ast.List, ast.Set, ast.DictComp)
 
 
-def _may_write(function: Any) -> bool:
-    """Whether a function may change its arguments in place on a path that one run need not take."""
+def _may_write(
+    function: Any, among: Collection[str] | None = None, *, branched: bool = False, depth: int = _DEEPEST
+) -> bool:
+    """Whether a function, or one that it calls, may change its arguments in place on a path that a run need not take.
+
+    `among` are the parameters that are given a hook's arguments, by default all; `branched` says that a run need not
+    come to the function.
+    """
     code = code_of(function)
-    if code is None or not any(
-        "JUMP" in call.opname or "FOR_ITER" in call.opname for call in dis.get_instructions(code)
-    ):
+    if code is None:
         return False
-    bound = not isinstance(inner := getattr(function, "func", function), FunctionType)
-    own = code.co_varnames[0] if bound and not isinstance(inner, partial) and code.co_varnames else None
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
-    except (OSError, SyntaxError):
-        return any(map(_is_in_place, code.co_names))
+    branched |= _branches(code)
+    nodes = list(ast.walk(_source(code)))
+    if len(nodes) == 1:  # of a module without statements
+        return branched and any(map(_is_in_place, code.co_names))
     made = {
         target.id
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Assign) and isinstance(node.value, _LITERALS)
         for target in node.targets
         if isinstance(target, ast.Name)
     }
-    given = set(code.co_varnames) - made - {own}
-    return any(_root(target) in given for node in ast.walk(tree) for target in _written_in(node))
+    given = set(code.co_varnames) - made - {_own_name(function)}
+    if among is not None:
+        given -= set(_parameters(code)) - set(among)
+    if branched and any(_root(target) in given for node in nodes for target in _written_in(node)):
+        return True
+    for call in (node for node in nodes if isinstance(node, ast.Call) and depth):
+        called = _called(call, function)
+        handed = () if called is None else _handed(call, called, given)
+        if handed and _may_write(called, handed, branched=branched, depth=depth - 1):
+            return True
+    return False
+
+
+def _source(code: CodeType | None) -> ast.Module:
+    """The source of a function; no statements where it cannot be read."""
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(code)) if code else "")
+    except (OSError, SyntaxError):
+        return ast.parse("")
+
+
+def _opened(function: Any) -> tuple[Any, Any]:
+    """What a callable runs, and the object that this is a method of, or None."""
+    if isinstance(function, partial):
+        return _opened(function.func)
+    if isinstance(function, MethodType):
+        return function.__func__, function.__self__
+    return (function, None) if isinstance(function, FunctionType) else (type(function).__call__, function)
+
+
+def _own_name(function: Any) -> str | None:
+    """What a method calls its object; None for other functions."""
+    inner, owner = _opened(function)
+    names = inner.__code__.co_varnames if isinstance(inner, FunctionType) else ()
+    return names[0] if owner is not None and names else None
+
+
+def _parameters(code: CodeType) -> tuple[str, ...]:
+    flags = bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + flags]
+
+
+def _called(call: ast.Call, function: Any) -> Any:
+    """The user's function that a call in the source of a function calls, or None."""
+    called = _value(call.func, function)
+    inner = _opened(called)[0]
+    return called if isinstance(inner, FunctionType) and is_users(inner.__code__.co_filename) else None
+
+
+def _value(expression: ast.expr, function: Any) -> Any:
+    """What a name, or an attribute of one, stands for in a function, or None; nothing of the user's is run."""
+    inner, owner = _opened(function)
+    if isinstance(expression, ast.Name) and isinstance(inner, FunctionType):
+        if owner is not None and expression.id == _own_name(function):
+            return owner
+        cells = dict(zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True))
+        cell = cells.get(expression.id, CellType())
+        return cell.cell_contents if cell != CellType() else inner.__globals__.get(expression.id)
+    if not isinstance(expression, ast.Attribute) or (home := _value(expression.value, function)) is None:
+        return None
+    found = inspect.getattr_static(home, expression.attr, None)
+    if isinstance(found, (staticmethod, classmethod)):
+        return found.__func__
+    is_method = isinstance(found, FunctionType) and expression.attr not in getattr(home, "__dict__", {})
+    return MethodType(found, home) if is_method else found
+
+
+def _handed(call: ast.Call, called: Any, given: Collection[str]) -> set[str]:
+    """The parameters of a function that a call gives what it computes from variables that are `given`."""
+    code = _opened(called)[0].__code__
+    names = [name for name in _parameters(code) if name != _own_name(called)]
+    if isinstance(called, partial) or any(isinstance(arg, ast.Starred) for arg in call.args):
+        return set(names)
+    pairs = [*zip(names, call.args), *((word.arg, word.value) for word in call.keywords)]  # noqa: B905 - as far as both
+    return {
+        name or names[-1]
+        for name, value in pairs
+        if any(isinstance(node, ast.Name) and node.id in given for node in ast.walk(value))
+    }
 
 
 def _written_in(node: ast.AST) -> Iterator[ast.expr]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +15,7 @@ from torch.nn.modules import module as torch_internals
 from fxprune.caller.computed_weights import make_permanent
 from fxprune.caller.isolation import FORWARD_HOOKS, HOOKS, applied, attributes_restored, isolated_copy
 from fxprune.caller.overrides import changed
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, FxpruneWarning
 from fxprune.tracing.checks import Entry, is_named
 
 Hook = tuple[str, str, int]  # the path of its module, the dict of the module that it is in, and its key there
@@ -110,6 +111,28 @@ def hooks_of(model: nn.Module) -> Iterator[Hook]:
             yield from ((path, store, key) for key in getattr(module, store))
 
 
+@contextmanager
+def without_global_hooks() -> Iterator[None]:
+    """Take off the forward hooks that the process has registered for all modules; warns where there are any."""
+    stores: list[Any] = [torch_internals._global_forward_hooks, torch_internals._global_forward_pre_hooks]
+    before = [dict(store) for store in stores]
+    if any(before):
+        warnings.warn(
+            "forward hooks that are registered for all modules are not part of the graph: they run on it, as on any "
+            "module, while they are registered",
+            FxpruneWarning,
+            stacklevel=4,
+        )
+    try:
+        for store in stores:
+            store.clear()
+        yield
+    finally:
+        for store, hooks in zip(stores, before, strict=True):
+            store.clear()
+            store.update(hooks)
+
+
 # -- in words ----------------------------------------------------------------------------------------------------------
 
 
@@ -144,8 +167,6 @@ def hooks_in_words(model: nn.Module, hooks: Collection[Hook]) -> str:
     for path, module in model.named_modules():
         if has_own_forward(module):
             found.append(f"the forward {_place(module.forward)} that is set on {path or 'the model'}")
-    if torch_internals._global_forward_hooks or torch_internals._global_forward_pre_hooks:
-        found.append("hooks that are registered for all modules")
     if not found:
         return ""
     return (

@@ -1,103 +1,155 @@
-"""Classes and variables outside of a traced model, cleared of the symbols that its forward leaves there."""
+"""Classes and variables outside of a model, as they were before its forward ran or was traced."""
 
 from __future__ import annotations
 
+import math
+import operator
 from collections import deque
-from collections.abc import Iterable, Iterator, MutableMapping, MutableSequence, MutableSet
+from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from functools import partial
-from types import CellType, CodeType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.meta import has_numbers
 from fxprune.caller.source_lines import is_users
+from fxprune.tracing.agreement import same_value
 from fxprune.tracing.value_proxies import is_symbol
 
 _CONTAINERS = (list, dict, set, deque)
 _TRACED = (FakeTensor, torch.SymInt, torch.SymFloat, torch.SymBool)
+_CODE = (type, ModuleType, FunctionType, property, nn.Module)
 _DEEPEST = 3  # containers inside of containers that are looked into
+_LARGEST = 1 << 22  # numbers of a tensor that is put back
 _MISSING = object()
 
 
 @contextmanager
-def outside_restored(model: nn.Module) -> Iterator[None]:
-    """Put back what holds symbols afterwards: attributes of the classes of modules, and what the code of these names.
-
-    The latter are the variables, lists, dicts and sets of modules of Python and of enclosing functions.
-    """
-    outside = _Outside()
-    for kind in dict.fromkeys(cls for module in model.modules() for cls in type(module).__mro__):
-        if not kind.__module__.startswith(("torch.", "fxprune.", "builtins")):
-            outside.add_class(kind)
-    for module in model.modules():
-        for value in vars(module).values():
-            outside.add(value)
+def outside_restored(model: nn.Module, *, symbols: bool = False) -> Iterator[None]:
+    """Put back afterwards what is outside of a model; with `symbols`, only what holds symbols or fake tensors then."""
+    outside = Outside(model)
     try:
         yield
     finally:
-        outside.restore()
+        outside.restore(symbols=symbols)
 
 
-class _Outside:
-    """Classes, variables and containers as they were."""
+class Outside:
+    """The attributes of the classes of a model's modules, and what the code of these names, as they were.
 
-    def __init__(self) -> None:
+    The latter are the variables, containers and tensors of modules of Python and of enclosing functions.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         self.seen: dict[int, Any] = {}
         self.containers: list[tuple[Any, Any]] = []
+        self.arrays: list[tuple[Any, Any]] = []
         self.names: list[tuple[Any, dict[str, Any]]] = []  # classes, and the variables of modules of Python
-        self.cells: list[tuple[CellType, Any]] = []
+        self.used: dict[int, set[str]] = {}  # of these variables, the ones that code names
+        self.cells: list[tuple[str, str, CellType, Any]] = []
+        for kind in dict.fromkeys(cls for module in model.modules() for cls in type(module).__mro__):
+            if not kind.__module__.startswith(("torch.", "fxprune.", "builtins")):
+                self.names.append((kind, dict(vars(kind))))
+                for value in vars(kind).values():
+                    self.add(value)
+        for module in model.modules():
+            for value in vars(module).values():
+                self.add(value, arrays=False)
 
-    def add_class(self, kind: type) -> None:
-        """Note the attributes of a class, and what its methods name."""
-        self.names.append((kind, dict(vars(kind))))
-        for value in vars(kind).values():
-            self.add(value)
+    def values(self) -> dict[str, Any]:
+        """What is there now, by name, but for functions, classes and modules."""
+        found = {f"{name} of {where}": cell.cell_contents for where, name, cell, _ in self.cells if cell != CellType()}
+        for home, _ in self.names:
+            where = home.__qualname__ if isinstance(home, type) else home.get("__name__")
+            found |= {f"{where}.{name}": value for name, value in _variables(home).items() if self._is_used(home, name)}
+        return {name: value for name, value in found.items() if _is_data(value)}
 
-    def add(self, value: Any, depth: int = 0) -> None:
-        """Note a container, or what a function names."""
+    def add(self, value: Any, depth: int = 0, *, arrays: bool = True) -> None:
+        """Note a container, a tensor or an array, or what a function names."""
         if is_symbol(value) or id(value) in self.seen or depth > _DEEPEST:
             return
         if isinstance(value, _CONTAINERS):
             self.seen[id(value)] = value
-            held = list(value.items() if isinstance(value, dict) else value)
-            self.containers.append((value, held))
+            self.containers.append((value, _entries(value)))
             for entry in value.values() if isinstance(value, dict) else value:
-                if isinstance(entry, _CONTAINERS):
-                    self.add(entry, depth + 1)
+                if _is_data(entry):
+                    self.add(entry, depth + 1, arrays=arrays)
+        elif isinstance(value, SimpleNamespace) or (is_dataclass(value) and not isinstance(value, type)):
+            self.add(getattr(value, "__dict__", None), depth, arrays=arrays)
+        elif arrays and type(value) in (Tensor, np.ndarray) and math.prod(value.shape) <= _LARGEST:
+            self.seen[id(value)] = value
+            self.arrays.append((value, value.detach().clone() if isinstance(value, Tensor) else value.copy()))
         elif isinstance(function := _function(value), FunctionType) and id(function) not in self.seen:
             self.seen[id(function)] = function
             if is_users(function.__code__.co_filename):
                 self._add_named(function)
 
     def _add_named(self, function: FunctionType) -> None:
-        scope = function.__globals__
-        if id(scope) not in self.seen:
-            self.seen[id(scope)] = scope
+        scope, names = function.__globals__, _names(function.__code__)
+        if id(scope) not in self.used:
             self.names.append((scope, dict(scope)))
-        for name in _names(function.__code__) & scope.keys():
+        self.used.setdefault(id(scope), set()).update(names)
+        for name in names & scope.keys():
             self.add(scope[name])
-        for cell in function.__closure__ or ():
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             if cell != CellType():  # which is empty
-                self.cells.append((cell, cell.cell_contents))
+                self.cells.append((function.__qualname__, name, cell, cell.cell_contents))
                 self.add(cell.cell_contents)
 
-    def restore(self) -> None:
-        """Put back what holds symbols."""
+    def _is_used(self, home: Any, name: str) -> bool:
+        return not name.startswith("__") if isinstance(home, type) else name in self.used[id(home)]
+
+    def restore(self, *, symbols: bool) -> None:
+        """Put back what has changed; with `symbols`, only what holds symbols."""
         for container, old in self.containers:
-            if _holds_traced(container):
+            if any(map(_is_traced, now := _entries(container))) or not (symbols or _are_same(now, old)):
                 _refill(container, old)
         for home, before in self.names:
-            now = vars(home) if isinstance(home, type) else home
-            for name, value in list(now.items()):
-                if value is not (old := before.get(name, _MISSING)) and _is_traced(value):
+            for name, value in list(_variables(home).items()):
+                if value is not (old := before.get(name, _MISSING)) and (
+                    _is_traced(value) or (not symbols and _is_data(value) and self._is_used(home, name))
+                ):
                     _set(home, name, old)
-        for cell, old in self.cells:
-            if cell != CellType() and _is_traced(cell.cell_contents):
+        for _, _, cell, old in self.cells:
+            if cell != CellType() and (not symbols or _is_traced(cell.cell_contents)):
                 cell.cell_contents = old
+        for array, old in () if symbols else self.arrays:
+            if array.shape == old.shape and not _holds_same(array, old):
+                with torch.no_grad():
+                    array[...] = old
+
+
+def _variables(home: Any) -> Any:
+    """The attributes of a class, or the variables of a module of Python."""
+    return vars(home) if isinstance(home, type) else home
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a value is neither a function, nor a class, nor a module."""
+    return not isinstance(value, _CODE) and not isinstance(_function(value), FunctionType)
+
+
+def _entries(container: Any) -> list[Any]:
+    """The entries of a container; the keys and values of a dict."""
+    return [part for item in container.items() for part in item] if isinstance(container, dict) else list(container)
+
+
+def _holds_same(array: Any, old: Any) -> bool:
+    """Whether a tensor or an array holds what it held, or cannot be written."""
+    if isinstance(array, np.ndarray):
+        return not array.flags.writeable or array.dtype.hasobject or array.tobytes() == old.tobytes()
+    return array.is_inference() or not has_numbers(array) or array.layout is not torch.strided or same_value(array, old)
+
+
+def _are_same(entries: list[Any], others: list[Any]) -> bool:
+    return len(entries) == len(others) and all(map(operator.is_, entries, others))
 
 
 def _function(value: Any) -> Any:
@@ -127,15 +179,13 @@ def _is_traced(value: Any) -> bool:
     )
 
 
-def _holds_traced(container: Any) -> bool:
-    entries: Iterable[Any] = (*container.keys(), *container.values()) if isinstance(container, dict) else container
-    return any(map(_is_traced, list(entries)))
-
-
 def _refill(container: Any, old: list[Any]) -> None:
     container.clear()
-    if isinstance(container, (MutableMapping, MutableSet)):
-        container.update(old)  # type: ignore[union-attr]
+    if isinstance(container, MutableMapping):
+        for key, entry in zip(old[::2], old[1::2], strict=True):
+            container[key] = entry
+    elif isinstance(container, MutableSet):
+        container |= set(old)
     elif isinstance(container, MutableSequence):
         container.extend(old)
 

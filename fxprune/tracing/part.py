@@ -21,6 +21,8 @@ from fxprune.errors import CalibrationError, CaptureError, FxpruneError, error_t
 from fxprune.tracing.capture import capture_around
 from fxprune.tracing.checks import Leaves, check_bare
 from fxprune.tracing.graph import is_captured
+from fxprune.tracing.hooks import without_global_hooks
+from fxprune.tracing.outside import outside_restored
 
 Run = Callable[[Any, Any, Any], Tensor]
 
@@ -79,7 +81,7 @@ def with_captured_part(
         return model
     check_bare(model)
     check_value("model", part)
-    with stage("capturing"), undisturbed():
+    with stage("capturing"), undisturbed(), without_global_hooks(), outside_restored(model):
         feed = batches(loader, unpack)
         example, other = _inputs_of(model, path, next(feed), run), None
         if prove:

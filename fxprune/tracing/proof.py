@@ -21,6 +21,8 @@ from fxprune.tracing.graph import Captured, ModelGraph, captured_of
 from fxprune.tracing.hooks import plain_copy
 from fxprune.tracing.lengths import fixed_lengths, numbers_beside
 from fxprune.tracing.likely_reasons import likely_reasons
+from fxprune.tracing.outside import Outside
+from fxprune.tracing.state import changes, numbers_of, state_of
 from fxprune.tracing.trials import (
     Trial,
     call_model,
@@ -29,7 +31,6 @@ from fxprune.tracing.trials import (
     run_graph,
     run_under_seed,
     second_trial,
-    state_of,
     tried,
     tried_afresh,
 )
@@ -48,9 +49,10 @@ class Reference:
 
     The first trial is two samples of the example, or all; then come another batch, the whole example, and one sample of
     it, each where the model takes it. `whole` is the example as it was given. `random` names the generators that a
-    forward draws from, `changed` the buffers and attributes whose values it changes; `stateful` says that its output on
-    the second batch depends on whether it saw the first. `by_batch` and `by_length` are those of `Captured` of all
-    graphs that were checked, and `asked` the trials that follow.
+    forward draws from, `changed` what its first run changes in buffers and numbers, and a second run on the same batch
+    in all else, so not what each run fills anew, nor caches; `stateful` says that its output depends on earlier runs.
+    `by_batch` and `by_length` are those of `Captured` of all graphs that were checked, and `asked` the trials that
+    follow.
     """
 
     model: nn.Module
@@ -71,24 +73,23 @@ class Reference:
         Raises CaptureError where the model does not run on the example.
         """
         own, drawn = plain_copy(model), set[str]()
-        before = state_of(own)
+        outside, before = Outside(own), numbers_of(own)
         with attributes_restored(own), kept_buffers(own):
             batch, output = first_run(own, example, concrete)
             check_dense(output, f"the output of {type(model).__name__}", CaptureError, strided=True, meta=True)
             check_comparable(output)
-            after = state_of(own)
+            after, held = numbers_of(own), state_of(own, outside.values())
+            again = list(tried(own, batch, concrete, grads=(False,)))
+            held_again = state_of(own, outside.values())
             later = list(second_trial(own, batch, other, concrete, drawn))
-            last = state_of(own) if later else {}
-        lengths = {name for name, value in after.items() if isinstance(value, str) and value == last.get(name)}
-        changed = tuple(
-            name for name, value in after.items() if not same_value(value, before.get(name)) and name not in lengths
-        )  # but for containers that are filled anew, or once
+        numbers = (name for name, value in after.items() if not same_value(value, before.get(name)))
+        changed = tuple(dict.fromkeys((*numbers, *changes(held, held_again))))
         sized: list[Trial] = []
         for other_size in other_sizes(example, batch):
             sized += tried_afresh(own, other_size, concrete, grads=(False,))
         trials = [Trial(batch, output, grad=False), *second_trial(own, batch, other, concrete), *sized]
-        stateful = [trial.output for trial in later], [trial.output for trial in trials[1 : 1 + len(later)]]
-        return cls(model, concrete, example, trials, frozenset(drawn), changed, not agree(*stateful))
+        outputs = ([trial.output for trial in run] for run in ([*again, *later], trials[: 1 + len(later)]))
+        return cls(model, concrete, example, trials, frozenset(drawn), changed, not agree(*outputs))
 
     @property
     def example(self) -> Any:
@@ -105,7 +106,7 @@ class Reference:
         if others := " and ".join(sorted(self.random - {"torch"})):
             _say(f"{name} draws random numbers from {others} in eval mode: its graph holds those of one run")
         if self.changed or self.stateful:
-            what = ", ".join(self.changed[:4]) or "something that is neither a buffer nor a number"
+            what = ", ".join(self.changed[:4]) or "something that its later outputs depend on"
             _say(
                 f"the forward of {name} changes {what}: the graph begins with the buffers that the model has now, and "
                 "holds all else at the values of the first call"

@@ -5,9 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import warnings
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -23,10 +21,9 @@ from fxprune.caller.other_batches import varied_batch
 from fxprune.errors import CaptureError
 from fxprune.tracing.checks import cuts, first_running, signature_of
 from fxprune.tracing.facts import placeholder_values
-from fxprune.tracing.graph import ModelGraph, plain_attributes
+from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.hooks import hooks_in_words, hooks_of
 
-_CONTAINERS, _OF_MODULES = (list, dict, set, deque), vars(nn.Module()).keys()
 _SEED = 20_231  # none that a forward is traced with: what it draws must not be a constant of the graph
 
 
@@ -117,11 +114,9 @@ def run_under_seed(function: Any, args: Any, kwargs: Any, *, grad: bool, drawn: 
 
     torch's fast path through transformer layers, which gives zeros where samples are padded, is not taken.
     """
-    mha: Any = torch.backends.mha
-    with seeded(_SEED), full_float32(), torch.set_grad_enabled(grad), warnings.catch_warnings(), ExitStack() as stack:
+    with seeded(_SEED), full_float32(), torch.set_grad_enabled(grad), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
-        mha.set_fastpath_enabled(False)
+        torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call]
         before = _generators()
         output = pytree.tree_map_only(Tensor, torch.detach, as_fields(function(*args, **kwargs)))
         if drawn is not None:
@@ -134,14 +129,3 @@ def _generators() -> dict[str, Any]:
     numpy: Any = np.random.get_state()
     ours = bytes(torch.get_rng_state().tolist())
     return {"torch": ours, "Python's random": random.getstate(), "NumPy": (numpy[1].tobytes(), *numpy[2:])}
-
-
-def state_of(model: nn.Module) -> dict[str, Any]:
-    """All that a forward may change, by name: buffers, numbers, and the lengths of containers."""
-    state: dict[str, Any] = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    for path, module in model.named_modules():
-        numbers = {name: value for name, value in plain_attributes(module).items() if isinstance(value, (int, float))}
-        held = {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
-        lengths = {name: f"{len(value)} entries" for name, value in held.items() if isinstance(value, _CONTAINERS)}
-        state |= {f"{path}.{name}" if path else name: value for name, value in (numbers | lengths).items()}
-    return state
