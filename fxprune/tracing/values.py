@@ -275,14 +275,19 @@ class ValueTracer(symbolic.SymbolicTracer):
 
     def _axes_of(self, node: fx.Node) -> tuple[bool, bool]:
         """Whether a number follows from the length of a first axis, and whether from that of another one."""
-        name, index = _name_of(node), node.args[-1]
-        of_shape = name == "getitem" and isinstance(self.values[node.args[0]], torch.Size)  # type: ignore[index]
-        if isinstance(index, int) and (of_shape or name == "size"):
-            return index == 0, index != 0
-        if name in _SIZES or name in _PIECES:
-            return True, True
-        found = [self._axes_of(other) for other in node.all_input_nodes if not isinstance(self.values[other], Tensor)]
-        return any(first for first, _ in found), any(others for _, others in found)
+        first, others, sources, seen = False, False, [node], set[fx.Node]()
+        while sources:
+            source = sources.pop()
+            seen.add(source)
+            name, index = _name_of(source), source.args[-1] if source.args else None
+            of_shape = name == "getitem" and isinstance(self.values[source.args[0]], torch.Size)  # type: ignore[index]
+            if isinstance(index, int) and (of_shape or name == "size"):
+                first, others = first or index == 0, others or index != 0
+            elif name in _SIZES or name in _PIECES:
+                return True, True
+            else:
+                sources += {node for node in source.all_input_nodes if node not in self.dependent} - seen
+        return first, others
 
     def _forget(self, node: fx.Node) -> None:
         """Drop the numbers of the value that a node writes into, where the values that it writes have none."""
