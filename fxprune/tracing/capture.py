@@ -127,6 +127,7 @@ def capture(
                 if reference is not None:
                     reference.warn()
                     reference.warn_of_lengths(graph)
+                    reference.warn_of_gradients(graph)
                 return graph
         beside = hooks.hooks_in_words(model, kept)
         raise CaptureError(_no_way(model, failures, beside, reference)) from next(iter(failures.values()))
@@ -191,6 +192,7 @@ def _captured(
     with kept_buffers(own), outside_restored(own):
         try:
             graph = RUNGS[rung](own, example, **options)
+            graph.graph.lint()
         except Exception as error:
             if is_out_of_memory(error):
                 raise

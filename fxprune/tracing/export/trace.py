@@ -73,7 +73,6 @@ def trace(
         by_length=tuple((size, number) for _, size, number in beside),
         by_layout=True,
     )
-    captured.graph.lint()
     return captured
 
 
