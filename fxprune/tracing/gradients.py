@@ -25,7 +25,8 @@ def other_gradients(own: nn.Module, graph: ModelGraph, batch: Any, concrete: Map
 
     The loss is the sum of the outputs, each times a random number. Nothing is compared where the model has no backward.
     """
-    trained = {name: p for name, p in own.named_parameters() if p.requires_grad}
+    held = dict(graph.named_parameters(remove_duplicate=False))
+    trained = {name: p for name, p in own.named_parameters() if p.requires_grad and name in held}
     most = _MOST if sum(p.numel() for p in trained.values()) <= _MOST else _LARGE
     names = [name for name, p in trained.items() if p.numel() <= most]
     if not names:
