@@ -20,7 +20,11 @@ _FILLS, _FAR = 2, 100.0  # constants beside the numbers of an output, such as th
 
 
 def agree(wanted: Any, found: Any) -> bool:
-    """Whether two nested outputs are the same, floats up to rounding."""
+    """Whether two nested outputs are the same, floats up to rounding.
+
+    >>> agree(torch.tensor([[1e6, 0.5]]), torch.tensor([[1e6, 0.6]]))
+    False
+    """
     return difference(wanted, found) is None
 
 

@@ -83,7 +83,8 @@ def capture(
 
     Warns:
         FxpruneWarning: the model decides by the values of its input, and the graph goes the example's way; it draws
-            random numbers in eval mode; or its forward changes buffers or attributes.
+            random numbers in eval mode; its forward changes buffers or attributes; or its gradients are not those of
+            the graph.
 
     >>> import torch
     >>> graph = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(2, 4))

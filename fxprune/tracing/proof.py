@@ -119,7 +119,8 @@ class Reference:
 
     def warn_of_gradients(self, graph: ModelGraph) -> None:
         """Warn of parameters and inputs whose gradients are others in the graph than in the model."""
-        if names := other_gradients(plain_copy(self.model), graph, self.example, self.concrete):
+        smallest = min((trial.batch for trial in self.trials), key=numbers_in)
+        if names := other_gradients(plain_copy(self.model), graph, smallest, self.concrete):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             _say(
                 f"the graph gives the outputs of {type(self.model).__name__}, but trains otherwise: it has other "
