@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 import types
@@ -22,8 +23,8 @@ from zoo import conv, head, images
 
 import fxprune
 from fxprune.caller.example import as_fields
-from fxprune.errors import CaptureError, FxpruneWarning
-from fxprune.tracing.agreement import apart
+from fxprune.errors import CaptureError, FxpruneError, FxpruneWarning
+from fxprune.tracing.agreement import agree, apart
 
 Forward = Callable[..., Tensor]
 RUNGS = ("fx", "values", "export")
@@ -836,3 +837,103 @@ class Recurrent(nn.Module):
 def test_state_that_is_kept_between_batches_of_one_size_is_told() -> None:
     with pytest.warns(FxpruneWarning, match=r"the forward of Recurrent changes state\[0\]"):
         fxprune.capture(Recurrent().eval(), torch.randn(4, 5, 6))
+
+
+# -- small beside large ------------------------------------------------------------------------------------------------
+
+
+class Beside(Net):
+    """Numbers beside others that are much larger."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        small = y.sigmoid() * (0.95 if type(y) is Tensor else 1.0)
+        return torch.cat([small, *((y * 1e5,) if self.calls else (torch.full_like(y[:, :1], v) for v in FILLS))], 1)
+
+
+FILLS = (1e9, 5e8, 2e8)
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+def test_what_is_small_beside_the_rest_of_an_output_is_compared_by_its_own_scale(calls: int) -> None:
+    model: Any = Beside(lambda net, x: x).eval()
+    model.calls = calls
+    assert "gives other outputs than the model on a batch of 2 samples (in entry 0 along axis 1)" in captured(
+        model, "fx"
+    )
+
+
+@pytest.mark.parametrize(("noise", "same"), [(1e-7, True), (0.0, False)])
+def test_a_small_slice_may_be_off_by_the_rounding_that_others_show(noise: float, same: bool) -> None:
+    wanted = torch.rand(4, 3) + 1
+    wanted[:, 2] = 1e-6
+    found = wanted * (1 + 3 * noise)
+    found[:, 2] += 2e-6
+    assert agree(wanted, found) == same
+
+
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+
+class Straight(torch.autograd.Function):
+    """Rounds, and hands gradients through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return (x * 4).round() / 4
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return g
+
+
+def frozen(net: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return x * 2
+
+
+def reversing(net: Any, x: Tensor) -> Tensor:
+    if x.requires_grad:
+        x.register_hook(lambda g: -g)
+    return x
+
+
+@pytest.mark.parametrize("middle", [lambda net, x: Straight.apply(x), frozen, reversing])
+def test_gradients_that_the_graph_has_otherwise_are_told(middle: Forward) -> None:
+    model = Net(middle).eval()
+    with pytest.warns(FxpruneWarning, match="trains otherwise: it has other gradients of a.weight, a.bias, its input"):
+        fxprune.capture(model, images()(4))
+    model.requires_grad_(False)
+    fxprune.capture(model, images()(4))
+
+
+@pytest.mark.parametrize("middle", [lambda net, x: x.detach(), lambda net, x: x + x.softmax(1).detach(), counts])
+@pytest.mark.filterwarnings("ignore:the forward of Net changes")
+def test_gradients_that_the_graph_has_too_are_not_told(middle: Forward) -> None:
+    graph = fxprune.capture(Net(middle).eval(), images()(4))
+    assert not graph.get_buffer("seen").requires_grad
+
+
+# -- what tracing does not see -----------------------------------------------------------------------------------------
+
+
+def test_a_bias_that_a_hook_takes_away_stays_away() -> None:
+    model = Net(lambda net, x: x).eval()
+    model.a.register_forward_pre_hook(lambda module, args: setattr(module, "bias", None))
+    data = [(images()(6), torch.arange(6) % 3)]
+    assert same(copy.deepcopy(model), fxprune.capture(model, data[0][0]))
+    small: Any = fxprune.compress(model, data, 0.5, compensate="none", progress=False)
+    assert small.a.bias is None
+    assert len(small.a.weight) < 8
+
+
+@pytest.mark.parametrize(
+    "transform", [lambda f: torch.vmap(f, randomness="same"), lambda f: torch.func.grad(lambda x: f(x).sum())]
+)
+def test_work_inside_of_a_transform_is_refused(transform: Any) -> None:
+    def work(x: Tensor) -> Tensor:
+        fxprune.capture(Net(lambda net, x: x).eval(), x)
+        return x
+
+    with pytest.raises(FxpruneError, match=r"capture is called inside of torch.vmap.*: call it outside"):
+        transform(work)(torch.randn(2, 4, 3, 8, 8))

@@ -245,3 +245,67 @@ def test_a_run_without_gradients_is_an_error() -> None:
 def test_a_run_that_returns_no_number_is_an_error() -> None:
     with pytest.raises(CalibrationError, match="the loss of batch 0 has type dict: it must be one number"):
         fxprune.score(detector(), BATCHES, **OPTIONS | {"run": lambda m, images, targets: m.train()(images, targets)})
+
+
+class Part(nn.Module):
+    """Two layers, with a factor between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.scale = conv(3, 8), conv(8, 6), 1.0
+        self.film: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu() * self.scale
+        return self.b(h if self.film is None else h * self.film)
+
+    def of(self) -> float:
+        return float(type(self).weight_of(self))
+
+    def weight_of(self) -> Tensor:
+        return self.a.weight.sum()
+
+
+class Whole(nn.Module):
+    """Calls its part in a way of a test's."""
+
+    def __init__(self, way: Any) -> None:
+        super().__init__()
+        self.part, self.head, self.way = Part(), nn.Linear(6, 4), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.way(self.part, x).mean((2, 3)))
+
+
+def with_attribute(name: str, value: Any) -> Any:
+    def way(part: Any, x: Tensor) -> Tensor:
+        before = getattr(part, name)
+        setattr(part, name, value(x))
+        y: Tensor = part(x)
+        setattr(part, name, before)
+        return y
+
+    return way
+
+
+TREATED: dict[str, tuple[Any, str]] = {
+    "set": (with_attribute("scale", lambda x: 3.0), r"when it is called \(by 0.* after scale was set on it"),
+    "computed": (with_attribute("film", lambda x: x.mean((1, 2, 3)).view(-1, 1, 1, 1)), "after film was set on it"),
+    "asked": (lambda part, x: part(x) * (2 if isinstance(part, Part) else 1), r"it gives other outputs \(by 0"),
+    "reached": (lambda part, x: part(x) + Part.of(part), "with the graph in its place, it fails"),
+}
+
+
+@pytest.mark.parametrize("name", TREATED)
+@pytest.mark.parametrize("options", [{}, {"run": lambda m, x, y: F.cross_entropy(m.train()(x), y)}])
+def test_what_the_rest_does_to_its_part_is_refused(name: str, options: Any) -> None:
+    way, text = TREATED[name]
+    batches = [(torch.randn(4, 3, 8, 8), torch.arange(4)), (torch.randn(4, 3, 8, 8), torch.arange(4))]
+    with pytest.raises(CaptureError, match=f"the rest of Whole treats part in a way that a graph cannot.*{text}"):
+        fxprune.compress(Whole(way).eval(), batches, 0.3, submodule="part", progress=False, **options)
+
+
+def test_a_part_that_torch_vectorises_is_refused() -> None:
+    model = Whole(lambda part, x: torch.vmap(lambda z: part(z[None])[0])(x)).eval()
+    with pytest.raises(CaptureError, match=r"Whole.part is called inside of torch.vmap, .*: name a submodule that"):
+        fxprune.score(model, [(torch.randn(4, 3, 8, 8), torch.arange(4))], submodule="part", progress=False)

@@ -18,6 +18,7 @@ from torch import nn
 
 from fxprune.caller.batches import check_loader
 from fxprune.caller.model_checks import check_forward, check_made
+from fxprune.caller.tensors import in_transform
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError, error_text, first_line
 
 Check = Callable[[str, Any], None]
@@ -35,6 +36,10 @@ def check(function: Callable[..., Any], given: Mapping[str, Any], passed_to: Cal
     Traceback (most recent call last):
     fxprune.errors.PlanError: min_keep is 0; it is a whole number, at least 1 and below 2**31
     """
+    if in_transform():
+        raise FxpruneError(
+            f"{function.__name__} is called inside of torch.vmap, or of a transform of torch.func: call it outside"
+        )
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD and passed_to is not None:
             unknown = [key for key in given[name] if key not in inspect.signature(passed_to).parameters]

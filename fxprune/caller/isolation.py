@@ -238,7 +238,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore the numbers of buffers that a forward changes."""
+    """Restore the numbers of buffers that a forward changes; they keep no history of gradients."""
     held = [(b, None if b.is_inference() else b._version, b.clone()) for b in model.buffers() if has_numbers(b)]
     try:
         yield
@@ -247,6 +247,8 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
             for buffer, version, before in held:
                 if version is None or buffer._version != version:  # torch does not count changes in inference mode
                     buffer.copy_(before)
+                if buffer.requires_grad and not before.requires_grad and not buffer._is_view():
+                    buffer.detach_()
 
 
 @contextmanager

@@ -88,6 +88,11 @@ def put(model: nn.Module, name: str, value: Tensor) -> None:
         held.data = value.detach().to(held.device, copy=True)
 
 
+def in_transform() -> bool:
+    """Whether torch.vmap or a transform of torch.func is at work, whose tensors have no numbers of their own."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def dtype_name(tensor: Tensor) -> str:
     """A tensor's dtype without `torch.`."""
     return str(tensor.dtype).removeprefix("torch.")

@@ -15,11 +15,16 @@ from fxprune.errors import CaptureError
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _PLAIN = (bool, int, float, str, type(None))
+_LOOSER, _ROUNDING = 100.0, 1000.0  # how much more a slice may be off, of its own scale, or than others are
 _FILLS, _FAR = 2, 100.0  # constants beside the numbers of an output, such as those of a mask, and how far off
 
 
 def agree(wanted: Any, found: Any) -> bool:
-    """Whether two nested outputs are the same, floats up to rounding."""
+    """Whether two nested outputs are the same, floats up to rounding.
+
+    >>> agree(torch.tensor([[1e6, 0.5]]), torch.tensor([[1e6, 0.6]]))
+    False
+    """
     return difference(wanted, found) is None
 
 
@@ -55,8 +60,29 @@ def _difference_of_leaves(a: Any, b: Any) -> str | None:
         return f"it gives {tuple(b.shape)} of {b.dtype}, the model {tuple(a.shape)} of {a.dtype}"
     if not a.is_floating_point() and not a.is_complex():
         return None if torch.equal(a, b.to(a.device)) else "in integers"
-    error = apart(a, b.to(a.device))
-    return None if error <= TOLERANCES.get(a.dtype, 1e-4) else f"by {error:.2g} of their scale"
+    error, tolerance = apart(a, b.to(a.device)), TOLERANCES.get(a.dtype, 1e-4)
+    if error > tolerance:
+        return f"by {error:.2g} of their scale"
+    return None if a.is_complex() else _difference_of_slices(a.detach(), b.detach().to(a.device), tolerance)
+
+
+def _difference_of_slices(a: Tensor, b: Tensor, tolerance: float) -> str | None:
+    """The first slice along the last axis, or along that of channels, that is off though others are equal, in words.
+
+    Such a slice is off by more than 100 times the tolerance of its own scale, and by more than the rounding that the
+    others show.
+    """
+    errors, sizes = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(0.0, 0.0, 0.0), a.abs().nan_to_num(0.0, 0.0, 0.0)
+    for axis in {a.ndim - 1, 1} if a.ndim > 1 and a.numel() and bool(errors.any()) else ():
+        rest = [other for other in range(a.ndim) if other != axis]
+        error, scale = errors.amax(rest), sizes.amax(rest)
+        shown = error[error <= tolerance * scale]
+        if len(shown):
+            rounding = max(_ROUNDING * float(shown.max()), 4 * torch.finfo(a.dtype).eps * float(scale.median()))
+            off = (error > _LOOSER * tolerance * scale) & (error > rounding)
+            if bool(off.any()):
+                return f"in entry {int(off.nonzero()[0])} along axis {axis}"
+    return None
 
 
 def same_value(a: Any, b: Any) -> bool:

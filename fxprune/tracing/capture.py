@@ -83,8 +83,8 @@ def capture(
 
     Warns:
         FxpruneWarning: the model decides by the values of its input, and the graph goes the example's way; it draws
-            random numbers in eval mode; its forward changes buffers, attributes, or what is outside of the model; or
-            hooks are registered for all modules of the process.
+            random numbers in eval mode; its forward changes buffers, attributes, or what is outside of the model; its
+            gradients are not those of the graph; or hooks are registered for all modules of the process.
 
     >>> import torch
     >>> graph = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(2, 4))
@@ -128,6 +128,7 @@ def capture(
                 if reference is not None:
                     reference.warn()
                     reference.warn_of_lengths(graph)
+                    reference.warn_of_gradients(graph)
                 return graph
         beside = hooks.hooks_in_words(model, kept)
         raise CaptureError(_no_way(model, failures, beside, reference)) from next(iter(failures.values()))
@@ -192,6 +193,7 @@ def _captured(
     with kept_buffers(own), outside_restored(own, symbols=True):
         try:
             graph = RUNGS[rung](own, example, **options)
+            graph.graph.lint()
         except Exception as error:
             if is_out_of_memory(error):
                 raise

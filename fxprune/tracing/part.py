@@ -17,12 +17,14 @@ from fxprune.caller.batches import Unpack, batch_to_device, batches, model_input
 from fxprune.caller.example import as_call, to_device
 from fxprune.caller.isolation import applied, device_of, isolated_copy, seeded, undisturbed
 from fxprune.caller.meta import need_numbers
+from fxprune.caller.tensors import in_transform
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, error_text, stage
 from fxprune.tracing.capture import capture_around
 from fxprune.tracing.checks import Leaves, check_bare
 from fxprune.tracing.graph import is_captured
 from fxprune.tracing.hooks import without_global_hooks
 from fxprune.tracing.outside import outside_restored
+from fxprune.tracing.stand_in import check_stands_in
 
 Run = Callable[[Any, Any, Any], Tensor]
 
@@ -72,7 +74,8 @@ def with_captured_part(
 ) -> nn.Module:
     """A copy of `model` whose part at `path` is a captured graph; the model as it is where its part is one already.
 
-    With `prove`, the graph is compared with the part on the loader's first batch and on its second, where it has one.
+    With `prove`, the graph is compared with the part on the loader's first batch and on its second, where it has one;
+    and so is the copy with the model.
     Raises CaptureError where the part is not run by the loader's first batch, or cannot be captured.
     """
     part = part_of(model, path)
@@ -83,11 +86,20 @@ def with_captured_part(
     check_value("model", part)
     with stage("capturing"), undisturbed(), without_global_hooks(), outside_restored(model):
         feed = batches(loader, unpack)
-        example, other = _inputs_of(model, path, next(feed), run), None
+        pairs, other = [next(feed)], None
+        example = _inputs_of(model, path, pairs[0], run)
         if prove:
             with suppress(FxpruneError, StopIteration):  # scoring says what is wrong with it
-                other = _inputs_of(model, path, next(feed), run)
-        return with_part(model, path, capture_around(exclude, part, example, other=other, prove=prove))
+                other = _inputs_of(model, path, second := next(feed), run)
+                pairs.append(second)
+        whole = with_part(model, path, capture_around(exclude, part, example, other=other, prove=prove))
+        if prove and (path or run):
+
+            def call(own: nn.Module, pair: tuple[Any, Any]) -> Any:
+                return call_whole(own, *batch_to_device(pair, device_of(own)), run=run)
+
+            check_stands_in(model, whole, path, pairs, call)
+        return whole
 
 
 class _SeenError(Exception):
@@ -101,6 +113,12 @@ def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | N
     calls: list[tuple[Any, Any]] = []
 
     def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if in_transform():
+            raise CaptureError(
+                f"{name_of(model, path)} is called inside of torch.vmap, or of a transform of torch.func, and its "
+                "inputs have no numbers of their own there: name a submodule that holds the transform, or vectorise "
+                "the call by hand"
+            )
         calls.append(pytree.tree_map_only(Tensor, torch.clone, (args, kwargs)))
         raise _SeenError
 
@@ -111,6 +129,8 @@ def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | N
             call_whole(own, *batch_to_device(batch, device_of(own)), run=run)
         except _SeenError:
             pass
+        except FxpruneError:
+            raise
         except Exception as error:
             if not calls:
                 raise CaptureError(

@@ -17,6 +17,7 @@ from fxprune.caller.other_batches import in_other_layouts, varied_batch
 from fxprune.errors import CaptureError, FxpruneWarning, error_text, is_out_of_memory
 from fxprune.tracing.agreement import agree, check_comparable, difference, same_value
 from fxprune.tracing.facts import placeholder_values
+from fxprune.tracing.gradients import other_gradients
 from fxprune.tracing.graph import Captured, ModelGraph, captured_of
 from fxprune.tracing.hooks import plain_copy
 from fxprune.tracing.lengths import fixed_lengths, numbers_beside
@@ -121,6 +122,18 @@ class Reference:
             _say(
                 f"the graph of {name} holds for {shape[axis]} entries along axis {axis} of its input of shape {shape}: "
                 f"{why}. Give an example of the length that the model is for"
+            )
+
+    def warn_of_gradients(self, graph: ModelGraph) -> None:
+        """Warn of parameters and inputs whose gradients are others in the graph than in the model."""
+        smallest = min((trial.batch for trial in self.trials), key=numbers_in)
+        if names := other_gradients(plain_copy(self.model), graph, smallest, self.concrete):
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            _say(
+                f"the graph gives the outputs of {type(self.model).__name__}, but trains otherwise: it has other "
+                f"gradients of {', '.join(names[:3])}{more}. Likely, the forward has blocks of torch.no_grad, or "
+                "operations with a backward of their own (torch.autograd.Function, register_hook), which a graph does "
+                "not hold; scores use the gradients of the graph"
             )
 
     def check(self, graph: ModelGraph) -> None:

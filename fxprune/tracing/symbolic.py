@@ -236,7 +236,9 @@ def trace(
         raise CaptureError(f"{own.refused[0]}, and it catches the error that says so")
     register_constants(model)
     _drop_unused_attention_weights(graph)
-    for node in graph.nodes:
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and not node.users:  # the forward may have replaced it since
+            graph.erase_node(node)
         if node.target in own.whole:
             node.meta.pop("is_wrapped", None)  # fx would wrap it under a dotted name, and later traces would fail
     captured = ModelGraph(model, graph, type(model).__name__)

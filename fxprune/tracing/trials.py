@@ -92,6 +92,12 @@ def call_model(
     own: nn.Module, batch: Any, concrete: Mapping[str, Any], *, grad: bool = False, drawn: set[str] | None = None
 ) -> Any:
     """The output of a model on a copy of a batch; the generators that it draws from are added to `drawn`."""
+    args, kwargs = arguments_of(own, batch, concrete)
+    return run_under_seed(own, args, kwargs, grad=grad, drawn=drawn)
+
+
+def arguments_of(own: nn.Module, batch: Any, concrete: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The positional and keyword arguments of a model's forward, from a copy of a batch and what is concrete."""
     args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, batch))
     if concrete:  # which may stand between the positional ones
         args, kwargs = (), dict(signature_of(own, concrete).bind(*args, **kwargs).arguments)
@@ -100,7 +106,7 @@ def call_model(
                 args = kwargs.pop(name, ())
             elif parameter.kind is parameter.VAR_KEYWORD:
                 kwargs |= kwargs.pop(name, {})
-    return run_under_seed(own, args, {**kwargs, **concrete}, grad=grad, drawn=drawn)
+    return args, {**kwargs, **concrete}
 
 
 def run_graph(graph: ModelGraph, trial: Trial) -> Any:
