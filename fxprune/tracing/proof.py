@@ -114,7 +114,12 @@ class Reference:
             )
 
     def warn_of_lengths(self, graph: ModelGraph) -> None:
-        """Warn of lengths of the inputs at which the graph is fixed, though the model takes others."""
+        """Warn of lengths of the inputs at which the graph is fixed, though the model takes others.
+
+        Nothing is tried where the output depends on earlier runs, as was told.
+        """
+        if self.stateful:
+            return
         name, leaves = type(self.model).__name__, leaves_of(self.example)
         own = plain_copy(self.model)
         for (number, axis), why in fixed_lengths(own, graph, self.example, self.concrete, self.by_length):
