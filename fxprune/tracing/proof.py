@@ -116,9 +116,9 @@ class Reference:
     def warn_of_lengths(self, graph: ModelGraph) -> None:
         """Warn of lengths of the inputs at which the graph is fixed, though the model takes others.
 
-        Nothing is tried where the output depends on earlier runs, as was told.
+        Nothing is tried where a forward changes something, as was told: the output may depend on earlier runs.
         """
-        if self.stateful:
+        if self.changed or self.stateful:
             return
         name, leaves = type(self.model).__name__, leaves_of(self.example)
         own = plain_copy(self.model)
