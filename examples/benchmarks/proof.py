@@ -2,7 +2,7 @@
 
     python examples/benchmarks/proof.py [--quick]
 
-`capture` compares its graph with the caller's model on two small batches. Captures with and without that take turns;
+`capture` compares its graph with the caller's model on several small batches. Captures with and without that take turns;
 the difference of their medians is set against one `compress` of the same model and loader.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from fxprune.tracing.trials import (
     tried_afresh,
 )
 
-_CHEAP = 1 << 32  # parameters times numbers of a batch: as many samples are tried in any case
+_CHEAP, _MANY = 1 << 32, 256  # parameters times numbers of a batch of that many samples, at most
 _SMALL = (4, 5, 8, 9, 16, 17, 6, 7, 10, 11, 12, 13, 14, 15)
 
 
@@ -175,21 +176,24 @@ class Reference:
     def _other_numbers_of_samples(self) -> Iterator[Trial]:
         """Trials of other numbers of samples: beside the numbers that a forward compares with, and small ones."""
         whole, part = batch_length(self.whole), batch_length(self.example)
-        own, known = plain_copy(self.model), {-2, -1, 0, *(batch_length(trial.batch) for trial in self.trials)}
+        own, known = plain_copy(self.model), {batch_length(trial.batch) for trial in self.trials}
         beside = numbers_beside(part, self.by_batch)
         work = numbers_in(self.whole) * sum(parameter.numel() for parameter in own.parameters())
-        affordable = whole * _CHEAP // max(1, work)
-        for numbers, least, most in ((sorted(beside), 4 * whole, 256), ((whole + 1, *_SMALL), whole + 1, 64)):
-            left = max(least, min(most, affordable))
-            for samples in (number for number in numbers if number >= 1 and number not in known):
-                if samples <= left:
-                    left -= samples
+        affordable = min(_MANY, whole * _CHEAP // max(1, work))
+        for numbers, largest, most in (
+            (sorted(beside), max(4 * whole, affordable), math.inf),
+            ((whole + 1, *_SMALL), math.inf, max(whole + 1, affordable // 4)),
+        ):
+            tried_here = 0
+            for samples in (number for number in numbers if 1 <= number <= largest and number not in known):
+                if samples + tried_here <= most:
+                    tried_here += samples
                     known.add(samples)
                     yield from tried_afresh(own, varied_batch(self.whole, samples), self.concrete, grads=(True, False))
-        if untried := beside - known:
+        if affordable == _MANY < max(beside):
             _say(
                 f"{type(self.model).__name__} decides by sizes, and its graph goes the way of {part} samples: it was "
-                f"not compared with the model on {max(untried)}"
+                f"not compared with the model on {max(beside)}"
             )
 
     def reason(self) -> str:
