@@ -76,6 +76,7 @@ class Reference:
         """
         own, drawn = plain_copy(model), set[str]()
         outside, before = Outside(own), numbers_of(own)
+        held_before = state_of(own, outside.values())
         with attributes_restored(own), kept_buffers(own):
             batch, output = first_run(own, example, concrete)
             check_dense(output, f"the output of {type(model).__name__}", CaptureError, strided=True, meta=True)
@@ -84,12 +85,14 @@ class Reference:
             again = list(tried(own, batch, concrete, grads=(False,)))
             held_again = state_of(own, outside.values())
             later = list(second_trial(own, batch, other, concrete, drawn))
+        untouched = held_before.keys() == held.keys() and not any(changes(held_before, held_again))
         numbers = (name for name, value in after.items() if not same_value(value, before.get(name)))
         changed = tuple(dict.fromkeys((*numbers, *changes(held, held_again))))
+        second = later if untouched and not changed else list(second_trial(own, batch, other, concrete))
         sized: list[Trial] = []
         for other_size in other_sizes(example, batch):
             sized += tried_afresh(own, other_size, concrete, grads=(False,))
-        trials = [Trial(batch, output, grad=False), *second_trial(own, batch, other, concrete), *sized]
+        trials = [Trial(batch, output, grad=False), *second, *sized]
         outputs = ([trial.output for trial in run] for run in ([*again, *later], trials[: 1 + len(later)]))
         return cls(model, concrete, example, trials, frozenset(drawn), changed, not agree(*outputs))
 
