@@ -88,10 +88,10 @@ class Reference:
         untouched = held_before.keys() == held.keys() and not any(changes(held_before, held_again))
         numbers = (name for name, value in after.items() if not same_value(value, before.get(name)))
         changed = tuple(dict.fromkeys((*numbers, *changes(held, held_again))))
-        second = later if untouched and not changed else list(second_trial(own, batch, other, concrete))
         sized: list[Trial] = []
         for other_size in other_sizes(example, batch):
             sized += tried_afresh(own, other_size, concrete, grads=(False,))
+        second = later if untouched and not changed else list(second_trial(own, batch, other, concrete))
         trials = [Trial(batch, output, grad=False), *second, *sized]
         outputs = ([trial.output for trial in run] for run in ([*again, *later], trials[: 1 + len(later)]))
         return cls(model, concrete, example, trials, frozenset(drawn), changed, not agree(*outputs))
