@@ -178,3 +178,10 @@ def test_plain_attributes_are_kept() -> None:
 def test_an_example_without_samples() -> None:
     with pytest.raises(CaptureError, match=r"has no samples, its first tensor is \(0, 4\): give one at least"):
         fxprune.capture(nn.Linear(4, 3), torch.zeros(0, 4))
+
+
+def test_a_record_is_read_by_attribute_or_by_name() -> None:
+    record = fxprune.capture(nn.Linear(4, 2), torch.zeros(2, 4)).meta["fxprune"]
+    assert record["method"] == record.method == "fx"
+    with pytest.raises(KeyError, match="unknown"):
+        record["unknown"]

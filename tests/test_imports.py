@@ -67,10 +67,12 @@ def test_imports_go_down_the_tower() -> None:
 
 
 def test_no_imports_go_in_a_circle() -> None:
+    circle = None
     try:
-        list(graphlib.TopologicalSorter(SUBMODULES).static_order())
+        graphlib.TopologicalSorter(SUBMODULES).prepare()
     except graphlib.CycleError as error:
-        raise AssertionError(" -> ".join(error.args[1])) from None
+        circle = " -> ".join(error.args[1])
+    assert circle is None
 
 
 def test_the_public_names_are_listed_and_nothing_else() -> None:

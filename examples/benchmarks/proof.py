@@ -2,8 +2,8 @@
 
     python examples/benchmarks/proof.py [--quick]
 
-`capture` compares its graph with the caller's model on several small batches. Captures with and without that take turns;
-the difference of their medians is set against one `compress` of the same model and loader.
+`capture` compares its graph with the caller's model on several small batches. Captures with and without that take
+turns; the difference of their medians is set against one `compress` of the same model and loader.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import linecache
 import sys
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -198,6 +198,8 @@ class Record:
     __slots__ = ()
 
     def __getitem__(self, name: str) -> Any:
+        if name not in (field.name for field in fields(self)):  # type: ignore[arg-type]
+            raise KeyError(name)
         return getattr(self, name)
 
 
