@@ -10,6 +10,7 @@ import os
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -79,13 +80,14 @@ def _is_caught(frame: FrameType | None) -> bool:
 
 def _statements(filename: str) -> tuple[ast.stmt, ...]:
     """All statements of a source file; none where it cannot be read."""
-    return _parsed("".join(linecache.getlines(filename)))
+    linecache.getlines(filename)  # a file that changed on the disk keeps the lines that are running
+    return _parsed(filename, linecache.cache.get(filename, ())[:2])
 
 
 @functools.lru_cache(maxsize=16)
-def _parsed(source: str) -> tuple[ast.stmt, ...]:
+def _parsed(filename: str, _version: tuple[Any, ...]) -> tuple[ast.stmt, ...]:
     try:
-        tree = ast.parse(source)
+        tree = ast.parse("".join(linecache.getlines(filename)))
     except SyntaxError:
         return ()
     return tuple(node for node in ast.walk(tree) if isinstance(node, ast.stmt))

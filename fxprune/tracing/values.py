@@ -19,60 +19,19 @@ from torch.fx.node import map_arg
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.meta import CPU, META, has_numbers
+from fxprune.caller.meta import CPU
 from fxprune.caller.meta_calls import call_on_meta, method
 from fxprune.caller.source_lines import deciding_line, users_frame
 from fxprune.errors import FxpruneWarning
 from fxprune.tracing import symbolic
 from fxprune.tracing.checks import Entry
+from fxprune.tracing.dependence import MAKING, PIECES, Dependence, name_of, tensors_of
 from fxprune.tracing.graph import RECORD, ModelGraph, captured_of, must_be
-from fxprune.tracing.in_place import written
 from fxprune.tracing.value_proxies import TensorProxy, ValueProxy, is_plain, is_symbol, proxy_of
 
-_FACTORIES = (
-    "zeros", "ones", "full", "empty", "arange", "range", "linspace", "logspace", "rand", "randn", "randint", "randperm",
-    "tensor", "as_tensor", "scalar_tensor", "eye", "tril_indices", "triu_indices", "normal", "hann_window",
-)  # fmt: skip
-_MAKING = frozenset(getattr(torch, name) for name in _FACTORIES)
-_REPLACED = (
-    "zeros",
-    "ones",
-    "empty",
-    "full",
-    "rand",
-    "randn",
-    "arange",
-    "tensor",
-)  # of which modes see some calls only
+_REPLACED = ("zeros", "ones", "empty", "full", "rand", "randn", "arange", "tensor")  # modes see some calls only
 _ON_TYPES = ("finfo", "iinfo")  # of dtypes, of which modes see none
-_ABOUT_SIZES = frozenset({
-    "shape", "dtype", "device", "is_cuda", "requires_grad", "layout", "itemsize", "nbytes", "is_sparse", "is_nested",
-    "size", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "is_complex", "element_size", "len",
-    "get_device", "storage_offset", "is_inference", "type", "zeros_like", "ones_like", "empty_like", "new_zeros",
-    "new_ones", "new_empty", "new_full", "is_quantized",
-})  # fmt: skip
-
-_SIZES = frozenset({"shape", "size", "numel", "nelement", "len", "nbytes"})
-_SIZED_BY_VALUES = frozenset({
-    "nonzero", "argwhere", "unique", "unique_consecutive", "_unique2", "_return_output", "_return_inverse",
-    "_return_counts", "_consecutive_return_output", "_consecutive_return_inverse", "_consecutive_return_counts",
-    "masked_select", "bincount", "repeat_interleave", "histc", "combinations", "nonzero_static",
-})  # fmt: skip
-_SIZED_AS_FIRST = frozenset({
-    "index_add", "index_copy", "index_fill", "index_put", "scatter", "scatter_add", "scatter_reduce", "masked_fill",
-    "masked_scatter", "setitem", "index_reduce", "slice_scatter", "select_scatter",
-})  # fmt: skip
-_SIZED_BY_NUMBERS = frozenset({
-    "getitem", "narrow", "view", "reshape", "expand", "repeat", "tile", "unflatten", "split", "chunk", "new_zeros",
-    "new_ones", "new_full", "new_empty",
-})  # fmt: skip
-_COMPARISONS = frozenset({operator.lt, operator.le, operator.eq, operator.ne, operator.gt, operator.ge})
-_ON_LAYOUT = frozenset({
-    "is_contiguous", "stride", "view",
-})  # fmt: skip
-_PIECES = frozenset({"split", "chunk", "unbind", "tensor_split", "split_with_sizes", "tolist"})
 _LENGTH = builtins.len
-_LARGEST = 1 << 24  # of which a number is worth a try that a forward compares with a size
 _DECISIONS = 4096  # that are noted of one trace
 _REPLAYED: ContextVar[tuple[Any, ...]] = ContextVar("decisions of an earlier trace", default=())
 
@@ -82,10 +41,9 @@ fx.node.has_side_effect(operator.setitem)  # an assignment to slots is no dead c
 class ValueTracer(symbolic.SymbolicTracer):
     """Runs every node that it makes on the example, in the order of the program.
 
-    `values` are those of the nodes. `dependent` are the nodes whose values depend on those of the inputs, not only on
-    their sizes, and `sized` those whose sizes do, too. `branches` are the lines that decide by such values, and
-    `decisions` the numbers and truths that Python was given of them, in order. `by_batch`, `by_length` and `by_layout`
-    are those of `Captured`. `given` names nested inputs and their entries.
+    `values` are those of the nodes, and `on_inputs` says which depend on the values of the inputs. `branches` are the
+    lines that decide by such values, and `decisions` the numbers and truths that Python was given of them, in order.
+    `given` names nested inputs and their entries.
     """
 
     whole = symbolic.PACKING
@@ -93,14 +51,9 @@ class ValueTracer(symbolic.SymbolicTracer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.values: dict[fx.Node, Any] = {}
-        self.dependent: set[fx.Node] = set()
-        self.sized: set[fx.Node] = set()
-        self.stored: dict[int, list[fx.Node]] = {}  # the nodes whose tensors share a storage
+        self.on_inputs = Dependence(self.values)
         self.branches: dict[str, None] = {}
         self.decisions: list[Any] = []
-        self.by_batch: set[float] = set()
-        self.by_length: set[float] = set()
-        self.by_layout = False
         self.inputs: dict[str, Any] = {}
         self.given: dict[fx.Node, str] = {}
         self.guarded: set[fx.Node] = set()
@@ -130,8 +83,7 @@ class ValueTracer(symbolic.SymbolicTracer):
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
         if kind != "output":
             self.values[node] = self._run(node)
-            self._note_dependence(node)
-            self._note_comparison(node)
+            self.on_inputs.note(node)
             self._name_given(node)
         return node
 
@@ -139,7 +91,7 @@ class ValueTracer(symbolic.SymbolicTracer):
         value = self.values[node]
         if node.op != "placeholder" and isinstance(value, (str, bool, type(None))):
             self._guard(node, value)
-        decided = isinstance(value, bool) and node in self.dependent and node not in self.given
+        decided = isinstance(value, bool) and node in self.on_inputs.values_of and node not in self.given
         if is_plain(value) and not decided and not (node.op == "placeholder" and isinstance(value, (tuple, list))):
             return value
         return proxy_of(node, self, value)
@@ -195,111 +147,22 @@ class ValueTracer(symbolic.SymbolicTracer):
             self.guarded.add(node)
             self.create_node("call_function", must_be, (node, value, what.format(self.given[node])), {})
 
-    # -- what depends on values ------------------------------------------------------------------------------------
-
-    def _note_dependence(self, node: fx.Node) -> None:
-        """Note whether the value of a node, and its sizes, depend on the values of the inputs."""
-        name = _name_of(node)
-        for tensor in _tensors(self.values[node]):
-            if has_numbers(tensor) and tensor.layout is torch.strided:
-                self.stored.setdefault(tensor.untyped_storage().data_ptr(), []).append(node)
-        if self._has_dependent_sizes(node, name):
-            self.sized.add(node)
-        into = list(written(node.target, node.args, node.kwargs))
-        if into and into[0] is node.all_input_nodes[0]:
-            self._forget(node)
-        read = self.sized if name in _SIZES else self.dependent
-        known = name in _ABOUT_SIZES and name not in _SIZES
-        if node.op != "placeholder" and (known or not read.intersection(node.all_input_nodes)):
-            return
-        self.dependent.add(node)
-        self.dependent.update(into)
-        for tensor in (tensor for other in into for tensor in _tensors(self.values[other])):
-            if has_numbers(tensor) and tensor.layout is torch.strided:
-                self.dependent.update(self.stored.get(tensor.untyped_storage().data_ptr(), ()))
-
-    def _has_dependent_sizes(self, node: fx.Node, name: str) -> bool:
-        """Whether the sizes of a node's tensors, or its length, depend on the values of the inputs."""
-        read, value = node.all_input_nodes, self.values[node]
-        tensors = [tensor for tensor in _tensors(value) if tensor.ndim]
-        if node.op == "placeholder" or not read or not (tensors or name == "tolist"):
-            return False
-        if self.sized.intersection(read[:1] if name.rstrip("_") in _SIZED_AS_FIRST else read):
-            return True
-        dependent = [other for other in read if other in self.dependent]
-        if name == "getitem":
-            masks = (self.values[other] for other in dependent if other is not node.args[0])
-            if any(isinstance(mask, Tensor) and mask.dtype in (torch.bool, torch.uint8) for mask in masks):
-                return True
-        if name in _SIZED_BY_NUMBERS or node.target in _MAKING:
-            return any(type(self.values[other]) is int for other in dependent)
-        if name == "where":
-            return bool(dependent) and _LENGTH(node.args) + _LENGTH(node.kwargs) == 1
-        return bool(dependent) and name in _SIZED_BY_VALUES and (name != "repeat_interleave" or _LENGTH(read) > 1)
-
     def length(self, proxy: ValueProxy) -> int:
         """The length of a symbol's value; Python decides by it where it depends on the input's values."""
         value, node = self.values[proxy.node], proxy.node
         length = _LENGTH(value)
-        name = str(getattr(node.target, "__name__", node.target))
-        if isinstance(value, Tensor) or name in _PIECES:
-            self._decided_by_size(node)
+        has_axis = isinstance(value, Tensor) or name_of(node) in PIECES
+        if has_axis:
+            self.on_inputs.decided_by_size(node)
         if isinstance(value, (list, tuple, Mapping)):
             self._guard(node, length, "len({})")
-        if node not in self.sized or not (isinstance(value, Tensor) or name in _PIECES):
-            return length
-        return int(self._decided(length))
-
-    def _note_comparison(self, node: fx.Node) -> None:
-        """Note by what a comparison of sizes is decided, and questions about how tensors lie in memory."""
-        self.by_layout |= _name_of(node) in _ON_LAYOUT
-        if node.target in _COMPARISONS and isinstance(self.values[node], bool) and node not in self.dependent:
-            pair = [self.values[arg] if isinstance(arg, fx.Node) else arg for arg in node.args]
-            one, other = (value if isinstance(value, tuple) else (value,) for value in pair)
-            known = (int, float)
-            ratios = [
-                b / a
-                for a, b in zip(one, other, strict=False)
-                if isinstance(a, known) and isinstance(b, known) and a > 0 < b
-            ]
-            self._decided_by_size(node, *ratios, *(1 / ratio for ratio in ratios))
-
-    def _decided_by_size(self, node: fx.Node, *ratios: float) -> None:
-        """Note that Python decides by a size, unless it only asserts something of it."""
-        frame = users_frame()
-        if frame is None or deciding_line(frame):
-            beside = {1.0, *(ratio for ratio in ratios if 1 / _LARGEST < ratio < _LARGEST)}
-            first, others = self._axes_of(node)
-            self.by_batch |= beside if first else set()
-            self.by_length |= beside if others else set()
-
-    def _axes_of(self, node: fx.Node) -> tuple[bool, bool]:
-        """Whether a number follows from the length of a first axis, and whether from that of another one."""
-        first, others, sources, seen = False, False, [node], set[fx.Node]()
-        while sources:
-            source = sources.pop()
-            seen.add(source)
-            name, index = _name_of(source), source.args[-1] if source.args else None
-            of_shape = name == "getitem" and isinstance(self.values[source.args[0]], torch.Size)  # type: ignore[index]
-            if isinstance(index, int) and (of_shape or name == "size"):
-                first, others = first or index == 0, others or index != 0
-            elif name in _SIZES or name in _PIECES:
-                return True, True
-            else:
-                sources += {node for node in source.all_input_nodes if node not in self.dependent} - seen
-        return first, others
-
-    def _forget(self, node: fx.Node) -> None:
-        """Drop the numbers of the value that a node writes into, where the values that it writes have none."""
-        written, *others = node.all_input_nodes
-        if any(not has_numbers(t) for other in others for t in _tensors(self.values[other])):
-            self.values[written] = pytree.tree_map_only(Tensor, lambda t: t.to(META), self.values[written])
+        return int(self._decided(length)) if has_axis and node in self.on_inputs.sizes_of else length
 
     def fixed(self, proxy: ValueProxy) -> Any:
         """The value of a symbol where Python needs it; noted with its line where it depends on the input's values."""
         value = self.values[proxy.node]
-        if proxy.node not in self.dependent:
-            self._decided_by_size(proxy.node)
+        if proxy.node not in self.on_inputs.values_of:
+            self.on_inputs.decided_by_size(proxy.node)
             return value
         return self._decided(value)
 
@@ -344,7 +207,7 @@ class ValueTracer(symbolic.SymbolicTracer):
     def made(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What a function makes, which is a node where it may be changed in place: a tensor made of numbers."""
         elsewhere = threading.get_ident() != self.thread  # what is replaced in torch is so for all threads
-        if self.running or elsewhere or function not in _MAKING or not _can_be_written((args, kwargs)):
+        if self.running or elsewhere or function not in MAKING or not _can_be_written((args, kwargs)):
             return function(*args, **kwargs)
         return self.create_proxy("call_function", function, args, kwargs)
 
@@ -352,8 +215,8 @@ class ValueTracer(symbolic.SymbolicTracer):
         """Erase unused questions about sizes, and unused tensors made of numbers."""
         for node in reversed(list(graph.nodes)):
             if not node.users and node.op in ("call_function", "call_method", "get_attr"):
-                is_number = self.values[node] is not None and not _tensors(self.values[node])
-                if is_number or node.op == "get_attr" or node.target in _MAKING:
+                is_number = self.values[node] is not None and not tensors_of(self.values[node])
+                if is_number or node.op == "get_attr" or node.target in MAKING:
                     graph.erase_node(node)
 
 
@@ -389,11 +252,6 @@ def _can_be_written(arguments: Any) -> bool:
     return all(is_symbol(leaf) or issubclass(type(leaf), kinds) for leaf in pytree.tree_leaves(arguments))
 
 
-def _name_of(node: fx.Node) -> str:
-    """The name of the function, method or attribute of a node."""
-    return str(node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target))
-
-
 def _is_single(value: Any) -> bool:
     """Whether a value is one real number, or true or false."""
     if isinstance(value, Tensor):
@@ -411,10 +269,6 @@ def replaying(decisions: Sequence[Any]) -> Iterator[None]:
         _REPLAYED.reset(token)
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
 def trace(
     model: nn.Module, example: Any, *, concrete_args: Mapping[str, Any] | None = None, leaves: Sequence[Entry] = ()
 ) -> ModelGraph:
@@ -428,9 +282,9 @@ def trace(
     graph.meta[RECORD] = replace(
         captured_of(graph),
         decisions=tuple(tracer.decisions),
-        by_batch=frozenset(tracer.by_batch),
-        by_length=frozenset(tracer.by_length),
-        by_layout=tracer.by_layout,
+        by_batch=frozenset(tracer.on_inputs.by_batch),
+        by_length=frozenset(tracer.on_inputs.by_length),
+        by_layout=tracer.on_inputs.by_layout,
     )
     if tracer.branches and not _REPLAYED.get():
         warnings.warn(
