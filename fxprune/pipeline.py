@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -13,9 +12,10 @@ from torch import nn
 from fxprune.caller.arguments import check
 from fxprune.caller.batches import Classes, Unpack
 from fxprune.caller.isolation import undisturbed
+from fxprune.caller.source_lines import warn
 from fxprune.coupling.collector import Exclude
 from fxprune.coupling.interpreter import Unknown
-from fxprune.errors import FxpruneWarning, stage
+from fxprune.errors import stage
 from fxprune.planning.allocation import Allocate
 from fxprune.planning.budgets import given
 from fxprune.planning.plan import Plan
@@ -197,11 +197,9 @@ def warn_if_unpruned(small: nn.Module) -> None:
         reasons = (
             "; ".join(f"{', '.join(f.sites[:3])}: {f.reason}" for f in notes.frozen) or "it has no layers with channels"
         )
-        warnings.warn(f"nothing in {notes.model} can be pruned: {reasons}", FxpruneWarning, stacklevel=3)
+        warn(f"nothing in {notes.model} can be pruned: {reasons}")
     elif notes.budget is None and all(group.before == group.after for group in notes.groups):
-        warnings.warn(
+        warn(
             f"nothing was pruned from {notes.model} at alpha {notes.alpha}: no group has units that are proposed "
-            "and not protected; raise alpha",
-            FxpruneWarning,
-            stacklevel=3,
+            "and not protected; raise alpha"
         )

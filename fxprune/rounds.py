@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,8 +10,9 @@ from typing import cast
 import numpy as np
 
 from fxprune.caller.arrays import Flags
+from fxprune.caller.source_lines import warn
 from fxprune.coupling.groups import Coupling
-from fxprune.errors import FxpruneWarning, PlanError
+from fxprune.errors import PlanError
 from fxprune.planning.plan import BUDGETS, Budget, Plan, coupling_of
 from fxprune.reporting.report import Report
 from fxprune.tracing.graph import ModelGraph
@@ -81,8 +81,7 @@ class Schedule:
             return plan
         budget = Budget(self.what, self.goal, self.remaining)
         if self.remaining > self.goal + ROUNDING:
-            said = f"{budget}: the channels that could still be removed are tied to kept ones in the original"
-            warnings.warn(said, FxpruneWarning, stacklevel=3)
+            warn(f"{budget}: the channels that could still be removed are tied to kept ones in the original")
         return replace(plan, budget=budget, alpha=None)
 
 

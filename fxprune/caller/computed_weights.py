@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
-from fxprune.errors import CaptureError, FxpruneWarning, error_text
+from fxprune.caller.source_lines import warn
+from fxprune.errors import CaptureError, error_text
 
 _REMOVERS: dict[type, tuple[Any, str]] = {
     prune.BasePruningMethod: (prune.remove, "torch.nn.utils.prune.remove"),
@@ -94,9 +94,7 @@ def warn_of_computed(model: nn.Module, found: list[Computed]) -> None:
     """Warn which tensors that hooks compute in the caller's model are ordinary parameters in the graph."""
     if found:
         first, more = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        warnings.warn(
+        warn(
             f"{type(model).__name__}: {first.path}.{first.name}{more} is computed by a hook, before every forward; "
-            f"in the graph it is a parameter, at its present value: {first.call} makes one in your model too",
-            FxpruneWarning,
-            stacklevel=4,
+            f"in the graph it is a parameter, at its present value: {first.call} makes one in your model too"
         )

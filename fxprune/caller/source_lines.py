@@ -8,11 +8,14 @@ import inspect
 import linecache
 import os
 import traceback
+import warnings
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+
+from fxprune.errors import FxpruneWarning
 
 HOMES = tuple(f"{home}{os.sep}" for home in (Path(str(torch.__file__)).parent, Path(__file__).parents[1]))
 
@@ -32,6 +35,14 @@ def line_of(error: BaseException) -> str:
     if not frames and error.__cause__ is not None:
         return line_of(error.__cause__)
     return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "a line inside torch"
+
+
+def warn(text: str) -> None:
+    """Give an FxpruneWarning at the user's line that is running."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and not is_users(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, FxpruneWarning, stacklevel=level)
 
 
 def users_frame() -> FrameType | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
@@ -16,6 +15,7 @@ import fxprune
 from fxprune.caller.batches import first_inputs
 from fxprune.caller.example import trim
 from fxprune.caller.files import made_folder
+from fxprune.caller.source_lines import warn
 from fxprune.cli.evaluation import Metric, accuracy, latencies
 from fxprune.cli.extras import PLOT_EXTRA, missing_message
 from fxprune.cli.files import write_json
@@ -25,7 +25,7 @@ from fxprune.cli.output import Output
 from fxprune.cli.pareto import Row, plot, table, with_front
 from fxprune.cli.pruning import compensated, planned
 from fxprune.cli.pruning_options import Allocation, Level, LimitOptions, Run
-from fxprune.errors import FxpruneError, FxpruneWarning, PlanError
+from fxprune.errors import FxpruneError, PlanError
 from fxprune.planning.plan import Plan
 from fxprune.scoring.scores import Scores
 
@@ -151,7 +151,7 @@ def _plans(scores: Scores, points: Points, allocate: str, limits: LimitOptions) 
             plans.append((f"{kind} {value:g}", planned(scores, {kind: value}, allocate=allocate, limits=limits)))
         except PlanError as error:
             last = error
-            warnings.warn(f"left out: {error}", FxpruneWarning, stacklevel=2)
+            warn(f"left out: {error}")
     if points and not plans:
         raise last
     return plans

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pkgutil
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.caller.isolation import isolated_copy
-from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, error_text, first_line, summary
+from fxprune.caller.source_lines import warn
+from fxprune.errors import ArtifactError, FxpruneError, error_text, first_line, summary
 from fxprune.pipeline import apply
 from fxprune.planning.plan import Plan
 from fxprune.saving.header import Builder, Header, Part
@@ -101,7 +101,7 @@ def _check_structure(small: nn.Module, part: Part, header: Header, source: objec
     text = f"{source} was made from a {header.model} in which node {index} is {old}, and in the model given {new}"
     if dict(header.versions) == versions():
         raise ArtifactError(f"{text}: pass model= of the architecture that was pruned, built with the same arguments")
-    warnings.warn(f"{text}. It was made by {header.made_by}; compare the outputs", FxpruneWarning, stacklevel=4)
+    warn(f"{text}. It was made by {header.made_by}; compare the outputs")
 
 
 def versions() -> dict[str, str]:

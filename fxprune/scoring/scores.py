@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -15,11 +14,12 @@ from fxprune.caller.arguments import CHECKS, check, instance
 from fxprune.caller.arrays import Index, Scalars
 from fxprune.caller.isolation import undisturbed
 from fxprune.caller.meta import need_numbers
+from fxprune.caller.source_lines import warn
 from fxprune.coupling.collector import Exclude
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import Unknown
-from fxprune.errors import FxpruneWarning, PlanError
+from fxprune.errors import PlanError
 from fxprune.planning.allocation import EVEN, Allocate, Allocation, levels
 from fxprune.planning.budgets import Cost, given, meet, remedies
 from fxprune.planning.costs import costs_of
@@ -154,7 +154,7 @@ class Scores(ScoreData):
             raise PlanError(f"{kind} is given, but these scores hold no costs of the model: score it again")
         if kind == "macs" and self.costs.inexact:
             names = ", ".join(self.costs.inexact)
-            warnings.warn(f"the MACs of {names} count as if no plan changed them", FxpruneWarning, stacklevel=3)
+            warn(f"the MACs of {names} count as if no plan changed them")
         return self.costs.parameters if kind == "params" else self.costs.macs
 
     def save(self, path: str | PathLike[str]) -> None:

@@ -91,9 +91,24 @@ def capture(
     >>> [node.name for node in graph.graph.nodes], graph.get_submodule("0")
     (['input_1', '_0', '_1', 'output'], Linear(in_features=4, out_features=3, bias=True))
     """
+    return _capture(**locals())
+
+
+def _capture(
+    model: nn.Module,
+    example: Any,
+    method: str,
+    concrete_args: Mapping[str, Any] | None,
+    leaves: Leaves,
+    *,
+    other: Any = None,
+    prove: bool = True,
+    again: bool = False,
+) -> ModelGraph:
+    """As `capture`; where it is done `again`, without what the first time warned of: lengths and gradients."""
     check(capture, locals())
     if is_captured(model):
-        return model  # type: ignore[return-value]
+        return cast("ModelGraph", model)
     check_unwrapped(model, listed(leaves))
     check_held(model)
     concrete = dict(concrete_args or {})
@@ -127,8 +142,9 @@ def capture(
             else:
                 if reference is not None:
                     reference.warn()
-                    reference.warn_of_lengths(graph)
-                    reference.warn_of_gradients(graph)
+                    if not again:
+                        reference.warn_of_lengths(graph)
+                        reference.warn_of_gradients(graph)
                 return graph
         beside = hooks.hooks_in_words(model, kept)
         raise CaptureError(_no_way(model, failures, beside, reference)) from next(iter(failures.values()))
@@ -141,15 +157,10 @@ def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any, *, m
     where the example was `made` of a plan's description and has numbers that the model does not run on.
     """
     decisions, concrete = settings.get("decisions", ()), settings.get("concrete_args")
+    prove = not decisions and (not made or _runs_on(model, example, concrete or {}))
+    method, leaves = str(settings.get("method", "auto")), tuple(settings.get("leaves", ()))
     with values.replaying(decisions):
-        return capture(
-            model,
-            example,
-            method=str(settings.get("method", "auto")),
-            concrete_args=concrete,
-            leaves=tuple(settings.get("leaves", ())),
-            prove=not decisions and (not made or _runs_on(model, example, concrete or {})),
-        )
+        return _capture(model, example, method, concrete, leaves, prove=prove, again=True)
 
 
 def _runs_on(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> bool:
@@ -190,7 +201,7 @@ def _captured(
     reference: Reference | None,
 ) -> ModelGraph:
     """The graph of `own`, a copy of `model`, by one method, compared with the model."""
-    with kept_buffers(own), outside_restored(own, symbols=True):
+    with kept_buffers(own), outside_restored(model), outside_restored(own, symbols=True):
         try:
             graph = RUNGS[rung](own, example, **options)
             graph.graph.lint()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +14,8 @@ from torch.nn.modules import module as torch_internals
 from fxprune.caller.computed_weights import make_permanent
 from fxprune.caller.isolation import FORWARD_HOOKS, HOOKS, applied, attributes_restored, isolated_copy
 from fxprune.caller.overrides import changed
-from fxprune.errors import CaptureError, FxpruneWarning
+from fxprune.caller.source_lines import warn
+from fxprune.errors import CaptureError
 from fxprune.tracing.checks import Entry, is_named
 
 Hook = tuple[str, str, int]  # the path of its module, the dict of the module that it is in, and its key there
@@ -117,11 +117,9 @@ def without_global_hooks() -> Iterator[None]:
     stores: list[Any] = [torch_internals._global_forward_hooks, torch_internals._global_forward_pre_hooks]
     before = [dict(store) for store in stores]
     if any(before):
-        warnings.warn(
+        warn(
             "forward hooks that are registered for all modules are not part of the graph: they run on it, as on any "
-            "module, while they are registered",
-            FxpruneWarning,
-            stacklevel=4,
+            "module, while they are registered"
         )
     try:
         for store in stores:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.isolation import attributes_restored, kept_buffers
 from fxprune.caller.meta import has_numbers
 from fxprune.caller.source_lines import is_users
 from fxprune.tracing.agreement import same_value
@@ -32,13 +33,20 @@ _MISSING = object()
 
 
 @contextmanager
-def outside_restored(model: nn.Module, *, symbols: bool = False) -> Iterator[None]:
+def outside_restored(model: nn.Module, *, symbols: bool = False) -> Iterator[Outside]:
     """Put back afterwards what is outside of a model; with `symbols`, only what holds symbols or fake tensors then."""
     outside = Outside(model)
     try:
-        yield
+        yield outside
     finally:
         outside.restore(symbols=symbols)
+
+
+@contextmanager
+def all_restored(model: nn.Module) -> Iterator[Outside]:
+    """Put back afterwards what a forward may change: what the model holds, and what is outside of it."""
+    with attributes_restored(model), kept_buffers(model), outside_restored(model) as outside:
+        yield outside
 
 
 class Outside:

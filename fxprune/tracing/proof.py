@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,9 +12,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import batch_length, check_dense, leaves_of, numbers_in
-from fxprune.caller.isolation import attributes_restored, evaluating, kept_buffers
+from fxprune.caller.isolation import attributes_restored, evaluating
 from fxprune.caller.other_batches import in_other_layouts, varied_batch
-from fxprune.errors import CaptureError, FxpruneWarning, error_text, is_out_of_memory
+from fxprune.caller.source_lines import warn
+from fxprune.errors import CaptureError, error_text, is_out_of_memory
 from fxprune.tracing.agreement import agree, check_comparable, difference, same_value
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.gradients import other_gradients
@@ -23,7 +23,7 @@ from fxprune.tracing.graph import Captured, ModelGraph, captured_of
 from fxprune.tracing.hooks import plain_copy
 from fxprune.tracing.lengths import fixed_lengths, numbers_beside
 from fxprune.tracing.likely_reasons import likely_reasons
-from fxprune.tracing.outside import Outside
+from fxprune.tracing.outside import all_restored, outside_restored
 from fxprune.tracing.state import changes, numbers_of, state_of
 from fxprune.tracing.trials import (
     Trial,
@@ -75,9 +75,9 @@ class Reference:
         Raises CaptureError where the model does not run on the example.
         """
         own, drawn = plain_copy(model), set[str]()
-        outside, before = Outside(own), numbers_of(own)
-        held_before = state_of(own, outside.values())
-        with attributes_restored(own), kept_buffers(own):
+        before = numbers_of(own)
+        with all_restored(own) as outside:
+            held_before = state_of(own, outside.values())
             batch, output = first_run(own, example, concrete)
             check_dense(output, f"the output of {type(model).__name__}", CaptureError, strided=True, meta=True)
             check_comparable(output)
@@ -91,10 +91,16 @@ class Reference:
         sized: list[Trial] = []
         for other_size in other_sizes(example, batch):
             sized += tried_afresh(own, other_size, concrete, grads=(False,))
-        second = later if untouched and not changed else list(second_trial(own, batch, other, concrete))
+        second = later
+        if changed or not untouched:
+            with all_restored(own):
+                second = list(second_trial(own, batch, other, concrete))
         trials = [Trial(batch, output, grad=False), *second, *sized]
         outputs = ([trial.output for trial in run] for run in ([*again, *later], trials[: 1 + len(later)]))
-        return cls(model, concrete, example, trials, frozenset(drawn), changed, not agree(*outputs))
+        stateful = not agree(*outputs)
+        if stateful and not changed:
+            changed = tuple(changes(held_before, held))
+        return cls(model, concrete, example, trials, frozenset(drawn), changed, stateful)
 
     @property
     def example(self) -> Any:
@@ -105,17 +111,19 @@ class Reference:
         """Warn where a graph differs from its model: in random numbers, and in what a forward changes."""
         name = type(self.model).__name__
         if "torch" in self.random:
-            _say(
+            warn(
                 f"{name} draws random numbers in eval mode: its graph draws them, too, and was compared under one seed"
             )
         if others := " and ".join(sorted(self.random - {"torch"})):
-            _say(f"{name} draws random numbers from {others} in eval mode: its graph holds those of one run")
+            warn(f"{name} draws random numbers from {others} in eval mode: its graph holds those of one run")
         if self.changed or self.stateful:
-            what = ", ".join(self.changed[:4]) or "something that its later outputs depend on"
-            _say(
-                f"the forward of {name} changes {what}: the graph begins with the buffers that the model has now, and "
-                "holds all else at the values of the first call"
+            warn(
+                f"the forward of {name} changes {self._changed_in_words()}: the graph begins with the buffers that the "
+                "model has now, and holds all else at the values of the first call"
             )
+
+    def _changed_in_words(self) -> str:
+        return ", ".join(self.changed[:4]) or "something that its later outputs depend on"
 
     def warn_of_lengths(self, graph: ModelGraph) -> None:
         """Warn of lengths of the inputs at which the graph is fixed, though the model takes others.
@@ -128,7 +136,7 @@ class Reference:
         own = plain_copy(self.model)
         for (number, axis), why in fixed_lengths(own, graph, self.example, self.concrete, self.by_length):
             shape = tuple(leaves[number].shape)
-            _say(
+            warn(
                 f"the graph of {name} holds for {shape[axis]} entries along axis {axis} of its input of shape {shape}: "
                 f"{why}. Give an example of the length that the model is for"
             )
@@ -138,7 +146,7 @@ class Reference:
         smallest = min((trial.batch for trial in self.trials), key=numbers_in)
         if names := other_gradients(plain_copy(self.model), graph, smallest, self.concrete):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            _say(
+            warn(
                 f"the graph gives the outputs of {type(self.model).__name__}, but trains otherwise: it has other "
                 f"gradients of {', '.join(names[:3])}{more}. Likely, the forward has blocks of torch.no_grad, or "
                 "operations with a backward of their own (torch.autograd.Function, register_hook), which a graph does "
@@ -194,7 +202,7 @@ class Reference:
                     known.add(samples)
                     yield from tried_afresh(own, varied_batch(self.whole, samples), self.concrete, grads=(True, False))
         if affordable == _MANY < max(beside):
-            _say(
+            warn(
                 f"{type(self.model).__name__} decides by sizes, and its graph goes the way of {part} samples: it was "
                 f"not compared with the model on {max(beside)}"
             )
@@ -203,9 +211,11 @@ class Reference:
         """The likely reason why the graphs differ, in words."""
         if self.random:
             return "it draws random numbers that a graph does not hold: draw with torch, from its own generator"
+        if self.stateful:
+            return f"its outputs depend on earlier calls: the forward changes {self._changed_in_words()}"
         first = self.trials[0]
-        for trial in tried(plain_copy(self.model), first.batch, self.concrete):
-            if trial.grad and not agree(first.output, trial.output):
+        for trial in tried_afresh(plain_copy(self.model), first.batch, self.concrete, grads=(True,)):
+            if not agree(first.output, trial.output):
                 return "it decides by whether gradients are recorded: give the decision an argument of its own"
         return next(likely_reasons(self.model), "a size or a value of the example is a constant in the graph")
 
@@ -232,7 +242,8 @@ class Reference:
         for path, module in own.named_modules():
             note = partial(lambda path, module, args, output: calls.append((path, *_copied((args, output)))), path)
             module.register_forward_hook(note)
-        call_model(own, trial.batch, self.concrete, grad=trial.grad)
+        with outside_restored(own):
+            call_model(own, trial.batch, self.concrete, grad=trial.grad)
         return calls
 
 
@@ -265,7 +276,3 @@ def _copied(values: Any) -> Any:
 def _rows(batch: Any) -> str:
     count = batch_length(batch)
     return f"a batch of {count} sample{'s' if count != 1 else ''}"
-
-
-def _say(what: str) -> None:
-    warnings.warn(what, FxpruneWarning, stacklevel=5)

@@ -16,6 +16,7 @@ from fxprune.tracing.agreement import difference
 from fxprune.tracing.checks import cuts
 from fxprune.tracing.graph import captured_of
 from fxprune.tracing.hooks import plain_copy
+from fxprune.tracing.outside import outside_restored
 from fxprune.tracing.proof import DisagreementError
 from fxprune.tracing.trials import run_under_seed
 
@@ -34,13 +35,15 @@ def check_stands_in(model: nn.Module, whole: nn.Module, path: str, batches: Sequ
             followed = _Followed(own.get_submodule(path), isolated_copy(whole.get_submodule(path)))
             own_whole.get_submodule(path).register_forward_pre_hook(_in_eval_mode)
             try:
-                wanted = run_under_seed(call, (own, cut), {}, grad=grad)
+                with outside_restored(own):
+                    wanted = run_under_seed(call, (own, cut), {}, grad=grad)
             except Exception:  # noqa: BLE001 - the caller's model takes no such batch, whatever it says
                 if not followed.difference:
                     continue
             what = followed.difference
             try:
-                found = None if what else run_under_seed(call, (own_whole, cut), {}, grad=grad)
+                with outside_restored(own_whole):
+                    found = None if what else run_under_seed(call, (own_whole, cut), {}, grad=grad)
             except Exception as error:  # noqa: BLE001 - whatever the rest of the caller's model raises
                 what = f"with the graph in its place, it fails ({error_text(error)})"
             if not what and (text := difference(wanted, found)):

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import as_call, as_fields, batch_length, trim
-from fxprune.caller.isolation import attributes_restored, evaluating, full_float32, kept_buffers, seeded
+from fxprune.caller.isolation import attributes_restored, evaluating, full_float32, seeded
 from fxprune.caller.other_batches import varied_batch
 from fxprune.errors import CaptureError
 from fxprune.tracing.checks import cuts, first_running, signature_of
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.hooks import hooks_in_words, hooks_of
+from fxprune.tracing.outside import all_restored
 
 _SEED = 20_231  # none that a forward is traced with: what it draws must not be a constant of the graph
 
@@ -82,8 +83,8 @@ def tried(
 
 
 def tried_afresh(own: nn.Module, batch: Any, concrete: Mapping[str, Any], grads: Sequence[bool]) -> Iterator[Trial]:
-    """As `tried`, and what the forward changes in the model is put back."""
-    with attributes_restored(own), kept_buffers(own):
+    """As `tried`, and what the forward changes is put back."""
+    with all_restored(own):
         found = list(tried(own, batch, concrete, grads=grads))
     yield from found
 

@@ -6,7 +6,6 @@ import builtins
 import functools
 import operator
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,8 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.caller.meta import CPU
 from fxprune.caller.meta_calls import call_on_meta, method
-from fxprune.caller.source_lines import deciding_line, users_frame
-from fxprune.errors import FxpruneWarning
+from fxprune.caller.source_lines import deciding_line, users_frame, warn
 from fxprune.tracing import symbolic
 from fxprune.tracing.checks import Entry
 from fxprune.tracing.dependence import MAKING, PIECES, Dependence, name_of, tensors_of
@@ -287,10 +285,8 @@ def trace(
         by_layout=tracer.on_inputs.by_layout,
     )
     if tracer.branches and not _REPLAYED.get():
-        warnings.warn(
+        warn(
             f"{type(model).__name__} decides by the values of its input, and the graph always goes the way that the "
-            f"example went, at {'; '.join(tracer.branches)}",
-            FxpruneWarning,
-            stacklevel=4,
+            f"example went, at {'; '.join(tracer.branches)}"
         )
     return graph
