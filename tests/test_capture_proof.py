@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import copy
 import dataclasses
 import itertools
+import threading
 import types
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from zoo import conv, head, images
 
 import fxprune
 from fxprune.caller.example import as_fields
+from fxprune.caller.other_batches import varied_batch
 from fxprune.errors import CaptureError, FxpruneError, FxpruneWarning
 from fxprune.tracing.agreement import agree, apart
 
@@ -937,3 +940,203 @@ def test_work_inside_of_a_transform_is_refused(transform: Any) -> None:
 
     with pytest.raises(FxpruneError, match=r"capture is called inside of torch.vmap.*: call it outside"):
         transform(work)(torch.randn(2, 4, 3, 8, 8))
+
+
+# -- inputs that are written, repeated, or of rare kinds ---------------------------------------------------------------
+
+
+class Spiking(nn.Module):
+    """Adds into a state that the caller gives and keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        state *= 0.9
+        state += self.a(x)
+        return self.b(state.relu())
+
+
+def test_writing_into_an_input_is_told() -> None:
+    model, x, state = Spiking().eval(), torch.randn(4, 8), torch.zeros(4, 16)
+    with pytest.warns(FxpruneWarning, match="Spiking writes into its input, and its graph does not"):
+        graph = fxprune.capture(model, (x, state))
+    assert state.abs().max() == 0
+    assert torch.allclose(graph(x, state.clone()), model(x, state.clone()), atol=1e-6)
+
+
+class Identical(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.out = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        return self.out(self.q(q) if q is k else self.q(q) * self.k(k))
+
+
+@pytest.mark.parametrize("samples", [2, 5])
+def test_whether_two_inputs_are_one_tensor_is_no_silent_decision(samples: int) -> None:
+    x = torch.randn(samples, 8)
+    with pytest.raises(CaptureError, match="asks whether two of its inputs are the same tensor"):
+        fxprune.capture(Identical(), (x, x))
+    model = Identical().eval()
+    graph = fxprune.capture(model, (x, torch.randn(samples, 8)))
+    assert torch.allclose(graph(x, 2 * x), model(x, 2 * x), atol=1e-6)
+
+
+def test_equal_inputs_are_told_apart() -> None:
+    """A graph that took one of two equal inputs for the other would give the same on batches that keep them equal."""
+    x = torch.randn(2, 8)
+    one, other = varied_batch((x, x.clone()), 3)
+    assert one.shape == other.shape == (3, 8)
+    assert not torch.equal(one, other)
+
+
+class Patches(nn.Module):
+    """Takes images of whole patches only, and keeps a share of them, which is a number of Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] % 8 or x.shape[3] % 8:
+            raise ValueError("no whole patches")
+        h = self.patches(x).flatten(2).transpose(1, 2)
+        return self.head(h[:, : int(0.7 * h.shape[1])].mean(1))
+
+
+def test_a_length_is_told_where_a_model_takes_whole_patches_only() -> None:
+    with pytest.warns(FxpruneWarning, match="the graph of Patches holds for 24 entries along axis 2"):
+        fxprune.capture(Patches(), torch.randn(2, 3, 24, 24))
+
+
+class Fourier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.weight = nn.Linear(3, 8), nn.Parameter(torch.randn(8, 8, dtype=torch.cfloat))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(self.lift(x), dim=1)
+        return self.head(torch.fft.irfft(spectrum @ self.weight, n=6, dim=1))
+
+
+class Embedded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(10, 8, sparse=True), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.table(x).mean(1))
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.head(x.float())
+        return h, h.to(torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (Fourier(), torch.randn(3, 6, 3)),
+        (Embedded(), torch.arange(12).reshape(3, 4) % 10),
+        (Small(), torch.randn(3, 8).to(torch.float8_e4m3fn)),
+    ],
+)
+def test_dtypes_and_layouts_with_few_operations_are_compared(model: nn.Module, example: Tensor) -> None:
+    graph = fxprune.capture(model.eval(), example)
+    assert agree(model(example), graph(example))
+
+
+class Ranged(nn.Module):
+    def __init__(self, made: Callable[[int], Any]) -> None:
+        super().__init__()
+        self.head, self.made = nn.Linear(8, 4), made
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"y": self.head(x), "made": self.made(x.size(0))}
+
+
+@pytest.mark.parametrize("made", [range, lambda n: complex(n, 1)])
+def test_values_of_python_in_an_output_are_compared(made: Callable[[int], Any]) -> None:
+    with pytest.raises(CaptureError, match="it gives"):
+        fxprune.capture(Ranged(made), torch.randn(3, 8), method="values")
+
+
+def test_a_decision_by_random_numbers_is_told() -> None:
+    def middle(net: Net, x: Tensor) -> Tensor:
+        return 2 * x if torch.rand(()).item() < 0.3 else x
+
+    with pytest.warns(FxpruneWarning) as told:
+        fxprune.capture(Net(middle), images()(4), method="values")
+    assert any("decides by the values of its input" in str(warning.message) for warning in told)
+
+
+LOCAL, VARIABLE, COUNTS = threading.local(), contextvars.ContextVar[Any]("VARIABLE", default=None), [0]
+
+
+class Tape:
+    entries: list[Tensor] = []  # noqa: RUF012 - shared by all, as is that of a user's
+
+
+def _in_local(net: Net, x: Tensor) -> Tensor:
+    LOCAL.mean = x.mean()
+    return x
+
+
+def _in_variable(net: Net, x: Tensor) -> Tensor:
+    VARIABLE.set(x.mean())
+    return x
+
+
+def _on_tape(net: Net, x: Tensor) -> Tensor:
+    Tape.entries.append(x.mean())
+    return x
+
+
+@pytest.mark.parametrize("middle", [_in_local, _in_variable, _on_tape])
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.filterwarnings("ignore:the forward of Net changes")
+def test_nothing_of_a_trace_stays_in_the_process(middle: Forward, rung: str) -> None:
+    captured(Net(middle), rung)
+    assert (vars(LOCAL), VARIABLE.get(), Tape.entries) == ({}, None, [])
+
+
+def _counts_in_a_list(net: Net, x: Tensor) -> Tensor:
+    COUNTS[0] += 1
+    return x * COUNTS[0]
+
+
+def test_outputs_that_go_on_from_a_variable_of_python_are_told() -> None:
+    with pytest.warns(FxpruneWarning, match=r"changes .*COUNTS\[0\]"):
+        graph = fxprune.capture(Net(_counts_in_a_list), images()(4))
+    assert COUNTS == [0]
+    x = images()(4)
+    assert difference(outputs(Net(lambda _, x: x), x), outputs(graph, x)) > 0  # other weights: the graph runs
+    assert COUNTS == [0]
+
+
+class Regularised(nn.Module):
+    """Reads a number of the part that is pruned by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.head = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.part(x) * self.part.linear2.out_features)
+
+
+def test_the_rest_may_ask_a_part_for_its_layers() -> None:
+    torch.manual_seed(1)
+    batches = [(torch.randn(16, 5, 8), torch.arange(80).reshape(16, 5) % 4)]
+    loss = lambda output, target: F.cross_entropy(output.flatten(0, 1), target.flatten())  # noqa: E731
+    small = fxprune.compress(Regularised(), batches, 0.3, submodule="part", loss=loss, progress=False)
+    assert small(torch.randn(3, 5, 8)).shape == (3, 5, 4)

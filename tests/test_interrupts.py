@@ -30,6 +30,14 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent t
 PATIENCE = 20.0  # seconds in which an interrupt has to come, however busy the machine is
 
 
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Interrupts are raised, in a process too that was started in the background, which ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @layers(lambda: dict(first=nn.Linear(4, 8), norm=nn.BatchNorm1d(8), last=nn.Linear(8, 3)))
 def Net(self, x: torch.Tensor) -> torch.Tensor:
     """Small, with a size that becomes a number, which needs the second way to a graph."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -140,6 +140,29 @@ def numbers_in(example: Any) -> int:
 def plain_mapping(example: Any) -> Any:
     """A plain dict of an example that is a mapping, of which pytree opens few; other examples as they are."""
     return dict(example) if isinstance(example, Mapping) else example
+
+
+def each_tensor(change: Callable[[Tensor], Tensor], example: Any) -> Any:
+    """An example with `change` applied to its tensors; one that is there twice stays one tensor."""
+    memo: dict[int, Tensor] = {}
+
+    def changed(tensor: Tensor) -> Tensor:
+        if id(tensor) not in memo:
+            memo[id(tensor)] = change(tensor)
+        return memo[id(tensor)]
+
+    return pytree.tree_map_only(Tensor, changed, example)
+
+
+def has_twins(example: Any) -> bool:
+    """Whether an example holds one tensor twice."""
+    tensors = [id(leaf) for leaf in leaves_of(example) if isinstance(leaf, Tensor)]
+    return len(tensors) > len(set(tensors))
+
+
+def copied(example: Any) -> Any:
+    """An example with copies of its tensors."""
+    return each_tensor(torch.clone, example)
 
 
 def leaves_of(example: Any) -> list[Any]:

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
-from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import to_device
+from fxprune.caller.example import each_tensor, to_device
 from fxprune.errors import FxpruneError
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -63,7 +62,7 @@ def to_home(example: Any, device: torch.device) -> Any:
     def numbered(tensor: Tensor) -> Tensor:
         return tensor.detach() if has_numbers(tensor) else torch.zeros(tensor.shape, dtype=tensor.dtype, device=CPU)
 
-    return to_device(pytree.tree_map_only(Tensor, numbered, example), home_of(device))
+    return to_device(each_tensor(numbered, example), home_of(device))
 
 
 def on_meta(model: nn.Module) -> dict[int, object]:

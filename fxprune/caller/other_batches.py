@@ -38,11 +38,21 @@ def varied_batch(example: Any, samples: int) -> Any:
     """
     leaves, structure = pytree.tree_flatten(plain_mapping(example), is_leaf=is_packed)
     length, samples = batch_length(example), fewest_samples(example, samples)
-    varied = [_varied_rows(leaf, samples) if length and has_rows(leaf, length) else leaf for leaf in leaves]
+    varied = [
+        _varied_rows(leaf, samples) if length and has_rows(leaf, length) else leaf for leaf in _told_apart(leaves)
+    ]
     first = next((i for i, leaf in enumerate(varied) if isinstance(leaf, Tensor) and leaf.ndim), None)
     if first is not None and _is_blank(varied[first]):
         varied[first] = _noise_like(varied[first])
     return pytree.tree_unflatten(varied, structure)
+
+
+def _told_apart(leaves: Sequence[Any]) -> Iterator[Any]:
+    """The leaves of an example; a floating tensor that equals an earlier one is turned around along its last axis."""
+    for number, leaf in enumerate(leaves):
+        others = leaves[:number] if is_dense(leaf) and leaf.ndim and not _is_whole(leaf) else ()
+        twice = any(is_dense(o) and o.dtype is leaf.dtype and torch.equal(o, leaf) for o in others)
+        yield leaf.flip(-1) if twice else leaf
 
 
 def _varied_rows(tensor: Tensor, samples: int) -> Tensor:
@@ -50,10 +60,15 @@ def _varied_rows(tensor: Tensor, samples: int) -> Tensor:
     rolled, following = given[rows % len(given)], given[(rows + 1) % len(given)]
     if _is_whole(given):
         return rolled
-    wide = torch.promote_types(given.dtype, torch.float32)
+    wide = _wide(given)
     factors = (1 - rows / (2 * samples)).to(wide).reshape(-1, *[1] * (given.ndim - 1))
     mixed = factors * (0.75 * rolled.to(wide) + 0.25 * following.to(wide))
     return mixed.to(given.dtype).requires_grad_(tensor.requires_grad)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """A dtype with at least the precision of float32 for the numbers of a floating tensor."""
+    return torch.float64 if tensor.dtype is torch.float64 else torch.float32
 
 
 def _is_blank(tensor: Tensor) -> bool:
@@ -70,9 +85,9 @@ def _noise_like(tensor: Tensor) -> Tensor:
 
 def _is_whole(tensor: Tensor) -> bool:
     """Whether a tensor holds whole numbers only, as those of a mask, or none."""
-    if not tensor.is_floating_point() or tensor.is_meta:
+    if not tensor.is_floating_point() or tensor.is_meta or tensor.itemsize == 1:  # float8, which torch cannot mix
         return True
-    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    wide = tensor.to(_wide(tensor))
     return torch.equal(wide, wide.round())
 
 

@@ -40,6 +40,13 @@ class GatedPart(nn.Module):
         self.seen: Any = None
         vars(self).update({name: value for name, value in plain_attributes(graph).items() if name not in vars(self)})
 
+    def __getattr__(self, name: str) -> Any:
+        """What the rest of the model asks of the part: its modules, parameters and buffers."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(vars(self)["graph"], name)
+
     def train(self, mode: bool = True) -> GatedPart:  # noqa: FBT001, FBT002 - torch's signature
         """Stay in eval mode."""
         del mode

@@ -14,7 +14,7 @@ from fxprune.caller.meta import has_numbers
 from fxprune.errors import CaptureError
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-_PLAIN = (bool, int, float, str, type(None))
+_PLAIN = (bool, int, float, complex, str, bytes, range, slice, type(None))
 _LOOSER, _ROUNDING = 100.0, 1000.0  # how much more a slice may be off, of its own scale, or than others are
 _FILLS, _FAR = 2, 100.0  # constants beside the numbers of an output, such as those of a mask, and how far off
 
@@ -58,6 +58,10 @@ def _difference_of_leaves(a: Any, b: Any) -> str | None:
         return "it gives a tensor without numbers"
     if a.shape != b.shape or a.dtype != b.dtype:
         return f"it gives {tuple(b.shape)} of {b.dtype}, the model {tuple(a.shape)} of {a.dtype}"
+    if a.layout is not torch.strided and a.layout is b.layout:
+        a, b = a.to_dense(), b.to_dense()
+    if a.is_floating_point() and a.itemsize == 1:  # float8, of which torch computes nothing
+        a, b = a.float(), b.float()
     if not a.is_floating_point() and not a.is_complex():
         return None if torch.equal(a, b.to(a.device)) else "in integers"
     error, tolerance = apart(a, b.to(a.device)), TOLERANCES.get(a.dtype, 1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -39,7 +40,7 @@ from fxprune.tracing.hook_effects import computing_hooks
 from fxprune.tracing.outside import outside_restored
 from fxprune.tracing.proof import DisagreementError, Reference
 from fxprune.tracing.settings import example_for
-from fxprune.tracing.trials import first_run
+from fxprune.tracing.trials import Original
 
 RUNGS = {"fx": symbolic.trace, "values": values.trace, "export": exported.trace}
 METHODS = ("auto", *RUNGS)
@@ -128,7 +129,7 @@ def _capture(
                 example = reference.example
             elif len(cuts(example)) > 1:
                 with suppress(CaptureError):  # where it runs on neither, all of the example is annotated
-                    example = first_run(hooks.plain_copy(model), example, concrete)[0]
+                    example = Original(model, concrete).first_run(example)[0]
         kept = computing_hooks(model, example, concrete)
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own = _prepared(model)
@@ -141,7 +142,7 @@ def _capture(
                 failures[rung] = error
             else:
                 if reference is not None:
-                    reference.warn()
+                    reference.warn(graph)
                     if not again:
                         reference.warn_of_lengths(graph)
                         reference.warn_of_gradients(graph)
@@ -168,7 +169,7 @@ def _runs_on(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> boo
     if is_captured(model) or lacking_numbers(model) is not None:
         return True
     try:
-        first_run(hooks.plain_copy(model), to_home(example, device_of(model)), concrete)
+        Original(model, concrete).first_run(to_home(example, device_of(model)))
     except CaptureError:
         return False
     return True
@@ -201,15 +202,18 @@ def _captured(
     reference: Reference | None,
 ) -> ModelGraph:
     """The graph of `own`, a copy of `model`, by one method, compared with the model."""
-    with kept_buffers(own), outside_restored(model), outside_restored(own, symbols=True):
+    with kept_buffers(own), outside_restored(own, symbols=True):
         try:
-            graph = RUNGS[rung](own, example, **options)
+            graph = copy_context().run(RUNGS[rung], own, example, **options)
             graph.graph.lint()
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             what = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
             raise CaptureError(f"{what}{first_line(error)} (at {line_of(error)})") from error
+        finally:
+            if reference is not None:
+                reference.original.outside.restore()
         small = _annotate(graph, example)
     spell(graph)
     if reference is not None:

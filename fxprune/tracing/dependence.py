@@ -38,6 +38,10 @@ _SIZED_BY_NUMBERS = frozenset({
     "getitem", "narrow", "view", "reshape", "expand", "repeat", "tile", "unflatten", "split", "chunk", "new_zeros",
     "new_ones", "new_full", "new_empty",
 })  # fmt: skip
+_DRAWN = frozenset({
+    "rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson", "rand_like", "randn_like",
+    "randint_like", "uniform_", "normal_", "random_", "bernoulli_", "exponential_",
+})  # fmt: skip
 _COMPARISONS = frozenset({operator.lt, operator.le, operator.eq, operator.ne, operator.gt, operator.ge})
 _ON_LAYOUT = frozenset({"is_contiguous", "stride", "view"})
 PIECES = frozenset({"split", "chunk", "unbind", "tensor_split", "split_with_sizes", "tolist"})
@@ -79,10 +83,9 @@ class Dependence:
             self._forget(node)
         read = self.sizes_of if name in _SIZES else self.values_of
         known = name in _ABOUT_SIZES and name not in _SIZES
-        if node.op != "placeholder" and (known or not read.intersection(node.all_input_nodes)):
+        if node.op != "placeholder" and name not in _DRAWN and (known or not read.intersection(node.all_input_nodes)):
             return
-        self.values_of.add(node)
-        self.values_of.update(into)
+        self.values_of.update((node, *into))
         for tensor in (tensor for other in into for tensor in tensors_of(self.values[other])):
             if has_numbers(tensor) and tensor.layout is torch.strided:
                 self.values_of.update(self.stored.get(tensor.untyped_storage().data_ptr(), ()))

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.batches import sample_count
-from fxprune.caller.example import TensorSpec, as_call, plain, spec_of
+from fxprune.caller.example import TensorSpec, as_call, copied, plain, spec_of
 from fxprune.caller.isolation import evaluating, in_eval_mode
 from fxprune.caller.meta import CPU, META
 from fxprune.caller.meta_calls import PLACES, call_on_meta, method, shape_only, weightless
@@ -134,7 +134,7 @@ def placeholder_values(graph: fx.GraphModule, example: Any) -> list[Any]:
 
     Tensors are copied: a model may change its inputs in place.
     """
-    args, kwargs = as_call(pytree.tree_map_only(Tensor, torch.clone, plain(example)))
+    args, kwargs = as_call(copied(plain(example)))
     rest, values = list(args), []
     for node in graph.graph.nodes:
         if node.op != "placeholder":

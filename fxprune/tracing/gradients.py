@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import as_fields
+from fxprune.caller.example import as_fields, copied
 from fxprune.caller.isolation import attributes_restored, evaluating
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.graph import ModelGraph
-from fxprune.tracing.trials import arguments_of, run_under_seed
+from fxprune.tracing.trials import Original, run_under_seed
 
 _APART = {torch.float16: 0.2, torch.bfloat16: 0.5}  # how far, of its norm, the gradient of a tensor may be off
 _NOISE = 1e-4  # of the largest norm: what is less may be rounding, as that of a bias before a softmax
 _LARGE, _MOST = 1 << 20, 1 << 24  # numbers of a parameter, and of all together
 
 
-def other_gradients(own: nn.Module, graph: ModelGraph, batch: Any, concrete: Mapping[str, Any]) -> list[str]:
-    """The names of parameters, and "its input", whose gradients a graph has otherwise than a model, a copy of our own.
+def other_gradients(original: Original, graph: ModelGraph, batch: Any) -> list[str]:
+    """The names of parameters, and "its input", whose gradients a graph has otherwise than the model.
 
     The loss is the sum of the outputs, each times a random number. Nothing is compared where the model has no backward.
     """
-    held = dict(graph.named_parameters(remove_duplicate=False))
+    own, held = original.model, dict(graph.named_parameters(remove_duplicate=False))
     trained = {name: p for name, p in own.named_parameters() if p.requires_grad and name in held}
     most = _MOST if sum(p.numel() for p in trained.values()) <= _MOST else _LARGE
     names = [name for name, p in trained.items() if p.numel() <= most]
     if not names:
         return []
     try:
-        wanted = _gradients(own, names, batch, lambda x: _call(own, x, concrete))
+        with original.restored():
+            wanted = _gradients(own, names, batch, lambda x: _call(original, x))
     except Exception:  # noqa: BLE001 - the model's own backward fails, such as that of cuDNN's recurrent layers
         return []
     try:
@@ -45,9 +46,9 @@ def other_gradients(own: nn.Module, graph: ModelGraph, batch: Any, concrete: Map
     return list(dict.fromkeys(name for name, one, other in pairs if _differ(one, other, _NOISE * largest)))
 
 
-def _call(own: nn.Module, batch: Any, concrete: Mapping[str, Any]) -> Any:
-    args, kwargs = arguments_of(own, batch, concrete)
-    return own(*args, **kwargs)
+def _call(original: Original, batch: Any) -> Any:
+    args, kwargs = original.arguments(copied(batch))
+    return original.model(*args, **kwargs)
 
 
 def _gradients(model: nn.Module, names: list[str], batch: Any, call: Callable[[Any], Any]) -> list[Tensor | None]:
@@ -75,13 +76,20 @@ def _leaf(value: Any) -> Any:
     return value.detach().clone().requires_grad_() if floating else value
 
 
+def _real(gradient: Tensor) -> Tensor:
+    """A gradient as a dense tensor of real numbers that torch computes with."""
+    dense = gradient.to_dense() if gradient.layout is not torch.strided else gradient
+    parts = torch.view_as_real(dense) if dense.is_complex() else dense
+    return parts.float() if parts.itemsize == 1 else parts
+
+
 def _norm(gradient: Tensor | None) -> float:
-    return 0.0 if gradient is None else float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+    return 0.0 if gradient is None else float(torch.linalg.vector_norm(_real(gradient), dtype=torch.float64))
 
 
 def _differ(wanted: Tensor | None, found: Tensor | None, noise: float) -> bool:
     """Whether two gradients differ by more than rounding, or only one of them is there."""
     if wanted is None or found is None:
         return _norm(wanted) != _norm(found)
-    error, scale = _norm(found - wanted), max(_norm(wanted), noise)
+    error, scale = _norm(_real(found) - _real(wanted)), max(_norm(wanted), noise)
     return error > _APART.get(wanted.dtype, 0.02) * scale

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxprune.caller.example import leaves_of
 from fxprune.caller.other_batches import Place, lengths_of, resized
 from fxprune.tracing.agreement import difference
 from fxprune.tracing.graph import ModelGraph
-from fxprune.tracing.trials import run_graph, tried_afresh
+from fxprune.tracing.trials import Original, run_graph
 
 _CHEAP, _TIMES = 64, 4  # entries that are tried in all in any case; and how many times those of the example
 _SINGLE = 4  # places of one length, at most, that are also changed one by one
@@ -29,27 +29,31 @@ def numbers_beside(size: int, ratios: Collection[float]) -> set[int]:
 
 
 def fixed_lengths(
-    own: nn.Module, graph: ModelGraph, example: Any, concrete: Mapping[str, Any], ratios: Collection[float]
+    original: Original, graph: ModelGraph, example: Any, ratios: Collection[float]
 ) -> Iterator[tuple[Place, str]]:
     """The places in an example whose lengths are fixed in a graph without an error; each with the difference.
 
-    A place is named where `own`, a copy of the model, runs at another length, and the graph gives another output.
+    A place is named where the model runs at another length, and the graph gives another output.
     Places of one length are changed together, and one by one. `ratios` are those of `numbers_beside`.
     """
     for size, places in lengths_of(example).items():
         for together in (places, *([place] for place in places[:_SINGLE] if len(places) > 1)):
-            if found := _difference_at_other_lengths(own, graph, example, together, size, concrete, ratios):
+            if found := _difference_at_other_lengths(original, graph, example, together, size, ratios):
                 yield together[0], found
                 break
 
 
 def _difference_at_other_lengths(
-    own: nn.Module, graph: ModelGraph, example: Any, places: Sequence[Place], size: int, concrete: Any, ratios: Any
+    original: Original, graph: ModelGraph, example: Any, places: Sequence[Place], size: int, ratios: Any
 ) -> str | None:
     """The first difference between the outputs of a model and its graph at other lengths than `size`, in words."""
-    for length in _lengths(example, size, ratios):
+    taken = set[bool]()  # whether the model runs at a shorter length, and at a longer one
+    for length, last in _lengths(example, size, ratios):
+        if last and (length > size) in taken:
+            continue
         batch = resized(example, places, length)
-        for trial in tried_afresh(own, batch, concrete, grads=(False,)):
+        for trial in original.tried_afresh(batch, grads=(False,)):
+            taken.add(length > size)
             try:
                 found = run_graph(graph, trial)
             except Exception:  # noqa: BLE001, S112 - whatever the graph raises at a length that it does not take
@@ -59,12 +63,15 @@ def _difference_at_other_lengths(
     return None
 
 
-def _lengths(example: Any, size: int, ratios: Collection[float]) -> list[int]:
-    """Other lengths to try: one more and half, and where the forward decides by sizes, further ones."""
+def _lengths(example: Any, size: int, ratios: Collection[float]) -> Iterator[tuple[int, bool]]:
+    """Other lengths to try: one more and half, and where the forward decides by sizes, further ones.
+
+    At last, and marked so, come lengths that many models take that are for patches, windows or strides.
+    """
     tensors = [leaf for leaf in leaves_of(example) if isinstance(leaf, Tensor)]
     on_accelerator = any(tensor.device.type != "cpu" for tensor in tensors)
     if on_accelerator and not all(tensor.is_floating_point() for tensor in tensors):
-        return []  # an index out of range would end the process
+        return  # an index out of range would end the process
     beside = sorted(numbers_beside(size, ratios), key=lambda length: abs(length - size))
     near = (size - 1, size + 2, 1, size + 3, 2 * size, 3 * size) if ratios else ()
     chosen: list[int] = []
@@ -75,4 +82,8 @@ def _lengths(example: Any, size: int, ratios: Collection[float]) -> list[int]:
             if allowed and length not in (size, *chosen) and length + sum(tried) <= most:
                 tried.append(length)
         chosen += tried
-    return chosen
+    yield from ((length, False) for length in chosen)
+    for times, parts in ((6, 7), (3, 4), (2, 3), (8, 7), (5, 4), (4, 3), (2, 1)):
+        length, rest = divmod(size * times, parts)
+        if not rest and length not in chosen and (length < size or not on_accelerator):
+            yield length, True

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
+import os
+import sys
+import sysconfig
 from collections import deque
 from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
-from contextlib import contextmanager
-from dataclasses import is_dataclass
+from contextlib import contextmanager, suppress
 from functools import partial
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.isolation import attributes_restored, kept_buffers
 from fxprune.caller.meta import has_numbers
-from fxprune.caller.source_lines import is_users
+from fxprune.caller.source_lines import HOMES, is_users
 from fxprune.tracing.agreement import same_value
 from fxprune.tracing.value_proxies import is_symbol
 
@@ -29,6 +30,7 @@ _TRACED = (FakeTensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 _CODE = (type, ModuleType, FunctionType, property, nn.Module)
 _DEEPEST = 3  # containers inside of containers that are looked into
 _LARGEST = 1 << 22  # numbers of a tensor that is put back
+_INSTALLED = (*HOMES, sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
 _MISSING = object()
 
 
@@ -40,13 +42,6 @@ def outside_restored(model: nn.Module, *, symbols: bool = False) -> Iterator[Out
         yield outside
     finally:
         outside.restore(symbols=symbols)
-
-
-@contextmanager
-def all_restored(model: nn.Module) -> Iterator[Outside]:
-    """Put back afterwards what a forward may change: what the model holds, and what is outside of it."""
-    with attributes_restored(model), kept_buffers(model), outside_restored(model) as outside:
-        yield outside
 
 
 class Outside:
@@ -63,10 +58,7 @@ class Outside:
         self.used: dict[int, set[str]] = {}  # of these variables, the ones that code names
         self.cells: list[tuple[str, str, CellType, Any]] = []
         for kind in dict.fromkeys(cls for module in model.modules() for cls in type(module).__mro__):
-            if not kind.__module__.startswith(("torch.", "fxprune.", "builtins")):
-                self.names.append((kind, dict(vars(kind))))
-                for value in vars(kind).values():
-                    self.add(value)
+            self._add_class(kind)
         for module in model.modules():
             for value in vars(module).values():
                 self.add(value, arrays=False)
@@ -89,8 +81,6 @@ class Outside:
             for entry in value.values() if isinstance(value, dict) else value:
                 if _is_data(entry):
                     self.add(entry, depth + 1, arrays=arrays)
-        elif isinstance(value, SimpleNamespace) or (is_dataclass(value) and not isinstance(value, type)):
-            self.add(getattr(value, "__dict__", None), depth, arrays=arrays)
         elif arrays and type(value) in (Tensor, np.ndarray) and math.prod(value.shape) <= _LARGEST:
             self.seen[id(value)] = value
             self.arrays.append((value, value.detach().clone() if isinstance(value, Tensor) else value.copy()))
@@ -98,6 +88,16 @@ class Outside:
             self.seen[id(function)] = function
             if is_users(function.__code__.co_filename):
                 self._add_named(function)
+        elif _is_data(value) and not isinstance(value, (Tensor, np.ndarray)):
+            with suppress(Exception):  # whatever a class of the user's does where it is asked
+                self.add(vars(value), depth + 1, arrays=arrays)
+
+    def _add_class(self, kind: type) -> None:
+        if id(kind) not in self.seen and not kind.__module__.startswith(("torch", "fxprune.", "builtins")):
+            self.seen[id(kind)] = kind
+            self.names.append((kind, dict(vars(kind))))
+            for value in list(vars(kind).values()):
+                self.add(value)
 
     def _add_named(self, function: FunctionType) -> None:
         scope, names = function.__globals__, _names(function.__code__)
@@ -105,16 +105,26 @@ class Outside:
             self.names.append((scope, dict(scope)))
         self.used.setdefault(id(scope), set()).update(names)
         for name in names & scope.keys():
-            self.add(scope[name])
+            self._add_global(scope[name], names)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             if cell != CellType():  # which is empty
                 self.cells.append((function.__qualname__, name, cell, cell.cell_contents))
                 self.add(cell.cell_contents)
 
+    def _add_global(self, value: Any, names: set[str]) -> None:
+        """Note a variable of a module of Python: of classes and modules of the user's own, what code names of them."""
+        if isinstance(value, type) and _is_own(value.__module__):
+            self._add_class(value)
+        elif isinstance(value, ModuleType) and _is_own(value.__name__):
+            for name in names & vars(value).keys():
+                self._add_global(vars(value)[name], names)
+        else:
+            self.add(value)
+
     def _is_used(self, home: Any, name: str) -> bool:
         return not name.startswith("__") if isinstance(home, type) else name in self.used[id(home)]
 
-    def restore(self, *, symbols: bool) -> None:
+    def restore(self, *, symbols: bool = False) -> None:
         """Put back what has changed; with `symbols`, only what holds symbols."""
         for container, old in self.containers:
             if any(map(_is_traced, now := _entries(container))) or not (symbols or _are_same(now, old)):
@@ -132,6 +142,12 @@ class Outside:
             if array.shape == old.shape and not _holds_same(array, old):
                 with torch.no_grad():
                     array[...] = old
+
+
+def _is_own(module: str) -> bool:
+    """Whether a module of Python is the user's own: neither installed as a package nor Python's."""
+    file = getattr(sys.modules.get(module), "__file__", None) or ("" if module == "__main__" else os.__file__)
+    return not file.startswith(_INSTALLED)
 
 
 def _variables(home: Any) -> Any:

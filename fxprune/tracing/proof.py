@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.example import batch_length, check_dense, leaves_of, numbers_in
+from fxprune.caller.example import batch_length, check_dense, copied, has_twins, leaves_of, numbers_in
 from fxprune.caller.isolation import attributes_restored, evaluating
 from fxprune.caller.other_batches import in_other_layouts, varied_batch
 from fxprune.caller.source_lines import warn
@@ -20,21 +20,16 @@ from fxprune.tracing.agreement import agree, check_comparable, difference, same_
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.gradients import other_gradients
 from fxprune.tracing.graph import Captured, ModelGraph, captured_of
-from fxprune.tracing.hooks import plain_copy
 from fxprune.tracing.lengths import fixed_lengths, numbers_beside
 from fxprune.tracing.likely_reasons import likely_reasons
-from fxprune.tracing.outside import all_restored, outside_restored
 from fxprune.tracing.state import changes, numbers_of, state_of
 from fxprune.tracing.trials import (
+    Original,
     Trial,
-    call_model,
-    first_run,
+    leaves_inputs_alike,
     other_sizes,
     run_graph,
     run_under_seed,
-    second_trial,
-    tried,
-    tried_afresh,
 )
 
 _CHEAP, _MANY = 1 << 32, 256  # parameters times numbers of a batch of that many samples, at most
@@ -57,8 +52,7 @@ class Reference:
     follow.
     """
 
-    model: nn.Module
-    concrete: Mapping[str, Any]
+    original: Original
     whole: Any
     trials: list[Trial]
     random: frozenset[str]
@@ -74,42 +68,49 @@ class Reference:
 
         Raises CaptureError where the model does not run on the example.
         """
-        own, drawn = plain_copy(model), set[str]()
+        original, drawn = Original(model, concrete), set[str]()
+        own, outside = original.model, original.outside
         before = numbers_of(own)
-        with all_restored(own) as outside:
+        with original.restored():
             held_before = state_of(own, outside.values())
-            batch, output = first_run(own, example, concrete)
-            check_dense(output, f"the output of {type(model).__name__}", CaptureError, strided=True, meta=True)
+            batch, output = original.first_run(example)
+            check_dense(output, f"the output of {original.name}", CaptureError, strided=True, meta=True)
             check_comparable(output)
             after, held = numbers_of(own), state_of(own, outside.values())
-            again = list(tried(own, batch, concrete, grads=(False,)))
+            again = original.tried(batch, grads=(False,))
             held_again = state_of(own, outside.values())
-            later = list(second_trial(own, batch, other, concrete, drawn))
+            later = original.second_trial(batch, other, drawn)
         untouched = held_before.keys() == held.keys() and not any(changes(held_before, held_again))
         numbers = (name for name, value in after.items() if not same_value(value, before.get(name)))
         changed = tuple(dict.fromkeys((*numbers, *changes(held, held_again))))
         sized: list[Trial] = []
         for other_size in other_sizes(example, batch):
-            sized += tried_afresh(own, other_size, concrete, grads=(False,))
+            sized += original.tried_afresh(other_size, grads=(False,))
         second = later
         if changed or not untouched:
-            with all_restored(own):
-                second = list(second_trial(own, batch, other, concrete))
-        trials = [Trial(batch, output, grad=False), *second, *sized]
+            with original.restored():
+                second = original.second_trial(batch, other)
+        trials = [Trial(batch, output, grad=False, left=next((trial.left for trial in again), None)), *second, *sized]
         outputs = ([trial.output for trial in run] for run in ([*again, *later], trials[: 1 + len(later)]))
         stateful = not agree(*outputs)
         if stateful and not changed:
             changed = tuple(changes(held_before, held))
-        return cls(model, concrete, example, trials, frozenset(drawn), changed, stateful)
+        return cls(original, example, trials, frozenset(drawn), changed, stateful)
 
     @property
     def example(self) -> Any:
         """The part of the example that the model runs on."""
         return self.trials[0].batch
 
-    def warn(self) -> None:
+    def warn(self, graph: ModelGraph) -> None:
         """Warn where a graph differs from its model: in random numbers, and in what a forward changes."""
-        name = type(self.model).__name__
+        name = self.original.name
+        written = next((trial for trial in self.trials if trial.left is not None), None)
+        if written and not leaves_inputs_alike(graph, written):
+            warn(
+                f"the forward of {name} writes into its input, and its graph does not: return the new value, too, "
+                "where the caller goes on with it"
+            )
         if "torch" in self.random:
             warn(
                 f"{name} draws random numbers in eval mode: its graph draws them, too, and was compared under one seed"
@@ -132,9 +133,8 @@ class Reference:
         """
         if self.changed or self.stateful:
             return
-        name, leaves = type(self.model).__name__, leaves_of(self.example)
-        own = plain_copy(self.model)
-        for (number, axis), why in fixed_lengths(own, graph, self.example, self.concrete, self.by_length):
+        name, leaves = self.original.name, leaves_of(self.example)
+        for (number, axis), why in fixed_lengths(self.original, graph, self.example, self.by_length):
             shape = tuple(leaves[number].shape)
             warn(
                 f"the graph of {name} holds for {shape[axis]} entries along axis {axis} of its input of shape {shape}: "
@@ -144,10 +144,10 @@ class Reference:
     def warn_of_gradients(self, graph: ModelGraph) -> None:
         """Warn of parameters and inputs whose gradients are others in the graph than in the model."""
         smallest = min((trial.batch for trial in self.trials), key=numbers_in)
-        if names := other_gradients(plain_copy(self.model), graph, smallest, self.concrete):
+        if names := other_gradients(self.original, graph, smallest):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             warn(
-                f"the graph gives the outputs of {type(self.model).__name__}, but trains otherwise: it has other "
+                f"the graph gives the outputs of {self.original.name}, but trains otherwise: it has other "
                 f"gradients of {', '.join(names[:3])}{more}. Likely, the forward has blocks of torch.no_grad, or "
                 "operations with a backward of their own (torch.autograd.Function, register_hook), which a graph does "
                 "not hold; scores use the gradients of the graph"
@@ -172,12 +172,8 @@ class Reference:
     def _asked_for(self, captured: Captured) -> list[Trial]:
         """Trials of what a forward decided by while it was traced, by any method: sizes, the layout in memory."""
         if captured.by_layout and "layout" not in self.asked:
-            own = plain_copy(self.model)
-            self.asked["layout"] = [
-                trial
-                for batch in in_other_layouts(self.example)
-                for trial in tried_afresh(own, batch, self.concrete, grads=(True, False))
-            ]
+            batches = in_other_layouts(self.example)
+            self.asked["layout"] = [trial for batch in batches for trial in self.original.tried_afresh(batch)]
         self.by_length.update(captured.by_length)
         if not captured.by_batch <= self.by_batch:
             self.by_batch.update(captured.by_batch)
@@ -187,9 +183,9 @@ class Reference:
     def _other_numbers_of_samples(self) -> Iterator[Trial]:
         """Trials of other numbers of samples: beside the numbers that a forward compares with, and small ones."""
         whole, part = batch_length(self.whole), batch_length(self.example)
-        own, known = plain_copy(self.model), {batch_length(trial.batch) for trial in self.trials}
+        known = {batch_length(trial.batch) for trial in self.trials}
         beside = numbers_beside(part, self.by_batch)
-        work = numbers_in(self.whole) * sum(parameter.numel() for parameter in own.parameters())
+        work = numbers_in(self.whole) * sum(parameter.numel() for parameter in self.original.model.parameters())
         affordable = min(_MANY, whole * _CHEAP // max(1, work))
         for numbers, largest, most in (
             (sorted(beside), max(4 * whole, affordable), math.inf),
@@ -200,10 +196,10 @@ class Reference:
                 if samples + tried_here <= most:
                     tried_here += samples
                     known.add(samples)
-                    yield from tried_afresh(own, varied_batch(self.whole, samples), self.concrete, grads=(True, False))
+                    yield from self.original.tried_afresh(varied_batch(self.whole, samples))
         if affordable == _MANY < max(beside):
             warn(
-                f"{type(self.model).__name__} decides by sizes, and its graph goes the way of {part} samples: it was "
+                f"{self.original.name} decides by sizes, and its graph goes the way of {part} samples: it was "
                 f"not compared with the model on {max(beside)}"
             )
 
@@ -211,13 +207,15 @@ class Reference:
         """The likely reason why the graphs differ, in words."""
         if self.random:
             return "it draws random numbers that a graph does not hold: draw with torch, from its own generator"
+        if has_twins(self.whole):
+            return "it asks whether two of its inputs are the same tensor: give the decision an argument of its own"
         if self.stateful:
             return f"its outputs depend on earlier calls: the forward changes {self._changed_in_words()}"
         first = self.trials[0]
-        for trial in tried_afresh(plain_copy(self.model), first.batch, self.concrete, grads=(True,)):
+        for trial in self.original.tried_afresh(first.batch, grads=(True,)):
             if not agree(first.output, trial.output):
                 return "it decides by whether gradients are recorded: give the decision an argument of its own"
-        return next(likely_reasons(self.model), "a size or a value of the example is a constant in the graph")
+        return next(likely_reasons(self.original.model), "a size or a value of the example is a constant in the graph")
 
     def _place(self, graph: ModelGraph, trial: Trial) -> str:
         """Where a graph first differs from the model, in words."""
@@ -226,24 +224,23 @@ class Reference:
             for path, inputs, output in calls:
                 for given, gives in found.get(path, [])[:1]:
                     if not agree(inputs, given):
-                        return f"in what {path.rpartition('.')[0] or type(self.model).__name__} hands to {path}"
+                        return f"in what {path.rpartition('.')[0] or self.original.name} hands to {path}"
                     if not agree(output, gives):
                         return f"in the output of {path}"
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             return f"at an unknown place, because a run that watches the layers fails ({error_text(error)})"
-        return f"in what {type(self.model).__name__} does with the outputs of its layers"
+        return f"in what {self.original.name} does with the outputs of its layers"
 
     def _calls(self, trial: Trial) -> list[tuple[str, Any, Any]]:
         """The path, inputs and output of every call of a module, when the model runs on a batch."""
         calls: list[tuple[str, Any, Any]] = []
-        own = plain_copy(self.model)
-        for path, module in own.named_modules():
-            note = partial(lambda path, module, args, output: calls.append((path, *_copied((args, output)))), path)
-            module.register_forward_hook(note)
-        with outside_restored(own):
-            call_model(own, trial.batch, self.concrete, grad=trial.grad)
+        with self.original.restored():
+            for path, module in self.original.model.named_modules():
+                note = partial(lambda path, module, args, output: calls.append((path, *_copied((args, output)))), path)
+                module.register_forward_hook(note)
+            self.original.call(copied(trial.batch), grad=trial.grad)
         return calls
 
 
