@@ -30,6 +30,13 @@ def tensors_of(output: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
+def graph_of(model: nn.Module, example: Any, **options: Any) -> Any:
+    """The graph of a model, compared with it on the example alone: the whole proof takes longer than the rest."""
+    graph = capture(model, example, prove=False, **options)
+    assert difference(outputs(model, example), outputs(graph, example)) <= max(rounding(model), 1e-12)
+    return graph
+
+
 def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     """What ``model`` gives in eval mode, without gradients, with the same random numbers each time; its mode stays."""
     modes = [(module, module.training) for module in model.modules()]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import difference, outputs, parameters, rounding, squares, tensors_of
+from helpers import difference, graph_of, outputs, parameters, rounding, squares, tensors_of
 from numpy.typing import NDArray
 from permuted import permuted
 from random_nets import BATCHES, RandomNet
@@ -44,7 +44,7 @@ class Trial:
 
     @cached_property
     def graph(self) -> ModelGraph:
-        return fxprune.capture(self.net, self.net.example())
+        return graph_of(self.net, self.net.example())
 
     @cached_property
     def plan(self) -> fxprune.Plan:
@@ -73,7 +73,7 @@ def made(graph: ModelGraph, plan: fxprune.Plan) -> ModelGraph:
 def scored(net: RandomNet) -> fxprune.Scores:
     """The scores of a network on two small batches, by the mean square of its outputs."""
     loader = [(net.example(batch), torch.arange(batch)) for batch in BATCHES]
-    return fxprune.score(net, loader, squares, progress=False)
+    return fxprune.score(graph_of(net, net.example()), loader, squares, progress=False)
 
 
 def zeroing_equals_deleting(trial: Trial) -> bool:
@@ -109,7 +109,7 @@ def shapes_and_literals_agree(trial: Trial) -> bool:
 
 def the_empty_plan_is_the_identity(trial: Trial) -> bool:
     whole = {site: tuple(range(width)) for site, width in trial.plan.widths.items()}
-    same = made(trial.graph, replace(trial.plan, keep=whole))
+    same = made(fxprune.capture(trial.net, trial.net.example()), replace(trial.plan, keep=whole))
     error = difference(outputs(trial.net, trial.net.example()), outputs(same, trial.net.example()))
     assert error <= rounding(trial.net)
     before, after = trial.net.state_dict(), same.state_dict()
@@ -125,7 +125,7 @@ def two_ways_of_capture_agree(trial: Trial) -> bool:
     """
     example = trial.net.example(3)
     for method in trial.ways:
-        other = fxprune.capture(trial.net, trial.net.example(), method=method)
+        other = graph_of(trial.net, trial.net.example(), method=method)
         assert difference(outputs(trial.graph, example), outputs(other, example)) < 1e-9
         own = fxprune.Scores.random(other, trial.net.example(), seed=trial.seed).plan(alpha=trial.alpha)
         assert fxprune.verify(other, own, made(other, own), example) < 1e-9
@@ -168,7 +168,7 @@ def precisions_agree_away_from_ties(trial: Trial) -> bool:
     """
     trial = of_one_function(trial)
     net = copy.deepcopy(trial.net).float()
-    graph = fxprune.capture(net, net.example())
+    graph = graph_of(net, net.example())
     seen = [(values(trial.graph, trial.net.example(size)), values(graph, net.example(size))) for size in BATCHES]
     if not all(agree_throughout(whole.there, rounded.there) for whole, rounded in seen):
         return False

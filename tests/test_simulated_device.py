@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux" or not shutil.which("c++") or not find_spec("ninja"),
     reason="needs Linux, a C++ compiler and ninja",
@@ -21,7 +22,7 @@ def test_models_on_a_simulated_device() -> None:
     here = Path(__file__).parent
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja is beside Python
     paths = {"PATH": programs, "PYTHONPATH": str(here), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-p", "simulated", "-p", "no:cacheprovider", "-n", "0", "-q"]
+    command = [sys.executable, "-m", "pytest", "-p", "simulated", "-p", "no:cacheprovider", "-q"]
     done = subprocess.run(
         [*command, str(here / "test_device.py")], env=os.environ | paths, capture_output=True, text=True, check=False
     )

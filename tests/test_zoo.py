@@ -19,6 +19,7 @@ from helpers import (
     call,
     difference,
     double,
+    graph_of,
     outputs,
     parameters,
     picture,
@@ -176,7 +177,7 @@ def costs_fall(reports: list[fxprune.Report], model: nn.Module) -> None:
 @every_case
 def test_pruned_in_float64(case: Case) -> None:
     example = double(case.example(2))
-    graph = fxprune.capture(case.build().double(), example)
+    graph = graph_of(case.build().double(), example)
     scores, rng = fxprune.Scores.random(graph, example), np.random.default_rng(1)
     for alpha in (0.3, 0.7):
         plan = dataclasses.replace(scores, propose=rng.random(len(scores.propose))).plan(alpha=alpha)

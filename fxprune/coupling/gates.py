@@ -18,7 +18,7 @@ from fxprune.tracing.in_place import works_in_place
 
 
 class Gate(nn.Module, ABC):
-    """Stands on one edge; `units[i]` is the unit that position i along axis `dim` belongs to, or -1."""
+    """A node on one edge; `units[i]` is the unit of position i along axis `dim`, or -1."""
 
     def __init__(self, edge: Edge) -> None:
         super().__init__()
@@ -27,14 +27,14 @@ class Gate(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, *, padded: bool = False) -> Tensor:
-        """Look at `x`, or change it; where it is `padded`, `watch` shows what it has without the padding."""
+        """Observe or change `x`; where it is `padded`, `watch` is called with the values without the padding."""
 
     @abstractmethod
     def weigh(self, weight: Tensor) -> Tensor:
-        """Do the same to the columns of a weight that reads the units; nothing is sampled."""
+        """Change the columns of a weight that reads the units in the same way; nothing is sampled."""
 
     def watch(self, x: Tensor) -> None:
-        """See activations, channels last: those that the weight of `weigh` reads, or packed ones."""
+        """Observe activations, channels last: the inputs of the weight that `weigh` is given, or packed ones."""
 
 
 def insert(graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate]) -> tuple[fx.GraphModule, list[Gate]]:
@@ -73,7 +73,7 @@ def insert(graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate]) 
 
 
 def _shared(coupling: Coupling) -> dict[tuple[str, int], list[Edge]]:
-    """The edges that have units, by the node and the axis that they read."""
+    """The edges with units, by the node and the axis that they read."""
     shared: dict[tuple[str, int], list[Edge]] = {}
     for edge in coupling.edges:
         if edge.parameter is None and (edge.units >= 0).any():
@@ -82,7 +82,7 @@ def _shared(coupling: Coupling) -> dict[tuple[str, int], list[Edge]]:
 
 
 def _inside(coupling: Coupling, graph: ModelGraph) -> dict[str, dict[str, Edge]]:
-    """Recurrent layer -> its parameters that read units inside it, and the edges on which they do; none where it stays.
+    """Recurrent layer -> its parameters that read units inside it, each with its edge; empty where nothing is pruned.
 
     An upper layer's input is gated as (samples, steps, channels).
     """

@@ -1,4 +1,4 @@
-"""Layers with weights as linear maps of windows: what every reader of channels is, however it is spelled."""
+"""Layers with weights as linear maps of windows: one description of every layer that reads channels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROWS = 64  # outputs of a weight that are squared at once
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reader:
-    """A layer that gives W x + b, x being the values under its window.
+    """A layer that computes W x + b, where x are the values under its window.
 
     `windows` is None for a linear layer, whose channels lie along the last axis. `owner` is the module that holds the
     weight, or None where the graph passes the weight to a function.
@@ -46,19 +46,19 @@ class Reader:
         return as_matrix(self.weight, self.groups, transposed=self.windows is not None and self.windows.transposed)
 
     def products(self) -> NDArray[np.float64]:
-        """The inner products of what stands on each input channel: (channels, channels), zero between groups."""
+        """The inner products of the weights on two input channels: (channels, channels), zero between groups."""
         columns = self.matrix().double().transpose(1, 2).flatten(2)
         blocks: Tensor = torch.block_diag(*(columns @ columns.transpose(1, 2)))
         return blocks.cpu().numpy()
 
     def squares(self) -> NDArray[np.float64]:
-        """The squared norms of what stands on each input channel: (channels,)."""
+        """The squared norm of the weights on each input channel: (channels,)."""
         parts = self.matrix().split(_ROWS, dim=1)  # in double precision a few at a time: some weights are large
         total: Tensor = sum((part.double().square().sum((1, 3)) for part in parts), torch.zeros(()))
         return total.flatten().cpu().numpy()
 
     def write(self, matrix: Tensor) -> None:
-        """Put a matrix, shaped as that of `matrix()`, into the weight."""
+        """Write a matrix of the shape of `matrix()` into the weight."""
         transposed = self.windows is not None and self.windows.transposed
         self.weight.data.copy_(from_matrix(matrix, tuple(self.weight.shape), transposed=transposed))
 
@@ -76,13 +76,13 @@ def as_matrix(weight: Tensor, groups: int, *, transposed: bool) -> Tensor:
 
 
 def from_matrix(matrix: Tensor, shape: Sequence[int], *, transposed: bool) -> Tensor:
-    """The weight of a shape that `as_matrix` gives a matrix for."""
+    """A weight of the given shape from its matrix: the inverse of `as_matrix`."""
     return (matrix.flip(-1).transpose(1, 2) if transposed else matrix).reshape(tuple(shape))
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Where the windows of a convolution lie. A transposed one is a plain one over its input with zeros in between."""
+    """Where the windows of a convolution lie. A transposed one is a plain one over its input, spread out with zeros."""
 
     nd: int
     size: Pads
@@ -93,7 +93,7 @@ class Windows:
     mode: str = "constant"
 
     def values(self, x: Tensor, places: Tensor, positions: Sequence[int]) -> Tensor:
-        """What lies under the windows of some output positions.
+        """The input values under the windows of some output positions.
 
         Args:
             x: inputs, (samples, channels, *positions).
@@ -115,7 +115,7 @@ class Windows:
         return padded.flatten(-self.nd)[:, :, index]
 
     def _padded(self, x: Tensor, positions: Sequence[int]) -> Tensor:
-        """The input with all that a window may reach."""
+        """The input, padded so that every window lies within it."""
         if not self.transposed:
             pads = [pad for low in reversed(self.padding) for pad in (low, low)]
             return F.pad(x, pads, self.mode) if any(pads) else x
@@ -132,7 +132,7 @@ class Windows:
 
 
 def _unraveled(places: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """The indices along every axis of flat indices."""
+    """Flat indices as one index along each axis."""
     found = []
     for size in reversed(sizes):
         found.append(places % size)
@@ -141,7 +141,7 @@ def _unraveled(places: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 
 
 def readers_on(graph: fx.GraphModule, edge: Edge) -> list[Reader]:
-    """The layers that read the channels of an edge along their input axis; of a recurrent one, its matrices."""
+    """The layers that read the channels of an edge; a recurrent layer counts as one for each of its matrices."""
     node = next((node for node in graph.graph.nodes if node.name == edge.consumer), None)
     if node is None:
         return []
@@ -173,7 +173,7 @@ FUNCTIONS: dict[Any, Callable[..., Reader | None]] = {}
 
 
 def reader_of(graph: fx.GraphModule, node: fx.Node) -> Reader | None:
-    """The layer that a node calls, or None where it is no linear map of windows, or has its weight from elsewhere."""
+    """The layer that a node calls, or None where it is no linear map of windows or its weight is computed."""
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))
         make = next((MODULES[kind] for kind in type(module).__mro__ if kind in MODULES), None)
@@ -242,13 +242,13 @@ def _each(value: Any, nd: int) -> Pads | None:
 
 
 def _held(graph: fx.GraphModule, weight: Any, bias: Any) -> tuple[nn.Parameter, nn.Parameter | None] | None:
-    """The parameters that a function is given, or None where one of them is computed."""
+    """The weight and bias that a function is called with, or None where one of them is computed."""
     found, added = _parameter(graph, weight), _parameter(graph, bias)
     return None if found is None or (added is None and bias is not None) else (found, added)
 
 
 def _parameter(graph: fx.GraphModule, node: Any) -> nn.Parameter | None:
-    """The parameter that an argument stands for."""
+    """The parameter behind an argument, or None."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     found = attribute_at(graph, str(node.target))

@@ -31,6 +31,7 @@ _CODE = (type, ModuleType, FunctionType, property, nn.Module)
 _DEEPEST = 3  # containers inside of containers that are looked into
 _LARGEST = 1 << 22  # numbers of a tensor that is put back
 _INSTALLED = (*HOMES, sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+_OF_MODULES = vars(nn.Module()).keys()
 _MISSING = object()
 
 
@@ -60,8 +61,8 @@ class Outside:
         for kind in dict.fromkeys(cls for module in model.modules() for cls in type(module).__mro__):
             self._add_class(kind)
         for module in model.modules():
-            for value in vars(module).values():
-                self.add(value, arrays=False)
+            for name in vars(module).keys() - _OF_MODULES:
+                self.add(vars(module)[name], arrays=False)
 
     def values(self) -> dict[str, Any]:
         """What is there now, by name, but for functions, classes and modules."""

@@ -45,9 +45,12 @@ class Finding:
 def judge(case: Hostile) -> Finding:
     """The worse of what becomes of the graph and of the small model. Raises AssertionError for a broken network."""
     _check(case)
-    found = [_guarded(look, case) for look in (_captured, _compressed)]
-    worst = max(found, key=lambda finding: VERDICTS.index(finding.verdict))
-    return Finding(worst.verdict, worst.why, any(finding.shrunk for finding in found))
+    captured = _guarded(_captured, case)
+    if captured.verdict == "refused":  # and compress captures first
+        return captured
+    compressed = _guarded(_compressed, case)
+    worst = max(captured, compressed, key=lambda finding: VERDICTS.index(finding.verdict))
+    return Finding(worst.verdict, worst.why, compressed.shrunk)
 
 
 def _guarded(look: Callable[[Hostile], Finding], case: Hostile) -> Finding:
