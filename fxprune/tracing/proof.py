@@ -26,6 +26,7 @@ from fxprune.tracing.state import changes, numbers_of, state_of
 from fxprune.tracing.trials import (
     Original,
     Trial,
+    begins_with,
     leaves_inputs_alike,
     other_sizes,
     run_graph,
@@ -44,12 +45,12 @@ class DisagreementError(CaptureError):
 class Reference:
     """The outputs of the caller's model in eval mode, on the example and on other batches.
 
-    The first trial is two samples of the example, or all; then come another batch, the whole example, and one sample of
-    it, each where the model takes it. `whole` is the example as it was given. `random` names the generators that a
-    forward draws from, `changed` what its first run changes in buffers and numbers, and a second run on the same batch
-    in all else, so not what each run fills anew, nor caches; `stateful` says that its output depends on earlier runs.
-    `by_batch` and `by_length` are those of `Captured` of all graphs that were checked, and `asked` the trials that
-    follow.
+    The first trial is two samples of the example, or all; then come another batch, the whole example where the model
+    gives other first rows for it, and one sample of it, each where the model takes it. `whole` is the example as it was
+    given. `random` names the generators that a forward draws from, `changed` what its first run changes in buffers and
+    numbers, and a second run on the same batch in all else, so not what each run fills anew, nor caches; `stateful`
+    says that its output depends on earlier runs. `by_batch` and `by_length` are those of `Captured` of all graphs that
+    were checked, and `asked` the trials that follow.
     """
 
     original: Original
@@ -85,7 +86,8 @@ class Reference:
         changed = tuple(dict.fromkeys((*numbers, *changes(held, held_again))))
         sized: list[Trial] = []
         for other_size in other_sizes(example, batch):
-            sized += original.tried_afresh(other_size, grads=(False,))
+            found = original.tried_afresh(other_size, grads=(False,))
+            sized += [trial for trial in found if not begins_with(trial.output, output)]
         second = later
         if changed or not untouched:
             with original.restored():

@@ -130,6 +130,18 @@ def other_sizes(example: Any, batch: Any) -> Iterator[Any]:
         yield one
 
 
+def begins_with(output: Any, first: Any) -> bool:
+    """Whether the rows of a model's output begin with those of another output, for fewer samples.
+
+    The model then does for many samples what it does for few, so that a graph need not run on many.
+    """
+    many, few = pytree.tree_leaves(output), pytree.tree_leaves(first)
+    return len(many) == len(few) and all(
+        isinstance(a, Tensor) and isinstance(b, Tensor) and b.ndim > 0 and len(a) > len(b) and agree(b, a[: len(b)])
+        for a, b in zip(many, few, strict=True)
+    )
+
+
 def run_graph(graph: ModelGraph, trial: Trial) -> Any:
     """The output of a graph on the batch of a trial; the graph is left as it was."""
     with evaluating(graph), attributes_restored(graph):
