@@ -38,9 +38,9 @@ from fxprune.tracing.facts import annotate
 from fxprune.tracing.graph import RECORD, ModelGraph, captured_of, history_of, is_captured
 from fxprune.tracing.hook_effects import computing_hooks
 from fxprune.tracing.outside import outside_restored
-from fxprune.tracing.proof import DisagreementError, Reference
+from fxprune.tracing.proof.reference import DisagreementError, Reference
+from fxprune.tracing.proof.trials import Original
 from fxprune.tracing.settings import example_for
-from fxprune.tracing.trials import Original
 
 RUNGS = {"fx": symbolic.trace, "values": values.trace, "export": exported.trace}
 METHODS = ("auto", *RUNGS)

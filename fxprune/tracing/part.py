@@ -24,7 +24,7 @@ from fxprune.tracing.checks import Leaves, check_bare
 from fxprune.tracing.graph import is_captured
 from fxprune.tracing.hooks import without_global_hooks
 from fxprune.tracing.outside import outside_restored
-from fxprune.tracing.stand_in import check_stands_in
+from fxprune.tracing.proof.stand_in import check_stands_in
 
 Run = Callable[[Any, Any, Any], Tensor]
 

@@ -12,7 +12,7 @@ from fxprune.caller.example import leaves_of
 from fxprune.caller.other_batches import Place, lengths_of, resized
 from fxprune.tracing.agreement import difference
 from fxprune.tracing.graph import ModelGraph
-from fxprune.tracing.trials import Original, run_graph
+from fxprune.tracing.proof.trials import Original, run_graph
 
 _CHEAP, _TIMES = 64, 4  # entries that are tried in all in any case; and how many times those of the example
 _SINGLE = 4  # places of one length, at most, that are also changed one by one

@@ -17,8 +17,8 @@ from fxprune.tracing.checks import cuts
 from fxprune.tracing.graph import captured_of
 from fxprune.tracing.hooks import plain_copy
 from fxprune.tracing.outside import outside_restored
-from fxprune.tracing.proof import DisagreementError
-from fxprune.tracing.trials import run_under_seed
+from fxprune.tracing.proof.reference import DisagreementError
+from fxprune.tracing.proof.trials import run_under_seed
 
 Call = Callable[[nn.Module, Any], Any]
 

@@ -13,7 +13,7 @@ from fxprune.caller.example import as_fields, copied
 from fxprune.caller.isolation import attributes_restored, evaluating
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.graph import ModelGraph
-from fxprune.tracing.trials import Original, run_under_seed
+from fxprune.tracing.proof.trials import Original, run_under_seed
 
 _APART = {torch.float16: 0.2, torch.bfloat16: 0.5}  # how far, of its norm, the gradient of a tensor may be off
 _NOISE = 1e-4  # of the largest norm: what is less may be rounding, as that of a bias before a softmax

@@ -18,12 +18,12 @@ from fxprune.caller.source_lines import warn
 from fxprune.errors import CaptureError, error_text, is_out_of_memory
 from fxprune.tracing.agreement import agree, check_comparable, difference, same_value
 from fxprune.tracing.facts import placeholder_values
-from fxprune.tracing.gradients import other_gradients
 from fxprune.tracing.graph import Captured, ModelGraph, captured_of
-from fxprune.tracing.lengths import fixed_lengths, numbers_beside
-from fxprune.tracing.likely_reasons import likely_reasons
-from fxprune.tracing.state import changes, numbers_of, state_of
-from fxprune.tracing.trials import (
+from fxprune.tracing.proof.gradients import other_gradients
+from fxprune.tracing.proof.lengths import fixed_lengths, numbers_beside
+from fxprune.tracing.proof.likely_reasons import likely_reasons
+from fxprune.tracing.proof.state import changes, numbers_of, state_of
+from fxprune.tracing.proof.trials import (
     Original,
     Trial,
     begins_with,
