@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -28,6 +30,15 @@ def call(model: nn.Module, inputs: Any) -> Any:
 def tensors_of(output: Any) -> list[Tensor]:
     """The tensors in a nested output."""
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def part_of(cases: Iterable[Any], every: int, ids: Iterable[str] | None = None) -> list[Any]:
+    """Parameters of a test: one case in so many runs always, the rest are marked `wide`."""
+    params = []
+    for number, (case, name) in enumerate(zip(cases, ids or itertools.repeat(None), strict=False)):
+        marks = () if number % every == 0 else pytest.mark.wide
+        params.append(pytest.param(*(case if isinstance(case, tuple) else (case,)), id=name, marks=marks))
+    return params
 
 
 def graph_of(model: nn.Module, example: Any, **options: Any) -> Any:

@@ -21,6 +21,7 @@ def ran(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
+@pytest.mark.wide
 def test_ranks_score_and_compress_as_one_does(project: Path) -> None:
     for start, name in ((ALONE, "alone"), (RANKS, "ranks")):
         done = ran(*start, "score", *DATA, "-o", f"{name}.npz")

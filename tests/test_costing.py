@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from helpers import parameters
+from helpers import parameters, part_of
 from nets import layers
 from torch import Tensor, nn
 from zoo import ZOO, images, randomise
@@ -45,7 +45,7 @@ def check(graph: Any, options: dict[str, bool], alphas: tuple[float, ...]) -> No
         assert costs.macs(keep) == macs(small, example_of(graph))
 
 
-@pytest.mark.parametrize(("name", "options", "size"), NETWORKS)
+@pytest.mark.parametrize(("name", "options", "size"), part_of(NETWORKS, 2))
 def test_torchvision_costs_what_was_foretold(name: str, options: dict[str, Any], size: int) -> None:
     torch.manual_seed(0)
     model = randomise(torchvision.models.get_model(name, weights=None, **options)).eval()

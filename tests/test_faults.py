@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import picture, same_picture, same_state
+from helpers import part_of, picture, same_picture, same_state
 from torch import Tensor, nn
 from zoo import ZOO, images
 
@@ -191,7 +191,7 @@ def untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[nn.Mo
 
 
 @pytest.mark.parametrize("fault", ["interrupt", "error", "memory of a device"])
-@pytest.mark.parametrize("row", ROWS, ids=[f"{row.stage}-{row.part}-{row.inside}-{row.call}" for row in ROWS])
+@pytest.mark.parametrize("row", part_of(ROWS, 2, [f"{row.stage}-{row.part}-{row.inside}-{row.call}" for row in ROWS]))
 def test_a_fault(row: Row, fault: str, untouched: nn.Module, expected: nn.Module, monkeypatch: Any) -> None:
     kind, text = FAULTS[fault]
     loader, shared, more = options(row, Trip(row, (kind, text)), monkeypatch)

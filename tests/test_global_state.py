@@ -157,6 +157,7 @@ def held() -> tuple[int, int, int]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows does not tell the most memory so far in this way")
+@pytest.mark.wide
 def test_forty_in_a_row_give_the_same_and_leave_nothing() -> None:
     given, batches = model("mlp"), [(tensors(6)(20), torch.arange(20) % 5)]
     first = compress(given, batches)

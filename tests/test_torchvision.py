@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from helpers import outputs, parameters
+from helpers import outputs, parameters, part_of
 from torch import Tensor, nn
 from zoo import images, randomise
 
@@ -53,7 +53,7 @@ def check(name: str, size: int, alpha: float) -> None:
     assert list(small.state_dict()) == list(model.state_dict())
 
 
-@pytest.mark.parametrize(("name", "size"), SMALL.items())
+@pytest.mark.parametrize(("name", "size"), part_of(SMALL.items(), 2))
 def test_a_member_of_each_family(name: str, size: int) -> None:
     check(name, size, alpha=0.5)
 
@@ -74,18 +74,18 @@ def pairs(size: int) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-slow = pytest.mark.slow
+slow, wide = pytest.mark.slow, pytest.mark.wide
 BACKBONES = [  # transformers, segmentation, video, optical flow: a small member of each, and what it takes
     ("vit_b_32", {"image_size": 64}, images(size=64)(2)),
     pytest.param("swin_t", {}, images(size=64)(2), marks=slow),
-    ("swin_v2_t", {}, images(size=64)(2)),
+    pytest.param("swin_v2_t", {}, images(size=64)(2), marks=wide),
     pytest.param("convnext_tiny", {}, images(size=64)(2), marks=slow),
     ("lraspp_mobilenet_v3_large", {"weights_backbone": None}, images(size=64)(2)),
-    ("deeplabv3_mobilenet_v3_large", {"weights_backbone": None}, images(size=64)(2)),
+    pytest.param("deeplabv3_mobilenet_v3_large", {"weights_backbone": None}, images(size=64)(2), marks=wide),
     ("r3d_18", {}, videos(32)),
     pytest.param("r2plus1d_18", {}, videos(32), marks=slow),
     pytest.param("swin3d_t", {}, videos(32), marks=slow),
-    ("raft_small", {}, pairs(128)),
+    pytest.param("raft_small", {}, pairs(128), marks=wide),
     pytest.param("maxvit_t", {}, images(size=224)(1), marks=slow),
     pytest.param("fcn_resnet50", {"weights_backbone": None}, images(size=64)(2), marks=slow),
     pytest.param("mc3_18", {}, videos(32), marks=slow),

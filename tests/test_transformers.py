@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import part_of
 
 import fxprune
 from fxprune.scoring.scores import Scores
@@ -41,7 +42,7 @@ def sentences(batch: int, length: int = 7, padding: int = 0) -> dict[str, torch.
     return {"input_ids": words, "attention_mask": mask}
 
 
-@pytest.mark.parametrize("how", ["eager", "sdpa"])
+@pytest.mark.parametrize("how", ["sdpa", pytest.param("eager", marks=pytest.mark.wide)])
 @pytest.mark.parametrize("name", MODELS)
 def test_captured_pruned_and_proved(name: str, how: str) -> None:
     torch.manual_seed(0)
@@ -59,7 +60,7 @@ def test_captured_pruned_and_proved(name: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("inexact", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", part_of(SMALL, 3))
 def test_a_small_member_of_each_family(name: str, inexact: bool) -> None:
     torch.manual_seed(0)
     make, example = SMALL[name]

@@ -22,6 +22,7 @@ from helpers import (
     graph_of,
     outputs,
     parameters,
+    part_of,
     picture,
     rounding,
     same_kind,
@@ -46,7 +47,8 @@ from fxprune.tracing import facts
 from fxprune.tracing.facts import facts_on, macs
 from fxprune.tracing.graph import ModelGraph, example_of
 
-every_case = pytest.mark.parametrize("case", ZOO.values(), ids=ZOO)
+every_case = pytest.mark.parametrize("case", part_of(ZOO.values(), 2, ZOO), scope="module")  # all tests of one in a row
+some_cases = pytest.mark.parametrize("case", part_of(ZOO.values(), 4, ZOO), scope="module")
 
 
 def others(case: Case) -> list[Any]:
@@ -174,7 +176,7 @@ def costs_fall(reports: list[fxprune.Report], model: nn.Module) -> None:
     assert reports[-1].macs_after < reports[-1].macs_before
 
 
-@every_case
+@some_cases
 def test_pruned_in_float64(case: Case) -> None:
     example = double(case.example(2))
     graph = graph_of(case.build().double(), example)
@@ -187,7 +189,7 @@ def test_pruned_in_float64(case: Case) -> None:
 # -- what comes out ----------------------------------------------------------------------------------------------------
 
 
-@every_case
+@some_cases
 def test_what_comes_out_is_an_ordinary_module(case: Case) -> None:
     model, small = case.build(), case.small(0.5)
     the_empty_plan_is_the_identity(case, model)
@@ -242,7 +244,7 @@ def trains_as_the_model_does(case: Case, model: nn.Module, small: nn.Module) -> 
     assert {name: p.grad is not None for name, p in small.named_parameters()} == reached
 
 
-@pytest.mark.parametrize("case", list(ZOO.values())[::5], ids=list(ZOO)[::5])
+@pytest.mark.parametrize("case", part_of(list(ZOO.values())[::4], 3, list(ZOO)[::4]), scope="module")
 def test_it_can_be_pruned_again(case: Case) -> None:
     """Its plan verifies against itself, and the keys are still the first model's."""
     model, once = case.build(), case.small(0.5)
@@ -261,7 +263,7 @@ def is_clean(case: Case, small: Any) -> None:
     assert dtypes <= {torch.float64, torch.int64, torch.bool}
 
 
-@every_case
+@some_cases
 def test_compress_leaves_the_model_alone(case: Case) -> None:
     """The whole pipeline with real scores; the model has odd modes, gradients and flags, which must all survive."""
     model = case.build()

@@ -56,6 +56,7 @@ def _difference_of_leaves(a: Any, b: Any) -> str | None:
         return f"it gives a {type(b).__name__}, the model a tensor"
     if not has_numbers(b):
         return "it gives a tensor without numbers"
+    a, b = a.detach(), b.detach()
     if a.shape != b.shape or a.dtype != b.dtype:
         return f"it gives {tuple(b.shape)} of {b.dtype}, the model {tuple(a.shape)} of {a.dtype}"
     if a.layout is not torch.strided and a.layout is b.layout:
@@ -67,7 +68,7 @@ def _difference_of_leaves(a: Any, b: Any) -> str | None:
     error, tolerance = apart(a, b.to(a.device)), TOLERANCES.get(a.dtype, 1e-4)
     if error > tolerance:
         return f"by {error:.2g} of their scale"
-    return None if a.is_complex() else _difference_of_slices(a.detach(), b.detach().to(a.device), tolerance)
+    return None if a.is_complex() else _difference_of_slices(a, b.to(a.device), tolerance)
 
 
 def _difference_of_slices(a: Tensor, b: Tensor, tolerance: float) -> str | None:

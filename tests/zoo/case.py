@@ -53,7 +53,7 @@ class Case:
 
 @functools.cache
 def _scores(case: Case, seed: int) -> fxprune.Scores:
-    return fxprune.Scores.random(case.build(), case.example(2), seed=seed)
+    return fxprune.Scores.random(_graph(case), case.example(2), seed=seed)
 
 
 @functools.cache
@@ -63,7 +63,7 @@ def _graph(case: Case) -> ModelGraph:
 
 @functools.cache
 def _small(case: Case, alpha: float) -> nn.Module:
-    return fxprune.apply(case.build(), case.plan(alpha))
+    return fxprune.apply(_graph(case), case.plan(alpha))
 
 
 ZOO: dict[str, Case] = {}
