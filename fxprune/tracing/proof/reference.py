@@ -136,7 +136,9 @@ class Reference:
         if self.changed or self.stateful:
             return
         name, leaves = self.original.name, leaves_of(self.example)
-        for (number, axis), why in fixed_lengths(self.original, graph, self.example, self.by_length):
+        takes_one = any(batch_length(trial.batch) == 1 for trial in self.trials)
+        example = varied_batch(self.example, 1) if takes_one else self.example
+        for (number, axis), why in fixed_lengths(self.original, graph, example, self.by_length):
             shape = tuple(leaves[number].shape)
             warn(
                 f"the graph of {name} holds for {shape[axis]} entries along axis {axis} of its input of shape {shape}: "
