@@ -261,6 +261,10 @@ class DoubleCall(nn.Conv2d):
 
 
 class DoubleAttribute(nn.Conv2d):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        nn.init.uniform_(self._parameters["bias"])  # torch filled the doubled one: this holds what was in memory
+
     def __getattr__(self, name: str) -> Any:
         found = super().__getattr__(name)
         return found * 2 if name == "bias" and not torch.is_grad_enabled() else found
