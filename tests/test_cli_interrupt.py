@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("typer")
 COMMAND = [sys.executable, "-m", "fxprune"]
 TORN_DISK = """
 import time

@@ -11,6 +11,7 @@ import torch
 
 import fxprune
 
+pytest.importorskip("typer")
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fxprune"]
 ALONE = [sys.executable, "-m", "fxprune"]
