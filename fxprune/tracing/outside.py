@@ -94,7 +94,7 @@ class Outside:
                 self.add(vars(value), depth + 1, arrays=arrays)
 
     def _add_class(self, kind: type) -> None:
-        if id(kind) not in self.seen and not kind.__module__.startswith(("torch", "fxprune.", "builtins")):
+        if id(kind) not in self.seen and kind.__module__.partition(".")[0] not in ("torch", "fxprune", "builtins"):
             self.seen[id(kind)] = kind
             self.names.append((kind, dict(vars(kind))))
             for value in list(vars(kind).values()):
