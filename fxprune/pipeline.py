@@ -16,7 +16,7 @@ from fxprune.caller.source_lines import warn
 from fxprune.coupling.collector import Exclude
 from fxprune.coupling.interpreter import Unknown
 from fxprune.errors import stage
-from fxprune.planning.allocation import Allocate
+from fxprune.planning.allocation import MEASURED, Allocate
 from fxprune.planning.budgets import given
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned, planned_by
@@ -43,7 +43,7 @@ def compress(
     params: float | None = None,
     macs: float | None = None,
     latency: float | None = None,
-    allocate: str | Allocate = "tod",
+    allocate: str | Allocate | None = None,
     rounds: int = 1,
     compensate: Level = "sequential",
     propose: str | Signal = "reconstruction",
@@ -124,6 +124,10 @@ def compress(
                 run=run, propose=propose, protect=protect, max_samples=max_samples, **scoring,
             )  # fmt: skip
             scores = scores if latency is None else scores.with_latency(whole)
+            if allocate == MEASURED or (allocate is None and alpha is None and set(asked.values()) != {None}):
+                scores = scores.with_curves(
+                    whole, loader, loss=loss, unpack=unpack, run=run, max_samples=max_samples, device=device, seed=seed
+                )
             plan = scores.plan(**target, allocate=allocate, min_keep=min_keep, round_to=round_to)
             plan = schedule.fitted(plan, part_of(original, submodule))  # type: ignore[arg-type]
             small, planned = rewritten(whole, plan)

@@ -22,7 +22,7 @@ from zoo import CLASSES, ZOO, Case, images, tensors
 import fxprune
 from fxprune.errors import PlanError
 from fxprune.recovery.compensation import sequential
-from fxprune.recovery.compensation.calibration import Calibration, calibration_of
+from fxprune.scoring.calibration import Calibration, calibration_of
 
 LEVELS = ("bias", "ridge", "sequential")
 SIZES = (12, 7, 1)

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from zoo import ZOO
 
 import fxprune
-from fxprune.recovery.compensation.lockstep import Stepper, live_bytes
+from fxprune.scoring.lockstep import Stepper, live_bytes
 
 
 class InPlace(nn.Module):

@@ -105,8 +105,9 @@ ALLOCATIONS: dict[str, Allocate] = {
     "uniform": uniform,
     "global": network_wide,
 }
+MEASURED = "measured"  # by curves, which functions of two rankings do not see
 _FUNCTION = "a function (propose, protect, groups) -> levels"
-CHECKS["allocate"] = chosen(ALLOCATIONS, PlanError, _FUNCTION)
+CHECKS["allocate"] = chosen((*ALLOCATIONS, MEASURED), PlanError, _FUNCTION)
 
 
 def levels(

@@ -80,7 +80,7 @@ def _filled(allocation: Allocation, cost: Cost, limit: float, keep: Flags, befor
     return keep
 
 
-def remedies(allocate: str | Allocate, allocation: Allocation, settings: Mapping[str, Any]) -> list[str]:
+def remedies(allocate: str | Allocate | None, allocation: Allocation, settings: Mapping[str, Any]) -> list[str]:
     """Suggestions for a budget that cannot be reached."""
     found = ["prune in several rounds=, as compress does"]
     found += [] if allocate == "uniform" else ['pass allocate="uniform"']

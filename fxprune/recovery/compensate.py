@@ -20,7 +20,6 @@ from fxprune.errors import CalibrationError, PlanError, stage
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned
 from fxprune.recovery.compensation.best_graph import BestGraph
-from fxprune.recovery.compensation.calibration import Calibration, calibration_of
 from fxprune.recovery.compensation.norm_statistics import re_estimate
 from fxprune.recovery.compensation.ridge import fill, is_recurrent
 from fxprune.recovery.compensation.sequential import refit
@@ -28,6 +27,7 @@ from fxprune.reporting.attach import note_compensation
 from fxprune.reporting.provenance import new_biases
 from fxprune.reporting.records import Compensation
 from fxprune.reporting.report import Pruned
+from fxprune.scoring.calibration import Calibration, calibration_of
 from fxprune.scoring.moments import Moments
 from fxprune.scoring.scores import Scores
 from fxprune.tracing.graph import RECORD, ModelGraph, changed_buffers

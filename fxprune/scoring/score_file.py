@@ -18,6 +18,7 @@ from fxprune.caller.typed_json import from_plain
 from fxprune.coupling.groups import Key, Site
 from fxprune.errors import PlanError
 from fxprune.planning.costs import Costs
+from fxprune.planning.curves import Curves
 from fxprune.planning.latency import Latency
 from fxprune.planning.widths import Products, Widths
 from fxprune.scoring.moments import Moments
@@ -49,6 +50,7 @@ class ScoreData:
     times: Latency | None = None
     moments: Mapping[Key, Moments] = field(default_factory=dict)
     channels: Index | None = None
+    curves: Curves | None = None
     min_keep: int = 1
     round_to: int = 1
 
@@ -69,7 +71,7 @@ def write_scores(path: str | PathLike[str], scores: ScoreData) -> None:
     arrays |= {f"site{i}": site.units for i, site in enumerate(scores.sites)}
     arrays |= {f"piece{i}": units for i, units in enumerate(scores.pieces)}
     arrays |= {} if scores.channels is None else {"channels": scores.channels}
-    parts: dict[str, Any] = {"costs": scores.costs, "times": scores.times}
+    parts: dict[str, Any] = {"costs": scores.costs, "times": scores.times, "curves": scores.curves}
     parts |= {f"moments{i}": moments for i, moments in enumerate(scores.moments.values())}
     for name, part in parts.items():
         arrays |= {f"{name}_{key}": array for key, array in part.arrays().items()} if part else {}
@@ -114,6 +116,7 @@ def _fields(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, A
         "propose": arrays["propose"], "protect": arrays["protect"], "channels": arrays.get("channels"),
         "sites": tuple(Site(name, arrays[f"site{i}"]) for i, name in enumerate(names)),
         "pieces": tuple(arrays[f"piece{i}"] for i in range(header["pieces"])), "costs": costs, "times": times,
+        "curves": Curves.of_arrays(arrays, "curves_") if "curves_starts" in arrays else None,
         "moments": {edge: Moments.of_arrays(_part(arrays, f"moments{i}")) for i, edge in enumerate(edges)},
     }  # fmt: skip
 
@@ -155,6 +158,12 @@ def _check_consistent(scores: ScoreData) -> None:
         _check(len(times.node) == len(times.work.factor), "times")
         _check(times.seconds.ndim == 2 and times.seconds.shape == times.works.shape and times.seconds.size, "times")
         _check(times.seconds.dtype == times.works.dtype == np.float64, "times")
+    if (curves := scores.curves) is not None:
+        _check_range(curves.starts, 0, len(curves.depths) + 1, "curves")
+        _check_range(curves.depths, 1, units, "curves")
+        _check(curves.values.shape == curves.depths.shape and curves.values.dtype == np.float64, "curves")
+        _check(bool(np.isfinite(curves.values).all() and (np.diff(curves.starts) >= 0).all()), "curves")
+        _check(len(curves.starts) <= len(scores.groups) + 1 and curves.starts[-1:] == [len(curves.depths)], "curves")
     _check(is_whole(scores.min_keep, below=_MANY) and is_whole(scores.round_to, below=_MANY), "min_keep and round_to")
     check_settings(scores.settings)
     check_example(scores.example)

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from fxprune.caller.arguments import CHECKS, check, instance
 from fxprune.caller.arrays import Index, Scalars
-from fxprune.caller.isolation import undisturbed
+from fxprune.caller.batches import Unpack
+from fxprune.caller.isolation import full_float32, on_device, seeded, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.source_lines import warn
 from fxprune.coupling.collector import Exclude
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import Unknown
-from fxprune.errors import PlanError
-from fxprune.planning.allocation import EVEN, Allocate, Allocation, levels
+from fxprune.errors import PlanError, stage
+from fxprune.planning.allocation import EVEN, MEASURED, Allocate, Allocation, levels
 from fxprune.planning.budgets import Cost, given, meet, remedies
 from fxprune.planning.costs import costs_of
+from fxprune.planning.curves import bundles, measured_levels
 from fxprune.planning.plan import Budget, Plan, coupling_of
+from fxprune.scoring.calibration import calibration_of
+from fxprune.scoring.curves import measured_curves
+from fxprune.scoring.divergence import Divergence, logits_of
 from fxprune.scoring.node_times import measure
 from fxprune.scoring.score_file import ScoreData, read_scores, write_scores
 from fxprune.tracing.capture import capture_around, captured
 from fxprune.tracing.graph import ModelGraph, captured_of
-from fxprune.tracing.part import part_of
+from fxprune.tracing.part import Run, part_of
 from fxprune.tracing.settings import settings_of
 
 
@@ -52,7 +58,7 @@ class Scores(ScoreData):
         params: float | None = None,
         macs: float | None = None,
         latency: float | None = None,
-        allocate: str | Allocate = "tod",
+        allocate: str | Allocate | None = None,
         min_keep: int | None = None,
         round_to: int | None = None,
     ) -> Plan:
@@ -67,8 +73,11 @@ class Scores(ScoreData):
             params: the share of the parameters to keep, 0 < params <= 1; exact.
             macs: the share of the multiply-accumulates to keep; exact.
             latency: the share of the time to keep, as estimated from the times that `with_latency` took.
-            allocate: "tod" (every group loses the units proposed first, to the largest depth at which the share of them
-                that the whole network protects, weighted by their cost a channel, is at most alpha), "tod-by-group"
+            allocate: by default "measured" for a budget on scores that have curves, and "tod" otherwise. "measured"
+                (those units are removed next that move the outputs least for what they save, by the curves that
+                `with_curves` measured), "tod" (every group loses the units proposed first, to the largest depth at
+                which the share of them that the whole network protects, weighted by their cost a channel, is at most
+                alpha), "tod-by-group"
                 (the group alone protects, as published), "uniform" (the same share of every group), "global" (one
                 ranking of all units), or a function (propose, protect, groups) -> the lowest level at which each unit
                 is removed, inf for never.
@@ -80,6 +89,8 @@ class Scores(ScoreData):
         """
         check(Scores.plan, locals())
         kind, value = given(alpha=alpha, params=params, macs=macs, latency=latency) or ("alpha", 0.05)
+        if allocate is None:
+            allocate = "tod" if kind == "alpha" or self.curves is None else MEASURED
         allocation = self.allocation(allocate, min_keep=min_keep, round_to=round_to, per=kind)
         level: float | None = value
         if kind == "alpha":
@@ -106,6 +117,53 @@ class Scores(ScoreData):
         check(Scores.with_latency, locals())
         need_numbers(model, "with_latency")
         part = part_of(model, str(self.settings.get("submodule", "")))
+        graph, coupling = self._coupled(model, part)
+        return replace(self, times=measure(graph, coupling, self.allocation("uniform"), example, repeats=repeats))
+
+    def with_curves(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        *,
+        loss: Callable[..., Any] | None = None,
+        unpack: Unpack | None = None,
+        run: Run | None = None,
+        max_samples: int | None = None,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+    ) -> Scores:
+        """These scores, with a curve for each group for `plan(allocate="measured")`.
+
+        Each group alone is pruned to up to nine depths, in the order of `propose`; layers that read removed units read
+        their prediction from the kept ones instead. A curve holds how far the outputs of a few held-out samples then
+        are from the original's: the Kullback-Leibler divergence for logits and distributions, the squared error in
+        shares of the variance for others. Only what lies behind a group runs again.
+
+        Args:
+            model: the scored model.
+            loader, loss, unpack, run, max_samples, device, seed: as given to `score`.
+        """
+        check(Scores.with_curves, locals())
+        need_numbers(model, "with_curves")
+        submodule = str(self.settings.get("submodule", ""))
+        part = part_of(model, submodule)
+        with stage("measuring curves"), seeded(seed), full_float32():
+            graph, coupling = self._coupled(model, part)
+            with on_device(device, graph):
+                data = calibration_of(
+                    model, graph, loader, submodule=submodule, unpack=unpack, run=run, max_samples=max_samples
+                )
+                if not data.judges:
+                    return self
+                logits = () if submodule else logits_of(graph, data, loader, unpack, by_class=loss is None and not run)
+                within = self.allocation("uniform")
+                return replace(
+                    self,
+                    curves=measured_curves(graph, coupling, self.moments, within, data, Divergence(logits)),
+                )
+
+    def _coupled(self, model: nn.Module, part: nn.Module) -> tuple[ModelGraph, Coupling]:
+        """The graph of the scored part and its coupling. Raises PlanError where the scores are not of it."""
         with undisturbed():
             graph = captured(self.settings, part, self.example)
             coupling = coupling_of(graph, self.plan(0))
@@ -113,7 +171,7 @@ class Scores(ScoreData):
             raise PlanError(
                 f"the scores are not of {type(model).__name__}: score it, or give the model that was scored"
             )
-        return replace(self, times=measure(graph, coupling, self.allocation("uniform"), example, repeats=repeats))
+        return graph, coupling
 
     def allocation(
         self,
@@ -130,12 +188,24 @@ class Scores(ScoreData):
         check(Scores.allocation, locals())
         min_keep = self.min_keep if min_keep is None else min_keep
         round_to = self.round_to if round_to is None else round_to
-        level = levels(allocate, self.propose, self.protect, self.groups, self.worth(allocate, per=per))
+        by = "uniform" if allocate == MEASURED else allocate
+        level = levels(by, self.propose, self.protect, self.groups, self.worth(allocate, per=per))
         units = {site.name: site.units for site in self.sites}
         equal, larger = (
             tuple(tuple(units[n] for n in names) for names in sets) for sets in (self.balanced, self.larger)
         )
-        return Allocation(level, self.propose, self.groups, self.pieces, equal, larger, min_keep, round_to)
+        found = Allocation(level, self.propose, self.groups, self.pieces, equal, larger, min_keep, round_to)
+        return replace(found, level=self._measured(found, per)) if allocate == MEASURED else found
+
+    def _measured(self, within: Allocation, per: str) -> Scalars:
+        """The level of each unit by the curves, under some constraints and for a cost."""
+        if self.curves is None:
+            raise PlanError(
+                'allocate="measured" needs curves, and these scores have none: '
+                "scores = scores.with_curves(model, loader) first"
+            )
+        cost = self._cost("macs" if per == "alpha" else per)
+        return measured_levels(self.curves, bundles(within), lambda keep: cost(within.settled(keep)), len(self.propose))
 
     def worth(self, allocate: str | Allocate | None = "tod", *, per: str = "macs") -> Scalars | None:
         """What the model saves without each unit, divided by its channels; None for allocations that do not use it."""

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from fxprune.caller.isolation import evaluating, in_eval_mode
 from fxprune.errors import blaming
-from fxprune.recovery.compensation.calibration import Calibration
+from fxprune.scoring.calibration import Calibration
 from fxprune.tracing.finite import floating_outputs
 from fxprune.tracing.graph import ModelGraph
 

@@ -14,8 +14,8 @@ from fxprune.caller.isolation import in_eval_mode
 from fxprune.coupling.readers import uses
 from fxprune.errors import stage
 from fxprune.recovery.compensation.aims import called
-from fxprune.recovery.compensation.calibration import Calibration
-from fxprune.recovery.compensation.lockstep import Stepper
+from fxprune.scoring.calibration import Calibration
+from fxprune.scoring.lockstep import Stepper
 
 SAMPLES = 256  # that statistics are recomputed from: with more, nothing was measurably better
 

@@ -12,11 +12,11 @@ from torch import Tensor, fx
 
 from fxprune.coupling.readers import Reader
 from fxprune.recovery.compensation.aims import Aim
-from fxprune.recovery.compensation.calibration import Calibration
 from fxprune.recovery.compensation.least_squares import Rectified, Rows
-from fxprune.recovery.compensation.lockstep import Stepper
 from fxprune.rewriting.remaining import Checker, narrow
 from fxprune.rules.labels import Labels
+from fxprune.scoring.calibration import Calibration
+from fxprune.scoring.lockstep import Stepper
 from fxprune.scoring.moments import at_least_float32
 from fxprune.scoring.sample_axes import SampleAxis
 

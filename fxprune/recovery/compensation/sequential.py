@@ -13,13 +13,13 @@ from fxprune.coupling.readers import Reader, reader_of, uses
 from fxprune.planning.planned import Planned
 from fxprune.recovery.compensation.aims import Aim, aim_of
 from fxprune.recovery.compensation.biases import add_to_bias, bias_of, is_shared, takes_bias
-from fxprune.recovery.compensation.calibration import Calibration
 from fxprune.recovery.compensation.least_squares import Fit, refitted
-from fxprune.recovery.compensation.lockstep import Stepper
 from fxprune.recovery.compensation.row_sampling import GraphPair, rows_for
 from fxprune.recovery.compensation.wide import by_channel
 from fxprune.reporting.records import Refit
 from fxprune.rewriting.remaining import Checker
+from fxprune.scoring.calibration import Calibration
+from fxprune.scoring.lockstep import Stepper
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.in_place import works_in_place
 

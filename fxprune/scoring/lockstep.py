@@ -77,6 +77,11 @@ class Stepper(fx.Interpreter):
         return pytree.tree_map_only(Tensor, torch.clone, value) if node.op == "placeholder" else value
 
 
+def all_bytes(graph: fx.GraphModule) -> int:
+    """The bytes that all values of a graph take on its example, by the specs of its nodes."""
+    return sum(map(_bytes, graph.graph.nodes))
+
+
 def live_bytes(graph: fx.GraphModule) -> int:
     """The most bytes that the values of a graph take at once on its example, by the specs of its nodes."""
     waiting = {node: len(node.users) for node in graph.graph.nodes}

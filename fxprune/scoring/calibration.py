@@ -17,7 +17,7 @@ from fxprune.caller.isolation import applied, device_of, evaluating
 from fxprune.caller.rank_batches import RankBatches
 from fxprune.caller.ranks import gathered, in_all, rank_and_size, summed, together
 from fxprune.errors import CalibrationError, blaming
-from fxprune.recovery.compensation.lockstep import live_bytes
+from fxprune.scoring.lockstep import live_bytes
 from fxprune.scoring.objective import GatedPart
 from fxprune.scoring.sample_axes import SampleAxis, sample_axes
 from fxprune.tracing.facts import placeholder_values
@@ -64,23 +64,35 @@ class Calibration:
         """Whether there are samples to fit to, and samples held out to judge by."""
         return any(bool(mask.any()) for mask in self.held)
 
-    def judged(self, graph: fx.GraphModule) -> list[tuple[Inputs, Tensor]]:
+    def judged(self, graph: fx.GraphModule, at_once: int | None = None) -> list[tuple[Inputs, Tensor]]:
         """The samples that are held out, each batch with a mask of them; all of a batch that cannot be split.
 
-        Neighbours are joined into batches no larger than the largest one given.
+        In batches of at most `at_once` samples, by default as many as the largest batch given; neighbours are joined.
         """
-        most, joined, axes = max(map(len, self.held), default=0), list[tuple[Inputs, Tensor]](), self._axes(graph)
-        for batch, held in enumerate(self.held):
-            if not bool(held.any()):
-                continue
-            chosen = self._selected(graph, batch, held)
-            values, mask = (self.inputs[batch], held) if chosen is None else (chosen, held[held])
+        most = max(map(len, self.held), default=0) if at_once is None else at_once
+        joined, axes = list[tuple[Inputs, Tensor]](), self._axes(graph)
+        for values, mask in self._held(graph, most):
             if axes and joined and len(joined[-1][1]) + len(mask) <= most and _fit(joined[-1][0], values, axes):
                 before, seen = joined.pop()
-                values = [torch.cat(pair, axis) for *pair, axis in zip(before, values, axes, strict=True)]
-                mask = torch.cat([seen, mask])
-            joined.append((values, mask))
+                both = [torch.cat(pair, axis) for *pair, axis in zip(before, values, axes, strict=True)]
+                joined.append((both, torch.cat([seen, mask])))
+            else:
+                joined.append((values, mask))
         return joined
+
+    def _held(self, graph: fx.GraphModule, most: int) -> Iterator[tuple[Inputs, Tensor]]:
+        """The samples that are held out, at most so many at once, or all of a batch that cannot be split."""
+        for batch, held in enumerate(self.held):
+            for rows in held.nonzero().flatten().split(max(most, 1)):
+                chosen = self._selected(graph, batch, torch.zeros_like(held).index_fill(0, rows, value=True))
+                if chosen is None:
+                    yield self.inputs[batch], held
+                    break
+                yield chosen, held[rows]
+
+    def with_fewer(self, most: int) -> Calibration:
+        """The same with at most so many samples held out, drawn at random, by the same seed every time."""
+        return replace(self, held=_drawn(torch.cat(list(self.held)), most).split([len(held) for held in self.held]))
 
     def _axes(self, graph: fx.GraphModule) -> list[int] | None:
         """The axis of the samples of each input, or None where an input has none, or several places a sample."""
@@ -93,9 +105,7 @@ class Calibration:
 
         All of a batch that cannot be split.
         """
-        held_out = torch.cat(list(self.held))
-        rest, drawn = (~held_out).nonzero().flatten(), torch.zeros_like(held_out)
-        drawn[rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))[:most]]] = True
+        drawn = _drawn(~torch.cat(list(self.held)), most)
         chosen_of = drawn.split([len(held) for held in self.held])
         inputs, masks, numbers = list[Inputs](), list[Tensor](), list[int]()
         known = range(len(self.inputs)) if self.numbers is None else self.numbers
@@ -147,6 +157,13 @@ def held_out(count: int) -> Tensor:
     """
     order = torch.arange(count)
     return order % EVERY == EVERY - 1 if count >= EVERY else (order == count - 1) & (order > 0)
+
+
+def _drawn(mask: Tensor, most: int) -> Tensor:
+    """At most so many of the places that a mask marks, drawn at random, by the same seed every time."""
+    places, drawn = mask.nonzero().flatten(), torch.zeros_like(mask)
+    drawn[places[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[:most]]] = True
+    return drawn
 
 
 def _names(graph: fx.GraphModule) -> list[str]:

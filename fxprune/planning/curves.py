@@ -1,0 +1,108 @@
+"""Curves: how far a model's outputs move by pruning one group alone, and the order of removal that follows."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+
+from fxprune.caller.arrays import Flags, Index, Scalars
+from fxprune.planning.allocation import Allocation
+from fxprune.planning.widths import Arrays
+
+CHUNKS = 32  # steps in which the units of a group are removed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curves(Arrays):
+    """Measured divergences of the outputs, for groups that are pruned alone.
+
+    Curve i has the points `starts[i]` to `starts[i + 1]`: after the removal of its first `depths` units the outputs
+    have moved by `values`. It is that of `bundles(...)[i]`.
+    """
+
+    starts: Index
+    depths: Index
+    values: Scalars
+
+    def of(self, bundle: int) -> tuple[Index, Scalars]:
+        """The depths and the divergences of one curve, from the unpruned model on; the latter never fall.
+
+        >>> Curves(np.array([0, 2]), np.array([2, 3]), np.array([0.3, 0.2])).of(0)
+        (array([0, 2, 3]), array([0. , 0.3, 0.3]))
+        """
+        own = slice(self.starts[bundle], self.starts[bundle + 1])
+        return np.append(0, self.depths[own]), np.maximum.accumulate(np.append(0.0, self.values[own]))
+
+
+def bundles(allocation: Allocation) -> list[Index]:
+    """The units of each group in the order of their removal.
+
+    Groups whose layers keep equal numbers, or of which one keeps more than another, are one bundle.
+    """
+    number = np.repeat(np.arange(len(allocation.sizes)), allocation.sizes)
+    net: nx.Graph = nx.Graph()
+    net.add_nodes_from(range(len(allocation.sizes)))
+    for sites in (*allocation.equal, *allocation.larger):
+        tied = np.unique(np.concatenate([number[units[units >= 0]] for units in sites]))
+        nx.add_path(net, tied.tolist())
+    late, found = allocation.late(), []
+    for groups in sorted(map(sorted, nx.connected_components(net))):
+        units = np.flatnonzero(np.isin(number, groups))
+        found.append(units[np.argsort(late[units], kind="stable")])
+    return found
+
+
+def measured_levels(curves: Curves, order: Sequence[Index], cost: Callable[[Flags], float], units: int) -> Scalars:
+    """The place of each unit in the order of removal, from 0 to 1, inf where it is never removed.
+
+    The next units to be removed are those of the curve that rises least for what they save. Curves are taken as
+    additive, and convex between the depths at which they are: this is the way of Lagrange multipliers, with what a unit
+    saves counted anew after each step.
+    """
+    level, keep, places = np.full(units, np.inf), np.ones(units, dtype=np.bool_), 0
+    waiting = [_steps(order[i], *curves.of(i)) for i in range(len(order))]
+    now = cost(keep)
+
+    def rate(bundle: int) -> float:
+        step, slope = waiting[bundle][0]
+        less = keep.copy()
+        less[step] = False
+        return slope * len(step) / max(now - cost(less), 1e-9)
+
+    heap = [(rate(i), i) for i in range(len(order)) if waiting[i]]
+    heapq.heapify(heap)
+    while heap:
+        _, bundle = heap[0]
+        current = rate(bundle)  # others were removed since: it saves less now
+        if len(heap) > 1 and current > min(heap[1:3])[0]:
+            heapq.heapreplace(heap, (current, bundle))
+            continue
+        step, _ = waiting[bundle].pop(0)
+        keep[step] = False
+        now, places = cost(keep), places + 1
+        level[step] = places
+        if waiting[bundle]:
+            heapq.heapreplace(heap, (rate(bundle), bundle))
+        else:
+            heapq.heappop(heap)
+    return level / max(places, 1)
+
+
+def _steps(units: Index, depths: Index, values: Scalars) -> list[tuple[Index, float]]:
+    """The units of a curve in steps, each with the slope of the curve's lower convex hull there."""
+    corners = [0]
+    while corners[-1] < len(depths) - 1:
+        here = corners[-1]
+        slopes = (values[here + 1 :] - values[here]) / (depths[here + 1 :] - depths[here])
+        corners.append(here + 1 + int(np.flatnonzero(slopes == slopes.min())[-1]))
+    size, found = -(-len(units) // CHUNKS), list[tuple[Index, float]]()
+    for here, there in itertools.pairwise(corners):
+        slope = float((values[there] - values[here]) / (depths[there] - depths[here]))
+        starts = range(depths[here], depths[there], size)
+        found += [(units[start : min(start + size, depths[there])], slope) for start in starts]
+    return found
