@@ -22,21 +22,28 @@ class Curves(Arrays):
     """Measured divergences of the outputs, for groups that are pruned alone.
 
     Curve i has the points `starts[i]` to `starts[i + 1]`: after the removal of its first `depths` units the outputs
-    have moved by `values`. It is that of `bundles(...)[i]`.
+    have moved by `values`. It is that of `bundles(...)[i]`, whose units `order` holds in the order of their removal.
     """
 
     starts: Index
     depths: Index
     values: Scalars
+    order: Index
 
     def of(self, bundle: int) -> tuple[Index, Scalars]:
         """The depths and the divergences of one curve, from the unpruned model on; the latter never fall.
 
-        >>> Curves(np.array([0, 2]), np.array([2, 3]), np.array([0.3, 0.2])).of(0)
+        >>> Curves(np.array([0, 2]), np.array([2, 3]), np.array([0.3, 0.2]), np.arange(4)).of(0)
         (array([0, 2, 3]), array([0. , 0.3, 0.3]))
         """
         own = slice(self.starts[bundle], self.starts[bundle + 1])
         return np.append(0, self.depths[own]), np.maximum.accumulate(np.append(0.0, self.values[own]))
+
+    def late(self) -> Scalars:
+        """The place of each unit in `order`: a ranking of the units of every group."""
+        late = np.empty(len(self.order))
+        late[self.order] = np.arange(len(self.order))
+        return late
 
 
 def bundles(allocation: Allocation) -> list[Index]:
@@ -57,13 +64,14 @@ def bundles(allocation: Allocation) -> list[Index]:
     return found
 
 
-def measured_levels(curves: Curves, order: Sequence[Index], cost: Callable[[Flags], float], units: int) -> Scalars:
+def measured_levels(curves: Curves, found: Sequence[Index], cost: Callable[[Flags], float]) -> Scalars:
     """The place of each unit in the order of removal, from 0 to 1, inf where it is never removed.
 
     The next units to be removed are those of the curve that rises least for what they save. Curves are taken as
     additive, and convex between the depths at which they are: this is the way of Lagrange multipliers, with what a unit
-    saves counted anew after each step.
+    saves counted anew after each step. `found` are the bundles of the curves.
     """
+    order, units = np.split(curves.order, np.cumsum([len(own) for own in found])[:-1]), len(curves.order)
     level, keep, places = np.full(units, np.inf), np.ones(units, dtype=np.bool_), 0
     waiting = [_steps(order[i], *curves.of(i)) for i in range(len(order))]
     now = cost(keep)

@@ -6,6 +6,7 @@ What reads removed units reads their prediction from the kept ones instead, as a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.arrays import Flags, Index
+from fxprune.caller.arrays import Flags, Index, Scalars
 from fxprune.caller.batches import sample_count
-from fxprune.caller.isolation import device_of, evaluating
+from fxprune.caller.isolation import evaluating
 from fxprune.coupling.gates import Gate, insert
 from fxprune.coupling.groups import Coupling, Edge, Key
 from fxprune.planning.allocation import Allocation
@@ -36,7 +37,7 @@ DEPTHS = (  # shares of a group that are removed; the last leaves one unit. The 
 )
 MOST, FEWEST = 64, 4  # samples that the outputs are compared on
 WORK = 6  # forward passes over all samples that the curves may take at most, as far as `FEWEST` allows
-MEMORY = 1 << 30  # bytes for all values of a graph on some samples
+MEMORY = 1 << 30  # bytes for all values of a graph on those samples
 
 
 class PredictionGate(Gate):
@@ -48,7 +49,7 @@ class PredictionGate(Gate):
         self.map: Tensor | None = None
         self.offset: Tensor | None = None
 
-    def remove(self, keep: Flags, device: torch.device) -> bool:
+    def remove(self, keep: Flags) -> bool:
         """Replace the units without `keep` from now on; returns whether there are any."""
         kept = np.append(keep, True)[self.units]
         self.map = self.offset = None
@@ -58,17 +59,17 @@ class PredictionGate(Gate):
         if self.moments is not None:
             found = prediction(self.moments, kept, linear=True)
             by_kept, offset = by_kept + found.map, found.offset
-        self.map, self.offset = (torch.from_numpy(array).to(device, torch.float32) for array in (by_kept, offset))
+        self.map, self.offset = torch.from_numpy(by_kept), torch.from_numpy(offset)
         return True
 
     def forward(self, x: Tensor, *, padded: bool = False) -> Tensor:
         if self.map is None or self.offset is None:
             return x
-        mixed = x.movedim(self.dim, -1) @ self.map.T.to(x.dtype) + self.offset.to(x.dtype)
+        mixed = x.movedim(self.dim, -1) @ self.map.T.to(x) + self.offset.to(x)
         return mixed.movedim(-1, self.dim)
 
     def weigh(self, weight: Tensor) -> Tensor:
-        return weight if self.map is None else weight @ self.map.to(weight.dtype)
+        return weight if self.map is None else weight @ self.map.to(weight)
 
 
 class Suffixes:
@@ -103,53 +104,96 @@ class Suffixes:
 
 
 def measured_curves(
-    graph: ModelGraph, coupling: Coupling, moments: Mapping[Key, Moments], allocation: Allocation, data: Calibration,
-    divergence: Divergence,
+    graph: ModelGraph, coupling: Coupling, moments: Mapping[Key, Moments], allocation: Allocation,
+    signals: Sequence[Scalars], data: Calibration, divergence: Divergence,
 ) -> Curves:  # fmt: skip
-    """The divergence of a graph's outputs for every bundle of groups, pruned alone to a few depths."""
+    """The divergence of a graph's outputs for every bundle of groups, pruned alone to a few depths.
+
+    From each depth to the next, the units are removed that one of the `signals` ranks lowest of those that are left:
+    the one that moves the outputs least. The first alone is followed where several would take too long.
+    """
     gated, gates = insert(graph, coupling, lambda edge: PredictionGate(edge, moments))
     fuse(gated, coupling.specs)
-    order, device = bundles(allocation), device_of(graph)
-    points = _points(order, sum(map(len, data.held)))
-    judges = data.with_fewer(max(FEWEST, min(MOST, 2 * WORK * sum(map(len, data.held)) // max(len(points), 1))))
+    found, count = bundles(allocation), sum(map(len, data.held))
+    shares, tried = next(
+        (shares, tried)
+        for shares, tried in [*((s, t) for s in DEPTHS for t in (len(signals), 1)), (DEPTHS[-1], 1)]
+        if _work(found, shares) * tried * FEWEST <= WORK * count or (shares is DEPTHS[-1] and tried == 1)
+    )
     at_once = MEMORY * sample_count(example_of(graph)) // max(all_bytes(graph), 1)
-    values, total = np.zeros(len(points)), 0
+    samples = max(FEWEST, min(MOST, at_once, int(WORK * count / max(_work(found, shares) * tried, 1e-9))))
+    order, depths, values = list[Index](), list[int](), list[float]()
     with torch.no_grad(), evaluating(gated):
-        for batch, mask in judges.judged(graph, max(at_once, 1)):
-            suffixes, total = Suffixes(gated, batch), total + len(mask)
-            goal = suffixes.output()
-            for place, (bundle, depth) in enumerate(points):
-                changed = _removed(gated, gates, order[bundle][:depth], coupling.units, device)
-                values[place] += len(mask) * divergence(goal, suffixes.output(changed))
-    counts = np.bincount([bundle for bundle, _ in points], minlength=len(order))
-    depths = np.array([depth for _, depth in points], dtype=np.int64)
-    return Curves(np.append(0, np.cumsum(counts)), depths, values / max(total, 1))
+        judge = Judge(gated, gates, coupling.units, data.with_fewer(samples), divergence)
+        for units in found:
+            own, curve = _curve(judge, allocation, units, _depths(units, shares), signals[:tried])
+            order.append(own)
+            depths += [depth for depth, _ in curve]
+            values += [value for _, value in curve]
+    ends = np.cumsum([0, *(len(_depths(units, shares)) for units in found)])
+    return Curves(ends, np.array(depths, dtype=np.int64), np.array(values, dtype=np.float64), np.concatenate(order))
 
 
-def _points(order: Sequence[Index], samples: int) -> list[tuple[int, int]]:
-    """The (bundle, depth) to be measured: as many depths as can be measured on some samples of so many."""
-    for shares in DEPTHS:
-        points = [
-            (bundle, depth)
-            for bundle, units in enumerate(order)
-            for depth in sorted({min(max(1, round(share * len(units))), len(units) - 1) for share in shares} - {0})
-        ]
-        if len(points) * 2 * FEWEST <= 2 * WORK * samples:
-            break
-    return points
+def _depths(units: Index, shares: Sequence[float]) -> list[int]:
+    """The numbers of units that are removed, of a bundle with so many."""
+    return sorted({min(max(1, round(share * len(units))), len(units) - 1) for share in shares} - {0})
 
 
-def _removed(
-    gated: fx.GraphModule, gates: Sequence[Gate], removed: Index, units: int, device: torch.device
-) -> list[str]:
-    """The modules of a gated graph that change by the removal of some units, and of no others."""
-    keep = np.ones(units, dtype=np.bool_)
-    keep[removed] = False
-    changed = {id(gate) for gate in gates if isinstance(gate, PredictionGate) and gate.remove(keep, device)}
-    return [name for name, module in gated.named_children() if changed & _gates_in(module)]
+def _work(found: Sequence[Index], shares: Sequence[float]) -> float:
+    """About how many forward passes one sample takes: half of the network lies behind a group."""
+    return sum(len(_depths(units, shares)) for units in found) / 2
 
 
-def _gates_in(module: nn.Module) -> set[int]:
-    """The gates that a module is or holds."""
+def _curve(
+    judge: Judge, allocation: Allocation, units: Index, depths: Sequence[int], signals: Sequence[Scalars]
+) -> tuple[Index, list[tuple[int, float]]]:
+    """The order of removal of a bundle's units, and the divergence at each depth."""
+    removed, curve = units[:0], list[tuple[int, float]]()
+    for depth in depths:
+        tries = [_next(allocation, units, removed, depth, signal) for signal in signals]
+        found = [judge(np.append(removed, more)) for more in tries]
+        best = int(np.argmin(found))
+        removed = np.append(removed, tries[best])
+        curve.append((depth, found[best]))
+    rest = _next(allocation, units, removed, len(units), signals[0])
+    return np.append(removed, rest), curve
+
+
+def _next(allocation: Allocation, units: Index, removed: Index, depth: int, signal: Scalars) -> Index:
+    """The next units of a bundle to be removed, up to so many in all: equal shares of its groups, lowest first."""
+    left = np.setdiff1d(units, removed)
+    late = replace(allocation, level=np.zeros(len(signal)), propose=np.where(_in(removed, signal), -np.inf, signal))
+    return left[np.argsort(late.late()[left], kind="stable")][: depth - len(removed)]
+
+
+def _in(units: Index, like: Scalars) -> Flags:
+    marks = np.zeros(len(like), dtype=np.bool_)
+    marks[units] = True
+    return marks
+
+
+class Judge:
+    """The divergence of a gated graph's outputs without some units, on the samples that are held out."""
+
+    def __init__(
+        self, gated: fx.GraphModule, gates: Sequence[Gate], units: int, data: Calibration, divergence: Divergence
+    ) -> None:
+        self.units, self.divergence = units, divergence
+        self.gates = [gate for gate in gates if isinstance(gate, PredictionGate)]
+        self.names = {id(gate): name for name, part in gated.named_children() for gate in _gates_in(part)}
+        self.batches = [(Suffixes(gated, values), len(mask)) for values, mask in data.judged(gated)]
+
+    def __call__(self, removed: Index) -> float:
+        """The divergence without the units `removed`."""
+        keep = ~_in(removed, np.empty(self.units))
+        changed = {self.names[id(gate)] for gate in self.gates if gate.remove(keep)}
+        values = [self.divergence(part.output(), part.output(changed)) for part, _ in self.batches]
+        for gate in self.gates:
+            gate.map = gate.offset = None
+        return float(np.average(values, weights=[samples for _, samples in self.batches]))
+
+
+def _gates_in(module: nn.Module) -> list[nn.Module]:
+    """The gates that a module of a gated graph is or holds."""
     held = getattr(module, "gates", None)
-    return {id(module), id(getattr(module, "gate", None)), *map(id, held.values() if isinstance(held, dict) else ())}
+    return [module, *(held.values() if isinstance(held, dict) else ()), *module.children()]

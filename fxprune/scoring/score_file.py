@@ -163,6 +163,7 @@ def _check_consistent(scores: ScoreData) -> None:
         _check_range(curves.depths, 1, units, "curves")
         _check(curves.values.shape == curves.depths.shape and curves.values.dtype == np.float64, "curves")
         _check(bool(np.isfinite(curves.values).all() and (np.diff(curves.starts) >= 0).all()), "curves")
+        _check(curves.order.ndim == 1 and np.array_equal(np.sort(curves.order), np.arange(units)), "curves")
         _check(len(curves.starts) <= len(scores.groups) + 1 and curves.starts[-1:] == [len(curves.depths)], "curves")
     _check(is_whole(scores.min_keep, below=_MANY) and is_whole(scores.round_to, below=_MANY), "min_keep and round_to")
     check_settings(scores.settings)

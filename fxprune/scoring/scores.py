@@ -32,6 +32,7 @@ from fxprune.scoring.curves import measured_curves
 from fxprune.scoring.divergence import Divergence, logits_of
 from fxprune.scoring.node_times import measure
 from fxprune.scoring.score_file import ScoreData, read_scores, write_scores
+from fxprune.scoring.signals.table import activations, magnitudes
 from fxprune.tracing.capture import capture_around, captured
 from fxprune.tracing.graph import ModelGraph, captured_of
 from fxprune.tracing.part import Run, part_of
@@ -157,10 +158,12 @@ class Scores(ScoreData):
                     return self
                 logits = () if submodule else logits_of(graph, data, loader, unpack, by_class=loss is None and not run)
                 within = self.allocation("uniform")
-                return replace(
-                    self,
-                    curves=measured_curves(graph, coupling, self.moments, within, data, Divergence(logits)),
-                )
+                others = magnitudes(graph, coupling), activations(coupling, self.moments)
+                curves = measured_curves(
+                    graph, coupling, self.moments, within, (self.propose, self.protect, *others), data,
+                    Divergence(logits),
+                )  # fmt: skip
+                return replace(self, curves=curves)
 
     def _coupled(self, model: nn.Module, part: nn.Module) -> tuple[ModelGraph, Coupling]:
         """The graph of the scored part and its coupling. Raises PlanError where the scores are not of it."""
@@ -188,24 +191,24 @@ class Scores(ScoreData):
         check(Scores.allocation, locals())
         min_keep = self.min_keep if min_keep is None else min_keep
         round_to = self.round_to if round_to is None else round_to
-        by = "uniform" if allocate == MEASURED else allocate
-        level = levels(by, self.propose, self.protect, self.groups, self.worth(allocate, per=per))
-        units = {site.name: site.units for site in self.sites}
-        equal, larger = (
-            tuple(tuple(units[n] for n in names) for names in sets) for sets in (self.balanced, self.larger)
-        )
-        found = Allocation(level, self.propose, self.groups, self.pieces, equal, larger, min_keep, round_to)
-        return replace(found, level=self._measured(found, per)) if allocate == MEASURED else found
-
-    def _measured(self, within: Allocation, per: str) -> Scalars:
-        """The level of each unit by the curves, under some constraints and for a cost."""
-        if self.curves is None:
+        curves = self.curves if allocate == MEASURED else None
+        if allocate == MEASURED and curves is None:
             raise PlanError(
                 'allocate="measured" needs curves, and these scores have none: '
                 "scores = scores.with_curves(model, loader) first"
             )
+        propose, by = (self.propose, allocate) if curves is None else (curves.late(), "uniform")
+        level = levels(by, propose, self.protect, self.groups, self.worth(by, per=per))
+        units = {site.name: site.units for site in self.sites}
+        equal, larger = (
+            tuple(tuple(units[n] for n in names) for names in sets) for sets in (self.balanced, self.larger)
+        )
+        found = Allocation(level, propose, self.groups, self.pieces, equal, larger, min_keep, round_to)
+        if curves is None:
+            return found
         cost = self._cost("macs" if per == "alpha" else per)
-        return measured_levels(self.curves, bundles(within), lambda keep: cost(within.settled(keep)), len(self.propose))
+        by_curves = measured_levels(curves, bundles(found), lambda keep: cost(found.settled(keep)))
+        return replace(found, level=by_curves)
 
     def worth(self, allocate: str | Allocate | None = "tod", *, per: str = "macs") -> Scalars | None:
         """What the model saves without each unit, divided by its channels; None for allocations that do not use it."""

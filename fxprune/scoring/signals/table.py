@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from fxprune.caller.arguments import CHECKS, chosen
 from fxprune.caller.arrays import Scalars
-from fxprune.coupling.groups import Edge
+from fxprune.coupling.groups import Coupling, Edge, Key, key_of_edge
 from fxprune.coupling.readers import readers_on
 from fxprune.errors import CalibrationError, blaming
 from fxprune.rules.vocabulary import Slot
 from fxprune.scoring.evidence import Evidence
 from fxprune.scoring.moments import Moments
 from fxprune.scoring.signals.reconstruction import EdgeStatistics, elimination_costs
+from fxprune.tracing.graph import ModelGraph
 
 WIDE = 2048  # channels of an edge above which none replaces another
 Signal = Callable[[Evidence], Scalars]
@@ -82,18 +83,27 @@ def _statistics(evidence: Evidence, edge: Edge, moments: Moments) -> EdgeStatist
 
 def activation(evidence: Evidence) -> Scalars:
     """The root mean square of a unit's activations, summed over its readers."""
-    result = np.zeros(evidence.coupling.units + 1)
-    for edge, moments in evidence.edges:
-        if moments is not None:
-            np.add.at(result, edge.units, np.sqrt(np.maximum(moments.mean**2 + moments.variance, 0)))
+    return activations(evidence.coupling, evidence.moments)
+
+
+def activations(coupling: Coupling, moments: Mapping[Key, Moments]) -> Scalars:
+    """The root mean square of the activations of each unit, by the moments of the edges that read them."""
+    result = np.zeros(coupling.units + 1)
+    for edge in coupling.edges:
+        if (known := moments.get(key_of_edge(edge))) is not None:
+            np.add.at(result, edge.units, np.sqrt(np.maximum(known.mean**2 + known.variance, 0)))
     return result[:-1]
 
 
 def magnitude(evidence: Evidence) -> Scalars:
     """The L2 norm of all weights that are removed with a unit: filters, columns, and entries of norms."""
-    coupling = evidence.coupling
+    return magnitudes(evidence.graph, evidence.coupling)
+
+
+def magnitudes(graph: ModelGraph, coupling: Coupling) -> Scalars:
+    """The L2 norm of the weights of each unit of a graph."""
     result = np.zeros(coupling.units + 1)
-    for name, parameter in evidence.graph.named_parameters():
+    for name, parameter in graph.named_parameters():
         for axis in range(parameter.ndim):
             start, size = coupling.slots.get(Slot(name, axis), (0, 0))
             if size == parameter.shape[axis]:
