@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -124,20 +124,25 @@ def compress(
                 run=run, propose=propose, protect=protect, max_samples=max_samples, **scoring,
             )  # fmt: skip
             scores = scores if latency is None else scores.with_latency(whole)
-            if allocate == MEASURED or (allocate is None and alpha is None and set(asked.values()) != {None}):
+            ways = ways_of(allocate, **target)
+            if MEASURED in ways:
                 scores = scores.with_curves(
                     whole, loader, loss=loss, unpack=unpack, run=run, max_samples=max_samples, device=device, seed=seed
                 )
-            plan = scores.plan(**target, allocate=allocate, min_keep=min_keep, round_to=round_to)
-            plan = schedule.fitted(plan, part_of(original, submodule))  # type: ignore[arg-type]
-            small, planned = rewritten(whole, plan)
-            note_scores(small, scores, plan)
-            if verify:
-                note_error(small, error_of(plan, planned, part_of(small, submodule)), submodule)
-            small = with_compensation(
-                whole, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed,
-                device=device, max_samples=max_samples,
+            plans = [
+                schedule.fitted(plan, part_of(original, submodule))  # type: ignore[arg-type]
+                for plan in scores.plans(ways, **target, min_keep=min_keep, round_to=round_to)
+            ]
+            compensated = partial(
+                with_compensation, model=whole, scores=scores, loader=loader, level=compensate, unpack=unpack, run=run,
+                seed=seed, device=device, max_samples=max_samples, by_class=loss is None and run is None,
             )  # fmt: skip
+            plan = nearest(whole, plans, compensated)
+            plain, planned = rewritten(whole, plan)
+            note_scores(plain, scores, plan)
+            if verify:
+                note_error(plain, error_of(plan, planned, part_of(plain, submodule)), submodule)
+            small = compensated(plan=plan, planned=planned, small=plain)
         schedule.add(plan, report(part_of(small, submodule)))
     if rounds > 1:
         plan = schedule.whole()
@@ -192,6 +197,23 @@ def rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:
         small = with_part(model, plan.submodule, rewrite(*found))
         note(model, small, plan, found)
         return small, found
+
+
+def ways_of(allocate: str | Allocate | None, **asked: float | None) -> tuple[str | Allocate, ...]:
+    """The allocations whose plans are compared: the one that was asked for, or several where a budget alone was."""
+    budget = any(value is not None for name, value in asked.items() if name != "alpha")
+    return (allocate,) if allocate is not None else (MEASURED, "tod") if budget else ("tod",)
+
+
+def nearest(model: nn.Module, plans: Sequence[Plan], compensated: Callable[..., nn.Module]) -> Plan:
+    """The plan whose model, once compensated, has the outputs nearest to the original's on samples held out."""
+    found = []
+    for plan in plans if len(plans) > 1 else ():
+        small, planned = rewritten(model, plan)
+        done = report(part_of(compensated(plan=plan, planned=planned, small=small, crossed=False), plan.submodule))
+        found.append(done.compensation.chosen if done.compensation else None)
+    known = [index for index, error in enumerate(found) if error is not None]
+    return plans[min(known, key=lambda index: found[index] or 0.0, default=0)]
 
 
 def warn_if_unpruned(small: nn.Module) -> None:

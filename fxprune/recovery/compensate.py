@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import nn
 
 from fxprune.caller.arguments import CHECKS, chosen
-from fxprune.caller.batches import Unpack
+from fxprune.caller.batches import Unpack, sample_count
 from fxprune.caller.isolation import device_of, full_float32, kept_buffers, on_device, seeded
 from fxprune.caller.meta import need_numbers
-from fxprune.caller.ranks import give_from_first
+from fxprune.caller.ranks import give_from_first, in_all
 from fxprune.coupling.groups import Key
 from fxprune.errors import CalibrationError, PlanError, stage
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned
-from fxprune.recovery.compensation.best_graph import BestGraph
+from fxprune.recovery.compensation.best_graph import BestGraph, OutputError
 from fxprune.recovery.compensation.norm_statistics import re_estimate
 from fxprune.recovery.compensation.ridge import fill, is_recurrent
 from fxprune.recovery.compensation.sequential import refit
@@ -28,13 +29,18 @@ from fxprune.reporting.provenance import new_biases
 from fxprune.reporting.records import Compensation
 from fxprune.reporting.report import Pruned
 from fxprune.scoring.calibration import Calibration, calibration_of
+from fxprune.scoring.divergence import Divergence, logits_of
 from fxprune.scoring.moments import Moments
 from fxprune.scoring.scores import Scores
-from fxprune.tracing.graph import RECORD, ModelGraph, changed_buffers
+from fxprune.tracing.graph import RECORD, ModelGraph, changed_buffers, example_of, flops_of
 from fxprune.tracing.part import Run, part_of, with_part
 
 Level = Literal["none", "bias", "ridge", "sequential"]
 LEVELS: tuple[str, ...] = get_args(Level)
+MANY = 512  # samples, of which some are set apart to judge by: one in so many
+ONE_IN = 8
+CROSSED = 4  # parts of fewer samples, each of which judges once
+LIGHT = 1e11  # flops of one pass over all samples, up to which that is done
 CHECKS["compensate"] = chosen(LEVELS, PlanError)
 
 
@@ -53,9 +59,13 @@ def check_level(level: str, moments: Mapping[Key, Moments] | None, loader: objec
 def with_compensation(
     model: nn.Module, plan: Plan, planned: Planned, small: nn.Module, scores: Scores | None,
     loader: Iterable[Any] | None, level: Level, *, unpack: Unpack | None, run: Run | None, seed: int,
-    device: torch.device | str | None, max_samples: int | None = None,
+    device: torch.device | str | None, max_samples: int | None = None, by_class: bool = False, crossed: bool = True,
 ) -> nn.Module:  # fmt: skip
-    """`small`, which a plan made of `model`, compensated, with an entry in its report."""
+    """`small`, which a plan made of `model`, compensated, with an entry in its report.
+
+    `by_class` says that the loss is the cross-entropy of the first output, `crossed` that all of a few samples may be
+    fitted to, several times, to judge the result.
+    """
     moments = scores.moments if scores else {}
     check_level(level, moments, loader)
     if level == "none":
@@ -66,12 +76,14 @@ def with_compensation(
         part: Any = part_of(small, plan.submodule)
         state = {name: part.get_buffer(name).clone() for name in changed_buffers(graph)}
         with on_device(device, graph, part), kept_buffers(graph):
-            data = None
+            data, divergence = None, Divergence()
             if loader is not None:
                 data = calibration_of(
                     model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run, max_samples=max_samples
                 )
-            part, done = _compensated(planned, part, level, moments, data, int(seed))
+                if not plan.submodule:
+                    divergence = Divergence(logits_of(graph, data, loader, unpack, by_class=by_class))
+            part, done = judged(planned, part, Options(level, moments, divergence, int(seed)), data, crossed=crossed)
         for name, value in state.items():
             part.get_buffer(name).copy_(value)
         record: Pruned = part.meta[RECORD]
@@ -81,27 +93,69 @@ def with_compensation(
         return small
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Options:
+    """How a graph is compensated: the level, the moments of the edges, the measure of the outputs, and the seed."""
+
+    level: str
+    moments: Mapping[Key, Moments]
+    divergence: Divergence
+    seed: int
+
+
+def judged(
+    planned: Planned, small: ModelGraph, options: Options, data: Calibration | None, *, crossed: bool
+) -> tuple[ModelGraph, Compensation]:
+    """A copy of a narrowed graph, compensated, and how far its outputs are from the original's on fresh samples.
+
+    Of many samples, some are set apart for that. Of fewer, the compensation is repeated without each of some parts,
+    which judge it: all of them are fitted to in the end. That takes too long for large models: they do without.
+    """
+    if data is None or not data.judges:
+        return _compensated(planned, small, options, None)
+    count = int(data.summed(torch.tensor(sum(map(len, data.held)))))
+    work = count * sum(flops_of(planned.graph).values()) / max(sample_count(example_of(planned.graph)), 1)
+    few = count < MANY and work < LIGHT and data.ranks == 1
+    if few and not crossed:
+        return _compensated(planned, small, options, data)
+    pairs = data.folds(planned.graph, CROSSED if few else ONE_IN)
+    pairs = [pair for pair in pairs[: None if few else 1] if pair[0].judges]
+    if not in_all(bool(pairs)):
+        return _compensated(planned, small, options, data)
+    total = np.zeros(3)
+    for rest, apart in pairs:
+        best, done = _compensated(planned, small, options, rest)
+        error, samples = OutputError(planned.graph, apart, options.divergence), sum(map(len, apart.held))
+        total += samples * np.array([error(small), error(best), 1])
+    if few:
+        best, done = _compensated(planned, small, options, data)
+    before, after = (total[:2] / total[2]).tolist()
+    return best, replace(done, before=before, after=after)
+
+
 def _compensated(
-    planned: Planned, small: ModelGraph, level: str, moments: Mapping[Key, Moments], data: Calibration | None, seed: int
+    planned: Planned, small: ModelGraph, options: Options, data: Calibration | None
 ) -> tuple[ModelGraph, Compensation]:
     """A copy of a narrowed graph, compensated; a step is kept only if its outputs are nearer to the original's.
 
-    Where no sample is held out, steps by the moments are kept untested, and nothing is fitted to the data.
+    Without data, steps by the moments are kept untested, and nothing is fitted.
     """
-    data = data if data is not None and data.judges else None
-    best = BestGraph(planned.graph, small, data)
+    level = options.level
+    error = None if data is None else OutputError(planned.graph, data, options.divergence)
+    best = BestGraph(planned.graph, small, error)
 
     def fill_in(tried: ModelGraph, *, linear: bool) -> tuple[str, ...]:
         only = partial(is_recurrent, tried) if level == "sequential" else None
-        return fill(planned, tried, moments, linear=linear, only=only)
+        return fill(planned, tried, options.moments, linear=linear, only=only)
 
     ways = (False,) if level == "bias" else (True, False)  # by the mean where a linear map does harm
     filled = next((done for linear in ways if (done := best.attempt(partial(fill_in, linear=linear)))), ())
     layers, norms = None, None
-    if data is not None:
+    if data is not None and error is not None:
         if level == "sequential":
-            layers = best.attempt(lambda tried: refit(planned, tried, data, seed=seed))
+            layers = best.attempt(lambda tried: refit(planned, tried, data, error, seed=options.seed))
         norms = best.attempt(lambda tried: re_estimate(tried, data))
         if data.ranks > 1:
             give_from_first(best.graph)
-    return best.graph, Compensation(level, best.before, best.error, layers or (), filled, norms or 0)
+    found = Compensation(level, None, None, layers or (), filled, norms or 0, options.divergence.measure, best.error)
+    return best.graph, found

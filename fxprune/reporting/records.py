@@ -213,8 +213,9 @@ def _spread(timing: Timing) -> str:
 class Compensation:
     """How the removal was compensated for.
 
-    `before` and `after` are the mean squared errors of the output against the original's, in shares of its variance, on
-    held-out calibration samples: after plain removal, and after compensation; None where no sample was held out.
+    `before` and `after` say how far the outputs are from the original's, by the `measure`, after plain removal and
+    after compensation: on calibration samples to which nothing was fitted and by which nothing was chosen. They are
+    None where too few samples could be set apart. `chosen` is the same on the samples that chose what was kept.
     `layers` are those that were refitted, `filled` the nodes into whose weights the removed units were folded, and
     `norms` the number of BatchNorms whose statistics were recomputed.
     """
@@ -225,6 +226,8 @@ class Compensation:
     layers: tuple[Refit, ...] = ()
     filled: tuple[str, ...] = ()
     norms: int = 0
+    measure: str = "squared error, in shares of the variance"
+    chosen: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

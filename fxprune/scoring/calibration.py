@@ -134,6 +134,37 @@ class Calibration:
                 found.append(value.index_select(axis.index, chosen.nonzero().flatten().to(value.device)))
         return found
 
+    def folds(self, graph: fx.GraphModule, count: int) -> list[tuple[Calibration, Calibration]]:
+        """The data in two, `count` times: without a share of the samples, and those alone, all of them held out.
+
+        Each sample is among the latter once. Where batches cannot be split, whole ones are; empty where there is one.
+        """
+        sizes = [len(held) for held in self.held]
+        count = min(count, sum(sizes))
+        masks = [(torch.arange(sum(sizes)) % count == count - 1 - fold).split(sizes) for fold in range(count)]
+        if any(self._selected(graph, batch, held) is None for batch, held in enumerate(self.held)):
+            count = min(count, len(sizes))
+            masks = [
+                tuple(torch.full((size,), batch % count == fold) for batch, size in enumerate(sizes))
+                for fold in range(count)
+            ]
+        return [
+            (self._part(graph, [~m for m in mask]), self._part(graph, mask, judged=True))
+            for mask in masks * (count > 1)
+        ]
+
+    def _part(self, graph: fx.GraphModule, masks: Sequence[Tensor], *, judged: bool = False) -> Calibration:
+        """The samples that masks choose, all of them held out or some as always."""
+        known = range(len(self.inputs)) if self.numbers is None else self.numbers
+        own = [batch for batch, mask in enumerate(masks) if bool(mask.any())]
+        sizes = [int(masks[batch].sum()) for batch in own]
+        held = torch.ones(sum(sizes), dtype=torch.bool) if judged else held_out(sum(sizes))
+        values = [
+            self.inputs[batch] if bool(masks[batch].all()) else self._selected(graph, batch, masks[batch]) or []
+            for batch in own
+        ]
+        return replace(self, inputs=values, held=held.split(sizes), numbers=[known[batch] for batch in own])
+
     def mask(self, node: str, values: Tensor, batch: int, channels: int) -> Tensor:
         """The held-out places in the value of a node, as a mask that broadcasts to its shape.
 

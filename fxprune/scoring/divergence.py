@@ -6,8 +6,8 @@ all others by the squared error, in shares of the variance of the original's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,15 +29,34 @@ SUMS = 1e-3  # how far the sums of a distribution may be from 1
 class Divergence:
     """The divergence of outputs from the original's, summed over the floating outputs.
 
-    `logits` are the (place, axis) of outputs that are the logits of classes along that axis.
+    `logits` are the (place, axis) of outputs that are the logits of classes along that axis. `variances` are those of
+    the original's outputs, by which squared errors are divided; without them, the variance of the outputs at hand is.
     """
 
     logits: tuple[tuple[int, int], ...] = ()
+    variances: tuple[float, ...] = ()
 
     def __call__(self, wanted: Any, found: Any) -> float:
         """How far the outputs `found` are from those `wanted`, of the same form."""
-        goals, others, axes = floats(wanted), floats(found), dict(self.logits)
-        return float(sum(_apart(a, b, axes.get(i)) for i, (a, b) in enumerate(zip(goals, others, strict=True))))
+        goals, axes = floats(wanted), dict(self.logits)
+        variances = self.variances or (None,) * len(goals)
+        parts = zip(goals, floats(found), variances, strict=True)
+        return float(sum(_apart(a, b, axes.get(i), variance) for i, (a, b, variance) in enumerate(parts)))
+
+    @property
+    def measure(self) -> str:
+        """The name of the measure."""
+        return "Kullback-Leibler divergence" if self.logits else "squared error, in shares of the variance"
+
+    def scaled(self, goals: Sequence[Any], summed: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Divergence:
+        """The same with the variances of an original's outputs on several batches; `summed` adds those of all ranks."""
+        found = []
+        for outputs in zip(*map(floats, goals), strict=True):
+            values = [output[output.isfinite()].double() for output in outputs]
+            sums = [torch.stack([v.new_tensor(v.numel()), v.sum(), v.square().sum()]).cpu() for v in values]
+            count, total, square = summed(torch.stack(sums).sum(0)).tolist()
+            found.append(max(square / max(count, 1) - (total / max(count, 1)) ** 2, TINY))
+        return replace(self, variances=tuple(found))
 
 
 def floats(output: Any) -> list[Tensor]:
@@ -45,7 +64,7 @@ def floats(output: Any) -> list[Tensor]:
     return [t for t in pytree.tree_leaves(as_fields(output)) if isinstance(t, Tensor) and t.is_floating_point()]
 
 
-def _apart(wanted: Tensor, found: Tensor, axis: int | None) -> float:
+def _apart(wanted: Tensor, found: Tensor, axis: int | None, variance: float | None) -> float:
     wanted, found = wanted.double(), found.double()
     if axis is not None:
         return float(_kl(F.log_softmax(wanted, axis), F.log_softmax(found, axis), axis))
@@ -55,7 +74,8 @@ def _apart(wanted: Tensor, found: Tensor, axis: int | None) -> float:
     wanted, found = wanted[counts], found[counts]
     if not len(wanted):
         return 0.0
-    return float((found - wanted).square().mean() / wanted.var(correction=0).clamp_min(TINY))
+    spread = float(wanted.var(correction=0).clamp_min(TINY)) if variance is None else variance
+    return float((found - wanted).square().mean()) / spread
 
 
 def _kl(wanted: Tensor, found: Tensor, axis: int) -> Tensor:

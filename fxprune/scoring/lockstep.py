@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +59,16 @@ class Stepper(fx.Interpreter):
         while self.behind <= self.place[node]:
             self._release(self.nodes[self.behind])
             self.behind += 1
+
+    def saved(self) -> Callable[[], None]:
+        """A function that restores the run as it is now."""
+        kept = dict(self.values), dict(self.waiting), self.next, self.behind, [copy.copy(i) for i in self._inputs]
+
+        def restore() -> None:
+            values, waiting, self.next, self.behind, inputs = kept
+            self.values, self.waiting, self._inputs = dict(values), dict(waiting), [copy.copy(i) for i in inputs]
+
+        return restore
 
     def _release(self, node: fx.Node) -> None:
         self.waiting[node] -= 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
@@ -103,6 +103,21 @@ class Scores(ScoreData):
         keep = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in self.sites}
         widths = {site.name: site.width for site in self.sites}
         return Plan(keep, widths, self.example, level, self.frozen, self.settings, budget, name)
+
+    def plans(self, ways: Sequence[str | Allocate], **asked: Any) -> list[Plan]:
+        """The plans by several allocations, as `plan` makes them; those that cannot keep to the budget are left out.
+
+        Raises PlanError where none can.
+        """
+        found, errors = list[Plan](), list[PlanError]()
+        for allocate in ways:
+            try:
+                found.append(self.plan(**asked, allocate=allocate))
+            except PlanError as error:
+                errors.append(error)
+        if not found:
+            raise errors[0]
+        return found
 
     def with_latency(self, model: nn.Module, example: Any = None, *, repeats: int = 20) -> Scores:
         """These scores, with a table of the times of the model's nodes for `plan(latency=...)`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -36,3 +37,17 @@ def add_to_bias(reader: Reader, norm: nn.Module | None, constant: Tensor) -> Non
         norm.running_mean -= constant.to(norm.running_mean)
     elif reader.owner is not None and bool(constant.any()):
         reader.owner.bias = nn.Parameter(constant.to(reader.weight), requires_grad=reader.weight.requires_grad)
+
+
+def restorer(reader: Reader, norm: nn.Module | None) -> Callable[[], None]:
+    """A function that restores the weight of a layer, and what takes the place of its bias, as they are now."""
+    mean = getattr(norm, "running_mean", None)
+    held = [(tensor, tensor.detach().clone()) for tensor in (reader.weight, reader.bias, mean) if tensor is not None]
+
+    def restore() -> None:
+        for tensor, before in held:
+            tensor.data.copy_(before)
+        if reader.bias is None and reader.owner is not None and hasattr(reader.owner, "bias"):
+            reader.owner.register_parameter("bias", None)
+
+    return restore

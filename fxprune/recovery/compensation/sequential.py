@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -12,7 +14,7 @@ from torch import fx
 from fxprune.coupling.readers import Reader, reader_of, uses
 from fxprune.planning.planned import Planned
 from fxprune.recovery.compensation.aims import Aim, aim_of
-from fxprune.recovery.compensation.biases import add_to_bias, bias_of, is_shared, takes_bias
+from fxprune.recovery.compensation.biases import add_to_bias, bias_of, is_shared, restorer, takes_bias
 from fxprune.recovery.compensation.least_squares import Fit, refitted
 from fxprune.recovery.compensation.row_sampling import GraphPair, rows_for
 from fxprune.recovery.compensation.wide import by_channel
@@ -23,31 +25,81 @@ from fxprune.scoring.lockstep import Stepper
 from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.in_place import works_in_place
 
+CHUNKS = 8  # of the layers that are refitted before the error is looked at
 WIDEST = 4096  # features of a group of a layer; wider ones are fitted by channel
 
 
-def refit(planned: Planned, small: ModelGraph, data: Calibration, *, seed: int = 0) -> tuple[Refit, ...]:
+def refit(
+    planned: Planned, small: ModelGraph, data: Calibration, error: Callable[[ModelGraph], float], *, seed: int = 0
+) -> tuple[Refit, ...]:
     """Refit, in place, every layer of `small` whose inputs differ from those in the original graph, front to back.
 
-    Both graphs are in eval mode. `seed` is that of the sampled positions.
+    Both graphs are in eval mode. `seed` is that of the sampled positions. A few layers at a time are kept only if the
+    `error` does not grow; where it does, they are tried one by one.
     """
     graph, coupling, keep = planned
     steps = partial(Stepper, inputs=data.inputs, numbers=data.numbers)
     generator = torch.Generator().manual_seed(seed)
     pair = GraphPair(steps(graph), steps(small), Checker(graph, coupling, keep), data, generator)
-    edges, counts = {edge.consumer for edge in coupling.edges}, uses(small)
-    changed, found = set[fx.Node](), list[Refit]()
+    consumers = frozenset(edge.consumer for edge in coupling.edges)
     with torch.no_grad():
-        for node in pair.small.nodes:
-            if not changed.isdisjoint(node.all_input_nodes) or (node.name in edges and pair.is_narrowed(node)):
-                changed.add(node)
-                found += _refit(pair, node, counts)
-            pair.passed(node)
-    return tuple(found)
+        walk = _Refitting(pair, consumers, uses(small), error, error(small))
+        walk.over(pair.small.nodes, max(1, -(-len(consumers) // CHUNKS)))
+    return tuple(walk.found)
 
 
-def _refit(pair: GraphPair, node: fx.Node, counts: Counter[int]) -> list[Refit]:
-    """Fit the layer that a node calls, if it calls one whose weights nothing else uses."""
+@dataclass(slots=True, eq=False)
+class _Refitting:
+    """The walk over a pair of graphs: the nodes of which inputs changed, the refits that were kept, and the error."""
+
+    pair: GraphPair
+    consumers: frozenset[str]
+    counts: Counter[int]
+    error: Callable[[ModelGraph], float]
+    best: float
+    changed: set[fx.Node] = field(default_factory=set)
+    found: list[Refit] = field(default_factory=list)
+
+    def over(self, nodes: Sequence[fx.Node], at_once: int) -> None:
+        """Refit the layers of some nodes, so many before the error is looked at."""
+        start = 0
+        while start < len(nodes):
+            restore = [self.pair.whole.saved(), self.pair.small.saved()]
+            end, done, undo = self._some(nodes, start, at_once)
+            value = self.error(self.pair.small.module) if undo else self.best
+            if value <= self.best:
+                self.best, self.found = value, self.found + done
+            else:
+                for put_back in (*reversed(undo), *restore):
+                    put_back()
+                if at_once > 1:
+                    self.over(nodes[start:end], 1)
+                else:
+                    self.found += [replace(each, after=each.before, strength=None) for each in done]
+                    self._some(nodes[:end], start, 0)
+            start = end
+
+    def _some(
+        self, nodes: Sequence[fx.Node], start: int, most: int
+    ) -> tuple[int, list[Refit], list[Callable[[], None]]]:
+        """Pass nodes until so many layers are refitted: the end, the refits, and functions that undo them."""
+        done, undo = list[Refit](), list[Callable[[], None]]()
+        for place in range(start, len(nodes)):
+            node = nodes[place]
+            if not self.changed.isdisjoint(node.all_input_nodes) or (
+                node.name in self.consumers and self.pair.is_narrowed(node)
+            ):
+                self.changed.add(node)
+                if most:
+                    done += _refit(self.pair, node, self.counts, undo)
+            self.pair.passed(node)
+            if most and len(undo) >= most:
+                return place + 1, done, undo
+        return len(nodes), done, undo
+
+
+def _refit(pair: GraphPair, node: fx.Node, counts: Counter[int], undo: list[Callable[[], None]]) -> list[Refit]:
+    """Fit the layer that a node calls, if it calls one whose weights nothing else uses; `undo` gets its restorer."""
     reader = _layer(pair, node, counts)
     if reader is None:
         return []
@@ -59,6 +111,7 @@ def _refit(pair: GraphPair, node: fx.Node, counts: Counter[int]) -> list[Refit]:
     if fit is None:
         return []
     if fit.strength is not None:
+        undo.append(restorer(reader, aim.norm))
         change = (fit.bias - bias_of(reader)).reshape(-1)
         reader.write(fit.weight.reshape(reader.matrix().shape))
         add_to_bias(reader, aim.norm, change)
