@@ -28,6 +28,7 @@ from fxprune.reporting.report import report
 from fxprune.rewriting.proof import error_of
 from fxprune.rewriting.rewrite import rewrite
 from fxprune.rounds import Asked, Schedule
+from fxprune.scoring.divergence import Metric
 from fxprune.scoring.objective import Loss
 from fxprune.scoring.score import score
 from fxprune.scoring.scores import Scores
@@ -64,6 +65,7 @@ def compress(
     progress: bool = True,
     submodule: str = "",
     run: Run | None = None,
+    metric: Metric | None = None,
     finetune: Mapping[str, Any] | None = None,
     **scoring: Any,
 ) -> nn.Module:
@@ -92,6 +94,9 @@ def compress(
             The part's outputs are not pruned, so the rest of the model fits; `exclude` takes names in the part.
         verify: compare the captured graph with `model`, on two batches of the loader, before anything is decided, and
             prove the result against the zero-masked original before it is handed over.
+        metric: callable(original, pruned) -> a number, 0 for equal outputs of the two on some samples and larger the
+            more is lost, to judge by; by default the Kullback-Leibler divergence of classes (of logits and
+            distributions), and the squared error of other outputs, in shares of their variance.
         finetune: arguments of `finetune`, at least train_loader and val_loader, to train the result with at the end;
             loss, unpack, run, seed, device and progress are those above where it does not name them. The proof and its
             error in the report are of the model before training.
@@ -116,7 +121,7 @@ def compress(
     original = small = captured(model)
     schedule = Schedule(asked, rounds)
     for index in range(rounds):
-        whole = captured(small)  # the one that there is, in the first round
+        whole = captured(small, prove=verify and not index)  # the one that there is, in the first round
         with schedule.round(index) as target:
             scores = score(
                 whole, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim,
@@ -127,7 +132,15 @@ def compress(
             ways = ways_of(allocate, **target)
             if MEASURED in ways:
                 scores = scores.with_curves(
-                    whole, loader, loss=loss, unpack=unpack, run=run, max_samples=max_samples, device=device, seed=seed
+                    whole,
+                    loader,
+                    loss=loss,
+                    unpack=unpack,
+                    run=run,
+                    metric=metric,
+                    max_samples=max_samples,
+                    device=device,
+                    seed=seed,
                 )
             plans = [
                 schedule.fitted(plan, part_of(original, submodule))  # type: ignore[arg-type]
@@ -136,6 +149,7 @@ def compress(
             compensated = partial(
                 with_compensation, model=whole, scores=scores, loader=loader, level=compensate, unpack=unpack, run=run,
                 seed=seed, device=device, max_samples=max_samples, by_class=loss is None and run is None,
+                metric=metric,
             )  # fmt: skip
             plan = nearest(whole, plans, compensated)
             plain, planned = rewritten(whole, plan)
@@ -161,6 +175,7 @@ def apply(
     compensate: Level = "none",
     unpack: Unpack | None = None,
     run: Run | None = None,
+    metric: Metric | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> nn.Module:
@@ -175,6 +190,7 @@ def apply(
         compensate: "none" is the plain removal that `verify` proves; "bias", "ridge" and "sequential" make up for
             removed units in closed form (docs/compensation.md).
         unpack, run, device: see `score`.
+        metric: see `compress`.
         seed: of the positions that "sequential" samples.
 
     Raises:
@@ -186,7 +202,18 @@ def apply(
     if scores is not None:
         note_scores(small, scores, plan)
     return with_compensation(
-        model, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device
+        model,
+        plan,
+        planned,
+        small,
+        scores,
+        loader,
+        compensate,
+        unpack=unpack,
+        run=run,
+        seed=seed,
+        device=device,
+        metric=metric,
     )
 
 

@@ -29,7 +29,7 @@ from fxprune.reporting.provenance import new_biases
 from fxprune.reporting.records import Compensation
 from fxprune.reporting.report import Pruned
 from fxprune.scoring.calibration import Calibration, calibration_of
-from fxprune.scoring.divergence import Divergence, logits_of
+from fxprune.scoring.divergence import Divergence, Metric, logits_of
 from fxprune.scoring.moments import Moments
 from fxprune.scoring.scores import Scores
 from fxprune.tracing.graph import RECORD, ModelGraph, changed_buffers, example_of, flops_of
@@ -60,6 +60,7 @@ def with_compensation(
     model: nn.Module, plan: Plan, planned: Planned, small: nn.Module, scores: Scores | None,
     loader: Iterable[Any] | None, level: Level, *, unpack: Unpack | None, run: Run | None, seed: int,
     device: torch.device | str | None, max_samples: int | None = None, by_class: bool = False, crossed: bool = True,
+    metric: Metric | None = None,
 ) -> nn.Module:  # fmt: skip
     """`small`, which a plan made of `model`, compensated, with an entry in its report.
 
@@ -76,13 +77,13 @@ def with_compensation(
         part: Any = part_of(small, plan.submodule)
         state = {name: part.get_buffer(name).clone() for name in changed_buffers(graph)}
         with on_device(device, graph, part), kept_buffers(graph):
-            data, divergence = None, Divergence()
+            data, divergence = None, Divergence(metric=metric)
             if loader is not None:
                 data = calibration_of(
                     model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run, max_samples=max_samples
                 )
-                if not plan.submodule:
-                    divergence = Divergence(logits_of(graph, data, loader, unpack, by_class=by_class))
+                if not plan.submodule and metric is None:
+                    divergence = Divergence(logits_of(graph, data, loader, unpack, by_class=by_class), metric=metric)
             part, done = judged(planned, part, Options(level, moments, divergence, int(seed)), data, crossed=crossed)
         for name, value in state.items():
             part.get_buffer(name).copy_(value)
@@ -148,12 +149,14 @@ def _compensated(
         only = partial(is_recurrent, tried) if level == "sequential" else None
         return fill(planned, tried, options.moments, linear=linear, only=only)
 
-    ways = (False,) if level == "bias" else (True, False)  # by the mean where a linear map does harm
-    filled = next((done for linear in ways if (done := best.attempt(partial(fill_in, linear=linear)))), ())
+    maps = (False,) if level == "bias" else (True, False)  # by the mean where a linear map does harm
+    filled = next((done for linear in maps if (done := best.attempt(partial(fill_in, linear=linear)))), ())
     layers, norms = None, None
     if data is not None and error is not None:
         if level == "sequential":
-            layers = best.attempt(lambda tried: refit(planned, tried, data, error, seed=options.seed))
+            ways = None, error  # all layers at once, or a few at a time where that is no gain
+            fits = (best.attempt(lambda tried: refit(planned, tried, data, way, seed=options.seed)) for way in ways)  # noqa: B023
+            layers = next((found for found in fits if found), None)
         norms = best.attempt(lambda tried: re_estimate(tried, data))
         if data.ranks > 1:
             give_from_first(best.graph)

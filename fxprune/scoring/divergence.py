@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.batches import Unpack, batches
-from fxprune.caller.example import as_fields
+from fxprune.errors import blaming
 from fxprune.scoring.calibration import Calibration
-from fxprune.tracing.finite import floating_outputs
+from fxprune.tracing.finite import floating_outputs, floats
 from fxprune.tracing.graph import ModelGraph
 
+Metric = Callable[[Any, Any], float]
 TINY = 1e-12  # the least variance of an output
 SUMS = 1e-3  # how far the sums of a distribution may be from 1
 
@@ -31,13 +32,21 @@ class Divergence:
 
     `logits` are the (place, axis) of outputs that are the logits of classes along that axis. `variances` are those of
     the original's outputs, by which squared errors are divided; without them, the variance of the outputs at hand is.
+    A `metric` of the caller's, of the original's outputs and the others, is taken in place of all of it.
     """
 
     logits: tuple[tuple[int, int], ...] = ()
     variances: tuple[float, ...] = ()
+    metric: Metric | None = None
 
     def __call__(self, wanted: Any, found: Any) -> float:
-        """How far the outputs `found` are from those `wanted`, of the same form."""
+        """How far the outputs `found` are from those `wanted`, of the same form.
+
+        Raises CalibrationError where a metric of the caller's fails.
+        """
+        if self.metric is not None:
+            with blaming("metric=", "the outputs", ": it is called as metric(original, pruned), 0 for equal outputs"):
+                return float(self.metric(wanted, found))
         goals, axes = floats(wanted), dict(self.logits)
         variances = self.variances or (None,) * len(goals)
         parts = zip(goals, floats(found), variances, strict=True)
@@ -46,6 +55,8 @@ class Divergence:
     @property
     def measure(self) -> str:
         """The name of the measure."""
+        if self.metric is not None:
+            return str(getattr(self.metric, "__name__", type(self.metric).__name__))
         return "Kullback-Leibler divergence" if self.logits else "squared error, in shares of the variance"
 
     def scaled(self, goals: Sequence[Any], summed: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Divergence:
@@ -57,11 +68,6 @@ class Divergence:
             count, total, square = summed(torch.stack(sums).sum(0)).tolist()
             found.append(max(square / max(count, 1) - (total / max(count, 1)) ** 2, TINY))
         return replace(self, variances=tuple(found))
-
-
-def floats(output: Any) -> list[Tensor]:
-    """The floating tensors of an output."""
-    return [t for t in pytree.tree_leaves(as_fields(output)) if isinstance(t, Tensor) and t.is_floating_point()]
 
 
 def _apart(wanted: Tensor, found: Tensor, axis: int | None, variance: float | None) -> float:

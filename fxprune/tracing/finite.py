@@ -26,8 +26,13 @@ def spoiled(graph: fx.GraphModule, values: Sequence[Any]) -> str | None:
 
 def floating_outputs(graph: fx.GraphModule, values: Sequence[Any]) -> list[Tensor]:
     """The floating tensors among a graph's outputs in eval mode, on copies of the values of its placeholders."""
+    return floats(outputs(graph, values))
+
+
+def outputs(graph: fx.GraphModule, values: Sequence[Any]) -> Any:
+    """A graph's outputs in eval mode, on copies of the values of its placeholders."""
     with torch.no_grad(), evaluating(graph):
-        return _floats(graph(*pytree.tree_map_only(Tensor, torch.clone, list(values))))
+        return graph(*pytree.tree_map_only(Tensor, torch.clone, list(values)))
 
 
 def not_finite(graph: fx.GraphModule, values: Sequence[Any]) -> str | None:
@@ -55,8 +60,9 @@ class _Search(fx.Interpreter):
 
 def all_finite(value: Any) -> bool:
     """Whether the floating tensors of a nested value hold only finite numbers."""
-    return all(bool(torch.isfinite(t.coalesce().values() if t.is_sparse else t).all()) for t in _floats(value))
+    return all(bool(torch.isfinite(t.coalesce().values() if t.is_sparse else t).all()) for t in floats(value))
 
 
-def _floats(value: Any) -> list[Tensor]:
+def floats(value: Any) -> list[Tensor]:
+    """The floating tensors of a nested value."""
     return [t for t in pytree.tree_leaves(as_fields(value)) if isinstance(t, Tensor) and t.is_floating_point()]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from fxprune.caller.isolation import evaluating, in_eval_mode
 from fxprune.errors import blaming
 from fxprune.scoring.calibration import Calibration
 from fxprune.scoring.divergence import Divergence
-from fxprune.tracing.finite import floating_outputs
+from fxprune.tracing.finite import outputs
 from fxprune.tracing.graph import ModelGraph
 
 T = TypeVar("T")
@@ -37,10 +39,10 @@ class OutputError:
         value, count = self.data.summed(total).tolist()
         return float(value) / max(float(count), 1.0)
 
-    def _outputs(self, graph: fx.GraphModule, index: int) -> list[Tensor]:
+    def _outputs(self, graph: fx.GraphModule, index: int) -> Any:
         values, mask = self.batches[index]
         with blaming("the model", f"the samples held out, batch {index} of them"):
-            return [_held(output, mask) for output in floating_outputs(graph, values)]
+            return pytree.tree_map_only(Tensor, partial(_held, mask=mask), outputs(graph, values))
 
 
 class BestGraph:

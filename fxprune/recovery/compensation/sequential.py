@@ -30,12 +30,13 @@ WIDEST = 4096  # features of a group of a layer; wider ones are fitted by channe
 
 
 def refit(
-    planned: Planned, small: ModelGraph, data: Calibration, error: Callable[[ModelGraph], float], *, seed: int = 0
-) -> tuple[Refit, ...]:
+    planned: Planned, small: ModelGraph, data: Calibration, error: Callable[[ModelGraph], float] | None, *,
+    seed: int = 0,
+) -> tuple[Refit, ...]:  # fmt: skip
     """Refit, in place, every layer of `small` whose inputs differ from those in the original graph, front to back.
 
-    Both graphs are in eval mode. `seed` is that of the sampled positions. A few layers at a time are kept only if the
-    `error` does not grow; where it does, they are tried one by one.
+    Both graphs are in eval mode. `seed` is that of the sampled positions. With an `error`, a few layers at a time are
+    kept only if it does not grow; where it does, they are tried one by one.
     """
     graph, coupling, keep = planned
     steps = partial(Stepper, inputs=data.inputs, numbers=data.numbers)
@@ -43,8 +44,12 @@ def refit(
     pair = GraphPair(steps(graph), steps(small), Checker(graph, coupling, keep), data, generator)
     consumers = frozenset(edge.consumer for edge in coupling.edges)
     with torch.no_grad():
-        walk = _Refitting(pair, consumers, uses(small), error, error(small))
-        walk.over(pair.small.nodes, max(1, -(-len(consumers) // CHUNKS)))
+        if error is None:
+            walk = _Refitting(pair, consumers, uses(small), lambda graph: 0.0, 0.0)
+            walk.over(pair.small.nodes, len(pair.small.nodes))
+        else:
+            walk = _Refitting(pair, consumers, uses(small), error, error(small))
+            walk.over(pair.small.nodes, max(1, -(-len(consumers) // CHUNKS)))
     return tuple(walk.found)
 
 
