@@ -132,15 +132,7 @@ def compress(
             ways = ways_of(allocate, **target)
             if MEASURED in ways:
                 scores = scores.with_curves(
-                    whole,
-                    loader,
-                    loss=loss,
-                    unpack=unpack,
-                    run=run,
-                    metric=metric,
-                    max_samples=max_samples,
-                    device=device,
-                    seed=seed,
+                    whole, loader, loss=loss, unpack=unpack, run=run, max_samples=max_samples, device=device, seed=seed
                 )
             plans = [
                 schedule.fitted(plan, part_of(original, submodule))  # type: ignore[arg-type]
