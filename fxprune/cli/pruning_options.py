@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fxprune.caller.arguments import check_value
 from fxprune.cli.named_objects import object_of
 from fxprune.errors import PlanError
 from fxprune.planning.allocation import ALLOCATIONS
@@ -104,20 +105,47 @@ class LevelOptions:
     """How much is removed."""
 
     alpha: Annotated[
-        float | None, _Share(help="Tolerance of difference, 0 (least) to 1 (most); 0.05 where no budget is given.")
+        float | None,
+        _Share(help="Tolerance of difference, 0 (least) to 1 (most); 0.05 where no budget or ratio is given."),
     ] = None
     params: Annotated[float | None, _Share(help="Share of the parameters to keep, such as 0.5.")] = None
     macs: Annotated[float | None, _Share(help="Share of the multiply-accumulates to keep.")] = None
     latency: Annotated[float | None, _Share(help="Share of the time to keep, by the times of the layers.")] = None
+    ratio: Annotated[
+        list[str],
+        _Bound(
+            metavar="LAYER=SHARE",
+            help="Share of a layer's units to remove, such as layer1.0.conv1=0.5 or 'layer2.*=0.25'; alone, no other "
+            "layer is pruned. Repeatable.",
+        ),
+    ] = field(default_factory=list)
 
     def asked(self) -> dict[str, Any]:
-        """The options as arguments of `Scores.plan` and `compress`; at most one of them is given."""
+        """The options as arguments of `Scores.plan` and `compress`; at most one level or budget is given."""
         asked = asdict(self)
+        ratios = dict(_ratio(text) for text in asked.pop("ratio"))
         try:
             given(**asked)
         except PlanError as error:
             raise typer.BadParameter(str(error), param_hint="--alpha / --params / --macs / --latency") from None
-        return asked
+        return asked | ({"ratios": ratios} if ratios else {})
+
+
+def _ratio(text: str) -> tuple[str, float]:
+    """A layer and its ratio.
+
+    >>> _ratio("layer2.*=0.25")
+    ('layer2.*', 0.25)
+    """
+    layer, _, share = text.rpartition("=")
+    try:
+        check_value("ratios", found := {layer: float(share)})
+    except (ValueError, PlanError):
+        raise typer.BadParameter(
+            f"{text!r} is no LAYER=SHARE such as layer1.0.conv1=0.5, with a share of at least 0 and less than 1",
+            param_hint="--ratio",
+        ) from None
+    return next(iter(found.items()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
