@@ -15,7 +15,6 @@ from fxprune.caller.files import replacing
 from fxprune.errors import FxpruneError
 from fxprune.planning.plan import Plan
 from fxprune.reporting.comparison import Comparison, compared
-from fxprune.reporting.html.page import page
 from fxprune.reporting.records import ReportRecord
 from fxprune.reporting.tables import printed, tables
 from fxprune.tracing.graph import RECORD, History, ModelGraph, Record
@@ -30,6 +29,8 @@ class Report(ReportRecord):
 
         The file appears whole or not at all. Raises FxpruneError where it cannot be written.
         """
+        from fxprune.reporting.html.page import page  # jinja2 is for pages only
+
         with replacing(path, FxpruneError) as unfinished:
             unfinished.write_text(page(self), encoding="utf-8")
 

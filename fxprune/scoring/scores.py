@@ -77,9 +77,9 @@ class Scores(ScoreData):
             min_keep: the fewest units that a group keeps; by default as given to `score`, or 1.
             round_to: the number of kept units of a group is rounded up to a multiple of this; by default likewise.
             ratios: by the name of a layer, or a glob pattern of names, the share of its units to remove, at least 0 and
-                less than 1: {"layer1.0.conv1": 0.5, "layer2.*": 0.25}. The units proposed first are removed, and with them the
-                channels of coupled layers. A name counts more than a pattern. All other groups lose what the level or
-                the budget says, and nothing where neither is given.
+                less than 1: {"layer1.0.conv1": 0.5, "layer2.*": 0.25}. The units proposed first are removed, and with
+                them the channels of coupled layers. A name counts more than a pattern. All other groups lose what the
+                level or the budget says, and nothing where neither is given.
 
         Raises:
             PlanError: several of alpha and the budgets are given, the budget is below all that can be reached, or
