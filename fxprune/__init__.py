@@ -19,7 +19,7 @@ def _homes() -> dict[str, str]:
 
 
 _HOMES = _homes()
-__all__ = [*sorted(_HOMES.keys() - {"rules", "__version__"})]
+__all__ = [name for name in sorted(_HOMES) if name not in ("rules", "__version__")]
 
 
 def __getattr__(name: str) -> Any:
