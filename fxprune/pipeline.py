@@ -24,7 +24,7 @@ from fxprune.planning.ratios import Ratios
 from fxprune.recovery.compensate import Level, check_level, with_compensation
 from fxprune.recovery.finetune import check_options
 from fxprune.recovery.finetune import finetune as tune
-from fxprune.reporting.attach import note, note_error, note_scores
+from fxprune.reporting.attach import note, note_error, note_original, note_scores
 from fxprune.reporting.report import report
 from fxprune.rewriting.proof import error_of
 from fxprune.rewriting.rewrite import rewrite
@@ -129,6 +129,8 @@ def compress(
                 run=run, propose=propose, protect=protect, max_samples=max_samples, **scoring,
             )  # fmt: skip
             scores = scores if latency is None else scores.with_latency(whole)
+            if index == 0:
+                first = scores
             plan = scores.plan(
                 **target, allocate=allocate, min_keep=min_keep, round_to=round_to, ratios=schedule.shares_of(ratios)
             )
@@ -146,6 +148,7 @@ def compress(
         plan = schedule.whole()
         with undisturbed():
             note(original, small, plan, planned_by(original, plan), schedule.error)
+            note_original(small, first, submodule)
     warn_if_unpruned(part_of(small, submodule))
     return small if finetune is None else tune(small, **finetune)
 
