@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from fxprune.caller.example import check_dense, to_device
 from fxprune.caller.tensors import dtype_name
-from fxprune.errors import CalibrationError, blaming
+from fxprune.errors import CalibrationError, a_kind, blaming
 
 LONGEST = 10_000  # batches of a calibration loader whose length is unknown
 LONGEST_EPOCH = 1_000_000  # batches of a training or evaluation loader
@@ -37,7 +37,7 @@ def batches(
         once = iter(loader) is loader
     if once:
         raise CalibrationError(
-            f"{name} is a {type(loader).__name__}, which can be read only once: give a list of batches, a "
+            f"{name} is {a_kind(loader)}, which can be read only once: give a list of batches, a "
             "DataLoader, or another object that starts anew each time it is iterated"
         )
     found, end = 0, None if most is None else max(most, length_of(loader) or 0)
@@ -77,14 +77,14 @@ def check_loader(loader: Any, name: str = "the loader") -> None:
         what, remedy = "it gives no batches", "give a list of batches, or a torch.utils.data.DataLoader"
     else:
         return
-    kind = "None" if loader is None else f"a {type(loader).__name__}"
+    kind = "None" if loader is None else f"{a_kind(loader)}"
     raise CalibrationError(f"{name} is {kind}, and {what}: {remedy}")
 
 
 def _kind(value: Any) -> str:
     """A value in words: its type, and the length of a tuple or list."""
     length = f" of length {length_of(value)}" if isinstance(value, (tuple, list)) else ""
-    return "None" if value is None else f"a {type(value).__name__}{length}"
+    return "None" if value is None else f"{a_kind(value)}{length}"
 
 
 def _is_pair(loader: Any) -> bool:
@@ -213,7 +213,7 @@ def class_of_samples(targets: Any, samples: int | None, classes: Classes | None)
     if not isinstance(labels, Tensor):
         of_a_detector = isinstance(labels, (tuple, list)) and all(isinstance(target, Mapping) for target in labels)
         raise CalibrationError(
-            f"{'classes= gave' if classes else 'the targets are'} a {type(labels).__name__}, not a tensor of class "
+            f"{'classes= gave' if classes else 'the targets are'} {a_kind(labels)}, not a tensor of class "
             "numbers: pass classes=, a function from targets to the class of each sample"
             + ", such as lambda targets: torch.stack([t['labels'].max() for t in targets])"
             * of_a_detector

@@ -23,7 +23,7 @@ from fxprune.caller.batches import Unpack, length_of
 from fxprune.caller.isolation import applied, device_of, dtype_of, isolated_copy, seeded
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import fingerprint
-from fxprune.errors import CalibrationError, FxpruneError, blaming, stage
+from fxprune.errors import CalibrationError, FxpruneError, a_kind, blaming, stage
 from fxprune.recovery.distillation import Distillation, Goal, Logits, Metric, classes_last
 from fxprune.recovery.epochs import Loaders, Training
 from fxprune.reporting.records import Finetuning
@@ -160,7 +160,7 @@ def _training(goal: Goal, optimizer: Any, batches: int | None, done: Finetuning)
 
     if not isinstance(optimizer, Optimizer):
         raise FxpruneError(
-            f"optimizer= gave a {type(optimizer).__name__}: it is called with a list of parameters, and returns a "
+            f"optimizer= gave {a_kind(optimizer)}: it is called with a list of parameters, and returns a "
             "torch.optim.Optimizer, as functools.partial(torch.optim.AdamW, lr=1e-3) does"
         )
     place = device_of(goal.model)
