@@ -338,7 +338,7 @@ def test_a_detector_is_trained_by_its_own_loss() -> None:
         ({"distill": 1.5}, "distill is 1.5; it is the teacher's share"),
         ({"temperature": 0}, "temperature is 0; it divides logits"),
         ({"precision": "fp8"}, "precision is 'fp8'; it is one of 32-true, bf16-mixed, 16-mixed"),
-        ({"optimizer": lambda p: 3}, r"optimizer= gave a int: it is called with a list of parameters"),
+        ({"optimizer": lambda p: 3}, r"optimizer= gave an int: it is called with a list of parameters"),
         ({"run": run, "metric": accuracy}, "run= gives a loss and no output, and metric= and teacher= need one"),
         (
             {"loss": lambda o, t: o.sum(1)},

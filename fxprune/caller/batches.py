@@ -128,18 +128,30 @@ def split(batch: Any) -> tuple[Any, Any]:
             return {key: value for key, value in batch.items() if key != named[0]}, batch[named[0]]
         raise CalibrationError(
             f"a batch has the keys {sorted(map(str, batch))}, and {len(named)} of them say that they are the targets "
-            f"({', '.join(TARGET_KEYS)}): pass unpack=, a function from a batch to (inputs, targets)"
+            f"({', '.join(TARGET_KEYS)}): {_unpack(*_two_of(list(batch), named))}"
         )
     if isinstance(batch, Tensor):
         return batch, None
     if isinstance(batch, (tuple, list)) and len(batch) in (1, 2) and not _is_uncollated(batch):
         _check_collated(batch)
         return batch[0], batch[1] if len(batch) == 2 else None
-    raise CalibrationError(
-        f"a batch is {_kind(batch)}, not a pair (inputs, targets), a dict or inputs alone: "
-        "pass unpack=, a function from a batch to (inputs, targets)"
-        + (", here lambda batch: tuple(zip(*batch))" if _is_uncollated(batch) else "")
+    remedy = "pass unpack=lambda batch: tuple(zip(*batch))" if _is_uncollated(batch) else _unpack(0, 1)
+    raise CalibrationError(f"a batch is {_kind(batch)}, not a pair (inputs, targets), a dict or inputs alone: {remedy}")
+
+
+def _unpack(inputs: Any, targets: Any) -> str:
+    """The remedy for batches of another form: an `unpack` by the keys, or the places, of inputs and targets."""
+    return (
+        f"pass unpack=, a function from a batch to (inputs, targets), such as "
+        f"unpack=lambda batch: (batch[{inputs!r}], batch[{targets!r}])"
     )
+
+
+def _two_of(keys: list[Any], named: Sequence[Any]) -> tuple[Any, Any]:
+    """The keys of a batch that are most likely the inputs and the targets."""
+    likely = [*named, *(key for key in keys if any(part in str(key).lower() for part in ("label", "target", "class")))]
+    targets = next(iter(likely), keys[-1] if len(keys) > 1 else "label")
+    return next((key for key in keys if key != targets), "image"), targets
 
 
 def _check_collated(batch: Sequence[Any]) -> None:

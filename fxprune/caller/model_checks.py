@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from fxprune.errors import CaptureError, a_kind, error_text
 
+PRETRAINED = "fxprune.integrations.huggingface.compress_pretrained(model, loader, ...)"
 _LISTS: dict[str, type] = {
     "named_modules": nn.Module, "modules": nn.Module, "named_parameters": Tensor, "parameters": Tensor,
     "named_buffers": Tensor, "buffers": Tensor, "named_children": nn.Module, "children": nn.Module,
@@ -54,6 +56,11 @@ define forward(self, ...) in Python
     except Exception as error:
         text = f"the forward of {type(model).__name__} has no signature ({error_text(error)})"
         raise CaptureError(f"{text}: define forward(self, ...) in Python") from error
+
+
+def is_of_transformers(value: Any) -> bool:
+    """Whether a model, or an output, is of a class of Hugging Face transformers, or of one derived from it."""
+    return any(kind.__module__.startswith("transformers.") for kind in type(value).__mro__)
 
 
 def _modules(model: nn.Module, path: str = "", around: tuple[nn.Module, ...] = ()) -> Iterator[tuple[str, nn.Module]]:
