@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from zoo import ZOO, images
 
 import fxprune
+from fxprune.caller.installation import install
 from fxprune.errors import CalibrationError, FxpruneError
 from fxprune.recovery.distillation import Distillation, classes_last
 
@@ -381,7 +382,7 @@ def test_a_model_that_was_not_pruned(trained: nn.Module) -> None:
 def test_the_extra_is_named_where_it_is_missing(small: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lightning_fabric", None)
     with pytest.raises(
-        FxpruneError, match=r"needs Lightning Fabric, the extra finetune: pip install 'fxprune\[finetune\]'"
+        FxpruneError, match=re.escape(f"needs Lightning Fabric, the extra finetune: {install('finetune')}")
     ):
         tune(small, epochs=1)
     assert fxprune.compress(ZOO["residual"].build(), BATCHES, 0.3, progress=False)(images()(2)).shape == (2, 5)

@@ -225,7 +225,7 @@ def test_targets_of_detectors_need_classes() -> None:
         fxprune.score(detector(), BATCHES, **U_SCORE | {"classes": None})
     with pytest.raises(CalibrationError, match=r"classes= fails on the targets of a batch \(KeyError: 'label'\)"):
         fxprune.score(detector(), BATCHES, **U_SCORE | {"classes": lambda t: t[0]["label"]})
-    with pytest.raises(CalibrationError, match="classes= gave a int"):
+    with pytest.raises(CalibrationError, match="classes= gave an int"):
         fxprune.score(detector(), BATCHES, **U_SCORE | {"classes": len})
 
 

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fxprune.caller.arguments import CHECKS, check, chosen
 from fxprune.caller.batches import Unpack, length_of
+from fxprune.caller.installation import install
 from fxprune.caller.isolation import applied, device_of, dtype_of, isolated_copy, seeded
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import fingerprint
@@ -135,7 +136,7 @@ def finetune(
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise FxpruneError where the arguments of `finetune` have no meaning, or Fabric is not installed."""
     if importlib.util.find_spec("lightning_fabric") is None:
-        raise FxpruneError("fine-tuning needs Lightning Fabric, the extra finetune: pip install 'fxprune[finetune]'")
+        raise FxpruneError(f"fine-tuning needs Lightning Fabric, the extra finetune: {install('finetune')}")
     try:
         inspect.signature(finetune).bind(**({"small": None} | dict(options)))
     except TypeError as error:

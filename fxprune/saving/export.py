@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from fxprune.caller.arguments import check
 from fxprune.caller.example import as_call, as_fields, batch_length, to_device
 from fxprune.caller.files import regular, replacing
+from fxprune.caller.installation import install
 from fxprune.caller.isolation import device_of, full_float32, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.errors import ExportError, a_kind, first_line
@@ -64,9 +65,7 @@ def export(
         raise ExportError(f"{path} ends in {suffix!r}: name a file that ends in {' or '.join(_EXPORTS)}")
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if suffix == ".onnx" and missing:
-        raise ExportError(
-            f"exporting to ONNX needs {', '.join(missing)}, of the extra export: pip install 'fxprune[export]'"
-        )
+        raise ExportError(f"exporting to ONNX needs {', '.join(missing)}, of the extra export: {install('export')}")
     need_numbers(small, "export", ExportError)
     with undisturbed(), full_float32(), torch.no_grad(), replacing(path, ExportError) as unfinished:
         model = plain_copy(small)
