@@ -17,7 +17,7 @@ from fxprune.coupling.collector import Exclude
 from fxprune.coupling.interpreter import Unknown
 from fxprune.errors import stage
 from fxprune.planning.allocation import Allocate
-from fxprune.planning.budgets import given
+from fxprune.planning.budgets import given, nothing_prunable
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned, planned_by
 from fxprune.planning.ratios import Ratios
@@ -204,10 +204,7 @@ def warn_if_unpruned(small: nn.Module) -> None:
     """Warn where nothing was pruned, and say why."""
     notes = report(small)
     if not notes.groups:
-        reasons = (
-            "; ".join(f"{', '.join(f.sites[:3])}: {f.reason}" for f in notes.frozen) or "it has no layers with channels"
-        )
-        warn(f"nothing in {notes.model} can be pruned: {reasons}")
+        warn(nothing_prunable(notes.model, ((whole.sites, whole.reason) for whole in notes.frozen)))
     elif notes.alpha is None and notes.budget is None and all(g.before == g.after for g in notes.groups):
         warn(f"nothing was pruned from {notes.model}: every one of ratios= comes to less than half a unit; raise them")
     elif notes.budget is None and all(group.before == group.after for group in notes.groups):

@@ -10,6 +10,7 @@ from command_line import flat, invoke
 
 import fxprune
 from fxprune import cli
+from fxprune.caller.installation import install
 from fxprune.cli import extras
 from fxprune.cli.app import COMMANDS, loaded
 from fxprune.cli.output import Output
@@ -72,7 +73,7 @@ def test_demo_says_what_is_missing(monkeypatch, tmp_path):
     result = invoke("demo", "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "The demo needs scikit-learn and matplotlib, which" in result.stderr
-    assert "They come with the extra demo: pip install 'fxprune[demo]'" in result.stderr
+    assert f"They come with the extra demo: {install('demo')}." in result.stderr
 
 
 def test_command_line_module_needs_no_extra():
@@ -176,4 +177,4 @@ def test_main_says_what_is_missing(monkeypatch):
         cli.main()
     message = str(caught.value.code)
     assert message.startswith("fxprune's command line needs typer, which this Python does not have.")
-    assert "It comes with the extra cli: pip install 'fxprune[cli]'" in message
+    assert f"It comes with the extra cli: {install('cli')}." in message

@@ -19,7 +19,7 @@ from torch import nn
 from fxprune.caller.batches import check_loader
 from fxprune.caller.model_checks import check_forward, check_made
 from fxprune.caller.tensors import in_transform
-from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError, error_text, first_line
+from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError, a_kind, error_text, first_line
 
 Check = Callable[[str, Any], None]
 CHECKS: dict[str, Check] = {}
@@ -104,7 +104,7 @@ def shown(value: Any) -> str:
     if isinstance(value, (str, bytes, int, float, complex, np.generic, type(None))):
         text = repr(value.item() if isinstance(value, np.generic) else value)
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-    return f"a {type(value).__name__}"
+    return f"{a_kind(value)}"
 
 
 def is_whole(value: Any, least: int = 1, below: float = math.inf) -> bool:

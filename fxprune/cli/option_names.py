@@ -9,7 +9,9 @@ _SAME = (
     "latency", "loss", "macs", "min_keep", "params", "propose", "protect", "round_to", "rounds", "run", "scores",
     "seed", "submodule", "unknown", "unpack", "verify",
 )  # fmt: skip
-OPTIONS = {name: f"--{name.replace('_', '-')}" for name in _SAME} | {"max_samples": "--samples", "loader": "--data"}
+OPTIONS = {name: f"--{name.replace('_', '-')}" for name in _SAME} | {
+    "max_samples": "--samples", "loader": "--data", "ratios": "--ratio",
+}  # fmt: skip
 _CALL, _VALUE = r"\w\([^()]*\)", r"\"[^\"]*\"|'[^']*'|[\w+-]+(?:\.[\w+-]+)*"
 _TOKEN = re.compile(rf"{_CALL}|(?<![\w.-])({'|'.join(OPTIONS)})=({_VALUE})?")
 

@@ -36,8 +36,7 @@ def group_reports(coupling: Coupling, keep: Flags, excluded: Iterable[str]) -> t
 
 def frozen_reports(frozen: Mapping[str, tuple[str, ...]], graph: nn.Module, part: str) -> tuple[FrozenReport, ...]:
     """The layers of a graph, of the part at `part`, left whole, by reason; one reason is that weights are computed."""
-    by_reason = [FrozenReport(sites, reason) for reason, sites in frozen.items()]
-    return (*by_reason, *(FrozenReport((layer,), why) for layer, why in parametrized(graph, part)))
+    return tuple(FrozenReport(sites, why) for why, sites in (dict(frozen) | parametrized(graph, part)).items())
 
 
 def with_rankings(groups: Iterable[GroupReport], found: Mapping[str, Ranking]) -> tuple[GroupReport, ...]:

@@ -62,6 +62,13 @@ class Pruned(Record):
     history: History
     scores: Mapping[str, Any] | None = None
 
+    @property
+    def refitted(self) -> str:
+        """What changed the weights after channels were removed; empty where nothing did."""
+        done = self.report.compensation
+        ways = [f'compensate="{done.level}"'] if done else []
+        return " and ".join([*ways, *(["fine-tuning"] if self.report.finetuned else [])])
+
 
 def report(small: nn.Module, *, evaluate: Evaluate | None = None, original: nn.Module | None = None) -> Report:
     """The report of a model that `compress` or `apply` made.

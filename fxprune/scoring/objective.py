@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 from fxprune.caller.batches import count_of, model_inputs, sample_count
 from fxprune.caller.example import as_call, check_dense
 from fxprune.caller.tensors import dtype_name
-from fxprune.errors import CalibrationError, blaming
+from fxprune.errors import CalibrationError, FxpruneError, blaming
+from fxprune.scoring.wrong_targets import check_classes, failure, only_ignored
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.finite import not_finite
 from fxprune.tracing.graph import ModelGraph, plain_attributes
@@ -117,7 +118,8 @@ class Objective:
             raise CalibrationError(f"{part.name} was not called on {where}: there is nothing to score there")
         number = one_number(value, f"the loss of {where}")
         if not bool(torch.isfinite(number.detach())):
-            said = not_finite(part.graph, part.seen) or "the output is finite, look at the loss and the targets"
+            said = not_finite(part.graph, part.seen) or only_ignored(self.loss, targets)
+            said = said or "the output is finite, look at the loss and the targets"
             raise CalibrationError(f"the loss of {where} is {float(number.detach())}: {said}")
         return number, output
 
@@ -154,7 +156,12 @@ def one_number(value: Any, what: str) -> Tensor:
 
 
 def loss_of(loss: Loss, output: Any, targets: Any, where: str) -> Any:
-    """The loss of an output. Raises CalibrationError, naming `where`, if the loss fails."""
-    name = getattr(loss, "__name__", type(loss).__name__)
-    with blaming(f"the loss {name}", where, ": pass loss=, a callable(output, target) that fits the model's output"):
+    """The loss of an output. Raises CalibrationError, naming `where` and what is wrong there, if the loss fails."""
+    check_classes(loss, output, targets, where)
+    try:
         return loss(output, targets)
+    except FxpruneError:
+        raise
+    except Exception as error:
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise CalibrationError(failure(name, loss, output, targets, where, error)) from error

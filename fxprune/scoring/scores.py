@@ -12,6 +12,7 @@ from torch import nn
 
 from fxprune.caller.arguments import CHECKS, check, instance
 from fxprune.caller.arrays import Index, Scalars
+from fxprune.caller.computed_weights import parametrized
 from fxprune.caller.isolation import undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.source_lines import warn
@@ -95,8 +96,9 @@ class Scores(ScoreData):
         if kind == "alpha":
             kept, budget = allocation.keep(value + EVEN), None
         else:
-            possible = remedies(allocate, allocation, self.settings) + ["give larger ratios="] * bool(ratios)
-            found = meet(allocation, self._cost(kind), value, kind, possible)
+            mends = remedies(allocate, allocation, self.settings) + ["give larger ratios="] * bool(ratios)
+            frozen = [(sites, why) for why, sites in self.frozen.items()]
+            found = meet(allocation, self._cost(kind), value, kind, mends, frozen)
             kept, level, budget = found.keep, found.level, Budget(kind, value, found.achieved)
         padded, name = np.append(kept, True), allocate if isinstance(allocate, str) and not ratios else None
         keep = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in self.sites}
@@ -223,7 +225,8 @@ def scores_of(
     """Scores (those that propose, those that protect) of the units of a coupling that was made with some options."""
     groups = tuple((group.name, group.units.start, group.units.stop) for group in coupling.prunable)
     settings = settings_of(graph) | {name: value for name, value in options.items() if value}
-    example, frozen = captured_of(graph).description, coupling.frozen()
+    example = captured_of(graph).description
+    frozen = coupling.frozen() | parametrized(graph, str(options.get("submodule", "")))
     return Scores(
         *scores, groups, coupling.sites, coupling.pieces, example, frozen, settings, about, coupling.balanced,
         coupling.larger, costs_of(graph, coupling), channels=_channels(coupling),
