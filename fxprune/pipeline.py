@@ -23,7 +23,8 @@ from fxprune.planning.planned import Planned, planned_by
 from fxprune.recovery.compensate import Level, check_level, with_compensation
 from fxprune.recovery.finetune import check_options
 from fxprune.recovery.finetune import finetune as tune
-from fxprune.reporting.attach import note, note_error, note_scores
+from fxprune.reporting.attach import note, note_call, note_error, note_scores
+from fxprune.reporting.provenance import call_of
 from fxprune.reporting.report import report
 from fxprune.rewriting.proof import error_of
 from fxprune.rewriting.rewrite import rewrite
@@ -104,6 +105,7 @@ def compress(
         FxpruneError: one of its children, from the stage that failed; see the stages.
     """
     check(compress, locals(), passed_to=score)
+    call = call_of(compress, locals())
     shared = {"loss": loss, "unpack": unpack, "run": run, "seed": seed, "device": device, "progress": progress}
     if finetune is not None:
         check_options(finetune := shared | dict(finetune))
@@ -139,6 +141,7 @@ def compress(
         plan = schedule.whole()
         with undisturbed():
             note(original, small, plan, planned_by(original, plan), schedule.error)
+    note_call(small, call, loader, submodule)
     warn_if_unpruned(part_of(small, submodule))
     return small if finetune is None else tune(small, **finetune)
 
@@ -173,12 +176,15 @@ def apply(
         RewriteError: the graph cannot be rewritten.
     """
     check(apply, locals())
+    call = call_of(apply, locals())
     small, planned = rewritten(model, plan)
     if scores is not None:
         note_scores(small, scores, plan)
-    return with_compensation(
+    small = with_compensation(
         model, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device
     )
+    note_call(small, call, loader, plan.submodule)
+    return small
 
 
 def rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:

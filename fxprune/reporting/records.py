@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from fxprune.errors import visible
 from fxprune.planning.plan import Budget
+from fxprune.reporting.provenance import Provenance
 
 SAMPLED = 512  # units of a group that a report holds at most
 GAIN = 0.05  # share of the original's time; a smaller gain is none
@@ -242,6 +243,15 @@ class Refit:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A figure of quality: its name, and its values for the original, None where it was not given, and for the result."""
+
+    name: str
+    before: float | None
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReportRecord:
     """What `compress` or `apply` was asked to do, and what it achieved.
 
@@ -253,6 +263,8 @@ class ReportRecord:
 
     `weight_bytes` counts all parameters and buffers, before and after. `layers` are the largest that remain. `signals`
     names the signals that proposed and protected units. `latency` is what `measure_latency` found for the whole model.
+    `evaluation` is a figure of quality that the caller measured. `provenance` says how the model was made. `widths` are
+    the channels before and after of every layer that has channels, in the order in which the graph calls the layers.
     """
 
     model: str
@@ -273,6 +285,9 @@ class ReportRecord:
     layers: tuple[LayerReport, ...] = ()
     signals: tuple[str, str] | None = None
     latency: MeasuredLatency | None = None
+    evaluation: Evaluation | None = None
+    provenance: Provenance | None = None
+    widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists and numbers."""
