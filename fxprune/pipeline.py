@@ -23,7 +23,7 @@ from fxprune.planning.planned import Planned, planned_by
 from fxprune.recovery.compensate import Level, check_level, with_compensation
 from fxprune.recovery.finetune import check_options
 from fxprune.recovery.finetune import finetune as tune
-from fxprune.reporting.attach import note, note_call, note_error, note_scores
+from fxprune.reporting.attach import note, note_call, note_error, note_original, note_scores
 from fxprune.reporting.provenance import call_of
 from fxprune.reporting.report import report
 from fxprune.rewriting.proof import error_of
@@ -126,6 +126,8 @@ def compress(
                 run=run, propose=propose, protect=protect, max_samples=max_samples, **scoring,
             )  # fmt: skip
             scores = scores if latency is None else scores.with_latency(whole)
+            if index == 0:
+                first = scores
             plan = scores.plan(**target, allocate=allocate, min_keep=min_keep, round_to=round_to)
             plan = schedule.fitted(plan, part_of(original, submodule))  # type: ignore[arg-type]
             small, planned = rewritten(whole, plan)
@@ -141,6 +143,7 @@ def compress(
         plan = schedule.whole()
         with undisturbed():
             note(original, small, plan, planned_by(original, plan), schedule.error)
+            note_original(small, first, submodule)
     note_call(small, call, loader, submodule)
     warn_if_unpruned(part_of(small, submodule))
     return small if finetune is None else tune(small, **finetune)

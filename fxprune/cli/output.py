@@ -27,13 +27,14 @@ class Output:
     """The destination of a command's text, bars and result.
 
     Text goes to stdout; with `json` to stderr, because stdout then has only the JSON object; with `quiet` nowhere.
-    Bars, warnings and errors go to stderr. `writes` says whether the command writes its files: of several ranks, only
-    the first does.
+    Bars, warnings and errors go to stderr. `about` has further entries of the JSON object. `writes` says whether the
+    command writes its files: of several ranks, only the first does.
     """
 
     def __init__(self, *, json: bool, quiet: bool, writes: bool = True) -> None:
         self.json, self.quiet, self.writes = json, quiet, writes
         self.warnings: list[str] = []
+        self.about: dict[str, Any] = {}
         self._stdout: TextIO = sys.stdout
         file = sys.stderr if json else sys.stdout
         self._text = Console(file=file, width=None if file.isatty() else WIDTH)
@@ -81,7 +82,9 @@ class Output:
         except KeyboardInterrupt:
             typer.echo("Interrupted; no file was left half-written.", err=True)
             raise typer.Exit(INTERRUPTED) from None
-        self._print_json(content | {"warnings": self.warnings, "seconds": round(time.perf_counter() - start, 3)})
+        self._print_json(
+            content | self.about | {"warnings": self.warnings, "seconds": round(time.perf_counter() - start, 3)}
+        )
 
     def _print_json(self, content: dict[str, Any]) -> None:
         if self.json:

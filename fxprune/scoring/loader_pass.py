@@ -93,7 +93,9 @@ class ScoringPass:
             else:
                 count = samples or count_of(inputs, targets)
                 sampler.count(count, first)
-            value = self.objective.value(inputs, targets, samples, index)
+            value, output = self.objective.value(inputs, targets, samples, index)
+            of = self.objective.run or self.objective.loss
+            self.state.original.add(value * count, output, targets, of)
             with blaming("the backward pass", f"batch {index}"):
                 grads = _gradients(value * count, weights)
             for total, grad in zip(self.state.totals, grads, strict=True):
