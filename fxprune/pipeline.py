@@ -24,7 +24,8 @@ from fxprune.planning.ratios import Ratios
 from fxprune.recovery.compensate import Level, check_level, with_compensation
 from fxprune.recovery.finetune import check_options
 from fxprune.recovery.finetune import finetune as tune
-from fxprune.reporting.attach import note, note_error, note_original, note_scores
+from fxprune.reporting.attach import note, note_call, note_error, note_original, note_scores
+from fxprune.reporting.provenance import call_of
 from fxprune.reporting.report import report
 from fxprune.rewriting.proof import error_of
 from fxprune.rewriting.rewrite import rewrite
@@ -109,6 +110,7 @@ def compress(
         FxpruneError: one of its children, from the stage that failed; see the stages.
     """
     check(compress, locals(), passed_to=score)
+    call = call_of(compress, locals())
     shared = {"loss": loss, "unpack": unpack, "run": run, "seed": seed, "device": device, "progress": progress}
     if finetune is not None:
         check_options(finetune := shared | dict(finetune))
@@ -149,6 +151,7 @@ def compress(
         with undisturbed():
             note(original, small, plan, planned_by(original, plan), schedule.error)
             note_original(small, first, submodule)
+    note_call(small, call, loader, submodule)
     warn_if_unpruned(part_of(small, submodule))
     return small if finetune is None else tune(small, **finetune)
 
@@ -183,12 +186,15 @@ def apply(
         RewriteError: the graph cannot be rewritten.
     """
     check(apply, locals())
+    call = call_of(apply, locals())
     small, planned = rewritten(model, plan)
     if scores is not None:
         note_scores(small, scores, plan)
-    return with_compensation(
+    small = with_compensation(
         model, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device
     )
+    note_call(small, call, loader, plan.submodule)
+    return small
 
 
 def rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:

@@ -13,9 +13,10 @@ from fxprune.coupling.collector import EXCLUDED
 from fxprune.errors import blaming
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned
-from fxprune.reporting.groups import frozen_reports, group_reports, rankings, with_rankings
+from fxprune.reporting.groups import frozen_reports, group_reports, rankings, site_widths, with_rankings
+from fxprune.reporting.history import extended_history
 from fxprune.reporting.layers import largest, layer_costs, layer_parameters
-from fxprune.reporting.provenance import extended_history
+from fxprune.reporting.provenance import provenance_of
 from fxprune.reporting.records import Calibration, Compensation
 from fxprune.reporting.report import Pruned, Report, pruned_of, with_report
 from fxprune.scoring.scores import Scores
@@ -49,8 +50,14 @@ def _report(planned: Planned, plan: Plan, small: ModelGraph) -> Report:
         parameters(graph), parameters(small), before.total, after.total, None,
         group_reports(coupling, keep, frozen.get(EXCLUDED, ())), frozen_reports(frozen, graph, plan.submodule),
         captured=captured_of(graph).method, budget=plan.budget, layers=largest(before, after),
-        weight_bytes=(bytes_of(graph), bytes_of(small)),
+        weight_bytes=(bytes_of(graph), bytes_of(small)), widths=site_widths(coupling.sites, keep),
     )  # fmt: skip
+
+
+def note_call(small: nn.Module, call: str, loader: object, submodule: str) -> None:
+    """Add to the report by which call and with which data the model was made, and when."""
+    part: Any = part_of(small, submodule)
+    with_report(part, provenance=provenance_of(call, loader, part.meta[RECORD].scores))
 
 
 def note_error(small: nn.Module, error: float, submodule: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from fxprune.errors import visible
 from fxprune.planning.plan import Budget
+from fxprune.reporting.provenance import Provenance
 
 SAMPLED = 512  # units of a group that a report holds at most
 GAIN = 0.05  # share of the original's time; a smaller gain is none
@@ -284,6 +285,8 @@ class ReportRecord:
     `weight_bytes` counts all parameters and buffers, before and after. `layers` are the largest that remain. `signals`
     names the signals that proposed and protected units. `latency` is what `measure_latency` found for the whole model.
     `calibration` is what scoring measured of the original, `evaluation` what the caller's function measured.
+    `provenance` says how the model was made. `widths` are the channels before and after of every layer that has
+    channels, in the order in which the graph calls the layers.
     """
 
     model: str
@@ -306,6 +309,8 @@ class ReportRecord:
     latency: MeasuredLatency | None = None
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
+    provenance: Provenance | None = None
+    widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists and numbers."""
