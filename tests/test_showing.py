@@ -222,7 +222,7 @@ def test_a_plan_without_layers_has_no_bars() -> None:
 
 @pytest.fixture
 def notebook(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A notebook without ipywidgets; the list holds what its cell showed, state after state."""
+    """A notebook; the list holds what its cell showed, state after state."""
     states: list[Any] = []
 
     def display(thing: Any, *, display_id: bool) -> Any:
@@ -232,15 +232,12 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         ))  # fmt: skip
 
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    monkeypatch.setattr("fxprune.caller.progress.find_spec", lambda name: None)
     monkeypatch.setattr("fxprune.caller.progress.PERIOD", 0.0)
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display, HTML=str))
     return states
 
 
-def test_a_notebook_without_widgets_shows_one_bar_without_a_warning(
-    notebook: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_notebook_shows_one_bar_without_a_warning(notebook: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     case = ZOO["residual"]
     fxprune.score(case.build(), batches(case.example, 5))
     assert [state for state in notebook if not isinstance(state, dict)] == [""]  # it is taken away in the end
@@ -266,12 +263,3 @@ def test_a_bar_of_a_notebook_is_replaced_a_few_times_a_second(
         for _ in range(1000):
             bar.advance(task)
     assert len(notebook) <= 3
-
-
-def test_with_widgets_the_bar_is_that_of_rich(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    monkeypatch.setattr("fxprune.caller.progress.find_spec", lambda name: object())
-    bar = progress_bar(shown=True)
-    assert not isinstance(bar, NotebookBar)
-    assert not bar.disable
-    assert bar.live.transient

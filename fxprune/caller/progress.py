@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -16,15 +15,13 @@ PERIOD = 0.2  # seconds between two states of a bar in a notebook
 def progress_bar(*, shown: bool) -> Progress:
     """A bar where it is to be `shown`, on a terminal or in a notebook; anywhere else not even a blank line."""
     console = Console(stderr=True)
-    if console.is_jupyter and find_spec("ipywidgets") is None:
+    if console.is_jupyter:
         return NotebookBar(auto_refresh=False, disable=not shown)
-    return Progress(
-        console=console, transient=True, disable=not (shown and (console.is_terminal or console.is_jupyter))
-    )
+    return Progress(console=console, transient=True, disable=not (shown and console.is_terminal))
 
 
 class NotebookBar(Progress):
-    """A bar in a notebook without ipywidgets, which rich needs there: an output of the cell that is replaced."""
+    """A bar in a notebook: an output of the cell, which is replaced. (That of rich needs ipywidgets.)"""
 
     output: Any = None
     shown_at = 0.0
