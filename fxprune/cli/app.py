@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fxprune.cli.commands import EXIT_CODES, Function, add
+from fxprune.cli.commands import EXIT_CODES, Function, TypedLine, add
 from fxprune.cli.demo import demo
 from fxprune.cli.inspection import inspect, report
 from fxprune.cli.pruning import apply, compress, plan, score
@@ -25,7 +25,7 @@ EXAMPLES: dict[Function, str] = {
     demo: "fxprune demo --alphas 0,0.1 --epochs 10",
 }
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, epilog=EXIT_CODES)
+app = typer.Typer(cls=TypedLine, add_completion=False, pretty_exceptions_enable=False, epilog=EXIT_CODES)
 
 
 @app.callback(invoke_without_command=True)

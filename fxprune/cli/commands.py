@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperGroup
 
 from fxprune.cli.output import Output
 from fxprune.cli.ranks import process_group, started_rank
@@ -18,6 +20,15 @@ EXIT_CODES = "Exit codes: 0 done, 1 an error (its message is on stderr), 2 wrong
 Function = Callable[..., dict[str, Any]]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and all else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
+
+
+class TypedLine(TyperGroup):
+    """A group of commands that hands the line that was typed to each of them, as `obj` of its context."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep the arguments before they are taken apart."""
+        ctx.obj = shlex.join(("fxprune", *args))
+        return super().parse_args(ctx, args)
 
 
 def add(app: typer.Typer, function: Function, example: str) -> None:
@@ -37,7 +48,10 @@ def flattened(function: Function) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         other = started_rank() > 0  # the first rank alone speaks and writes
-        output = Output(json=given.pop("json") and not other, quiet=given.pop("quiet") or other, writes=not other)
+        output = Output(
+            json=given.pop("json") and not other, quiet=given.pop("quiet") or other, writes=not other,
+            command=given.pop("context").obj,
+        )  # fmt: skip
         if os.getcwd() not in sys.path:  # noqa: PTH109 - entries of sys.path are text
             sys.path.insert(0, os.getcwd())  # noqa: PTH109
         with output.session(function.__name__) as content, process_group(function.__name__):
@@ -47,7 +61,7 @@ def flattened(function: Function) -> Callable[..., None]:
             }
             content.update(function(**made, **given, output=output))
 
-    parameters = []
+    parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
     for name, parameter in signature.parameters.items():
         if name in groups:
             own = get_type_hints(groups[name], include_extras=True)
