@@ -62,8 +62,14 @@ class ModelOptions:
         _Model(
             exists=True,
             dir_okay=False,
-            help="The model's weights: safetensors, a state_dict that torch.save wrote, or an artefact of fxprune "
-            "(to prune it further). By default those of the callable.",
+            help="The model's weights: safetensors, a state_dict or checkpoint that torch.save wrote, or an artefact "
+            "of fxprune (to prune it further). By default those of the callable.",
+        ),
+    ] = None
+    weights_key: Annotated[
+        str | None,
+        _Model(
+            help="Where the state_dict lies in that checkpoint, such as ema or ema.state_dict; found by usual names."
         ),
     ] = None
     submodule: Annotated[str, _Model(help="Prune only this part of the model, such as backbone.")] = ""
@@ -73,9 +79,11 @@ class ModelOptions:
     def build(self, output: Output) -> Built:
         """The model in eval mode, with its weights, on its device."""
         arguments = arguments_of(self.model_arg, "--model-arg")
+        if self.weights_key and not self.weights:
+            raise typer.BadParameter("names a part of --weights, which is not given", param_hint="--weights-key")
         with output.busy("building the model"), seeded(self.seed):
             built = build(self.model, arguments)
-            model = with_weights(built.model, self.weights) if self.weights else built.model
+            model = with_weights(built.model, self.weights, self.weights_key) if self.weights else built.model
             if self.device is not None:
                 try:
                     device = torch.device(self.device)

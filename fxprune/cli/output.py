@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from fxprune.caller.batches import length_of, read
 from fxprune.caller.ranks import rank_and_size
 from fxprune.cli.extras import INTERRUPTED
+from fxprune.cli.option_names import as_options
 from fxprune.errors import FxpruneError, FxpruneWarning, visible
 
 WIDTH = 120  # of text that goes to a file or a pipe
@@ -74,9 +75,10 @@ class Output:
             with redirect_stdout(sys.stderr if self.json or not self.writes else sys.stdout), self._warnings():
                 yield content
         except FxpruneError as error:
+            message = as_options(str(error))
             typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
-            typer.echo(str(error), err=True)
-            about = {"type": type(error).__name__, "message": str(error)}
+            typer.echo(message, err=True)
+            about = {"type": type(error).__name__, "message": message}
             self._print_json({"command": command, "error": about, "warnings": self.warnings})
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
@@ -101,9 +103,9 @@ class Output:
             def showwarning(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
                 if not issubclass(category, FxpruneWarning):
                     return others(message, category, *where, **more)
-                self.warnings.append(str(message))
+                self.warnings.append(as_options(str(message)))
                 typer.secho("Warning: ", fg="yellow", err=True, nl=False)
-                return typer.echo(str(message), err=True)
+                return typer.echo(self.warnings[-1], err=True)
 
             warnings.showwarning = showwarning
             yield

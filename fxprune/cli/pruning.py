@@ -22,6 +22,7 @@ from fxprune.planning.plan import Plan
 from fxprune.reporting.attach import calibration_of, note_command, note_error
 from fxprune.reporting.records import Evaluation
 from fxprune.reporting.report import note_evaluation
+from fxprune.saving.export import check_packages
 from fxprune.scoring.scores import Scores
 from fxprune.tracing.part import part_of
 from fxprune.tracing.settings import example_for
@@ -52,6 +53,7 @@ class ResultOptions:
         check_suffix([self.out], (".safetensors",), "--out")
         check_suffix(self.export, EXPORTS, "--export")
         check_writable(self.out, *self.export)
+        check_packages(self.export)
 
     def write(
         self,

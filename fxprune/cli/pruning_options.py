@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune.cli.named_objects import object_of
+from fxprune.cli.named_objects import did_you_mean, object_of
+from fxprune.cli.option_names import as_options
 from fxprune.errors import PlanError
 from fxprune.planning.allocation import ALLOCATIONS
 from fxprune.planning.budgets import given
@@ -30,7 +31,7 @@ def one_of(known: Iterable[str]) -> Callable[[str | None], str | None]:
 
     def check(value: str | None) -> str | None:
         if value is not None and value not in names:
-            raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}")
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}{did_you_mean(value, names)}")
         return value
 
     return check
@@ -116,7 +117,9 @@ class LevelOptions:
         try:
             given(**asked)
         except PlanError as error:
-            raise typer.BadParameter(str(error), param_hint="--alpha / --params / --macs / --latency") from None
+            raise typer.BadParameter(
+                as_options(str(error)), param_hint="--alpha / --params / --macs / --latency"
+            ) from None
         return asked
 
 
