@@ -71,7 +71,7 @@ def failure(name: str, loss: Any, output: Any, targets: Any, where: str, error: 
     if what:
         return f"on {where}, {what}, and the loss {name} fails ({error_text(error)}): {remedy}{own}"
     given = f"the output is {_shown(output)}, and the targets are {_shown(targets)}"
-    return f"{fails}: {given}; pass loss=, a callable(output, target) that takes these{own}"
+    return f"{fails}; {given}: pass loss=, a callable(output, target) that takes these{own}"
 
 
 def _compares_classes(loss: Any) -> bool:
