@@ -12,11 +12,9 @@ import fxprune
 from fxprune import cli
 from fxprune.caller.installation import install
 from fxprune.cli import extras
-from fxprune.cli.app import EXAMPLES
+from fxprune.cli.app import COMMANDS, loaded
 from fxprune.cli.output import Output
 from fxprune.cli.sweeping import numbers_between
-
-COMMANDS = ("compress", "score", "plan", "apply", "report", "inspect", "sweep", "demo")
 
 
 def test_alphas_are_sorted_and_distinct():
@@ -54,13 +52,20 @@ def test_help_lists_all_commands_and_exit_codes():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_has_an_example_and_says_what_each_option_does(command):
     result = invoke(command, "--help")
-    example = next(text for function, text in EXAMPLES.items() if function.__name__ == command)
+    example = COMMANDS[command].example
     assert result.exit_code == 0
     assert f"Example: {example}" in flat(result.output)
     assert "Exit codes:" in result.output
     options = re.findall(r"^│ [* ]*(--\S+)(.*)│$", result.output, re.MULTILINE)
     assert {"--json", "--quiet", "--help"} <= {name for name, _ in options}
     assert [name for name, rest in options if len(rest.split()) < 3] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_has_the_first_line_of_each_help(command):
+    summary = COMMANDS[command].summary
+    assert loaded(command).help.splitlines()[0] == summary
+    assert f"{command} {summary}" in flat(invoke("--help").output)
 
 
 def test_demo_says_what_is_missing(monkeypatch, tmp_path):

@@ -248,6 +248,7 @@ CHECKS |= {
     "classes": _function("classes(targets), which gives the class of each sample"),
     "run": _function("run(model, inputs, targets), which gives the mean loss of the batch"),
     "metric": _function("metric(output, targets)"),
+    "evaluate": _function("evaluate(model), which gives a number"),
     "logits": _function("logits(output)"),
     "optimizer": _function("optimizer(parameters), which gives a torch.optim.Optimizer"),
     **_each("exclude leaves", _names(types=", or module types")),
@@ -260,5 +261,5 @@ CHECKS |= {
     "concrete_args": wanted(is_keywords, "it is a dict of names of arguments and their values", CaptureError),
     "finetune": wanted(is_keywords, "it is a dict of arguments of fxprune.finetune"),
     "checkpoint": wanted(lambda path: isinstance(path, (str, PathLike)), "it is the path of a file", CalibrationError),
-    **_each("small teacher weights", check_module),
+    **_each("small original teacher weights", check_module),
 }

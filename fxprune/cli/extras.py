@@ -11,6 +11,7 @@ CLI_EXTRA = {"typer": "typer"}  # module: distribution
 DEMO_EXTRA = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
 PLOT_EXTRA = {"matplotlib": "matplotlib"}
 INTERRUPTED = 130
+EXIT_CODES = "Exit codes: 0 done, 1 an error (its message is on stderr), 2 wrong usage, 130 interrupted by Ctrl-C."
 
 
 def missing_modules(modules: Iterable[str]) -> list[str]:

@@ -47,9 +47,10 @@ def meet(
     limit = share * whole
     least = cost(allocation.keep(float(levels[-1]))) / max(whole, 1e-300)
     if least * whole > limit:
-        reached = f"{least:.1%} is the least that can be reached in one pass: {' or '.join(remedies)}"
+        asked, least_possible = percentages(share, least)
+        reached = f"{least_possible} is the least that can be reached in one pass: {' or '.join(remedies)}"
         why = reached if len(allocation.level) else nothing_prunable("the model", frozen)
-        raise PlanError(f"{what}={share:g} asks for {share:.1%} of the {BUDGETS[what]}, but {why}")
+        raise PlanError(f"{what}={share:g} asks for {asked} of the {BUDGETS[what]}, but {why}")
     low, high = -1, len(levels) - 1  # the place of a level above the budget, and of one within
     while high - low > 1:
         middle = (low + high) // 2
@@ -59,6 +60,16 @@ def meet(
         keep = _filled(allocation, cost, limit, keep, allocation.keep(float(levels[low])))
     level = None if high == 0 else max(round(float(levels[high]), 9), 0.0)  # as finely as EVEN tells alphas apart
     return WithinBudget(keep, cost(keep) / max(whole, 1e-300), level)
+
+
+def percentages(first: float, second: float) -> tuple[str, str]:
+    """Two shares as percentages, with as many decimals as tell them apart.
+
+    >>> percentages(0.3, 0.42), percentages(0.001, 0.00104)
+    (('30.0%', '42.0%'), ('0.100%', '0.104%'))
+    """
+    pairs = [(f"{first:.{digits}%}", f"{second:.{digits}%}") for digits in range(1, 16)]
+    return next((pair for pair in pairs if pair[0] != pair[1]), pairs[-1])
 
 
 def _filled(allocation: Allocation, cost: Cost, limit: float, keep: Flags, before: Flags) -> Flags:

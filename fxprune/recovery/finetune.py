@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -23,6 +21,7 @@ from fxprune.caller.batches import Unpack, length_of
 from fxprune.caller.installation import install
 from fxprune.caller.isolation import applied, device_of, dtype_of, isolated_copy, seeded
 from fxprune.caller.meta import need_numbers
+from fxprune.caller.progress import progress_bar
 from fxprune.caller.tensors import fingerprint
 from fxprune.errors import CalibrationError, FxpruneError, a_kind, blaming, stage
 from fxprune.recovery.distillation import Distillation, Goal, Logits, Metric, classes_last
@@ -107,11 +106,7 @@ def finetune(
         "epochs": int(epochs), "lr": float(lr), "seed": int(seed), "precision": precision, "model": fingerprint(small),
         "distill": 0.0 if teacher is None else float(distill), "temperature": float(temperature),
     }  # fmt: skip
-    with (
-        stage("fine-tuning"),
-        seeded(seed),
-        Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar,
-    ):
+    with stage("fine-tuning"), seeded(seed), progress_bar(shown=progress) as bar:
         model = applied(isolated_copy(small), "to", place)
         distillation = None
         if teacher is not None:

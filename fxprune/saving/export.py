@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,7 @@ def export(
     suffix = regular(path, ExportError, "written").suffix
     if suffix not in _EXPORTS:
         raise ExportError(f"{path} ends in {suffix!r}: name a file that ends in {' or '.join(_EXPORTS)}")
-    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
-    if suffix == ".onnx" and missing:
-        raise ExportError(f"exporting to ONNX needs {', '.join(missing)}, of the extra export: {install('export')}")
+    check_packages([Path(path)])
     need_numbers(small, "export", ExportError)
     with undisturbed(), full_float32(), torch.no_grad(), replacing(path, ExportError) as unfinished:
         model = plain_copy(small)
@@ -87,6 +85,13 @@ def export(
             raise ExportError(
                 f"{type(small).__name__} cannot be exported to {path} ({_cause(error)}){fixed}"
             ) from error
+
+
+def check_packages(paths: Iterable[Path]) -> None:
+    """Raise ExportError where a package is missing that writing or running one of these files needs."""
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if missing and any(path.suffix == ".onnx" for path in paths):
+        raise ExportError(f"exporting to ONNX needs {', '.join(missing)}, of the extra export: {install('export')}")
 
 
 def _program(model: nn.Module, batch: Any, dynamic_shapes: Any, path: Path) -> Run:
