@@ -147,12 +147,12 @@ def described(model: nn.Module, hook: Hook) -> str:
     return f"the {_KINDS[store]} {_place(function)} of {path or 'the model'}"
 
 
-def failed_in_hook(model: nn.Module, error: BaseException | None) -> CaptureError | None:
+def failed_in_hook(model: nn.Module, error: BaseException) -> CaptureError | None:
     """The error of a model in one of whose hooks `error` was raised; None where it came from elsewhere."""
-    codes = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__ if error else None)}
+    codes = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
     for hook in hooks_of(model):
         code = code_of(getattr(model.get_submodule(hook[0]), hook[1])[hook[2]])
-        if error is not None and code in codes and code is not None and is_users(code.co_filename):
+        if code is not None and code in codes and is_users(code.co_filename):
             return CaptureError(
                 f"{type(model).__name__} does not run, because {described(model, hook)} fails ({error_text(error)}, at "
                 f"{line_of(error)}): mend the hook, or take it off"

@@ -92,7 +92,7 @@ class Original:
         try:
             return first_running(self.model, cuts(example), lambda batch: self.call(copied(batch)))
         except CaptureError as error:
-            if failed := failed_in_hook(self.model, error.__cause__):
+            if failed := failed_in_hook(self.model, error.__cause__ or error):
                 raise failed from error.__cause__
             hooks = hooks_in_words(self.model, list(hooks_of(self.model)))
             raise CaptureError(f"{error}{hooks}") from error.__cause__
