@@ -34,7 +34,7 @@ def timer_of(model: nn.Module, batch: Any, device: torch.device, threads: int) -
 
 
 def _timer_class() -> type[Timer]:
-    """The class of timers of torch; its module looks for CUDA's compiler, and the remark about a missing GPU is left out."""
+    """The class of timers of torch, whose module looks for CUDA; its remark about a missing GPU is left out."""
     log = logging.getLogger("torch.utils.cpp_extension")
     log.addFilter(_is_no_remark)
     try:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import as_call, batch_length, check_dense, trim
+from fxprune.caller.model_checks import if_of_transformers
 from fxprune.errors import CaptureError, close_names, error_text
 from fxprune.tracing.graph import ModelGraph, OwnSource
 
@@ -74,8 +75,8 @@ def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise CaptureError(
-            f"the example does not fit {type(model).__name__}.forward{signature}: {error}. "
-            "Give a tensor, a tuple of the positional arguments, or a dict of the named ones"
+            f"the example does not fit {type(model).__name__}.forward{signature}: {error}. Give a tensor, a tuple of "
+            f"the positional arguments, or a dict of the named ones{if_of_transformers(model)}"
         ) from error
     check_dense(example, "the example", CaptureError, meta=True)
     first = next((t for t in pytree.tree_leaves(example) if isinstance(t, Tensor) and t.ndim), None)
