@@ -18,7 +18,7 @@ from torch import nn
 
 from fxprune.cli.extras import missing_modules
 from fxprune.cli.preprocessing import IMAGENET, Preparation, of_timm, of_torchvision
-from fxprune.errors import FxpruneError, first_line
+from fxprune.errors import FxpruneError, a_kind, first_line
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -69,7 +69,11 @@ def object_of(target: str | None, option: str) -> Any:
         found: Any = importlib.import_module(module)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-            raise FxpruneError(f"{target}: there is no module {error.name} in {Path.cwd()} or installed") from error
+            known = [*_COLLECTIONS, *(path.stem for path in Path.cwd().glob("*.py"))]
+            raise FxpruneError(
+                f"{target}: there is no module {error.name} in {Path.cwd()} or installed"
+                f"{did_you_mean(str(error.name), known)}"
+            ) from error
         raise FxpruneError(f"{target}: {module} cannot be imported: {told_with_line(error)}") from error
     for name in path.split("."):
         if not hasattr(found, name):
@@ -82,7 +86,7 @@ def called(target: str, option: str, arguments: Mapping[str, Any]) -> Any:
     """The result of the callable `target`. Raises FxpruneError, with the place in its code, where it fails."""
     found = object_of(target, option)
     if not callable(found):
-        raise FxpruneError(f"{target} is a {type(found).__name__}, which cannot be called: name a function or a class")
+        raise FxpruneError(f"{target} is {a_kind(found)}, which cannot be called: name a function or a class")
     return guarded(found, target, arguments)
 
 
@@ -104,7 +108,7 @@ def build(target: str, arguments: Mapping[str, Any]) -> Built:
     built = make(name, arguments) if make else _from_callable(target, arguments)
     if not isinstance(built.model, nn.Module):
         raise FxpruneError(
-            f"{target} gives a {type(built.model).__name__}, not a torch.nn.Module: name a callable that builds one"
+            f"{target} gives {a_kind(built.model)}, not a torch.nn.Module: name a callable that builds one"
         )
     return built
 
