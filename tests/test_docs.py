@@ -91,7 +91,10 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", [p for p in WITH_CODE if p.name != "integrations.md"], ids=name_of)
+OF_OTHER_LIBRARIES = ("integrations.md", "llm.md")
+
+
+@pytest.mark.parametrize("page", [p for p in WITH_CODE if p.name not in OF_OTHER_LIBRARIES], ids=name_of)
 def test_python_of_a_page_runs(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = executed(page)
     models = [value for value in found.values() if isinstance(value, nn.Module)]
@@ -106,6 +109,15 @@ def test_python_of_the_integrations_runs() -> None:
     assert found["logits"].shape == (8, 3)
     assert isinstance(found["module"].model, torch.fx.GraphModule)
     assert isinstance(found["trained_module"].model, torch.fx.GraphModule)
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers
+def test_python_of_language_models_runs() -> None:
+    found = executed(ROOT / "docs" / "prune" / "llm.md")
+    assert type(found["own"]).__name__ == "LlamaForCausalLM"
+    assert found["logits"].shape == (8, 9, 50)
+    budget = fxprune.report(found["small"]).budget
+    assert budget.asked == 0.8 >= budget.achieved
 
 
 def test_every_block_runs_or_is_said_not_to() -> None:
