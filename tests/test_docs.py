@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import socket
@@ -176,6 +177,13 @@ def test_every_public_name_is_in_the_api() -> None:
     errors = {name for name in fxprune.__all__ if name.endswith(("Error", "Warning"))}
     assert set(fxprune.__all__) - errors <= listed | {"classes"}
     assert "errors" in listed
+
+
+@pytest.mark.parametrize("function", [fxprune.compress, fxprune.score])
+def test_options_by_purpose_are_all_options(function: Any) -> None:
+    table = text_of("api.md").partition(f"| options of `{function.__name__}` |\n")[2].partition("\n\n")[0]
+    listed = [name for line in table.splitlines()[1:] for name in re.findall(r"`(\w+)`", line.split("|")[2])]
+    assert sorted(listed) == sorted(inspect.signature(function).parameters)
 
 
 def test_comparison_says_what_was_measured() -> None:

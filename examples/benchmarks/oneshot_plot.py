@@ -70,7 +70,7 @@ def headline(runs: Sequence[dict[str, Any]], path: Path) -> None:
         panel.grid(alpha=0.3)
     axes[0][0].set_ylabel("test accuracy (%)")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(path, dpi=180)
+    figure.savefig(path, dpi=180, bbox_inches="tight", pad_inches=0.05)
     plt.close(figure)
 
 
