@@ -6,10 +6,12 @@ import ast
 import inspect
 import json
 import re
+import runpy
 import socket
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,6 +179,22 @@ def test_every_public_name_is_in_the_api() -> None:
     errors = {name for name in fxprune.__all__ if name.endswith(("Error", "Warning"))}
     assert set(fxprune.__all__) - errors <= listed | {"classes"}
     assert "errors" in listed
+
+
+def test_examples_of_docstrings_are_code_on_the_site() -> None:
+    markdown = pytest.importorskip("markdown")
+    hook = runpy.run_path(str(ROOT / ".mkdocs" / "doctests.py"))
+    page = markdown.markdown("Text.\n\n>>> 1 + 1\n2\n\nMore.", extensions=[hook["Doctests"](), "fenced_code"])
+    code = '<pre><code class="language-pycon">&gt;&gt;&gt; 1 + 1\n2\n</code></pre>'
+    assert page == f"<p>Text.</p>\n{code}\n<p>More.</p>"
+
+
+def test_names_on_the_page_of_the_api_are_links() -> None:
+    linked = runpy.run_path(str(ROOT / ".mkdocs" / "links.py"))["on_page_content"]
+    text = '<h3 id="fxprune.score">score</h3><p>see <code>score</code>, <code>seed</code>'
+    api, other = (SimpleNamespace(file=SimpleNamespace(src_uri=f"{name}.md")) for name in ("api", "method"))
+    assert linked(text, api) == text.replace("<code>score</code>", '<a href="#fxprune.score"><code>score</code></a>')
+    assert linked(text, other) == text
 
 
 @pytest.mark.parametrize("function", [fxprune.compress, fxprune.score])
