@@ -14,6 +14,7 @@ from fxprune.caller.source_lines import warn
 from fxprune.coupling.groups import Coupling
 from fxprune.errors import PlanError
 from fxprune.planning.plan import BUDGETS, Budget, Plan, coupling_of
+from fxprune.planning.ratios import Ratios
 from fxprune.reporting.report import Report
 from fxprune.tracing.graph import ModelGraph
 
@@ -46,6 +47,10 @@ class Schedule:
             left = f"which should leave {share:.1%} of the original's {BUDGETS.get(self.what)}"
             said = left if self.what else "of the level given"
             raise PlanError(f"round {index + 1} of {self.rounds}, {said}: {error}") from error
+
+    def shares_of(self, ratios: Ratios | None) -> Ratios | None:
+        """The ratios of one round, which all rounds together make those given."""
+        return ratios and {layer: 1 - (1 - share) ** (1 / self.rounds) for layer, share in ratios.items()}
 
     def fitted(self, plan: Plan, original: ModelGraph) -> Plan:
         """A later round's plan that also keeps the channels that are tied to kept ones in the original alone.

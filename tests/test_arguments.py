@@ -109,7 +109,7 @@ MODELS: dict[str, tuple[Any, str]] = {
     "a name": ("net.pt", r"model is 'net.pt'; build the model, and .*load_state_dict\(torch.load\(path\)\)"),
     "a state dict": (
         MODEL.state_dict(),
-        "model is a OrderedDict; build the model, and load the weights with model.load",
+        "model is an OrderedDict; build the model, and load the weights with model.load",
     ),
     "scripted": (
         SCRIPTED,
@@ -117,7 +117,7 @@ MODELS: dict[str, tuple[Any, str]] = {
     ),
     "traced": (TRACED, "model is a TopLevelTracedModule; it is scripted or traced"),
     "None": (None, "model is None; give a model, an nn.Module"),
-    "no __init__": (odd(uninitialised=True), "the model is a Odd that was not initialised: call super"),
+    "no __init__": (odd(uninitialised=True), "the model is an Odd that was not initialised: call super"),
     "lazy": (nn.Sequential(nn.LazyLinear(3)), "0.weight of Sequential has no shape yet: run the model once on a batch"),
     "its own part": (
         CYCLE,
@@ -130,7 +130,7 @@ MODELS: dict[str, tuple[Any, str]] = {
         r"Odd.parameters fails \(TypeError.*: let it list what nn.Module.param",
     ),
     "names": (odd(named_modules=lambda *_, **__: ["a"]), "Odd.named_modules fails .*: let it list what"),
-    "numbers": (odd(buffers=lambda _: [3]), "Odd.buffers gives a int: let it list what nn.Module.buffers does"),
+    "numbers": (odd(buffers=lambda _: [3]), "Odd.buffers gives an int: let it list what nn.Module.buffers does"),
     "lookup": (odd(__getattr__=raising(KeyError)), "__getattr__ of Odd fails on a name that is not there .*Attribute"),
     "the loader": (LOADER, r"model is \[\[a Tensor, a Tensor\]\]; give a model"),
 }

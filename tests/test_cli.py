@@ -10,12 +10,11 @@ from command_line import flat, invoke
 
 import fxprune
 from fxprune import cli
+from fxprune.caller.installation import install
 from fxprune.cli import extras
-from fxprune.cli.app import EXAMPLES
+from fxprune.cli.app import COMMANDS, loaded
 from fxprune.cli.output import Output
 from fxprune.cli.sweeping import numbers_between
-
-COMMANDS = ("compress", "score", "plan", "apply", "report", "inspect", "sweep", "demo")
 
 
 def test_alphas_are_sorted_and_distinct():
@@ -53,7 +52,7 @@ def test_help_lists_all_commands_and_exit_codes():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_has_an_example_and_says_what_each_option_does(command):
     result = invoke(command, "--help")
-    example = next(text for function, text in EXAMPLES.items() if function.__name__ == command)
+    example = COMMANDS[command].example
     assert result.exit_code == 0
     assert f"Example: {example}" in flat(result.output)
     assert "Exit codes:" in result.output
@@ -62,12 +61,19 @@ def test_help_of_a_command_has_an_example_and_says_what_each_option_does(command
     assert [name for name, rest in options if len(rest.split()) < 3] == []
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_has_the_first_line_of_each_help(command):
+    summary = COMMANDS[command].summary
+    assert loaded(command).help.splitlines()[0] == summary
+    assert f"{command} {summary}" in flat(invoke("--help").output)
+
+
 def test_demo_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name in {"sklearn", "matplotlib"} else object())
     result = invoke("demo", "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "The demo needs scikit-learn and matplotlib, which" in result.stderr
-    assert "They come with the extra demo: pip install 'fxprune[demo]'" in result.stderr
+    assert f"They come with the extra demo: {install('demo')}." in result.stderr
 
 
 def test_command_line_module_needs_no_extra():
@@ -171,4 +177,4 @@ def test_main_says_what_is_missing(monkeypatch):
         cli.main()
     message = str(caught.value.code)
     assert message.startswith("fxprune's command line needs typer, which this Python does not have.")
-    assert "It comes with the extra cli: pip install 'fxprune[cli]'" in message
+    assert f"It comes with the extra cli: {install('cli')}." in message

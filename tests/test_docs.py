@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
+import runpy
 import socket
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,7 +94,10 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", [p for p in WITH_CODE if p.name != "integrations.md"], ids=name_of)
+OF_OTHER_LIBRARIES = ("integrations.md", "llm.md")
+
+
+@pytest.mark.parametrize("page", [p for p in WITH_CODE if p.name not in OF_OTHER_LIBRARIES], ids=name_of)
 def test_python_of_a_page_runs(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = executed(page)
     models = [value for value in found.values() if isinstance(value, nn.Module)]
@@ -106,6 +112,15 @@ def test_python_of_the_integrations_runs() -> None:
     assert found["logits"].shape == (8, 3)
     assert isinstance(found["module"].model, torch.fx.GraphModule)
     assert isinstance(found["trained_module"].model, torch.fx.GraphModule)
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers
+def test_python_of_language_models_runs() -> None:
+    found = executed(ROOT / "docs" / "prune" / "llm.md")
+    assert type(found["own"]).__name__ == "LlamaForCausalLM"
+    assert found["logits"].shape == (8, 9, 50)
+    budget = fxprune.report(found["small"]).budget
+    assert budget.asked == 0.8 >= budget.achieved
 
 
 def test_every_block_runs_or_is_said_not_to() -> None:
@@ -164,6 +179,29 @@ def test_every_public_name_is_in_the_api() -> None:
     errors = {name for name in fxprune.__all__ if name.endswith(("Error", "Warning"))}
     assert set(fxprune.__all__) - errors <= listed | {"classes"}
     assert "errors" in listed
+
+
+def test_examples_of_docstrings_are_code_on_the_site() -> None:
+    markdown = pytest.importorskip("markdown")
+    hook = runpy.run_path(str(ROOT / ".mkdocs" / "doctests.py"))
+    page = markdown.markdown("Text.\n\n>>> 1 + 1\n2\n\nMore.", extensions=[hook["Doctests"](), "fenced_code"])
+    code = '<pre><code class="language-pycon">&gt;&gt;&gt; 1 + 1\n2\n</code></pre>'
+    assert page == f"<p>Text.</p>\n{code}\n<p>More.</p>"
+
+
+def test_names_on_the_page_of_the_api_are_links() -> None:
+    linked = runpy.run_path(str(ROOT / ".mkdocs" / "links.py"))["on_page_content"]
+    text = '<h3 id="fxprune.score">score</h3><p>see <code>score</code>, <code>seed</code>'
+    api, other = (SimpleNamespace(file=SimpleNamespace(src_uri=f"{name}.md")) for name in ("api", "method"))
+    assert linked(text, api) == text.replace("<code>score</code>", '<a href="#fxprune.score"><code>score</code></a>')
+    assert linked(text, other) == text
+
+
+@pytest.mark.parametrize("function", [fxprune.compress, fxprune.score])
+def test_options_by_purpose_are_all_options(function: Any) -> None:
+    table = text_of("api.md").partition(f"| options of `{function.__name__}` |\n")[2].partition("\n\n")[0]
+    listed = [name for line in table.splitlines()[1:] for name in re.findall(r"`(\w+)`", line.split("|")[2])]
+    assert sorted(listed) == sorted(inspect.signature(function).parameters)
 
 
 def test_comparison_says_what_was_measured() -> None:

@@ -177,7 +177,9 @@ def test_a_plan_that_tears_a_unit() -> None:
 def test_a_plan_that_drops_an_output() -> None:
     plan = changed("mlp", lambda keep: keep.update({"4": (0, 1, 2, 3)}))
     refused(
-        "mlp", plan, r"drops channel 4 of 4 \(4 of 5 kept\), which cannot be removed: print the groups with couple\(\)"
+        "mlp",
+        plan,
+        r"drops channel 4 of 4 \(4 of 5 kept\), which cannot be removed \(it is the model's output\): keep it",
     )
 
 

@@ -188,7 +188,7 @@ def test_what_an_older_file_holds_is_read(full: fxprune.Report) -> None:
     plan = fxprune.Scores.random(ZOO["mlp"].build(), tensors(6)(2)).plan(0.5)
     before = {name: entry for name, entry in plan.to_dict().items() if name != "allocate"}
     assert fxprune.Plan.from_dict(before) == dataclasses.replace(plan, allocate=None)
-    with pytest.raises(PlanError, match="allocate is a int"):
+    with pytest.raises(PlanError, match="allocate is an int"):
         fxprune.Plan.from_dict(before | {"allocate": 3})
 
 

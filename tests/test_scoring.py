@@ -266,7 +266,7 @@ BATCHES: dict[str, tuple[Any, str]] = {
     "nan": (lambda: spoiled(float("nan")), NOT_FINITE),
     "infinity": (lambda: spoiled(float("inf")), NOT_FINITE),
     "other sizes": (lambda: [*loader(), (VECTORS.double(), LABELS)], r"the model fails on batch 3 \(RuntimeError"),
-    "a number": (lambda: [7], f"a batch is a int, not a pair{TO_UNPACK}"),
+    "a number": (lambda: [7], f"a batch is an int, not a pair{TO_UNPACK}"),
     "three": (lambda: [(IMAGES, LABELS, LABELS)], f"a batch is a tuple of length 3, not a pair{TO_UNPACK}"),
     "no targets": (lambda: [{"x": IMAGES, "y": LABELS}], rf"keys \['x', 'y'\], and 0 of them{TO_UNPACK}"),
     "two targets": (

@@ -19,7 +19,7 @@ from torch import nn
 from fxprune.caller.batches import check_loader
 from fxprune.caller.model_checks import check_forward, check_made
 from fxprune.caller.tensors import in_transform
-from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError, error_text, first_line
+from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError, a_kind, error_text, first_line
 
 Check = Callable[[str, Any], None]
 CHECKS: dict[str, Check] = {}
@@ -104,7 +104,7 @@ def shown(value: Any) -> str:
     if isinstance(value, (str, bytes, int, float, complex, np.generic, type(None))):
         text = repr(value.item() if isinstance(value, np.generic) else value)
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-    return f"a {type(value).__name__}"
+    return f"{a_kind(value)}"
 
 
 def is_whole(value: Any, least: int = 1, below: float = math.inf) -> bool:
@@ -225,6 +225,7 @@ CHECKS |= {
     "classes": _function("classes(targets), which gives the class of each sample"),
     "run": _function("run(model, inputs, targets), which gives the mean loss of the batch"),
     "metric": _function("metric(output, targets)"),
+    "evaluate": _function("evaluate(model), which gives a number"),
     "logits": _function("logits(output)"),
     "optimizer": _function("optimizer(parameters), which gives a torch.optim.Optimizer"),
     **_each("exclude leaves", _names(types=", or module types")),
@@ -237,5 +238,5 @@ CHECKS |= {
     "concrete_args": wanted(is_keywords, "it is a dict of names of arguments and their values", CaptureError),
     "finetune": wanted(is_keywords, "it is a dict of arguments of fxprune.finetune"),
     "checkpoint": wanted(lambda path: isinstance(path, (str, PathLike)), "it is the path of a file", CalibrationError),
-    **_each("small teacher weights", check_module),
+    **_each("small original teacher weights", check_module),
 }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from fxprune.caller.example import as_call
+
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Timer
 
 T = TypeVar("T")
 
@@ -24,6 +26,8 @@ def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
 
 def timer_of(model: nn.Module, batch: Any, device: torch.device, threads: int) -> Timer:
     """A timer of one model's call on a batch."""
+    from torch.utils.benchmark import Timer  # looks for a compiler, and says so where there is none
+
     args, kwargs = as_call(batch)
     names = {"model": model, "args": args, "kwargs": kwargs}
     return Timer("model(*args, **kwargs)", globals=names, timer=lambda: _clock(device), num_threads=threads)

@@ -17,6 +17,7 @@ import typer
 from torch import nn
 
 from fxprune.cli.extras import missing_modules
+from fxprune.cli.preprocessing import IMAGENET, Preparation, of_timm, of_torchvision
 from fxprune.errors import FxpruneError, first_line
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -24,12 +25,16 @@ _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A model, the size of one of its inputs where that is known, and the builder that an artefact names."""
+    """A model, the size of one of its inputs where that is known, and the builder that an artefact names.
+
+    `images` says how the model's library prepares images for it.
+    """
 
     model: nn.Module
     input_size: tuple[int, ...] | None = None
     builder: str | None = None
     builder_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    images: Preparation = IMAGENET
 
 
 def arguments_of(pairs: Iterable[str], option: str) -> dict[str, Any]:
@@ -121,7 +126,8 @@ def _from_torchvision(name: str, arguments: Mapping[str, Any]) -> Built:
     model = guarded(models.get_model_builder(name), f"torchvision:{name}", arguments)
     side = _SIDES.get(name, 224)
     size = (3, side, side) if name in models.list_models(module=models) else None
-    return Built(model, size, *_recipe("torchvision.models:get_model", {"name": name, **arguments}))
+    recipe = _recipe("torchvision.models:get_model", {"name": name, **arguments})
+    return Built(model, size, *recipe, of_torchvision(name, arguments))
 
 
 def _from_timm(name: str, arguments: Mapping[str, Any]) -> Built:
@@ -132,7 +138,8 @@ def _from_timm(name: str, arguments: Mapping[str, Any]) -> Built:
         raise FxpruneError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
     model = guarded(timm.create_model, f"timm:{name}", {"model_name": name, **arguments})
     size = getattr(model, "pretrained_cfg", {}).get("input_size")
-    return Built(model, size and tuple(size), *_recipe("timm:create_model", {"model_name": name, **arguments}))
+    recipe = _recipe("timm:create_model", {"model_name": name, **arguments})
+    return Built(model, size and tuple(size), *recipe, of_timm(name, model))
 
 
 _COLLECTIONS = {"torchvision": _from_torchvision, "timm": _from_timm}

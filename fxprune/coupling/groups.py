@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 
 from fxprune.caller.arrays import Index
 from fxprune.errors import visible
 from fxprune.rules.vocabulary import Slot
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Key = tuple[str, str]  # the node that gives the channels, and the axis or the parameter by which they are read
 
@@ -122,6 +124,8 @@ class Coupling:
 
     def graph(self) -> nx.Graph:
         """The bipartite graph of groups and the sites that produce their channels."""
+        import networkx as nx  # takes as long as all modules of fxprune
+
         net: nx.Graph = nx.Graph()
         for group in self.groups:
             net.add_node(group.name, kind="group", size=len(group), frozen=group.frozen)

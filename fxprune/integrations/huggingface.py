@@ -22,7 +22,7 @@ from fxprune.caller.example import as_call
 from fxprune.caller.files import folder as folder_at
 from fxprune.caller.files import made_folder, regular, replacing
 from fxprune.caller.isolation import device_of, evaluating, isolated_copy, undisturbed
-from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, error_text
+from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, a, error_text
 from fxprune.pipeline import compress
 from fxprune.reporting.report import pruned_of
 from fxprune.saving.artifact import load, save
@@ -112,7 +112,7 @@ def save_pretrained(small: nn.Module, folder: str | PathLike[str], model: PreTra
     if getattr(transformers, name, None) is not type(model):
         raise ArtifactError(
             f"{name} is no class of transformers, so its name in {CONFIG} would not lead to it: use fxprune.save, and "
-            f"fxprune.load with model= a {name}"
+            f"fxprune.load with model= {a(name)}"
         )
     place = made_folder(folder, ArtifactError)
     save(small, place / WEIGHTS)

@@ -103,6 +103,8 @@ def _figures_of(report: ReportRecord) -> Iterator[Figure]:
         yield Figure("verify's error", None, report.error, None, ".1e")
     if report.compensation and report.compensation.after is not None:
         yield Figure("output's error", 0.0, report.compensation.after, None, ".2%")
+    if found := report.evaluation:
+        yield Figure(found.name, found.before, found.after, None, ".4g")
     if report.finetuned:
         name, values = report.finetuned.judged_by
         yield Figure(f"{name}, fine-tuned", None, values[report.finetuned.best], None, ".4g")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from fxprune.errors import visible
 from fxprune.planning.plan import Budget
+from fxprune.reporting.provenance import Provenance
 
 SAMPLED = 512  # units of a group that a report holds at most
 GAIN = 0.05  # share of the original's time; a smaller gain is none
@@ -242,6 +243,36 @@ class Refit:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """The original on the calibration data, as scoring measured it.
+
+    `loss` is the mean over the samples. `accuracy` is the share of class numbers that it gets right among `outputs`
+    classes; None where its outputs and the targets are no logits and class numbers.
+
+    >>> print(Calibration(300, 0.0312, 0.99, 10))
+    the original on 300 calibration samples: loss 0.0312, right on 99.0%
+    """
+
+    samples: int
+    loss: float
+    accuracy: float | None = None
+    outputs: int | None = None
+
+    def __str__(self) -> str:
+        right = "" if self.accuracy is None else f", right on {self.accuracy:.1%}"
+        return f"the original on {plural(self.samples, 'calibration sample')}: loss {self.loss:.3g}{right}"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A figure of the caller's, such as the accuracy on held-out data; `before` is the original's, where measured."""
+
+    name: str
+    before: float | None
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReportRecord:
     """What `compress` or `apply` was asked to do, and what it achieved.
 
@@ -253,6 +284,9 @@ class ReportRecord:
 
     `weight_bytes` counts all parameters and buffers, before and after. `layers` are the largest that remain. `signals`
     names the signals that proposed and protected units. `latency` is what `measure_latency` found for the whole model.
+    `calibration` is what scoring measured of the original, `evaluation` what the caller's function measured.
+    `provenance` says how the model was made. `widths` are the channels before and after of every layer that has
+    channels, in the order in which the graph calls the layers.
     """
 
     model: str
@@ -273,6 +307,10 @@ class ReportRecord:
     layers: tuple[LayerReport, ...] = ()
     signals: tuple[str, str] | None = None
     latency: MeasuredLatency | None = None
+    calibration: Calibration | None = None
+    evaluation: Evaluation | None = None
+    provenance: Provenance | None = None
+    widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists and numbers."""

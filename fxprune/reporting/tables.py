@@ -43,7 +43,7 @@ def printed(shown: Any) -> str:
 def tables(report: ReportRecord) -> Iterator[Any]:
     """The summary, the budget, the reasons for slowness, the widths, the largest layers, and the layers left whole."""
     yield table(("", "before", "after", "left"), _summary(report), f"{report.model} at {level_of(report)}", "right")
-    yield from plain(str(report.budget)) if report.budget else []
+    yield from plain(*(str(line) for line in (report.budget, report.calibration) if line))
     yield from plain(*report.latency.explained()) if report.latency else []
     yield table(("group", "units", "layers (channels before -> after)"), _widths(report))
     if report.layers:
@@ -73,6 +73,9 @@ def _summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:
         where = f"on {report.latency.device}, {plural(report.latency.threads, 'thread')}"
         for timed in report.latency.batches:
             yield f"batch of {timed.batch_size} {where}", _time(timed.before), _time(timed.after), f"{timed.left:.1%}"
+    if found := report.evaluation:
+        before = "" if found.before is None else f"{found.before:.4g}"
+        yield found.name, before, f"{found.after:.4g}", ""
     proof = "not run" if report.error is None else f"{report.error:.1e}"
     yield "verify's error" + (", before fine-tuning" if report.finetuned else ""), "", proof, ""
     yield "captured by", "", report.captured, ""
