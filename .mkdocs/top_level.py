@@ -12,7 +12,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
-PAGES = {name: name.lower() for name in ("CHANGELOG.md", "CONTRIBUTING.md")}
+PAGES = {name: name.lower() for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")}
 UPWARDS = re.compile(rf"\]\((?:\.\./)?((?:\.\./)*)({'|'.join(map(re.escape, PAGES))})")
 
 
