@@ -36,7 +36,7 @@ from oneshot_models import (
     tuning_set,
     workload,
 )
-from oneshot_plot import headline, plot
+from oneshot_plot import plot
 from oneshot_search import MissedError
 from rich.progress import track
 from torch import nn
@@ -216,11 +216,10 @@ def joined(run: Run | None, found: Run) -> Run:
 
 
 def publish(runs: Sequence[Run], options: argparse.Namespace) -> None:
-    """Write the page, the figures and the plots."""
+    """Write the page, the figures and the plot."""
     folder = write("oneshot", HEADING, tables(runs), runs, options)
     if folder is not None and any("rows" in run for run in runs):
         plot(runs, folder / "oneshot.png")
-        headline(runs, folder / "headline.png")
         with (folder / "oneshot.md").open("a") as text:
             text.write("\n![accuracy against the share that is left](oneshot.png)\n")
 

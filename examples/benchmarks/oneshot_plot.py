@@ -1,4 +1,4 @@
-"""The plots of the one-shot benchmark: accuracy over the MACs and the parameters that are left, model by model."""
+"""The plot of the one-shot benchmark: accuracy over the MACs and over the parameters that are left, model by model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from oneshot_methods import METHODS, WHOLE
 from oneshot_models import MODELS
 
 SHARES = {"macs": "MACs left (%)", "params": "parameters left (%)"}
-HEADLINE = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "vgg": "VGG"}
-OURS, PEERS = "fxprune", "best of torch-pruning and network-pruner"
 
 
 def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
@@ -47,46 +45,6 @@ def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def headline(runs: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracy over the MACs on CIFAR-10: fxprune, and the best of the others at each budget, nothing trained."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    models = [model for model in HEADLINE if best(runs, model, (WHOLE,))]
-    if not models:
-        return
-    figure, axes = plt.subplots(1, len(models), figsize=(2.5 * len(models), 2.9), squeeze=False, layout="constrained")
-    for panel, model in zip(axes[0], models, strict=True):
-        for label, names, own in ((OURS, (OURS,), True), (PEERS, ("torch-pruning", "network-pruner"), False)):
-            found = sorted((best(runs, model, (WHOLE,)) | best(runs, model, names)).items())
-            colour, width = ("#1f77b4", 3) if own else ("#888888", 1.5)
-            panel.plot(*zip(*found, strict=True), color=colour, linewidth=width, marker="o", markersize=4, label=label)
-        panel.set(title=HEADLINE[model], xlabel="MACs left (%)", ylim=(0, 100))
-        panel.invert_xaxis()
-        panel.grid(alpha=0.3)
-    axes[0][0].set_ylabel("test accuracy (%)")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(path, dpi=180, bbox_inches="tight", pad_inches=0.05)
-    plt.close(figure)
-
-
-def best(runs: Sequence[dict[str, Any]], model: str, names: tuple[str, ...]) -> dict[float, float]:
-    """The best accuracy (%) of a model at each budget (% of its MACs), over the methods whose names begin so.
-
-    The name of a method of fxprune has to agree in full: its other methods are variants.
-    """
-    found: dict[float, float] = {}
-    for run in runs:
-        named = any(run["method"] == name or (name != OURS and run["method"].startswith(name)) for name in names)
-        if named and (run["stage"], run["model"]) == ("pruned", model):
-            for row in run.get("rows", ()):
-                budget, accuracy = 100 * row["budget"], 100 * row.get("accuracy", 0)
-                found[budget] = max(found.get(budget, 0), accuracy)
-    return found
 
 
 def points(run: dict[str, Any], whole: list[dict[str, Any]], share: str) -> tuple[list[float], list[float]]:
