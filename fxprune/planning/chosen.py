@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from fxprune.caller.arguments import CHECKS, is_keywords, is_whole, shown, wanted
 from fxprune.caller.arrays import Index
 from fxprune.coupling.groups import Coupling
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, close_names
 from fxprune.planning.kept import Keep
 
 Channels = Mapping[str, Iterable[int]]
@@ -53,9 +52,8 @@ def _of_layer(name: str, layer: str, channels: Any, widths: Mapping[str, int]) -
 
 def unknown_layer(layer: str, layers: Iterable[str]) -> str:
     """The message about a name that is none of the layers with channels."""
-    close = get_close_matches(layer, tuple(layers), n=3)
-    near = f"; close names: {', '.join(map(repr, close))}" if close else ""
-    return f"no layer that produces channels is called {layer!r}{near}; fxprune.couple lists them all"
+    close = close_names(layer, layers)
+    return f"no layer that produces channels is called {layer!r}{close}; fxprune.couple lists them all"
 
 
 def others(layers: Mapping[str, Index], widths: Mapping[str, int]) -> dict[str, Index]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fxprune.errors import visible
+from fxprune.errors import plural, visible
 from fxprune.planning.plan import BUDGETS
 from fxprune.reporting.html import drawing
-from fxprune.reporting.records import ReportRecord, milliseconds, plural
+from fxprune.reporting.records import ReportRecord, milliseconds
 from fxprune.reporting.tables import level_of
 from fxprune.reporting.widths import layer_widths, odd_widths
 
