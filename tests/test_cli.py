@@ -11,8 +11,10 @@ from command_line import flat, invoke
 import fxprune
 from fxprune import cli
 from fxprune.caller.installation import install
+from fxprune.caller.source_lines import warn
 from fxprune.cli import extras
 from fxprune.cli.app import COMMANDS, loaded
+from fxprune.cli.option_names import OPTIONS, as_options
 from fxprune.cli.output import Output
 from fxprune.cli.sweeping import numbers_between
 
@@ -118,7 +120,7 @@ def test_an_error_is_json_too(project):
         (["compress", "mynets:build", "--data", "mynets:loader", "--alpha", "2"], "Invalid value for '--alpha'"),
         (
             ["compress", "mynets:build", "--data", "mynets:loader", "--alpha", "0.1", "--macs", "0.5"],
-            "alpha=0.1 and macs=0.5 are given: one of alpha, params, macs, latency decides",
+            "--alpha 0.1 and --macs 0.5 are given: one of alpha, params, macs, latency decides",
         ),
         (["compress", "mynets:build", "--data", "mynets:loader", "--macs", "0"], "macs is 0.0; it is a share"),
         (["compress", "mynets:build", "--data", "mynets:loader", "--propose", "luck"], "'luck' is none of"),
@@ -126,6 +128,12 @@ def test_an_error_is_json_too(project):
             ["compress", "mynets:build", "--data", "mynets:loader", "--compensate", "luck"],
             "'luck' is none of none, bias",
         ),
+        (
+            ["compress", "mynets:build", "--data", "mynets:loader", "--compensate", "squential"],
+            "'squential' is none of none, bias, ridge, sequential; did you mean sequential?",
+        ),
+        (["compress", "mynets:build", "--data", "mynets:loader", "--macz", "0.5"], "No such option: --macz"),
+        (["compress", "mynets:build", "--data", "mynets:loader", "--weights-key", "ema"], "names a part of --weights"),
         (["compress", "mynets:build", "--data", "mynets:loader", "--device", "abacus"], "abacus"),
         (["compress", "mynets:build", "--data", "mynets:loader", "--export", "net.zip"], "net.zip ends in none of"),
         (["compress", "mynets:build", "--data", "mynets:loader", "--out", "net.pt"], "net.pt ends in none of"),
@@ -178,3 +186,49 @@ def test_main_says_what_is_missing(monkeypatch):
     message = str(caught.value.code)
     assert message.startswith("fxprune's command line needs typer, which this Python does not have.")
     assert f"It comes with the extra cli: {install('cli')}." in message
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("prune in several rounds=, as compress does", "prune in several --rounds, as compress does"),
+        ("lower round_to=16 or score with inexact=True", "lower --round-to 16 or score with --inexact"),
+        ("pass unknown=\"freeze\" or compensate='none'.", "pass --unknown freeze or --compensate none."),
+        ("macs=0.25 asks for 25%, alpha=1e-05. It", "--macs 0.25 asks for 25%, --alpha 1e-05. It"),
+        ("verify=False, or max_samples= and loader=", "--no-verify, or --samples and --data"),
+        ("pass loss=, a callable(output, target)", "pass --loss, a callable(output, target)"),
+        ("nets:build(seed=3, run=1) fails; a.seed=1", "nets:build(seed=3, run=1) fails; a.seed=1"),
+        ("dynamic_batch=False fixes it; unrounds=3", "dynamic_batch=False fixes it; unrounds=3"),
+    ],
+)
+def test_remedies_are_options(text, wanted):
+    assert as_options(text) == wanted
+
+
+def test_every_name_in_a_remedy_is_an_option():
+    texts = [invoke(command, "--help").output for command in COMMANDS]
+    known = {option for text in texts for option in re.findall(r"--[a-z-]+", text)}
+    assert set(OPTIONS.values()) <= known
+
+
+def test_messages_of_the_library_name_options(project):
+    data = ["--data", "mynets:loader"]
+    result = invoke("compress", "mynets:build", *data, "--macs", "0.001", "--round-to", "4")
+    assert result.stderr.startswith("Error: --macs 0.001 asks for 0.1% of the MACs, but ")
+    assert (
+        "prune in several --rounds, as compress does or pass --allocate uniform or lower --round-to 4" in result.stderr
+    )
+    result = invoke("compress", "mynets:Odd", *data)
+    assert "--unknown freeze" in result.stderr
+    result = invoke("compress", "mynets:build", *data, "--loss", "mynets:pair", "--json")
+    message = json.loads(result.stdout)["error"]["message"]
+    assert "pass --loss, a callable(output, target) that fits the model's output" in message
+    assert message in result.stderr
+
+
+def test_warnings_of_the_library_name_options(capsys):
+    output = Output(json=False, quiet=True)
+    with output.session("score"):
+        warn("too few: pass max_samples=, or unknown='freeze'")
+    assert output.warnings == ["too few: pass --samples, or --unknown freeze"]
+    assert capsys.readouterr().err == "Warning: too few: pass --samples, or --unknown freeze\n"

@@ -198,6 +198,7 @@ def test_more_classes_than_max_classes_are_sampled() -> None:
     assert (some.propose < every.propose).any()
 
 
+@pytest.mark.filterwarnings("ignore:the original is right on")  # its labels mean nothing
 def test_still_less_memory_means_fewer_samples_of_a_class() -> None:
     model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 30)), torch.randn(240, 6)
     y = torch.arange(240) % 30

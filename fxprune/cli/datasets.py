@@ -90,7 +90,7 @@ def warn_of_other_classes(model: nn.Module, loader: Iterable[Any], source: Sourc
             return
     if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] != len(data.classes):
         warn(
-            f"{source.option} {source.name} has {plural(len(data.classes), 'folder')}, each of them a class, and "
+            f"{source.option} {source.name} has {plural(len(data.classes), 'folder')}, one a class, but "
             f"{type(model).__name__} has {plural(output.shape[1], 'output')}: folders are numbered in alphabetical "
             "order, so give one for each output"
         )

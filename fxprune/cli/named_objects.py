@@ -69,7 +69,11 @@ def object_of(target: str | None, option: str) -> Any:
         found: Any = importlib.import_module(module)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-            raise FxpruneError(f"{target}: there is no module {error.name} in {Path.cwd()} or installed") from error
+            known = [*_COLLECTIONS, *(path.stem for path in Path.cwd().glob("*.py"))]
+            raise FxpruneError(
+                f"{target}: there is no module {error.name} in {Path.cwd()} or installed"
+                f"{did_you_mean(str(error.name), known)}"
+            ) from error
         raise FxpruneError(f"{target}: {module} cannot be imported: {told_with_line(error)}") from error
     for name in path.split("."):
         if not hasattr(found, name):

@@ -75,9 +75,7 @@ def _unpickled(path: Path) -> Any:
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         needed = re.search(r"GLOBAL ([\w.]+)", str(error))
         said = (
-            f"it needs the code of {needed[1]}, which may do anything"
-            if needed
-            else "it is cut off, or no file of torch.save"
+            f"it needs the code of {needed[1]}, which may do anything" if needed else "it is cut off, or of other kind"
         )
         raise FxpruneError(
             f"{path} cannot be read as a state_dict ({said}): save model.state_dict() with torch.save or safetensors"
