@@ -127,6 +127,15 @@ def close_names(name: str, known: Iterable[str]) -> str:
     return f"; close names: {', '.join(map(repr, close))}" if close else ""
 
 
+def plural(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> plural(1, "thread"), plural(2048, "thread")
+    ('1 thread', '2,048 threads')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 @contextmanager
 def blaming(what: str, where: str, remedy: str = "") -> Iterator[None]:
     """Replace any error but fxprune's own by a CalibrationError: `what` fails on `where`, and the remedy."""

@@ -20,8 +20,7 @@ from fxprune.cli.named_objects import called, did_you_mean, guarded
 from fxprune.cli.output import Bars
 from fxprune.cli.preprocessing import Preparation
 from fxprune.cli.subsets import balanced, labels_of
-from fxprune.errors import FxpruneError, a_kind
-from fxprune.reporting.records import plural
+from fxprune.errors import FxpruneError, a_kind, plural
 
 SAMPLES = 1000  # of calibration, by default
 BATCH = 64

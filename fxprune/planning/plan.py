@@ -20,7 +20,8 @@ from fxprune.coupling.collector import EXCLUDED, Exclude
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import Unknown
-from fxprune.errors import PlanError, visible
+from fxprune.errors import PlanError, plural, visible
+from fxprune.planning.bars import bars
 from fxprune.planning.chosen import Channels, indices, others, remaining, with_coupled
 from fxprune.planning.kept import check_indices, units_of
 from fxprune.tracing.capture import capture_around, captured
@@ -29,6 +30,7 @@ from fxprune.tracing.part import part_of
 from fxprune.tracing.settings import check_settings, settings_of
 
 FORMAT = 1
+SHOWN = 6  # of the layers of a plan that lose most channels
 LARGEST = 256 << 20  # bytes of a file; a million channels take ten million
 BUDGETS = {"params": "parameters", "macs": "MACs", "latency": "latency"}
 
@@ -67,7 +69,7 @@ class Plan:
 
     >>> plan = Plan({"0": (0, 2)}, {"0": 3}, [{"tensor": [2, 4], "dtype": "float32"}], alpha=0.05)
     >>> print(plan)
-    plan at alpha 0.05: 2 of 3 channels kept
+    plan at alpha 0.05: 2 of 3 channels kept, 1 of 1 layer narrowed
       0: 2 of 3
     """
 
@@ -89,9 +91,19 @@ class Plan:
         level = "" if self.alpha is None else f" at alpha {self.alpha:g}"
         total, kept = sum(self.widths.values()), sum(map(len, self.keep.values()))
         level += "" if self.budget is None else f" ({self.budget})"
-        lines = [f"plan{level}: {kept} of {total} channels kept"]
-        lines += [f"  {site}: {len(channels)} of {self.widths[site]}" for site, channels in self.keep.items()]
+        lost = {site: self.widths[site] - len(channels) for site, channels in self.keep.items()}
+        most = sorted(filter(lost.get, lost), key=lambda site: -lost[site])
+        layers = f"{len(most)} of {plural(len(self.keep), 'layer')} narrowed"
+        lines = [f"plan{level}: {kept} of {total} channels kept, {layers}"]
+        lines += [f"  {site}: {len(self.keep[site])} of {self.widths[site]}" for site in lost if site in most[:SHOWN]]
+        lines += [f"  and {len(most) - SHOWN} that lose less"] * (len(most) > SHOWN)
         return visible("\n".join(lines))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        layers = [(site, len(kept), self.widths[site]) for site, kept in self.keep.items()]
+        return visible(bars(str(self).partition("\n")[0], layers))
 
     @classmethod
     def from_kept(
@@ -123,9 +135,8 @@ class Plan:
         >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> print(Plan.from_kept(net, torch.zeros(2, 4), {"0": [0, 2]}))
-        plan: 4 of 5 channels kept
+        plan: 4 of 5 channels kept, 1 of 2 layers narrowed
           0: 2 of 3
-          2: 2 of 2
         """
         check(cls.from_kept, locals())
         options = {"inexact": inexact, "head_dim": head_dim}

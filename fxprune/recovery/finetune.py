@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from os import PathLike
@@ -152,7 +153,9 @@ def _precision_for(model: nn.Module, place: torch.device) -> str:
 
 def _training(goal: Goal, optimizer: Any, batches: int | None, done: Finetuning) -> Training:
     """A model and its optimizer, set up by Fabric on their device, before the first epoch."""
-    from lightning_fabric import Fabric
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's, in a notebook without ipywidgets
+        from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
     if not isinstance(optimizer, Optimizer):

@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from fxprune.reporting.records import ReportRecord, plural
+from fxprune.errors import plural
+from fxprune.reporting.records import ReportRecord
 from fxprune.reporting.tables import level_of, plain, printed, table
 
 
@@ -62,6 +63,8 @@ class Comparison:
 
     def __str__(self) -> str:
         return printed(self)
+
+    __repr__ = __str__
 
     def __rich_console__(self, console: Console, options: Any) -> Any:
         models = ("before", self.first, self.second)

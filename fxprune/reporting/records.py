@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from fxprune.errors import visible
+from fxprune.errors import plural, visible
 from fxprune.planning.plan import Budget
 from fxprune.reporting.provenance import Provenance
 
@@ -97,6 +97,11 @@ class Finetuning:
         if (self.train_losses or judged) and not 0 <= self.best < len(judged):
             raise ValueError(f"epoch {self.best} of a fine-tuning was kept, but {len(judged)} were judged")
 
+    def __repr__(self) -> str:
+        name, values = self.judged_by
+        course = f": {name} {values[0]:.4g} -> {values[self.best]:.4g} at epoch {self.best}" if values else ""
+        return f"fine-tuning in {self.precision}, {self.ran} of {plural(self.epochs, 'epoch')}{course}"
+
     @property
     def judged_by(self) -> tuple[str, tuple[float, ...]]:
         """The name and the values of the figure that chose the epoch: the metric, or else the validation loss."""
@@ -173,6 +178,8 @@ class MeasuredLatency:
             lines.append(f"  batch {pair.batch_size}: {before} -> {after}, {pair.speedup:.2f} x")
         return visible("\n".join([*lines, *(f"  {line}" for line in self.explained())]))
 
+    __repr__ = __str__
+
     def explained(self) -> tuple[str, ...]:
         """One sentence for each place where the smaller model is not faster, and for each reason; empty if none."""
         said: list[str] = []
@@ -185,15 +192,6 @@ class MeasuredLatency:
     def _sizes(self, verdict: str) -> str:
         """The batch sizes with one verdict, as text."""
         return " and ".join(str(pair.batch_size) for pair in self.batches if pair.verdict == verdict)
-
-
-def plural(count: int, noun: str) -> str:
-    """A number of things.
-
-    >>> plural(1, "thread"), plural(2048, "thread")
-    ('1 thread', '2,048 threads')
-    """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def milliseconds(seconds: float) -> str:
@@ -226,6 +224,16 @@ class Compensation:
     layers: tuple[Refit, ...] = ()
     filled: tuple[str, ...] = ()
     norms: int = 0
+
+    def __repr__(self) -> str:
+        known = self.before is not None and self.after is not None
+        errors = f"output's error {self.before:.1%} -> {self.after:.1%}" if known else "output's error not measured"
+        return f"compensation {self.level}: {errors}, {plural(self.refitted, 'layer')} refitted"
+
+    @property
+    def refitted(self) -> int:
+        """The number of layers whose weights it changed."""
+        return sum(layer.strength is not None for layer in self.layers) + len(self.filled)
 
 
 @dataclass(frozen=True, slots=True)

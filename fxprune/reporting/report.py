@@ -19,7 +19,7 @@ from fxprune.errors import CalibrationError, FxpruneError, blaming
 from fxprune.planning.plan import Plan
 from fxprune.reporting.comparison import Comparison, compared
 from fxprune.reporting.records import Evaluation, ReportRecord
-from fxprune.reporting.tables import printed, tables
+from fxprune.reporting.tables import brief, printed, tables
 from fxprune.tracing.graph import RECORD, History, ModelGraph, Record
 
 Evaluate = Callable[[nn.Module], float]
@@ -45,6 +45,14 @@ class Report(ReportRecord):
 
     def __str__(self) -> str:
         return printed(self)
+
+    def __repr__(self) -> str:
+        return brief(self)
+
+    def _repr_html_(self) -> str:
+        from fxprune.reporting.html.notebook import summary_table
+
+        return summary_table(self)
 
     def __rich_console__(self, console: Console, options: Any) -> Any:
         yield from tables(self)

@@ -13,8 +13,9 @@ from torch.utils import _pytree as pytree
 from fxprune.caller.batches import sample_count
 from fxprune.caller.example import TensorSpec
 from fxprune.caller.tensors import INDEX
+from fxprune.errors import plural
 from fxprune.reporting.layers import attribute_of, kind_of
-from fxprune.reporting.records import BatchLatency, plural
+from fxprune.reporting.records import BatchLatency
 from fxprune.reporting.report import Report
 from fxprune.reporting.widths import BLOCK, layer_widths, odd_widths
 from fxprune.tracing.facts import facts_on

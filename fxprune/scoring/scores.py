@@ -20,7 +20,7 @@ from fxprune.coupling.collector import Exclude
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import Unknown
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, plural, visible
 from fxprune.planning.allocation import EVEN, Allocate, Allocation, levels
 from fxprune.planning.budgets import DEFAULT_ALPHA, NOTHING, Cost, given, meet, remedies
 from fxprune.planning.costs import costs_of
@@ -46,6 +46,20 @@ class Scores(ScoreData):
     under any plan, and `times`, from `with_latency`, its latency. `moments` are those of every edge's activations, and
     `channels` the number of channels that are removed with each unit.
     """
+
+    def __str__(self) -> str:
+        about, whole = self.about, sum(map(len, self.frozen.values()))
+        units = f"{plural(len(self.propose), 'unit')} in {plural(len(self.groups), 'group')}"
+        lines = [f"scores of {about.get('model', 'a model')}: {units}; {plural(whole, 'layer')} kept whole"]
+        if "samples" in about:
+            samples = plural(int(about["samples"]), "sample")
+            lines.append(f"  {about['propose']} proposes and {about['protect']} protects, on {samples}")
+        if "loss" in about:
+            right = f", right on {about['accuracy']:.1%}" if "accuracy" in about else ""
+            lines.append(f"  the original there: loss {about['loss']:.3g}{right}")
+        return visible("\n".join([*lines, f"  {self.times}"] if self.times else lines))
+
+    __repr__ = __str__
 
     def plan(
         self,
@@ -225,6 +239,7 @@ def scores_of(
     """Scores (those that propose, those that protect) of the units of a coupling that was made with some options."""
     groups = tuple((group.name, group.units.start, group.units.stop) for group in coupling.prunable)
     settings = settings_of(graph) | {name: value for name, value in options.items() if value}
+    about = {"model": type(graph).__name__} | dict(about)
     example = captured_of(graph).description
     frozen = coupling.frozen() | parametrized(graph, str(options.get("submodule", "")))
     return Scores(
