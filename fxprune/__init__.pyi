@@ -9,6 +9,7 @@ from fxprune.errors import (
     CalibrationError,
     CaptureError,
     CheckpointError,
+    DistributedError,
     ExportError,
     FxpruneError,
     FxpruneWarning,
@@ -39,8 +40,8 @@ from fxprune.version import __version__ as __version__
 
 __all__ = [
     "ArtifactError", "Budget", "CalibrationError", "CaptureError", "CheckpointError", "Comparison", "Compensation",
-    "Coupling", "Evidence", "ExportError", "Finetuning", "FxpruneError", "FxpruneWarning", "Group", "Manifest",
-    "MeasuredLatency", "NarrowError", "Plan", "PlanError", "Report", "RewriteError", "Scores", "Site",
+    "Coupling", "DistributedError", "Evidence", "ExportError", "Finetuning", "FxpruneError", "FxpruneWarning", "Group",
+    "Manifest", "MeasuredLatency", "NarrowError", "Plan", "PlanError", "Report", "RewriteError", "Scores", "Site",
     "UnsupportedOpError", "VerificationError", "apply", "capture", "classes", "compress", "couple", "export",
     "finetune", "load", "measure_latency", "narrow", "report", "rewrite_checkpoint", "save", "score", "verify",
 ]  # fmt: skip

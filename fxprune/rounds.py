@@ -111,7 +111,7 @@ def composed(first: Plan, second: Plan) -> Plan:
         there = len(first.keep.get(site, range(second.widths[site])))
         if second.widths[site] != there or (site not in first.keep and len(kept) < there):
             raise PlanError(
-                f"the second plan is for {second.widths[site]} channels of {site}, of which the first keeps "
+                f"the second plan is for {second.widths[site]} channels of {site!r}, of which the first keeps "
                 f"{len(first.keep.get(site, ()))}: make it for the model that the first leads to"
             )
     keep = {

@@ -225,6 +225,50 @@ def test_an_unknown_keyword_names_the_function_that_was_called(stage: Callable[.
         stage(MODEL)
 
 
+@pytest.mark.parametrize(
+    ("given", "close"), [("round", "'rounds', 'round_to'"), ("max_sample", "'max_samples'"), ("progess", "'progress'")]
+)
+def test_names_close_to_an_unknown_keyword(given: str, close: str) -> None:
+    """`max_samples` is of compress itself, `samples_per_class` one that it hands on."""
+    message = rf"^compress\(\) got an unexpected keyword argument '{given}'; close names: {close}"
+    with pytest.raises(TypeError, match=message):
+        fxprune.compress(MODEL, LOADER, **{given: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "close"),
+    [
+        ("propose", "reconstuction", "reconstruction"),
+        ("protect", "tailor", "taylor"),
+        ("allocate", "unifrom", "uniform"),
+        ("compensate", "sequental", "sequential"),
+        ("unknown", "freze", "freeze"),
+    ],
+)
+def test_names_close_to_an_unknown_choice(name: str, given: str, close: str) -> None:
+    with pytest.raises(FxpruneError, match=f"^{name} is '{given}'; close names: '{close}'.*; it is one of "):
+        fxprune.compress(MODEL, LOADER, **{name: given})
+
+
+def test_names_close_to_modules() -> None:
+    net = nn.Sequential()
+    net.conv1, net.conv2 = nn.Linear(2, 2), nn.Linear(2, 2)
+    batch = torch.zeros(2, 2)
+    with pytest.raises(FxpruneError, match=r"^exclude: no module of Sequential matches 'conv11'; close names: 'conv1'"):
+        fxprune.couple(fxprune.capture(net, batch), exclude="conv11")
+    with pytest.raises(FxpruneError, match=r"leaves: no module of Sequential matches 'cnov\*'; close names: 'conv2'"):
+        fxprune.capture(net, batch, leaves="cnov*")
+    with pytest.raises(FxpruneError, match=r"no module of that name: did you mean conv2, conv1\?"):
+        fxprune.score(net, [(batch, torch.tensor([0, 1]))], submodule="conv")
+
+
+def test_names_close_to_an_option_of_finetune() -> None:
+    pytest.importorskip("lightning_fabric")
+    options = {"train_loader": LOADER, "val_loader": LOADER, "epoch": 3}
+    with pytest.raises(FxpruneError, match=r"keyword argument 'epoch'; close names: 'epochs'\): see fxprune"):
+        fxprune.compress(MODEL, LOADER, finetune=options)
+
+
 def test_functions_that_do_not_give_what_they_should() -> None:
     pytest.importorskip("lightning_fabric")
     with pytest.raises(PlanError, match=r"allocate= fails \(ValueError: could not .*'x'\): a function \(propose"):

@@ -276,7 +276,7 @@ def test_what_load_needs(path: Path) -> None:
     [
         (
             lambda: Bare(width=16),
-            r"its plan does not fit the Bare .*12 channels of \w+, the model has 16.*same arguments",
+            r"its plan does not fit the Bare .*12 channels of '\w+', the model has 16.*same arguments",
         ),
         (
             lambda: Bare(activation=nn.SiLU),
@@ -289,6 +289,31 @@ def test_another_architecture_is_refused(build: Callable[[], nn.Module], text: s
     fxprune.save(fxprune.compress(Bare(), BATCHES, 0.3, progress=False), path)
     with pytest.raises(ArtifactError, match=text):
         fxprune.load(path, build())
+
+
+def test_a_model_without_the_hooks_that_compute_is_refused(path: Path) -> None:
+    """And one with its hooks is taken."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x).relu()).mean((2, 3))
+
+    def with_hook() -> nn.Module:
+        model = Encoder()
+        model.first.register_forward_hook(lambda module, inputs, output: output * 2)
+        return model.eval()
+
+    small = fxprune.compress(with_hook(), [(images()(6), torch.arange(6) % 4)], 0.5, progress=False)
+    fxprune.save(small, path)
+    text = r"was made from an Encoder in which node 2 is .*mul.* the same arguments, and with those of"
+    with pytest.raises(ArtifactError, match=text):
+        fxprune.load(path, Encoder())
+    loaded = fxprune.load(path, with_hook())
+    assert torch.equal(outputs(loaded, images()(3))[0], outputs(small, images()(3))[0])
 
 
 def test_another_version_of_torch_that_spells_the_graph_otherwise_is_a_warning(path: Path) -> None:

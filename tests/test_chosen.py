@@ -90,19 +90,19 @@ def test_from_kept_of_coupled_layers_that_agree(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(("kept", "message"), [
-    ({"stem": [0, 1], "conv2": [0, 2]}, "keeps channel 1 of stem but drops channel 1 of conv2, which must be kept or "
-     r"removed together .*: keep both or drop both"),
-    ({"head": [0, 1]}, "drops channel 2 of head .2 of 5 kept., which cannot be removed .it is the model's"),
-    ({"conv1": []}, "keeps 0 of 6 channels of conv1: a layer keeps at least one"),
+    ({"stem": [0, 1], "conv2": [0, 2]}, "keeps channel 1 of 'stem' but drops channel 1 of 'conv2', which must be kept "
+     r"or removed together .*: keep both or drop both"),
+    ({"head": [0, 1]}, "drops channel 2 of 'head' .2 of 5 kept., which cannot be removed .it is the model's"),
+    ({"conv1": []}, "keeps 0 of 6 channels of 'conv1': a layer keeps at least one"),
     ({"conv9": [0]}, "kept: no layer that produces channels is called 'conv9'; close names: 'conv2', 'conv1'; "
      "fxprune.couple lists them all"),
     ({"bn1": [0]}, "kept: no layer that produces channels is called 'bn1'"),
-    ({"conv1": [0, 6]}, "kept: 6 is no channel of conv1, which has 6: give indices from 0 to 5"),
-    ({"conv1": [-1]}, "kept: -1 is no channel of conv1"),
-    ({"conv1": [0.5]}, "kept: 0.5 is no channel of conv1"),
-    ({"conv1": np.ones(6, dtype=bool)}, "kept: True is no channel of conv1"),
-    ({"conv1": 3}, "kept: the channels of conv1 are 3; give a list of indices"),
-    ({"conv1": "012"}, "kept: the channels of conv1 are '012'; give a list of indices"),
+    ({"conv1": [0, 6]}, "kept: 6 is no channel of 'conv1', which has 6: give indices from 0 to 5"),
+    ({"conv1": [-1]}, "kept: -1 is no channel of 'conv1'"),
+    ({"conv1": [0.5]}, "kept: 0.5 is no channel of 'conv1'"),
+    ({"conv1": np.ones(6, dtype=bool)}, "kept: True is no channel of 'conv1'"),
+    ({"conv1": 3}, "kept: the channels of 'conv1' are 3; give a list of indices"),
+    ({"conv1": "012"}, "kept: the channels of 'conv1' are '012'; give a list of indices"),
     ([("conv1", [0])], "kept is .*; it is a dict of layers and the channels to keep, such as"),
 ])  # fmt: skip
 def test_from_kept_refuses(model: nn.Module, kept: Any, message: str) -> None:
@@ -114,7 +114,7 @@ def test_heads_are_kept_or_removed_whole() -> None:
     model, x = Attention().eval(), torch.randn(2, 3, 8)
     site = next(site.name for site in fxprune.couple(fxprune.capture(model, x))[0].sites)
     width = fxprune.Plan.from_kept(model, x, {}).widths[site]
-    with pytest.raises(PlanError, match=r"keeps channel \d+ of attention.* must be kept or removed together"):
+    with pytest.raises(PlanError, match=r"keeps channel \d+ of 'attention.* must be kept or removed together"):
         fxprune.Plan.from_kept(model, x, {site: range(1, width)})
 
 
@@ -122,7 +122,7 @@ def test_layers_of_one_size_keep_the_same_number() -> None:
     model, x = Recurrent().eval(), torch.randn(2, 3, 4)
     balanced = fxprune.Scores.random(model, x).balanced[0]
     one, other = balanced[:2]
-    with pytest.raises(PlanError, match=f"keeps 3 of 6 units of {one} but 6 of 6 units of {other}, which share one "
+    with pytest.raises(PlanError, match=f"keeps 3 of 6 units of '{one}' but 6 of 6 units of '{other}', which share one "
                        "size: keep the same number of each"):  # fmt: skip
         fxprune.Plan.from_kept(model, x, {one: [0, 1, 2]})
     plan = fxprune.Plan.from_kept(model, x, {one: [0, 1, 2], other: [3, 4, 5]})
@@ -161,11 +161,11 @@ def test_without_forgets_what_the_plan_was_asked_for(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(("removed", "message"), [
-    ({"conv1": range(6)}, "keeps 0 of 6 channels of conv1: a layer keeps at least one"),
-    ({"head": [1]}, r"drops channel 1 of head \(4 of 5 kept\), which cannot be removed \(it is the model's output\)"),
+    ({"conv1": range(6)}, "keeps 0 of 6 channels of 'conv1': a layer keeps at least one"),
+    ({"head": [1]}, r"drops channel 1 of 'head' \(4 of 5 kept\), which cannot be removed \(it is the model's output\)"),
     ({"conv3": [1]}, "removed: no layer that produces channels is called 'conv3'; close names: "),
-    ({"conv1": [7]}, "removed: 7 is no channel of conv1, which has 6"),
-    ({"conv1": 1}, "removed: the channels of conv1 are 1; give a list of indices"),
+    ({"conv1": [7]}, "removed: 7 is no channel of 'conv1', which has 6"),
+    ({"conv1": 1}, "removed: the channels of 'conv1' are 1; give a list of indices"),
     ("conv1", "removed is 'conv1'; it is a dict of layers and the channels to remove"),
 ])  # fmt: skip
 def test_without_refuses(model: nn.Module, removed: Any, message: str) -> None:
@@ -176,7 +176,7 @@ def test_without_refuses(model: nn.Module, removed: Any, message: str) -> None:
 
 def test_without_is_for_the_model_of_the_plan(model: nn.Module) -> None:
     plan = fxprune.Plan.from_kept(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(2, 3), {})
-    with pytest.raises(PlanError, match="the plan names 0, which the model does not have"):
+    with pytest.raises(PlanError, match="the plan names '0', which the model does not have"):
         plan.without(nn.Sequential(nn.Identity(), nn.Linear(3, 4)), {"1": [0]})
 
 
@@ -230,7 +230,7 @@ def test_a_level_or_a_budget_decides_what_ratios_leave_open(model: nn.Module) ->
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"ratios": {"stem": 0.5, "conv2": 0.25}}, "ratios: 'stem' asks for 0.5 and 'conv2' for 0.25 of the same units, "
-     "those of stem, conv2: give both one ratio"),
+     "those of 'stem', 'conv2': give both one ratio"),
     ({"ratios": {"con*": 0.5, "s*": 0.25}}, "ratios: 'con.' asks for 0.5 and 's.' for 0.25 of the same units"),
     ({"ratios": {"head": 0.5}}, "ratios: 'head' cannot lose channels: it is the model's output; leave it out"),
     ({"ratios": {"conv3": 0.5}}, "ratios: no layer that produces channels is called 'conv3'; close names: 'conv"),

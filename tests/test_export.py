@@ -156,6 +156,12 @@ class Growing(nn.Module):
             torch.tensor(1.0),
             r"has no tensor of at least one row: pass dynamic_batch=False",
         ),
+        (
+            "model.pt2",
+            lambda: nn.Linear(3, 2),
+            torch.zeros(2, 5),
+            r"^Linear does not run on the example \(RuntimeError: mat1 and .*\): give one batch as its forward takes",
+        ),
         ("none/model.pt2", Growing, X, "there is no folder .*none; make it first"),
     ],
 )

@@ -305,7 +305,7 @@ def test_compress_checks_the_options_before_it_starts(trained: nn.Module) -> Non
         ({"epochs": 1}, r"the options of finetune do not fit \(missing a required argument: 'train_loader'\)"),
         (
             {"train_loader": [], "val_loader": [], "epoch": 1},
-            r"do not fit \(got an unexpected keyword argument 'epoch'",
+            r"do not fit \(finetune\(\) got an unexpected keyword argument 'epoch'; close names: 'epochs'",
         ),
         ({"train_loader": [], "val_loader": [], "epochs": 0}, "epochs is 0; it is a whole number, at least 1"),
     ):

@@ -227,3 +227,26 @@ def test_what_has_no_plan() -> None:
 def test_a_folder_without_files(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"config\.json cannot be read \(FileNotFoundError"):
         from_pretrained(tmp_path)
+
+
+POINTED = (
+    r"; for a model of transformers, call fxprune\.integrations\.huggingface\.compress_pretrained\(model, loader, "
+)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_compress_points_to_compress_pretrained_where_the_loss_fails(name: str) -> None:
+    model, loader = made(name)
+    batches = [inputs_of(batch) | {"labels": batch["labels"]} for batch in loader]
+    loss = r'pass loss=lambda out, y: F.cross_entropy\(out\["logits"\], y\)'
+    with pytest.raises(CalibrationError, match=rf"the output is an? .*Output with .*: {loss}{POINTED}"):
+        fxprune.compress(model, batches, progress=False)
+
+
+def test_compress_points_to_compress_pretrained_where_capture_fails() -> None:
+    model, loader = made("gpt2")
+    batches = [inputs_of(batch) | {"labels": batch["labels"]} for batch in loader]
+    with pytest.raises(fxprune.CaptureError, match=rf"(?s)GPT2LMHeadModel cannot be captured.*{POINTED}"):
+        fxprune.compress(model, batches, progress=False)
+    with pytest.raises(fxprune.CaptureError, match=rf"does not fit GPT2LMHeadModel.forward.*{POINTED}"):
+        fxprune.capture(model, (batches[0]["input_ids"],) * 30)

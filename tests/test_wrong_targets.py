@@ -115,7 +115,7 @@ BEYOND: dict[str, tuple[nn.Module, Any, str]] = {  # those without a loss that t
     "fewer": (Net(), Y[:5], r"have shape \(5,\), and the output has 6 rows.*: give one target for each sample"),
     "fractions": (Net(), X[:, 0], "are fractions, and the output has 4 numbers a sample"),
     "names": (Net(), ["cat"] * SAMPLES, "are names of classes.*: give their numbers, from 0, by unpack="),
-    "objects": (Net(), [{"boxes": Y}] * SAMPLES, r'are a list with \[0\]\["boxes"\] of shape \(6,\), .*, \.\.\.; pass'),
+    "objects": (Net(), [{"boxes": Y}] * SAMPLES, r'are a list with \[0\]\["boxes"\] of shape \(6,\), .*, \.\.\.: pass'),
     "maps of one class": (Net(maps), Y, r"of shape \(6, 4, 2, 2\), and the targets are an int64 tensor of shape \(6"),
     "ignored": (Net(), torch.full((SAMPLES,), -100), "is nan: all its targets are -100, which cross-entropy ignores"),
 }  # fmt: skip
@@ -154,7 +154,7 @@ def test_a_loader_without_targets_is_not_blamed_on_the_loss(batch: Any) -> None:
 
 def test_a_loss_of_the_users_that_fails_is_told_what_it_was_given() -> None:
     with pytest.raises(
-        CalibrationError, match=r"RuntimeError.*: the output is a float32 tensor of shape \(6, 4\), and"
+        CalibrationError, match=r"RuntimeError.*; the output is a float32 tensor of shape \(6, 4\), and"
     ):
         score(Net(), ONE_HOT, loss=lambda out, y: F.mse_loss(out, y.view(3)))
 

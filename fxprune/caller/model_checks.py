@@ -12,7 +12,6 @@ from torch.nn.parameter import is_lazy
 
 from fxprune.errors import CaptureError, a_kind, error_text
 
-PRETRAINED = "fxprune.integrations.huggingface.compress_pretrained(model, loader, ...)"
 _LISTS: dict[str, type] = {
     "named_modules": nn.Module, "modules": nn.Module, "named_parameters": Tensor, "parameters": Tensor,
     "named_buffers": Tensor, "buffers": Tensor, "named_children": nn.Module, "children": nn.Module,
@@ -58,9 +57,13 @@ define forward(self, ...) in Python
         raise CaptureError(f"{text}: define forward(self, ...) in Python") from error
 
 
-def is_of_transformers(value: Any) -> bool:
-    """Whether a model, or an output, is of a class of Hugging Face transformers, or of one derived from it."""
-    return any(kind.__module__.startswith("transformers.") for kind in type(value).__mro__)
+def if_of_transformers(value: Any) -> str:
+    """The end of a message about a model of Hugging Face transformers, or its output; empty for others."""
+    if not any(kind.__module__.startswith("transformers.") for kind in type(value).__mro__):
+        return ""
+    return (
+        "; for a model of transformers, call fxprune.integrations.huggingface.compress_pretrained(model, loader, ...)"
+    )
 
 
 def _modules(model: nn.Module, path: str = "", around: tuple[nn.Module, ...] = ()) -> Iterator[tuple[str, nn.Module]]:

@@ -16,6 +16,7 @@ from fxprune.planning.plan import BUDGETS
 
 Cost = Callable[[Flags], float]
 TOLERANCE = 0.01  # share of the budget that may be left unspent
+DEFAULT_ALPHA = 0.05  # where neither a level nor a budget is given
 NOTHING = -1.0  # the level at which every unit is kept
 Frozen = Iterable[tuple[Sequence[str], str]]  # layers that are kept whole, and why
 _SHOWN = 3  # layers of one reason in a message

@@ -39,12 +39,12 @@ def _of_layer(name: str, layer: str, channels: Any, widths: Mapping[str, int]) -
         raise PlanError(f"{name}: {unknown_layer(layer, widths)}")
     listed = channels.tolist() if isinstance(channels, (np.ndarray, torch.Tensor)) else channels
     if not isinstance(listed, Iterable) or isinstance(listed, str):
-        raise PlanError(f"{name}: the channels of {layer} are {shown(channels)}; give a list of indices")
+        raise PlanError(f"{name}: the channels of {layer!r} are {shown(channels)}; give a list of indices")
     found = list(listed)
     for channel in found:
         if not is_whole(channel, 0, widths[layer]):
             raise PlanError(
-                f"{name}: {shown(channel)} is no channel of {layer}, which has {widths[layer]}: "
+                f"{name}: {shown(channel)} is no channel of {layer!r}, which has {widths[layer]}: "
                 f"give indices from 0 to {widths[layer] - 1}"
             )
     return np.unique(np.array(found, dtype=np.int64))

@@ -17,9 +17,11 @@ def check_indices(name: str, width: int, kept: Sequence[int]) -> None:
     """Raise PlanError where the kept channels of a layer are not rising indices below its width, or are none."""
     kept = tuple(kept)
     if list(kept) != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < width):
-        raise PlanError(f"the plan's channels of {name} are not rising indices below its width {width}: {kept[:8]}...")
+        raise PlanError(
+            f"the plan's channels of {name!r} are not rising indices below its width {width}: {kept[:8]}..."
+        )
     if not kept:
-        raise PlanError(f"the plan keeps 0 of {width} channels of {name}: a layer keeps at least one")
+        raise PlanError(f"the plan keeps 0 of {width} channels of {name!r}: a layer keeps at least one")
 
 
 def units_of(keep: Keep, widths: Mapping[str, int], coupling: Coupling) -> Flags:
@@ -33,7 +35,7 @@ def units_of(keep: Keep, widths: Mapping[str, int], coupling: Coupling) -> Flags
     for name in keep:
         if name not in sites:
             raise PlanError(
-                f"the plan names {name}, which the model does not have: apply it to the model that it was made for"
+                f"the plan names {name!r}, which the model does not have: apply it to the model that it was made for"
             )
     total, removed = np.zeros((2, coupling.units), dtype=np.int64)
     for site in coupling.sites:
@@ -45,7 +47,7 @@ def units_of(keep: Keep, widths: Mapping[str, int], coupling: Coupling) -> Flags
     kept: Flags = removed == 0
     for units in coupling.pieces:
         if not kept[units].any():
-            names = [site.name for site in coupling.sites if np.isin(units, site.units).any()]
+            names = [repr(site.name) for site in coupling.sites if np.isin(units, site.units).any()]
             raise PlanError(
                 f"the plan drops all {len(units)} units of a slice that the model reads (of {', '.join(names[:3])}): "
                 "keep at least one"
@@ -60,15 +62,15 @@ def _dropped(keep: Keep, widths: Mapping[str, int], coupling: Coupling, site: Si
     if site.name not in keep or (len(kept) == width and (site.units < 0).all()):
         return np.empty(0, dtype=np.int64)
     if width != site.width:
-        raise PlanError(f"the plan was made for {width} channels of {site.name}, the model has {site.width}")
+        raise PlanError(f"the plan was made for {width} channels of {site.name!r}, the model has {site.width}")
     check_indices(site.name, width, kept)
     dropped = np.delete(np.arange(width), np.array(kept, dtype=np.int64))
     stuck = dropped[site.units[dropped] < 0]
     if len(stuck):
         reasons = [reason for reason, names in coupling.frozen().items() if site.name in names]
         raise PlanError(
-            f"the plan drops channel {stuck[0]} of {site.name} ({len(kept)} of {width} kept), which cannot be removed "
-            f"({'; '.join(reasons)}): keep it"
+            f"the plan drops channel {stuck[0]} of {site.name!r} ({len(kept)} of {width} kept), which cannot be "
+            f"removed ({'; '.join(reasons)}): keep it"
         )
     return dropped
 
@@ -80,7 +82,7 @@ def _torn(keep: Keep, coupling: Coupling, unit: int) -> str:
     for site in coupling.sites:
         channels = set(keep.get(site.name, range(site.width)))
         for channel in np.flatnonzero(site.units == unit).tolist():
-            (kept if channel in channels else dropped).append(f"channel {channel} of {site.name}")
+            (kept if channel in channels else dropped).append(f"channel {channel} of {site.name!r}")
     return (
         f"the plan keeps {kept[0]} but drops {dropped[0]}, which must be kept or removed together "
         f"({len(kept)} channels kept, {len(dropped)} dropped of one unit): keep both or drop both"
@@ -91,7 +93,7 @@ def _check_balance(coupling: Coupling, keep: Flags) -> None:
     """Raise where layers that share one size would get different ones, or a projection too large a one."""
     padded = np.append(keep, True)
     counts = {site.name: int(padded[site.units].sum()) for site in coupling.sites}
-    kept = {site.name: f"{counts[site.name]} of {site.width} units of {site.name}" for site in coupling.sites}
+    kept = {site.name: f"{counts[site.name]} of {site.width} units of {site.name!r}" for site in coupling.sites}
     for first, other in ((first, other) for first, *others in coupling.balanced for other in others):
         if counts[first] != counts[other]:
             raise PlanError(

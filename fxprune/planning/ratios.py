@@ -53,7 +53,7 @@ def _ratio_of(layers: Sequence[str], ratios: Ratios) -> float | None:
         (one, first), (two, second), *_ = ((share, entry) for share, entry in given.items())
         raise PlanError(
             f"ratios: {first!r} asks for {one:g} and {second!r} for {two:g} of the same units, those of "
-            f"{', '.join(layers[:3])}: give both one ratio"
+            f"{', '.join(map(repr, layers[:3]))}: give both one ratio"
         )
     return next(iter(given), None)
 

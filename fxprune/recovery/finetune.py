@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from fxprune.caller.arguments import CHECKS, check, chosen
+from fxprune.caller.arguments import CHECKS, check, check_keywords, chosen
 from fxprune.caller.batches import Unpack, length_of
 from fxprune.caller.installation import install
 from fxprune.caller.isolation import applied, device_of, dtype_of, isolated_copy, seeded
@@ -134,6 +134,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     if importlib.util.find_spec("lightning_fabric") is None:
         raise FxpruneError(f"fine-tuning needs Lightning Fabric, the extra finetune: {install('finetune')}")
     try:
+        check_keywords(finetune, options)
         inspect.signature(finetune).bind(**({"small": None} | dict(options)))
     except TypeError as error:
         raise FxpruneError(f"the options of finetune do not fit ({error}): see fxprune.finetune") from error

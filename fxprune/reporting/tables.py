@@ -10,6 +10,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fxprune.errors import plural, visible
+from fxprune.planning.budgets import DEFAULT_ALPHA
+from fxprune.planning.plan import BUDGETS
 from fxprune.reporting.records import ReportRecord, Timing, milliseconds
 
 SHOWN = 5  # of the largest layers
@@ -64,8 +66,11 @@ def tables(report: ReportRecord) -> Iterator[Any]:
 
 
 def level_of(report: ReportRecord) -> str:
-    """The level that a model was pruned at."""
-    return "a plan" if report.alpha is None else f"alpha {report.alpha:g}"
+    """What a model was pruned to: the share that a budget left, or the level."""
+    if report.budget is not None:
+        return f"{report.budget.achieved:.1%} of the {BUDGETS[report.budget.of]}"
+    default = " (the default)" * (report.alpha == DEFAULT_ALPHA)
+    return "a plan" if report.alpha is None else f"alpha {report.alpha:g}{default}"
 
 
 def summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:

@@ -20,7 +20,7 @@ from fxprune.caller.files import regular, replacing
 from fxprune.caller.installation import install
 from fxprune.caller.isolation import device_of, full_float32, undisturbed
 from fxprune.caller.meta import need_numbers
-from fxprune.errors import ExportError, a_kind, first_line
+from fxprune.errors import ExportError, a_kind, error_text, first_line
 from fxprune.rewriting.proof import relative_error
 from fxprune.tracing.hook_effects import computing_hooks
 from fxprune.tracing.hooks import keep_only, plain_copy
@@ -72,6 +72,7 @@ def export(
         if rows == 0:
             raise ExportError("the example has no tensor of at least one row: pass dynamic_batch=False")
         batches = [example] if rows is None else [example, _longer(example, rows)]
+        _check_runs(model, example)
         try:
             keep_only(model, computing_hooks(small, example, {}))
             with warnings.catch_warnings():
@@ -92,6 +93,18 @@ def check_packages(paths: Iterable[Path]) -> None:
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing and any(path.suffix == ".onnx" for path in paths):
         raise ExportError(f"exporting to ONNX needs {', '.join(missing)}, of the extra export: {install('export')}")
+
+
+def _check_runs(model: nn.Module, example: Any) -> None:
+    """Raise ExportError where a model does not run on the example."""
+    try:
+        args, kwargs = _call(model, example)
+        model(*args, **kwargs)
+    except Exception as error:
+        raise ExportError(
+            f"{type(model).__name__} does not run on the example ({error_text(error)}): give one batch as its forward "
+            "takes it"
+        ) from error
 
 
 def _program(model: nn.Module, batch: Any, dynamic_shapes: Any, path: Path) -> Run:

@@ -20,6 +20,10 @@ from fxprune.tracing.graph import history_of
 from fxprune.tracing.part import part_of
 from fxprune.version import __version__
 
+_REMEDY = (
+    "pass model= of the architecture that was pruned, built with the same arguments, and with those of its forward "
+    "hooks that compute"
+)
 _FAILURES = (FxpruneError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, OverflowError)
 
 
@@ -35,8 +39,7 @@ def rebuilt(
             except _FAILURES as error:
                 raise ArtifactError(
                     f"{source} was made from {a(header.model)}, and its plan does not fit the "
-                    f"{type(model).__name__} that was given ({summary(error)}): pass model= of the architecture "
-                    "that was pruned, built with the same arguments"
+                    f"{type(model).__name__} that was given ({summary(error)}): {_REMEDY}"
                 ) from error
         _check_structure(small, part, header, source)
     return small
@@ -100,7 +103,7 @@ def _check_structure(small: nn.Module, part: Part, header: Header, source: objec
     index, (old, new) = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
     text = f"{source} was made from {a(header.model)} in which node {index} is {old}, and in the model given {new}"
     if dict(header.versions) == versions():
-        raise ArtifactError(f"{text}: pass model= of the architecture that was pruned, built with the same arguments")
+        raise ArtifactError(f"{text}: {_REMEDY}")
     warn(f"{text}. It was made by {header.made_by}; compare the outputs")
 
 

@@ -22,7 +22,7 @@ from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import Unknown
 from fxprune.errors import PlanError, plural, visible
 from fxprune.planning.allocation import EVEN, Allocate, Allocation, levels
-from fxprune.planning.budgets import NOTHING, Cost, given, meet, remedies
+from fxprune.planning.budgets import DEFAULT_ALPHA, NOTHING, Cost, given, meet, remedies
 from fxprune.planning.costs import costs_of
 from fxprune.planning.plan import Budget, Plan, coupling_of
 from fxprune.planning.ratios import Ratios, check_used, fixed
@@ -102,7 +102,7 @@ class Scores(ScoreData):
         """
         check(Scores.plan, locals())
         asked = given(alpha=alpha, params=params, macs=macs, latency=latency)
-        kind, value = asked or ("alpha", NOTHING if ratios else 0.05)
+        kind, value = asked or ("alpha", NOTHING if ratios else DEFAULT_ALPHA)
         allocation = self.allocation(allocate, min_keep=min_keep, round_to=round_to, per=kind)
         if ratios:
             allocation = replace(allocation, level=self._with_ratios(allocation.level, ratios))

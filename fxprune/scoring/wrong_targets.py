@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.caller.example import is_dense
-from fxprune.caller.model_checks import PRETRAINED, is_of_transformers
+from fxprune.caller.model_checks import if_of_transformers
 from fxprune.caller.tensors import dtype_name
 from fxprune.errors import CalibrationError, a, a_kind, error_text, is_out_of_memory
 
@@ -66,12 +66,12 @@ def failure(name: str, loss: Any, output: Any, targets: Any, where: str, error: 
             f"{where} has no targets, and the loss {name} fails without ({error_text(error)}): give batches (inputs, "
             'targets), or say what the two are, such as unpack=lambda batch: (batch["image"], batch["label"])'
         )
-    own = f"; for a model of transformers, call {PRETRAINED}" if is_of_transformers(output) else ""
+    own = if_of_transformers(output)
     what, remedy = _misfit_of_classes(output, targets, loss) if _compares_classes(loss) else ("", "")
     if what:
         return f"on {where}, {what}, and the loss {name} fails ({error_text(error)}): {remedy}{own}"
     given = f"the output is {_shown(output)}, and the targets are {_shown(targets)}"
-    return f"{fails}: {given}; pass loss=, a callable(output, target) that takes these{own}"
+    return f"{fails}; {given}: pass loss=, a callable(output, target) that takes these{own}"
 
 
 def _compares_classes(loss: Any) -> bool:

@@ -16,7 +16,7 @@ from fxprune.caller.computed_weights import computed_tensors, warn_of_computed
 from fxprune.caller.example import plain, to_json
 from fxprune.caller.isolation import applied, device_of, kept_buffers, undisturbed
 from fxprune.caller.meta import META, lacking_numbers, to_home
-from fxprune.caller.model_checks import PRETRAINED, is_of_transformers
+from fxprune.caller.model_checks import if_of_transformers
 from fxprune.caller.source_lines import line_of
 from fxprune.errors import CaptureError, first_line, is_out_of_memory, stage
 from fxprune.rules.arguments import spell
@@ -235,8 +235,6 @@ def _no_way(model: nn.Module, failures: Mapping[str, CaptureError], beside: str,
     reasons = "".join(f"\n  {rung}: {error}" for rung, error in failures.items()) + beside
     if reference is not None and any(isinstance(error, DisagreementError) for error in failures.values()):
         reasons += f"\nLikely: {reference.reason()}."
-    if is_of_transformers(model):
-        reasons += f"\nFor a model of transformers, call {PRETRAINED}."
     lacking = lacking_numbers(model)
     if lacking is not None:
         reasons += f"\n  ({lacking} and others have shapes only: where the forward asks for numbers, load the weights)"
@@ -245,6 +243,7 @@ def _no_way(model: nn.Module, failures: Mapping[str, CaptureError], beside: str,
         "Keep the submodule that holds the line whole with leaves=[its name] (compress and score do so for what "
         "exclude= names), register a rule for it with fxprune.rules.rule, fix an argument of the forward with "
         "concrete_args={name: value}, or use tensor operations in place of Python control flow on tensor values"
+        + if_of_transformers(model)
     )
 
 
