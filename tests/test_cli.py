@@ -222,7 +222,7 @@ def test_messages_of_the_library_name_options(project):
     assert "--unknown freeze" in result.stderr
     result = invoke("compress", "mynets:build", *data, "--loss", "mynets:pair", "--json")
     message = json.loads(result.stdout)["error"]["message"]
-    assert "pass --loss, a callable(output, target) that fits the model's output" in message
+    assert "pass --loss, a callable(output, target) that takes these" in message
     assert message in result.stderr
 
 

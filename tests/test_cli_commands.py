@@ -114,6 +114,11 @@ def test_compress_takes_functions_weights_and_exports(project):
     images = torch.randn(4, 3, 8, 8)
     assert torch.allclose(torch.export.load("s.pt2").module()(images), small.eval()(images), atol=1e-5)
     assert content["report"]["compensation"]["level"] == "ridge"
+    made = content["report"]["provenance"]
+    assert made["call"].startswith("fxprune compress mynets:build --weights net.pt --data mynets:dicts --unpack")
+    assert made["call"].endswith("--compensate ridge --json")
+    assert (made["model"], made["weights"], made["file"]) == ("mynets:build", "net.pt", "small.safetensors")
+    assert (made["samples"], made["seed"]) == (content["report"]["calibration"]["samples"], 0)
 
 
 def test_compress_of_a_part(project):
@@ -121,6 +126,7 @@ def test_compress_of_a_part(project):
         "compress", "mynets:Wrapped", *DATA, "--submodule", "backbone", "--run", "mynets:run", "--macs", "0.7"
     )
     assert content["report"]["model"] == "Wrapped.backbone"
+    assert content["report"]["provenance"]["model"] == "mynets:Wrapped"
     small = fxprune.load("small.safetensors", build=True)
     layers = [small.backbone.get_submodule(name) for name in ("stem", "body")]
     assert min(layer.out_channels for layer in layers) < 12

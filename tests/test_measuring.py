@@ -136,7 +136,7 @@ class Wide(nn.Module):
 def test_odd_widths_are_a_reason_and_even_ones_are_none() -> None:
     odd = reasons(Wide(), images()(2), slow(), alpha=0.3)
     assert [text for text in odd if "no multiple of 8" in text] == [
-        "2 of 2 narrowed layers have a width that is no multiple of 8 (first 45, second 45), and kernels work in "
+        "2 of 2 narrowed layers have a width that is no multiple of 8 (first: 45, second: 45), and kernels work in "
         "blocks: plan with round_to=8"
     ]
     assert not [text for text in reasons(Wide(), images()(2), slow(), alpha=0.3, round_to=8) if "round_to" in text]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
@@ -74,12 +75,17 @@ class Deferred(TyperCommand):
 
 
 class Group(TyperGroup):
-    """All commands, deferred."""
+    """All commands, deferred; each gets the line that was typed, as `obj` of its context."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         for name, command in COMMANDS.items():
             self.add_command(Deferred(name, help=command.summary))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep the arguments before they are taken apart."""
+        ctx.obj = shlex.join(("fxprune", *args))
+        return super().parse_args(ctx, args)
 
 
 def loaded(name: str) -> Any:

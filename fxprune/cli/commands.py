@@ -37,7 +37,10 @@ def flattened(function: Function) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         other = started_rank() > 0  # the first rank alone speaks and writes
-        output = Output(json=given.pop("json") and not other, quiet=given.pop("quiet") or other, writes=not other)
+        output = Output(
+            json=given.pop("json") and not other, quiet=given.pop("quiet") or other, writes=not other,
+            command=given.pop("context").obj,
+        )  # fmt: skip
         if os.getcwd() not in sys.path:  # noqa: PTH109 - entries of sys.path are text
             sys.path.insert(0, os.getcwd())  # noqa: PTH109
         with output.session(function.__name__) as content, process_group(function.__name__):
@@ -47,7 +50,7 @@ def flattened(function: Function) -> Callable[..., None]:
             }
             content.update(function(**made, **given, output=output))
 
-    parameters = []
+    parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
     for name, parameter in signature.parameters.items():
         if name in groups:
             own = get_type_hints(groups[name], include_extras=True)

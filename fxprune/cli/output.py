@@ -29,11 +29,11 @@ class Output:
 
     Text goes to stdout; with `json` to stderr, because stdout then has only the JSON object; with `quiet` nowhere.
     Bars, warnings and errors go to stderr. `about` has further entries of the JSON object. `writes` says whether the
-    command writes its files: of several ranks, only the first does.
+    command writes its files: of several ranks, only the first does. `command` is the line that was typed.
     """
 
-    def __init__(self, *, json: bool, quiet: bool, writes: bool = True) -> None:
-        self.json, self.quiet, self.writes = json, quiet, writes
+    def __init__(self, *, json: bool, quiet: bool, writes: bool = True, command: str = "") -> None:
+        self.json, self.quiet, self.writes, self.command = json, quiet, writes, command
         self.warnings: list[str] = []
         self.about: dict[str, Any] = {}
         self._stdout: TextIO = sys.stdout
@@ -142,6 +142,7 @@ class Watched:
 
     def __init__(self, loader: Iterable[Any], bars: Bars, what: str) -> None:
         self.loader, self.bars, self.what = loader, bars, what
+        self.dataset = getattr(loader, "dataset", loader)  # as of a DataLoader
 
     def __len__(self) -> int:
         found = length_of(self.loader)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -19,7 +19,7 @@ from fxprune.cli.output import Output
 from fxprune.cli.pruning_options import Allocation, Level, LevelOptions, LimitOptions, Run, ScoringOptions
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.planning.plan import Plan
-from fxprune.reporting.attach import calibration_of, note_error
+from fxprune.reporting.attach import calibration_of, note_command, note_error
 from fxprune.reporting.records import Evaluation
 from fxprune.reporting.report import note_evaluation
 from fxprune.saving.export import check_packages
@@ -58,6 +58,7 @@ class ResultOptions:
     def write(
         self,
         small: nn.Module,
+        model: ModelOptions,
         built: Built,
         output: Output,
         example: Callable[[], Any],
@@ -66,6 +67,9 @@ class ResultOptions:
         """Measure a smaller model, write its artefact and its exports, and show its report."""
         if not output.writes:
             return {}
+        weights = None if model.weights is None else str(model.weights)
+        names = {"call": output.command, "model": model.model, "weights": weights, "file": str(self.out)}
+        note_command(small, model.submodule, **names)
         batch = example() if self.export or self.measure else None
         if self.measure:
             with output.busy("measuring latency"):
@@ -111,7 +115,7 @@ def compress(
         )  # fmt: skip
         if held:
             note_evaluation(small, Evaluation(held.name, before, held.value(small, bars)))
-    return result.write(small, built, output, lambda: first_inputs(small, loader, options["unpack"]))
+    return result.write(small, model, built, output, lambda: first_inputs(small, loader, options["unpack"]))
 
 
 def score(
@@ -212,7 +216,8 @@ def apply(
             raise FxpruneError(f"the plan has a batch of {chosen.submodule}, not of the whole model: add --data")
         return example_for(small, chosen.example) if loader is None else first_inputs(small, loader, unpack)
 
-    return result.write(small, built, output, example, known)
+    of_part = replace(model, submodule=chosen.submodule)
+    return result.write(small, of_part, built, output, example, known)
 
 
 def compensated(

@@ -24,6 +24,8 @@ from fxprune.caller.files import made_folder, regular, replacing
 from fxprune.caller.isolation import device_of, evaluating, isolated_copy, undisturbed
 from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, a, error_text
 from fxprune.pipeline import compress
+from fxprune.reporting.attach import note_call
+from fxprune.reporting.provenance import call_of
 from fxprune.reporting.report import pruned_of
 from fxprune.saving.artifact import load, save
 from fxprune.saving.own_class import narrow
@@ -70,10 +72,13 @@ def compress_pretrained(
             and labels.
         FxpruneError: one of its children, from the stage that failed.
     """
+    call = call_of(compress_pretrained, locals())
     own = _without_cache(model)
     unpack = unpack or partial(_columns, *_arguments(type(model)))
     loss = loss or _loss_of_class(own, loader, unpack)
-    return compress(own, loader, alpha, loss=loss, unpack=unpack, **options)
+    small = compress(own, loader, alpha, loss=loss, unpack=unpack, **options)
+    note_call(small, call, loader, options.get("submodule", ""))
+    return small
 
 
 def narrow_pretrained(small: nn.Module, model: PreTrainedModel) -> PreTrainedModel:

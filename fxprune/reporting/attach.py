@@ -60,6 +60,12 @@ def note_call(small: nn.Module, call: str, loader: object, submodule: str) -> No
     with_report(part, provenance=provenance_of(call, loader, part.meta[RECORD].scores))
 
 
+def note_command(small: nn.Module, submodule: str, **names: str | None) -> None:
+    """Put the names on a command line into the provenance: the command as `call`, `model`, `weights` and `file`."""
+    part: Any = part_of(small, submodule)
+    with_report(part, provenance=replace(part.meta[RECORD].report.provenance, **names))
+
+
 def note_error(small: nn.Module, error: float, submodule: str) -> None:
     """Add the error that `verify` found to the report."""
     with_report(part_of(small, submodule), error=error)

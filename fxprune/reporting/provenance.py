@@ -11,13 +11,13 @@ from numbers import Number
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from fxprune.caller.arguments import shown
 from fxprune.caller.batches import length_of
 from fxprune.version import __version__
 
-_PLAIN = (str, bytes, Number, tuple, list, type(None))
+_PLAIN = (str, bytes, Number, type, type(None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +57,16 @@ def provenance_of(call: str, loader: Any, scores: Mapping[str, Any] | None) -> P
 def data_of(loader: Any) -> tuple[str | None, int | None]:
     """The class of a loader's data, and the number of its samples.
 
-    >>> data_of(DataLoader(Subset([1, 2, 3], [0, 2]))), data_of([1, 2]), data_of(None)
+    >>> data_of(torch.utils.data.DataLoader(Subset([1, 2, 3], [0, 2]))), data_of([1, 2]), data_of(None)
     (('Subset of list', 2), ('list', None), (None, None))
     """
-    if not isinstance(loader, DataLoader):
-        return (None if loader is None else type(loader).__name__), None
-    data, names = loader.dataset, list[str]()
+    if loader is None:
+        return None, None
+    data = getattr(loader, "__dict__", {}).get("dataset", loader)  # no property of the caller's runs
+    size, names = None if data is loader else length_of(data), list[str]()
     while isinstance(data, Subset):
         names, data = [*names, type(data).__name__], data.dataset
-    return " of ".join([*names, type(data).__name__]), length_of(loader.dataset)
+    return " of ".join([*names, type(data).__name__]), size
 
 
 def call_of(function: Callable[..., Any], given: Mapping[str, Any]) -> str:
@@ -73,7 +74,7 @@ def call_of(function: Callable[..., Any], given: Mapping[str, Any]) -> str:
 
     >>> def plan(scores, alpha=None, *, min_keep=1, loss=None, **more): ...
     >>> call_of(plan, {"scores": object(), "alpha": 0.1, "min_keep": 1, "loss": abs, "more": {"every": 5}})
-    'fxprune.plan(scores, alpha=0.1, loss=abs, every=5)'
+    'plan(scores, alpha=0.1, loss=abs, every=5)'
     """
     said = list[str]()
     for name, parameter in inspect.signature(function).parameters.items():
@@ -84,7 +85,7 @@ def call_of(function: Callable[..., Any], given: Mapping[str, Any]) -> str:
             said.append(name)
         elif (text := _shown(value)) != _shown(default):
             said.append(f"{name}={text}")
-    return f"fxprune.{function.__name__}({', '.join(said)})"
+    return f"{function.__name__}({', '.join(said)})"
 
 
 def _shown(value: Any) -> str:
@@ -94,4 +95,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, torch.device):
         return repr(str(value))
     name = getattr(value, "__name__", None) if callable(value) else None
-    return name if isinstance(name, str) else shown(value) if isinstance(value, _PLAIN) else "..."
+    if isinstance(name, str):
+        return name
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    return shown(value) if all(isinstance(entry, _PLAIN) for entry in entries) else "..."

@@ -43,10 +43,10 @@ def odd_widths(widths: list[LayerWidth]) -> str:
     """Which of these layers were narrowed to an odd width; empty where none was.
 
     >>> odd_widths([LayerWidth("a", 16, 5, True), LayerWidth("b", 16, 8, True)])
-    '1 of 2 narrowed layers has a width that is no multiple of 8 (a 5)'
+    '1 of 2 narrowed layers has a width that is no multiple of 8 (a: 5)'
     """
     narrowed = [width for width in widths if width.after < width.before]
-    odd = [f"{width.name} {width.after}" for width in narrowed if width.odd]
+    odd = [f"{width.name}: {width.after}" for width in narrowed if width.odd]
     if not odd:
         return ""
     named = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")

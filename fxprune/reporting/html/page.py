@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from fxprune.errors import plural, visible
 from fxprune.planning.plan import BUDGETS
@@ -19,13 +18,10 @@ from fxprune.reporting.widths import layer_widths, odd_widths
 
 def page(report: ReportRecord) -> str:
     """The page as text."""
-    widths = layer_widths(report)
-    return visible(
-        ENVIRONMENT.get_template("page.html").render(
-            report=report, title=_title(report), stem=_stem(report), widths=widths, odd=odd_widths(widths),
-            style=_text("page.css"), script=_text("page.js"),
-        )  # fmt: skip
-    )
+    widths, pruned = layer_widths(report), any(group.after < group.before for group in report.groups)
+    named = {"title": _title(report), "stem": _stem(report), "style": _text("page.css"), "script": _text("page.js")}
+    known = {"report": report, "widths": widths, "odd": odd_widths(widths), "pruned": pruned}
+    return visible(ENVIRONMENT.get_template("page.html").render(known, **named))
 
 
 def _title(report: ReportRecord) -> str:
@@ -42,22 +38,13 @@ def _stem(report: ReportRecord) -> str:
     return name.strip("-") or "small"
 
 
-def breakable(text: str) -> Markup:
-    """Text that may break after a dot or an underscore.
-
-    >>> breakable("layer1.0.<conv>")
-    Markup('layer1.<wbr>0.<wbr>&lt;conv&gt;')
-    """
-    return Markup(re.sub(r"(?<=[._])(?=\w)", "<wbr>", escape(text)))
-
-
 def figure(value: float, name: str) -> str:
-    """A figure of quality: accuracy in percent, any other with four significant digits.
+    """A figure of quality: a share of right answers in percent, any other figure with four significant digits.
 
-    >>> figure(0.8125, "accuracy"), figure(0.8125, "loss")
-    ('81.2%', '0.8125')
+    >>> figure(0.8125, "accuracy"), figure(81.25, "accuracy"), figure(0.8125, "loss")
+    ('81.2%', '81.25', '0.8125')
     """
-    return f"{value:.1%}" if name == "accuracy" else f"{value:.4g}"
+    return f"{value:.1%}" if "accuracy" in name and 0 <= value <= 1 else f"{value:.4g}"
 
 
 def _text(name: str) -> str:
@@ -65,16 +52,16 @@ def _text(name: str) -> str:
     return (files("fxprune.reporting.html") / name).read_text(encoding="utf-8")
 
 
-def short(count: float) -> str:
+def short(count: float, unit: str = "") -> str:
     """A count with three significant digits.
 
-    >>> short(25_557_032), short(4_089_284_096), short(912)
-    ('25.6 M', '4.09 G', '912')
+    >>> short(25_557_032), short(4_089_284_096, "B"), short(912, "B"), short(912)
+    ('25.6 M', '4.09 GB', '912 B', '912')
     """
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:,}"
+            return f"{count / size:.3g} {prefix}{unit}"
+    return f"{count:,} {unit}".rstrip()
 
 
 ENVIRONMENT = Environment(
@@ -86,6 +73,6 @@ ENVIRONMENT = Environment(
 )
 ENVIRONMENT.filters |= {
     "formatted": format, "short": short, "milliseconds": milliseconds, "plural": plural,
-    "figure": figure, "breakable": breakable,
+    "figure": figure,
 }  # fmt: skip
 ENVIRONMENT.globals |= {"drawing": drawing, "zip": zip}
