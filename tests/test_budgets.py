@@ -198,7 +198,8 @@ def test_a_budget_just_out_of_reach_is_told_from_what_can_be_reached() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "texts"),
     [
-        (0.3, 0.42, ("30.0%", "42.0%")), (0.001, 0.00104, ("0.100%", "0.104%")), (0.5, 0.5000004, ("50.00000%", "50.00004%")),
+        (0.3, 0.42, ("30.0%", "42.0%")), (0.001, 0.00104, ("0.100%", "0.104%")),
+        (0.5, 0.5000004, ("50.00000%", "50.00004%")),
     ],
 )  # fmt: skip
 def test_percentages_have_the_digits_that_tell_them_apart(first: float, second: float, texts: tuple[str, str]) -> None:

@@ -89,7 +89,7 @@ def test_scores_say_how_good_the_original_is(project):
     result = invoke(*command, "--json")
     content = json.loads(result.stdout)
     about = content["about"]
-    said = f"the original on 300 calibration samples: loss {about['loss']:.3g}, right on {about['accuracy']:.1%}."
+    said = f"The original on 300 calibration samples: loss {about['loss']:.3g}, right on {about['accuracy']:.1%}."
     assert said in result.stderr
     assert about["outputs"] == 3
     assert about["accuracy"] < 0.39  # two standard errors above a third

@@ -157,9 +157,7 @@ def test_checkpoints_as_training_scripts_keep_them(tmp_path, kept):
 
 def test_a_prefix_that_not_all_names_share_is_kept(tmp_path):
     torch.save(prefixed(net().state_dict(), "model.") | {"loss.weight": torch.ones(2)}, tmp_path / "net.pt")
-    with pytest.raises(
-        FxpruneError, match="it lacks 0.weight, 0.bias, 1.weight and 4 more; it has besides model.0.wei"
-    ):
+    with pytest.raises(FxpruneError, match=r"it lacks 0\.weight, .* and 4 more; it has besides model\.0\.wei"):
         with_weights(net(), tmp_path / "net.pt")
 
 
@@ -187,7 +185,7 @@ def test_weights_under_a_key(tmp_path):
     [
         (
             None,
-            r"holds no state_dict under state_dict, .*: name its place with --weights-key; it has weights \(7 entries\)",
+            r"no state_dict under state_dict, .*: name its place with --weights-key; it has weights \(7 entries\)",
         ),
         ("wieghts", "has no wieghts for --weights-key: it has weights, epoch; did you mean weights?"),
         ("weights.ema", "has no ema for --weights-key: it has 0.weight, 0.bias, 1.weight and 4 more"),

@@ -146,7 +146,7 @@ def score(
     scores.save(out)
     units = len(scores.propose)
     output.show(f"Scored {units:,} units in {len(scores.groups)} groups on {scores.about['samples']:,} samples.")
-    output.show(f"{calibration_of(scores)}.")
+    output.show(f"{calibration_of(scores)}.".capitalize())
     output.wrote(out)
     return {"out": str(out), "units": units, "groups": len(scores.groups), "about": dict(scores.about)}
 
