@@ -24,7 +24,7 @@ NORMED = [
 HEADED = [name for name in NORMED if name.startswith(("attention_", "shared_keys", "multihead_", "relative"))]
 
 
-@pytest.mark.parametrize("name", part_of(NORMED, 2))
+@pytest.mark.parametrize("name", part_of(NORMED, 3))
 def test_inexact_groups_equal_the_original_with_statistics_over_what_stays(name: str) -> None:
     case = ZOO[name]
     example = double(case.example(2))
@@ -37,7 +37,7 @@ def test_inexact_groups_equal_the_original_with_statistics_over_what_stays(name:
     assert parameters(small) < parameters(exact)
 
 
-@pytest.mark.parametrize("name", part_of(HEADED, 2))
+@pytest.mark.parametrize("name", part_of(HEADED, 3))
 def test_the_same_places_of_every_head_can_go(name: str) -> None:
     case = ZOO[name]
     example = double(case.example(2))

@@ -109,7 +109,7 @@ def torchs_count(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
 NETWORKS: dict[str, dict[str, Any]] = {"mobilenet_v3_small": {}, "swin_t": {}, "vit_b_32": {"image_size": 64}}
 
 
-@pytest.mark.parametrize("name", part_of(NETWORKS, 2))
+@pytest.mark.parametrize("name", part_of(NETWORKS, 4))
 def test_macs_are_those_that_torch_counts(name: str) -> None:
     """Attention runs as its two matrix products, since torch's counter passes over the kernel for the CPU."""
     model = torchvision.models.get_model(name, weights=None, **NETWORKS[name]).eval()

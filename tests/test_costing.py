@@ -45,7 +45,7 @@ def check(graph: Any, options: dict[str, bool], alphas: tuple[float, ...]) -> No
         assert costs.macs(keep) == macs(small, example_of(graph))
 
 
-@pytest.mark.parametrize(("name", "options", "size"), part_of(NETWORKS, 2))
+@pytest.mark.parametrize(("name", "options", "size"), part_of(NETWORKS, 4))
 def test_torchvision_costs_what_was_foretold(name: str, options: dict[str, Any], size: int) -> None:
     torch.manual_seed(0)
     model = randomise(torchvision.models.get_model(name, weights=None, **options)).eval()

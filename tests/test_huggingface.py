@@ -105,7 +105,7 @@ def heads_of(output: Any) -> Tensor:
     return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits])
 
 
-@pytest.mark.parametrize("name", part_of(MODELS, 3))
+@pytest.mark.parametrize("name", part_of(MODELS, 4))
 def test_pruned_by_the_loss_of_its_class_and_kept(name: str, tmp_path: Path) -> None:
     model, loader = made(name)
     before = picture(model)

@@ -33,7 +33,7 @@ def planned(model: nn.Module, example: Any, alpha: float = 0.5, **options: Any) 
     return fxprune.Scores.random(model, example, **options).plan(alpha=alpha, allocate="tod-by-group")
 
 
-@pytest.mark.parametrize("name", part_of([name for name in ZOO if not name.startswith(REFUSED)][::2], 3))
+@pytest.mark.parametrize("name", part_of([name for name in ZOO if not name.startswith(REFUSED)][::2], 5))
 def test_the_class_is_kept_and_the_outputs_are_those_of_apply(name: str) -> None:
     case = ZOO[name]
     model = case.build().eval()

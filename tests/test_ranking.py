@@ -113,7 +113,7 @@ BY_SAMPLE = {
 }
 
 
-@pytest.mark.parametrize("name", part_of(BY_SAMPLE, 2))
+@pytest.mark.parametrize("name", part_of(BY_SAMPLE, 4))
 def test_taylor_by_sample_is_that_of_loaders_of_one_sample_each(name: str) -> None:
     """Of what recurrent weights read a step later, only the whole batch's derivative is known."""
     build, x = BY_SAMPLE[name]

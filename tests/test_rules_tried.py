@@ -61,7 +61,7 @@ def fails(name: str, method: str) -> str | None:
     ("names", "method"),
     [
         *((names, "auto") for names in chunks()),
-        *part_of([(names, method) for names in chunks() for method in ("values", "export")], 5),
+        *part_of([(names, method) for names in chunks() for method in ("values", "export")], 9),
     ],
     ids=lambda part: part if isinstance(part, str) else f"{KINDS[part[0]].family}: {part[0]}",
 )
@@ -75,7 +75,7 @@ def test_every_step_is_verified(names: list[str], method: str) -> None:
         raise AssertionError([found for n in names if (found := fails(n, method))] or "only together") from error
 
 
-@pytest.mark.parametrize("names", part_of(chunks(), 3), ids=lambda names: f"{KINDS[names[0]].family}: {names[0]}")
+@pytest.mark.parametrize("names", part_of(chunks(), 5), ids=lambda names: f"{KINDS[names[0]].family}: {names[0]}")
 def test_every_step_is_scored(names: list[str]) -> None:
     net = one_of_each(names)
     scores, single = scored(net), scored(copy.deepcopy(net).float())

@@ -175,7 +175,7 @@ FOLDED = [name for name in STEPS if "fold" in name or "batch" in name or "halves
 
 
 @pytest.mark.parametrize(
-    ("name", "samples"), part_of([*((name, 2) for name in STEPS), *((name, 1) for name in FOLDED)], 2)
+    ("name", "samples"), part_of([*((name, 2) for name in STEPS), *((name, 1) for name in FOLDED)], 4)
 )
 def test_the_emitted_graph_runs_on_whatever_the_original_runs_on(name: str, samples: int) -> None:
     graph, scores = scores_of(name, "auto", samples=samples)

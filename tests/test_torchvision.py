@@ -53,7 +53,7 @@ def check(name: str, size: int, alpha: float) -> None:
     assert list(small.state_dict()) == list(model.state_dict())
 
 
-@pytest.mark.parametrize(("name", "size"), part_of(SMALL.items(), 2))
+@pytest.mark.parametrize(("name", "size"), part_of(SMALL.items(), 4))
 def test_a_member_of_each_family(name: str, size: int) -> None:
     check(name, size, alpha=0.5)
 

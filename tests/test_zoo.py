@@ -47,8 +47,8 @@ from fxprune.tracing import facts
 from fxprune.tracing.facts import facts_on, macs
 from fxprune.tracing.graph import ModelGraph, example_of
 
-every_case = pytest.mark.parametrize("case", part_of(ZOO.values(), 2, ZOO), scope="module")  # all tests of one in a row
-some_cases = pytest.mark.parametrize("case", part_of(ZOO.values(), 4, ZOO), scope="module")
+every_case = pytest.mark.parametrize("case", part_of(ZOO.values(), 3, ZOO), scope="module")  # all tests of one in a row
+some_cases = pytest.mark.parametrize("case", part_of(ZOO.values(), 6, ZOO), scope="module")
 
 
 def others(case: Case) -> list[Any]:
