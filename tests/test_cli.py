@@ -197,6 +197,11 @@ def test_main_says_what_is_missing(monkeypatch):
         ("macs=0.25 asks for 25%, alpha=1e-05. It", "--macs 0.25 asks for 25%, --alpha 1e-05. It"),
         ("verify=False, or max_samples= and loader=", "--no-verify, or --samples and --data"),
         ("pass loss=, a callable(output, target)", "pass --loss, a callable(output, target)"),
+        (
+            "pass loss=lambda out, y: F.cross_entropy(out, torch.as_tensor(y, device=out.device))",
+            "pass --loss MODULE:FUNCTION, where FUNCTION is lambda out, y: "
+            "F.cross_entropy(out, torch.as_tensor(y, device=out.device))",
+        ),
         ("nets:build(seed=3, run=1) fails; a.seed=1", "nets:build(seed=3, run=1) fails; a.seed=1"),
         ("dynamic_batch=False fixes it; unrounds=3", "dynamic_batch=False fixes it; unrounds=3"),
     ],

@@ -43,7 +43,7 @@ def test_a_model_may_be_named_itself(project):
         ("mynet:build", "mynet:build: there is no module mynet in .* or installed; did you mean mynets?"),
         ("torchvison:resnet18", "there is no module torchvison in .* or installed; did you mean torchvision?"),
         ("mynets:biuld", r"mynets:biuld: mynets has no biuld; did you mean build"),
-        ("mynets:number", "mynets:number is a int, which cannot be called: name a function or a class"),
+        ("mynets:number", "mynets:number is an int, which cannot be called: name a function or a class"),
         ("mynets:dataset", "mynets:dataset gives a TensorDataset, not a torch.nn.Module"),
         ("torchvision:resnet1", "torchvision has no model 'resnet1'; did you mean resnet1"),
     ],

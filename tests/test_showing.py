@@ -81,7 +81,7 @@ def test_a_repr_is_a_few_lines(shown: dict[str, Any], name: str) -> None:
     ("group", "^<group 0: 16 units of 0, read by _2, prunable>$"),
     ("groups", "^.<group 0: .*>, <group 2: .*>, <group 4: .*>.$"),
     ("site", "^<site 0: 16 channels>$"),
-    ("report", r"(?s)^report of Sequential at alpha .*\n  parameters: [\d,]+ -> [\d,]+ \([\d.]+%\)\n  MACs a sample: "
+    ("report", r"(?s)^report of Sequential at [\d.]+% of the MACs\n  parameters: [\d,]+ -> [\d,]+ \([\d.]+%\)\n  MACs a sample: "
      r".*\n  60 groups in print\(report\), every layer in report.to_html\(path\)$"),
     ("latency", "^measured on cpu, "),
     ("compensation", r"^compensation ridge: output's error not measured, \d+ layers refitted$"),
@@ -190,7 +190,7 @@ class Elements(HTMLParser):
 
 def test_a_report_is_a_table_in_a_notebook(shown: dict[str, Any]) -> None:
     found, report = Elements(shown["report"]._repr_html_()), shown["report"]
-    assert found.text[:4] == [f"Sequential at alpha {report.alpha:g}", "before", "after", "left"]
+    assert found.text[:4] == [f"Sequential at {report.budget.achieved:.1%} of the MACs", "before", "after", "left"]
     row = found.text.index("parameters")
     assert found.text[row + 1 : row + 3] == [f"{report.params_before:,}", f"{report.params_after:,}"]
     assert str(report.budget) in found.text

@@ -102,7 +102,7 @@ WRONG: dict[str, tuple[nn.Module, Any, str, str]] = {  # the model, the targets,
         "F.cross_entropy(F.interpolate(out, y.shape[1:]), y)",
     ),
     "a regression": (
-        Net(width=1), X[:, 0], r"one number a sample, \(6, 1\)", "F.mse_loss(out.squeeze(1), y.float())"
+        Net(width=1), X[:, 0], r"one number a sample, of shape \(6, 1\)", "F.mse_loss(out.squeeze(1), y.float())"
     ),
     "a regression of columns": (Net(width=1), X[:, :1], "one number a sample", "F.mse_loss(out, y.float())"),
     "a regression without an axis": (Net(lambda x: x[:, 0]), X[:, 0], "number a sample", "F.mse_loss(out, y.float())"),

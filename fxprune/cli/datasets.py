@@ -20,7 +20,7 @@ from fxprune.cli.named_objects import called, did_you_mean, guarded
 from fxprune.cli.output import Bars
 from fxprune.cli.preprocessing import Preparation
 from fxprune.cli.subsets import balanced, labels_of
-from fxprune.errors import FxpruneError, plural
+from fxprune.errors import FxpruneError, a_kind, plural
 
 SAMPLES = 1000  # of calibration, by default
 BATCH = 64
@@ -71,7 +71,7 @@ def loader_of(
         return DataLoader(found, **loading)
     if samples:
         raise FxpruneError(
-            f"{source.name} gives a {type(found).__name__}, from which {samples} samples cannot be taken: leave out "
+            f"{source.name} gives {a_kind(found)}, from which {samples} samples cannot be taken: leave out "
             "the number of samples, or give a torch.utils.data.Dataset or a DataLoader over one"
         )
     return DataLoader(found, **loading) if isinstance(found, IterableDataset) else cast("Iterable[Any]", found)
@@ -114,7 +114,7 @@ def _opened(source: Source, prepare: Preparation) -> Any:
         return _from_torchvision(name, source, prepare)
     found = called(source.name, source.option, source.arguments)
     if not isinstance(found, (Dataset, Iterable)):
-        raise FxpruneError(f"{source.name} gives a {type(found).__name__}: name a loader or a Dataset")
+        raise FxpruneError(f"{source.name} gives {a_kind(found)}: name a loader or a Dataset")
     return found
 
 

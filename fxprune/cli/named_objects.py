@@ -18,7 +18,7 @@ from torch import nn
 
 from fxprune.cli.extras import missing_modules
 from fxprune.cli.preprocessing import IMAGENET, Preparation, of_timm, of_torchvision
-from fxprune.errors import FxpruneError, first_line
+from fxprune.errors import FxpruneError, a_kind, first_line
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -86,7 +86,7 @@ def called(target: str, option: str, arguments: Mapping[str, Any]) -> Any:
     """The result of the callable `target`. Raises FxpruneError, with the place in its code, where it fails."""
     found = object_of(target, option)
     if not callable(found):
-        raise FxpruneError(f"{target} is a {type(found).__name__}, which cannot be called: name a function or a class")
+        raise FxpruneError(f"{target} is {a_kind(found)}, which cannot be called: name a function or a class")
     return guarded(found, target, arguments)
 
 
@@ -108,7 +108,7 @@ def build(target: str, arguments: Mapping[str, Any]) -> Built:
     built = make(name, arguments) if make else _from_callable(target, arguments)
     if not isinstance(built.model, nn.Module):
         raise FxpruneError(
-            f"{target} gives a {type(built.model).__name__}, not a torch.nn.Module: name a callable that builds one"
+            f"{target} gives {a_kind(built.model)}, not a torch.nn.Module: name a callable that builds one"
         )
     return built
 

@@ -31,6 +31,8 @@ def _option(found: re.Match[str]) -> str:
     name, value = found.groups()
     if name is None:
         return found[0]
+    if value == "lambda":  # options name functions
+        return f"{OPTIONS[name]} MODULE:FUNCTION, where FUNCTION is lambda"
     if value in ("True", "False"):
         return OPTIONS[name] if value == "True" else OPTIONS[name].replace("--", "--no-", 1)
     return f"{OPTIONS[name]} {value.strip(chr(34) + chr(39))}" if value else OPTIONS[name]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fxprune.caller.files import regular
 from fxprune.caller.source_lines import warn
 from fxprune.cli.named_objects import did_you_mean
-from fxprune.errors import FxpruneError, summary
+from fxprune.errors import FxpruneError, a_kind, summary
 from fxprune.saving.artifact import load
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "ema", "model_ema", "params", "module")
@@ -88,7 +88,7 @@ def _states(content: Any, path: Path, key: str | None) -> dict[str, State]:
     if found:
         return found
     if not isinstance(content, Mapping):
-        raise FxpruneError(f"{path} holds a {type(content).__name__} that is no state_dict: save model.state_dict()")
+        raise FxpruneError(f"{path} holds {a_kind(content)} that is no state_dict: save model.state_dict()")
     if key is not None:
         raise FxpruneError(f"--weights-key {key} names no state_dict in {path}, which has {_contents(content)}")
     raise FxpruneError(

@@ -131,7 +131,7 @@ def _one_number(out: Tensor, y: Tensor) -> Misfit | None:
     if not out.ndim or not y.ndim or len(out) != len(y) or (out.ndim > 1 and out.shape[1] != 1):
         return None
     binary = bool(((y == 0) | (y == 1)).all())
-    what = f"are compared by cross-entropy, over classes, with an output of one number a sample, {tuple(out.shape)}"
+    what = f"meet an output of one number a sample, of shape {tuple(out.shape)}, and cross-entropy compares classes"
     loss = "F.binary_cross_entropy_with_logits" if binary else "F.mse_loss"
     more, less = out.ndim > y.ndim, out.ndim < y.ndim
     return Misfit(what, f"y{'.squeeze(1)' * less}.float()", "{}" + ".squeeze(1)" * more, loss)
