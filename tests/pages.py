@@ -111,7 +111,8 @@ def for_fine_tuning() -> dict[str, Any]:
 def for_reports() -> dict[str, Any]:
     model, loader = convolutions(), labelled(3, 8, 8)
     small, other = (fxprune.compress(model, loader, macs=share) for share in (0.6, 0.8))
-    return {"model": model, "small": small, "other": fxprune.report(other)}
+    names = {"model": model, "small": small, "other": fxprune.report(other)}
+    return names | {"accuracy": lambda net: float((net(loader[0][0]).argmax(1) == loader[0][1]).float().mean())}
 
 
 def for_integrations() -> dict[str, Any]:

@@ -140,6 +140,12 @@ def test_other_models_have_imagenets_and_callables_prepare_their_own(project: Pa
     assert "images" not in done("score", "mynets:build", "--data", "mynets:loader")
 
 
+def test_options_on_images_that_a_callable_prepares_do_nothing_and_say_so(project: Path) -> None:
+    warned = done("score", "mynets:build", "--data", "mynets:loader", "--mean", "0.5,0.5,0.5")["warnings"]
+    said = "mynets:loader prepares its images itself, so that --image-size, --crop, --mean and --std do nothing"
+    assert warned == [said]
+
+
 def test_folders_that_are_no_match_for_the_outputs_warn(project: Path, folder: Path) -> None:
     command = ["score", "mynets:build", "--data", folder, "--image-size", "8"]
     warned = done(*command, "--model-arg", "classes=10")["warnings"]
@@ -148,6 +154,7 @@ def test_folders_that_are_no_match_for_the_outputs_warn(project: Path, folder: P
         "alphabetical order, so give one for each output"
     ]
     assert done(*command)["warnings"] == []
+    assert done(*command, "--model-arg", "classes=10", "--unpack", "mynets:same")["warnings"] == []
     assert done(*command, "--model-arg", "classes=10", "--samples", "5")["warnings"] == warned
     command = ["compress", "mynets:build", "--data", "mynets:loader", "--eval-data", folder, "--image-size", "8"]
     result = invoke(*command, "--model-arg", "classes=4")

@@ -155,6 +155,14 @@ def test_checkpoints_as_training_scripts_keep_them(tmp_path, kept):
         assert torch.equal(getattr(found, "backbone", found)[0].weight, first[0].weight)
 
 
+def test_a_dict_that_holds_itself_is_no_state_dict(tmp_path):
+    content = {"epoch": 3}
+    content["model"] = content
+    torch.save(content, tmp_path / "net.pt")
+    with pytest.raises(FxpruneError, match=r"net.pt holds no state_dict under .* it has epoch, model \(2 entries\)"):
+        with_weights(net(), tmp_path / "net.pt")
+
+
 def test_a_prefix_that_not_all_names_share_is_kept(tmp_path):
     torch.save(prefixed(net().state_dict(), "model.") | {"loss.weight": torch.ones(2)}, tmp_path / "net.pt")
     with pytest.raises(FxpruneError, match=r"it lacks 0\.weight, .* and 4 more; it has besides model\.0\.wei"):

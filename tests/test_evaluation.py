@@ -44,7 +44,7 @@ def test_before_and_after_stay_in_the_report(pruned: tuple[nn.Module, nn.Module]
     assert found.evaluation == Evaluation("accuracy", before, after)
     assert fxprune.report(small) == found
     assert re.search(rf"accuracy +│ +{before:.4g} │ +{after:.4g} │", str(found))
-    assert f"from {before:.4g}" in page(found)
+    assert f"from {before:.1%}" in page(found)
     fxprune.save(small, tmp_path / "small.safetensors")
     assert fxprune.report(fxprune.load(tmp_path / "small.safetensors", model)) == found
     assert from_plain(fxprune.Report, json.loads(json.dumps(found.to_dict()))) == found

@@ -115,6 +115,7 @@ def test_pruned_by_the_loss_of_its_class_and_kept(name: str, tmp_path: Path) -> 
     assert report.budget.achieved <= 0.85  # biases that compensation creates come on top
     assert parameters(small) < 0.9 * parameters(model)
     assert report.error < 1e-5
+    assert report.provenance.call == "compress_pretrained(model, loader, params=0.85)"
     with torch.no_grad():
         expected = small(**inputs_of(loader[1]))
     assert type(expected).__name__ == type(model(**inputs_of(loader[1]))).__name__

@@ -78,7 +78,7 @@ def test_the_summary_says_what_was_saved_at_what_accuracy_and_whether_it_is_prov
 
 def test_tiles_begin_with_the_summary_and_hold_the_numbers_of_the_record(report: fxprune.Report) -> None:
     found = tiles(report)
-    assert list(found) == ["MACs a sample", "Parameters", "Accuracy", "Removal", "Output's error", "Weight bytes"]
+    assert list(found) == ["MACs a sample", "Parameters", "accuracy", "Removal", "Output's error", "Weight bytes"]
     counts = {
         "MACs a sample": (report.macs_before, report.macs_after, ""),
         "Parameters": (report.params_before, report.params_after, ""),
@@ -86,7 +86,7 @@ def test_tiles_begin_with_the_summary_and_hold_the_numbers_of_the_record(report:
     }
     for name, (before, after, unit) in counts.items():
         assert found[name] == (short(after, unit), f"of {short(before, unit)}, {after / before:.1%} left")
-    assert found["Accuracy"] == ("92.4%", "from 93.1%")
+    assert found["accuracy"] == ("92.4%", "from 93.1%")
     assert found["Removal"] == ("proven", f"difference {report.error:.1e}")
     done = report.compensation
     assert done is not None

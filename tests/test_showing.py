@@ -81,8 +81,8 @@ def test_a_repr_is_a_few_lines(shown: dict[str, Any], name: str) -> None:
     ("group", "^<group 0: 16 units of 0, read by _2, prunable>$"),
     ("groups", "^.<group 0: .*>, <group 2: .*>, <group 4: .*>.$"),
     ("site", "^<site 0: 16 channels>$"),
-    ("report", r"(?s)^report of Sequential at [\d.]+% of the MACs\n  parameters: [\d,]+ -> [\d,]+ \([\d.]+%\)\n  MACs a sample: "
-     r".*\n  60 groups in print\(report\), every layer in report.to_html\(path\)$"),
+    ("report", r"(?s)^report of Sequential at [\d.]+% of the MACs\n  parameters: [\d,]+ -> [\d,]+ "
+     r"\([\d.]+%\)\n  MACs a sample: .*\n  60 groups in print\(report\), every layer in report.to_html\(path\)$"),
     ("latency", "^measured on cpu, "),
     ("compensation", r"^compensation ridge: output's error not measured, \d+ layers refitted$"),
     ("budget", r"^Budget\(of='macs', asked=0.6, achieved=0.[\d]+\)$"),

@@ -12,6 +12,7 @@ import torch
 import typer
 
 from fxprune.caller.isolation import applied, seeded
+from fxprune.caller.source_lines import warn
 from fxprune.cli.datasets import Source, loader_of, warn_of_other_classes
 from fxprune.cli.evaluation import HeldOut, accuracy
 from fxprune.cli.named_objects import Built, arguments_of, build, object_of
@@ -171,11 +172,13 @@ class DataOptions:
         if source.prepared and output.about.get("images") != prepare.to_dict():
             output.about["images"] = prepare.to_dict()
             output.show(str(prepare))
+        if prepare is not built.images and source.training and not source.prepared:
+            warn(f"{source.name} prepares its images itself, so that --image-size, --crop, --mean and --std do nothing")
         with output.busy("opening the data") as bars:
             found = loader_of(
                 source, prepare, bars, samples=samples, batch_size=self.batch_size, workers=self.workers, seed=seed
             )
-        if output.writes:  # of several ranks, one
+        if output.writes and not self.unpack:  # of several ranks, one; and unpacking may give other class numbers
             warn_of_other_classes(built.model, found, source)
         return found
 

@@ -98,8 +98,8 @@ def _states(content: Any, path: Path, key: str | None) -> dict[str, State]:
 
 
 def _found(content: Any, place: str) -> Iterator[tuple[str, State]]:
-    """The state_dict that a mapping is, or those under its wrappers."""
-    if not isinstance(content, Mapping) or not content:
+    """The state_dict that a mapping is, or those under its wrappers, to a depth of four."""
+    if not isinstance(content, Mapping) or not content or place.count(".") > 3:
         return
     if all(isinstance(tensor, Tensor) for tensor in content.values()):
         yield place, {str(name): tensor for name, tensor in content.items() if name != AVERAGED}
