@@ -73,6 +73,12 @@ def test_the_oldest_torch_is_that_of_the_dependencies() -> None:
     }
 
 
+def test_readme_names_the_versions_and_the_license() -> None:
+    pythons, license_name = (PROJECT["project"][key].lstrip(">=") for key in ("requires-python", "license"))
+    line = f"Python ≥ {pythons} · PyTorch ≥ {lower_bound('torch')} · {license_name}"
+    assert line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+
+
 def test_workflows_check_what_the_script_checks() -> None:
     checks = r"ruff check|ruff format|mypy|pytest -n auto|-m wide|-m slow .*|mkdocs build|python \.ci/wheel\.py"
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ def progress_bar(*, shown: bool) -> Progress:
 
 
 class NotebookBar(Progress):
-    """A bar in a notebook: an output of the cell, which is replaced; that of rich needs ipywidgets."""
+    """A bar in a notebook, as an output of the cell that is replaced; that of rich itself needs ipywidgets."""
 
     output: Any = None
     shown_at = 0.0

@@ -75,7 +75,7 @@ class Deferred(TyperCommand):
 
 
 class Group(TyperGroup):
-    """All commands, deferred; each gets the line that was typed, as `obj` of its context."""
+    """All commands, deferred; each is handed the line that was typed, as `obj` of its context."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

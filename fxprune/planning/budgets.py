@@ -64,13 +64,13 @@ def meet(
 
 
 def percentages(first: float, second: float) -> tuple[str, str]:
-    """Two shares as percentages, with as many decimals as tell them apart.
+    """Two positive shares as percentages, with as many decimals as tell them apart, and the first from zero.
 
-    >>> percentages(0.3, 0.42), percentages(0.001, 0.00104)
-    (('30.0%', '42.0%'), ('0.100%', '0.104%'))
+    >>> percentages(0.3, 0.42), percentages(0.001, 0.00104), percentages(0.0001, 0.42)
+    (('30.0%', '42.0%'), ('0.100%', '0.104%'), ('0.01%', '42.00%'))
     """
     pairs = [(f"{first:.{digits}%}", f"{second:.{digits}%}") for digits in range(1, 16)]
-    return next((pair for pair in pairs if pair[0] != pair[1]), pairs[-1])
+    return next((pair for pair in pairs if pair[0] != pair[1] and float(pair[0][:-1]) > 0), pairs[-1])
 
 
 def _filled(allocation: Allocation, cost: Cost, limit: float, keep: Flags, before: Flags) -> Flags:
