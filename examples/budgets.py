@@ -1,6 +1,6 @@
 """Budgets: parameters, MACs and time; how the widths follow; and a sweep over tolerances from one set of scores.
 
-python examples/budgets.py        (needs pip install 'fxprune[demo]')
+python examples/budgets.py        (needs pip install '.[demo]')
 """
 
 from __future__ import annotations

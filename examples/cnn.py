@@ -1,6 +1,6 @@
 """A residual network: prune it to a share of its MACs, then train it on with the original as its teacher.
 
-python examples/cnn.py        (needs pip install 'fxprune[demo,finetune]')
+python examples/cnn.py        (needs pip install '.[demo,finetune]')
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Deployment: keep a pruned network in a file, make it again, give it its own class, export it, and time it.
 
-python examples/deployment.py [FOLDER]        (needs pip install 'fxprune[demo,export]')
+python examples/deployment.py [FOLDER]        (needs pip install '.[demo,export]')
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A detector: prune its backbone by the loss of the whole, which nothing can trace in one piece.
 
-python examples/detector_backbone.py        (needs pip install 'fxprune[demo]')
+python examples/detector_backbone.py        (needs pip install '.[demo]')
 
 The images are 40 x 40 canvases with two digits each; the detector is torchvision's Faster R-CNN with a small backbone.
 """

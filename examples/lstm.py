@@ -1,6 +1,6 @@
 """A recurrent network that reads an image row by row: the hidden units of an LSTM in two directions.
 
-python examples/lstm.py        (needs pip install 'fxprune[demo]')
+python examples/lstm.py        (needs pip install '.[demo]')
 """
 
 from __future__ import annotations

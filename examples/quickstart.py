@@ -1,6 +1,6 @@
 """The five-line use, on scikit-learn's digits: train a small network, prune it, compare.
 
-python examples/quickstart.py        (needs scikit-learn: pip install 'fxprune[demo]')
+python examples/quickstart.py        (needs scikit-learn: pip install '.[demo]')
 """
 
 from __future__ import annotations

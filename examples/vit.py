@@ -1,6 +1,6 @@
 """A vision transformer: whole heads, places of every head, and the hidden units of the MLPs.
 
-python examples/vit.py        (needs pip install 'fxprune[demo]')
+python examples/vit.py        (needs pip install '.[demo]')
 """
 
 from __future__ import annotations

@@ -1,49 +1,36 @@
-"""fxprune: structured pruning as a torch.fx compiler pass, after FAIR-Pruner (arXiv 2508.02291)."""
+"""fxprune: structured pruning as a torch.fx compiler pass, after FAIR-Pruner (arXiv 2508.02291).
 
-from fxprune.caller import classes
-from fxprune.coupling.couple import couple
-from fxprune.coupling.groups import Coupling, Group, Site
-from fxprune.errors import (
-    ArtifactError,
-    CalibrationError,
-    CaptureError,
-    CheckpointError,
-    ExportError,
-    FxpruneError,
-    FxpruneWarning,
-    NarrowError,
-    PlanError,
-    RewriteError,
-    UnsupportedOpError,
-    VerificationError,
-)
-from fxprune.pipeline import apply, compress
-from fxprune.planning.plan import Budget, Plan
-from fxprune.recovery.finetune import finetune
-from fxprune.reporting.comparison import Comparison
-from fxprune.reporting.measured_latency import measure_latency
-from fxprune.reporting.records import Compensation, Finetuning, MeasuredLatency
-from fxprune.reporting.report import Report, report
-from fxprune.rewriting.proof import verify
-from fxprune.saving.artifact import load, save
-from fxprune.saving.export import export
-from fxprune.saving.own_class import narrow
-from fxprune.saving.sharded.manifest import Manifest
-from fxprune.saving.sharded.rewrite import rewrite_checkpoint
-from fxprune.scoring.evidence import Evidence
-from fxprune.scoring.score import score
-from fxprune.scoring.scores import Scores
-from fxprune.tracing.capture import capture
+A public name is imported at its first use, so that `import fxprune` takes no time; `__init__.pyi` lists the names.
+"""
+
+import ast
+import importlib
+import pkgutil
+from typing import Any
+
 from fxprune.version import __version__ as __version__
 
-__all__ = [
-    "ArtifactError", "Budget", "CalibrationError", "CaptureError", "CheckpointError", "Comparison", "Compensation",
-    "Coupling", "Evidence", "ExportError", "Finetuning", "FxpruneError", "FxpruneWarning", "Group", "Manifest",
-    "MeasuredLatency", "NarrowError", "Plan", "PlanError", "Report", "RewriteError", "Scores", "Site",
-    "UnsupportedOpError", "VerificationError", "apply", "capture", "classes", "compress", "couple", "export",
-    "finetune", "load", "measure_latency", "narrow", "report", "rewrite_checkpoint", "save", "score", "verify",
-]  # fmt: skip
+
+def _homes() -> dict[str, str]:
+    """Every public name, and the module that it is imported from."""
+    stub = ast.parse(pkgutil.get_data("fxprune", "__init__.pyi") or b"")
+    found = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in found for alias in node.names}
+
+
+_HOMES = _homes()
+__all__ = [name for name in sorted(_HOMES) if name not in ("rules", "__version__")]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fxprune' has no attribute {name!r}")
+    home = _HOMES[name]
+    is_module = name in ("classes", "rules")
+    value = importlib.import_module(f"{home}.{name}") if is_module else getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__", "rules"])
+    return sorted(_HOMES)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
 
 
 class FxpruneError(Exception):
@@ -94,6 +96,44 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error says that memory ran out: Python's, a device's, or torch's RuntimeError on the CPU."""
     signs = "out of memory", "DefaultCPUAllocator"
     return isinstance(error, MemoryError) or any(sign in text_of(error) for sign in signs)
+
+
+def a(noun: str) -> str:
+    """A noun with its indefinite article; names that begin with two capitals are read letter by letter.
+
+    >>> a("Encoder"), a("Linear"), a("LSTM"), a("UNet")
+    ('an Encoder', 'a Linear', 'an LSTM', 'a UNet')
+    """
+    vowels = "AEFHILMNORSX" if noun[:2].isupper() else "AEIOU"
+    return f"{'an' if noun[:1].upper() in vowels else 'a'} {noun}"
+
+
+def a_kind(value: Any) -> str:
+    """The type of a value, with its article.
+
+    >>> a_kind(3), a_kind("three")
+    ('an int', 'a str')
+    """
+    return a(type(value).__name__)
+
+
+def close_names(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known names that are close to it, if any.
+
+    >>> close_names("conv11", ["conv1", "bn1"]), close_names("fc", ["conv1"])
+    ("; close names: 'conv1'", '')
+    """
+    close = get_close_matches(name, [entry for entry in known if entry], n=3)
+    return f"; close names: {', '.join(map(repr, close))}" if close else ""
+
+
+def plural(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> plural(1, "thread"), plural(2048, "thread")
+    ('1 thread', '2,048 threads')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 @contextmanager

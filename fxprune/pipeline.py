@@ -17,13 +17,15 @@ from fxprune.coupling.collector import Exclude
 from fxprune.coupling.interpreter import Unknown
 from fxprune.errors import stage
 from fxprune.planning.allocation import MEASURED, Allocate
-from fxprune.planning.budgets import given
+from fxprune.planning.budgets import given, nothing_prunable
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned, planned_by
+from fxprune.planning.ratios import Ratios
 from fxprune.recovery.compensate import Level, check_level, with_compensation
 from fxprune.recovery.finetune import check_options
 from fxprune.recovery.finetune import finetune as tune
-from fxprune.reporting.attach import note, note_error, note_scores
+from fxprune.reporting.attach import note, note_call, note_error, note_original, note_scores
+from fxprune.reporting.provenance import call_of
 from fxprune.reporting.report import report
 from fxprune.rewriting.proof import error_of
 from fxprune.rewriting.rewrite import rewrite
@@ -44,6 +46,7 @@ def compress(
     params: float | None = None,
     macs: float | None = None,
     latency: float | None = None,
+    ratios: Ratios | None = None,
     allocate: str | Allocate | None = None,
     rounds: int = 1,
     compensate: Level = "sequential",
@@ -78,13 +81,16 @@ def compress(
         model: a trained model; it is not changed in any respect.
         loader: a small labelled calibration loader, see `score`.
         alpha: tolerance of difference between the signal that proposes units and the one that protects them; 0 prunes
-            least, 1 most; 0.05 where no budget is given either.
+            least, 1 most; 0.05 where neither a budget nor ratios are given.
         params, macs, latency: budgets, as shares of the original's; one of them may be given instead of alpha.
+        ratios: by layer, the share of its units to remove: {"layer1.0.conv1": 0.5, "layer2.*": 0.25}; see
+            `Scores.plan`. The other layers lose what alpha or a budget says, and nothing where neither is given.
         allocate: how a level becomes widths, see `Scores.plan`.
         propose, protect: the signals that rank the units, see `score`.
         compensate: "none", "bias" (removed channels are replaced by their means), "ridge" (by a linear map of the kept
             ones) or "sequential" (every later layer is refitted to the original's values, front to back). See `apply`.
-        rounds: how often to score and prune. A budget is met in equal factors; alpha holds for each round anew.
+        rounds: how often to score and prune. A budget and ratios are met in equal factors; alpha holds for each round
+            anew.
         max_samples, loss, unpack, classes, seed, device, progress, run, scoring: see `score`.
         exclude: module names, glob patterns of names, or module types whose outputs are not pruned.
         unknown: "error", or "freeze" to keep all channels that an operation without a rule touches.
@@ -109,6 +115,7 @@ def compress(
         FxpruneError: one of its children, from the stage that failed; see the stages.
     """
     check(compress, locals(), passed_to=score)
+    call = call_of(compress, locals())
     shared = {"loss": loss, "unpack": unpack, "run": run, "seed": seed, "device": device, "progress": progress}
     if finetune is not None:
         check_options(finetune := shared | dict(finetune))
@@ -129,14 +136,17 @@ def compress(
                 run=run, propose=propose, protect=protect, max_samples=max_samples, **scoring,
             )  # fmt: skip
             scores = scores if latency is None else scores.with_latency(whole)
+            if index == 0:
+                first = scores
             ways = ways_of(allocate, **target)
             if MEASURED in ways:
                 scores = scores.with_curves(
                     whole, loader, loss=loss, unpack=unpack, run=run, max_samples=max_samples, device=device, seed=seed
                 )
+            shared_by_ways = {"min_keep": min_keep, "round_to": round_to, "ratios": schedule.shares_of(ratios)}
             plans = [
                 schedule.fitted(plan, part_of(original, submodule))  # type: ignore[arg-type]
-                for plan in scores.plans(ways, **target, min_keep=min_keep, round_to=round_to)
+                for plan in scores.plans(ways, **target, **shared_by_ways)
             ]
             compensated = partial(
                 with_compensation, model=whole, scores=scores, loader=loader, level=compensate, unpack=unpack, run=run,
@@ -154,6 +164,8 @@ def compress(
         plan = schedule.whole()
         with undisturbed():
             note(original, small, plan, planned_by(original, plan), schedule.error)
+            note_original(small, first, submodule)
+    note_call(small, call, loader, submodule)
     warn_if_unpruned(part_of(small, submodule))
     return small if finetune is None else tune(small, **finetune)
 
@@ -190,10 +202,11 @@ def apply(
         RewriteError: the graph cannot be rewritten.
     """
     check(apply, locals())
+    call = call_of(apply, locals())
     small, planned = rewritten(model, plan)
     if scores is not None:
         note_scores(small, scores, plan)
-    return with_compensation(
+    small = with_compensation(
         model,
         plan,
         planned,
@@ -207,6 +220,8 @@ def apply(
         device=device,
         metric=metric,
     )
+    note_call(small, call, loader, plan.submodule)
+    return small
 
 
 def rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:
@@ -239,10 +254,9 @@ def warn_if_unpruned(small: nn.Module) -> None:
     """Warn where nothing was pruned, and say why."""
     notes = report(small)
     if not notes.groups:
-        reasons = (
-            "; ".join(f"{', '.join(f.sites[:3])}: {f.reason}" for f in notes.frozen) or "it has no layers with channels"
-        )
-        warn(f"nothing in {notes.model} can be pruned: {reasons}")
+        warn(nothing_prunable(notes.model, ((whole.sites, whole.reason) for whole in notes.frozen)))
+    elif notes.alpha is None and notes.budget is None and all(g.before == g.after for g in notes.groups):
+        warn(f"nothing was pruned from {notes.model}: every one of ratios= comes to less than half a unit; raise them")
     elif notes.budget is None and all(group.before == group.after for group in notes.groups):
         warn(
             f"nothing was pruned from {notes.model} at alpha {notes.alpha}: no group has units that are proposed "

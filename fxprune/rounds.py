@@ -14,6 +14,7 @@ from fxprune.caller.source_lines import warn
 from fxprune.coupling.groups import Coupling
 from fxprune.errors import PlanError
 from fxprune.planning.plan import BUDGETS, Budget, Plan, coupling_of
+from fxprune.planning.ratios import Ratios
 from fxprune.reporting.report import Report
 from fxprune.tracing.graph import ModelGraph
 
@@ -46,6 +47,10 @@ class Schedule:
             left = f"which should leave {share:.1%} of the original's {BUDGETS.get(self.what)}"
             said = left if self.what else "of the level given"
             raise PlanError(f"round {index + 1} of {self.rounds}, {said}: {error}") from error
+
+    def shares_of(self, ratios: Ratios | None) -> Ratios | None:
+        """The ratios of one round, which all rounds together make those given."""
+        return ratios and {layer: 1 - (1 - share) ** (1 / self.rounds) for layer, share in ratios.items()}
 
     def fitted(self, plan: Plan, original: ModelGraph) -> Plan:
         """A later round's plan that also keeps the channels that are tied to kept ones in the original alone.
@@ -106,7 +111,7 @@ def composed(first: Plan, second: Plan) -> Plan:
         there = len(first.keep.get(site, range(second.widths[site])))
         if second.widths[site] != there or (site not in first.keep and len(kept) < there):
             raise PlanError(
-                f"the second plan is for {second.widths[site]} channels of {site}, of which the first keeps "
+                f"the second plan is for {second.widths[site]} channels of {site!r}, of which the first keeps "
                 f"{len(first.keep.get(site, ()))}: make it for the model that the first leads to"
             )
     keep = {

@@ -74,6 +74,18 @@ def for_recipes() -> dict[str, Any]:
     return names | {"detector": detector(), "detector_loader": BATCHES}
 
 
+def for_language_models() -> dict[str, Any]:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, use_cache=False,
+    )  # fmt: skip
+    words = torch.randint(2, 48, (8, 9))
+    batch = {"input_ids": words, "attention_mask": torch.ones_like(words), "labels": words}
+    llama = transformers.LlamaForCausalLM(config).eval()
+    return {"llama": llama, "texts": [batch, batch], "words": words, "mask": batch["attention_mask"]}
+
+
 def for_parts() -> dict[str, Any]:
     return {"detector": detector(), "loader": BATCHES, "run": run, "classes": classes_of}
 
@@ -99,7 +111,8 @@ def for_fine_tuning() -> dict[str, Any]:
 def for_reports() -> dict[str, Any]:
     model, loader = convolutions(), labelled(3, 8, 8)
     small, other = (fxprune.compress(model, loader, macs=share) for share in (0.6, 0.8))
-    return {"model": model, "small": small, "other": fxprune.report(other)}
+    names = {"model": model, "small": small, "other": fxprune.report(other)}
+    return names | {"accuracy": lambda net: float((net(loader[0][0]).argmax(1) == loader[0][1]).float().mean())}
 
 
 def for_integrations() -> dict[str, Any]:
@@ -133,6 +146,10 @@ def for_checkpoints() -> dict[str, Any]:
 
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "recipes.md": for_recipes,
+    "cnn.md": for_recipes,
+    "transformer.md": for_recipes,
+    "lstm.md": for_recipes,
+    "llm.md": for_language_models,
     "parts.md": for_parts,
     "deployment.md": for_deployment,
     "finetuning.md": for_fine_tuning,

@@ -109,7 +109,7 @@ MODELS: dict[str, tuple[Any, str]] = {
     "a name": ("net.pt", r"model is 'net.pt'; build the model, and .*load_state_dict\(torch.load\(path\)\)"),
     "a state dict": (
         MODEL.state_dict(),
-        "model is a OrderedDict; build the model, and load the weights with model.load",
+        "model is an OrderedDict; build the model, and load the weights with model.load",
     ),
     "scripted": (
         SCRIPTED,
@@ -117,7 +117,7 @@ MODELS: dict[str, tuple[Any, str]] = {
     ),
     "traced": (TRACED, "model is a TopLevelTracedModule; it is scripted or traced"),
     "None": (None, "model is None; give a model, an nn.Module"),
-    "no __init__": (odd(uninitialised=True), "the model is a Odd that was not initialised: call super"),
+    "no __init__": (odd(uninitialised=True), "the model is an Odd that was not initialised: call super"),
     "lazy": (nn.Sequential(nn.LazyLinear(3)), "0.weight of Sequential has no shape yet: run the model once on a batch"),
     "its own part": (
         CYCLE,
@@ -130,7 +130,7 @@ MODELS: dict[str, tuple[Any, str]] = {
         r"Odd.parameters fails \(TypeError.*: let it list what nn.Module.param",
     ),
     "names": (odd(named_modules=lambda *_, **__: ["a"]), "Odd.named_modules fails .*: let it list what"),
-    "numbers": (odd(buffers=lambda _: [3]), "Odd.buffers gives a int: let it list what nn.Module.buffers does"),
+    "numbers": (odd(buffers=lambda _: [3]), "Odd.buffers gives an int: let it list what nn.Module.buffers does"),
     "lookup": (odd(__getattr__=raising(KeyError)), "__getattr__ of Odd fails on a name that is not there .*Attribute"),
     "the loader": (LOADER, r"model is \[\[a Tensor, a Tensor\]\]; give a model"),
 }
@@ -223,6 +223,50 @@ def test_an_unknown_keyword_names_the_function_that_was_called(stage: Callable[.
         stage(MODEL, LOADER, foo=1)
     with pytest.raises(TypeError, match=rf"^{stage.__name__}\(\) missing 1 required positional argument: 'loader'$"):
         stage(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("given", "close"), [("round", "'rounds', 'round_to'"), ("max_sample", "'max_samples'"), ("progess", "'progress'")]
+)
+def test_names_close_to_an_unknown_keyword(given: str, close: str) -> None:
+    """`max_samples` is of compress itself, `samples_per_class` one that it hands on."""
+    message = rf"^compress\(\) got an unexpected keyword argument '{given}'; close names: {close}"
+    with pytest.raises(TypeError, match=message):
+        fxprune.compress(MODEL, LOADER, **{given: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "close"),
+    [
+        ("propose", "reconstuction", "reconstruction"),
+        ("protect", "tailor", "taylor"),
+        ("allocate", "unifrom", "uniform"),
+        ("compensate", "sequental", "sequential"),
+        ("unknown", "freze", "freeze"),
+    ],
+)
+def test_names_close_to_an_unknown_choice(name: str, given: str, close: str) -> None:
+    with pytest.raises(FxpruneError, match=f"^{name} is '{given}'; close names: '{close}'.*; it is one of "):
+        fxprune.compress(MODEL, LOADER, **{name: given})
+
+
+def test_names_close_to_modules() -> None:
+    net = nn.Sequential()
+    net.conv1, net.conv2 = nn.Linear(2, 2), nn.Linear(2, 2)
+    batch = torch.zeros(2, 2)
+    with pytest.raises(FxpruneError, match=r"^exclude: no module of Sequential matches 'conv11'; close names: 'conv1'"):
+        fxprune.couple(fxprune.capture(net, batch), exclude="conv11")
+    with pytest.raises(FxpruneError, match=r"leaves: no module of Sequential matches 'cnov\*'; close names: 'conv2'"):
+        fxprune.capture(net, batch, leaves="cnov*")
+    with pytest.raises(FxpruneError, match=r"no module of that name: did you mean conv2, conv1\?"):
+        fxprune.score(net, [(batch, torch.tensor([0, 1]))], submodule="conv")
+
+
+def test_names_close_to_an_option_of_finetune() -> None:
+    pytest.importorskip("lightning_fabric")
+    options = {"train_loader": LOADER, "val_loader": LOADER, "epoch": 3}
+    with pytest.raises(FxpruneError, match=r"keyword argument 'epoch'; close names: 'epochs'\): see fxprune"):
+        fxprune.compress(MODEL, LOADER, finetune=options)
 
 
 def test_functions_that_do_not_give_what_they_should() -> None:

@@ -276,7 +276,7 @@ def test_what_load_needs(path: Path) -> None:
     [
         (
             lambda: Bare(width=16),
-            r"its plan does not fit the Bare .*12 channels of \w+, the model has 16.*same arguments",
+            r"its plan does not fit the Bare .*12 channels of '\w+', the model has 16.*same arguments",
         ),
         (
             lambda: Bare(activation=nn.SiLU),
@@ -289,6 +289,31 @@ def test_another_architecture_is_refused(build: Callable[[], nn.Module], text: s
     fxprune.save(fxprune.compress(Bare(), BATCHES, 0.3, progress=False), path)
     with pytest.raises(ArtifactError, match=text):
         fxprune.load(path, build())
+
+
+def test_a_model_without_the_hooks_that_compute_is_refused(path: Path) -> None:
+    """And one with its hooks is taken."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x).relu()).mean((2, 3))
+
+    def with_hook() -> nn.Module:
+        model = Encoder()
+        model.first.register_forward_hook(lambda module, inputs, output: output * 2)
+        return model.eval()
+
+    small = fxprune.compress(with_hook(), [(images()(6), torch.arange(6) % 4)], 0.5, progress=False)
+    fxprune.save(small, path)
+    text = r"was made from an Encoder in which node 2 is .*mul.* the same arguments, and with those of"
+    with pytest.raises(ArtifactError, match=text):
+        fxprune.load(path, Encoder())
+    loaded = fxprune.load(path, with_hook())
+    assert torch.equal(outputs(loaded, images()(3))[0], outputs(small, images()(3))[0])
 
 
 def test_another_version_of_torch_that_spells_the_graph_otherwise_is_a_warning(path: Path) -> None:
@@ -456,9 +481,9 @@ TEXTS = {
     "numbers": "the numbers of .* do not have their checksum; get it anew", "notes": "its header does not have",
     "missing": "cannot be read .*name a file that fxprune.save wrote", "foreign": "without fxprune's header: load it",
     "a list": "its header cannot be read .*should be a", "deep": "its header cannot be read .*recursion",
-    "no parts": "it has no plan", "no plans": "it has no plan", "a number for a name": "model is a int, and should",
+    "no parts": "it has no plan", "no plans": "it has no plan", "a number for a name": "model is an int, and should",
     "lists for records": "tensors is a list", "report": r"parts\[0\].report.params_after is a str",
-    "plan": "holds a plan that cannot be used", "settings": "cannot be used: .*settings.leaves is a int",
+    "plan": "holds a plan that cannot be used", "settings": "cannot be used: .*settings.leaves is an int",
     "example": "an example batch of 4,398,046,511,104 bytes, more than", "shape": "was altered: .* its header says",
     "checksum": "do not have their checksum", "layout": "has 1 axes and the memory format channels_last",
     "another tensor": "it lacks the tensor other, against its header", "alias": "stem.weight is",

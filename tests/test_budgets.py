@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from zoo import ZOO
 import fxprune
 from fxprune.errors import PlanError
 from fxprune.planning.allocation import ALLOCATIONS, Allocation
-from fxprune.planning.budgets import meet
+from fxprune.planning.budgets import meet, percentages
 from fxprune.tracing.facts import macs
 from fxprune.tracing.graph import example_of
 
@@ -180,3 +181,26 @@ def test_the_estimate_is_calibrated_and_falls(tmp_path: Path) -> None:
 def test_times_of_another_model() -> None:
     with pytest.raises(PlanError, match="the scores are not of ResNet: score it, or give the"):
         SCORES.with_latency(torchvision.models.resnet34(weights=None), repeats=1)
+
+
+def test_a_budget_just_out_of_reach_is_told_from_what_can_be_reached() -> None:
+    scores = of_zoo("residual")
+    least = scores.plan(alpha=1.0)
+    graph = ZOO["residual"].build()
+    part = parameters(fxprune.apply(graph, least)) / parameters(graph)
+    with pytest.raises(PlanError) as caught:
+        scores.plan(params=part - 1e-5)
+    asked, reached = re.findall(r"([0-9.]+)%", str(caught.value))
+    assert float(asked) < float(reached)
+    assert f"{part - 1e-5:.1%}" == f"{part:.1%}"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "texts"),
+    [
+        (0.3, 0.42, ("30.0%", "42.0%")), (0.001, 0.00104, ("0.100%", "0.104%")),
+        (0.5, 0.5000004, ("50.00000%", "50.00004%")),
+    ],
+)  # fmt: skip
+def test_percentages_have_the_digits_that_tell_them_apart(first: float, second: float, texts: tuple[str, str]) -> None:
+    assert percentages(first, second) == texts

@@ -133,7 +133,7 @@ def test_an_example_that_a_plan_could_not_describe() -> None:
         def forward(self, x: Tensor, flag: object) -> Tensor:
             return x + 1
 
-    refused(Flagged(), (torch.zeros(2, 6), object()), "the example holds a object, which a plan cannot describe")
+    refused(Flagged(), (torch.zeros(2, 6), object()), "the example holds an object, which a plan cannot describe")
 
 
 @pytest.mark.parametrize("name", ["graph", "code"])

@@ -10,12 +10,13 @@ from command_line import flat, invoke
 
 import fxprune
 from fxprune import cli
+from fxprune.caller.installation import install
+from fxprune.caller.source_lines import warn
 from fxprune.cli import extras
-from fxprune.cli.app import EXAMPLES
+from fxprune.cli.app import COMMANDS, loaded
+from fxprune.cli.option_names import OPTIONS, as_options
 from fxprune.cli.output import Output
 from fxprune.cli.sweeping import numbers_between
-
-COMMANDS = ("compress", "score", "plan", "apply", "report", "inspect", "sweep", "demo")
 
 
 def test_alphas_are_sorted_and_distinct():
@@ -53,7 +54,7 @@ def test_help_lists_all_commands_and_exit_codes():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_has_an_example_and_says_what_each_option_does(command):
     result = invoke(command, "--help")
-    example = next(text for function, text in EXAMPLES.items() if function.__name__ == command)
+    example = COMMANDS[command].example
     assert result.exit_code == 0
     assert f"Example: {example}" in flat(result.output)
     assert "Exit codes:" in result.output
@@ -62,12 +63,19 @@ def test_help_of_a_command_has_an_example_and_says_what_each_option_does(command
     assert [name for name, rest in options if len(rest.split()) < 3] == []
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_has_the_first_line_of_each_help(command):
+    summary = COMMANDS[command].summary
+    assert loaded(command).help.splitlines()[0] == summary
+    assert f"{command} {summary}" in flat(invoke("--help").output)
+
+
 def test_demo_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name in {"sklearn", "matplotlib"} else object())
     result = invoke("demo", "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "The demo needs scikit-learn and matplotlib, which" in result.stderr
-    assert "They come with the extra demo: pip install 'fxprune[demo]'" in result.stderr
+    assert f"They come with the extra demo: {install('demo')}." in result.stderr
 
 
 def test_command_line_module_needs_no_extra():
@@ -112,7 +120,7 @@ def test_an_error_is_json_too(project):
         (["compress", "mynets:build", "--data", "mynets:loader", "--alpha", "2"], "Invalid value for '--alpha'"),
         (
             ["compress", "mynets:build", "--data", "mynets:loader", "--alpha", "0.1", "--macs", "0.5"],
-            "alpha=0.1 and macs=0.5 are given: one of alpha, params, macs, latency decides",
+            "--alpha 0.1 and --macs 0.5 are given: one of alpha, params, macs, latency decides",
         ),
         (["compress", "mynets:build", "--data", "mynets:loader", "--macs", "0"], "macs is 0.0; it is a share"),
         (["compress", "mynets:build", "--data", "mynets:loader", "--propose", "luck"], "'luck' is none of"),
@@ -120,6 +128,12 @@ def test_an_error_is_json_too(project):
             ["compress", "mynets:build", "--data", "mynets:loader", "--compensate", "luck"],
             "'luck' is none of none, bias",
         ),
+        (
+            ["compress", "mynets:build", "--data", "mynets:loader", "--compensate", "squential"],
+            "'squential' is none of none, bias, ridge, sequential; did you mean sequential?",
+        ),
+        (["compress", "mynets:build", "--data", "mynets:loader", "--macz", "0.5"], "No such option: --macz"),
+        (["compress", "mynets:build", "--data", "mynets:loader", "--weights-key", "ema"], "names a part of --weights"),
         (["compress", "mynets:build", "--data", "mynets:loader", "--device", "abacus"], "abacus"),
         (["compress", "mynets:build", "--data", "mynets:loader", "--export", "net.zip"], "net.zip ends in none of"),
         (["compress", "mynets:build", "--data", "mynets:loader", "--out", "net.pt"], "net.pt ends in none of"),
@@ -171,4 +185,55 @@ def test_main_says_what_is_missing(monkeypatch):
         cli.main()
     message = str(caught.value.code)
     assert message.startswith("fxprune's command line needs typer, which this Python does not have.")
-    assert "It comes with the extra cli: pip install 'fxprune[cli]'" in message
+    assert f"It comes with the extra cli: {install('cli')}." in message
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("prune in several rounds=, as compress does", "prune in several --rounds, as compress does"),
+        ("lower round_to=16 or score with inexact=True", "lower --round-to 16 or score with --inexact"),
+        ("pass unknown=\"freeze\" or compensate='none'.", "pass --unknown freeze or --compensate none."),
+        ("macs=0.25 asks for 25%, alpha=1e-05. It", "--macs 0.25 asks for 25%, --alpha 1e-05. It"),
+        ("verify=False, or max_samples= and loader=", "--no-verify, or --samples and --data"),
+        ("pass loss=, a callable(output, target)", "pass --loss, a callable(output, target)"),
+        (
+            "pass loss=lambda out, y: F.cross_entropy(out, torch.as_tensor(y, device=out.device))",
+            "pass --loss MODULE:FUNCTION, where FUNCTION is lambda out, y: "
+            "F.cross_entropy(out, torch.as_tensor(y, device=out.device))",
+        ),
+        ("nets:build(seed=3, run=1) fails; a.seed=1", "nets:build(seed=3, run=1) fails; a.seed=1"),
+        ("dynamic_batch=False fixes it; unrounds=3", "dynamic_batch=False fixes it; unrounds=3"),
+    ],
+)
+def test_remedies_are_options(text, wanted):
+    assert as_options(text) == wanted
+
+
+def test_every_name_in_a_remedy_is_an_option():
+    texts = [invoke(command, "--help").output for command in COMMANDS]
+    known = {option for text in texts for option in re.findall(r"--[a-z-]+", text)}
+    assert set(OPTIONS.values()) <= known
+
+
+def test_messages_of_the_library_name_options(project):
+    data = ["--data", "mynets:loader"]
+    result = invoke("compress", "mynets:build", *data, "--macs", "0.001", "--round-to", "4")
+    assert result.stderr.startswith("Error: --macs 0.001 asks for 0.1% of the MACs, but ")
+    assert (
+        "prune in several --rounds, as compress does or pass --allocate uniform or lower --round-to 4" in result.stderr
+    )
+    result = invoke("compress", "mynets:Odd", *data)
+    assert "--unknown freeze" in result.stderr
+    result = invoke("compress", "mynets:build", *data, "--loss", "mynets:pair", "--json")
+    message = json.loads(result.stdout)["error"]["message"]
+    assert "pass --loss, a callable(output, target) that takes these" in message
+    assert message in result.stderr
+
+
+def test_warnings_of_the_library_name_options(capsys):
+    output = Output(json=False, quiet=True)
+    with output.session("score"):
+        warn("too few: pass max_samples=, or unknown='freeze'")
+    assert output.warnings == ["too few: pass --samples, or --unknown freeze"]
+    assert capsys.readouterr().err == "Warning: too few: pass --samples, or --unknown freeze\n"

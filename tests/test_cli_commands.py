@@ -1,6 +1,7 @@
 """The commands, from a user's module to files that the library reads."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,10 @@ import torch
 from command_line import done, flat, invoke
 
 import fxprune
+from fxprune.caller.isolation import seeded
+from fxprune.cli.input_options import DataOptions, EvalOptions
+from fxprune.cli.named_objects import Built
+from fxprune.cli.output import Output
 from fxprune.cli.sweeping import ALPHAS
 
 DATA = ["--data", "mynets:loader"]
@@ -44,6 +49,56 @@ def test_compress_is_what_the_library_does_and_repeats(project):
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
+EVALUATED = ["compress", "mynets:build", *DATA, "--macs", "0.6", "--eval-data", "mynets:dataset"]
+
+
+def test_compress_evaluates_before_and_after(project):
+    import mynets
+
+    content = done(*EVALUATED, "--seed", "3", "--eval-samples", "30", "--eval-arg", "count=90")
+    small = fxprune.load("small.safetensors", build=True)
+    found = fxprune.report(small).evaluation
+    assert content["report"]["evaluation"] == {"name": "accuracy", "before": found.before, "after": found.after}
+    with seeded(3):
+        model = mynets.build().eval()
+    options = DataOptions(data="mynets:loader"), Built(model), Output(json=False, quiet=True), 3
+    held = EvalOptions(eval_data="mynets:dataset", eval_samples=30, eval_arg=["count=90"]).held_out(*options)
+    with Output(json=False, quiet=True).busy("evaluating") as bars:
+        assert (held.value(model, bars), held.value(small, bars)) == (found.before, found.after)
+    shown = invoke("report", "small.safetensors").stdout
+    assert re.search(rf"accuracy +│ +{found.before:.4g} +│ +{found.after:.4g} │", shown)
+
+
+def test_compress_takes_a_metric(project):
+    evaluation = done(*EVALUATED, "--metric", "mynets:negative_loss")["report"]["evaluation"]
+    assert evaluation["name"] == "mynets:negative_loss"
+    assert evaluation["before"] < 0
+    assert evaluation["after"] < 0
+    assert done(*EVALUATED[:-2])["report"]["evaluation"] is None
+
+
+def test_a_metric_that_fails_is_said_before_anything_is_pruned(project):
+    result = invoke(*EVALUATED, "--metric", "mynets:loss")
+    assert result.exit_code == 1
+    assert "Error: Net cannot be evaluated: TypeError" in result.stderr
+    assert not list(project.glob("*.safetensors"))
+
+
+def test_scores_say_how_good_the_original_is(project):
+    command = ["score", "mynets:build", "--data", "mynets:dataset", "--data-arg", "count=300"]
+    result = invoke(*command, "--json")
+    content = json.loads(result.stdout)
+    about = content["about"]
+    said = f"The original on 300 calibration samples: loss {about['loss']:.3g}, right on {about['accuracy']:.1%}."
+    assert said in result.stderr
+    assert about["outputs"] == 3
+    assert about["accuracy"] < 0.39  # two standard errors above a third
+    assert content["warnings"] == [
+        f"the original is right on {about['accuracy']:.1%} of these 300 samples, no more than guessing among 3 classes "
+        "would be: wrong preprocessing, labels or weights?"
+    ]
+
+
 def test_compress_takes_functions_weights_and_exports(project):
     import mynets
 
@@ -59,6 +114,11 @@ def test_compress_takes_functions_weights_and_exports(project):
     images = torch.randn(4, 3, 8, 8)
     assert torch.allclose(torch.export.load("s.pt2").module()(images), small.eval()(images), atol=1e-5)
     assert content["report"]["compensation"]["level"] == "ridge"
+    made = content["report"]["provenance"]
+    assert made["call"].startswith("fxprune compress mynets:build --weights net.pt --data mynets:dicts --unpack")
+    assert made["call"].endswith("--compensate ridge --json")
+    assert (made["model"], made["weights"], made["file"]) == ("mynets:build", "net.pt", "small.safetensors")
+    assert (made["samples"], made["seed"]) == (content["report"]["calibration"]["samples"], 0)
 
 
 def test_compress_of_a_part(project):
@@ -66,6 +126,7 @@ def test_compress_of_a_part(project):
         "compress", "mynets:Wrapped", *DATA, "--submodule", "backbone", "--run", "mynets:run", "--macs", "0.7"
     )
     assert content["report"]["model"] == "Wrapped.backbone"
+    assert content["report"]["provenance"]["model"] == "mynets:Wrapped"
     small = fxprune.load("small.safetensors", build=True)
     layers = [small.backbone.get_submodule(name) for name in ("stem", "body")]
     assert min(layer.out_channels for layer in layers) < 12
@@ -117,7 +178,7 @@ def test_apply_says_what_is_missing(scored):
     done("plan", "scores.npz")
     result = invoke("apply", *NET, "plan.json", "--compensate", "bias")
     assert result.exit_code == 1
-    assert "Error: compensate='bias' works with the moments of the scoring pass" in result.stderr
+    assert "Error: --compensate bias works with the moments of the scoring pass" in result.stderr
     result = invoke("apply", *NET, "plan.json", "--submodule", "stem")
     assert "the plan is for the part '', and --submodule is 'stem'" in result.stderr
 
@@ -193,10 +254,10 @@ def test_sweep_leaves_out_what_cannot_be_reached(scored):
     pytest.importorskip("matplotlib")
     content = done(*SWEEP, "--macs", "0.01,0.9", "--time-batch", "0")
     assert [row["name"] for row in content["rows"]] == ["original", "macs 0.9"]
-    assert content["warnings"][0].startswith("left out: macs=0.01 asks for 1.0% of the MACs, but ")
+    assert content["warnings"][0].startswith("left out: --macs 0.01 asks for 1.0% of the MACs, but ")
     result = invoke(*SWEEP, "--macs", "0.01")
     assert result.exit_code == 1
-    assert "Error: macs=0.01 asks for 1.0% of the MACs" in result.stderr
+    assert "Error: --macs 0.01 asks for 1.0% of the MACs" in result.stderr
 
 
 def test_compress_shows_the_report(project):

@@ -6,8 +6,9 @@ import torch
 from command_line import typer
 from torch.utils.data import TensorDataset
 
-from fxprune.cli.datasets import Preparation, Source, loader_of
+from fxprune.cli.datasets import Source, loader_of
 from fxprune.cli.output import Output
+from fxprune.cli.preprocessing import Preparation
 from fxprune.cli.subsets import balanced, labels_of
 from fxprune.errors import CalibrationError, FxpruneError
 

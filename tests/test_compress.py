@@ -12,10 +12,11 @@ import torch
 from helpers import difference, outputs, parameters, width
 from nets import layers
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from zoo import ZOO, images, tensors
 
 import fxprune
-from fxprune.errors import FxpruneWarning
+from fxprune.errors import FxpruneWarning, PlanError
 
 BATCHES = [(images()(20), torch.arange(20) % 5), (images()(7), torch.arange(7) % 5), (images()(1), torch.tensor([3]))]
 
@@ -46,7 +47,7 @@ def test_a_model_of_several_inputs_and_an_unpack() -> None:
 
 
 def test_a_single_layer_has_nothing_to_prune() -> None:
-    with pytest.warns(FxpruneWarning, match=r"nothing in Sequential can be pruned: 1: it is the model's output"):
+    with pytest.warns(FxpruneWarning, match=r"nothing in Sequential can be pruned: '1': it is the model's output"):
         small = compress(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)))
     assert parameters(small) == 192 * 5 + 5
 
@@ -107,3 +108,34 @@ def test_a_model_without_channels_has_nothing_to_prune() -> None:
 def test_everything_excluded_is_said() -> None:
     with pytest.warns(FxpruneWarning, match="nothing in Residual can be pruned: .*excluded by the caller"):
         compress(ZOO["residual"].build(), exclude=["*"])
+
+
+@pytest.mark.parametrize("budget", ["params", "macs", "latency"])
+def test_a_budget_on_a_model_of_which_nothing_can_be_pruned_says_why(budget: str) -> None:
+    with pytest.raises(
+        PlanError, match=f"{budget}=0.6 asks for 60.0% of the .*, but nothing in the model can be pruned: "
+    ) as e:
+        compress(ZOO["residual"].build(), exclude=["*"], **{budget: 0.6})
+    assert "'stem', 'a.conv2', 'a.conv1' and 4 more: excluded by the caller" in str(e.value)
+
+
+def test_a_budget_names_layers_whose_weights_are_computed() -> None:
+    model = nn.Sequential(nn.Flatten(), *(weight_norm(nn.Linear(192, 192)) for _ in range(2)), nn.Linear(192, 5))
+    model[3] = weight_norm(model[3])
+    with pytest.raises(PlanError, match=r"'1': its weight is computed by torch.nn.utils.parametrize; torch.nn.utils.p"):
+        compress(model, macs=0.6)
+
+
+def test_a_budget_names_the_operations_without_a_rule() -> None:
+    class Unknown(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(192, 8), nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.last(torch.special.bessel_j0(self.first(x.flatten(1))))
+
+    with pytest.raises(
+        PlanError, match=r"nothing in the model can be pruned: 'first': no rule for function .*bessel_j0"
+    ):
+        compress(Unknown(), macs=0.6, unknown="freeze")

@@ -13,7 +13,10 @@ import torch
 
 import fxprune
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed"),
+    pytest.mark.filterwarnings("ignore:the original is right on"),  # its labels mean nothing
+]
 
 
 def started(folder: Path, size: int, what: str) -> list[int]:

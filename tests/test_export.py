@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from zoo import ZOO, images, randomise
 
 import fxprune
+from fxprune.caller.installation import install
 from fxprune.errors import ExportError
 
 X = images(size=32)(2)
@@ -115,7 +117,7 @@ def test_an_output_that_is_no_tensor(tmp_path: Path) -> None:
     assert fxprune.export(model, tmp_path / "model.pt2", example) < 1e-5
     pytest.importorskip("onnxscript")
     with pytest.raises(
-        ExportError, match="SeveralOutputs gives 8, a int, among its outputs, and ONNX has only tensors"
+        ExportError, match="SeveralOutputs gives 8, an int, among its outputs, and ONNX has only tensors"
     ):
         fxprune.export(model, tmp_path / "model.onnx", example)
 
@@ -154,6 +156,12 @@ class Growing(nn.Module):
             torch.tensor(1.0),
             r"has no tensor of at least one row: pass dynamic_batch=False",
         ),
+        (
+            "model.pt2",
+            lambda: nn.Linear(3, 2),
+            torch.zeros(2, 5),
+            r"^Linear does not run on the example \(RuntimeError: mat1 and .*\): give one batch as its forward takes",
+        ),
         ("none/model.pt2", Growing, X, "there is no folder .*none; make it first"),
     ],
 )
@@ -165,7 +173,7 @@ def test_what_cannot_be_exported(name: str, build: Any, example: Any, text: str,
 
 def test_the_extra_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(ExportError, match=r"needs onnxscript, of the extra export: pip install 'fxprune\[export\]'"):
+    with pytest.raises(ExportError, match=re.escape(f"needs onnxscript, of the extra export: {install('export')}")):
         fxprune.export(Fixed(), tmp_path / "model.onnx", X)
 
 

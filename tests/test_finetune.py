@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from zoo import ZOO, images
 
 import fxprune
+from fxprune.caller.installation import install
 from fxprune.errors import CalibrationError, FxpruneError
 from fxprune.recovery.distillation import Distillation, classes_last
 
@@ -304,7 +305,7 @@ def test_compress_checks_the_options_before_it_starts(trained: nn.Module) -> Non
         ({"epochs": 1}, r"the options of finetune do not fit \(missing a required argument: 'train_loader'\)"),
         (
             {"train_loader": [], "val_loader": [], "epoch": 1},
-            r"do not fit \(got an unexpected keyword argument 'epoch'",
+            r"do not fit \(finetune\(\) got an unexpected keyword argument 'epoch'; close names: 'epochs'",
         ),
         ({"train_loader": [], "val_loader": [], "epochs": 0}, "epochs is 0; it is a whole number, at least 1"),
     ):
@@ -338,7 +339,7 @@ def test_a_detector_is_trained_by_its_own_loss() -> None:
         ({"distill": 1.5}, "distill is 1.5; it is the teacher's share"),
         ({"temperature": 0}, "temperature is 0; it divides logits"),
         ({"precision": "fp8"}, "precision is 'fp8'; it is one of 32-true, bf16-mixed, 16-mixed"),
-        ({"optimizer": lambda p: 3}, r"optimizer= gave a int: it is called with a list of parameters"),
+        ({"optimizer": lambda p: 3}, r"optimizer= gave an int: it is called with a list of parameters"),
         ({"run": run, "metric": accuracy}, "run= gives a loss and no output, and metric= and teacher= need one"),
         (
             {"loss": lambda o, t: o.sum(1)},
@@ -381,7 +382,7 @@ def test_a_model_that_was_not_pruned(trained: nn.Module) -> None:
 def test_the_extra_is_named_where_it_is_missing(small: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lightning_fabric", None)
     with pytest.raises(
-        FxpruneError, match=r"needs Lightning Fabric, the extra finetune: pip install 'fxprune\[finetune\]'"
+        FxpruneError, match=re.escape(f"needs Lightning Fabric, the extra finetune: {install('finetune')}")
     ):
         tune(small, epochs=1)
     assert fxprune.compress(ZOO["residual"].build(), BATCHES, 0.3, progress=False)(images()(2)).shape == (2, 5)

@@ -93,6 +93,35 @@ def Bags(self, words: Tensor, begins: Tensor) -> Tensor:
     return self.b(self.a(self.bags(words, begins)).relu())
 
 
+class Entries(dict[str, Any]):
+    """Its entries are attributes, too."""
+
+    __getattr__ = dict.__getitem__
+
+
+def test_entries_of_a_dict_that_are_read_as_attributes() -> None:
+    """Torch does not look into dicts of other classes; a plain one is taken."""
+
+    class Net(nn.Module):
+        def __init__(self, *, plain: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.plain = nn.Linear(6, 8), nn.Linear(8, 3), plain
+
+        def forward(self, batch: Any) -> Tensor:
+            return self.b(self.a(batch["pics"]["x"] if self.plain else batch.pics.x).relu())
+
+    x, y = torch.randn(6, 6), torch.arange(6) % 3
+    nested = ((Entries(pics=Entries(x=x)),), y)
+    with pytest.raises(
+        fxprune.UnsupportedOpError,
+        match=r"line \d+, in forward \(TypeError: a dict of a class of its own gives its entry 'pics' as an attribute, "
+        r"and torch looks into plain dicts only: read it as value\['pics'\], and give a plain dict",
+    ):
+        fxprune.compress(Net(plain=False), [nested], progress=False)
+    small = fxprune.compress(Net(plain=True), [(({"pics": {"x": x}},), y)], 0.5, progress=False)
+    assert small({"pics": {"x": x}}).shape == (6, 3)
+
+
 def test_an_example_that_was_made_of_a_plan_need_not_be_one_that_the_model_takes() -> None:
     model, example = Bags().eval(), (torch.tensor([0, 8, 3, 5, 5]), torch.tensor([0, 2]))
     plan = fxprune.Scores.random(model, example).plan(0.9)

@@ -176,6 +176,31 @@ def refused(model: nn.Module, message: str, **options: Any) -> None:
         fxprune.capture(model, images(2), **options)
 
 
+def _fails(module: nn.Module, *given: Any) -> None:
+    raise KeyError("stats")
+
+
+class _Failing:
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        _fails(module)
+
+
+@pytest.mark.parametrize("hook", [_fails, _Failing(), functools.partial(_fails)], ids=["function", "object", "partial"])
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+def test_a_hook_that_fails_is_named_and_the_batch_is_not(hook: Any, kind: str) -> None:
+    model = Net()
+    name = "_Failing" if isinstance(hook, _Failing) else "_fails"
+    given = (lambda module, inputs: hook(module, inputs, None)) if kind == "forward_pre_hook" else hook
+    getattr(model.c1, f"register_{kind}")(given)
+    called = f"the {kind.replace('_', ' ').replace('pre ', 'pre-')} "
+    called += ".*lambda.*" if given is not hook else rf"{name} \(.*test_hooks.py:\d+\) "
+    refused(
+        model, rf"Net does not run, because {called}of c1 fails \(KeyError: 'stats', at .*\): mend the hook, or take"
+    )
+    with pytest.raises(CaptureError, match=r"does not run, because the forward .* of c1 fails \(KeyError: 'stats'"):
+        fxprune.score(model, LOADER, submodule="c2", progress=False)
+
+
 def test_a_hook_that_cannot_be_traced_is_named() -> None:
     def by_numpy(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return torch.from_numpy(output.detach().numpy() * 2)

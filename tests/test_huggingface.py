@@ -115,6 +115,7 @@ def test_pruned_by_the_loss_of_its_class_and_kept(name: str, tmp_path: Path) -> 
     assert report.budget.achieved <= 0.85  # biases that compensation creates come on top
     assert parameters(small) < 0.9 * parameters(model)
     assert report.error < 1e-5
+    assert report.provenance.call == "compress_pretrained(model, loader, params=0.85)"
     with torch.no_grad():
         expected = small(**inputs_of(loader[1]))
     assert type(expected).__name__ == type(model(**inputs_of(loader[1]))).__name__
@@ -227,3 +228,26 @@ def test_what_has_no_plan() -> None:
 def test_a_folder_without_files(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"config\.json cannot be read \(FileNotFoundError"):
         from_pretrained(tmp_path)
+
+
+POINTED = (
+    r"; for a model of transformers, call fxprune\.integrations\.huggingface\.compress_pretrained\(model, loader, "
+)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_compress_points_to_compress_pretrained_where_the_loss_fails(name: str) -> None:
+    model, loader = made(name)
+    batches = [inputs_of(batch) | {"labels": batch["labels"]} for batch in loader]
+    loss = r'pass loss=lambda out, y: F.cross_entropy\(out\["logits"\], y\)'
+    with pytest.raises(CalibrationError, match=rf"the output is an? .*Output with .*: {loss}{POINTED}"):
+        fxprune.compress(model, batches, progress=False)
+
+
+def test_compress_points_to_compress_pretrained_where_capture_fails() -> None:
+    model, loader = made("gpt2")
+    batches = [inputs_of(batch) | {"labels": batch["labels"]} for batch in loader]
+    with pytest.raises(fxprune.CaptureError, match=rf"(?s)GPT2LMHeadModel cannot be captured.*{POINTED}"):
+        fxprune.compress(model, batches, progress=False)
+    with pytest.raises(fxprune.CaptureError, match=rf"does not fit GPT2LMHeadModel.forward.*{POINTED}"):
+        fxprune.capture(model, (batches[0]["input_ids"],) * 30)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,7 +136,7 @@ class Wide(nn.Module):
 def test_odd_widths_are_a_reason_and_even_ones_are_none() -> None:
     odd = reasons(Wide(), images()(2), slow(), alpha=0.3)
     assert [text for text in odd if "no multiple of 8" in text] == [
-        "2 of 2 narrowed layers have a width that is no multiple of 8 (first 45, second 45), and kernels work in "
+        "2 of 2 narrowed layers have a width that is no multiple of 8 (first: 45, second: 45), and kernels work in "
         "blocks: plan with round_to=8"
     ]
     assert not [text for text in reasons(Wide(), images()(2), slow(), alpha=0.3, round_to=8) if "round_to" in text]
@@ -203,3 +205,16 @@ def test_the_benchmark_writes_its_page(tmp_path: Path, monkeypatch: pytest.Monke
     found = json.loads((tmp_path / "latency.json").read_text(encoding="utf-8"))
     assert [entry["round_to"] for entry in found] == [8, 1]
     assert all(entry["macs"][1] <= 0.5 * entry["macs"][0] for entry in found)
+
+
+def test_a_missing_gpu_is_no_remark_on_the_terminal(tmp_path: Path) -> None:
+    """torch logs one where it finds CUDA's compiler without a GPU, as soon as its timers are imported."""
+    program = (
+        "import torch; from fxprune.caller.timing import timer_of\n"
+        "timer = timer_of(torch.nn.Linear(2, 2), torch.zeros(1, 2), torch.device('cpu'), 1)\n"
+        "print(timer.timeit(1).median > 0)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"CUDA_HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert (found.stdout, found.stderr) == ("True\n", "")

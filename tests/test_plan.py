@@ -108,11 +108,11 @@ def test_a_file_that_is_no_plan(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"of": 3, "keep": [2, 1]}, "channels of 0 are not rising indices below its width 3"),
+        ({"of": 3, "keep": [2, 1]}, "channels of '0' are not rising indices below its width 3"),
         ({"of": 3, "keep": [1, 1]}, "are not rising indices"),
         ({"of": 3, "keep": [0, 3]}, "are not rising indices below its width 3"),
         ({"of": 3, "keep": [-1, 0]}, "are not rising indices"),
-        ({"of": 3, "keep": []}, "keeps 0 of 3 channels of 0: a layer keeps at least one"),
+        ({"of": 3, "keep": []}, "keeps 0 of 3 channels of '0': a layer keeps at least one"),
         ({"of": "x", "keep": [0]}, "is not a plan that Plan.save wrote"),
         ({"of": 3}, "is not a plan that Plan.save wrote"),
         ({"of": 3, "keep": 1}, "is not a plan that Plan.save wrote"),
@@ -156,13 +156,15 @@ def test_a_plan_of_part_of_the_sites_keeps_the_rest() -> None:
 
 def test_a_plan_for_a_layer_that_is_not_there() -> None:
     plan = changed("mlp", lambda keep: keep.update({"9": (0,)}))
-    refused("mlp", plan, "the plan names 9, which the model does not have: apply it to the model that it was made for")
+    refused(
+        "mlp", plan, "the plan names '9', which the model does not have: apply it to the model that it was made for"
+    )
 
 
 def test_a_plan_for_another_width() -> None:
     plan = changed("mlp", lambda keep: None)
     plan = dataclasses.replace(plan, widths={**plan.widths, "0": 32}, keep={**plan.keep, "0": tuple(range(32))})
-    refused("mlp", plan, "the plan was made for 32 channels of 0, the model has 16")
+    refused("mlp", plan, "the plan was made for 32 channels of '0', the model has 16")
 
 
 def test_a_plan_that_tears_a_unit() -> None:
@@ -170,14 +172,16 @@ def test_a_plan_that_tears_a_unit() -> None:
     refused(
         "residual",
         plan,
-        r"keeps channel 7 of a.conv2 but drops channel 7 of stem, which must be kept or removed together .*1 dropped",
+        r"keeps channel 7 of 'a.conv2' but drops channel 7 of 'stem', which must be kept or removed tog.*1 dropped",
     )
 
 
 def test_a_plan_that_drops_an_output() -> None:
     plan = changed("mlp", lambda keep: keep.update({"4": (0, 1, 2, 3)}))
     refused(
-        "mlp", plan, r"drops channel 4 of 4 \(4 of 5 kept\), which cannot be removed: print the groups with couple\(\)"
+        "mlp",
+        plan,
+        r"drops channel 4 of '4' \(4 of 5 kept\), which cannot be removed \(it is the model's output\): keep it",
     )
 
 
@@ -187,14 +191,14 @@ def test_a_plan_with_wrong_indices(kept: tuple[int, ...]) -> None:
     refused(
         "mlp",
         plan,
-        "keeps 0 of 16 channels of 0" if not kept else "channels of 0 are not rising indices below its width 16",
+        "keeps 0 of 16 channels of '0'" if not kept else "channels of '0' are not rising indices below its width 16",
     )
 
 
 def test_a_plan_that_leaves_a_reader_without_inputs() -> None:
     """Of the twelve channels of one layer, the four that one reader reads."""
     plan = changed("split_spellings", lambda keep: keep.update({"a": tuple(range(4, 12))}))
-    refused("split_spellings", plan, r"drops all 4 units of a slice that the model reads \(of a\): keep at least one")
+    refused("split_spellings", plan, r"drops all 4 units of a slice that the model reads \(of 'a'\): keep at least one")
 
 
 def test_an_example_of_an_unknown_dtype(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_a_plan_that_is_not_balanced_is_refused() -> None:
     plan = fxprune.Scores.random(case.build(), case.example(2)).plan(alpha=0.5)
     keep = dict(plan.keep) | {"rnn.l0": (0, 1, 2), "rnn.l0_reverse": (4, 5, 6, 7)}
     message = (
-        r"the plan keeps 3 of 10 units of rnn\.l0 but 4 of 10 units of rnn\.l0_reverse, which share one size: "
+        r"the plan keeps 3 of 10 units of 'rnn\.l0' but 4 of 10 units of 'rnn\.l0_reverse', which share one size: "
         "keep the same number of each"
     )
     with pytest.raises(PlanError, match=message):
@@ -132,7 +132,7 @@ def test_a_projection_smaller_than_what_it_projects_is_kept() -> None:
     plan = fxprune.Scores.random(case.build(), case.example(2)).plan(alpha=1.0)
     assert len(plan.keep["rnn.l0"]) > len(plan.keep["rnn.l0.projection"])
     keep = dict(plan.keep) | {"rnn.l0": (0, 1, 2), "rnn.l0.projection": (3, 4, 5)}
-    message = r"3 of 10 units of rnn\.l0 and 3 of 6 units of rnn\.l0\.projection: keep more units than they are"
+    message = r"3 of 10 units of 'rnn\.l0' and 3 of 6 units of 'rnn\.l0\.projection': keep more units than they are"
     with pytest.raises(PlanError, match=message):
         fxprune.apply(case.build(), dataclasses.replace(plan, keep=keep))
 

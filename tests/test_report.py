@@ -23,6 +23,18 @@ def compressed(
     return model, small, fxprune.report(small)
 
 
+def test_the_title_is_what_the_model_was_pruned_to() -> None:
+    model = ZOO["residual"].build()
+    given, default, budget = (
+        fxprune.report(fxprune.compress(model, BATCHES, progress=False, compensate="none", **options))
+        for options in ({"alpha": 0.3}, {}, {"macs": 0.8})
+    )
+    assert str(given).split("\n")[0].strip() == "Residual at alpha 0.3"
+    assert str(default).split("\n")[0].strip() == "Residual at alpha 0.05 (the default)"
+    left = budget.macs_after / budget.macs_before
+    assert str(budget).split("\n")[0].strip() == f"Residual at {left:.1%} of the MACs"
+
+
 def test_parameters_are_those_of_the_two_models() -> None:
     model, small, report = compressed()
     assert report.params_before == parameters(model)

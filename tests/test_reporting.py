@@ -27,7 +27,7 @@ from fxprune.planning.tod import tod_curve
 from fxprune.reporting.groups import rankings
 from fxprune.reporting.html import page as page_module
 from fxprune.reporting.html.page import page
-from fxprune.reporting.records import BatchLatency, MeasuredLatency, Ranking, Timing
+from fxprune.reporting.records import BatchLatency, Calibration, Evaluation, MeasuredLatency, Ranking, Timing
 
 BATCHES = [(images()(20), torch.arange(20) % 5)]
 BROWSER = next(
@@ -49,7 +49,13 @@ def full(compressed: tuple[nn.Module, fxprune.Report]) -> fxprune.Report:
     before, after = Timing(0.02, 0.019, 0.021, 5, 20), Timing(0.0195, 0.018, 0.02, 5, 20)
     latency = MeasuredLatency("cpu", 1, (BatchLatency(1, before, after), BatchLatency(32, before, after)), ("why <b>",))
     tuned = fxprune.Finetuning(2, "32-true", (0.5, 0.4), (0.6, 0.5, 0.45), (0.7, 0.8, 0.81), 2)
-    return dataclasses.replace(compressed[1], latency=latency, finetuned=tuned)
+    made = dataclasses.replace(
+        compressed[1].provenance, model="zoo:residual", weights="net.pt", file="small.safetensors"
+    )  # type: ignore[type-var]
+    return dataclasses.replace(
+        compressed[1], latency=latency, finetuned=tuned, evaluation=Evaluation("accuracy", 0.931, 0.9237),
+        calibration=Calibration(20, 0.25, 0.95, 5), provenance=made,
+    )  # fmt: skip
 
 
 def test_a_ranking_holds_the_curve_that_decided() -> None:
@@ -169,11 +175,15 @@ def test_it_all_travels_in_the_saved_file(full: fxprune.Report, compressed: Any,
     small.meta["fxprune"] = before
     loaded = fxprune.load(tmp_path / "small.safetensors", ZOO["residual"].build())
     assert fxprune.report(loaded) == full
+    assert full.provenance is not None
+    assert fxprune.report(loaded).provenance.date == full.provenance.date
     assert page(fxprune.report(loaded)) == page(full)
     assert loaded.meta["fxprune"].plan.allocate == "tod"
 
 
-NEW = ("weight_bytes", "layers", "signals", "latency")
+NEW = (
+    "weight_bytes", "layers", "signals", "latency", "calibration", "evaluation", "provenance", "widths"
+)  # fmt: skip
 
 
 def test_what_an_older_file_holds_is_read(full: fxprune.Report) -> None:
@@ -188,7 +198,7 @@ def test_what_an_older_file_holds_is_read(full: fxprune.Report) -> None:
     plan = fxprune.Scores.random(ZOO["mlp"].build(), tensors(6)(2)).plan(0.5)
     before = {name: entry for name, entry in plan.to_dict().items() if name != "allocate"}
     assert fxprune.Plan.from_dict(before) == dataclasses.replace(plan, allocate=None)
-    with pytest.raises(PlanError, match="allocate is a int"):
+    with pytest.raises(PlanError, match="allocate is an int"):
         fxprune.Plan.from_dict(before | {"allocate": 3})
 
 
@@ -218,7 +228,7 @@ def test_comparing_two_reports(full: fxprune.Report) -> None:
 class Checked(HTMLParser):
     """Notes tags that do not match, text, and what would be fetched."""
 
-    VOID = {"meta", "link", "br"}  # noqa: RUF012
+    VOID = {"meta", "link", "br", "wbr"}  # noqa: RUF012
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -253,9 +263,9 @@ def test_the_page_is_whole_and_fetches_nothing(full: fxprune.Report) -> None:
     assert found.fetched == ["data:,"]
     assert len(set(found.ids)) == len(found.ids) == len(full.groups)
     assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttp", text)
-    assert found.tags.count("svg") == 2 * len(full.groups) + 2
+    assert found.tags.count("svg") == 2 * len(full.groups) + 2 + 2  # curves and ranks, times, widths
     shown = " ".join(found.texts)
-    for said in ("Residual", "captured by fx", "asked for 50.0% of the MACs", "stem", "layers left whole", "of all"):
+    for said in ("Residual", "captured by", "asked for 50.0% of the MACs", "stem", "layers left whole", "of all"):
         assert said.lower() in shown.lower()
     assert "not faster at batch size 1 and 32" in shown
 
@@ -267,8 +277,13 @@ def test_everything_in_it_is_escaped(full: fxprune.Report) -> None:
     frozen = dataclasses.replace(full.frozen[0], sites=(evil,), reason=evil)
     assert full.latency is not None
     assert full.compensation is not None
+    assert full.provenance is not None
     report = dataclasses.replace(
-        full, model=evil, captured=evil, groups=(group,), layers=(layer,), frozen=(frozen,), signals=(evil, evil),
+        full, widths={evil: (8, 5)}, evaluation=Evaluation(evil, None, 1.0),
+        provenance=dataclasses.replace(
+            full.provenance, call=evil, date=evil, versions={evil: evil}, data=evil, model=evil, weights=evil, file=evil
+        ),
+        model=evil, captured=evil, groups=(group,), layers=(layer,), frozen=(frozen,), signals=(evil, evil),
         latency=dataclasses.replace(full.latency, device=evil, reasons=(evil,)),
         compensation=dataclasses.replace(full.compensation, level=evil),
     )  # fmt: skip
@@ -313,6 +328,7 @@ const more = () => [...document.querySelectorAll(".more")].filter((row) => row.g
 found.closed = more();
 document.querySelector(".toggle").click(); found.one = more();
 document.querySelector(".all").click(); found.all = more();
+found.cut = [...document.querySelectorAll(".scroll")].filter((box) => box.scrollWidth > box.clientWidth).length;
 found.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
 const probe = document.createElement("pre");
 probe.id = "probe"; probe.textContent = JSON.stringify(found);
@@ -341,7 +357,7 @@ def test_it_opens_sorts_and_unfolds_in_a_browser(full: fxprune.Report, tmp_path:
     match = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout)
     assert match, done.stderr
     found = json.loads(match[1])
-    assert (found["errors"], found["resources"], found["wide"]) == ([], 0, False)
+    assert (found["errors"], found["resources"], found["wide"], found["cut"]) == ([], 0, False, 0)
     sizes = {group.name: group.before for group in full.groups}
     assert found["start"] == list(sizes)
     assert [sizes[name] for name in found["rising"]] == sorted(sizes.values())

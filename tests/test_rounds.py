@@ -137,7 +137,9 @@ def test_the_round_that_falls_short_says_so() -> None:
 
 def test_plans_that_do_not_follow() -> None:
     first = fxprune.Plan({"a": (0, 2)}, {"a": 3}, None)
-    with pytest.raises(PlanError, match="the second plan is for 3 channels of a, of which the first keeps 2: make it"):
+    with pytest.raises(
+        PlanError, match="the second plan is for 3 channels of 'a', of which the first keeps 2: make it"
+    ):
         composed(first, first)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from helpers import width
 from nets import layers
 from torch import Tensor, fx, nn
-from zoo import conv, head, images
+from zoo import conv, head, images, tensors
 
 import fxprune
 from fxprune.errors import RewriteError, UnsupportedOpError, VerificationError
@@ -74,6 +75,26 @@ def test_an_unknown_function_is_an_error_that_says_where_and_what_to_do() -> Non
     assert "wobble (node wobble, " in message
     assert "test_rules.py" in message
     assert 'register one with @fxprune.rules.rule(...), or pass unknown="freeze"' in message
+
+
+@pytest.mark.parametrize("overload", [False, True])
+def test_an_unknown_operator_has_the_name_by_which_it_is_called(*, overload: bool) -> None:
+    with torch.library._scoped_library("fxprune_tests", "DEF") as library:
+        library.define("triple(Tensor x) -> Tensor")
+        library.impl("triple", lambda x: x * 3, "CompositeImplicitAutograd")
+        packet = torch.ops.fxprune_tests.triple
+
+        class Tripled(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a = nn.Linear(6, 4)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return packet.default(self.a(x)) if overload else packet(self.a(x))
+
+        name = f"torch.ops.fxprune_tests.triple{'.default' * overload}"
+        with pytest.raises(UnsupportedOpError, match=rf"no rule says what function {re.escape(name)} \(node triple"):
+            fxprune.couple(fxprune.capture(Tripled(), tensors(6)(2)))
 
 
 def test_an_unknown_function_is_an_error_in_every_stage() -> None:

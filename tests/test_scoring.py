@@ -198,6 +198,7 @@ def test_more_classes_than_max_classes_are_sampled() -> None:
     assert (some.propose < every.propose).any()
 
 
+@pytest.mark.filterwarnings("ignore:the original is right on")  # its labels mean nothing
 def test_still_less_memory_means_fewer_samples_of_a_class() -> None:
     model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 30)), torch.randn(240, 6)
     y = torch.arange(240) % 30
@@ -266,7 +267,7 @@ BATCHES: dict[str, tuple[Any, str]] = {
     "nan": (lambda: spoiled(float("nan")), NOT_FINITE),
     "infinity": (lambda: spoiled(float("inf")), NOT_FINITE),
     "other sizes": (lambda: [*loader(), (VECTORS.double(), LABELS)], r"the model fails on batch 3 \(RuntimeError"),
-    "a number": (lambda: [7], f"a batch is a int, not a pair{TO_UNPACK}"),
+    "a number": (lambda: [7], f"a batch is an int, not a pair{TO_UNPACK}"),
     "three": (lambda: [(IMAGES, LABELS, LABELS)], f"a batch is a tuple of length 3, not a pair{TO_UNPACK}"),
     "no targets": (lambda: [{"x": IMAGES, "y": LABELS}], rf"keys \['x', 'y'\], and 0 of them{TO_UNPACK}"),
     "two targets": (

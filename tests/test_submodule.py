@@ -225,13 +225,13 @@ def test_targets_of_detectors_need_classes() -> None:
         fxprune.score(detector(), BATCHES, **U_SCORE | {"classes": None})
     with pytest.raises(CalibrationError, match=r"classes= fails on the targets of a batch \(KeyError: 'label'\)"):
         fxprune.score(detector(), BATCHES, **U_SCORE | {"classes": lambda t: t[0]["label"]})
-    with pytest.raises(CalibrationError, match="classes= gave a int"):
+    with pytest.raises(CalibrationError, match="classes= gave an int"):
         fxprune.score(detector(), BATCHES, **U_SCORE | {"classes": len})
 
 
 def test_samples_that_nobody_collated() -> None:
     pairs = [list(zip(*batch, strict=True)) for batch in BATCHES]
-    with pytest.raises(CalibrationError, match=r"not a pair .* here lambda batch: tuple\(zip\(\*batch\)\)"):
+    with pytest.raises(CalibrationError, match=r"not a pair .*: pass unpack=lambda batch: tuple\(zip\(\*batch\)\)"):
         fxprune.score(detector(), pairs, **OPTIONS)
     collated = fxprune.score(detector(), pairs, **OPTIONS, unpack=lambda batch: tuple(zip(*batch, strict=True)))
     assert (collated.protect == fxprune.score(detector(), BATCHES, **OPTIONS).protect).all()

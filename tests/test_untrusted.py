@@ -522,6 +522,8 @@ FORBIDDEN = re.compile(
     re.MULTILINE,
 )
 ALLOWED = {
+    ("__init__.py", "import_module("),  # the modules that __init__.pyi names
+    ("app.py", "import_module("),  # the modules of the table of commands
     ("rebuild.py", "resolve_name("),  # load(build=True)
     ("graph.py", "import_module("),  # a graph that the user unpickles
     ("named_objects.py", "import_module("),  # what the user names on the command line

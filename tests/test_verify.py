@@ -15,6 +15,7 @@ from zoo import ZOO, conv, images, tensors
 
 import fxprune
 from fxprune.errors import FxpruneError, PlanError, VerificationError
+from fxprune.reporting.report import pruned_of
 
 
 def pruned(name: str, alpha: float = 0.5, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, fxprune.Plan, Any]:
@@ -41,6 +42,20 @@ def test_nothing_is_changed_by_it() -> None:
     fxprune.verify(model, plan, small, images()(3))
     assert same_picture(before[0], picture(model))
     assert same_picture(before[1], picture(small))
+
+
+def test_a_compensated_model_is_said_to_be_one() -> None:
+    model = ZOO["residual"].build()
+    small = fxprune.compress(model, [(images()(20), torch.arange(20) % 5)], macs=0.6, progress=False)
+    plan = pruned_of(small).plan
+    with pytest.raises(
+        VerificationError,
+        match=r'the weights of Residual were changed after the removal, by compensate="sequential", so it cannot equal '
+        r'the masked original \(.* by .* of the output\'s scale.*\): compare plain removal, .*compensate="none"',
+    ):
+        fxprune.verify(model, plan, small, images()(3))
+    assert fxprune.verify(model, plan, fxprune.apply(model, plan), images()(3)) < 1e-4
+    assert fxprune.report(small).error < 1e-4
 
 
 def test_a_wrong_weight_is_caught() -> None:

@@ -23,10 +23,13 @@ import fxprune
 NETWORKS = ("resnet20", "resnet56", "vgg")
 ALPHAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)
 NOTE = (
-    "alpha: the tolerance that was asked for; full: the network before pruning. Scores come from {images:,} training "
-    "images and are computed once a network; nothing is trained or tuned afterwards. Accuracy on {tests:,} test "
-    "images; plain: what is left of the network as it is; compensated: its layers refitted in closed form, as compress "
-    "does. error: largest difference between the narrowed network and the original with the removed units at zero, "
+    "Scores are computed once per network, from {images:,} training images. Nothing is trained or tuned afterwards. "
+    "Accuracy is measured on {tests:,} test images.\n\n"
+    "- alpha: the tolerance; full: the network before pruning.\n"
+    "- share: of the full network. MACs: multiply-accumulate operations.\n"
+    "- plain: accuracy right after removal; compensated: after the remaining layers were refitted in closed form, "
+    "as `compress` does.\n"
+    "- error: the largest difference between the narrowed network and the original with the removed units at zero, "
     "relative to the output's scale."
 )
 
@@ -102,8 +105,10 @@ def prune(
 
 def table(rows: Sequence[Row], note: str) -> Table:
     """All rows as one table."""
-    columns = ("network", "alpha", "parameters", "of full", "MACs", "of full", "plain", "compensated", "error")
-    return Table("Test accuracy on CIFAR-10, no training after pruning", columns, tuple(r.cells() for r in rows), note)
+    columns = ("network", "alpha", "parameters", "share", "MACs", "share", "plain", "compensated", "error")
+    return Table(
+        "Test accuracy on CIFAR-10 without training after pruning", columns, tuple(r.cells() for r in rows), note
+    )
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -145,7 +150,7 @@ def main() -> None:
     if folder is not None:
         plot(rows, folder / "accuracy.png")
         with (folder / "accuracy.md").open("a") as text:
-            text.write("\n![accuracy over MACs](accuracy.png)\n")
+            text.write("\n![accuracy against MACs](accuracy.png)\n")
 
 
 if __name__ == "__main__":

@@ -71,9 +71,10 @@ def table(found: dict[str, dict[str, float]]) -> Table:
         for name, f in found.items()
     )  # fmt: skip
     note = (
-        f"Plans: macs=0.5, seeded random scores. Medians of {REPEATS}, the file in the page cache. An artefact has the "
-        "plan, the report and the checksums beside the weights; load compares them all, captures the original's "
-        "architecture and rewrites it, where torch.load reads the weights alone."
+        "An artefact is a file that `fxprune.save` writes. Beside the weights it holds the plan, the report and the "
+        "checksums. `load` compares all of these, captures the original's architecture and rewrites it; `torch.load` "
+        f"only reads the weights. Plans: macs=0.5, seeded random scores. Medians of {REPEATS}; the file is in the page "
+        "cache."
     )
     return Table("Size and time of an artefact", columns, rows, note)
 
@@ -85,7 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         names = NETWORKS[:1] if options.quick else NETWORKS
         found = {name: measured(name, Path(folder)) for name in names}
-    publish("artefact", "Artefacts", [table(found)], found, options)
+    publish("artefact", "Saved models", [table(found)], found, options)
 
 
 if __name__ == "__main__":

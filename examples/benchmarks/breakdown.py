@@ -21,8 +21,8 @@ from fxprune.scoring.loader_pass import ScoringPass
 from fxprune.scoring.sampler import Sampler
 
 Work = tuple[nn.Module, cifar.Batches]
-COLUMNS = ("network, what is run", "seconds", "of the plain pass", "the part that is new")
-TITLE = "Where the time of score goes"
+COLUMNS = ("network, job", "time", "share of the plain pass", "added by this part")
+TITLE = "Parts of the time of score"
 
 
 def forward(work: Work) -> None:
@@ -75,10 +75,10 @@ def measured(works: dict[str, Work], plain: Callable[[Work], None], repeats: int
         data[name] = {job: statistics.median(taken) for job, taken in found.items()}
     rows = [row for name, found in data.items() for row in _rows(name, found)]
     note = (
-        "The same images, batches and threads as above, medians of three in turns. Fusing takes time away, the other "
-        "parts add some. The gradients of the gates replace those of the weights; what is left of the backward pass "
-        "gives the gradients of the activations. Most products of the wide layers' rows are formed behind the pass, in "
-        "the last part."
+        "The same images, batches and threads as above; medians of three in turns. Each job but the first two contains "
+        "the one before it. Fusing saves time; the other parts add time. The gradients of the gates replace those of "
+        "the weights; the rest of the backward pass computes the gradients of the activations. Most products of the "
+        "wide layers' rows are computed after the pass, in the last part."
     )
     return Table(TITLE, COLUMNS, tuple(rows), note), data
 

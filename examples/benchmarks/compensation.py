@@ -28,11 +28,12 @@ from fxprune.recovery.compensate import LEVELS
 NETWORKS = ("resnet20", "resnet56")
 BUDGET = 0.6  # of the MACs
 EPOCHS = 3
-HEADING = "What compensation costs"
+HEADING = "Cost of compensation"
 NOTE = (
-    "{images:,} images, batches of 100, medians of {repeats}. apply: the whole call, at {budget:.0%} of the MACs. "
-    "beyond none: its time less that of `compensate=\"none\"`; then as a ratio to one `fxprune.score`, and to {epochs} "
-    "epochs of plain training (train mode, SGD) of the whole network over the same images."
+    "{images:,} images, batches of 100, medians of {repeats}.\n\n"
+    "- apply: the whole call, to {budget:.0%} of the MACs (multiply-accumulate operations).\n"
+    "- added: its time minus that of `compensate=\"none\"`; then its ratio to one `fxprune.score`, and to {epochs} "
+    "epochs of plain training (train mode, SGD) of the whole network on the same images."
 )  # fmt: skip
 
 
@@ -80,7 +81,7 @@ def rows(network: str, found: dict[str, float]) -> list[tuple[str, ...]]:
 def table(data: dict[str, dict[str, float]], images: int, repeats: int) -> Table:
     """All networks and levels."""
     training = f"{EPOCHS} epochs"
-    columns = ("network", "level", "apply", "beyond none", "to score", f"to {training}", "score", training)
+    columns = ("network", "level", "apply", "added", "added / score", f"added / {training}", "score", training)
     found = tuple(row for network, times in data.items() for row in rows(network, times))
     note = NOTE.format(images=images, repeats=repeats, budget=BUDGET, epochs=EPOCHS)
     return Table("Compensation beside scoring and training", columns, found, note)

@@ -11,9 +11,9 @@ import torchvision
 from measure import CONSOLE, Table, interleaved, short
 from rich.progress import track
 from weights import build
-from zoo import anew
 
 import fxprune
+from fxprune.coupling.couple import analyse
 
 SIDE = 224
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")
@@ -34,7 +34,7 @@ def timed(name: str) -> dict[str, float]:
     model = build(name, SIDE, image)
     graph = fxprune.capture(model, image)
     with torch.no_grad():
-        taken = interleaved({"couple": partial(anew, graph), "pass": partial(model, image)}, repeats=3)
+        taken = interleaved({"couple": partial(analyse, graph), "pass": partial(model, image)}, repeats=3)
     return {"couple": statistics.median(taken["couple"]), "passes": 3 * statistics.median(taken["pass"])}
 
 
@@ -46,8 +46,8 @@ def measure_couple(*, quick: bool) -> tuple[Table, dict[str, Any]]:
     )
     over = [name for name, t in found.items() if t["couple"] > max(LONG, t["passes"])]
     note = (
-        f"Medians of three, in turns; passes of one image of {SIDE} x {SIDE}, in eval mode. couple takes longer than "
-        f"the three passes and than one second on {len(over)} of {len(found)} networks{': ' * bool(over)}"
-        f"{', '.join(over)}; the longest takes {short(max(t['couple'] for t in found.values()))}."
+        f"Medians of three, in turns; forward passes of one image of {SIDE} x {SIDE}, in eval mode. `couple` takes "
+        f"longer than both three passes and one second on {len(over)} of {len(found)} networks{': ' * bool(over)}"
+        f"{', '.join(over)}. The longest time is {short(max(t['couple'] for t in found.values()))}."
     )
     return Table("couple beside forward passes", COLUMNS, rows, note), {"networks": found, "over": over}

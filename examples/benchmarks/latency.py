@@ -112,9 +112,10 @@ def table(found: Sequence[Found], threads: int) -> Table:
         if entry.latency.explained()
     ]
     note = (
-        f"Float32, eval mode, no gradients, {threads} thread{'' if threads == 1 else 's'}. Medians, with the quartiles "
-        "in brackets; before and after in turns, a call before each turn that does not count. Turns, and the calls "
-        f"that were timed in them, are of each of the two. Plans: macs={MACS}, seeded random scores."
+        f"Float32, eval mode, no gradients, {threads} thread{'' if threads == 1 else 's'}. Plans: macs={MACS}, seeded "
+        "random scores. Times are medians, with the quartiles in brackets. The two models run in turns; each turn "
+        "begins with a call that is not timed. turns, runs: of each model, the turns and the timed calls in them. "
+        "MACs: multiply-accumulate operations."
     )
     body = tuple(row for entry in found for row in rows(entry))
     return Table("Latency before and after", COLUMNS, body, "\n\n".join([note, *said]))

@@ -29,7 +29,7 @@ CONSOLE = Console(width=None if sys.stdout.isatty() else 160)
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A title, the names of the columns, rows of finished text, and a note on how to read it."""
+    """A title, the names of the columns, rows of finished text, and a note on how to read them."""
 
     title: str
     columns: tuple[str, ...]
@@ -48,18 +48,20 @@ class Table:
     def markdown(self) -> str:
         """The table as a section of a Markdown page.
 
-        >>> print(Table("T", ("a", "b"), (("1", "2"),)).markdown())
+        >>> print(Table("T", ("a", "b"), (("1", "2"),), "Seconds.").markdown())
         ## T
+        <BLANKLINE>
+        Seconds.
         <BLANKLINE>
         | a | b |
         |:--|--:|
         | 1 | 2 |
         <BLANKLINE>
         """
-        lines = [f"## {self.title}", ""]
+        lines = [f"## {self.title}", "", *([self.note, ""] if self.note else [])]
         lines += [_line(self.columns), "|:--|" + "--:|" * (len(self.columns) - 1)]
         lines += [_line(row) for row in self.rows]
-        return "\n".join([*lines, "", *([self.note, ""] if self.note else [])])
+        return "\n".join([*lines, ""])
 
 
 def _line(cells: Sequence[str]) -> str:

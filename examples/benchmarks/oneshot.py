@@ -48,22 +48,26 @@ QUICK_MODELS, QUICK_BUDGETS = ("resnet20", "lstm"), (0.7,)
 HEADING = "Accuracy right after pruning"
 TITLES = {
     "pruned": "Accuracy after pruning to a share of the MACs, without training",
-    "tuned": "The same after a short training that all methods share",
+    "tuned": "The same after a short training, equal for all methods",
 }
 NOTES = {
     "pruned": (
-        "Columns: the budget. Cells: accuracy (share of the MACs, share of the parameters that are left); every method "
-        "has to land at or below the budget, as near as it can; a ratio that all layers share comes in few steps. "
-        "Calibration: 1,000 training images of CIFAR-10, 100 a class; for the digits, their training split. Accuracy "
-        "on 5,000 test images; for the digits, on the third that is held out. torch-pruning {torch_pruning}: the "
-        "pruning ratio is found by bisection; stream kept: layers that write to the residual stream are ignored; "
-        "otherwise it prunes the stream, too, and the padding of the ResNets' shortcuts no longer fits. "
-        "network-pruner {network_pruner}: the ToD level is found by bisection."
+        "- Columns: the budget, as a share of the MACs (multiply-accumulate operations). Cells: accuracy (share of the "
+        "MACs, share of the parameters that are left).\n"
+        "- Every method has to land at or below the budget, as close as it can. A ratio that all layers share comes in "
+        "few steps, so it can land further below.\n"
+        "- Models: resnet20, resnet56 and vgg on CIFAR-10; lstm and vit on scikit-learn's digits.\n"
+        "- Calibration: 1,000 training images of CIFAR-10, 100 per class; for the digits, their training split.\n"
+        "- Accuracy: on 5,000 test images; for the digits, on the third that is held out.\n"
+        "- torch-pruning {torch_pruning}: the pruning ratio is found by bisection. stream kept: layers that write to "
+        "the residual stream are ignored. Otherwise it prunes the stream, too, and the padding of the ResNets' "
+        "shortcuts no longer fits.\n"
+        "- network-pruner {network_pruner}: the ToD level is found by bisection."
     ),
     "tuned": (
-        "Cells as above. Training: {epochs} epochs over {images:,} training images of CIFAR-10, batches of 100, SGD "
-        "with momentum 0.9 and weight decay 5e-4, learning rate {rate:g} falling to zero along a cosine, mirrored and "
-        "shifted images, one seed."
+        "Cells as above. Training: {epochs} epochs over {images:,} training images of CIFAR-10, in batches of 100; SGD "
+        "with momentum 0.9 and weight decay 5e-4; a learning rate of {rate:g} that falls to zero along a cosine; "
+        "mirrored and shifted images; one seed."
     ),
 }
 
@@ -217,7 +221,7 @@ def publish(runs: Sequence[Run], options: argparse.Namespace) -> None:
     if folder is not None and any("rows" in run for run in runs):
         plot(runs, folder / "oneshot.png")
         with (folder / "oneshot.md").open("a") as text:
-            text.write("\n![accuracy over what is left](oneshot.png)\n")
+            text.write("\n![accuracy against the share that is left](oneshot.png)\n")
 
 
 if __name__ == "__main__":

@@ -114,17 +114,17 @@ def measure_original(*, quick: bool) -> tuple[Table, dict[str, Any]]:
 def table(result: dict[str, Any], missed: Sequence[str]) -> Table:
     """Seconds and ratios, with what else there is to say below."""
     title = f"fxprune.score beside network-pruner {version('network-pruner')}, ResNet-20"
-    columns = ("scoring", "seconds", "original / fxprune")
+    columns = ("scoring", "seconds", "network-pruner / fxprune")
     if "failed" in result:
         return Table(title, columns, (), "Not measured: " + "; ".join(missed))
     theirs = result["original"]
     rows = [("network-pruner get_metrics, 128 projections", short(theirs["seconds"]), "")]
     rows += [(name, short(t), f"{theirs['seconds'] / t:.0f}") for name, t in result["fxprune"].items()]
     note = (
-        f"{result['images']:,} images, {result['samples']} samples a class, 10 classes, one process, same "
-        f"threads; get_metrics once, score the median of three. The original's later steps at ToD_level "
-        f"{ALPHA:g}: {theirs['outcome']} get_metrics runs the model in train mode, which moves its BatchNorm "
-        f"statistics: its accuracy on 1,000 test images was {percent(theirs['before'])} before and "
+        f"{result['images']:,} images, {result['samples']} samples per class, 10 classes, one process, the same "
+        f"number of threads. `get_metrics` ran once; `score` is the median of three. network-pruner's later steps at "
+        f"ToD_level {ALPHA:g}: {theirs['outcome']} `get_metrics` runs the model in train mode, which changes its "
+        f"BatchNorm statistics: its accuracy on 1,000 test images was {percent(theirs['before'])} before and "
         f"{percent(theirs['after'])} after."
     )
     return Table(title, columns, tuple(rows), note + "".join(f" Not finished: {line}." for line in missed))

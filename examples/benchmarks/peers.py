@@ -43,10 +43,11 @@ MEMBERS = (
     "fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large",
 )  # fmt: skip
 NOTE = (
-    "Analysis: capture without its proof, and couple; the dependency graph and all of its groups. Proof: what capture "
-    "takes longer by running the model and its graph on other batches. All: analysis, choice and pruning, of fxprune "
-    "with its measure of the MACs. right: equal to the original whose removed input channels are zeroed, within 1e-4 "
-    "of the output's scale."
+    "\n\n- analysis: of fxprune, capture without its proof, and coupling; of torch-pruning, the dependency graph and "
+    "all of its groups.\n- its proof: the additional time in which capture runs the model and its graph on other "
+    "batches.\n- all: analysis, choice and pruning; of fxprune, also measuring the MACs (multiply-accumulate "
+    "operations).\n- right: equal to the original with the removed input channels at zero, within 1e-4 of the "
+    "output's scale."
 )
 QUICK = ("resnet18", "shufflenet_v2_x0_5", "swin_t")
 
@@ -187,10 +188,10 @@ def table(results: Sequence[dict[str, Any]]) -> Table:
     for tool in TOOLS:
         done = [r[tool] for r in results if "failed" not in r[tool]]
         right = sum(found["error"] < 1e-4 for found in done)
-        counts.append(f"{tool} handles {len(done)} of {len(results)} models, {right} of its results are right.")
+        counts.append(f"{tool} handles {len(done)} of {len(results)} models; {right} of its results are right.")
     both = [r for r in results if all("failed" not in r[tool] for tool in TOOLS)]
-    note = " ".join([*counts, *(compared(both, what) for what in ("analysis", "seconds"))]) + " " + NOTE
-    title = f"fxprune beside torch-pruning {version('torch-pruning')}"
+    note = " ".join([*counts, *(compared(both, what) for what in ("analysis", "seconds"))]) + NOTE
+    title = f"fxprune and torch-pruning {version('torch-pruning')}"
     return Table(title, tuple(columns), tuple(cells(r) for r in results), note)
 
 
@@ -213,7 +214,7 @@ def main() -> None:
         found = {tool: child(__file__, "--child", f"{tool},{name}", limit=LIMIT) for tool in TOOLS}
         CONSOLE.print("  ".join(cells({"model": name, **found})))
         results = sorted([*results, {"model": name, **found}], key=lambda result: MEMBERS.index(result["model"]))
-        write("peers", "fxprune beside its peers", [table(results)], results, options)
+        write("peers", "fxprune and torch-pruning on models of torchvision", [table(results)], results, options)
     show([table(results)])
 
 

@@ -1,4 +1,4 @@
-"""What the proof of the captured graph costs: the time that it adds to `compress`.
+"""Cost of proving the captured graph: the time that it adds to `compress`.
 
     python examples/benchmarks/proof.py [--quick]
 
@@ -21,8 +21,9 @@ import fxprune
 
 MODELS = {"ResNet-50": torchvision.models.resnet50, "ViT-B/16": torchvision.models.vit_b_16}
 NOTE = (
-    "Seconds. Captures are medians of 3, in turns; `compress` is one run on the images named, at 224 x 224, to 0.7 of "
-    "the MACs, with its default compensation. The share is that of the proof in `compress`."
+    "Times in seconds. Captures are medians of 3, in turns. `compress` is one run on the given number of images, at "
+    "224 x 224, to 0.7 of the MACs (multiply-accumulate operations), with its default compensation. share: of the "
+    "proof in `compress`."
 )
 
 
@@ -51,7 +52,7 @@ def main() -> None:
         for name, r in results.items()
     ]
     columns = ("model", "images", "capture without proof", "with proof", "compress", "share")
-    heading = "What the proof of the captured graph costs"
+    heading = "Cost of proving the captured graph"
     publish("proof", heading, [Table("Time", columns, tuple(rows), NOTE)], results, options)
 
 

@@ -28,8 +28,8 @@ LIMIT = 600.0
 NAMES = (*MEMBERS, "mvit_v2_s", *language.MODELS)
 QUICK = ("resnet18", "swin_t", "BERT")
 NOTE = (
-    "The largest difference of the outputs of the graph, captured by that way alone on two small samples, from the "
-    "model's, in shares of the largest of them. Of detectors, the backbone."
+    "Each graph was captured in that way alone, on two small samples. Cells: the largest difference between the "
+    "outputs of graph and model, as a share of the largest output. Of detectors, only the backbone was captured."
 )
 
 
@@ -57,7 +57,7 @@ def reason(error: Exception) -> str:
 def table(results: Sequence[dict[str, Any]]) -> Table:
     """All models, and how many each way takes."""
     rows = tuple((r["model"], *(cell(r[rung]) for rung in RUNGS)) for r in results)
-    counts = [f"{rung} takes {sum('failed' not in r[rung] for r in results)} of {len(results)}" for rung in RUNGS]
+    counts = [f"{rung} captures {sum('failed' not in r[rung] for r in results)} of {len(results)}" for rung in RUNGS]
     return Table("Each way alone", ("model", *RUNGS), rows, f"{', '.join(counts)}. {NOTE}")
 
 
@@ -93,7 +93,7 @@ def main() -> None:
         CONSOLE.print(name, *(found[rung].get("failed", cell(found[rung])) for rung in RUNGS), sep="  ")
         results = sorted([*results, {"model": name, **found}], key=lambda result: NAMES.index(result["model"]))
         tables = [table(results), *(refused(rung, results) for rung in RUNGS)]
-        write("rungs", "The ways of capture", tables, results, options)
+        write("rungs", "Ways of capture", tables, results, options)
     show(tables)
 
 

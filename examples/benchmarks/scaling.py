@@ -225,8 +225,8 @@ def table_of_ranks(found: dict[int, dict[str, Any]]) -> Table:
         (str(size), cell(point), f"{alone / point['seconds']:.2f}" if alone and "seconds" in point else "")
         for size, point in found.items()
     )
-    note = f"{RANKS.note}, gloo, one thread a rank, on {os.cpu_count()} cores."
-    return Table("Ranks", ("ranks", "score", "times as fast"), rows, note)
+    note = f"{RANKS.note}, gloo, one thread per rank, on {os.cpu_count()} cores."
+    return Table("Ranks", ("ranks", "score", "speed-up"), rows, note)
 
 
 def table_of_many(found: dict[str, Any]) -> Table:
@@ -237,11 +237,11 @@ def table_of_many(found: dict[str, Any]) -> Table:
         f"torchvision's ResNet-50 at 32 x 32, {MANY[0]:,} classes, {MANY[1]} samples each: the U-Score is the exact "
         "maximum over all pairs of classes."
     )
-    columns = ("", "all else that scoring does", "U-Score", "ratio")
+    columns = ("network", "rest of scoring", "U-Score", "ratio")
     return Table("Many classes", columns, (("resnet50", *row),), note)
 
 
-HEADING = "How costs grow"
+HEADING = "Growth of costs"
 NAMES = (*CURVES, "ranks", "many")
 
 
@@ -285,7 +285,7 @@ def write_page(name: str, found: dict[Any, Any], options: argparse.Namespace) ->
     if folder is not None and curves:
         plot(curves, {**CURVES, "ranks": RANKS}, folder / "scaling.png")
         with (folder / "scaling.md").open("a") as text:
-            text.write("\n![seconds over what grows](scaling.png)\n")
+            text.write("\n![seconds against the growing quantity](scaling.png)\n")
 
 
 def section(name: str, found: dict[Any, Any]) -> Table:

@@ -115,23 +115,24 @@ def measure_ratios(*, quick: bool) -> tuple[Table, dict[str, Any]]:
             "memory": memory(name, images, repeats, signal),
         }
     columns = (
-        "network, what proposes",
+        "network, proposing signal",
         "plain pass",
         "score",
         "ratio",
-        "of fastest",
+        "ratio of the fastest",
         "plain, memory",
         "score, memory",
         "ratio",
     )
     rows = tuple((name, *_time_cells(found["time"]), *_memory_cells(found["memory"])) for name, found in data.items())
     note = (
-        f"{' and '.join(f'{n:,}' for n in WORKLOADS.values())} images, 10 classes, batches of 100, 32 samples a class, "
-        "64 projections; the second moments are gathered in either case. plain pass: forward "
-        "and backward in eval mode with the gradients of all weights. memory: growth of resident memory over what "
-        "the process held before, in a process of its own."
+        f"{' and '.join(f'{n:,}' for n in WORKLOADS.values())} images, 10 classes, batches of 100, 32 samples per "
+        "class, 64 projections; both signals gather the second moments.\n\n"
+        "- plain pass: forward and backward in eval mode with the gradients of all weights.\n"
+        "- ratio: of the medians; ratio of the fastest: of the shortest times.\n"
+        "- memory: growth of resident memory, in a process of its own."
     )
-    return Table("Scoring against one plain forward and backward", columns, rows, note), data
+    return Table("Scoring beside one plain forward and backward pass", columns, rows, note), data
 
 
 def _time_cells(found: dict[str, float]) -> tuple[str, ...]:
@@ -173,11 +174,14 @@ def measure_growth(*, quick: bool) -> tuple[Table, dict[str, Any]]:
     }
     rows = tuple((name, *_time_cells(found)) for name, found in data.items())
     note = (
-        f"{200 if quick else 1000:,} images, 10 classes where nothing else is said; separability proposes; the rest as "
-        "above."
+        f"{200 if quick else 1000:,} images and 10 classes unless the row says otherwise; separability proposes; the "
+        "rest is as above."
     )
     return Table(
-        "Cost as samples, classes and layers grow", ("what", "plain pass", "score", "ratio", "of fastest"), rows, note
+        "Cost as samples, classes and layers grow",
+        ("workload", "plain pass", "score", "ratio", "ratio of the fastest"),
+        rows,
+        note,
     ), data
 
 
@@ -204,8 +208,8 @@ def measure_compress(*, quick: bool) -> tuple[Table, dict[str, Any]]:
     data = {**found, "ratio": found["compress"] / found["plain"]}
     row = ("resnet50", short(data["plain"]), short(data["compress"]), f"{data['ratio']:.1f}")
     note = (
-        f"{images} images of noise at {side} x {side}, random weights, macs=0.7; the proof and sequential compensation "
-        "are included."
+        f"{images} images of noise at {side} x {side}, random weights, macs=0.7. `compress` includes the proof and "
+        "sequential compensation."
     )
     return Table("compress in plain passes", ("network", "plain pass", "compress", "ratio"), (row,), note), data
 
@@ -225,7 +229,7 @@ SECTIONS: dict[str, Callable[..., tuple[Table, dict[str, Any]]]] = {
     "original": measure_original,
     "growth": measure_growth,
 }
-HEADING = "What scoring costs"
+HEADING = "Cost of scoring"
 
 
 def main() -> None:

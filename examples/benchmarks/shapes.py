@@ -146,11 +146,12 @@ def measure(*, quick: bool) -> tuple[list[Table], dict[str, Any]]:
         f"{found['bytes'] / 1e9:.2f} GB", f"{found['largest'] / 2**20:.0f} MiB", short(found["seconds"]),
         f"{found['growth']:.0f} MiB",
     ]  # fmt: skip
+    note = "scores: random ones, including the costs. all four: the sum of the four stages before it."
     return [
-        Table("Analysis on the meta device", columns, tuple(rows), "`scores` are random ones, costs included."),
+        Table("Analysis on the meta device", columns, tuple(rows), note),
         Table(
             "Narrowing a checkpoint", ("checkpoint", "size", "largest tensor", "time", "growth of memory"),
-            ((name, *cells),), "The plan is applied on the meta device first; the time includes that.",
+            ((name, *cells),), "The time includes applying the plan on the meta device first.",
         ),
     ], data  # fmt: skip
 

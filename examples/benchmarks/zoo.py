@@ -42,7 +42,7 @@ QUICK = ("mobilenet_v3_small", "lraspp_mobilenet_v3_large", "ssdlite320_mobilene
 Result = TypeVar("Result")
 ALPHA = 0.1
 LIMIT = 900.0
-HEADING = "What fxprune does with the models of torchvision and transformers"
+HEADING = "Models covered: torchvision and transformers"
 SIZES = {  # height and width of the images, where a model does not take the usual ones, or would take very long
     "vit_h_14": 28, "vit_l_16": 32, "vit_l_32": 64, "regnet_y_128gf": 32, "maxvit_t": 224, "s3d": 224,
     "mvit_v1_b": 224, "mvit_v2_s": 224, "ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320,
@@ -57,16 +57,19 @@ USUAL = {
 }
 FRAMES = 16
 COLUMNS = (
-    "model", "input", "rung", "groups", "units", "parameters in them", "mostly frozen by", "parameters", "after",
+    "model", "input", "captured by", "groups", "units", "parameters in them", "frozen mostly by", "parameters", "after",
     "MACs", "after", "error", "forward, backward, state_dict", "capture", "couple", "three forward passes", "rewrite",
 )  # fmt: skip
 NOTE = (
-    f"alpha {ALPHA:g} on random rankings, by group. rung: the way to the graph. groups, units: the prunable ones; "
-    "parameters in them: the share that stands in tensors which a prunable group narrows, and where that is under "
-    "half, the reason that freezes most of the rest. error: verify's, in float32. "
-    "couple: median of three; three forward passes: of the "
-    "input, which is two samples (one of the heavy video models). Of detectors, everything is about the backbone, and "
-    "forward, backward and state_dict about the whole."
+    f"Each model is pruned at alpha {ALPHA:g} with random rankings, by group. Of a detector the backbone is pruned; "
+    "forward, backward and state_dict are then those of the whole detector.\n\n"
+    "- input: the size of the images.\n"
+    "- captured by: the way of capture.\n"
+    "- groups, units: the prunable ones. parameters in them: the share of the parameters that are in tensors which a "
+    "prunable group narrows. frozen mostly by: if that share is under half, the reason that freezes most of the rest.\n"
+    "- error: that of `verify`, in float32.\n"
+    "- couple: the median of three. three forward passes: of two samples (of one for the large video models).\n"
+    "- MACs: multiply-accumulate operations."
 )
 
 
@@ -246,12 +249,13 @@ def cells(result: dict[str, Any]) -> tuple[str, ...]:
 
 
 def summary(results: Sequence[dict[str, Any]]) -> str:
-    """How many models were pruned and verified, and the median share of parameters in reach, as a sentence."""
+    """How many models were pruned and verified, and the median share of parameters in reach, as two sentences."""
     good = [r for r in results if "failed" not in r]
     shares = torch.tensor([r["share"] for r in good] or [0.0])
     return (
-        f"{len(good)} of {len(results)} models are pruned and verified; the parameters that stand in prunable groups "
-        f"are {percent(float(shares.median()))} in the median, under half in {int((shares < 0.5).sum())} of them."
+        f"{len(good)} of {len(results)} models are pruned and verified. The median share of a model's parameters that "
+        f"are in prunable groups is {percent(float(shares.median()))}; it is under half in "
+        f"{int((shares < 0.5).sum())} models."
     )
 
 
@@ -262,7 +266,9 @@ def write(results: Sequence[dict[str, Any]], folder: Path | None) -> None:
     tables = [table(family, results).markdown() for family in FAMILIES if any_of(family, results)]
     fails = [f"- {r['model']}: {r['fx_fails']}" for r in results if r.get("fx_fails")]
     if fails:
-        tables += ["\n".join(["## Where symbolic tracing fails, and tracing with values does not", "", *fails, ""])]
+        tables += [
+            "\n".join(["## Models that symbolic tracing cannot capture, and tracing with values can", "", *fails, ""])
+        ]
     head = [f"# {HEADING}", "", summary(results), "", NOTE, "", environment(), ""]
     (page / "coverage.md").write_text("\n".join([*head, *tables]))
     (data / "coverage.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -19,7 +19,16 @@ from torch import nn
 from fxprune.caller.batches import check_loader
 from fxprune.caller.model_checks import check_forward, check_made
 from fxprune.caller.tensors import in_transform
-from fxprune.errors import CalibrationError, CaptureError, FxpruneError, PlanError, error_text, first_line
+from fxprune.errors import (
+    CalibrationError,
+    CaptureError,
+    FxpruneError,
+    PlanError,
+    a_kind,
+    close_names,
+    error_text,
+    first_line,
+)
 
 Check = Callable[[str, Any], None]
 CHECKS: dict[str, Check] = {}
@@ -42,12 +51,25 @@ def check(function: Callable[..., Any], given: Mapping[str, Any], passed_to: Cal
         )
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD and passed_to is not None:
-            unknown = [key for key in given[name] if key not in inspect.signature(passed_to).parameters]
-            if unknown:
-                raise TypeError(f"{function.__name__}() got an unexpected keyword argument {unknown[0]!r}")
+            check_keywords(function, given[name], inspect.signature(passed_to).parameters)
             check(passed_to, given[name])
         elif name in given and not (given[name] is None and parameter.default is None):
             check_value(name, given[name])
+
+
+def check_keywords(function: Callable[..., Any], given: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Raise TypeError, with the names that are close to it, where a keyword is none of a function's, or of others.
+
+    >>> def plan(alpha=None, min_keep=1): ...
+    >>> check_keywords(plan, ["alhpa"])
+    Traceback (most recent call last):
+    TypeError: plan() got an unexpected keyword argument 'alhpa'; close names: 'alpha'
+    """
+    known = [*inspect.signature(function).parameters, *others]
+    for name in given:
+        if name not in known:
+            close = close_names(name, known)
+            raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}{close}")
 
 
 def check_value(name: str, value: Any) -> None:
@@ -78,7 +100,8 @@ def chosen(choices: Iterable[str], error: type[FxpruneError], function: str = ""
     def check_chosen(name: str, value: Any) -> None:
         if not (value in choices if isinstance(value, str) else function and callable(value)):
             others = f", or {function}" if function else ""
-            raise error(f"{name} is {shown(value)}; it is one of {', '.join(choices)}{others}")
+            close = close_names(value, choices) if isinstance(value, str) else ""
+            raise error(f"{name} is {shown(value)}{close}; it is one of {', '.join(choices)}{others}")
 
     return check_chosen
 
@@ -104,7 +127,7 @@ def shown(value: Any) -> str:
     if isinstance(value, (str, bytes, int, float, complex, np.generic, type(None))):
         text = repr(value.item() if isinstance(value, np.generic) else value)
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-    return f"a {type(value).__name__}"
+    return f"{a_kind(value)}"
 
 
 def is_whole(value: Any, least: int = 1, below: float = math.inf) -> bool:
@@ -225,6 +248,7 @@ CHECKS |= {
     "classes": _function("classes(targets), which gives the class of each sample"),
     "run": _function("run(model, inputs, targets), which gives the mean loss of the batch"),
     "metric": _function("metric(output, targets)"),
+    "evaluate": _function("evaluate(model), which gives a number"),
     "logits": _function("logits(output)"),
     "optimizer": _function("optimizer(parameters), which gives a torch.optim.Optimizer"),
     **_each("exclude leaves", _names(types=", or module types")),
@@ -237,5 +261,5 @@ CHECKS |= {
     "concrete_args": wanted(is_keywords, "it is a dict of names of arguments and their values", CaptureError),
     "finetune": wanted(is_keywords, "it is a dict of arguments of fxprune.finetune"),
     "checkpoint": wanted(lambda path: isinstance(path, (str, PathLike)), "it is the path of a file", CalibrationError),
-    **_each("small teacher weights", check_module),
+    **_each("small original teacher weights", check_module),
 }

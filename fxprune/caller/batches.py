@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from fxprune.caller.example import check_dense, to_device
 from fxprune.caller.tensors import dtype_name
-from fxprune.errors import CalibrationError, blaming
+from fxprune.errors import CalibrationError, a_kind, blaming
 
 LONGEST = 10_000  # batches of a calibration loader whose length is unknown
 LONGEST_EPOCH = 1_000_000  # batches of a training or evaluation loader
@@ -37,7 +37,7 @@ def batches(
         once = iter(loader) is loader
     if once:
         raise CalibrationError(
-            f"{name} is a {type(loader).__name__}, which can be read only once: give a list of batches, a "
+            f"{name} is {a_kind(loader)}, which can be read only once: give a list of batches, a "
             "DataLoader, or another object that starts anew each time it is iterated"
         )
     found, end = 0, None if most is None else max(most, length_of(loader) or 0)
@@ -77,14 +77,14 @@ def check_loader(loader: Any, name: str = "the loader") -> None:
         what, remedy = "it gives no batches", "give a list of batches, or a torch.utils.data.DataLoader"
     else:
         return
-    kind = "None" if loader is None else f"a {type(loader).__name__}"
+    kind = "None" if loader is None else f"{a_kind(loader)}"
     raise CalibrationError(f"{name} is {kind}, and {what}: {remedy}")
 
 
 def _kind(value: Any) -> str:
     """A value in words: its type, and the length of a tuple or list."""
     length = f" of length {length_of(value)}" if isinstance(value, (tuple, list)) else ""
-    return "None" if value is None else f"a {type(value).__name__}{length}"
+    return "None" if value is None else f"{a_kind(value)}{length}"
 
 
 def _is_pair(loader: Any) -> bool:
@@ -128,18 +128,30 @@ def split(batch: Any) -> tuple[Any, Any]:
             return {key: value for key, value in batch.items() if key != named[0]}, batch[named[0]]
         raise CalibrationError(
             f"a batch has the keys {sorted(map(str, batch))}, and {len(named)} of them say that they are the targets "
-            f"({', '.join(TARGET_KEYS)}): pass unpack=, a function from a batch to (inputs, targets)"
+            f"({', '.join(TARGET_KEYS)}): {_unpack(*_two_of(list(batch), named))}"
         )
     if isinstance(batch, Tensor):
         return batch, None
     if isinstance(batch, (tuple, list)) and len(batch) in (1, 2) and not _is_uncollated(batch):
         _check_collated(batch)
         return batch[0], batch[1] if len(batch) == 2 else None
-    raise CalibrationError(
-        f"a batch is {_kind(batch)}, not a pair (inputs, targets), a dict or inputs alone: "
-        "pass unpack=, a function from a batch to (inputs, targets)"
-        + (", here lambda batch: tuple(zip(*batch))" if _is_uncollated(batch) else "")
+    remedy = "pass unpack=lambda batch: tuple(zip(*batch))" if _is_uncollated(batch) else _unpack(0, 1)
+    raise CalibrationError(f"a batch is {_kind(batch)}, not a pair (inputs, targets), a dict or inputs alone: {remedy}")
+
+
+def _unpack(inputs: Any, targets: Any) -> str:
+    """The remedy for batches of another form: an `unpack` by the keys, or the places, of inputs and targets."""
+    return (
+        f"pass unpack=, a function from a batch to (inputs, targets), such as "
+        f"unpack=lambda batch: (batch[{inputs!r}], batch[{targets!r}])"
     )
+
+
+def _two_of(keys: list[Any], named: Sequence[Any]) -> tuple[Any, Any]:
+    """The keys of a batch that are most likely the inputs and the targets."""
+    likely = [*named, *(key for key in keys if any(part in str(key).lower() for part in ("label", "target", "class")))]
+    targets = next(iter(likely), keys[-1] if len(keys) > 1 else "label")
+    return next((key for key in keys if key != targets), "image"), targets
 
 
 def _check_collated(batch: Sequence[Any]) -> None:
@@ -213,7 +225,7 @@ def class_of_samples(targets: Any, samples: int | None, classes: Classes | None)
     if not isinstance(labels, Tensor):
         of_a_detector = isinstance(labels, (tuple, list)) and all(isinstance(target, Mapping) for target in labels)
         raise CalibrationError(
-            f"{'classes= gave' if classes else 'the targets are'} a {type(labels).__name__}, not a tensor of class "
+            f"{'classes= gave' if classes else 'the targets are'} {a_kind(labels)}, not a tensor of class "
             "numbers: pass classes=, a function from targets to the class of each sample"
             + ", such as lambda targets: torch.stack([t['labels'].max() for t in targets])"
             * of_a_detector

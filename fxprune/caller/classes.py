@@ -16,7 +16,7 @@ from torch import Tensor
 from fxprune.caller.arguments import is_whole, shown
 from fxprune.caller.batches import Classes, Unpack, batches
 from fxprune.caller.example import check_dense
-from fxprune.errors import CalibrationError, blaming, error_text
+from fxprune.errors import CalibrationError, a_kind, blaming, error_text
 
 Values = Callable[[Any], Tensor]
 
@@ -138,7 +138,7 @@ def _numbers(targets: Any, of: Values | None) -> Tensor:
         values: Any = of(targets) if of else targets
     check_dense(values, "what of= gives" if of else "a batch's targets", CalibrationError, strided=True)
     if not isinstance(values, Tensor) or values.is_complex() or not values.ndim:
-        what = f"have shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"are a {type(values).__name__}"
+        what = f"have shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"are {a_kind(values)}"
         raise CalibrationError(
             f"the targets {what}, not a number a sample: pass of=, a function that takes it from them"
         )
@@ -166,7 +166,7 @@ def _occurrences(loader: Iterable[Any], unpack: Unpack | None, ignore: int) -> T
         if not isinstance(targets, Tensor) or targets.is_floating_point():
             dtype = f" of {targets.dtype}" if isinstance(targets, Tensor) else ""
             raise CalibrationError(
-                f"the targets are a {type(targets).__name__}{dtype}, not a tensor of tokens: pass unpack=, such as "
+                f"the targets are {a_kind(targets)}{dtype}, not a tensor of tokens: pass unpack=, such as "
                 "lambda batch: (batch, batch['input_ids'])"
             )
         tokens = targets.cpu().flatten()

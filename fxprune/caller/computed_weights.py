@@ -55,14 +55,18 @@ def _module(path: str) -> str:
     return "model" + "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in path.split(".") if name)
 
 
-def parametrized(model: nn.Module, path: str = "") -> Iterator[tuple[str, str]]:
-    """The layers of the part at `path` that use `torch.nn.utils.parametrize`, and the call that makes parameters."""
+def parametrized(model: nn.Module, path: str = "") -> dict[str, tuple[str, ...]]:
+    """The layers of the part at `path` that use `torch.nn.utils.parametrize`, by the reason, with its remedy."""
+    reasons: dict[str, tuple[str, ...]] = {}
     for layer, module in model.named_modules():
         if parametrize.is_parametrized(module):
             whole = _module(f"{path}.{layer}")
             for name in module.parametrizations:  # type: ignore[union-attr]
                 call = f'torch.nn.utils.parametrize.remove_parametrizations({whole}, "{name}")'
-                yield layer, f"its {name} is computed by torch.nn.utils.parametrize; {call} makes a parameter of it"
+                reasons[f"its {name} is computed by torch.nn.utils.parametrize; {call} makes a parameter of it"] = (
+                    layer,
+                )
+    return reasons
 
 
 def computed_tensors(model: nn.Module) -> list[Computed]:

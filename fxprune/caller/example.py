@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.tensors import dtype_name
-from fxprune.errors import CaptureError, FxpruneError
+from fxprune.errors import CaptureError, FxpruneError, a_kind
 
 LARGEST_EXAMPLE = 1 << 30  # bytes of the example batch that a file describes
 DEEPEST = 50  # levels of nesting, and axes of a tensor
@@ -250,7 +250,7 @@ def _described(example: Any, length: int) -> Any:
     if example is None or isinstance(example, (bool, int, float, str)):
         return example
     raise CaptureError(
-        f"the example holds a {type(example).__name__}, which a plan cannot describe: "
+        f"the example holds {a_kind(example)}, which a plan cannot describe: "
         "give tensors, numbers, strings, None, and tuples, lists or dicts of these"
     )
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fxprune.errors import CaptureError, error_text
+from fxprune.errors import CaptureError, a_kind, error_text
 
 _LISTS: dict[str, type] = {
     "named_modules": nn.Module, "modules": nn.Module, "named_parameters": Tensor, "parameters": Tensor,
@@ -56,14 +57,22 @@ define forward(self, ...) in Python
         raise CaptureError(f"{text}: define forward(self, ...) in Python") from error
 
 
+def if_of_transformers(value: Any) -> str:
+    """The end of a message about a model of Hugging Face transformers, or its output; empty for others."""
+    if not any(kind.__module__.startswith("transformers.") for kind in type(value).__mro__):
+        return ""
+    return (
+        "; for a model of transformers, call fxprune.integrations.huggingface.compress_pretrained(model, loader, ...)"
+    )
+
+
 def _modules(model: nn.Module, path: str = "", around: tuple[nn.Module, ...] = ()) -> Iterator[tuple[str, nn.Module]]:
     """Every module of a model with its path, from its `_modules`; raises where a module holds itself."""
     place = path or "the model"
     held = getattr(model, "__dict__", {})
     if not isinstance(model, torch.jit.ScriptModule) and any(held.get(store) is None for store in _STORES):
         raise CaptureError(
-            f"{place} is a {type(model).__name__} that was not initialised: call super().__init__() first in its "
-            "__init__"
+            f"{place} is {a_kind(model)} that was not initialised: call super().__init__() first in its __init__"
         )
     if any(module is model for module in around):
         raise CaptureError(
@@ -90,7 +99,7 @@ def _check_list(module: nn.Module, method: str, kind: type) -> None:
     try:
         found = list(getattr(module, method)())
         wrong = [entry for entry in found if not isinstance(entry[1] if "named" in method else entry, kind)]
-        what = f"gives a {type(wrong[0]).__name__}" if wrong else ""
+        what = f"gives {a_kind(wrong[0])}" if wrong else ""
     except Exception as error:  # noqa: BLE001 - the class is the user's
         what = f"fails ({error_text(error)})"
     if what:

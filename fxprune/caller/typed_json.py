@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from fxprune.errors import a, a_kind
+
 T = TypeVar("T")
 
 
@@ -39,7 +41,7 @@ def _value(kind: Any, content: Any, where: str) -> Any:
 def _checked(kind: Any, content: Any, where: str) -> Any:
     """A plain value of exactly that type: True is no number."""
     if type(content) is not (type(None) if kind is None else kind):
-        raise TypeError(f"{where or 'it'} is a {type(content).__name__}, and should be a {kind}")
+        raise TypeError(f"{where or 'it'} is {a_kind(content)}, and should be {a(kind.__name__) if kind else None}")
     return content
 
 

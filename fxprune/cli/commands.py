@@ -11,10 +11,10 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from fxprune.cli.extras import EXIT_CODES
 from fxprune.cli.output import Output
 from fxprune.cli.ranks import process_group, started_rank
 
-EXIT_CODES = "Exit codes: 0 done, 1 an error (its message is on stderr), 2 wrong usage, 130 interrupted by Ctrl-C."
 Function = Callable[..., dict[str, Any]]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and all else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
@@ -37,7 +37,10 @@ def flattened(function: Function) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         other = started_rank() > 0  # the first rank alone speaks and writes
-        output = Output(json=given.pop("json") and not other, quiet=given.pop("quiet") or other, writes=not other)
+        output = Output(
+            json=given.pop("json") and not other, quiet=given.pop("quiet") or other, writes=not other,
+            command=given.pop("context").obj,
+        )  # fmt: skip
         if os.getcwd() not in sys.path:  # noqa: PTH109 - entries of sys.path are text
             sys.path.insert(0, os.getcwd())  # noqa: PTH109
         with output.session(function.__name__) as content, process_group(function.__name__):
@@ -47,7 +50,7 @@ def flattened(function: Function) -> Callable[..., None]:
             }
             content.update(function(**made, **given, output=output))
 
-    parameters = []
+    parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
     for name, parameter in signature.parameters.items():
         if name in groups:
             own = get_type_hints(groups[name], include_extras=True)

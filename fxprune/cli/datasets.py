@@ -4,47 +4,27 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import typer
-from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torchvision import datasets
-from torchvision.transforms import functional as V
 
+from fxprune.caller.isolation import device_of, evaluating, seeded
+from fxprune.caller.source_lines import warn
 from fxprune.cli.named_objects import called, did_you_mean, guarded
 from fxprune.cli.output import Bars
+from fxprune.cli.preprocessing import Preparation
 from fxprune.cli.subsets import balanced, labels_of
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, a_kind, plural
 
 SAMPLES = 1000  # of calibration, by default
 BATCH = 64
-IMAGE_SIZE = 224  # of a folder of images
 HELD_OUT = {"ImageNet": "val", "Imagenette": "val", "Places365": "val", "Kinetics": "val"}  # where it is not "test"
-
-
-@dataclass(frozen=True, slots=True)
-class Preparation:
-    """From an image to a tensor (channels, size, size): resized, cropped in the middle, and normalised.
-
-    With a `size` of None images keep their size; an image that has the size already is not resized. One mean makes
-    images grey, three make them RGB.
-    """
-
-    size: int | None
-    crop: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, image: Image) -> Tensor:
-        image = image.convert("L" if len(self.mean) == 1 else "RGB")
-        if self.size is not None and image.size != (self.size, self.size):
-            image = V.resize(image, [round(self.size / self.crop)], antialias=True)
-            image = V.center_crop(image, [self.size, self.size])
-        return cast("Tensor", V.normalize(V.to_tensor(image), list(self.mean), list(self.std)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +36,11 @@ class Source:
     arguments: Mapping[str, Any]
     root: Path
     training: bool
+
+    @property
+    def prepared(self) -> bool:
+        """Whether its images are prepared here: those of a callable are as it gives them."""
+        return Path(self.name).is_dir() or self.name.startswith("torchvision:")
 
 
 def loader_of(
@@ -86,18 +71,36 @@ def loader_of(
         return DataLoader(found, **loading)
     if samples:
         raise FxpruneError(
-            f"{source.name} gives a {type(found).__name__}, from which {samples} samples cannot be taken: leave out "
+            f"{source.name} gives {a_kind(found)}, from which {samples} samples cannot be taken: leave out "
             "the number of samples, or give a torch.utils.data.Dataset or a DataLoader over one"
         )
     return DataLoader(found, **loading) if isinstance(found, IterableDataset) else cast("Iterable[Any]", found)
+
+
+def warn_of_other_classes(model: nn.Module, loader: Iterable[Any], source: Source) -> None:
+    """Warn where a folder of images has another number of classes than the model has outputs."""
+    data = loader.dataset if isinstance(loader, DataLoader) else None
+    data = data.dataset if isinstance(data, Subset) else data
+    if not isinstance(data, datasets.ImageFolder):
+        return
+    with seeded(0), torch.no_grad(), evaluating(model):
+        try:
+            output = model(data[0][0].unsqueeze(0).to(device_of(model)))
+        except Exception:  # noqa: BLE001 - the stage that runs the model says what is wrong
+            return
+    if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] != len(data.classes):
+        warn(
+            f"{source.option} {source.name} has {plural(len(data.classes), 'folder')}, one a class, but "
+            f"{type(model).__name__} has {plural(output.shape[1], 'output')}: folders are numbered in alphabetical "
+            "order, so give one for each output"
+        )
 
 
 def _opened(source: Source, prepare: Preparation) -> Any:
     """The dataset or loader of a source."""
     if Path(source.name).is_dir():
         try:
-            sized = replace(prepare, size=prepare.size or IMAGE_SIZE)
-            return datasets.ImageFolder(source.name, sized, **source.arguments)
+            return datasets.ImageFolder(source.name, prepare, **source.arguments)
         except (FileNotFoundError, TypeError) as error:
             raise FxpruneError(
                 f"{source.name} holds no images in folders, one a class ({error}): arrange them as CLASS/IMAGE in it"
@@ -111,7 +114,7 @@ def _opened(source: Source, prepare: Preparation) -> Any:
         return _from_torchvision(name, source, prepare)
     found = called(source.name, source.option, source.arguments)
     if not isinstance(found, (Dataset, Iterable)):
-        raise FxpruneError(f"{source.name} gives a {type(found).__name__}: name a loader or a Dataset")
+        raise FxpruneError(f"{source.name} gives {a_kind(found)}: name a loader or a Dataset")
     return found
 
 

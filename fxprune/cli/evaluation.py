@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,12 +14,32 @@ from fxprune.caller.batches import LONGEST_EPOCH, Unpack, batches
 from fxprune.caller.example import to_device
 from fxprune.caller.isolation import device_of, evaluating
 from fxprune.caller.timing import timer_of
+from fxprune.cli.named_objects import told_with_line
+from fxprune.cli.output import Bars
 from fxprune.errors import FxpruneError
 from fxprune.reporting.measured_latency import in_turns
 from fxprune.tracing.part import call_whole
 
 Metric = Callable[[nn.Module, Iterable[Any]], float]
 TURNS = 7  # of each model
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """An evaluation: a metric, its name, and the data for it."""
+
+    name: str
+    metric: Metric
+    loader: Iterable[Any]
+
+    def value(self, model: nn.Module, bars: Bars) -> float:
+        """The metric of a model. Raises FxpruneError where the model, or a metric of the caller's, fails."""
+        try:
+            return float(self.metric(model, bars.over(self.loader, "evaluating")))
+        except FxpruneError:
+            raise
+        except Exception as error:
+            raise FxpruneError(f"{type(model).__name__} cannot be evaluated: {told_with_line(error)}") from error
 
 
 def accuracy(model: nn.Module, loader: Iterable[Any], unpack: Unpack | None = None) -> float:

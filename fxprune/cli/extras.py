@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib.util import find_spec
 
+from fxprune.caller.installation import install
+
 CLI_EXTRA = {"typer": "typer"}  # module: distribution
 DEMO_EXTRA = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
 PLOT_EXTRA = {"matplotlib": "matplotlib"}
 INTERRUPTED = 130
+EXIT_CODES = "Exit codes: 0 done, 1 an error (its message is on stderr), 2 wrong usage, 130 interrupted by Ctrl-C."
 
 
 def missing_modules(modules: Iterable[str]) -> list[str]:
@@ -25,7 +28,7 @@ def missing_message(what: str, needed: dict[str, str], extra: str) -> str:
 
     >>> print(missing_message("The demo", {"no_such_module": "scikit-learn"}, "demo"))
     The demo needs scikit-learn, which this Python does not have.
-    It comes with the extra demo: pip install 'fxprune[demo]', or in a checkout pip install '.[demo]'.
+    It comes with the extra demo: pip install ...[demo]'.
     >>> missing_message("The demo", {"json": "json"}, "demo")
     ''
     """
@@ -34,6 +37,5 @@ def missing_message(what: str, needed: dict[str, str], extra: str) -> str:
         return ""
     return (
         f"{what} needs {' and '.join(missing)}, which this Python does not have.\n"
-        f"{'It comes' if len(missing) == 1 else 'They come'} with the extra {extra}: pip install 'fxprune[{extra}]', "
-        f"or in a checkout pip install '.[{extra}]'."
+        f"{'It comes' if len(missing) == 1 else 'They come'} with the extra {extra}: {install(extra)}."
     )

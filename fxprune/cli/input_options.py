@@ -12,13 +12,16 @@ import torch
 import typer
 
 from fxprune.caller.isolation import applied, seeded
-from fxprune.cli.datasets import Preparation, Source, loader_of
+from fxprune.caller.source_lines import warn
+from fxprune.cli.datasets import Source, loader_of, warn_of_other_classes
+from fxprune.cli.evaluation import HeldOut, accuracy
 from fxprune.cli.named_objects import Built, arguments_of, build, object_of
 from fxprune.cli.output import Output
+from fxprune.cli.preprocessing import Preparation
 from fxprune.cli.weights import with_weights
 from fxprune.errors import FxpruneError, first_line
 
-IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
+IMAGE_SIZE = 224  # of a folder of images, where the model names none
 File = partial(typer.Option, exists=True, dir_okay=False, readable=True)
 
 
@@ -60,8 +63,14 @@ class ModelOptions:
         _Model(
             exists=True,
             dir_okay=False,
-            help="The model's weights: safetensors, a state_dict that torch.save wrote, or an artefact of fxprune "
-            "(to prune it further). By default those of the callable.",
+            help="The model's weights: safetensors, a state_dict or checkpoint that torch.save wrote, or an artefact "
+            "of fxprune (to prune it further). By default those of the callable.",
+        ),
+    ] = None
+    weights_key: Annotated[
+        str | None,
+        _Model(
+            help="Where the state_dict lies in that checkpoint, such as ema or ema.state_dict; found by usual names."
         ),
     ] = None
     submodule: Annotated[str, _Model(help="Prune only this part of the model, such as backbone.")] = ""
@@ -71,9 +80,11 @@ class ModelOptions:
     def build(self, output: Output) -> Built:
         """The model in eval mode, with its weights, on its device."""
         arguments = arguments_of(self.model_arg, "--model-arg")
+        if self.weights_key and not self.weights:
+            raise typer.BadParameter("names a part of --weights, which is not given", param_hint="--weights-key")
         with output.busy("building the model"), seeded(self.seed):
             built = build(self.model, arguments)
-            model = with_weights(built.model, self.weights) if self.weights else built.model
+            model = with_weights(built.model, self.weights, self.weights_key) if self.weights else built.model
             if self.device is not None:
                 try:
                     device = torch.device(self.device)
@@ -114,47 +125,75 @@ class DataOptions:
         int | None, _Data(min=1, help="Samples per batch: 64 of a dataset by default; a loader keeps its own.")
     ] = None
     image_size: Annotated[
-        int | None, _Data(min=1, help="Side of the square images: 224 for a folder by default; else the dataset's own.")
+        int | None,
+        _Data(
+            min=1,
+            help="Side of the square images. By default that of a timm: or torchvision: model; for others 224 for a "
+            "folder, and the size that a dataset's images have.",
+        ),
     ] = None
     crop: Annotated[
-        float, _Data(min=0.1, max=1.0, help="Share of the resized image that --image-size cuts out of its middle.")
-    ] = 0.875
-    mean: Annotated[str, _Data(help="Mean of each channel; a single number makes images grey.")] = IMAGENET_MEAN
-    std: Annotated[str, _Data(help="Standard deviation of each channel.")] = IMAGENET_STD
+        float | None,
+        _Data(
+            min=0.1, max=1.0, help="Share of the resized image that is cut out of its middle; the model's, or 0.875."
+        ),
+    ] = None
+    mean: Annotated[
+        str | None,
+        _Data(help="Mean of each channel; a single number makes images grey. The model's by default, or ImageNet's."),
+    ] = None
+    std: Annotated[
+        str | None, _Data(help="Standard deviation of each channel; the model's by default, or ImageNet's.")
+    ] = None
     workers: Annotated[int, _Data(min=0, help="Processes that load images.")] = 0
     unpack: Annotated[
         str | None,
         _Data(metavar="MODULE:FUNCTION", help="Function from a batch to (inputs, targets); pairs need none."),
     ] = None
 
-    def loader(self, output: Output, seed: int) -> Iterable[Any] | None:
-        """The calibration loader; None where there is no --data."""
+    def check_given(self) -> None:
+        """Wrong usage where there is no --data."""
+        if self.data is None:
+            raise typer.BadParameter("is needed: name a folder, a dataset or a callable", param_hint="--data")
+
+    def loader(self, built: Built, output: Output, seed: int) -> Iterable[Any] | None:
+        """The calibration loader for a model; None where there is no --data."""
         if self.data is None:
             return None
         arguments = arguments_of(self.data_arg, "--data-arg")
         source = Source(self.data, "--data", arguments, self.data_root, training=True)
-        return self.open(source, self.samples, output, seed)
+        return self.open(source, self.samples, built, output, seed)
 
-    def needed(self, output: Output, seed: int) -> Iterable[Any]:
-        """The calibration loader; wrong usage where there is no --data."""
-        found = self.loader(output, seed)
-        if found is None:
-            raise typer.BadParameter("is needed: name a folder, a dataset or a callable", param_hint="--data")
-        return found
-
-    def open(self, source: Source, samples: int | None, output: Output, seed: int) -> Iterable[Any]:
-        """The loader over a source, its images prepared as the options say."""
-        mean, std = numbers_of(self.mean, "--mean"), numbers_of(self.std, "--std")
-        if len(mean) not in (1, 3) or len(mean) != len(std):
-            raise typer.BadParameter(
-                f"{len(mean)} means and {len(std)} standard deviations: give one or three of each",
-                param_hint="--mean / --std",
-            )
-        prepare = Preparation(self.image_size, self.crop, mean, std)
+    def open(self, source: Source, samples: int | None, built: Built, output: Output, seed: int) -> Iterable[Any]:
+        """The loader over a source, its images prepared as the options say, or else as the model wants them."""
+        prepare = self._preparation(built.images)
+        if prepare.size is None and Path(source.name).is_dir():
+            prepare = replace(prepare, size=IMAGE_SIZE)
+        if source.prepared and output.about.get("images") != prepare.to_dict():
+            output.about["images"] = prepare.to_dict()
+            output.show(str(prepare))
+        if prepare is not built.images and source.training and not source.prepared:
+            warn(f"{source.name} prepares its images itself, so that --image-size, --crop, --mean and --std do nothing")
         with output.busy("opening the data") as bars:
-            return loader_of(
+            found = loader_of(
                 source, prepare, bars, samples=samples, batch_size=self.batch_size, workers=self.workers, seed=seed
             )
+        if output.writes and not self.unpack:  # of several ranks, one; and unpacking may give other class numbers
+            warn_of_other_classes(built.model, found, source)
+        return found
+
+    def _preparation(self, wanted: Preparation) -> Preparation:
+        """The preparation that a model wants, with the options given."""
+        numbers = {"mean": self.mean, "std": self.std}
+        given = {name: text if text is None else numbers_of(text, f"--{name}") for name, text in numbers.items()}
+        found = wanted.with_options(size=self.image_size, crop=self.crop, **given)
+        means, deviations = len(found.mean), len(found.std)
+        if means not in (1, 3) or means != deviations:
+            raise typer.BadParameter(
+                f"{means} means and {deviations} standard deviations: give one or three of each",
+                param_hint="--mean / --std",
+            )
+        return found
 
     def unpacking(self) -> Any:
         """The function of --unpack, or None."""
@@ -163,11 +202,12 @@ class DataOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """The data and the metric of the evaluation."""
+    """The data and the metric of an evaluation before and after."""
 
     eval_data: Annotated[
-        str, _Eval(metavar=PLACE, help="Data for the accuracy, named as --data is; of torchvision's the test images.")
-    ]
+        str | None,
+        _Eval(metavar=PLACE, help="Data for the accuracy, named as --data is; of torchvision's the test images."),
+    ] = None
     eval_arg: Annotated[list[str], _Eval(metavar=KEYWORD, help="Argument of that callable or dataset. Repeatable.")] = (
         field(default_factory=list)
     )
@@ -180,8 +220,21 @@ class EvalOptions:
         ),
     ] = None
 
-    def loader(self, data: DataOptions, output: Output, seed: int) -> Iterable[Any]:
-        """The loader for accuracy, its images prepared as those for calibration."""
+    def held_out(self, data: DataOptions, built: Built, output: Output, seed: int) -> HeldOut:
+        """The metric and its loader, with images prepared as those for calibration."""
+        if self.eval_data is None:
+            raise typer.BadParameter("is needed: name a folder, a dataset or a callable", param_hint="--eval-data")
         arguments = arguments_of(self.eval_arg, "--eval-arg")
         source = Source(self.eval_data, "--eval-data", arguments, data.data_root, training=False)
-        return data.open(source, self.eval_samples or None, output, seed)
+        loader = data.open(source, self.eval_samples or None, built, output, seed)
+        metric = object_of(self.metric, "--metric") or partial(accuracy, unpack=data.unpacking())
+        return HeldOut(self.metric or "accuracy", metric, loader)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepEvalOptions(EvalOptions):
+    """The same, of a sweep, which needs it."""
+
+    eval_data: Annotated[
+        str, _Eval(metavar=PLACE, help="Data for the accuracy, named as --data is; of torchvision's the test images.")
+    ]

@@ -98,7 +98,7 @@ def inspect(
     check_writable(out)
     shapes = [_shape(text) for text in input or []]
     built = model.build(output)
-    loader = data.loader(output, model.seed) or [(_example(shapes, built), None)]
+    loader = data.loader(built, output, model.seed) or [(_example(shapes, built), None)]
     with output.busy("tracing the model"):
         functions = {"unpack": data.unpacking(), "run": object_of(run, "--run")}
         whole = with_captured_part(built.model, loader, model.submodule, tuple(chosen.exclude), **functions)

@@ -17,19 +17,24 @@ import typer
 from torch import nn
 
 from fxprune.cli.extras import missing_modules
-from fxprune.errors import FxpruneError, first_line
+from fxprune.cli.preprocessing import IMAGENET, Preparation, of_timm, of_torchvision
+from fxprune.errors import FxpruneError, a_kind, first_line
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A model, the size of one of its inputs where that is known, and the builder that an artefact names."""
+    """A model, the size of one of its inputs where that is known, and the builder that an artefact names.
+
+    `images` says how the model's library prepares images for it.
+    """
 
     model: nn.Module
     input_size: tuple[int, ...] | None = None
     builder: str | None = None
     builder_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    images: Preparation = IMAGENET
 
 
 def arguments_of(pairs: Iterable[str], option: str) -> dict[str, Any]:
@@ -64,7 +69,11 @@ def object_of(target: str | None, option: str) -> Any:
         found: Any = importlib.import_module(module)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-            raise FxpruneError(f"{target}: there is no module {error.name} in {Path.cwd()} or installed") from error
+            known = [*_COLLECTIONS, *(path.stem for path in Path.cwd().glob("*.py"))]
+            raise FxpruneError(
+                f"{target}: there is no module {error.name} in {Path.cwd()} or installed"
+                f"{did_you_mean(str(error.name), known)}"
+            ) from error
         raise FxpruneError(f"{target}: {module} cannot be imported: {told_with_line(error)}") from error
     for name in path.split("."):
         if not hasattr(found, name):
@@ -77,7 +86,7 @@ def called(target: str, option: str, arguments: Mapping[str, Any]) -> Any:
     """The result of the callable `target`. Raises FxpruneError, with the place in its code, where it fails."""
     found = object_of(target, option)
     if not callable(found):
-        raise FxpruneError(f"{target} is a {type(found).__name__}, which cannot be called: name a function or a class")
+        raise FxpruneError(f"{target} is {a_kind(found)}, which cannot be called: name a function or a class")
     return guarded(found, target, arguments)
 
 
@@ -99,7 +108,7 @@ def build(target: str, arguments: Mapping[str, Any]) -> Built:
     built = make(name, arguments) if make else _from_callable(target, arguments)
     if not isinstance(built.model, nn.Module):
         raise FxpruneError(
-            f"{target} gives a {type(built.model).__name__}, not a torch.nn.Module: name a callable that builds one"
+            f"{target} gives {a_kind(built.model)}, not a torch.nn.Module: name a callable that builds one"
         )
     return built
 
@@ -121,7 +130,8 @@ def _from_torchvision(name: str, arguments: Mapping[str, Any]) -> Built:
     model = guarded(models.get_model_builder(name), f"torchvision:{name}", arguments)
     side = _SIDES.get(name, 224)
     size = (3, side, side) if name in models.list_models(module=models) else None
-    return Built(model, size, *_recipe("torchvision.models:get_model", {"name": name, **arguments}))
+    recipe = _recipe("torchvision.models:get_model", {"name": name, **arguments})
+    return Built(model, size, *recipe, of_torchvision(name, arguments))
 
 
 def _from_timm(name: str, arguments: Mapping[str, Any]) -> Built:
@@ -132,7 +142,8 @@ def _from_timm(name: str, arguments: Mapping[str, Any]) -> Built:
         raise FxpruneError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
     model = guarded(timm.create_model, f"timm:{name}", {"model_name": name, **arguments})
     size = getattr(model, "pretrained_cfg", {}).get("input_size")
-    return Built(model, size and tuple(size), *_recipe("timm:create_model", {"model_name": name, **arguments}))
+    recipe = _recipe("timm:create_model", {"model_name": name, **arguments})
+    return Built(model, size and tuple(size), *recipe, of_timm(name, model))
 
 
 _COLLECTIONS = {"torchvision": _from_torchvision, "timm": _from_timm}

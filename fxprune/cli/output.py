@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from fxprune.caller.batches import length_of, read
 from fxprune.caller.ranks import rank_and_size
 from fxprune.cli.extras import INTERRUPTED
+from fxprune.cli.option_names import as_options
 from fxprune.errors import FxpruneError, FxpruneWarning, visible
 
 WIDTH = 120  # of text that goes to a file or a pipe
@@ -27,13 +28,14 @@ class Output:
     """The destination of a command's text, bars and result.
 
     Text goes to stdout; with `json` to stderr, because stdout then has only the JSON object; with `quiet` nowhere.
-    Bars, warnings and errors go to stderr. `writes` says whether the command writes its files: of several ranks, only
-    the first does.
+    Bars, warnings and errors go to stderr. `about` has further entries of the JSON object. `writes` says whether the
+    command writes its files: of several ranks, only the first does. `command` is the line that was typed.
     """
 
-    def __init__(self, *, json: bool, quiet: bool, writes: bool = True) -> None:
-        self.json, self.quiet, self.writes = json, quiet, writes
+    def __init__(self, *, json: bool, quiet: bool, writes: bool = True, command: str = "") -> None:
+        self.json, self.quiet, self.writes, self.command = json, quiet, writes, command
         self.warnings: list[str] = []
+        self.about: dict[str, Any] = {}
         self._stdout: TextIO = sys.stdout
         file = sys.stderr if json else sys.stdout
         self._text = Console(file=file, width=None if file.isatty() else WIDTH)
@@ -73,15 +75,18 @@ class Output:
             with redirect_stdout(sys.stderr if self.json or not self.writes else sys.stdout), self._warnings():
                 yield content
         except FxpruneError as error:
+            message = as_options(str(error))
             typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
-            typer.echo(str(error), err=True)
-            about = {"type": type(error).__name__, "message": str(error)}
+            typer.echo(message, err=True)
+            about = {"type": type(error).__name__, "message": message}
             self._print_json({"command": command, "error": about, "warnings": self.warnings})
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
             typer.echo("Interrupted; no file was left half-written.", err=True)
             raise typer.Exit(INTERRUPTED) from None
-        self._print_json(content | {"warnings": self.warnings, "seconds": round(time.perf_counter() - start, 3)})
+        self._print_json(
+            content | self.about | {"warnings": self.warnings, "seconds": round(time.perf_counter() - start, 3)}
+        )
 
     def _print_json(self, content: dict[str, Any]) -> None:
         if self.json:
@@ -98,9 +103,9 @@ class Output:
             def showwarning(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
                 if not issubclass(category, FxpruneWarning):
                     return others(message, category, *where, **more)
-                self.warnings.append(str(message))
+                self.warnings.append(as_options(str(message)))
                 typer.secho("Warning: ", fg="yellow", err=True, nl=False)
-                return typer.echo(str(message), err=True)
+                return typer.echo(self.warnings[-1], err=True)
 
             warnings.showwarning = showwarning
             yield
@@ -137,6 +142,7 @@ class Watched:
 
     def __init__(self, loader: Iterable[Any], bars: Bars, what: str) -> None:
         self.loader, self.bars, self.what = loader, bars, what
+        self.dataset = getattr(loader, "dataset", loader)  # as of a DataLoader
 
     def __len__(self) -> int:
         found = length_of(self.loader)

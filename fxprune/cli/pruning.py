@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from torch import nn
@@ -13,13 +13,16 @@ from torch import nn
 import fxprune
 from fxprune.caller.batches import first_inputs
 from fxprune.cli.files import check_suffix, check_writable
-from fxprune.cli.input_options import DataOptions, File, ModelOptions
+from fxprune.cli.input_options import DataOptions, EvalOptions, File, ModelOptions
 from fxprune.cli.named_objects import Built, object_of
 from fxprune.cli.output import Output
 from fxprune.cli.pruning_options import Allocation, Level, LevelOptions, LimitOptions, Run, ScoringOptions
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.planning.plan import Plan
-from fxprune.reporting.attach import note_error
+from fxprune.reporting.attach import calibration_of, note_command, note_error
+from fxprune.reporting.records import Evaluation
+from fxprune.reporting.report import note_evaluation
+from fxprune.saving.export import check_packages
 from fxprune.scoring.scores import Scores
 from fxprune.tracing.part import part_of
 from fxprune.tracing.settings import example_for
@@ -50,10 +53,12 @@ class ResultOptions:
         check_suffix([self.out], (".safetensors",), "--out")
         check_suffix(self.export, EXPORTS, "--export")
         check_writable(self.out, *self.export)
+        check_packages(self.export)
 
     def write(
         self,
         small: nn.Module,
+        model: ModelOptions,
         built: Built,
         output: Output,
         example: Callable[[], Any],
@@ -62,6 +67,9 @@ class ResultOptions:
         """Measure a smaller model, write its artefact and its exports, and show its report."""
         if not output.writes:
             return {}
+        weights = None if model.weights is None else str(model.weights)
+        names = {"call": output.command, "model": model.model, "weights": weights, "file": str(self.out)}
+        note_command(small, model.submodule, **names)
         batch = example() if self.export or self.measure else None
         if self.measure:
             with output.busy("measuring latency"):
@@ -84,6 +92,7 @@ def compress(
     level: LevelOptions,
     limits: LimitOptions,
     scoring: ScoringOptions,
+    evaluation: EvalOptions,
     output: Output,
     *,
     allocate: Allocation = "tod",
@@ -93,15 +102,20 @@ def compress(
 ) -> dict[str, Any]:
     """Make a model smaller, from scores to the artefact in one go, and report what was achieved."""
     result.check()
+    data.check_given()
     options = level.asked() | limits.given() | scoring.arguments() | {"unpack": data.unpacking()}
-    loader = data.needed(output, model.seed)
     built = model.build(output)
+    loader = cast("Iterable[Any]", data.loader(built, output, model.seed))
+    held = evaluation.held_out(data, built, output, model.seed) if evaluation.eval_data and output.writes else None
     with output.busy("compressing") as bars:
+        before = held.value(built.model, bars) if held else None
         small = fxprune.compress(
             built.model, bars.over(loader), allocate=allocate, rounds=rounds, compensate=compensate,  # type: ignore[arg-type]
             verify=result.verify, seed=model.seed, submodule=model.submodule, progress=False, **options,
         )  # fmt: skip
-    return result.write(small, built, output, lambda: first_inputs(small, loader, options["unpack"]))
+        if held:
+            note_evaluation(small, Evaluation(held.name, before, held.value(small, bars)))
+    return result.write(small, model, built, output, lambda: first_inputs(small, loader, options["unpack"]))
 
 
 def score(
@@ -116,9 +130,10 @@ def score(
 ) -> dict[str, Any]:
     """Score every unit of a model in one pass over the data, for any number of plans."""
     check_writable(out)
+    data.check_given()
     options = limits.given() | scoring.arguments() | {"unpack": data.unpacking()}
-    loader = data.needed(output, model.seed)
     built = model.build(output)
+    loader = cast("Iterable[Any]", data.loader(built, output, model.seed))
     with output.busy("scoring") as bars:
         scores = fxprune.score(
             built.model, bars.over(loader), seed=model.seed, submodule=model.submodule, progress=False, **options
@@ -131,6 +146,7 @@ def score(
     scores.save(out)
     units = len(scores.propose)
     output.show(f"Scored {units:,} units in {len(scores.groups)} groups on {scores.about['samples']:,} samples.")
+    output.show(f"{calibration_of(scores)}.".capitalize())
     output.wrote(out)
     return {"out": str(out), "units": units, "groups": len(scores.groups), "about": dict(scores.about)}
 
@@ -186,8 +202,8 @@ def apply(
     known = Scores.load(scores) if scores else None
     if model.submodule and model.submodule != chosen.submodule:
         raise PlanError(f"the plan is for the part {chosen.submodule!r}, and --submodule is {model.submodule!r}")
-    loader, unpack = data.loader(output, model.seed), data.unpacking()
     built = model.build(output)
+    loader, unpack = data.loader(built, output, model.seed), data.unpacking()
     level = compensate or ("sequential" if loader is not None else "ridge" if known else "none")
     with output.busy("applying the plan") as bars:
         small = compensated(
@@ -200,7 +216,8 @@ def apply(
             raise FxpruneError(f"the plan has a batch of {chosen.submodule}, not of the whole model: add --data")
         return example_for(small, chosen.example) if loader is None else first_inputs(small, loader, unpack)
 
-    return result.write(small, built, output, example, known)
+    of_part = replace(model, submodule=chosen.submodule)
+    return result.write(small, of_part, built, output, example, known)
 
 
 def compensated(

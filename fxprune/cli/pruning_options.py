@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune.cli.named_objects import object_of
+from fxprune.caller.arguments import check_value
+from fxprune.cli.named_objects import did_you_mean, object_of
+from fxprune.cli.option_names import as_options
 from fxprune.errors import PlanError
 from fxprune.planning.allocation import ALLOCATIONS
 from fxprune.planning.budgets import given
@@ -30,7 +32,7 @@ def one_of(known: Iterable[str]) -> Callable[[str | None], str | None]:
 
     def check(value: str | None) -> str | None:
         if value is not None and value not in names:
-            raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}")
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}{did_you_mean(value, names)}")
         return value
 
     return check
@@ -104,20 +106,49 @@ class LevelOptions:
     """How much is removed."""
 
     alpha: Annotated[
-        float | None, _Share(help="Tolerance of difference, 0 (least) to 1 (most); 0.05 where no budget is given.")
+        float | None,
+        _Share(help="Tolerance of difference, 0 (least) to 1 (most); 0.05 where no budget or ratio is given."),
     ] = None
     params: Annotated[float | None, _Share(help="Share of the parameters to keep, such as 0.5.")] = None
     macs: Annotated[float | None, _Share(help="Share of the multiply-accumulates to keep.")] = None
     latency: Annotated[float | None, _Share(help="Share of the time to keep, by the times of the layers.")] = None
+    ratio: Annotated[
+        list[str],
+        _Bound(
+            metavar="LAYER=SHARE",
+            help="Share of a layer's units to remove, such as layer1.0.conv1=0.5 or 'layer2.*=0.25'; alone, no other "
+            "layer is pruned. Repeatable.",
+        ),
+    ] = field(default_factory=list)
 
     def asked(self) -> dict[str, Any]:
-        """The options as arguments of `Scores.plan` and `compress`; at most one of them is given."""
+        """The options as arguments of `Scores.plan` and `compress`; at most one level or budget is given."""
         asked = asdict(self)
+        ratios = dict(_ratio(text) for text in asked.pop("ratio"))
         try:
             given(**asked)
         except PlanError as error:
-            raise typer.BadParameter(str(error), param_hint="--alpha / --params / --macs / --latency") from None
-        return asked
+            raise typer.BadParameter(
+                as_options(str(error)), param_hint="--alpha / --params / --macs / --latency"
+            ) from None
+        return asked | ({"ratios": ratios} if ratios else {})
+
+
+def _ratio(text: str) -> tuple[str, float]:
+    """A layer and its ratio.
+
+    >>> _ratio("layer2.*=0.25")
+    ('layer2.*', 0.25)
+    """
+    layer, _, share = text.rpartition("=")
+    try:
+        check_value("ratios", found := {layer: float(share)})
+    except (ValueError, PlanError):
+        raise typer.BadParameter(
+            f"{text!r} is no LAYER=SHARE such as layer1.0.conv1=0.5, with a share of at least 0 and less than 1",
+            param_hint="--ratio",
+        ) from None
+    return next(iter(found.items()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from torch import nn
 
 import fxprune
 from fxprune.caller.batches import first_inputs
 from fxprune.caller.example import trim
 from fxprune.caller.files import made_folder
 from fxprune.caller.source_lines import warn
-from fxprune.cli.evaluation import Metric, accuracy, latencies
+from fxprune.cli.evaluation import latencies
 from fxprune.cli.extras import PLOT_EXTRA, missing_message
 from fxprune.cli.files import write_json
-from fxprune.cli.input_options import DataOptions, EvalOptions, File, ModelOptions
-from fxprune.cli.named_objects import object_of, told_with_line
+from fxprune.cli.input_options import DataOptions, File, ModelOptions, SweepEvalOptions
+from fxprune.cli.named_objects import object_of
 from fxprune.cli.output import Output
 from fxprune.cli.pareto import Row, plot, table, with_front
 from fxprune.cli.pruning import compensated, planned
@@ -38,7 +35,7 @@ def sweep(
     model: ModelOptions,
     data: DataOptions,
     limits: LimitOptions,
-    evaluation: EvalOptions,
+    evaluation: SweepEvalOptions,
     output: Output,
     *,
     scores: Annotated[Path, File(help="A file that `fxprune score` wrote for this model.")],
@@ -68,46 +65,36 @@ def sweep(
         raise FxpruneError(message)
     known = Scores.load(scores)
     plans = _plans(known, points, allocate, limits)
-    loader, held = data.loader(output, model.seed), evaluation.loader(data, output, model.seed)
     built = model.build(output)
+    loader = data.loader(built, output, model.seed)
+    held = evaluation.held_out(data, built, output, model.seed)
     level = compensate or ("ridge" if loader is None else "sequential")
     functions = {"unpack": data.unpacking(), "run": object_of(run, "--run"), "seed": model.seed}
-    metric = object_of(evaluation.metric, "--metric") or partial(accuracy, unpack=functions["unpack"])
     made_folder(out, FxpruneError)
     smalls, values = [], []
     with output.busy("sweeping") as bars:
-        original = _value(metric, built.model, bars.over(held, "evaluating"))
+        original = held.value(built.model, bars)
         for _, plan in bars.steps(plans, "plans"):
             watched = None if loader is None else bars.over(loader, "calibrating")
             small = compensated(built.model, plan, level=level, scores=known, loader=watched, verify=True, **functions)
             smalls.append(small)
-            values.append(_value(metric, small, bars.over(held, "evaluating")))
+            values.append(held.value(small, bars))
     times: list[float | None] = [None] * (len(smalls) + 1)
     if time_batch:
-        batch = trim(first_inputs(built.model, held, functions["unpack"]), samples=time_batch)
+        batch = trim(first_inputs(built.model, held.loader, functions["unpack"]), samples=time_batch)
         with output.busy("timing"):
             times = list(latencies([built.model, *smalls], batch))
     reports = [fxprune.report(small) for small in smalls]
     rows = [Row("original", None, reports[0].params_before, reports[0].macs_before, original, times[0])]
     for (name, plan), found, value, milliseconds in zip(plans, reports, values, times[1:], strict=True):
         rows.append(Row(name, plan.alpha, found.params_after, found.macs_after, value, milliseconds))
-    rows, named = with_front(rows), evaluation.metric or "accuracy"
-    content = {"compensate": level, "metric": named, "rows": [asdict(row) for row in rows]}
+    rows = with_front(rows)
+    content = {"compensate": level, "metric": held.name, "rows": [asdict(row) for row in rows]}
     write_json(out / "results.json", content)
-    plot(rows, out / "results.png", named)
-    output.show(table(rows, named))
+    plot(rows, out / "results.png", held.name)
+    output.show(table(rows, held.name))
     output.wrote(out / "results.json", out / "results.png")
     return content | {"out": str(out)}
-
-
-def _value(metric: Metric, model: nn.Module, loader: Iterable[Any]) -> float:
-    """The metric of a model. Raises FxpruneError where the model, or a metric of the caller's, fails."""
-    try:
-        return float(metric(model, loader))
-    except FxpruneError:
-        raise
-    except Exception as error:
-        raise FxpruneError(f"{type(model).__name__} cannot be evaluated: {told_with_line(error)}") from error
 
 
 def _points(alphas: str | None, **budgets: str | None) -> Points:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, fx
 
 from fxprune.caller.example import TensorSpec
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, close_names
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, Plane, varying_axes
 from fxprune.rules.vocabulary import ChannelRead, Option, Slot
@@ -117,8 +116,5 @@ class Collector(Context):
             if index in self.matched or not isinstance(entry, str):
                 continue
             if not any(fnmatchcase(name, entry) for name in self.modules):
-                close = ", ".join(map(repr, get_close_matches(entry, self.modules, n=3)))
-                raise FxpruneError(
-                    f"exclude: no module of {type(self.graph).__name__} matches {entry!r}"
-                    f"{f'; close names: {close}' if close else ''}"
-                )
+                kind, close = type(self.graph).__name__, close_names(entry, self.modules)
+                raise FxpruneError(f"exclude: no module of {kind} matches {entry!r}{close}")

@@ -20,6 +20,7 @@ from fxprune.coupling.interpreter import Unknown, named, step
 from fxprune.coupling.units import resolve
 from fxprune.errors import CaptureError, FxpruneError, UnsupportedOpError, first_line, is_out_of_memory
 from fxprune.rules.context import labels_in
+from fxprune.rules.pointwise import register_torchvision
 from fxprune.rules.table import describe, key_of
 from fxprune.tracing.graph import ModelGraph
 
@@ -70,6 +71,7 @@ def analyse(
     head_dim: bool = False,
 ) -> Coupling:
     """Everything behind `couple`: groups, sites, edges, and the labels that rewriting and verifying need."""
+    register_torchvision()
     collector = Collector(graph, exclude, inexact=inexact, head_dim=head_dim)
     with torch.no_grad(), computing():
         for node in collector.graph.graph.nodes:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 
 from fxprune.caller.arrays import Index
-from fxprune.errors import visible
+from fxprune.errors import plural, visible
 from fxprune.rules.vocabulary import Slot
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Key = tuple[str, str]  # the node that gives the channels, and the axis or the parameter by which they are read
 
@@ -26,6 +29,9 @@ class Site:
     def width(self) -> int:
         """The number of channels."""
         return len(self.units)
+
+    def __repr__(self) -> str:
+        return visible(f"<site {self.name}: {plural(self.width, 'channel')}>")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,14 +57,26 @@ class Group:
         """How many channels of `site` belong to this group."""
         return int(np.isin(site.units, self.units).sum())
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        layers, readers = (_some(names) for names in ([site.name for site in self.sites], self.consumers))
+        return visible(f"<group {self.name}: {len(self)} units of {layers}, read by {readers}, {self._state}>")
+
+    @property
+    def _state(self) -> str:
         state = f"frozen: {self.frozen}" if self.frozen else "prunable"
-        state += f", inexactly: {self.inexact}" if self.inexact and not self.frozen else ""
-        lines = [f"{self.name}: {len(self)} units, {state}"]
+        return state + (f", inexactly: {self.inexact}" if self.inexact and not self.frozen else "")
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {len(self)} units, {self._state}"]
         lines += [f"  {site.name}: {self.channels(site)} of {site.width} channels" for site in self.sites]
         if self.consumers:
             lines.append(f"  read by {', '.join(self.consumers)}")
         return visible("\n".join(lines))
+
+
+def _some(names: Sequence[str], shown: int = 3) -> str:
+    """The first of some names, and the number of the others."""
+    return (", ".join(names[:shown]) or "none") + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,6 +120,11 @@ class Coupling:
     balanced: tuple[tuple[str, ...], ...] = ()
     larger: tuple[tuple[str, str], ...] = ()
 
+    def __repr__(self) -> str:
+        frozen = len(self.groups) - len(self.prunable)
+        free = f"{plural(self.units, 'unit')} in {plural(len(self.prunable), 'group')} can be removed"
+        return f"<coupling of {plural(len(self.sites), 'layer')}: {free}, {plural(frozen, 'group')} frozen>"
+
     @property
     def units(self) -> int:
         """The number of units that may be pruned."""
@@ -122,6 +145,8 @@ class Coupling:
 
     def graph(self) -> nx.Graph:
         """The bipartite graph of groups and the sites that produce their channels."""
+        import networkx as nx  # takes as long as all modules of fxprune
+
         net: nx.Graph = nx.Graph()
         for group in self.groups:
             net.add_node(group.name, kind="group", size=len(group), frozen=group.frozen)

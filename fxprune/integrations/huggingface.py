@@ -22,8 +22,10 @@ from fxprune.caller.example import as_call
 from fxprune.caller.files import folder as folder_at
 from fxprune.caller.files import made_folder, regular, replacing
 from fxprune.caller.isolation import device_of, evaluating, isolated_copy, undisturbed
-from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, error_text
+from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, a, error_text
 from fxprune.pipeline import compress
+from fxprune.reporting.attach import note_call
+from fxprune.reporting.provenance import call_of
 from fxprune.reporting.report import pruned_of
 from fxprune.saving.artifact import load, save
 from fxprune.saving.own_class import narrow
@@ -70,10 +72,13 @@ def compress_pretrained(
             and labels.
         FxpruneError: one of its children, from the stage that failed.
     """
+    call = call_of(compress_pretrained, locals())
     own = _without_cache(model)
     unpack = unpack or partial(_columns, *_arguments(type(model)))
     loss = loss or _loss_of_class(own, loader, unpack)
-    return compress(own, loader, alpha, loss=loss, unpack=unpack, **options)
+    small = compress(own, loader, alpha, loss=loss, unpack=unpack, **options)
+    note_call(small, call, loader, options.get("submodule", ""))
+    return small
 
 
 def narrow_pretrained(small: nn.Module, model: PreTrainedModel) -> PreTrainedModel:
@@ -112,7 +117,7 @@ def save_pretrained(small: nn.Module, folder: str | PathLike[str], model: PreTra
     if getattr(transformers, name, None) is not type(model):
         raise ArtifactError(
             f"{name} is no class of transformers, so its name in {CONFIG} would not lead to it: use fxprune.save, and "
-            f"fxprune.load with model= a {name}"
+            f"fxprune.load with model= {a(name)}"
         )
     place = made_folder(folder, ArtifactError)
     save(small, place / WEIGHTS)

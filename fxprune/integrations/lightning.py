@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fxprune.caller.isolation import seeded
-from fxprune.errors import CalibrationError, FxpruneError
+from fxprune.errors import CalibrationError, FxpruneError, a_kind
 from fxprune.pipeline import compress
 from fxprune.reporting.report import Report, report
 from fxprune.tracing.part import part_of
@@ -121,7 +121,7 @@ class Compress(Callback):  # type: ignore[misc, unused-ignore]
         loader = trainer.train_dataloader
         if loader is None or isinstance(loader, (Mapping, list, tuple)):
             raise FxpruneError(
-                f"the Trainer trains on a {type(loader).__name__} in place of one loader: pass loader=, whose batches "
+                f"the Trainer trains on {a_kind(loader)} in place of one loader: pass loader=, whose batches "
                 "are as training_step takes them"
             )
         return loader  # type: ignore[no-any-return]
@@ -153,6 +153,6 @@ def training_loss(module: Any, batch: Any, targets: None) -> Tensor:
     loss = output.get("loss") if isinstance(output, Mapping) else output
     if not isinstance(loss, Tensor):
         raise CalibrationError(
-            f"{type(module).__name__}.training_step returned a {type(loss).__name__}, not a loss or a dict with one"
+            f"{type(module).__name__}.training_step returned {a_kind(loss)}, not a loss or a dict with one"
         )
     return loss

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,10 @@ from fxprune.planning.plan import BUDGETS
 
 Cost = Callable[[Flags], float]
 TOLERANCE = 0.01  # share of the budget that may be left unspent
+DEFAULT_ALPHA = 0.05  # where neither a level nor a budget is given
 NOTHING = -1.0  # the level at which every unit is kept
+Frozen = Iterable[tuple[Sequence[str], str]]  # layers that are kept whole, and why
+_SHOWN = 3  # layers of one reason in a message
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,13 +31,16 @@ class WithinBudget:
     level: float | None
 
 
-def meet(allocation: Allocation, cost: Cost, share: float, what: str, remedies: Iterable[str]) -> WithinBudget:
+def meet(
+    allocation: Allocation, cost: Cost, share: float, what: str, remedies: Iterable[str], frozen: Frozen = ()
+) -> WithinBudget:
     """Find, by bisection, the lowest level at which the kept units cost at most `share` of the whole.
 
     Where more than 1 % of the budget is left, units that the level before keeps are restored: those removed last, as a
     share of their group, first.
 
-    Raises PlanError where no level is within the budget; `remedies` are what its message suggests.
+    Raises PlanError where no level is within the budget; `remedies` are what its message suggests, and `frozen` the
+    layers that it names where there are no units at all.
     """
     steps = allocation.level[allocation.level <= 1 + EVEN]
     levels = np.unique(np.append(steps, NOTHING))
@@ -42,10 +48,10 @@ def meet(allocation: Allocation, cost: Cost, share: float, what: str, remedies: 
     limit = share * whole
     least = cost(allocation.keep(float(levels[-1]))) / max(whole, 1e-300)
     if least * whole > limit:
-        raise PlanError(
-            f"{what}={share:g} asks for {share:.1%} of the {BUDGETS[what]}, but {least:.1%} is the least that can be "
-            f"reached in one pass: {' or '.join(remedies)}"
-        )
+        asked, least_possible = percentages(share, least)
+        reached = f"{least_possible} is the least that can be reached in one pass: {' or '.join(remedies)}"
+        why = reached if len(allocation.level) else nothing_prunable("the model", frozen)
+        raise PlanError(f"{what}={share:g} asks for {asked} of the {BUDGETS[what]}, but {why}")
     low, high = -1, len(levels) - 1  # the place of a level above the budget, and of one within
     while high - low > 1:
         middle = (low + high) // 2
@@ -55,6 +61,16 @@ def meet(allocation: Allocation, cost: Cost, share: float, what: str, remedies: 
         keep = _filled(allocation, cost, limit, keep, allocation.keep(float(levels[low])))
     level = None if high == 0 else max(round(float(levels[high]), 9), 0.0)  # as finely as EVEN tells alphas apart
     return WithinBudget(keep, cost(keep) / max(whole, 1e-300), level)
+
+
+def percentages(first: float, second: float) -> tuple[str, str]:
+    """Two positive shares as percentages, with as many decimals as tell them apart, and the first from zero.
+
+    >>> percentages(0.3, 0.42), percentages(0.001, 0.00104), percentages(0.0001, 0.42)
+    (('30.0%', '42.0%'), ('0.100%', '0.104%'), ('0.01%', '42.00%'))
+    """
+    pairs = [(f"{first:.{digits}%}", f"{second:.{digits}%}") for digits in range(1, 16)]
+    return next((pair for pair in pairs if pair[0] != pair[1] and float(pair[0][:-1]) > 0), pairs[-1])
 
 
 def _filled(allocation: Allocation, cost: Cost, limit: float, keep: Flags, before: Flags) -> Flags:
@@ -88,6 +104,19 @@ def remedies(allocate: str | Allocate | None, allocation: Allocation, settings: 
     found += [] if allocation.round_to == 1 else [f"lower round_to={allocation.round_to}"]
     found += [] if settings.get("inexact") else ["score with inexact=True"]
     return [*found, "exclude less"]
+
+
+def nothing_prunable(model: str, frozen: Frozen) -> str:
+    """The message for a model of which nothing can be pruned: its layers, by the reason why they are kept whole.
+
+    >>> nothing_prunable("Net", [(("0", "fc"), "excluded by the caller")])
+    "nothing in Net can be pruned: '0', 'fc': excluded by the caller"
+    """
+    reasons = (
+        f"{', '.join(map(repr, sites[:_SHOWN]))}{f' and {len(sites) - _SHOWN} more' * (len(sites) > _SHOWN)}: {reason}"
+        for sites, reason in frozen
+    )
+    return f"nothing in {model} can be pruned: {'; '.join(reasons) or 'it has no layers with channels'}"
 
 
 def given(**asked: float | None) -> tuple[str, float] | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fxprune.caller.arrays import Flags, Index, Scalars
+from fxprune.errors import plural
 from fxprune.planning.widths import Products, Widths
 
 
@@ -28,6 +29,13 @@ class Latency:
     seconds: Scalars
     rest: float
     device: str
+
+    def __repr__(self) -> str:
+        nodes, widths = self.seconds.shape
+        whole = 1e3 * (self.rest + float(self.seconds[:, -1].sum()))
+        return (
+            f"<times of {plural(nodes, 'node')} at {plural(widths, 'width')} on {self.device}: {whole:.3g} ms in all>"
+        )
 
     def estimate(self, keep: Flags) -> float:
         """Seconds of one run where the units `keep` are kept."""

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from typing import Any
 
-import numpy as np
+from torch import nn
 
-from fxprune.caller.arguments import CHECKS, instance
-from fxprune.caller.arrays import Flags, Index
+from fxprune.caller.arguments import CHECKS, check, instance
+from fxprune.caller.arrays import Flags
 from fxprune.caller.example import check_example
 from fxprune.caller.files import regular, replacing
+from fxprune.caller.isolation import undisturbed
 from fxprune.caller.typed_json import from_plain
-from fxprune.coupling.collector import EXCLUDED
+from fxprune.coupling.collector import EXCLUDED, Exclude
 from fxprune.coupling.couple import analyse
-from fxprune.coupling.groups import Coupling, Site
-from fxprune.errors import PlanError, visible
-from fxprune.tracing.graph import ModelGraph
-from fxprune.tracing.settings import check_settings
+from fxprune.coupling.groups import Coupling
+from fxprune.coupling.interpreter import Unknown
+from fxprune.errors import PlanError, plural, visible
+from fxprune.planning.bars import bars
+from fxprune.planning.chosen import Channels, indices, others, remaining, with_coupled
+from fxprune.planning.kept import check_indices, units_of
+from fxprune.tracing.capture import capture_around, captured
+from fxprune.tracing.graph import ModelGraph, captured_of
+from fxprune.tracing.part import part_of
+from fxprune.tracing.settings import check_settings, settings_of
 
 FORMAT = 1
+SHOWN = 6  # of the layers of a plan that lose most channels
 LARGEST = 256 << 20  # bytes of a file; a million channels take ten million
 BUDGETS = {"params": "parameters", "macs": "MACs", "latency": "latency"}
 
@@ -61,7 +69,7 @@ class Plan:
 
     >>> plan = Plan({"0": (0, 2)}, {"0": 3}, [{"tensor": [2, 4], "dtype": "float32"}], alpha=0.05)
     >>> print(plan)
-    plan at alpha 0.05: 2 of 3 channels kept
+    plan at alpha 0.05: 2 of 3 channels kept, 1 of 1 layer narrowed
       0: 2 of 3
     """
 
@@ -83,9 +91,90 @@ class Plan:
         level = "" if self.alpha is None else f" at alpha {self.alpha:g}"
         total, kept = sum(self.widths.values()), sum(map(len, self.keep.values()))
         level += "" if self.budget is None else f" ({self.budget})"
-        lines = [f"plan{level}: {kept} of {total} channels kept"]
-        lines += [f"  {site}: {len(channels)} of {self.widths[site]}" for site, channels in self.keep.items()]
+        lost = {site: self.widths[site] - len(channels) for site, channels in self.keep.items()}
+        most = sorted(filter(lost.get, lost), key=lambda site: -lost[site])
+        layers = f"{len(most)} of {plural(len(self.keep), 'layer')} narrowed"
+        lines = [f"plan{level}: {kept} of {total} channels kept, {layers}"]
+        lines += [f"  {site}: {len(self.keep[site])} of {self.widths[site]}" for site in lost if site in most[:SHOWN]]
+        lines += [f"  and {len(most) - SHOWN} that lose less"] * (len(most) > SHOWN)
         return visible("\n".join(lines))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        layers = [(site, len(kept), self.widths[site]) for site, kept in self.keep.items()]
+        return visible(bars(str(self).partition("\n")[0], layers))
+
+    @classmethod
+    def from_kept(
+        cls,
+        model: nn.Module,
+        example: Any,
+        kept: Channels,
+        *,
+        exclude: Exclude = (),
+        unknown: Unknown = "error",
+        inexact: bool = False,
+        head_dim: bool = False,
+        submodule: str = "",
+    ) -> Plan:
+        """The plan that keeps channels of the caller's choice, for instance by a criterion of one's own.
+
+        Channels that are coupled to a removed one are removed too, in all layers; every other channel is kept.
+
+        Args:
+            model: the model to prune; it is not changed.
+            example: a batch as the model (or its part) takes it.
+            kept: for each layer that is to lose channels, those to keep: {"layer1.0.conv1": [0, 1, 5]}.
+            exclude, unknown, inexact, head_dim, submodule: see `compress`.
+
+        Raises:
+            PlanError: there is no such layer or channel, a channel cannot be removed, two layers contradict each other,
+                or layers that need one width would get several.
+
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> print(Plan.from_kept(net, torch.zeros(2, 4), {"0": [0, 2]}))
+        plan: 4 of 5 channels kept, 1 of 2 layers narrowed
+          0: 2 of 3
+        """
+        check(cls.from_kept, locals())
+        options = {"inexact": inexact, "head_dim": head_dim}
+        graph = capture_around(exclude, part_of(model, submodule), example)
+        with undisturbed():
+            coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
+        widths = {site.name: site.width for site in coupling.sites}
+        removed = others(indices("kept", kept, coupling), widths)
+        settings = settings_of(graph) | {n: v for n, v in (options | {"submodule": submodule}).items() if v}
+        keep = remaining({}, removed, coupling)
+        units_of(keep, widths, coupling)  # raises where the choice contradicts the coupling
+        return cls(keep, widths, captured_of(graph).description, frozen=coupling.frozen(), settings=settings)
+
+    def without(self, model: nn.Module, removed: Channels) -> Plan:
+        """This plan without some more channels, and without those that are coupled to them.
+
+        Args:
+            model: the model that the plan is for; it is not changed.
+            removed: layers, and indices among the channels of the original: {"layer1.0.conv1": [3, 5]}.
+
+        Raises:
+            PlanError: as `from_kept`, or the plan is not for this model.
+
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> plan = Plan.from_kept(net, torch.zeros(2, 4), {"0": [0, 2]})
+        >>> plan.without(net, {"0": [2]}).keep["0"]
+        (0,)
+        """
+        check(Plan.without, locals())
+        part = part_of(model, self.submodule)
+        with undisturbed():
+            coupling = coupling_of(captured(self.settings, part, self.example), self)
+        units_of(self.keep, self.widths, coupling)  # raises where the plan is for another model
+        lost = with_coupled(indices("removed", removed, coupling), coupling)
+        keep = remaining(self.keep, lost, coupling)
+        units_of(keep, self.widths, coupling)
+        return replace(self, keep=keep, alpha=None, budget=None, allocate=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain dicts and lists for JSON."""
@@ -105,7 +194,7 @@ class Plan:
                 )
             file = from_plain(_PlanFile, content)
             for name, site in file.sites.items():
-                _check_indices(name, site.of, site.keep)
+                check_indices(name, site.of, site.keep)
             check_settings(file.settings)
             check_example(file.example)
             keep = {name: site.keep for name, site in file.sites.items()}
@@ -159,95 +248,12 @@ class _PlanFile:
     allocate: str | None = None
 
 
-def _check_indices(name: str, width: int, kept: tuple[int, ...]) -> None:
-    if list(kept) != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < width):
-        raise PlanError(f"the plan's channels of {name} are not rising indices below its width {width}: {kept[:8]}...")
-    if not kept:
-        raise PlanError(f"the plan keeps 0 of {width} channels of {name}: a layer keeps at least one")
+def kept_units(plan: Plan, coupling: Coupling) -> Flags:
+    """The units that a plan keeps, one bool per unit; raises PlanError as `units_of` does."""
+    return units_of(plan.keep, plan.widths, coupling)
 
 
 def coupling_of(graph: ModelGraph, plan: Plan) -> Coupling:
     """The coupling that `plan` was made for, with its exclusions and its options for grids and statistics."""
     options = {name: bool(plan.settings.get(name, False)) for name in ("inexact", "head_dim")}
     return analyse(graph, exclude=plan.frozen.get(EXCLUDED, ()), unknown="freeze", **options)
-
-
-def kept_units(plan: Plan, coupling: Coupling) -> Flags:
-    """The units that a plan keeps, one bool per unit.
-
-    Raises PlanError where the plan names layers that the model lacks or gives them other widths, drops a channel that
-    cannot be removed, drops only a part of a unit, leaves a layer without channels or inputs, or keeps different
-    numbers in layers that share one size.
-    """
-    sites = {site.name for site in coupling.sites}
-    for name in plan.keep:
-        if name not in sites:
-            raise PlanError(
-                f"the plan names {name}, which the model does not have: apply it to the model that it was made for"
-            )
-    total, removed = np.zeros((2, coupling.units), dtype=np.int64)
-    for site in coupling.sites:
-        np.add.at(total, site.units[site.units >= 0], 1)
-        np.add.at(removed, site.units[_dropped(plan, site)], 1)
-    torn = np.flatnonzero((removed > 0) & (removed < total))
-    if len(torn):
-        raise PlanError(_torn(plan, coupling, int(torn[0])))
-    keep: Flags = removed == 0
-    for units in coupling.pieces:
-        if not keep[units].any():
-            names = [site.name for site in coupling.sites if np.isin(units, site.units).any()]
-            raise PlanError(
-                f"the plan drops all {len(units)} units of a slice that the model reads (of {', '.join(names[:3])}): "
-                "keep at least one"
-            )
-    _check_balance(coupling, keep)
-    return keep
-
-
-def _dropped(plan: Plan, site: Site) -> Index:
-    """The channels of a site that the plan drops."""
-    kept, width = plan.keep.get(site.name, ()), plan.widths.get(site.name, 0)
-    if site.name not in plan.keep or (len(kept) == width and (site.units < 0).all()):
-        return np.empty(0, dtype=np.int64)
-    if width != site.width:
-        raise PlanError(f"the plan was made for {width} channels of {site.name}, the model has {site.width}")
-    _check_indices(site.name, width, tuple(kept))
-    dropped = np.delete(np.arange(width), np.array(kept, dtype=np.int64))
-    stuck = dropped[site.units[dropped] < 0]
-    if len(stuck):
-        raise PlanError(
-            f"the plan drops channel {stuck[0]} of {site.name} ({len(kept)} of {width} kept), "
-            "which cannot be removed: print the groups with couple() to see why"
-        )
-    return dropped
-
-
-def _torn(plan: Plan, coupling: Coupling, unit: int) -> str:
-    """The message for a unit of which a plan keeps only a part."""
-    kept: list[str] = []
-    dropped: list[str] = []
-    for site in coupling.sites:
-        channels = set(plan.keep.get(site.name, range(site.width)))
-        for channel in np.flatnonzero(site.units == unit).tolist():
-            (kept if channel in channels else dropped).append(f"channel {channel} of {site.name}")
-    return (
-        f"the plan keeps {kept[0]} but drops {dropped[0]}, which must be kept or removed together "
-        f"({len(kept)} channels kept, {len(dropped)} dropped of one unit): keep both or drop both"
-    )
-
-
-def _check_balance(coupling: Coupling, keep: Flags) -> None:
-    """Raise where layers that share one size would get different ones, or a projection too large a one."""
-    padded = np.append(keep, True)
-    counts = {site.name: int(padded[site.units].sum()) for site in coupling.sites}
-    kept = {site.name: f"{counts[site.name]} of {site.width} units of {site.name}" for site in coupling.sites}
-    for first, other in ((first, other) for first, *others in coupling.balanced for other in others):
-        if counts[first] != counts[other]:
-            raise PlanError(
-                f"the plan keeps {kept[first]} but {kept[other]}, which share one size: keep the same number of each"
-            )
-    for first, second in coupling.larger:
-        if counts[first] <= counts[second]:
-            raise PlanError(
-                f"the plan keeps {kept[first]} and {kept[second]}: keep more units than they are projected to"
-            )

@@ -25,7 +25,7 @@ from fxprune.recovery.compensation.norm_statistics import re_estimate
 from fxprune.recovery.compensation.ridge import fill, is_recurrent
 from fxprune.recovery.compensation.sequential import refit
 from fxprune.reporting.attach import note_compensation
-from fxprune.reporting.provenance import new_biases
+from fxprune.reporting.history import new_biases
 from fxprune.reporting.records import Compensation
 from fxprune.reporting.report import Pruned
 from fxprune.scoring.calibration import Calibration, calibration_of

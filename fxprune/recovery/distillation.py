@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.caller.example import as_fields, check_dense
-from fxprune.errors import CalibrationError, FxpruneError, blaming
+from fxprune.errors import CalibrationError, FxpruneError, a_kind, blaming
 from fxprune.scoring.objective import Loss, loss_of, one_number
 from fxprune.tracing.part import Run, call_whole
 
@@ -54,7 +54,7 @@ class Distillation:
         check_dense(found, f"what logits= gives on {where}", CalibrationError, strided=True)
         if not isinstance(found, Tensor) or found.is_complex() or not found.ndim:
             raise CalibrationError(
-                f"logits= gives a {type(found).__name__} on {where}: it is a function from an output to a tensor of "
+                f"logits= gives {a_kind(found)} on {where}: it is a function from an output to a tensor of "
                 "logits with the classes along the last axis"
             )
         return found
@@ -72,7 +72,7 @@ def classes_last(output: Any) -> Tensor:
     found = named.get("logits") if isinstance(named, Mapping) else output
     if not isinstance(found, Tensor) or found.ndim < 2:
         raise FxpruneError(
-            f"the model gives a {type(output).__name__}, which is no tensor of logits and has none by that name: pass "
+            f"the model gives {a_kind(output)}, which is no tensor of logits and has none by that name: pass "
             "logits=, a function from an output to logits with the classes along the last axis"
         )
     return found if found.ndim == 3 else found.movedim(1, -1)

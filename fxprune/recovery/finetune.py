@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from os import PathLike
@@ -12,18 +13,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from fxprune.caller.arguments import CHECKS, check, chosen
+from fxprune.caller.arguments import CHECKS, check, check_keywords, chosen
 from fxprune.caller.batches import Unpack, length_of
+from fxprune.caller.installation import install
 from fxprune.caller.isolation import applied, device_of, dtype_of, isolated_copy, seeded
 from fxprune.caller.meta import need_numbers
+from fxprune.caller.progress import progress_bar
 from fxprune.caller.tensors import fingerprint
-from fxprune.errors import CalibrationError, FxpruneError, blaming, stage
+from fxprune.errors import CalibrationError, FxpruneError, a_kind, blaming, stage
 from fxprune.recovery.distillation import Distillation, Goal, Logits, Metric, classes_last
 from fxprune.recovery.epochs import Loaders, Training
 from fxprune.reporting.records import Finetuning
@@ -106,11 +107,7 @@ def finetune(
         "epochs": int(epochs), "lr": float(lr), "seed": int(seed), "precision": precision, "model": fingerprint(small),
         "distill": 0.0 if teacher is None else float(distill), "temperature": float(temperature),
     }  # fmt: skip
-    with (
-        stage("fine-tuning"),
-        seeded(seed),
-        Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar,
-    ):
+    with stage("fine-tuning"), seeded(seed), progress_bar(shown=progress) as bar:
         model = applied(isolated_copy(small), "to", place)
         distillation = None
         if teacher is not None:
@@ -135,8 +132,9 @@ def finetune(
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise FxpruneError where the arguments of `finetune` have no meaning, or Fabric is not installed."""
     if importlib.util.find_spec("lightning_fabric") is None:
-        raise FxpruneError("fine-tuning needs Lightning Fabric, the extra finetune: pip install 'fxprune[finetune]'")
+        raise FxpruneError(f"fine-tuning needs Lightning Fabric, the extra finetune: {install('finetune')}")
     try:
+        check_keywords(finetune, options)
         inspect.signature(finetune).bind(**({"small": None} | dict(options)))
     except TypeError as error:
         raise FxpruneError(f"the options of finetune do not fit ({error}): see fxprune.finetune") from error
@@ -155,12 +153,14 @@ def _precision_for(model: nn.Module, place: torch.device) -> str:
 
 def _training(goal: Goal, optimizer: Any, batches: int | None, done: Finetuning) -> Training:
     """A model and its optimizer, set up by Fabric on their device, before the first epoch."""
-    from lightning_fabric import Fabric
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's, in a notebook without ipywidgets
+        from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
     if not isinstance(optimizer, Optimizer):
         raise FxpruneError(
-            f"optimizer= gave a {type(optimizer).__name__}: it is called with a list of parameters, and returns a "
+            f"optimizer= gave {a_kind(optimizer)}: it is called with a list of parameters, and returns a "
             "torch.optim.Optimizer, as functools.partial(torch.optim.AdamW, lr=1e-3) does"
         )
     place = device_of(goal.model)

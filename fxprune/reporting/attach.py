@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import nn
@@ -13,10 +13,11 @@ from fxprune.coupling.collector import EXCLUDED
 from fxprune.errors import blaming
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned
-from fxprune.reporting.groups import frozen_reports, group_reports, rankings, with_rankings
+from fxprune.reporting.groups import frozen_reports, group_reports, rankings, site_widths, with_rankings
+from fxprune.reporting.history import extended_history
 from fxprune.reporting.layers import largest, layer_costs, layer_parameters
-from fxprune.reporting.provenance import extended_history
-from fxprune.reporting.records import Compensation
+from fxprune.reporting.provenance import provenance_of
+from fxprune.reporting.records import Calibration, Compensation
 from fxprune.reporting.report import Pruned, Report, pruned_of, with_report
 from fxprune.scoring.scores import Scores
 from fxprune.tracing.facts import facts_on, parameters
@@ -49,8 +50,20 @@ def _report(planned: Planned, plan: Plan, small: ModelGraph) -> Report:
         parameters(graph), parameters(small), before.total, after.total, None,
         group_reports(coupling, keep, frozen.get(EXCLUDED, ())), frozen_reports(frozen, graph, plan.submodule),
         captured=captured_of(graph).method, budget=plan.budget, layers=largest(before, after),
-        weight_bytes=(bytes_of(graph), bytes_of(small)),
+        weight_bytes=(bytes_of(graph), bytes_of(small)), widths=site_widths(coupling.sites, keep),
     )  # fmt: skip
+
+
+def note_call(small: nn.Module, call: str, loader: object, submodule: str) -> None:
+    """Add to the report by which call and with which data the model was made, and when."""
+    part: Any = part_of(small, submodule)
+    with_report(part, provenance=provenance_of(call, loader, part.meta[RECORD].scores))
+
+
+def note_command(small: nn.Module, submodule: str, **names: str | None) -> None:
+    """Put the names on a command line into the provenance: the command as `call`, `model`, `weights` and `file`."""
+    part: Any = part_of(small, submodule)
+    with_report(part, provenance=replace(part.meta[RECORD].report.provenance, **names))
 
 
 def note_error(small: nn.Module, error: float, submodule: str) -> None:
@@ -58,10 +71,23 @@ def note_error(small: nn.Module, error: float, submodule: str) -> None:
     with_report(part_of(small, submodule), error=error)
 
 
+def calibration_of(scores: Scores) -> Calibration | None:
+    """What scoring measured of the original; None where the scores do not come from data."""
+    known = [field.name for field in fields(Calibration)]
+    about = {name: value for name, value in scores.about.items() if name in known}
+    return Calibration(**about) if "loss" in about else None
+
+
+def note_original(small: nn.Module, scores: Scores, submodule: str) -> None:
+    """Add to the report what scoring measured of the original."""
+    with_report(part_of(small, submodule), calibration=calibration_of(scores))
+
+
 def note_scores(small: nn.Module, scores: Scores, plan: Plan) -> None:
     """Record how the scores behind the plan were made, and how they ranked the units of every group."""
     part: Any = part_of(small, plan.submodule)
     part.meta[RECORD] = replace(part.meta[RECORD], scores=dict(scores.about))
+    note_original(small, scores, plan.submodule)
     if all(plan.widths.get(site.name) == site.width for site in scores.sites):
         report: Report = part.meta[RECORD].report
         other = "random" if "random" in scores.about else "a score"

@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from fxprune.reporting.records import ReportRecord, plural
+from fxprune.errors import plural
+from fxprune.reporting.records import ReportRecord
 from fxprune.reporting.tables import level_of, plain, printed, table
 
 
@@ -63,6 +64,8 @@ class Comparison:
     def __str__(self) -> str:
         return printed(self)
 
+    __repr__ = __str__
+
     def __rich_console__(self, console: Console, options: Any) -> Any:
         models = ("before", self.first, self.second)
         rows = (figure.cells() for figure in self.figures)
@@ -103,6 +106,8 @@ def _figures_of(report: ReportRecord) -> Iterator[Figure]:
         yield Figure("verify's error", None, report.error, None, ".1e")
     if report.compensation and report.compensation.after is not None:
         yield Figure("output's error", 0.0, report.compensation.after, None, ".2%")
+    if found := report.evaluation:
+        yield Figure(found.name, found.before, found.after, None, ".4g")
     if report.finetuned:
         name, values = report.finetuned.judged_by
         yield Figure(f"{name}, fine-tuned", None, values[report.finetuned.best], None, ".4g")

@@ -10,7 +10,7 @@ from torch import nn
 
 from fxprune.caller.arrays import Flags, Index, Scalars
 from fxprune.caller.computed_weights import parametrized
-from fxprune.coupling.groups import Coupling
+from fxprune.coupling.groups import Coupling, Site
 from fxprune.planning.allocation import curve_within, weighed
 from fxprune.planning.plan import Plan
 from fxprune.planning.tod import ranks
@@ -20,13 +20,13 @@ from fxprune.scoring.scores import Scores
 
 def group_reports(coupling: Coupling, keep: Flags, excluded: Iterable[str]) -> tuple[GroupReport, ...]:
     """The widths of every prunable group, before and after; groups of excluded sites are left out."""
-    padded, out = np.append(keep, True), set(excluded)
+    out = set(excluded)
     return tuple(
         GroupReport(
             group.name,
             len(group),
             int(keep[group.units.start : group.units.stop].sum()),
-            {site.name: (site.width, int(padded[_within(site.units, len(keep))].sum())) for site in group.sites},
+            site_widths(group.sites, keep),
             group.inexact,
         )
         for group in coupling.prunable
@@ -34,10 +34,15 @@ def group_reports(coupling: Coupling, keep: Flags, excluded: Iterable[str]) -> t
     )
 
 
+def site_widths(sites: Iterable[Site], keep: Flags) -> dict[str, tuple[int, int]]:
+    """The channels of every site, before and after."""
+    padded = np.append(keep, True)
+    return {site.name: (site.width, int(padded[_within(site.units, len(keep))].sum())) for site in sites}
+
+
 def frozen_reports(frozen: Mapping[str, tuple[str, ...]], graph: nn.Module, part: str) -> tuple[FrozenReport, ...]:
     """The layers of a graph, of the part at `part`, left whole, by reason; one reason is that weights are computed."""
-    by_reason = [FrozenReport(sites, reason) for reason, sites in frozen.items()]
-    return (*by_reason, *(FrozenReport((layer,), why) for layer, why in parametrized(graph, part)))
+    return tuple(FrozenReport(sites, why) for why, sites in (dict(frozen) | parametrized(graph, part)).items())
 
 
 def with_rankings(groups: Iterable[GroupReport], found: Mapping[str, Ranking]) -> tuple[GroupReport, ...]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.benchmark import Measurement, Timer
 
 from fxprune.caller.arguments import check
 from fxprune.caller.example import to_device
@@ -20,6 +19,9 @@ from fxprune.errors import FxpruneError, blaming
 from fxprune.reporting.records import BatchLatency, MeasuredLatency, Timing
 from fxprune.reporting.report import reported, with_report
 from fxprune.reporting.why_slow import why_slow
+
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Measurement, Timer
 
 TURN = 0.02  # seconds of calls in each turn of a model; one call at least
 REMEDY = ": give batch_sizes= that it takes, or as example= a function from a batch size to a batch"
@@ -108,7 +110,7 @@ def in_turns(timers: Sequence[Timer], repeats: int, seconds: float) -> Iterator[
         for index in order:
             turns[index].append(timers[index].blocked_autorange(min_run_time=TURN))
     for found in turns:
-        times = Measurement.merge(found)[0].times
+        times = type(found[0]).merge(found)[0].times
         low, median, high = (float(value) for value in np.quantile(times, (0.25, 0.5, 0.75)))
         yield Timing(median, low, high, len(found), len(times))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from fxprune.errors import visible
+from fxprune.errors import plural, visible
 from fxprune.planning.plan import Budget
+from fxprune.reporting.provenance import Provenance
 
 SAMPLED = 512  # units of a group that a report holds at most
 GAIN = 0.05  # share of the original's time; a smaller gain is none
@@ -96,6 +97,11 @@ class Finetuning:
         if (self.train_losses or judged) and not 0 <= self.best < len(judged):
             raise ValueError(f"epoch {self.best} of a fine-tuning was kept, but {len(judged)} were judged")
 
+    def __repr__(self) -> str:
+        name, values = self.judged_by
+        course = f": {name} {values[0]:.4g} -> {values[self.best]:.4g} at epoch {self.best}" if values else ""
+        return f"fine-tuning in {self.precision}, {self.ran} of {plural(self.epochs, 'epoch')}{course}"
+
     @property
     def judged_by(self) -> tuple[str, tuple[float, ...]]:
         """The name and the values of the figure that chose the epoch: the metric, or else the validation loss."""
@@ -172,6 +178,8 @@ class MeasuredLatency:
             lines.append(f"  batch {pair.batch_size}: {before} -> {after}, {pair.speedup:.2f} x")
         return visible("\n".join([*lines, *(f"  {line}" for line in self.explained())]))
 
+    __repr__ = __str__
+
     def explained(self) -> tuple[str, ...]:
         """One sentence for each place where the smaller model is not faster, and for each reason; empty if none."""
         said: list[str] = []
@@ -184,15 +192,6 @@ class MeasuredLatency:
     def _sizes(self, verdict: str) -> str:
         """The batch sizes with one verdict, as text."""
         return " and ".join(str(pair.batch_size) for pair in self.batches if pair.verdict == verdict)
-
-
-def plural(count: int, noun: str) -> str:
-    """A number of things.
-
-    >>> plural(1, "thread"), plural(2048, "thread")
-    ('1 thread', '2,048 threads')
-    """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def milliseconds(seconds: float) -> str:
@@ -229,6 +228,16 @@ class Compensation:
     measure: str = "squared error, in shares of the variance"
     chosen: float | None = None
 
+    def __repr__(self) -> str:
+        known = self.before is not None and self.after is not None
+        errors = f"output's error {self.before:.1%} -> {self.after:.1%}" if known else "output's error not measured"
+        return f"compensation {self.level}: {errors}, {plural(self.refitted, 'layer')} refitted"
+
+    @property
+    def refitted(self) -> int:
+        """The number of layers whose weights it changed."""
+        return sum(layer.strength is not None for layer in self.layers) + len(self.filled)
+
 
 @dataclass(frozen=True, slots=True)
 class Refit:
@@ -245,6 +254,36 @@ class Refit:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """The original on the calibration data, as scoring measured it.
+
+    `loss` is the mean over the samples. `accuracy` is the share of class numbers that it gets right among `outputs`
+    classes; None where its outputs and the targets are no logits and class numbers.
+
+    >>> print(Calibration(300, 0.0312, 0.99, 10))
+    the original on 300 calibration samples: loss 0.0312, right on 99.0%
+    """
+
+    samples: int
+    loss: float
+    accuracy: float | None = None
+    outputs: int | None = None
+
+    def __str__(self) -> str:
+        right = "" if self.accuracy is None else f", right on {self.accuracy:.1%}"
+        return f"the original on {plural(self.samples, 'calibration sample')}: loss {self.loss:.3g}{right}"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A figure of the caller's, such as the accuracy on held-out data; `before` is the original's, where measured."""
+
+    name: str
+    before: float | None
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReportRecord:
     """What `compress` or `apply` was asked to do, and what it achieved.
 
@@ -256,6 +295,9 @@ class ReportRecord:
 
     `weight_bytes` counts all parameters and buffers, before and after. `layers` are the largest that remain. `signals`
     names the signals that proposed and protected units. `latency` is what `measure_latency` found for the whole model.
+    `calibration` is what scoring measured of the original, `evaluation` what the caller's function measured.
+    `provenance` says how the model was made. `widths` are the channels before and after of every layer that has
+    channels, in the order in which the graph calls the layers.
     """
 
     model: str
@@ -276,6 +318,10 @@ class ReportRecord:
     layers: tuple[LayerReport, ...] = ()
     signals: tuple[str, str] | None = None
     latency: MeasuredLatency | None = None
+    calibration: Calibration | None = None
+    evaluation: Evaluation | None = None
+    provenance: Provenance | None = None
+    widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists and numbers."""

@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from fxprune.errors import visible
-from fxprune.reporting.records import ReportRecord, Timing, milliseconds, plural
+from fxprune.errors import plural, visible
+from fxprune.planning.budgets import DEFAULT_ALPHA
+from fxprune.planning.plan import BUDGETS
+from fxprune.reporting.records import ReportRecord, Timing, milliseconds
 
 SHOWN = 5  # of the largest layers
 
@@ -34,16 +36,26 @@ def table(
 
 def printed(shown: Any) -> str:
     """A table, or anything else that rich prints, as plain text 120 characters wide."""
-    console = Console(width=120, no_color=True)
+    console = Console(width=120, color_system=None, force_jupyter=False)
     with console.capture() as text:
         console.print(shown)
     return text.get().rstrip()
 
 
+def brief(report: ReportRecord) -> str:
+    """The summary of a report as a few lines of text."""
+    lines = [f"report of {report.model} at {level_of(report)}"]
+    for name, before, after, left in summary(report):
+        figures = f"{before} -> {after}" if before else after
+        lines.append(f"  {name}: {figures}" + (f" ({left})" if left else ""))
+    lines.append(f"  {plural(len(report.groups), 'group')} in print(report), every layer in report.to_html(path)")
+    return visible("\n".join(lines))
+
+
 def tables(report: ReportRecord) -> Iterator[Any]:
     """The summary, the budget, the reasons for slowness, the widths, the largest layers, and the layers left whole."""
-    yield table(("", "before", "after", "left"), _summary(report), f"{report.model} at {level_of(report)}", "right")
-    yield from plain(str(report.budget)) if report.budget else []
+    yield table(("", "before", "after", "left"), summary(report), f"{report.model} at {level_of(report)}", "right")
+    yield from plain(*(str(line) for line in (report.budget, report.calibration) if line))
     yield from plain(*report.latency.explained()) if report.latency else []
     yield table(("group", "units", "layers (channels before -> after)"), _widths(report))
     if report.layers:
@@ -54,11 +66,14 @@ def tables(report: ReportRecord) -> Iterator[Any]:
 
 
 def level_of(report: ReportRecord) -> str:
-    """The level that a model was pruned at."""
-    return "a plan" if report.alpha is None else f"alpha {report.alpha:g}"
+    """What a model was pruned to: the share that a budget left, or the level."""
+    if report.budget is not None:
+        return f"{report.budget.achieved:.1%} of the {BUDGETS[report.budget.of]}"
+    default = " (the default)" * (report.alpha == DEFAULT_ALPHA)
+    return "a plan" if report.alpha is None else f"alpha {report.alpha:g}{default}"
 
 
-def _summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:
+def summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:
     """Rows of a name, and a figure before, after, and its share or a remark."""
     counts = [
         ("parameters", (report.params_before, report.params_after)),
@@ -73,11 +88,14 @@ def _summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:
         where = f"on {report.latency.device}, {plural(report.latency.threads, 'thread')}"
         for timed in report.latency.batches:
             yield f"batch of {timed.batch_size} {where}", _time(timed.before), _time(timed.after), f"{timed.left:.1%}"
+    if found := report.evaluation:
+        before = "" if found.before is None else f"{found.before:.4g}"
+        yield found.name, before, f"{found.after:.4g}", ""
     proof = "not run" if report.error is None else f"{report.error:.1e}"
     yield "verify's error" + (", before fine-tuning" if report.finetuned else ""), "", proof, ""
     yield "captured by", "", report.captured, ""
     if done := report.compensation:
-        layers = plural(sum(layer.strength is not None for layer in done.layers) + len(done.filled), "layer")
+        layers = plural(done.refitted, "layer")
         known = done.before is not None and done.after is not None
         errors = (f"{done.before:.1%}", f"{done.after:.1%}") if known else ("", "not measured")
         yield f"output's error, compensation: {done.level}", *errors, layers

@@ -13,15 +13,16 @@ from torch.utils import _pytree as pytree
 from fxprune.caller.batches import sample_count
 from fxprune.caller.example import TensorSpec
 from fxprune.caller.tensors import INDEX
+from fxprune.errors import plural
 from fxprune.reporting.layers import attribute_of, kind_of
-from fxprune.reporting.records import BatchLatency, plural
+from fxprune.reporting.records import BatchLatency
 from fxprune.reporting.report import Report
+from fxprune.reporting.widths import BLOCK, layer_widths, odd_widths
 from fxprune.tracing.facts import facts_on
 from fxprune.tracing.graph import RECORD, ModelGraph
 from fxprune.tracing.settings import example_for
 
 INTENSE = 8  # MACs per byte; processors of all kinds wait for memory at fewer, by a wide margin
-BLOCK = 8  # channels; kernels work in multiples
 SHORT = {"cpu": 20e-6, "cuda": 60e-6}  # seconds per node; in less time, the cost of the call dominates
 MUCH = 0.5  # share of the bytes above which memory traffic is a reason
 FREE = frozenset({  # give another view of a tensor, and move no bytes
@@ -54,7 +55,8 @@ def why_slow(graph: ModelGraph, report: Report, pair: BatchLatency, device: str)
     left = report.macs_after / max(report.macs_before, 1)
     if left > 0.9:
         yield f"{left:.0%} of the MACs are left, so there was little to gain: prune more"
-    yield from _odd_widths(report)
+    if odd := odd_widths(layer_widths(report)):
+        yield f"{odd}, and kernels work in blocks: plan with round_to={BLOCK}"
     nodes = list(node_costs(graph))
     yield from _memory_traffic(nodes, pair.batch_size)
     each = pair.after.median / max(len(nodes), 1)
@@ -83,18 +85,6 @@ def node_costs(graph: ModelGraph) -> Iterator[NodeCost]:
         moved = sum(spec.dtype.itemsize * math.prod(spec.shape) for spec in specs)
         weights = sum(tensor.nbytes for tensor in _weights(graph, node))
         yield NodeCost(kind, facts.flops[node.name] / 2 / samples, moved / samples, weights)
-
-
-def _odd_widths(report: Report) -> Iterator[str]:
-    """The reason where narrowed layers have widths that are no multiples of a block."""
-    sites = {name: after for group in report.groups for name, (before, after) in group.sites.items() if after < before}
-    odd = [f"{name} {after}" for name, after in sites.items() if after % BLOCK]
-    if odd:
-        named = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
-        yield (
-            f"{len(odd)} of {len(sites)} narrowed layers have a width that is no multiple of {BLOCK} ({named}), and "
-            f"kernels work in blocks: plan with round_to={BLOCK}"
-        )
 
 
 def _memory_traffic(nodes: list[NodeCost], batch: int) -> Iterator[str]:

@@ -30,7 +30,7 @@ from fxprune.tracing.agreement import TOLERANCES, apart
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.finite import spoiled
-from fxprune.tracing.graph import ModelGraph, example_of
+from fxprune.tracing.graph import ModelGraph, example_of, refitted
 from fxprune.tracing.part import part_of
 
 _LOG = logging.getLogger(__name__)
@@ -55,7 +55,8 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
         that equal in both and exceed all others 100 times set no scale.
 
     Raises:
-        VerificationError: the labels disagree, or the error is above the tolerance.
+        VerificationError: the labels disagree, or the error is above the tolerance, as it is for a model that was
+            compensated or trained after the removal.
         CalibrationError: a model fails on the example, or the example is not finite.
     """
     check(verify, locals())
@@ -66,7 +67,17 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
         graph = capture_as(plan.settings, model, example)
         coupling = coupling_of(graph, plan)
         planned = Planned(graph, coupling, kept_units(plan, coupling))
-    return error_of(plan, planned, small, example, model=model, tolerance=tolerance)
+    try:
+        return error_of(plan, planned, small, example, model=model, tolerance=tolerance)
+    except VerificationError as error:
+        if not (changed := refitted(small)) or isinstance(error.__cause__, MismatchError):
+            raise
+        raise VerificationError(
+            f"the weights of {type(small).__name__} were changed after the removal, by {changed}, so it cannot equal "
+            f"the masked original ({error}): compare plain removal, fxprune.verify(model, plan, "
+            'fxprune.apply(model, plan), example), or compress with compensate="none"; the error that compress found '
+            "before it changed the weights is fxprune.report(small).error"
+        ) from error
 
 
 def error_of(

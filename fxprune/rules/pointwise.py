@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import operator
+import sys
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
-from torchvision.ops.stochastic_depth import stochastic_depth
 
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels, Plane
-from fxprune.rules.table import Key, rule
+from fxprune.rules.table import RULES, Key, rule
 
 _ARITHMETIC = (
     "add", "sub", "mul", "div", "true_divide", "floor_divide", "remainder", "fmod", "pow", "float_power", "maximum",
@@ -44,13 +43,13 @@ _MODULES = (
     nn.Identity, nn.ReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.CELU, nn.SiLU, nn.Mish, nn.GELU, nn.Softplus, nn.Softsign,
     nn.Tanh, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.LeakyReLU,
     nn.RReLU, nn.Threshold, nn.LogSigmoid, nn.Sigmoid, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
-    nn.AlphaDropout, nn.FeatureAlphaDropout, StochasticDepth,
+    nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
 
 
 def _keys() -> set[Key]:
     """Every spelling of torch's element-wise ops: functions, methods, in-place forms, operators, modules."""
-    keys: set[Key] = {*_MODULES, stochastic_depth, *(getattr(operator, name) for name in _OPERATORS)}
+    keys: set[Key] = {*_MODULES, *(getattr(operator, name) for name in _OPERATORS)}
     keys |= {f"__{side}{name}__" for name in ("add", "sub", "mul", "truediv") for side in ("", "r")}
     for name in _ARITHMETIC + _FUNCTIONS:
         names = name, f"{name.rstrip('_')}_"
@@ -69,6 +68,13 @@ def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     inputs = labels_in((args, kwargs))
     shapes = [x.shape for x in inputs]
     return ctx.meet(inputs, shapes[0] if shapes.count(shapes[0]) == len(shapes) else torch.broadcast_shapes(*shapes))
+
+
+def register_torchvision() -> None:
+    """Add the element-wise operations of torchvision, where it is imported, as it is for every model that has them."""
+    if ops := sys.modules.get("torchvision.ops"):
+        for key in (ops.StochasticDepth, ops.stochastic_depth):
+            RULES.setdefault(key, pointwise)
 
 
 @rule(nn.PReLU, F.prelu, torch.prelu, "prelu")

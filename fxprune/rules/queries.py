@@ -33,6 +33,11 @@ def measure(ctx: Context, x: Any) -> int:
 @rule(getattr)
 def attribute(ctx: Context, x: Any, name: str) -> Any:
     """Shape, rank, dtype or device; a transpose (.T, .mT) is data movement, and .data is the tensor itself."""
+    if isinstance(x, dict) and name in x and not hasattr(x, name):
+        text = (
+            f"a dict of a class of its own gives its entry {name!r} as an attribute, and torch looks into plain dicts"
+        )
+        raise TypeError(f"{text} only: read it as value[{name!r}], and give a plain dict, by unpack= say")
     if not isinstance(x, Labels):
         return getattr(x, name)
     if name in ("T", "mT", "H", "mH"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import fx, nn
 
 from fxprune.caller.overrides import changed
@@ -63,9 +64,13 @@ def describe(key: Key) -> str:
 
     >>> describe("view"), describe(nn.Conv2d)
     ('method view', 'module torch.nn.modules.conv.Conv2d')
+    >>> describe(torch.ops.aten.add), describe(torch.ops.aten.add.Tensor)
+    ('function torch.ops.aten.add', 'function torch.ops.aten.add.Tensor')
     """
     if isinstance(key, str):
         return f"method {key}"
+    if isinstance(key, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return f"function torch.ops.{str(key).replace('::', '.')}"
     kind = "module" if isinstance(key, type) and issubclass(key, nn.Module) else "function"
     return f"{kind} {getattr(key, '__module__', '')}.{getattr(key, '__qualname__', getattr(key, '__name__', key))}"
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fxprune.caller.arguments import CHECKS, check, is_keywords, wanted
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import aliases_of, dtype_name, memory_format_of, named_tensors, put, without_place
-from fxprune.errors import ArtifactError
+from fxprune.errors import ArtifactError, a_kind
 from fxprune.reporting.report import Pruned, pruned_of
 from fxprune.saving.container import read_artifact, sha256_of, write_artifact
 from fxprune.saving.header import Builder, Header, Part, TensorRecord
@@ -141,9 +141,7 @@ def _check_states(small: nn.Module) -> None:
     """Raise where a module keeps a state that is no tensor."""
     for name, module in small.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
-            raise ArtifactError(
-                f"{name or 'the model'} is a {type(module).__name__} with an extra state: it is not kept"
-            )
+            raise ArtifactError(f"{name or 'the model'} is {a_kind(module)} with an extra state: it is not kept")
 
 
 def _without_views(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

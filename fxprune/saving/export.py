@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from torch.utils import _pytree as pytree
 from fxprune.caller.arguments import check
 from fxprune.caller.example import as_call, as_fields, batch_length, to_device
 from fxprune.caller.files import regular, replacing
+from fxprune.caller.installation import install
 from fxprune.caller.isolation import device_of, full_float32, undisturbed
 from fxprune.caller.meta import need_numbers
-from fxprune.errors import ExportError, first_line
+from fxprune.errors import ExportError, a_kind, error_text, first_line
 from fxprune.rewriting.proof import relative_error
 from fxprune.tracing.hook_effects import computing_hooks
 from fxprune.tracing.hooks import keep_only, plain_copy
@@ -62,11 +63,7 @@ def export(
     suffix = regular(path, ExportError, "written").suffix
     if suffix not in _EXPORTS:
         raise ExportError(f"{path} ends in {suffix!r}: name a file that ends in {' or '.join(_EXPORTS)}")
-    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
-    if suffix == ".onnx" and missing:
-        raise ExportError(
-            f"exporting to ONNX needs {', '.join(missing)}, of the extra export: pip install 'fxprune[export]'"
-        )
+    check_packages([Path(path)])
     need_numbers(small, "export", ExportError)
     with undisturbed(), full_float32(), torch.no_grad(), replacing(path, ExportError) as unfinished:
         model = plain_copy(small)
@@ -75,6 +72,7 @@ def export(
         if rows == 0:
             raise ExportError("the example has no tensor of at least one row: pass dynamic_batch=False")
         batches = [example] if rows is None else [example, _longer(example, rows)]
+        _check_runs(model, example)
         try:
             keep_only(model, computing_hooks(small, example, {}))
             with warnings.catch_warnings():
@@ -88,6 +86,25 @@ def export(
             raise ExportError(
                 f"{type(small).__name__} cannot be exported to {path} ({_cause(error)}){fixed}"
             ) from error
+
+
+def check_packages(paths: Iterable[Path]) -> None:
+    """Raise ExportError where a package is missing that writing or running one of these files needs."""
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if missing and any(path.suffix == ".onnx" for path in paths):
+        raise ExportError(f"exporting to ONNX needs {', '.join(missing)}, of the extra export: {install('export')}")
+
+
+def _check_runs(model: nn.Module, example: Any) -> None:
+    """Raise ExportError where a model does not run on the example."""
+    try:
+        args, kwargs = _call(model, example)
+        model(*args, **kwargs)
+    except Exception as error:
+        raise ExportError(
+            f"{type(model).__name__} does not run on the example ({error_text(error)}): give one batch as its forward "
+            "takes it"
+        ) from error
 
 
 def _program(model: nn.Module, batch: Any, dynamic_shapes: Any, path: Path) -> Run:
@@ -105,7 +122,7 @@ def _onnx(model: nn.Module, batch: Any, dynamic_shapes: Any, path: Path) -> Run:
     for value in pytree.tree_leaves(as_fields(model(*args, **kwargs))):
         if not isinstance(value, Tensor) and value is not None:
             raise ExportError(
-                f"{type(model).__name__} gives {value!r}, a {type(value).__name__}, among its outputs, and ONNX has "
+                f"{type(model).__name__} gives {value!r}, {a_kind(value)}, among its outputs, and ONNX has "
                 "only tensors: leave it out, make it a tensor, or export to .pt2"
             )
     program = torch.export.export(model, *_call(model, batch), dynamic_shapes=dynamic_shapes)

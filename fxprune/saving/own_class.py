@@ -12,7 +12,7 @@ from fxprune.caller.computed_weights import computed_tensors, make_permanent
 from fxprune.caller.isolation import isolated_copy, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import named_tensors, put, without_place
-from fxprune.errors import NarrowError, summary
+from fxprune.errors import NarrowError, a_kind, summary
 from fxprune.pipeline import rewritten
 from fxprune.planning.plan import Plan
 from fxprune.reporting.report import pruned_of
@@ -122,7 +122,7 @@ def _blamed(own: nn.Module, graph: ModelGraph, small: ModelGraph, why: str) -> s
     node, place = found[0], found[0].name
     line = " ".join(str(node.stack_trace or "").split())
     if node.op == "call_module":
-        place = f"{node.target}, a {type(graph.get_submodule(str(node.target))).__name__}"
+        place = f"{node.target}, {a_kind(graph.get_submodule(str(node.target)))}"
         line = line if "in forward" in line else ""  # a container calls its layers in no line of the user's
     others = f" and {len(found) - 1} more" if len(found) > 1 else ""
     return (
@@ -155,7 +155,7 @@ def _take(own: nn.Module, weights: nn.Module, graph: ModelGraph, pruned: ModelGr
     made_by = pruned_of(given)
     if not isinstance(given, ModelGraph) or made_by is None or dict(made_by.plan.keep) != dict(plan.keep):
         raise NarrowError(
-            f"weights is a {type(weights).__name__} that was not made by this plan: give what apply or compress "
+            f"weights is {a_kind(weights)} that was not made by this plan: give what apply or compress "
             "made of the model by it"
         )
     tensors = named_tensors(given)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.caller.isolation import isolated_copy
 from fxprune.caller.source_lines import warn
-from fxprune.errors import ArtifactError, FxpruneError, error_text, first_line, summary
+from fxprune.errors import ArtifactError, FxpruneError, a, a_kind, error_text, first_line, summary
 from fxprune.pipeline import apply
 from fxprune.planning.plan import Plan
 from fxprune.saving.header import Builder, Header, Part
@@ -20,6 +20,10 @@ from fxprune.tracing.graph import history_of
 from fxprune.tracing.part import part_of
 from fxprune.version import __version__
 
+_REMEDY = (
+    "pass model= of the architecture that was pruned, built with the same arguments, and with those of its forward "
+    "hooks that compute"
+)
 _FAILURES = (FxpruneError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, OverflowError)
 
 
@@ -34,9 +38,8 @@ def rebuilt(
                 small = apply(small, plan)
             except _FAILURES as error:
                 raise ArtifactError(
-                    f"{source} was made from a {header.model}, and its plan does not fit the "
-                    f"{type(model).__name__} that was given ({summary(error)}): pass model= of the architecture "
-                    "that was pruned, built with the same arguments"
+                    f"{source} was made from {a(header.model)}, and its plan does not fit the "
+                    f"{type(model).__name__} that was given ({summary(error)}): {_REMEDY}"
                 ) from error
         _check_structure(small, part, header, source)
     return small
@@ -98,9 +101,9 @@ def _check_structure(small: nn.Module, part: Part, header: Header, source: objec
         return
     pairs = enumerate(zip_longest(part.structure, now, fillvalue="no node"))
     index, (old, new) = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
-    text = f"{source} was made from a {header.model} in which node {index} is {old}, and in the model given {new}"
+    text = f"{source} was made from {a(header.model)} in which node {index} is {old}, and in the model given {new}"
     if dict(header.versions) == versions():
-        raise ArtifactError(f"{text}: pass model= of the architecture that was pruned, built with the same arguments")
+        raise ArtifactError(f"{text}: {_REMEDY}")
     warn(f"{text}. It was made by {header.made_by}; compare the outputs")
 
 
@@ -118,5 +121,5 @@ def build_model(builder: Builder, source: object) -> nn.Module:
             f"{source} names the builder {builder}, which fails ({error_text(error)}): pass model= instead"
         ) from error
     if not isinstance(model, nn.Module):
-        raise ArtifactError(f"{source} names the builder {builder}, which gives a {type(model).__name__}: pass model=")
+        raise ArtifactError(f"{source} names the builder {builder}, which gives {a_kind(model)}: pass model=")
     return model

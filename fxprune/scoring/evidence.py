@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxprune.caller.arrays import Scalars
 from fxprune.coupling.groups import Coupling, Edge, Key, key_of_edge
-from fxprune.errors import CalibrationError
+from fxprune.errors import CalibrationError, plural
 from fxprune.scoring.moments import Moments
 from fxprune.scoring.probes import Probe
 from fxprune.scoring.sampler import Sampler
@@ -36,6 +36,10 @@ class Evidence:
     moments: Mapping[Key, Moments]
     separability: Scalars | None
     seed: int
+
+    def __repr__(self) -> str:
+        moments = plural(len(self.moments), "edge")
+        return f"<evidence of {type(self.graph).__name__}: moments of {moments}, {self.coupling}>"
 
     @property
     def edges(self) -> list[tuple[Edge, Moments | None]]:

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from fxprune.caller.batches import Classes, Unpack, batch_to_device, class_of_samples, count_of, length_of, sample_count
 from fxprune.caller.isolation import applied, dtype_of, evaluating
+from fxprune.caller.progress import progress_bar
 from fxprune.caller.rank_batches import Numbered, RankBatches
 from fxprune.caller.ranks import in_any, rank_and_size, together
 from fxprune.coupling.gates import insert
@@ -74,7 +73,7 @@ class ScoringPass:
         rank, size = rank_and_size()
         total = length_of(self.share.loader) if self.share.most is None else None
         total = total and len(range(rank, total, size))
-        with Progress(console=Console(stderr=True), transient=True, disable=rank > 0 or not progress) as bar:
+        with progress_bar(shown=progress and not rank) as bar:
             for index, (first, inputs, targets) in enumerate(bar.track(self.share, total, description="scoring")):
                 with blaming(f"moving to {self.device}", f"batch {index}"):
                     moved = batch_to_device((self.objective.fitted(inputs), targets), self.device)
@@ -93,7 +92,9 @@ class ScoringPass:
             else:
                 count = samples or count_of(inputs, targets)
                 sampler.count(count, first)
-            value = self.objective.value(inputs, targets, samples, index)
+            value, output = self.objective.value(inputs, targets, samples, index)
+            of = self.objective.run or self.objective.loss
+            self.state.original.add(value * count, output, targets, of)
             with blaming("the backward pass", f"batch {index}"):
                 grads = _gradients(value * count, weights)
             for total, grad in zip(self.state.totals, grads, strict=True):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch.utils import _pytree as pytree
 from fxprune.caller.batches import count_of, model_inputs, sample_count
 from fxprune.caller.example import as_call, check_dense
 from fxprune.caller.tensors import dtype_name
-from fxprune.errors import CalibrationError, blaming
+from fxprune.errors import CalibrationError, FxpruneError, blaming
+from fxprune.scoring.wrong_targets import check_classes, failure, only_ignored
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.finite import not_finite
 from fxprune.tracing.graph import ModelGraph, plain_attributes
@@ -92,14 +94,18 @@ class Objective:
         """The number of samples of a batch."""
         return sample_count(self.fitted(inputs)) if self.counts_rows else count_of(inputs, targets)
 
-    def value(self, inputs: Any, targets: Any, samples: int | None, index: int) -> Tensor:
-        """The loss of batch `index`. Raises CalibrationError where it is not one finite number."""
+    def value(self, inputs: Any, targets: Any, samples: int | None, index: int) -> tuple[Tensor, Any]:
+        """The loss of batch `index`, and the model's output; None where `run` does not call the model just once.
+
+        Raises CalibrationError where the loss is not one finite number.
+        """
         part, where = self.part, f"batch {index}"
         part.samples, part.seen = None if self.counts_rows else samples, None
         if self.run:
             remedy = ": it is called as run(model, inputs, targets) and returns the mean loss of the batch"
-            with blaming("run=", where, remedy):
+            with blaming("run=", where, remedy), outputs_of(self.whole) as outputs:
                 value: Any = call_whole(self.whole, inputs, targets, run=self.run)
+            output: Any = outputs[0] if len(outputs) == 1 else None
         else:
             with blaming("the model", where):
                 if self.counts_rows:
@@ -112,9 +118,10 @@ class Objective:
             raise CalibrationError(f"{part.name} was not called on {where}: there is nothing to score there")
         number = one_number(value, f"the loss of {where}")
         if not bool(torch.isfinite(number.detach())):
-            said = not_finite(part.graph, part.seen) or "the output is finite, look at the loss and the targets"
+            said = not_finite(part.graph, part.seen) or only_ignored(self.loss, targets)
+            said = said or "the output is finite, look at the loss and the targets"
             raise CalibrationError(f"the loss of {where} is {float(number.detach())}: {said}")
-        return number
+        return number, output
 
     def check_reached(self, totals: list[Tensor], reached: bool) -> None:  # noqa: FBT001
         """Raise where no loss depended on a gate, or one of the user's gave no gradient for any."""
@@ -124,6 +131,17 @@ class Objective:
                 f"the loss does not depend on {self.part.name}: its gradient is 0 on every batch; look for "
                 "torch.no_grad(), detach(), item() or a loss of 0 between the two"
             )
+
+
+@contextmanager
+def outputs_of(model: nn.Module) -> Iterator[list[Any]]:
+    """A list to which every call of the model adds its output."""
+    outputs: list[Any] = []
+    handle = model.register_forward_hook(lambda _model, _inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
 
 
 def one_number(value: Any, what: str) -> Tensor:
@@ -138,7 +156,12 @@ def one_number(value: Any, what: str) -> Tensor:
 
 
 def loss_of(loss: Loss, output: Any, targets: Any, where: str) -> Any:
-    """The loss of an output. Raises CalibrationError, naming `where`, if the loss fails."""
-    name = getattr(loss, "__name__", type(loss).__name__)
-    with blaming(f"the loss {name}", where, ": pass loss=, a callable(output, target) that fits the model's output"):
+    """The loss of an output. Raises CalibrationError, naming `where` and what is wrong there, if the loss fails."""
+    check_classes(loss, output, targets, where)
+    try:
         return loss(output, targets)
+    except FxpruneError:
+        raise
+    except Exception as error:
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise CalibrationError(failure(name, loss, output, targets, where, error)) from error

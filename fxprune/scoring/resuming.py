@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,26 +18,31 @@ from fxprune.caller.arrays import BROKEN, read, write
 from fxprune.caller.files import regular
 from fxprune.caller.rank_batches import Numbered, RankBatches, digest
 from fxprune.caller.ranks import check_same, rank_and_size, summed
+from fxprune.caller.typed_json import from_plain
 from fxprune.errors import CalibrationError, FxpruneError
+from fxprune.scoring.original import Original
 from fxprune.scoring.probes import Probe
 from fxprune.scoring.sampler import Sampler
 
-FORMAT = 3
+FORMAT = 4
 NAMES = ("total", "rows", "origin", "sums", "products", "waiting", "samples", "labels", "keys")  # of a probe's arrays
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PassState:
-    """All that a pass sums up: `totals`, the sums of the gates' gradients, and the contents of probes and sampler."""
+    """All that a pass sums up: `totals`, the sums of the gates' gradients, and the contents of all other fields."""
 
     totals: list[Tensor]
     probes: list[Probe]
     sampler: Sampler
+    original: Original
 
     @classmethod
     def of(cls, probes: list[Probe], sampler: Sampler) -> PassState:
         """The state before the first batch."""
-        return cls([torch.zeros(len(probe.weight), dtype=torch.float64) for probe in probes], probes, sampler)
+        return cls(
+            [torch.zeros(len(probe.weight), dtype=torch.float64) for probe in probes], probes, sampler, Original()
+        )
 
     def merge_ranks(self, share: RankBatches) -> None:
         """Sum up over all ranks: each then has the state of a single rank after all batches, but for rounding.
@@ -52,6 +57,7 @@ class PassState:
                 if probe.moment_sums is not None:
                     probe.moment_sums.merge_ranks(len(probe.units))
             self.sampler.merge_ranks()
+            self.original.merge_ranks()
 
     def edges(self) -> int:
         """A number that tells these edges from others."""
@@ -119,7 +125,7 @@ class PassCheckpoint:
     def _write(self, state: PassState) -> None:
         header = {
             "fxprune_scoring": FORMAT, "settings": dict(self.settings), "batches": self.batches, "sum": self.sum,
-            "sampler": state.sampler.state(),
+            "sampler": state.sampler.state(), "original": asdict(state.original),
         }  # fmt: skip
         text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
         write(self.path, {"header": text, **state.arrays()}, CalibrationError, compressed=False)
@@ -133,6 +139,7 @@ class PassCheckpoint:
             check_same_run(self.path, CalibrationError, (form, FORMAT), (made, self.settings), "remove the file")
             state.restore(arrays)
             state.sampler.restore(header["sampler"])
+            state.original.restore(from_plain(Original, header["original"], "original"))
             return int(header["batches"]), int(header["sum"])
         except (*BROKEN, OSError) as error:
             raise CalibrationError(

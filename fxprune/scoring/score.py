@@ -22,10 +22,12 @@ from fxprune.errors import stage
 from fxprune.scoring.evidence import evidence_of
 from fxprune.scoring.loader_pass import ScoringPass
 from fxprune.scoring.objective import Loss
+from fxprune.scoring.original import warn_near_chance
 from fxprune.scoring.resuming import PassCheckpoint
 from fxprune.scoring.sampler import Sampler
 from fxprune.scoring.scores import Scores, scores_of
 from fxprune.scoring.signals.table import Signal, name_of_signal, ranked
+from fxprune.tracing.graph import history_of
 from fxprune.tracing.part import Run, name_of, part_of, with_captured_part
 
 
@@ -66,6 +68,9 @@ def score(
     1-Wasserstein distance of a unit's activations between two classes, sliced over seeded directions for maps and
     sequences; only it needs classes. All are measured where a unit is read, and summed over its readers.
 
+    On the way, the model's mean loss is measured, and its accuracy where it gives logits (N, classes, *positions) for
+    class numbers (N, *positions), negative ones left out: `about` of the scores has both.
+
     Args:
         model: a trained model, or a graph from `capture`; it is not changed.
         loader: re-iterable; batches are (inputs, targets), ((in1, in2), targets), or dicts with a "labels", "label",
@@ -103,6 +108,9 @@ def score(
     Raises:
         CalibrationError: the loader is empty or one-shot, a batch has an unknown form, an activation, the loss or a
             gradient is not finite; where classes are compared, their labels have an unknown form or there is only one.
+
+    Warns:
+        FxpruneWarning: on 100 samples or more the model is not clearly more often right than guessing would be.
     """
     check(score, locals())
     samples_per_class, projections, sample_memory, seed = map(
@@ -136,11 +144,12 @@ def score(
         evidence = evidence_of(graph, coupling, scoring.state.probes, scoring.state.totals, sampler)
         scores = ranked(propose, evidence), ranked(protect, evidence)
         about = {"samples": sampler.seen, "propose": name_of_signal(propose), "protect": name_of_signal(protect)}
-        about |= {"seed": seed}
+        about |= {"seed": seed} | scoring.state.original.about(sampler.seen)
         if compares:
             about |= {"classes": len(sampler.counts), "samples_per_class": sampler.per_class}
             about |= {"projections": sampler.projections}
         result = scores_of(graph, coupling, scores, options | {"submodule": submodule}, about)
     if file is not None:
         file.path.unlink(missing_ok=True)
+    warn_near_chance(about, pruned=bool(history_of(graph).plans))
     return replace(result, moments=evidence.moments, min_keep=int(min_keep), round_to=int(round_to))

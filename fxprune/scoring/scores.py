@@ -14,6 +14,7 @@ from torch import nn
 from fxprune.caller.arguments import CHECKS, check, instance
 from fxprune.caller.arrays import Index, Scalars
 from fxprune.caller.batches import Unpack
+from fxprune.caller.computed_weights import parametrized
 from fxprune.caller.isolation import full_float32, on_device, seeded, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.source_lines import warn
@@ -21,12 +22,13 @@ from fxprune.coupling.collector import Exclude
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import Unknown
-from fxprune.errors import PlanError, stage
+from fxprune.errors import PlanError, plural, stage, visible
 from fxprune.planning.allocation import EVEN, MEASURED, Allocate, Allocation, levels
-from fxprune.planning.budgets import Cost, given, meet, remedies
+from fxprune.planning.budgets import DEFAULT_ALPHA, NOTHING, Cost, given, meet, remedies
 from fxprune.planning.costs import costs_of
 from fxprune.planning.curves import bundles, measured_levels
 from fxprune.planning.plan import Budget, Plan, coupling_of
+from fxprune.planning.ratios import Ratios, check_used, fixed
 from fxprune.scoring.calibration import calibration_of
 from fxprune.scoring.curves import measured_curves
 from fxprune.scoring.divergence import Divergence, logits_of
@@ -52,6 +54,20 @@ class Scores(ScoreData):
     `channels` the number of channels that are removed with each unit.
     """
 
+    def __str__(self) -> str:
+        about, whole = self.about, sum(map(len, self.frozen.values()))
+        units = f"{plural(len(self.propose), 'unit')} in {plural(len(self.groups), 'group')}"
+        lines = [f"scores of {about.get('model', 'a model')}: {units}; {plural(whole, 'layer')} kept whole"]
+        if "samples" in about:
+            samples = plural(int(about["samples"]), "sample")
+            lines.append(f"  {about['propose']} proposes and {about['protect']} protects, on {samples}")
+        if "loss" in about:
+            right = f", right on {about['accuracy']:.1%}" if "accuracy" in about else ""
+            lines.append(f"  the original there: loss {about['loss']:.3g}{right}")
+        return visible("\n".join([*lines, f"  {self.times}"] if self.times else lines))
+
+    __repr__ = __str__
+
     def plan(
         self,
         alpha: float | None = None,
@@ -62,6 +78,7 @@ class Scores(ScoreData):
         allocate: str | Allocate | None = None,
         min_keep: int | None = None,
         round_to: int | None = None,
+        ratios: Ratios | None = None,
     ) -> Plan:
         """The plan at level alpha, or at the lowest level that keeps to a budget.
 
@@ -70,7 +87,7 @@ class Scores(ScoreData):
 
         Args:
             alpha: the level, 0 <= alpha <= 1, shared by all groups; for "tod" the tolerance of difference. 0.05 where
-                no budget is given.
+                neither a budget nor ratios are given.
             params: the share of the parameters to keep, 0 < params <= 1; exact.
             macs: the share of the multiply-accumulates to keep; exact.
             latency: the share of the time to keep, as estimated from the times that `with_latency` took.
@@ -84,22 +101,32 @@ class Scores(ScoreData):
                 is removed, inf for never.
             min_keep: the fewest units that a group keeps; by default as given to `score`, or 1.
             round_to: the number of kept units of a group is rounded up to a multiple of this; by default likewise.
+            ratios: by the name of a layer, or a glob pattern of names, the share of its units to remove, at least 0 and
+                less than 1: {"layer1.0.conv1": 0.5, "layer2.*": 0.25}. The units proposed first are removed, and with
+                them the channels of coupled layers. A name counts more than a pattern. All other groups lose what the
+                level or the budget says, and nothing where neither is given.
 
         Raises:
-            PlanError: several of alpha and the budgets are given, or the budget is below all that can be reached.
+            PlanError: several of alpha and the budgets are given, the budget is below all that can be reached, or
+                `ratios` names no layer that can lose channels or gives coupled layers different ratios.
         """
         check(Scores.plan, locals())
-        kind, value = given(alpha=alpha, params=params, macs=macs, latency=latency) or ("alpha", 0.05)
+        asked = given(alpha=alpha, params=params, macs=macs, latency=latency)
+        kind, value = asked or ("alpha", NOTHING if ratios else DEFAULT_ALPHA)
         if allocate is None:
             allocate = "tod" if kind == "alpha" or self.curves is None else MEASURED
         allocation = self.allocation(allocate, min_keep=min_keep, round_to=round_to, per=kind)
-        level: float | None = value
+        if ratios:
+            allocation = replace(allocation, level=self._with_ratios(allocation, ratios))
+        level = value if asked or not ratios else None
         if kind == "alpha":
             kept, budget = allocation.keep(value + EVEN), None
         else:
-            found = meet(allocation, self._cost(kind), value, kind, remedies(allocate, allocation, self.settings))
+            mends = remedies(allocate, allocation, self.settings) + ["give larger ratios="] * bool(ratios)
+            frozen = [(sites, why) for why, sites in self.frozen.items()]
+            found = meet(allocation, self._cost(kind), value, kind, mends, frozen)
             kept, level, budget = found.keep, found.level, Budget(kind, value, found.achieved)
-        padded, name = np.append(kept, True), allocate if isinstance(allocate, str) else None
+        padded, name = np.append(kept, True), allocate if isinstance(allocate, str) and not ratios else None
         keep = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in self.sites}
         widths = {site.name: site.width for site in self.sites}
         return Plan(keep, widths, self.example, level, self.frozen, self.settings, budget, name)
@@ -225,6 +252,15 @@ class Scores(ScoreData):
         by_curves = measured_levels(curves, bundles(found), lambda keep: cost(found.settled(keep)))
         return replace(found, level=by_curves)
 
+    def _with_ratios(self, allocation: Allocation, ratios: Ratios) -> Scalars:
+        """The levels of an allocation, with the groups of some layers decided by ratios."""
+        layers = [
+            [site.name for site in self.sites if ((site.units >= start) & (site.units < end)).any()]
+            for _, start, end in self.groups
+        ]
+        check_used(ratios, [name for names in layers for name in names], self.frozen)
+        return fixed(allocation.level, allocation.propose, self.groups, layers, ratios)
+
     def worth(self, allocate: str | Allocate | None = "tod", *, per: str = "macs") -> Scalars | None:
         """What the model saves without each unit, divided by its channels; None for allocations that do not use it."""
         if self.costs is None or self.channels is None or allocate != "tod":
@@ -291,7 +327,9 @@ def scores_of(
     """Scores (those that propose, those that protect) of the units of a coupling that was made with some options."""
     groups = tuple((group.name, group.units.start, group.units.stop) for group in coupling.prunable)
     settings = settings_of(graph) | {name: value for name, value in options.items() if value}
-    example, frozen = captured_of(graph).description, coupling.frozen()
+    about = {"model": type(graph).__name__} | dict(about)
+    example = captured_of(graph).description
+    frozen = coupling.frozen() | parametrized(graph, str(options.get("submodule", "")))
     return Scores(
         *scores, groups, coupling.sites, coupling.pieces, example, frozen, settings, about, coupling.balanced,
         coupling.larger, costs_of(graph, coupling), channels=_channels(coupling),

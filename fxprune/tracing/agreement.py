@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import as_fields
 from fxprune.caller.meta import has_numbers
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, a_kind
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _PLAIN = (bool, int, float, complex, str, bytes, range, slice, type(None))
@@ -42,18 +42,18 @@ def check_comparable(output: Any) -> None:
         held = leaf if isinstance(leaf, (set, frozenset)) else getattr(leaf, "__dict__", {}).values()
         if not isinstance(leaf, (Tensor, type)) and any(isinstance(value, Tensor) for value in held):
             raise CaptureError(
-                f"its output holds a {type(leaf).__name__}, which cannot be compared: "
+                f"its output holds {a_kind(leaf)}, which cannot be compared: "
                 "return tensors, lists, tuples, dicts or dataclasses"
             )
 
 
 def _difference_of_leaves(a: Any, b: Any) -> str | None:
     if type(a) is not type(b) and not (isinstance(a, _PLAIN) and isinstance(b, _PLAIN)) and not isinstance(a, Tensor):
-        return f"it gives a {type(b).__name__}, the model a {type(a).__name__}"
+        return f"it gives {a_kind(b)}, the model {a_kind(a)}"
     if not isinstance(a, Tensor):
         return None if same_value(a, b) else f"it gives {b!r:.40}, the model {a!r:.40}"
     if not isinstance(b, Tensor):
-        return f"it gives a {type(b).__name__}, the model a tensor"
+        return f"it gives {a_kind(b)}, the model a tensor"
     if not has_numbers(b):
         return "it gives a tensor without numbers"
     a, b = a.detach(), b.detach()

@@ -16,6 +16,7 @@ from fxprune.caller.computed_weights import computed_tensors, warn_of_computed
 from fxprune.caller.example import plain, to_json
 from fxprune.caller.isolation import applied, device_of, kept_buffers, undisturbed
 from fxprune.caller.meta import META, lacking_numbers, to_home
+from fxprune.caller.model_checks import if_of_transformers
 from fxprune.caller.source_lines import line_of
 from fxprune.errors import CaptureError, first_line, is_out_of_memory, stage
 from fxprune.rules.arguments import spell
@@ -242,6 +243,7 @@ def _no_way(model: nn.Module, failures: Mapping[str, CaptureError], beside: str,
         "Keep the submodule that holds the line whole with leaves=[its name] (compress and score do so for what "
         "exclude= names), register a rule for it with fxprune.rules.rule, fix an argument of the forward with "
         "concrete_args={name: value}, or use tensor operations in place of Python control flow on tensor values"
+        + if_of_transformers(model)
     )
 
 

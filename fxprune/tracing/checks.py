@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import as_call, batch_length, check_dense, trim
-from fxprune.errors import CaptureError, error_text
+from fxprune.caller.model_checks import if_of_transformers
+from fxprune.errors import CaptureError, close_names, error_text
 from fxprune.tracing.graph import ModelGraph, OwnSource
 
 Entry = str | type[nn.Module]
@@ -56,10 +57,10 @@ def is_named(entries: Sequence[Entry], module: nn.Module, name: str) -> bool:
 def check_leaves(model: nn.Module, leaves: Sequence[Entry]) -> None:
     """Raise where an entry of `leaves` names no module."""
     for entry in leaves:
-        if isinstance(entry, str) and not any(
-            is_named([entry], module, name) for name, module in model.named_modules()
-        ):
-            raise CaptureError(f"leaves names {entry!r}, but no module of {type(model).__name__} is called so")
+        names = [name for name, _ in model.named_modules()]
+        if isinstance(entry, str) and not any(fnmatchcase(name, entry) for name in names):
+            close = close_names(entry, names)
+            raise CaptureError(f"leaves: no module of {type(model).__name__} matches {entry!r}{close}")
 
 
 def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> None:
@@ -74,8 +75,8 @@ def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise CaptureError(
-            f"the example does not fit {type(model).__name__}.forward{signature}: {error}. "
-            "Give a tensor, a tuple of the positional arguments, or a dict of the named ones"
+            f"the example does not fit {type(model).__name__}.forward{signature}: {error}. Give a tensor, a tuple of "
+            f"the positional arguments, or a dict of the named ones{if_of_transformers(model)}"
         ) from error
     check_dense(example, "the example", CaptureError, meta=True)
     first = next((t for t in pytree.tree_leaves(example) if isinstance(t, Tensor) and t.ndim), None)

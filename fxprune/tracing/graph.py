@@ -197,6 +197,11 @@ class Record:
 
     __slots__ = ()
 
+    @property
+    def refitted(self) -> str:
+        """What changed the weights after channels were removed; empty where nothing did."""
+        return ""
+
     def __getitem__(self, name: str) -> Any:
         if name not in (field.name for field in fields(self)):  # type: ignore[arg-type]
             raise KeyError(name)
@@ -241,6 +246,12 @@ def history_of(model: nn.Module) -> History:
     """How a model was pruned before, where it is a graph that was."""
     record: Any = model.meta.get(RECORD) if isinstance(model, ModelGraph) else None
     return record.history if record else History()
+
+
+def refitted(model: nn.Module) -> str:
+    """What changed the weights of a graph after its channels were removed; empty for other modules."""
+    record: Any = model.meta.get(RECORD) if isinstance(model, ModelGraph) else None
+    return record.refitted if record else ""
 
 
 def is_captured(model: nn.Module) -> bool:

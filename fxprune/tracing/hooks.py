@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,8 +15,8 @@ from torch.nn.modules import module as torch_internals
 from fxprune.caller.computed_weights import make_permanent
 from fxprune.caller.isolation import FORWARD_HOOKS, HOOKS, applied, attributes_restored, isolated_copy
 from fxprune.caller.overrides import changed
-from fxprune.caller.source_lines import warn
-from fxprune.errors import CaptureError
+from fxprune.caller.source_lines import is_users, line_of, warn
+from fxprune.errors import CaptureError, error_text
 from fxprune.tracing.checks import Entry, is_named
 
 Hook = tuple[str, str, int]  # the path of its module, the dict of the module that it is in, and its key there
@@ -144,6 +145,19 @@ def described(model: nn.Module, hook: Hook) -> str:
     path, store, key = hook
     function = getattr(model.get_submodule(path), store)[key]
     return f"the {_KINDS[store]} {_place(function)} of {path or 'the model'}"
+
+
+def failed_in_hook(model: nn.Module, error: BaseException) -> CaptureError | None:
+    """The error of a model in one of whose hooks `error` was raised; None where it came from elsewhere."""
+    codes = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+    for hook in hooks_of(model):
+        code = code_of(getattr(model.get_submodule(hook[0]), hook[1])[hook[2]])
+        if code is not None and code in codes and is_users(code.co_filename):
+            return CaptureError(
+                f"{type(model).__name__} does not run, because {described(model, hook)} fails ({error_text(error)}, at "
+                f"{line_of(error)}): mend the hook, or take it off"
+            )
+    return None
 
 
 def _place(function: Any) -> str:

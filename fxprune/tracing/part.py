@@ -22,7 +22,7 @@ from fxprune.errors import CalibrationError, CaptureError, FxpruneError, error_t
 from fxprune.tracing.capture import capture_around
 from fxprune.tracing.checks import Leaves, check_bare
 from fxprune.tracing.graph import is_captured
-from fxprune.tracing.hooks import without_global_hooks
+from fxprune.tracing.hooks import failed_in_hook, without_global_hooks
 from fxprune.tracing.outside import outside_restored
 from fxprune.tracing.proof.stand_in import check_stands_in
 
@@ -133,7 +133,7 @@ def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | N
             raise
         except Exception as error:
             if not calls:
-                raise CaptureError(
+                raise failed_in_hook(own, error) or CaptureError(
                     f"{type(model).__name__} fails on the loader's first batch ({error_text(error)}) "
                     f"before it calls {name_of(model, path)}: "
                     "pass unpack= to say what its inputs are, or run= to say how it is run"

@@ -25,6 +25,7 @@ from fxprune.caller.example import as_call
 from fxprune.caller.overrides import changed
 from fxprune.caller.source_lines import users_line
 from fxprune.errors import CaptureError
+from fxprune.rules.pointwise import register_torchvision
 from fxprune.rules.table import RULES, module_class
 from fxprune.tracing.attention import MultiheadAttention
 from fxprune.tracing.checks import Entry, is_named, signature_of
@@ -228,6 +229,7 @@ def trace(
 
     Raises whatever stops the tracer, and CaptureError where the forward caught that.
     """
+    register_torchvision()
     register_constants(model)
     own = tracer or SymbolicTracer(example, concrete_args, leaves)
     with _opened_functions(), _attributes_kept(model):

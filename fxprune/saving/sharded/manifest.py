@@ -10,7 +10,7 @@ from os import PathLike
 
 from fxprune.caller.files import regular
 from fxprune.caller.typed_json import from_plain
-from fxprune.errors import CheckpointError
+from fxprune.errors import CheckpointError, plural, visible
 from fxprune.planning.plan import Plan
 
 FORMAT = 1
@@ -49,6 +49,15 @@ class Manifest:
     tensors: Mapping[str, TensorChange]
     left_out: tuple[str, ...]
     aliases: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        changed = sum(tensor.before != tensor.after for tensor in self.tensors.values())
+        size = sum(file.size for file in self.files.values())
+        text = (
+            f"checkpoint of {self.model}: {plural(len(self.tensors), 'tensor')}, {changed:,} of them narrowed, in "
+            f"{plural(len(self.files), 'file')} of {size:,} bytes; plan {self.plan[:12]}"
+        )
+        return visible(text)
 
     def to_text(self) -> str:
         """The manifest as JSON."""

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, a_kind
 from fxprune.tracing.batchnorm import FollowingBatchNorm
 from fxprune.tracing.export.layers import fold
 from fxprune.tracing.export.ops import Spelling, Unchanged, is_changed, is_creation, spelled
@@ -160,9 +160,7 @@ class Builder:
             return {key: self._structure(item) for key, item in value.items()}
         if value is None or isinstance(value, (fx.Node, *_CHECKED)):
             return value
-        raise CaptureError(
-            f"the output holds a {type(value).__name__}: give tensors, tuples, lists, dicts or dataclasses"
-        )
+        raise CaptureError(f"the output holds {a_kind(value)}: give tensors, tuples, lists, dicts or dataclasses")
 
 
 def _place(parameter: inspect.Parameter) -> int:

@@ -18,7 +18,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
-from torch.utils._sympy.functions import Mod
 
 from fxprune.caller.example import as_call
 from fxprune.caller.interrupts import uninterrupted
@@ -253,4 +252,6 @@ def _watched(model: nn.Module, whole: set[str], odd: set[str]) -> Iterator[None]
 
 def _operations(size: torch.SymInt) -> int:
     """The operations by which a size, or its hardest factor, follows from the inputs' sizes; remainders count twice."""
+    from torch.utils._sympy.functions import Mod  # sympy takes a third as long as torch itself
+
     return max(int(factor.count_ops()) + int(factor.count(Mod)) for factor in size.node.expr.as_ordered_factors())

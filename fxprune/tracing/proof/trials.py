@@ -24,7 +24,7 @@ from fxprune.tracing.agreement import agree
 from fxprune.tracing.checks import cuts, first_running, signature_of
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.graph import ModelGraph
-from fxprune.tracing.hooks import hooks_in_words, hooks_of, plain_copy
+from fxprune.tracing.hooks import failed_in_hook, hooks_in_words, hooks_of, plain_copy
 from fxprune.tracing.outside import Outside
 
 _SEED = 20_231  # none that a forward is traced with: what it draws must not be a constant of the graph
@@ -92,6 +92,8 @@ class Original:
         try:
             return first_running(self.model, cuts(example), lambda batch: self.call(copied(batch)))
         except CaptureError as error:
+            if failed := failed_in_hook(self.model, error.__cause__ or error):
+                raise failed from error.__cause__
             hooks = hooks_in_words(self.model, list(hooks_of(self.model)))
             raise CaptureError(f"{error}{hooks}") from error.__cause__
 

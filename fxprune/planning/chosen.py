@@ -1,0 +1,94 @@
+"""Channels of the caller's choice: layers and their channels as given, and the channels that every layer then keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxprune.caller.arguments import CHECKS, is_keywords, is_whole, shown, wanted
+from fxprune.caller.arrays import Index
+from fxprune.coupling.groups import Coupling
+from fxprune.errors import PlanError, close_names
+from fxprune.planning.kept import Keep
+
+Channels = Mapping[str, Iterable[int]]
+
+
+def _each(doing: str) -> str:
+    return f"it is a dict of layers and the channels to {doing}, such as {{'conv1': [0, 1, 5]}}"
+
+
+CHECKS["kept"] = wanted(is_keywords, _each("keep"), PlanError)
+CHECKS["removed"] = wanted(is_keywords, _each("remove"), PlanError)
+
+
+def indices(name: str, given: Channels, coupling: Coupling) -> dict[str, Index]:
+    """The channels of each layer that the argument `name` gives, as rising indices.
+
+    Raises PlanError where there is no such layer, or an index is none of its channels.
+    """
+    widths = {site.name: site.width for site in coupling.sites}
+    return {layer: _of_layer(name, layer, channels, widths) for layer, channels in given.items()}
+
+
+def _of_layer(name: str, layer: str, channels: Any, widths: Mapping[str, int]) -> Index:
+    if layer not in widths:
+        raise PlanError(f"{name}: {unknown_layer(layer, widths)}")
+    listed = channels.tolist() if isinstance(channels, (np.ndarray, torch.Tensor)) else channels
+    if not isinstance(listed, Iterable) or isinstance(listed, str):
+        raise PlanError(f"{name}: the channels of {layer!r} are {shown(channels)}; give a list of indices")
+    found = list(listed)
+    for channel in found:
+        if not is_whole(channel, 0, widths[layer]):
+            raise PlanError(
+                f"{name}: {shown(channel)} is no channel of {layer!r}, which has {widths[layer]}: "
+                f"give indices from 0 to {widths[layer] - 1}"
+            )
+    return np.unique(np.array(found, dtype=np.int64))
+
+
+def unknown_layer(layer: str, layers: Iterable[str]) -> str:
+    """The message about a name that is none of the layers with channels."""
+    close = close_names(layer, layers)
+    return f"no layer that produces channels is called {layer!r}{close}; fxprune.couple lists them all"
+
+
+def others(layers: Mapping[str, Index], widths: Mapping[str, int]) -> dict[str, Index]:
+    """All other channels of each layer.
+
+    >>> others({"conv": np.array([0, 2])}, {"conv": 4})
+    {'conv': array([1, 3])}
+    """
+    return {layer: np.delete(np.arange(widths[layer]), channels) for layer, channels in layers.items()}
+
+
+def with_coupled(removed: Mapping[str, Index], coupling: Coupling) -> dict[str, Index]:
+    """The channels to remove of each layer, and those of its channels that are coupled to the ones of another layer."""
+    sites = {site.name: site.units for site in coupling.sites}
+    units = {layer: sites[layer][channels] for layer, channels in removed.items()}
+    found = {}
+    for layer, channels in removed.items():
+        elsewhere = [u[u >= 0] for other, u in units.items() if other != layer]
+        coupled = np.isin(sites[layer], np.concatenate([np.empty(0, dtype=np.int64), *elsewhere]))
+        found[layer] = np.union1d(channels, np.flatnonzero(coupled))
+    return found
+
+
+def remaining(keep: Keep, removed: Mapping[str, Index], coupling: Coupling) -> dict[str, tuple[int, ...]]:
+    """The channels that every layer keeps.
+
+    The layers of `removed` lose exactly those channels, and every other layer the channels that are coupled to them.
+    """
+    gone = np.zeros(coupling.units + 1, dtype=bool)
+    for site in coupling.sites:
+        gone[site.units[removed.get(site.name, [])]] = True
+    gone[-1] = False  # for channels that are always kept, whose unit is -1
+    found = {}
+    for site in coupling.sites:
+        kept = np.array(keep.get(site.name, range(site.width)), dtype=np.int64)
+        lost = np.isin(kept, removed[site.name]) if site.name in removed else gone[site.units[kept]]
+        found[site.name] = tuple(kept[~lost].tolist())
+    return found
