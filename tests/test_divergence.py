@@ -1,0 +1,63 @@
+"""The divergence of outputs: Kullback-Leibler for classes, squared error for the rest, or the caller's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fxprune
+from fxprune.scoring.divergence import Divergence, logits_by
+
+
+def test_logits_differ_by_their_distributions() -> None:
+    wanted, found = torch.randn(2, 5, 7).double()
+    expected = F.kl_div(found.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean")
+    judge = Divergence(logits=((0, 1),))
+    assert judge(wanted, found) == pytest.approx(float(expected))
+    assert judge(wanted, wanted + 3.0) == pytest.approx(0, abs=1e-12)  # the same distribution
+    assert judge.measure == "Kullback-Leibler divergence"
+
+
+def test_probabilities_differ_as_their_logits_do() -> None:
+    wanted, found = torch.randn(2, 5, 3, 4).double()
+    by_logits = Divergence(logits=((0, 1),))(wanted, found)
+    assert Divergence()(wanted.softmax(1), found.softmax(1)) == pytest.approx(by_logits)
+
+
+def test_other_outputs_differ_by_shares_of_their_variance() -> None:
+    wanted = torch.tensor([[1.0, 3.0], [5.0, 7.0]])
+    found = wanted + torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert Divergence()(wanted, found) == pytest.approx(0.5 / 5)
+    scaled = Divergence().scaled([wanted[:1], wanted[1:]])  # the variance of both batches, not of each
+    assert scaled(wanted[:1], found[:1]) == pytest.approx(0.5 / 5)
+    assert Divergence()({"a": wanted, "b": wanted}, {"a": found, "b": wanted}) == pytest.approx(0.1)
+
+
+def test_numbers_that_are_not_finite_do_not_count() -> None:
+    wanted = torch.tensor([1.0, float("inf"), 3.0])
+    assert Divergence()(wanted, wanted + 1) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "axis"),
+    [
+        ((4, 10), (4,), 1), ((4, 6, 10), (4, 6), 2), ((4, 10, 6, 6), (4, 6, 6), 1), ((4, 10), (4, 10), None),
+        ((4, 2), (4,), None), ((4,), (4,), None),
+    ],
+)  # fmt: skip
+def test_targets_tell_which_outputs_are_logits(shape: tuple[int, ...], labels: tuple[int, ...], axis: int) -> None:
+    targets = torch.full(labels, 5)
+    assert logits_by(torch.zeros(shape), targets) == (() if axis is None else ((0, axis),))
+    assert logits_by((torch.zeros(3), torch.zeros(shape)), targets) == (() if axis is None else ((1, axis),))
+
+
+def test_a_metric_of_the_callers_is_taken_instead() -> None:
+    def agreement(original: torch.Tensor, pruned: torch.Tensor) -> float:
+        return 1 - float((original.argmax(1) == pruned.argmax(1)).float().mean())
+
+    judge = Divergence(metric=agreement)
+    assert judge(torch.eye(4), torch.eye(4).roll(1, 0)) == 1
+    assert judge.measure == "agreement"
+    with pytest.raises(fxprune.CalibrationError, match=r"metric=.*it is called as metric\(original, pruned\)"):
+        Divergence(metric=lambda original, pruned: original.no_such)(torch.eye(2), torch.eye(2))
