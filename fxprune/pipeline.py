@@ -18,7 +18,7 @@ from fxprune.coupling.interpreter import Unknown
 from fxprune.errors import stage
 from fxprune.planning.allocation import MEASURED, Allocate
 from fxprune.planning.budgets import given, nothing_prunable
-from fxprune.planning.plan import Plan
+from fxprune.planning.plan import BUDGETS, Plan
 from fxprune.planning.planned import Planned, planned_by
 from fxprune.planning.ratios import Ratios
 from fxprune.recovery.compensate import Level, check_level, with_compensation
@@ -138,11 +138,12 @@ def compress(
             scores = scores if latency is None else scores.with_latency(whole)
             if index == 0:
                 first = scores
-            ways = ways_of(allocate, **target)
-            if MEASURED in ways:
+            compares = allocate is None and any(target[budget] is not None for budget in BUDGETS)
+            if compares or allocate == MEASURED:
                 scores = scores.with_curves(
                     whole, loader, loss=loss, unpack=unpack, run=run, max_samples=max_samples, device=device, seed=seed
                 )
+            ways = (MEASURED, "tod") if compares and scores.curves is not None else (allocate,)
             shared_by_ways = {"min_keep": min_keep, "round_to": round_to, "ratios": schedule.shares_of(ratios)}
             plans = [
                 schedule.fitted(plan, part_of(original, submodule))  # type: ignore[arg-type]
@@ -233,19 +234,13 @@ def rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:
         return small, found
 
 
-def ways_of(allocate: str | Allocate | None, **asked: float | None) -> tuple[str | Allocate, ...]:
-    """The allocations whose plans are compared: the one that was asked for, or several where a budget alone was."""
-    budget = any(value is not None for name, value in asked.items() if name != "alpha")
-    return (allocate,) if allocate is not None else (MEASURED, "tod") if budget else ("tod",)
-
-
 def nearest(model: nn.Module, plans: Sequence[Plan], compensated: Callable[..., nn.Module]) -> Plan:
     """The plan whose model, once compensated, has the outputs nearest to the original's on samples held out."""
     found = []
     for plan in plans if len(plans) > 1 else ():
         small, planned = rewritten(model, plan)
         done = report(part_of(compensated(plan=plan, planned=planned, small=small, crossed=False), plan.submodule))
-        found.append(done.compensation.chosen if done.compensation else None)
+        found.append(done.compensation.chosen and done.compensation.chosen[1] if done.compensation else None)
     known = [index for index, error in enumerate(found) if error is not None]
     return plans[min(known, key=lambda index: found[index] or 0.0, default=0)]
 

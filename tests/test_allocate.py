@@ -257,7 +257,8 @@ def test_every_allocation_makes_plans_that_apply(name: str, net: str) -> None:
 
 def test_a_name_that_is_none() -> None:
     with pytest.raises(
-        PlanError, match="allocate is 'layerwise'; it is one of tod, tod-by-group, uniform, global, or a function"
+        PlanError,
+        match="allocate is 'layerwise'; it is one of tod, tod-by-group, uniform, global, measured, or a function",
     ):
         scores_of("mlp").plan(0.1, allocate="layerwise")
 

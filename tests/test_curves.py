@@ -174,8 +174,9 @@ def test_compress_hands_over_the_nearest_of_several_plans() -> None:
         other = fxprune.apply(model, plan, scores=scores, loader=data, compensate="sequential")
         done = fxprune.report(other).compensation
         assert done is not None
-        found[way] = done.chosen
-    best = min(found, key=lambda way: found[way] or 0.0)
+        assert done.chosen is not None
+        found[way] = done.chosen[1]
+    best = min(found, key=lambda way: found[way])
     assert pruned_of(small).plan.allocate == best  # type: ignore[union-attr]
 
 

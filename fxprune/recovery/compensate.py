@@ -160,5 +160,6 @@ def _compensated(
         norms = best.attempt(lambda tried: re_estimate(tried, data))
         if data.ranks > 1:
             give_from_first(best.graph)
-    found = Compensation(level, None, None, layers or (), filled, norms or 0, options.divergence.measure, best.error)
+    chosen = None if best.before is None or best.error is None else (best.before, best.error)
+    found = Compensation(level, None, None, layers or (), filled, norms or 0, options.divergence.measure, chosen)
     return best.graph, found

@@ -214,7 +214,7 @@ class Compensation:
 
     `before` and `after` say how far the outputs are from the original's, by the `measure`, after plain removal and
     after compensation: on calibration samples to which nothing was fitted and by which nothing was chosen. They are
-    None where too few samples could be set apart. `chosen` is the same on the samples that chose what was kept.
+    None where too few samples could be set apart. `chosen` are the same two on the samples that chose what was kept.
     `layers` are those that were refitted, `filled` the nodes into whose weights the removed units were folded, and
     `norms` the number of BatchNorms whose statistics were recomputed.
     """
@@ -226,7 +226,7 @@ class Compensation:
     filled: tuple[str, ...] = ()
     norms: int = 0
     measure: str = "squared error, in shares of the variance"
-    chosen: float | None = None
+    chosen: tuple[float, float] | None = None
 
     def __repr__(self) -> str:
         known = self.before is not None and self.after is not None

@@ -131,7 +131,7 @@ class Scores(ScoreData):
         widths = {site.name: site.width for site in self.sites}
         return Plan(keep, widths, self.example, level, self.frozen, self.settings, budget, name)
 
-    def plans(self, ways: Sequence[str | Allocate], **asked: Any) -> list[Plan]:
+    def plans(self, ways: Sequence[str | Allocate | None], **asked: Any) -> list[Plan]:
         """The plans by several allocations, as `plan` makes them; those that cannot keep to the budget are left out.
 
         Raises PlanError where none can.
@@ -196,7 +196,7 @@ class Scores(ScoreData):
                 data = calibration_of(
                     model, graph, loader, submodule=submodule, unpack=unpack, run=run, max_samples=max_samples
                 )
-                if not data.judges:
+                if not data.judges or not coupling.units:
                     return self
                 logits = () if submodule else logits_of(graph, data, loader, unpack, by_class=loss is None and not run)
                 within = self.allocation("uniform")
