@@ -18,7 +18,7 @@ LINKS = {"](../../docs/": "](../", "](../examples/notebooks/": "](notebooks/", "
 def on_files(files: Files, config: Any) -> Files:
     """Add a page for each notebook."""
     for path in sorted(FOLDER.glob("*.ipynb")):
-        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page(path)))
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=as_markdown(path)))
     return files
 
 
@@ -31,7 +31,7 @@ def on_page_markdown(markdown: str, page: Any, **context: Any) -> str:
     return markdown
 
 
-def page(path: Path) -> str:
+def as_markdown(path: Path) -> str:
     """A notebook as Markdown."""
     return "\n\n".join(map(_cell, json.loads(path.read_text(encoding="utf-8"))["cells"]))
 

@@ -109,7 +109,7 @@ def test_has_a_page_on_the_site(name: str) -> None:
     pytest.importorskip("mkdocs")
     hook = runpy.run_path(str(ROOT / ".mkdocs" / "notebooks.py"))
     assert f"notebooks/{name}.md\n" in (ROOT / ".mkdocs" / "mkdocs.yml").read_text(encoding="utf-8")
-    page = hook["page"](NOTEBOOKS[name])
+    page = hook["as_markdown"](NOTEBOOKS[name])
     assert all(f"```python\n{cell.source}\n```" in page for cell in code(read(name)))
     assert all(line in page for line in printed(read(name)).splitlines())
     assert page.count("<table") == sum("<table" in o.get("data", {}).get("text/html", "") for o in outputs(read(name)))
