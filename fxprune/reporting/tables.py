@@ -12,7 +12,8 @@ from rich.text import Text
 from fxprune.errors import plural, visible
 from fxprune.planning.budgets import DEFAULT_ALPHA
 from fxprune.planning.plan import BUDGETS
-from fxprune.reporting.records import ReportRecord, Timing, milliseconds
+from fxprune.reporting.records import ReportRecord
+from fxprune.reporting.timings import Timing, milliseconds
 
 SHOWN = 5  # of the largest layers
 
