@@ -302,7 +302,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     found.save(tmp_path / "scores")
     plan = fxprune.Scores.load(tmp_path / "scores").plan(np.float32(0.5))
     assert json.loads(json.dumps(plan.to_dict()))["alpha"] == 0.5
-    assert fxprune.Scores.random(MODEL, X, seed=seed).about == {"random": 3}
+    assert fxprune.Scores.random(MODEL, X, seed=seed).about == {"model": "Net", "random": 3}
     small = fxprune.compress(MODEL, LOADER, np.float64(0.9), seed=seed, progress=False)
     assert fxprune.report(small).alpha == 0.9
 

@@ -95,6 +95,7 @@ def test_a_training_loader_without_an_end(monkeypatch: pytest.MonkeyPatch) -> No
         fxprune.finetune(small, Endless(), [(X, Y)], epochs=1, progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:the original is right on")  # with weights and labels that are random
 @pytest.mark.parametrize(("most", "read"), [(1, 1), (4, 1), (5, 2), (12, 3), (100, 25)])
 def test_no_batch_is_read_behind_max_samples(most: int, read: int) -> None:
     endless, model = Endless(), network()
