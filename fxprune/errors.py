@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -125,6 +125,15 @@ def close_names(name: str, known: Iterable[str]) -> str:
     """
     close = get_close_matches(name, [entry for entry in known if entry], n=3)
     return f"; close names: {', '.join(map(repr, close))}" if close else ""
+
+
+def either(choices: Sequence[str]) -> str:
+    """Several choices in one sentence.
+
+    >>> either(["a"]), either(["a", "b", "c"])
+    ('a', 'a, b or c')
+    """
+    return " or ".join(part for part in (", ".join(choices[:-1]), *choices[-1:]) if part)
 
 
 def plural(count: int, noun: str) -> str:

@@ -18,6 +18,7 @@ from fxprune.tracing.graph import ModelGraph
 
 Exclude = Leaves
 EXCLUDED = "excluded by the caller"
+STATISTIC = "takes a statistic over the channels"  # in the reasons that inexact=True lifts
 
 
 class Collector(Context):
