@@ -149,8 +149,8 @@ def test_one_thing_decides() -> None:
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"macs": 0.0012}, r"macs=0.0012 asks for 0.12% of the MACs, but .*% is the least that can be reached: run compress with "
-     r'rounds=2 or more, pass allocate="uniform" or raise macs=0.0012 to at least 0\.00\d{1,3}$'),
+    ({"macs": 0.0012}, r"macs=0.0012 asks for 0.12% of the MACs, but .*% is the least that can be reached: run "
+     r'compress with rounds=2 or more, pass allocate="uniform" or raise macs=0.0012 to at least 0\.00\d{1,3}$'),
     ({"macs": 1e-5}, r"reached: raise macs=1e-05 to at least 0\.\d+$"),
     ({"macs": 1e-5, "allocate": "uniform"}, r"reached: raise macs=1e-05 to at least 0\.\d+$"),
     ({"macs": 0.5, "round_to": 640}, "100.0% is the least that can be reached: lower round_to=640$"),

@@ -111,13 +111,13 @@ def _filled(allocation: Allocation, cost: Cost, limit: float, keep: Flags, befor
 def remedies(allocation: Allocation, cost: Cost, share: float, even: Scalars, frozen: Frozen = ()) -> Iterator[str]:
     """Suggestions for a `share` that cannot be reached: what limits most first, and only what would help.
 
-    `even` are the levels of the allocation "uniform", by which a group can lose all units but those that it has to keep.
+    `even` are the levels of the allocation "uniform", by which a group can lose all units that it need not keep.
     """
     least = _least(allocation, cost)
-    limits = [name for name in ("round_to", "min_keep") if getattr(allocation, name) > 1]
-    helping = [name for name in limits if _least(replace(allocation, **{name: 1}), cost) < least]
+    freed = {"round_to": replace(allocation, round_to=1), "min_keep": replace(allocation, min_keep=1)}
+    helping = [name for name, other in freed.items() if _least(other, cost) < least]
     if not helping and _least(replace(allocation, round_to=1, min_keep=1), cost) < least:
-        helping = limits  # only together
+        helping = list(freed)  # only together
     if helping:
         yield "lower " + " and ".join(f"{name}={getattr(allocation, name)}" for name in helping)
     if _least(replace(allocation, level=even), cost) <= share * cost(np.ones(len(even), dtype=bool)):

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import as_call, batch_length, check_dense, trim
 from fxprune.caller.model_checks import if_of_transformers
-from fxprune.errors import CaptureError, close_names, error_text
+from fxprune.errors import CaptureError, error_text, known_names
 from fxprune.tracing.graph import ModelGraph, OwnSource
 
 Entry = str | type[nn.Module]
@@ -59,7 +59,7 @@ def check_leaves(model: nn.Module, leaves: Sequence[Entry]) -> None:
     for entry in leaves:
         names = [name for name, _ in model.named_modules()]
         if isinstance(entry, str) and not any(fnmatchcase(name, entry) for name in names):
-            close = close_names(entry, names)
+            close = known_names(entry, names)
             raise CaptureError(f"leaves: no module of {type(model).__name__} matches {entry!r}{close}")
 
 
