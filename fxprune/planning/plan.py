@@ -13,6 +13,7 @@ from torch import nn
 from fxprune.caller.arguments import CHECKS, check, instance
 from fxprune.caller.arrays import Flags
 from fxprune.caller.example import check_example
+from fxprune.caller.file_kinds import check_kind
 from fxprune.caller.files import regular, replacing
 from fxprune.caller.isolation import undisturbed
 from fxprune.caller.typed_json import from_plain
@@ -217,11 +218,13 @@ class Plan:
             size = file.stat().st_size
             if size > LARGEST:
                 raise ValueError(f"it has {size:,} bytes, more than {LARGEST:,}")
+            check_kind(file, "plan", PlanError)
             content = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise PlanError(f"{path} cannot be read ({error})") from error
         except (ValueError, RecursionError) as error:
-            raise PlanError(f"{path} is not a plan that Plan.save wrote ({type(error).__name__}: {error})") from error
+            why = "it is no text" if isinstance(error, UnicodeDecodeError) else f"{type(error).__name__}: {error}"
+            raise PlanError(f"{path} is not a plan that Plan.save wrote ({why})") from error
         return cls.from_dict(content, path)
 
 
