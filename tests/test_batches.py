@@ -44,7 +44,7 @@ class Samples(Dataset[tuple[Tensor, int]]):
 
 
 DATA: dict[str, tuple[Any, str]] = {
-    "a tensor": (X, r"is a Tensor, and it is read row by row: give a list of batches, \[\(x, y\)\] with targets y, or x"),
+    "a tensor": (X, r"is a Tensor, and it is read row by row: give a list of batches, \[\(x, y\)\] with targets y"),
     "a dict": ({"x": X, "labels": Y}, r"is a dict, and it is read key by key: put .*\[batch\]"),
     "a pair": ((X, Y), r"tuple, and its two tensors are read as two batches: give \[\(x, y\)\], or .*Dataset\(x, y\)"),
     "a list of two": ([X, X.double()], "is a list, and its two tensors are read as two batches"),

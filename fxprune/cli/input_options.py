@@ -37,6 +37,17 @@ def numbers_of(text: str, option: str) -> tuple[float, ...]:
         raise typer.BadParameter(f"{text!r} is no list of numbers such as 0.5,0.5,0.5", param_hint=option) from None
 
 
+def _side(text: str) -> int:
+    """The side of square images.
+
+    >>> _side("64")
+    64
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is not one number, at least 1: images are square, and 64 is 64 x 64")
+    return int(text)
+
+
 _Model = partial(typer.Option, rich_help_panel="Model")
 _Data = partial(typer.Option, rich_help_panel="Data")
 _Eval = partial(typer.Option, rich_help_panel="Evaluation")
@@ -127,7 +138,8 @@ class DataOptions:
     image_size: Annotated[
         int | None,
         _Data(
-            min=1,
+            metavar="NUMBER",
+            parser=_side,
             help="Side of the square images. By default that of a timm: or torchvision: model; for others 224 for a "
             "folder, and the size that a dataset's images have.",
         ),
