@@ -132,7 +132,7 @@ def close_names(name: str, known: Iterable[str]) -> str:
 def known_names(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the names close to it, or else the first ones at the top.
 
-    >>> known_names("convv", ["", "conv", "conv.0"]), known_names("body", ["", "conv", "conv.0", "fc"])
+    >>> known_names("convv", ["", "conv", "fc"]), known_names("body", ["", "conv", "conv.0", "fc"])
     ("; close names: 'conv'", "; names are 'conv', 'fc'")
     """
     known = [entry for entry in known if entry]
