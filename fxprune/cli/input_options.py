@@ -239,8 +239,15 @@ class EvalOptions:
         arguments = arguments_of(self.eval_arg, "--eval-arg")
         source = Source(self.eval_data, "--eval-data", arguments, data.data_root, training=False)
         loader = data.open(source, self.eval_samples or None, built, output, seed)
-        metric = object_of(self.metric, "--metric") or partial(accuracy, unpack=data.unpacking())
-        return HeldOut(self.metric or "accuracy", metric, loader)
+        counts = dict[str, int]()
+        metric = object_of(self.metric, "--metric") or partial(accuracy, unpack=data.unpacking(), counts=counts)
+        return HeldOut(self.metric or "accuracy", metric, loader, counts)
+
+    def check_given(self) -> None:
+        """Wrong usage where options say how to evaluate, and no data are named."""
+        for option in ("eval_arg", "eval_samples", "metric"):
+            if self.eval_data is None and getattr(self, option):
+                raise typer.BadParameter("does nothing without --eval-data", param_hint=f"--{option.replace('_', '-')}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
