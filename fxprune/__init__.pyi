@@ -24,8 +24,9 @@ from fxprune.planning.plan import Budget, Plan
 from fxprune.recovery.finetune import finetune
 from fxprune.reporting.comparison import Comparison
 from fxprune.reporting.measured_latency import measure_latency
-from fxprune.reporting.records import Compensation, Finetuning, MeasuredLatency
+from fxprune.reporting.records import Compensation, Finetuning
 from fxprune.reporting.report import Report, report
+from fxprune.reporting.timings import MeasuredLatency
 from fxprune.rewriting.proof import verify
 from fxprune.saving.artifact import load, save
 from fxprune.saving.export import export

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
+
+_FIRST = 6  # names in a message
 
 
 class FxpruneError(Exception):
@@ -125,6 +127,27 @@ def close_names(name: str, known: Iterable[str]) -> str:
     """
     close = get_close_matches(name, [entry for entry in known if entry], n=3)
     return f"; close names: {', '.join(map(repr, close))}" if close else ""
+
+
+def known_names(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the names close to it, or else the first ones at the top.
+
+    >>> known_names("convv", ["", "conv", "fc"]), known_names("body", ["", "conv", "conv.0", "fc"])
+    ("; close names: 'conv'", "; names are 'conv', 'fc'")
+    """
+    known = [entry for entry in known if entry]
+    top = [entry for entry in known if "." not in entry]
+    first = f"; names are {', '.join(map(repr, top[:_FIRST]))}{', ...' * (len(top) > _FIRST)}" if top else ""
+    return close_names(name, known) or first
+
+
+def either(choices: Sequence[str]) -> str:
+    """Several choices in one sentence.
+
+    >>> either(["a"]), either(["a", "b", "c"])
+    ('a', 'a, b or c')
+    """
+    return " or ".join(part for part in (", ".join(choices[:-1]), *choices[-1:]) if part)
 
 
 def plural(count: int, noun: str) -> str:

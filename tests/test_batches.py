@@ -44,7 +44,7 @@ class Samples(Dataset[tuple[Tensor, int]]):
 
 
 DATA: dict[str, tuple[Any, str]] = {
-    "a tensor": (X, r"is a Tensor, and it is read row by row: put it into a list of batches, \[x\] or x.split"),
+    "a tensor": (X, r"is a Tensor, and it is read row by row: give a list of batches, \[\(x, y\)\] with targets y"),
     "a dict": ({"x": X, "labels": Y}, r"is a dict, and it is read key by key: put .*\[batch\]"),
     "a pair": ((X, Y), r"tuple, and its two tensors are read as two batches: give \[\(x, y\)\], or .*Dataset\(x, y\)"),
     "a list of two": ([X, X.double()], "is a list, and its two tensors are read as two batches"),
@@ -95,6 +95,7 @@ def test_a_training_loader_without_an_end(monkeypatch: pytest.MonkeyPatch) -> No
         fxprune.finetune(small, Endless(), [(X, Y)], epochs=1, progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:the original is right on")  # with weights and labels that are random
 @pytest.mark.parametrize(("most", "read"), [(1, 1), (4, 1), (5, 2), (12, 3), (100, 25)])
 def test_no_batch_is_read_behind_max_samples(most: int, read: int) -> None:
     endless, model = Endless(), network()

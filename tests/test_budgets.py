@@ -110,7 +110,7 @@ def test_never_above_the_budget_and_no_unit_fits_any_more(
     limit = share * price.sum()
     least = cost(allocation.keep(1.0))
     if least > limit:
-        with pytest.raises(PlanError, match=r"is the least that can be reached in one pass: exclude less"):
+        with pytest.raises(PlanError, match=r"is the least that can be reached: exclude less"):
             meet(allocation, cost, share, "macs", ["exclude less"])
         return
     found = meet(allocation, cost, share, "macs", ["exclude less"])
@@ -148,10 +148,30 @@ def test_one_thing_decides() -> None:
         SCORES.plan(0.1, macs=0.5)
 
 
-def test_what_cannot_be_reached() -> None:
-    remedies = 'several rounds=, as compress does or pass allocate="uniform" or lower min_keep=60 or score with inexact'
-    with pytest.raises(PlanError, match=f"macs=0.2 asks for 20.0% of the MACs, but .*% is the least .* {remedies}"):
-        SCORES.plan(macs=0.2, min_keep=60)
+@pytest.mark.parametrize(("options", "message"), [
+    ({"macs": 0.0012}, r"macs=0.0012 asks for 0.12% of the MACs, but .*% is the least that can be reached: run "
+     r'compress with rounds=2 or more, pass allocate="uniform" or raise macs=0.0012 to at least 0\.00\d{1,3}$'),
+    ({"macs": 1e-5}, r"reached: raise macs=1e-05 to at least 0\.\d+$"),
+    ({"macs": 1e-5, "allocate": "uniform"}, r"reached: raise macs=1e-05 to at least 0\.\d+$"),
+    ({"macs": 0.5, "round_to": 640}, "100.0% is the least that can be reached: lower round_to=640$"),
+    ({"macs": 0.5, "min_keep": 640, "round_to": 640}, "reached: lower round_to=640 and min_keep=640$"),
+])  # fmt: skip
+def test_what_cannot_be_reached(options: Any, message: str) -> None:
+    """Only what would help is suggested, what binds first."""
+    with pytest.raises(PlanError, match=message):
+        SCORES.plan(**options)
+
+
+def test_the_least_share_suggested_can_be_reached() -> None:
+    with pytest.raises(PlanError) as raised:
+        SCORES.plan(macs=1e-4)
+    assert SCORES.plan(macs=float(str(raised.value).rpartition(" ")[2])).budget
+
+
+def test_exclusions_are_suggested_where_there_are_some() -> None:
+    scores = fxprune.Scores.random(GRAPH, IMAGE, exclude="layer4")
+    with pytest.raises(PlanError, match="exclude less or raise"):
+        scores.plan(macs=0.01)
 
 
 # -- latency -----------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from fxprune.errors import CaptureError, FxpruneError, FxpruneWarning
 from fxprune.tracing.agreement import agree, apart
 
 Forward = Callable[..., Tensor]
-RUNGS = ("fx", "values", "export")
+RUNGS = ("fx", "values", pytest.param("export", marks=pytest.mark.wide))  # the slowest
 
 
 class Net(nn.Module):

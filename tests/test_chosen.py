@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from command_line import done, flat, invoke
 from nets import layers
 from torch import Tensor, nn
@@ -96,11 +97,12 @@ def test_from_kept_of_coupled_layers_that_agree(model: nn.Module) -> None:
     ({"conv1": []}, "keeps 0 of 6 channels of 'conv1': a layer keeps at least one"),
     ({"conv9": [0]}, "kept: no layer that produces channels is called 'conv9'; close names: 'conv2', 'conv1'; "
      "fxprune.couple lists them all"),
-    ({"bn1": [0]}, "kept: no layer that produces channels is called 'bn1'"),
+    ({"bn1": [0]}, "kept: 'bn1' has the channels of the layer before it: name 'conv1'$"),
+    ({"conv1": [0, 4, 2, 4, 0]}, "kept: the channels of 'conv1' name 0, 4 more than once; give each once"),
     ({"conv1": [0, 6]}, "kept: 6 is no channel of 'conv1', which has 6: give indices from 0 to 5"),
     ({"conv1": [-1]}, "kept: -1 is no channel of 'conv1'"),
     ({"conv1": [0.5]}, "kept: 0.5 is no channel of 'conv1'"),
-    ({"conv1": np.ones(6, dtype=bool)}, "kept: True is no channel of 'conv1'"),
+    ({"conv1": np.ones(6, dtype=bool)}, "kept: the channels of 'conv1' are a mask .* mask.nonzero"),
     ({"conv1": 3}, "kept: the channels of 'conv1' are 3; give a list of indices"),
     ({"conv1": "012"}, "kept: the channels of 'conv1' are '012'; give a list of indices"),
     ([("conv1", [0])], "kept is .*; it is a dict of layers and the channels to keep, such as"),
@@ -108,6 +110,13 @@ def test_from_kept_of_coupled_layers_that_agree(model: nn.Module) -> None:
 def test_from_kept_refuses(model: nn.Module, kept: Any, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         fxprune.Plan.from_kept(model, IMAGES, kept)
+
+
+def test_a_contradiction_names_the_layers_that_were_given() -> None:
+    model, image = torchvision.models.resnet18().eval(), torch.zeros(2, 3, 32, 32)
+    kept = {"layer1.0.conv2": range(12), "layer1.1.conv2": range(10)}  # 'conv1' is coupled to both
+    with pytest.raises(PlanError, match=r"keeps channel 10 of 'layer1.0.conv2' but drops channel 10 of 'layer1.1.con"):
+        fxprune.Plan.from_kept(model, image, kept)
 
 
 def test_heads_are_kept_or_removed_whole() -> None:
@@ -176,7 +185,7 @@ def test_without_refuses(model: nn.Module, removed: Any, message: str) -> None:
 
 def test_without_is_for_the_model_of_the_plan(model: nn.Module) -> None:
     plan = fxprune.Plan.from_kept(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(2, 3), {})
-    with pytest.raises(PlanError, match="the plan names '0', which the model does not have"):
+    with pytest.raises(PlanError, match="the plan names '0', which has no channels there"):
         plan.without(nn.Sequential(nn.Identity(), nn.Linear(3, 4)), {"1": [0]})
 
 
@@ -234,10 +243,10 @@ def test_a_level_or_a_budget_decides_what_ratios_leave_open(model: nn.Module) ->
     ({"ratios": {"con*": 0.5, "s*": 0.25}}, "ratios: 'con.' asks for 0.5 and 's.' for 0.25 of the same units"),
     ({"ratios": {"head": 0.5}}, "ratios: 'head' cannot lose channels: it is the model's output; leave it out"),
     ({"ratios": {"conv3": 0.5}}, "ratios: no layer that produces channels is called 'conv3'; close names: 'conv"),
-    ({"ratios": {"conv1": 1}}, "ratios is a dict; it is a dict of layers, or patterns .* at least 0 and less than 1"),
-    ({"ratios": {"conv1": "half"}}, "ratios is a dict; it is a dict of layers"),
-    ({"ratios": 0.5}, "ratios is 0.5; it is a dict of layers, or patterns of their names"),
-    ({"ratios": {"*": 0.0}, "macs": 0.5}, "is the least that can be reached in one pass: .* give larger ratios="),
+    ({"ratios": {"stem": 0.5, "conv1": 1}}, "ratios: 'conv1' has 1; give a share .* at least 0 and less than 1"),
+    ({"ratios": {"conv1": "half"}}, "ratios: 'conv1' has 'half'; give a share of the units to remove"),
+    ({"ratios": 0.5}, "ratios is 0.5; it is a dict of layers or patterns, each with a share of the units"),
+    ({"ratios": {"*": 0.0}, "macs": 0.5}, "is the least that can be reached: give larger ratios=$"),
 ])  # fmt: skip
 def test_ratios_refuse(model: nn.Module, options: Any, message: str) -> None:
     with pytest.raises(PlanError, match=message):

@@ -114,7 +114,7 @@ def test_an_error_is_json_too(project):
     ("arguments", "message"),
     [
         (["compress", "mynets:build"], "--data: is needed"),
-        (["compress", "mynets", "--data", "mynets:loader"], "'mynets' names nothing: write package.module:callable"),
+        (["compress", "mynets", "--data", "mynets:loader"], "'mynets' names nothing: write torchvision:NAME, timm"),
         (["compress", "mynets:build", "--model-arg", "width", "--data", "mynets:loader"], "'width' is no key=value"),
         (["compress", "mynets:build", "--data", "nowhere"], "'nowhere' is no folder that there is"),
         (["compress", "mynets:build", "--data", "mynets:loader", "--alpha", "2"], "Invalid value for '--alpha'"),
@@ -123,6 +123,14 @@ def test_an_error_is_json_too(project):
             "--alpha 0.1 and --macs 0.5 are given: one of alpha, params, macs, latency decides",
         ),
         (["compress", "mynets:build", "--data", "mynets:loader", "--macs", "0"], "macs is 0.0; it is a share"),
+        (["compress", "mynets:build", "--data", "mynets:loader", "--macs", "60"], "60 is not from 0 to 1; write 0.6"),
+        (["compress", "mynets:build", "--data", "mynets:loader", "--image-size", "64x64"], "'64x64' is not one number"),
+        (["compress", "resnet18", "--data", "mynets:loader"], "did you mean torchvision:resnet18"),
+        (["compress", "nets", "--data", "mynets:loader"], "write torchvision:NAME, timm:NAME or package.module:callab"),
+        (
+            ["inspect", "net.safetensors"],
+            "'net.safetensors' is a file: name the model first, and the file by --weights",
+        ),
         (["compress", "mynets:build", "--data", "mynets:loader", "--propose", "luck"], "'luck' is none of"),
         (
             ["compress", "mynets:build", "--data", "mynets:loader", "--compensate", "luck"],
@@ -135,13 +143,19 @@ def test_an_error_is_json_too(project):
         (["compress", "mynets:build", "--data", "mynets:loader", "--macz", "0.5"], "No such option: --macz"),
         (["compress", "mynets:build", "--data", "mynets:loader", "--weights-key", "ema"], "names a part of --weights"),
         (["compress", "mynets:build", "--data", "mynets:loader", "--device", "abacus"], "abacus"),
-        (["compress", "mynets:build", "--data", "mynets:loader", "--export", "net.zip"], "net.zip ends in none of"),
-        (["compress", "mynets:build", "--data", "mynets:loader", "--out", "net.pt"], "net.pt ends in none of"),
+        (
+            ["compress", "mynets:build", "--data", "mynets:loader", "--export", "net.zip"],
+            "net.zip has to end in .onnx or .pt2",
+        ),
+        (
+            ["compress", "mynets:build", "--data", "mynets:loader", "--out", "net.pt"],
+            "net.pt has to end in .safetensors",
+        ),
         (["compress", "mynets:build", "--data", "mynets:loader", "--mean", "a"], "'a' is no list of numbers"),
         (["compress", "mynets:build", "--data", "mynets:loader", "--mean", "0,0"], "2 means and 3 standard deviations"),
         (["inspect", "mynets:build"], "is needed: the size of a sample, such as 3,224,224"),
         (["inspect", "mynets:build", "--input", "3,x"], "'3,x' is no size such as 3,224,224"),
-        (["inspect", "mynets:build", "--input", "3,8,8", "--out", "a.txt"], "a.txt ends in none of .svg, .png"),
+        (["inspect", "mynets:build", "--input", "3,8,8", "--out", "a.txt"], "a.txt has to end in .svg, .png"),
         (["apply", "mynets:build", "nowhere.json"], "nowhere.json"),
         (["prune"], "No such command 'prune'"),
     ],
@@ -194,6 +208,7 @@ def test_main_says_what_is_missing(monkeypatch):
         ("prune in several rounds=, as compress does", "prune in several --rounds, as compress does"),
         ("lower round_to=16 or score with inexact=True", "lower --round-to 16 or score with --inexact"),
         ("pass unknown=\"freeze\" or compensate='none'.", "pass --unknown freeze or --compensate none."),
+        ("run compress with rounds=2 or more", "run compress with --rounds 2 or more"),
         ("macs=0.25 asks for 25%, alpha=1e-05. It", "--macs 0.25 asks for 25%, --alpha 1e-05. It"),
         ("verify=False, or max_samples= and loader=", "--no-verify, or --samples and --data"),
         ("pass loss=, a callable(output, target)", "pass --loss, a callable(output, target)"),
@@ -220,9 +235,7 @@ def test_messages_of_the_library_name_options(project):
     data = ["--data", "mynets:loader"]
     result = invoke("compress", "mynets:build", *data, "--macs", "0.001", "--round-to", "4")
     assert result.stderr.startswith("Error: --macs 0.001 asks for 0.1% of the MACs, but ")
-    assert (
-        "prune in several --rounds, as compress does or pass --allocate uniform or lower --round-to 4" in result.stderr
-    )
+    assert "that can be reached: lower --round-to 4 or raise --macs 0.001 to at least 0.156" in result.stderr
     result = invoke("compress", "mynets:Odd", *data)
     assert "--unknown freeze" in result.stderr
     result = invoke("compress", "mynets:build", *data, "--loss", "mynets:pair", "--json")

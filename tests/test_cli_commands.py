@@ -2,6 +2,8 @@
 
 import json
 import re
+from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ from command_line import done, flat, invoke
 
 import fxprune
 from fxprune.caller.isolation import seeded
+from fxprune.cli.evaluation import HeldOut, accuracy
 from fxprune.cli.input_options import DataOptions, EvalOptions
 from fxprune.cli.named_objects import Built
 from fxprune.cli.output import Output
 from fxprune.cli.sweeping import ALPHAS
+from fxprune.errors import FxpruneWarning
 
 DATA = ["--data", "mynets:loader"]
 
@@ -67,6 +71,25 @@ def test_compress_evaluates_before_and_after(project):
         assert (held.value(model, bars), held.value(small, bars)) == (found.before, found.after)
     shown = invoke("report", "small.safetensors").stdout
     assert re.search(rf"accuracy +│ +{found.before:.4g} +│ +{found.after:.4g} │", shown)
+
+
+def test_an_evaluation_near_chance_is_told():
+    right, counts = (torch.eye(4).repeat(50, 1), torch.arange(200) % 4), dict[str, int]()
+    with Output(json=False, quiet=True).busy("evaluating") as bars:
+        for labels in (right[1], (right[1] + 1) % 4):
+            held = HeldOut("accuracy", partial(accuracy, counts=counts), [(right[0], labels)], counts)
+            told = pytest.warns(
+                FxpruneWarning, match=r"right on 0.0% of the 200 evaluation samples, no more than guess"
+            )
+            with told if labels is not right[1] else nullcontext():
+                assert held.before(torch.nn.Identity(), bars) == float(labels is right[1])
+
+
+def test_options_of_an_evaluation_need_one(project):
+    for options in (["--eval-arg", "count=3"], ["--eval-samples", "3"], ["--metric", "mynets:negative_loss"]):
+        result = invoke(*EVALUATED[:-2], *options)
+        assert result.exit_code == 2
+        assert "does nothing without --eval-data" in flat(result.stderr)
 
 
 def test_compress_takes_a_metric(project):

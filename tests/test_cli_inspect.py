@@ -30,6 +30,12 @@ def test_tree_names_layers_readers_and_reasons(project):
     ]
 
 
+def test_a_size_that_the_model_does_not_take(project):
+    result = invoke("inspect", "mynets:build", "--input", "2,8,8")
+    assert result.exit_code == 1
+    assert result.stderr.endswith("forward takes it; --input sets the size of a sample, such as 3,224,224\n")
+
+
 def test_json_has_the_groups_that_couple_finds(project):
     import mynets
 

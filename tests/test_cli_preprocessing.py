@@ -164,7 +164,16 @@ def test_folders_that_are_no_match_for_the_outputs_warn(project: Path, folder: P
 def test_a_model_that_fails_on_an_image_is_named_where_it_runs(project: Path, folder: Path) -> None:
     result = invoke("score", "mynets:model", "--data", folder, "--mean", "0.5", "--std", "0.5", "--image-size", "8")
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: Net does not run on the example (RuntimeError: ")
+    assert "Error: Net does not run on the example (RuntimeError: " in result.stderr
+    assert result.stderr.endswith("give one batch as its forward takes it; --image-size sets the size of the images\n")
+
+
+def test_a_folder_that_is_not_there_is_the_first_thing_said(project: Path, folder: Path) -> None:
+    near = folder.with_name(f"{folder.name[:-1]}_")
+    result = invoke("score", "mynets:build", "--data", near, "--image-size", "8")
+    assert result.exit_code == 2
+    assert f"'{near}' is no folder that there is; did you mean {folder}" in flat(result.output)
+    assert "prepares its images itself" not in result.output
 
 
 def test_means_and_deviations_are_as_many(project: Path, folder: Path) -> None:

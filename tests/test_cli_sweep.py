@@ -41,10 +41,14 @@ def test_accuracy_leaves_the_mode():
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ((torch.eye(3), torch.zeros(3, 2).long()), r"the model gives \(3, 3\) for targets \(3, 2\)"),
+        ((torch.eye(3), torch.zeros(3, 2).long()), r"the model gives float32 \(3, 3\) for targets int64 \(3, 2\)"),
         ((torch.eye(3), torch.zeros(3)), r"accuracy needs \(N, classes\) for \(N,\) class numbers: pass --metric"),
         ((torch.eye(3), None), "for targets NoneType"),
-        ((torch.zeros(3), torch.zeros(3).long()), r"the model gives \(3,\)"),
+        (
+            (torch.eye(3), torch.tensor([0, 1, 3])),
+            "hold class 3, and the output has 3 classes, 0 to 2",
+        ),
+        ((torch.zeros(3), torch.zeros(3).long()), r"the model gives float32 \(3,\)"),
     ],
 )
 def test_accuracy_of_what_has_no_classes(batch, message):

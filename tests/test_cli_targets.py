@@ -249,3 +249,17 @@ def test_files_that_are_no_weights(tmp_path):
     (tmp_path / "torn.safetensors").write_bytes(b"\x08")
     with pytest.raises(FxpruneError, match=r"torn.safetensors is no safetensors file, or is cut off"):
         with_weights(nn.Linear(3, 2), tmp_path / "torn.safetensors")
+
+
+def test_an_unknown_argument_of_a_callable(project):
+    with pytest.raises(FxpruneError) as raised:
+        build("mynets:build", {"clases": 3})
+    assert str(raised.value).endswith("unexpected keyword argument 'clases'; did you mean classes?")
+    assert "named_objects.py" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("weights", "close"), [("DEFALT", "; did you mean DEFAULT[?]"), ("mine", "$")])
+def test_unknown_weights_of_torchvision(weights, close):
+    message = f"torchvision:resnet18 has no weights '{weights}'; it has IMAGENET1K_V1, DEFAULT{close}"
+    with pytest.raises(FxpruneError, match=message):
+        build("torchvision:resnet18", {"weights": weights})

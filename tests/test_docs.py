@@ -225,7 +225,9 @@ def test_scripts_that_pages_name_exist() -> None:
 def test_every_page_is_in_the_navigation() -> None:
     listed = re.findall(r"[\w/]+\.md$", (ROOT / ".mkdocs" / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     beside = [page.name.lower() for page in AT_THE_TOP if page.name != "README.md"]
-    assert sorted(listed) == sorted([*beside, *(page.relative_to(ROOT / "docs").as_posix() for page in IN_DOCS)])
+    notebooks = [f"notebooks/{path.stem}.md" for path in (ROOT / "examples" / "notebooks").glob("*.ipynb")]
+    in_docs = [page.relative_to(ROOT / "docs").as_posix() for page in IN_DOCS]
+    assert sorted(listed) == sorted([*beside, *notebooks, *in_docs])
 
 
 def test_pages_at_the_top_are_linked_on_the_site() -> None:

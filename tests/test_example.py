@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import DataLoader, TensorDataset
 
+import fxprune
 from fxprune.caller.example import LONGEST_ROW, check_example, from_json, to_json, trim
 from fxprune.caller.other_batches import in_other_layouts, resized, varied_batch
+from fxprune.errors import FxpruneError
 
 
 @dataclass
@@ -158,3 +161,29 @@ def test_a_plan_keeps_a_row_of_floats_that_are_no_samples() -> None:
 def test_a_row_that_does_not_fit(row: Any) -> None:
     with pytest.raises(ValueError, match=r"names a row of a tensor of shape \[3, 2\] that is not 2 numbers"):
         check_example({"tensor": [3, 2], "dtype": "float32", "row": row})
+
+
+SMALL = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+LOADER = [(torch.randn(5, 4), torch.tensor([0, 1, 1, 0, 1]))] * 3
+
+
+@pytest.mark.parametrize(("example", "message"), [
+    (LOADER, r"too many positional arguments\. .*; it looks like a loader, a list of batches: give the inputs of one"),
+    (LOADER[:1], r"does not run on the example .*; it looks like a loader, a list of batches: give the inputs of one"),
+    (DataLoader(TensorDataset(*LOADER[0])), r"the example is a DataLoader: give the inputs of one batch, next\(iter"),
+    (LOADER[0][0].numpy(), r"the inputs are arrays of NumPy: make tensors of them, torch\.as_tensor\(x\)$"),
+])  # fmt: skip
+def test_what_is_no_example(example: Any, message: str) -> None:
+    """A loader or an array, to any function that takes an example."""
+    plan = fxprune.Scores.random(SMALL, LOADER[0][0]).plan(alpha=0.5)
+    for call in (
+        lambda: fxprune.Plan.from_kept(SMALL, example, {"0": [0]}),
+        lambda: fxprune.verify(SMALL, plan, fxprune.apply(SMALL, plan), example),
+    ):
+        with pytest.raises(FxpruneError, match=message):
+            call()
+
+
+def test_batches_of_arrays() -> None:
+    with pytest.raises(FxpruneError, match="the inputs are arrays of NumPy: make tensors of them"):
+        fxprune.compress(SMALL, [(LOADER[0][0].numpy(), LOADER[0][1])], macs=0.5, progress=False)

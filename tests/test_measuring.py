@@ -22,7 +22,7 @@ from zoo import ZOO, images
 import fxprune
 from fxprune.errors import FxpruneError
 from fxprune.reporting import measured_latency as measuring
-from fxprune.reporting.records import BatchLatency, MeasuredLatency, Timing
+from fxprune.reporting.timings import BatchLatency, MeasuredLatency, Timing
 from fxprune.reporting.why_slow import node_costs, why_slow
 
 QUICK: dict[str, Any] = {"repeats": 5, "seconds": 0.0}

@@ -147,7 +147,7 @@ def test_weights_have_to_be_of_the_plan() -> None:
 
 def test_a_plan_of_another_model() -> None:
     model = ZOO["residual"].build()
-    with pytest.raises(PlanError, match="the plan names 'a', which the model does not have"):
+    with pytest.raises(PlanError, match="the plan names 'a', which has no channels there"):
         fxprune.narrow(model, planned(Literal(), images()(2)))
 
 

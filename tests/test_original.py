@@ -117,7 +117,7 @@ def shifted(output: Tensor, target: Tensor) -> Tensor:
         (Steps(), (torch.randn(5, 3, 6), torch.zeros(5, 3).long()), {"loss": shifted}),  # as many steps as classes
         (network(), (X[:9], torch.zeros(9)), {"loss": squares}),
         (network(), (X[:9], torch.full((9,), 4)), {"loss": squares}),
-        (network(), (X[:9], torch.zeros(9, 4)), {}),
+        (network(), (X[:9], torch.full((9, 4), 0.25)), {}),
         (network(1), (X[:9], torch.zeros(9, dtype=torch.int64)), {"loss": squares}),
         (network(), (X[:9], torch.zeros(9).bool()), {"loss": squares}),
     ],
@@ -236,3 +236,15 @@ def test_what_are_no_logits(output: Any) -> None:
 def test_without_a_terminal_progress_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     fxprune.score(network(), batches(X, answers(network(), X)), progress=True)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("shift", [1, 2])
+def test_an_accuracy_is_left_out_where_the_loss_takes_other_numbers(shift: int) -> None:
+    """Class numbers that the loss counts in another way than torch's are no classes of the outputs."""
+    model = network()
+    y = answers(model, X)
+    found = about(model, batches(X, (y + shift) % 4), loss=lambda out, t: F.cross_entropy(out, (t - shift) % 4))
+    assert found["loss"] == pytest.approx(F.cross_entropy(model(X), y).item(), rel=1e-5)
+    assert "accuracy" not in found
+    same = about(model, batches(X, y), loss=lambda out, t: F.cross_entropy(out, t, label_smoothing=0.1))
+    assert same["accuracy"] == 1

@@ -156,9 +156,7 @@ def test_a_plan_of_part_of_the_sites_keeps_the_rest() -> None:
 
 def test_a_plan_for_a_layer_that_is_not_there() -> None:
     plan = changed("mlp", lambda keep: keep.update({"9": (0,)}))
-    refused(
-        "mlp", plan, "the plan names '9', which the model does not have: apply it to the model that it was made for"
-    )
+    refused("mlp", plan, "the plan names '9', which has no channels there: apply it to the model that it was made for")
 
 
 def test_a_plan_for_another_width() -> None:

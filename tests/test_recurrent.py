@@ -302,7 +302,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return float((outputs(model, x)[0].argmax(1) == y).double().mean())
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, pytest.param(nn.GRU, marks=pytest.mark.wide)])
 def test_a_trained_classifier_keeps_its_accuracy(kind: type[nn.RNNBase]) -> None:
     """Digits of 8 rows of 8 pixels, without any training after pruning.
 
@@ -319,3 +319,12 @@ def test_a_trained_classifier_keeps_its_accuracy(kind: type[nn.RNNBase]) -> None
     assert before > 0.96
     assert report.params_after < 0.8 * report.params_before
     assert after > before - 0.02
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_single_recurrent_layer_is_to_be_wrapped(kind: type[nn.Module]) -> None:
+    layer, x = kind(4, 8).eval(), torch.randn(2, 3, 4)
+    message = f"the model is a single {kind.__name__} of torch.nn, .*wrap it in a module of your own"
+    with pytest.raises(fxprune.errors.UnsupportedOpError, match=message):
+        fxprune.Scores.random(layer, x)
+    assert fxprune.Scores.random(nn.Sequential(layer), x).sites

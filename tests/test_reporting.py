@@ -27,7 +27,8 @@ from fxprune.planning.tod import tod_curve
 from fxprune.reporting.groups import rankings
 from fxprune.reporting.html import page as page_module
 from fxprune.reporting.html.page import page
-from fxprune.reporting.records import BatchLatency, Calibration, Evaluation, MeasuredLatency, Ranking, Timing
+from fxprune.reporting.records import Calibration, Evaluation, Ranking
+from fxprune.reporting.timings import BatchLatency, MeasuredLatency, Timing
 
 BATCHES = [(images()(20), torch.arange(20) % 5)]
 BROWSER = next(

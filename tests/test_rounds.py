@@ -135,6 +135,12 @@ def test_the_round_that_falls_short_says_so() -> None:
         compress("residual", macs=0.01, rounds=2)
 
 
+def test_a_round_does_not_advise_rounds() -> None:
+    with pytest.raises(PlanError, match=r"leave 0.01% .*least that can be reached: .*raise macs=1e-12$") as raised:
+        compress("residual", macs=1e-12, rounds=3)
+    assert "rounds=" not in str(raised.value)
+
+
 def test_plans_that_do_not_follow() -> None:
     first = fxprune.Plan({"a": (0, 2)}, {"a": 3}, None)
     with pytest.raises(

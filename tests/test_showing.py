@@ -76,7 +76,7 @@ def test_a_repr_is_a_few_lines(shown: dict[str, Any], name: str) -> None:
      r"taylor-by-sample protects, on 8 samples\n  the original there: loss \d\.\d+, right on \d+\.\d%$"),
     ("timed", r"(?s)^scores of .*\n  <times of \d+ nodes at 5 widths on cpu: [\d.]+ ms in all>$"),
     ("plan", r"(?s)^plan at alpha \S+ \(asked for 60.0% of the MACs, achieved [\d.]+%\): \d+ of 963 channels kept, "
-     r"\d+ of 61 layers narrowed\n  \d+: \d+ of 16\n.*\n  and \d+ that lose less$"),
+     r"\d+ of 61 layers narrowed\n  \d+: \d+ of 16\n.*\n  and \d+ more$"),
     ("coupling", "^<coupling of 61 layers: 960 units in 60 groups can be removed, 1 group frozen>$"),
     ("group", "^<group 0: 16 units of 0, read by _2, prunable>$"),
     ("groups", "^.<group 0: .*>, <group 2: .*>, <group 4: .*>.$"),
@@ -105,8 +105,14 @@ def test_a_plan_lists_the_layers_that_lose_most_front_to_back() -> None:
     text = str(fxprune.Plan(keep, widths, None))
     assert text.splitlines() == [
         "plan: 45 of 90 channels kept, 9 of 9 layers narrowed",
-        *(f"  conv{index}: {index + 1} of 10" for index in range(6)), "  and 3 that lose less",
+        *(f"  conv{index}: {index + 1} of 10" for index in range(6)), "  and 3 more",
     ]  # fmt: skip
+
+
+def test_a_plan_compares_layers_by_share() -> None:
+    widths = {"wide": 1000} | {f"conv{index}": 10 for index in range(6)}
+    keep = {name: tuple(range(width - 5)) for name, width in widths.items()}
+    assert "wide" not in str(fxprune.Plan(keep, widths, None))
 
 
 def test_objects_with_a_short_repr_are_what_they_were(shown: dict[str, Any]) -> None:

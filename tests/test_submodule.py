@@ -127,10 +127,11 @@ def test_what_the_rest_shares_with_the_part_is_an_error(what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("backbon", "did you mean backbone"), ("zzz", "did you mean backbone, norm, head, noise")]
+    ("name", "hint"),
+    [("backbon", "; close names: 'backbone'"), ("zzz", "; names are 'backbone', 'norm', 'head', 'noise'$")],
 )
 def test_an_unknown_name_is_an_error(name: str, hint: str) -> None:
-    with pytest.raises(FxpruneError, match=f"submodule is '{name}', but Detector has no module of that name: {hint}"):
+    with pytest.raises(FxpruneError, match=f"submodule is '{name}', but Detector has no module of that name{hint}"):
         fxprune.compress(detector(), BATCHES, submodule=name)
 
 

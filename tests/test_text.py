@@ -16,7 +16,8 @@ from torch import nn
 import fxprune
 from fxprune import FxpruneError, FxpruneWarning, Plan, PlanError
 from fxprune.errors import visible
-from fxprune.reporting.records import BatchLatency, GroupReport, MeasuredLatency, Timing
+from fxprune.reporting.records import GroupReport
+from fxprune.reporting.timings import BatchLatency, MeasuredLatency, Timing
 
 ORDER = "\x1b]0;owned\x07"  # names the window
 NAME = f"{ORDER}[red]x[/red]"  # and is markup of rich

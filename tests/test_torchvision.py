@@ -76,7 +76,7 @@ def pairs(size: int) -> tuple[Tensor, Tensor]:
 
 slow, wide = pytest.mark.slow, pytest.mark.wide
 BACKBONES = [  # transformers, segmentation, video, optical flow: a small member of each, and what it takes
-    ("vit_b_32", {"image_size": 64}, images(size=64)(2)),
+    pytest.param("vit_b_32", {"image_size": 64}, images(size=64)(2), marks=wide),
     pytest.param("swin_t", {}, images(size=64)(2), marks=slow),
     pytest.param("swin_v2_t", {}, images(size=64)(2), marks=wide),
     pytest.param("convnext_tiny", {}, images(size=64)(2), marks=slow),

@@ -57,6 +57,13 @@ def maps(logits: Tensor) -> Tensor:
 
 FLAT = Net(lambda x: steps(x).flatten(0, 1))
 WRONG: dict[str, tuple[nn.Module, Any, str, str]] = {  # the model, the targets, what they are, the loss that takes them
+    "several classes as floats": (
+        Net(), (ONE_HOT + ONE_HOT.roll(1, 1)).float(), "name several classes a sample",
+        "F.binary_cross_entropy_with_logits(out, y)",
+    ),
+    "a regression of several numbers": (
+        Net(), X[:, :CLASSES], "have the shape of the output and are no probabilities of classes", "F.mse_loss(out, y)",
+    ),
     "one-hot": (Net(), ONE_HOT, r"are one-hot, of shape \(6, 4\) and dtype int64", "F.cross_entropy(out, y.argmax(1))"),
     "booleans": (Net(), ONE_HOT.bool(), "are one-hot, .* bool", "F.cross_entropy(out, y.long().argmax(1))"),
     "several classes": (
@@ -212,3 +219,13 @@ def test_the_unpack_in_the_message_takes_the_batches(batch: Any, unpack: str) ->
         fxprune.score(Net(), [batch], progress=False)
     pasted = eval(line.removeprefix("unpack="))
     assert fxprune.score(Net(), [batch], unpack=pasted, progress=False).about["samples"] == SAMPLES
+
+
+def test_probabilities_are_targets_of_cross_entropy() -> None:
+    found = fxprune.score(Net(), [(X, ONE_HOT.float() * 0.7 + 0.075)], progress=False)
+    assert "accuracy" not in found.about
+
+
+def test_fractions_are_not_turned_into_classes() -> None:
+    with pytest.raises(CalibrationError, match=r"fractions of shape \(6, 1\).* such as F.mse_loss for a regression"):
+        fxprune.score(Net(), [(X, X[:, :1])], progress=False)

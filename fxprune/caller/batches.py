@@ -65,7 +65,10 @@ def batches(
 def check_loader(loader: Any, name: str = "the loader") -> None:
     """Raise CalibrationError where data are given in place of a loader; the message says how to make one of them."""
     if isinstance(loader, Tensor):
-        what, remedy = "it is read row by row", "put it into a list of batches, [x] or x.split(64)"
+        what, remedy = (
+            "it is read row by row",
+            "give a list of batches, [(x, y)] with targets y, or x.split(64) without",
+        )
     elif isinstance(loader, Mapping):
         what, remedy = "it is read key by key", "put the one batch that it is into a list, [batch]"
     elif isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):

@@ -37,6 +37,15 @@ class Source:
     root: Path
     training: bool
 
+    def __post_init__(self) -> None:
+        """Wrong usage where the name is no folder, and names nothing else."""
+        place = Path(self.name)
+        if ":" in self.name or place.is_dir():
+            return
+        beside = [str(entry) for entry in place.parent.iterdir() if entry.is_dir()] if place.parent.is_dir() else []
+        close = did_you_mean(self.name, beside) or ", and no torchvision:NAME or package.module:callable"
+        raise typer.BadParameter(f"{self.name!r} is no folder that there is{close}", param_hint=self.option)
+
     @property
     def prepared(self) -> bool:
         """Whether its images are prepared here: those of a callable are as it gives them."""
@@ -105,11 +114,7 @@ def _opened(source: Source, prepare: Preparation) -> Any:
             raise FxpruneError(
                 f"{source.name} holds no images in folders, one a class ({error}): arrange them as CLASS/IMAGE in it"
             ) from error
-    collection, colon, name = source.name.partition(":")
-    if not colon:
-        raise typer.BadParameter(
-            f"{source.name!r} is no folder that there is, and no package.module:callable", param_hint=source.option
-        )
+    collection, _, name = source.name.partition(":")
     if collection == "torchvision":
         return _from_torchvision(name, source, prepare)
     found = called(source.name, source.option, source.arguments)

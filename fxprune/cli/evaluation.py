@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from fxprune.caller.batches import LONGEST_EPOCH, Unpack, batches
 from fxprune.caller.example import to_device
 from fxprune.caller.isolation import device_of, evaluating
+from fxprune.caller.source_lines import warn
+from fxprune.caller.tensors import dtype_name
 from fxprune.caller.timing import timer_of
 from fxprune.cli.named_objects import told_with_line
 from fxprune.cli.output import Bars
 from fxprune.errors import FxpruneError
 from fxprune.reporting.measured_latency import in_turns
+from fxprune.scoring.original import FEWEST, chance
 from fxprune.tracing.part import call_whole
 
 Metric = Callable[[nn.Module, Iterable[Any]], float]
@@ -31,6 +34,18 @@ class HeldOut:
     name: str
     metric: Metric
     loader: Iterable[Any]
+    counts: dict[str, int] = field(default_factory=dict)  # of an accuracy: the samples and the classes
+
+    def before(self, model: nn.Module, bars: Bars) -> float:
+        """The metric of the original; an accuracy that is no better than that of guessing gives a warning."""
+        found = self.value(model, bars)
+        counts = self.counts
+        if counts and counts["samples"] >= FEWEST and found <= chance(counts["classes"], counts["samples"]):
+            warn(
+                f"the original is right on {found:.1%} of the {counts['samples']:,} evaluation samples, no more than "
+                f"guessing among {counts['classes']:,} classes would be: wrong preprocessing, labels or weights?"
+            )
+        return found
 
     def value(self, model: nn.Module, bars: Bars) -> float:
         """The metric of a model. Raises FxpruneError where the model, or a metric of the caller's, fails."""
@@ -42,10 +57,14 @@ class HeldOut:
             raise FxpruneError(f"{type(model).__name__} cannot be evaluated: {told_with_line(error)}") from error
 
 
-def accuracy(model: nn.Module, loader: Iterable[Any], unpack: Unpack | None = None) -> float:
+def accuracy(
+    model: nn.Module, loader: Iterable[Any], unpack: Unpack | None = None, counts: dict[str, int] | None = None
+) -> float:
     """The share of samples whose class has the largest of the model's outputs (N, classes).
 
-    Raises FxpruneError where outputs or targets have another form.
+    `counts` gets the number of samples and of classes.
+
+    Raises FxpruneError where outputs or targets have another form, or a class is none of the outputs'.
 
     >>> accuracy(nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 0]))])
     0.75
@@ -57,14 +76,25 @@ def accuracy(model: nn.Module, loader: Iterable[Any], unpack: Unpack | None = No
             output = call_whole(model, to_device(inputs, device), targets, run=None)
             fits = isinstance(output, Tensor) and isinstance(targets, Tensor) and output.ndim == 2 and targets.ndim == 1
             if not fits or len(output) != len(targets) or targets.is_floating_point():
-                forms = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (output, targets)]
+                forms = [_form(value) for value in (output, targets)]
                 raise FxpruneError(
                     f"the model gives {forms[0]} for targets {forms[1]}, and accuracy needs (N, classes) for (N,) "
                     "class numbers: pass --metric, a function (model, loader) -> number"
                 )
+            if int(targets.max()) >= output.shape[1]:
+                raise FxpruneError(
+                    f"the targets for evaluation hold class {int(targets.max())}, and the output has {output.shape[1]} "
+                    f"classes, 0 to {output.shape[1] - 1}: give the labels that the model was trained with"
+                )
             right += int((output.argmax(1).cpu() == targets.cpu()).sum())
             total += len(targets)
+    if counts is not None:
+        counts |= {"samples": total, "classes": output.shape[1]}
     return right / total
+
+
+def _form(value: Any) -> str:
+    return f"{dtype_name(value)} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def latencies(models: Sequence[nn.Module], batch: Any) -> list[float]:

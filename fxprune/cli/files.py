@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from fxprune.caller.files import replacing, writable
-from fxprune.errors import FxpruneError, visible
+from fxprune.errors import FxpruneError, either, visible
 
 
 def check_writable(*paths: Path | None) -> None:
@@ -22,10 +22,10 @@ def check_writable(*paths: Path | None) -> None:
 
 
 def check_suffix(paths: Iterable[Path], suffixes: tuple[str, ...], option: str) -> None:
-    """A usage error where a file ends in none of `suffixes`."""
+    """A usage error where a file does not end in one of `suffixes`."""
     for path in paths:
         if path.suffix not in suffixes:
-            raise typer.BadParameter(visible(f"{path} ends in none of {', '.join(suffixes)}"), param_hint=option)
+            raise typer.BadParameter(visible(f"{path} has to end in {either(suffixes)}"), param_hint=option)
 
 
 def write_json(path: Path, content: Any) -> None:

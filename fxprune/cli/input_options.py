@@ -37,6 +37,17 @@ def numbers_of(text: str, option: str) -> tuple[float, ...]:
         raise typer.BadParameter(f"{text!r} is no list of numbers such as 0.5,0.5,0.5", param_hint=option) from None
 
 
+def _side(text: str) -> int:
+    """The side of square images.
+
+    >>> _side("64")
+    64
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is not one number, at least 1: images are square, and 64 is 64 x 64")
+    return int(text)
+
+
 _Model = partial(typer.Option, rich_help_panel="Model")
 _Data = partial(typer.Option, rich_help_panel="Data")
 _Eval = partial(typer.Option, rich_help_panel="Evaluation")
@@ -127,7 +138,8 @@ class DataOptions:
     image_size: Annotated[
         int | None,
         _Data(
-            min=1,
+            metavar="NUMBER",
+            parser=_side,
             help="Side of the square images. By default that of a timm: or torchvision: model; for others 224 for a "
             "folder, and the size that a dataset's images have.",
         ),
@@ -227,8 +239,15 @@ class EvalOptions:
         arguments = arguments_of(self.eval_arg, "--eval-arg")
         source = Source(self.eval_data, "--eval-data", arguments, data.data_root, training=False)
         loader = data.open(source, self.eval_samples or None, built, output, seed)
-        metric = object_of(self.metric, "--metric") or partial(accuracy, unpack=data.unpacking())
-        return HeldOut(self.metric or "accuracy", metric, loader)
+        counts = dict[str, int]()
+        metric = object_of(self.metric, "--metric") or partial(accuracy, unpack=data.unpacking(), counts=counts)
+        return HeldOut(self.metric or "accuracy", metric, loader, counts)
+
+    def check_given(self) -> None:
+        """Wrong usage where options say how to evaluate, and no data are named."""
+        for option in ("eval_arg", "eval_samples", "metric"):
+            if self.eval_data is None and getattr(self, option):
+                raise typer.BadParameter("does nothing without --eval-data", param_hint=f"--{option.replace('_', '-')}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

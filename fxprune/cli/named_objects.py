@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import inspect
 import json
 import re
 import traceback
@@ -18,9 +19,11 @@ from torch import nn
 
 from fxprune.cli.extras import missing_modules
 from fxprune.cli.preprocessing import IMAGENET, Preparation, of_timm, of_torchvision
-from fxprune.errors import FxpruneError, a_kind, first_line
+from fxprune.errors import FxpruneError, a_kind, either, first_line
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # how files of weights end
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ def object_of(target: str | None, option: str) -> Any:
     if target is None:
         return None
     if not _TARGET.fullmatch(target):
-        raise typer.BadParameter(f"{target!r} names nothing: write package.module:callable", param_hint=option)
+        raise typer.BadParameter(_no_name(target, option), param_hint=option)
     module, _, path = target.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -82,6 +85,27 @@ def object_of(target: str | None, option: str) -> Any:
     return found
 
 
+def _no_name(target: str, option: str) -> str:
+    """The message for a text that is no package.module:callable, for which a model may be meant."""
+    if option != "MODEL":
+        return f"{target!r} names nothing: write package.module:callable"
+    if Path(target).suffix in _WEIGHTS:
+        return f"{target!r} is a file: name the model first, and the file by --weights"
+    models: dict[str, Callable[[str], Any]] = {"torchvision": _has_torchvision, "timm": _has_timm}
+    found = [f"{name}:{target}" for name, has in models.items() if has(target)]
+    if found:
+        return f"{target!r} names no callable: did you mean {either(found)}?"
+    return f"{target!r} names nothing: write torchvision:NAME, timm:NAME or package.module:callable"
+
+
+def _has_torchvision(name: str) -> bool:
+    return name in importlib.import_module("torchvision.models").list_models()
+
+
+def _has_timm(name: str) -> bool:
+    return not missing_modules(["timm"]) and bool(importlib.import_module("timm").is_model(name))
+
+
 def called(target: str, option: str, arguments: Mapping[str, Any]) -> Any:
     """The result of the callable `target`. Raises FxpruneError, with the place in its code, where it fails."""
     found = object_of(target, option)
@@ -98,7 +122,17 @@ def guarded(function: Callable[..., Any], name: str, arguments: Mapping[str, Any
         raise
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise FxpruneError(f"{name}({given}) fails: {told_with_line(error)}") from error
+        unknown = _UNEXPECTED.search(str(error)) if isinstance(error, TypeError) else None
+        close = did_you_mean(unknown[1], _parameters(function)) if unknown else ""
+        raise FxpruneError(f"{name}({given}) fails: {told_with_line(error)}{close}") from error
+
+
+def _parameters(function: Callable[..., Any]) -> Iterable[str]:
+    """The names of a function's parameters, as far as they are known."""
+    try:
+        return inspect.signature(function).parameters
+    except (ValueError, TypeError):
+        return ()
 
 
 def build(target: str, arguments: Mapping[str, Any]) -> Built:
@@ -127,6 +161,13 @@ def _from_torchvision(name: str, arguments: Mapping[str, Any]) -> Built:
     known = models.list_models()
     if name not in known:
         raise FxpruneError(f"torchvision has no model {name!r}{did_you_mean(name, known)}")
+    if isinstance(weights := arguments.get("weights"), str) and name in models.list_models(module=models):
+        kind = models.get_model_weights(name)
+        if weights.removeprefix(f"{kind.__name__}.") not in kind.__members__:
+            raise FxpruneError(
+                f"torchvision:{name} has no weights {weights!r}; it has {', '.join(kind.__members__)}"
+                f"{did_you_mean(weights, kind.__members__)}"
+            )
     model = guarded(models.get_model_builder(name), f"torchvision:{name}", arguments)
     side = _SIDES.get(name, 224)
     size = (3, side, side) if name in models.list_models(module=models) else None
@@ -162,7 +203,8 @@ def _recipe(target: str, arguments: Mapping[str, Any]) -> tuple[str | None, Mapp
 def told_with_line(error: Exception) -> str:
     """An error of the caller's code, and the line where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" (line {frames[-1].lineno} of {frames[-1].filename})" if frames else ""
+    own = not frames or frames[-1].filename == __file__  # a call that fails in no code of the caller's
+    place = "" if own else f" (line {frames[-1].lineno} of {frames[-1].filename})"
     return f"{type(error).__name__}: {first_line(error)}{place}"
 
 

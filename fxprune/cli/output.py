@@ -18,7 +18,7 @@ from fxprune.caller.batches import length_of, read
 from fxprune.caller.ranks import rank_and_size
 from fxprune.cli.extras import INTERRUPTED
 from fxprune.cli.option_names import as_options
-from fxprune.errors import FxpruneError, FxpruneWarning, visible
+from fxprune.errors import CaptureError, FxpruneError, FxpruneWarning, visible
 
 WIDTH = 120  # of text that goes to a file or a pipe
 FAILED = 1
@@ -75,7 +75,7 @@ class Output:
             with redirect_stdout(sys.stderr if self.json or not self.writes else sys.stdout), self._warnings():
                 yield content
         except FxpruneError as error:
-            message = as_options(str(error))
+            message = as_options(str(error)) + self._size_option(command, error)
             typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
             typer.echo(message, err=True)
             about = {"type": type(error).__name__, "message": message}
@@ -87,6 +87,14 @@ class Output:
         self._print_json(
             content | self.about | {"warnings": self.warnings, "seconds": round(time.perf_counter() - start, 3)}
         )
+
+    def _size_option(self, command: str, error: FxpruneError) -> str:
+        """The end of a message about an example, whose size may be wrong: the option that sets it."""
+        if not isinstance(error, CaptureError) or "does not run on the example" not in str(error):
+            return ""
+        if "images" in self.about:
+            return "; --image-size sets the size of the images"
+        return "; --input sets the size of a sample, such as 3,224,224" if command == "inspect" else ""
 
     def _print_json(self, content: dict[str, Any]) -> None:
         if self.json:

@@ -103,12 +103,13 @@ def compress(
     """Make a model smaller, from scores to the artefact in one go, and report what was achieved."""
     result.check()
     data.check_given()
+    evaluation.check_given()
     options = level.asked() | limits.given() | scoring.arguments() | {"unpack": data.unpacking()}
     built = model.build(output)
     loader = cast("Iterable[Any]", data.loader(built, output, model.seed))
     held = evaluation.held_out(data, built, output, model.seed) if evaluation.eval_data and output.writes else None
     with output.busy("compressing") as bars:
-        before = held.value(built.model, bars) if held else None
+        before = held.before(built.model, bars) if held else None
         small = fxprune.compress(
             built.model, bars.over(loader), allocate=allocate, rounds=rounds, compensate=compensate,  # type: ignore[arg-type]
             verify=result.verify, seed=model.seed, submodule=model.submodule, progress=False, **options,

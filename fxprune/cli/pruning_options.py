@@ -22,8 +22,19 @@ from fxprune.scoring.signals.table import SIGNALS
 _Coupling = partial(typer.Option, rich_help_panel="What may be removed")
 _Scoring = partial(typer.Option, rich_help_panel="Scoring")
 _Function = partial(_Scoring, metavar="MODULE:FUNCTION")
-_Share = partial(typer.Option, rich_help_panel="How much is removed (one of these)", min=0, max=1)
 _Bound = partial(typer.Option, rich_help_panel="Bounds")
+
+
+def _share(value: float | None) -> float | None:
+    """A number from 0 to 1, or None."""
+    if value is None or 0 <= value <= 1:
+        return value
+    remedy = f"; write {value / 100:g} for {value:g}%" if 1 < value <= 100 else ""
+    raise typer.BadParameter(f"{value:g} is not from 0 to 1{remedy}")
+
+
+_HOW_MUCH = "How much is removed (one of these)"
+_Share = partial(typer.Option, rich_help_panel=_HOW_MUCH, metavar="0..1", callback=_share)
 
 
 def one_of(known: Iterable[str]) -> Callable[[str | None], str | None]:

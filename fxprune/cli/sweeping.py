@@ -73,7 +73,7 @@ def sweep(
     made_folder(out, FxpruneError)
     smalls, values = [], []
     with output.busy("sweeping") as bars:
-        original = held.value(built.model, bars)
+        original = held.before(built.model, bars)
         for _, plan in bars.steps(plans, "plans"):
             watched = None if loader is None else bars.over(loader, "calibrating")
             small = compensated(built.model, plan, level=level, scores=known, loader=watched, verify=True, **functions)

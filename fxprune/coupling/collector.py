@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.caller.example import TensorSpec
-from fxprune.errors import FxpruneError, close_names
+from fxprune.errors import FxpruneError, known_names
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, Plane, varying_axes
 from fxprune.rules.vocabulary import ChannelRead, Option, Slot
@@ -18,6 +18,7 @@ from fxprune.tracing.graph import ModelGraph
 
 Exclude = Leaves
 EXCLUDED = "excluded by the caller"
+STATISTIC = "takes a statistic over the channels"  # in the reasons that inexact=True lifts
 
 
 class Collector(Context):
@@ -116,5 +117,8 @@ class Collector(Context):
             if index in self.matched or not isinstance(entry, str):
                 continue
             if not any(fnmatchcase(name, entry) for name in self.modules):
-                kind, close = type(self.graph).__name__, close_names(entry, self.modules)
-                raise FxpruneError(f"exclude: no module of {kind} matches {entry!r}{close}")
+                kind, names = type(self.graph).__name__, known_names(entry, self.modules)
+                raise FxpruneError(
+                    f"exclude: no module of {kind} matches {entry!r}{names}; from Python, a class of modules can be "
+                    "given, too"
+                )

@@ -88,6 +88,12 @@ def _attribute(ctx: Context, node: fx.Node) -> Any:
 def _unknown(ctx: Context, node: fx.Node, inputs: list[Labels], unknown: Unknown) -> Any:
     name = describe(key_of(node, ctx.graph))
     if unknown == "error":
+        kind = type(ctx.graph).__name__
+        if hasattr(torch.nn, kind) and not any(ctx.graph.children()):
+            raise UnsupportedOpError(
+                f"the model is a single {kind} of torch.nn, traced into {name}, for which there is no rule: wrap it in "
+                f"a module of your own, or in torch.nn.Sequential({kind}(...))"
+            )
         raise UnsupportedOpError(
             f"no rule says what {name} ({named(node)}) does to channels: register one with "
             '@fxprune.rules.rule(...), or pass unknown="freeze" to keep the channels that it touches whole'

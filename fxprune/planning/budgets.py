@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, log10
 
 import numpy as np
 
 from fxprune.caller.arguments import check_value
-from fxprune.caller.arrays import Flags
-from fxprune.errors import PlanError
-from fxprune.planning.allocation import EVEN, Allocate, Allocation
+from fxprune.caller.arrays import Flags, Scalars
+from fxprune.coupling.collector import EXCLUDED, STATISTIC
+from fxprune.errors import PlanError, either
+from fxprune.planning.allocation import EVEN, Allocation
 from fxprune.planning.plan import BUDGETS
 
 Cost = Callable[[Flags], float]
@@ -19,7 +20,16 @@ TOLERANCE = 0.01  # share of the budget that may be left unspent
 DEFAULT_ALPHA = 0.05  # where neither a level nor a budget is given
 NOTHING = -1.0  # the level at which every unit is kept
 Frozen = Iterable[tuple[Sequence[str], str]]  # layers that are kept whole, and why
+ROUNDS = "run compress with rounds=2 or more"
 _SHOWN = 3  # layers of one reason in a message
+
+
+class UnreachableError(PlanError):
+    """A budget below all that can be reached: what was `asked`, with the least share, and the `remedies`."""
+
+    def __init__(self, asked: str, remedies: Sequence[str] = ()) -> None:
+        super().__init__(f"{asked}: {either(remedies)}" if remedies else asked)
+        self.asked, self.remedies = asked, remedies
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,19 +49,21 @@ def meet(
     Where more than 1 % of the budget is left, units that the level before keeps are restored: those removed last, as a
     share of their group, first.
 
-    Raises PlanError where no level is within the budget; `remedies` are what its message suggests, and `frozen` the
-    layers that it names where there are no units at all.
+    Raises UnreachableError where no level is within the budget; `remedies` are what its message suggests, and `frozen`
+    the layers that it names where there are no units at all.
     """
     steps = allocation.level[allocation.level <= 1 + EVEN]
     levels = np.unique(np.append(steps, NOTHING))
     whole = cost(np.ones(len(allocation.level), dtype=bool))
     limit = share * whole
-    least = cost(allocation.keep(float(levels[-1]))) / max(whole, 1e-300)
+    least = _least(allocation, cost) / max(whole, 1e-300)
     if least * whole > limit:
         asked, least_possible = percentages(share, least)
-        reached = f"{least_possible} is the least that can be reached in one pass: {' or '.join(remedies)}"
-        why = reached if len(allocation.level) else nothing_prunable("the model", frozen)
-        raise PlanError(f"{what}={share:g} asks for {asked} of the {BUDGETS[what]}, but {why}")
+        asked = f"{what}={share:g} asks for {asked} of the {BUDGETS[what]}, but "
+        if not len(allocation.level):
+            raise PlanError(asked + nothing_prunable("the model", frozen))
+        enough = [f"raise {what}={share:g} to at least {_rounded_up(least)}"] * (least < 1)
+        raise UnreachableError(f"{asked}{least_possible} is the least that can be reached", [*remedies, *enough])
     low, high = -1, len(levels) - 1  # the place of a level above the budget, and of one within
     while high - low > 1:
         middle = (low + high) // 2
@@ -96,14 +108,40 @@ def _filled(allocation: Allocation, cost: Cost, limit: float, keep: Flags, befor
     return keep
 
 
-def remedies(allocate: str | Allocate | None, allocation: Allocation, settings: Mapping[str, Any]) -> list[str]:
-    """Suggestions for a budget that cannot be reached."""
-    found = ["prune in several rounds=, as compress does"]
-    found += [] if allocate == "uniform" else ['pass allocate="uniform"']
-    found += [] if allocation.min_keep == 1 else [f"lower min_keep={allocation.min_keep}"]
-    found += [] if allocation.round_to == 1 else [f"lower round_to={allocation.round_to}"]
-    found += [] if settings.get("inexact") else ["score with inexact=True"]
-    return [*found, "exclude less"]
+def remedies(allocation: Allocation, cost: Cost, share: float, even: Scalars, frozen: Frozen = ()) -> Iterator[str]:
+    """Suggestions for a `share` that cannot be reached: what limits most first, and only what would help.
+
+    `even` are the levels of the allocation "uniform", by which a group can lose all units that it need not keep.
+    """
+    least = _least(allocation, cost)
+    freed = {"round_to": replace(allocation, round_to=1), "min_keep": replace(allocation, min_keep=1)}
+    helping = [name for name, other in freed.items() if _least(other, cost) < least]
+    if not helping and _least(replace(allocation, round_to=1, min_keep=1), cost) < least:
+        helping = list(freed)  # only together
+    if helping:
+        yield "lower " + " and ".join(f"{name}={getattr(allocation, name)}" for name in helping)
+    if _least(replace(allocation, level=even), cost) <= share * cost(np.ones(len(even), dtype=bool)):
+        yield from (ROUNDS, 'pass allocate="uniform"')
+    if any(why.endswith(STATISTIC) for _, why in frozen):
+        yield "score with inexact=True"
+    if any(EXCLUDED in why for _, why in frozen):
+        yield "exclude less"
+
+
+def _least(allocation: Allocation, cost: Cost) -> float:
+    """The cost at the last level."""
+    steps = allocation.level[allocation.level <= 1 + EVEN]
+    return cost(allocation.keep(float(steps.max(initial=NOTHING))))
+
+
+def _rounded_up(share: float) -> str:
+    """A share between 0 and 1 with three digits, not below itself.
+
+    >>> _rounded_up(0.018341), _rounded_up(0.5)
+    ('0.0184', '0.5')
+    """
+    digits = 3 - ceil(log10(share))
+    return f"{ceil(round(share * 10**digits, 6)) / 10**digits:g}"
 
 
 def nothing_prunable(model: str, frozen: Frozen) -> str:

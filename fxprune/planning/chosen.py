@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ from fxprune.caller.arrays import Index
 from fxprune.coupling.groups import Coupling
 from fxprune.errors import PlanError, close_names
 from fxprune.planning.kept import Keep
+from fxprune.tracing.graph import ModelGraph
 
 Channels = Mapping[str, Iterable[int]]
+_SHOWN = 6  # channels in a message
 
 
 def _each(doing: str) -> str:
@@ -25,29 +27,52 @@ CHECKS["kept"] = wanted(is_keywords, _each("keep"), PlanError)
 CHECKS["removed"] = wanted(is_keywords, _each("remove"), PlanError)
 
 
-def indices(name: str, given: Channels, coupling: Coupling) -> dict[str, Index]:
+def indices(name: str, given: Channels, coupling: Coupling, graph: ModelGraph) -> dict[str, Index]:
     """The channels of each layer that the argument `name` gives, as rising indices.
 
-    Raises PlanError where there is no such layer, or an index is none of its channels.
+    Raises PlanError where there is no such layer, or an index is none of its channels or given twice.
     """
     widths = {site.name: site.width for site in coupling.sites}
+    for layer in given:
+        if layer not in widths:
+            before = _before(layer, graph, widths)
+            raise PlanError(
+                f"{name}: {layer!r} has the channels of the layer before it: name {before!r}"
+                if before
+                else f"{name}: {unknown_layer(layer, widths)}"
+            )
     return {layer: _of_layer(name, layer, channels, widths) for layer, channels in given.items()}
 
 
+def _before(layer: str, graph: ModelGraph, layers: Collection[str]) -> str | None:
+    """The layer with channels whose output, perhaps changed on the way, is the first input of another module."""
+    node = next((node for node in graph.graph.nodes if node.op == "call_module" and node.target == layer), None)
+    while node is not None and str(node.target) not in layers:
+        node = next(iter(node.all_input_nodes), None)
+    return node and str(node.target)
+
+
 def _of_layer(name: str, layer: str, channels: Any, widths: Mapping[str, int]) -> Index:
-    if layer not in widths:
-        raise PlanError(f"{name}: {unknown_layer(layer, widths)}")
     listed = channels.tolist() if isinstance(channels, (np.ndarray, torch.Tensor)) else channels
     if not isinstance(listed, Iterable) or isinstance(listed, str):
         raise PlanError(f"{name}: the channels of {layer!r} are {shown(channels)}; give a list of indices")
     found = list(listed)
+    if found and all(isinstance(entry, (bool, np.bool_)) for entry in found):
+        raise PlanError(
+            f"{name}: the channels of {layer!r} are a mask of True and False; give indices, such as "
+            "mask.nonzero().flatten() of a tensor"
+        )
     for channel in found:
         if not is_whole(channel, 0, widths[layer]):
             raise PlanError(
                 f"{name}: {shown(channel)} is no channel of {layer!r}, which has {widths[layer]}: "
                 f"give indices from 0 to {widths[layer] - 1}"
             )
-    return np.unique(np.array(found, dtype=np.int64))
+    rising, counts = np.unique(np.array(found, dtype=np.int64), return_counts=True)
+    if len(rising) < len(found):
+        twice = ", ".join(map(str, rising[counts > 1][:_SHOWN].tolist()))
+        raise PlanError(f"{name}: the channels of {layer!r} name {twice} more than once; give each once")
+    return rising
 
 
 def unknown_layer(layer: str, layers: Iterable[str]) -> str:

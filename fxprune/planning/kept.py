@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -24,8 +24,10 @@ def check_indices(name: str, width: int, kept: Sequence[int]) -> None:
         raise PlanError(f"the plan keeps 0 of {width} channels of {name!r}: a layer keeps at least one")
 
 
-def units_of(keep: Keep, widths: Mapping[str, int], coupling: Coupling) -> Flags:
+def units_of(keep: Keep, widths: Mapping[str, int], coupling: Coupling, given: Collection[str] = ()) -> Flags:
     """The units of which every channel is kept, one bool per unit; `keep` and `widths` are those of a `Plan`.
+
+    Of layers that contradict each other, the message names those that were `given`, if they are among them.
 
     Raises PlanError where they name layers that the model lacks or give them other widths, drop a channel that cannot
     be removed, drop only a part of a unit, leave a layer without channels or inputs, or keep different numbers in
@@ -35,7 +37,7 @@ def units_of(keep: Keep, widths: Mapping[str, int], coupling: Coupling) -> Flags
     for name in keep:
         if name not in sites:
             raise PlanError(
-                f"the plan names {name!r}, which the model does not have: apply it to the model that it was made for"
+                f"the plan names {name!r}, which has no channels there: apply it to the model that it was made for"
             )
     total, removed = np.zeros((2, coupling.units), dtype=np.int64)
     for site in coupling.sites:
@@ -43,7 +45,7 @@ def units_of(keep: Keep, widths: Mapping[str, int], coupling: Coupling) -> Flags
         np.add.at(removed, site.units[_dropped(keep, widths, coupling, site)], 1)
     torn = np.flatnonzero((removed > 0) & (removed < total))
     if len(torn):
-        raise PlanError(_torn(keep, coupling, int(torn[0])))
+        raise PlanError(_torn(keep, coupling, int(torn[0]), given))
     kept: Flags = removed == 0
     for units in coupling.pieces:
         if not kept[units].any():
@@ -75,11 +77,11 @@ def _dropped(keep: Keep, widths: Mapping[str, int], coupling: Coupling, site: Si
     return dropped
 
 
-def _torn(keep: Keep, coupling: Coupling, unit: int) -> str:
+def _torn(keep: Keep, coupling: Coupling, unit: int, given: Collection[str]) -> str:
     """The message for a unit of which a plan keeps only a part."""
     kept: list[str] = []
     dropped: list[str] = []
-    for site in coupling.sites:
+    for site in sorted(coupling.sites, key=lambda site: site.name not in given):
         channels = set(keep.get(site.name, range(site.width)))
         for channel in np.flatnonzero(site.units == unit).tolist():
             (kept if channel in channels else dropped).append(f"channel {channel} of {site.name!r}")

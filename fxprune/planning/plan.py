@@ -13,6 +13,7 @@ from torch import nn
 from fxprune.caller.arguments import CHECKS, check, instance
 from fxprune.caller.arrays import Flags
 from fxprune.caller.example import check_example
+from fxprune.caller.file_kinds import check_kind
 from fxprune.caller.files import regular, replacing
 from fxprune.caller.isolation import undisturbed
 from fxprune.caller.typed_json import from_plain
@@ -30,7 +31,7 @@ from fxprune.tracing.part import part_of
 from fxprune.tracing.settings import check_settings, settings_of
 
 FORMAT = 1
-SHOWN = 6  # of the layers of a plan that lose most channels
+SHOWN = 6  # of the layers of a plan that lose the largest share of their channels
 LARGEST = 256 << 20  # bytes of a file; a million channels take ten million
 BUDGETS = {"params": "parameters", "macs": "MACs", "latency": "latency"}
 
@@ -92,11 +93,11 @@ class Plan:
         total, kept = sum(self.widths.values()), sum(map(len, self.keep.values()))
         level += "" if self.budget is None else f" ({self.budget})"
         lost = {site: self.widths[site] - len(channels) for site, channels in self.keep.items()}
-        most = sorted(filter(lost.get, lost), key=lambda site: -lost[site])
+        most = sorted(filter(lost.get, lost), key=lambda site: -lost[site] / self.widths[site])
         layers = f"{len(most)} of {plural(len(self.keep), 'layer')} narrowed"
         lines = [f"plan{level}: {kept} of {total} channels kept, {layers}"]
         lines += [f"  {site}: {len(self.keep[site])} of {self.widths[site]}" for site in lost if site in most[:SHOWN]]
-        lines += [f"  and {len(most) - SHOWN} that lose less"] * (len(most) > SHOWN)
+        lines += [f"  and {len(most) - SHOWN} more"] * (len(most) > SHOWN)
         return visible("\n".join(lines))
 
     __repr__ = __str__
@@ -144,10 +145,10 @@ class Plan:
         with undisturbed():
             coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         widths = {site.name: site.width for site in coupling.sites}
-        removed = others(indices("kept", kept, coupling), widths)
+        removed = others(indices("kept", kept, coupling, graph), widths)
         settings = settings_of(graph) | {n: v for n, v in (options | {"submodule": submodule}).items() if v}
         keep = remaining({}, removed, coupling)
-        units_of(keep, widths, coupling)  # raises where the choice contradicts the coupling
+        units_of(keep, widths, coupling, kept)  # raises where the choice contradicts the coupling
         return cls(keep, widths, captured_of(graph).description, frozen=coupling.frozen(), settings=settings)
 
     def without(self, model: nn.Module, removed: Channels) -> Plan:
@@ -169,11 +170,12 @@ class Plan:
         check(Plan.without, locals())
         part = part_of(model, self.submodule)
         with undisturbed():
-            coupling = coupling_of(captured(self.settings, part, self.example), self)
+            graph = captured(self.settings, part, self.example)
+            coupling = coupling_of(graph, self)
         units_of(self.keep, self.widths, coupling)  # raises where the plan is for another model
-        lost = with_coupled(indices("removed", removed, coupling), coupling)
+        lost = with_coupled(indices("removed", removed, coupling, graph), coupling)
         keep = remaining(self.keep, lost, coupling)
-        units_of(keep, self.widths, coupling)
+        units_of(keep, self.widths, coupling, removed)
         return replace(self, keep=keep, alpha=None, budget=None, allocate=None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -216,11 +218,13 @@ class Plan:
             size = file.stat().st_size
             if size > LARGEST:
                 raise ValueError(f"it has {size:,} bytes, more than {LARGEST:,}")
+            check_kind(file, "plan", PlanError)
             content = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise PlanError(f"{path} cannot be read ({error})") from error
         except (ValueError, RecursionError) as error:
-            raise PlanError(f"{path} is not a plan that Plan.save wrote ({type(error).__name__}: {error})") from error
+            why = "it is no text" if isinstance(error, UnicodeDecodeError) else f"{type(error).__name__}: {error}"
+            raise PlanError(f"{path} is not a plan that Plan.save wrote ({why})") from error
         return cls.from_dict(content, path)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
-from fxprune.caller.arguments import CHECKS, is_keywords, is_number, wanted
+from fxprune.caller.arguments import CHECKS, is_keywords, is_number, shown
 from fxprune.caller.arrays import Scalars
 from fxprune.errors import PlanError
 from fxprune.planning.allocation import Groups
@@ -16,12 +17,20 @@ from fxprune.planning.chosen import unknown_layer
 
 Ratios = Mapping[str, float]
 
-CHECKS["ratios"] = wanted(
-    lambda value: is_keywords(value) and all(is_number(share) and 0 <= share < 1 for share in value.values()),
-    "it is a dict of layers, or patterns of their names, and the shares of their units to remove, at least 0 and less "
-    "than 1, such as {'layer1.0.conv1': 0.5, 'layer2.*': 0.25}",
-    PlanError,
-)
+_WANTED = "a share of the units to remove, at least 0 and less than 1"
+
+
+def _check_ratios(name: str, value: Any) -> None:
+    """Raise where ratios are not a dict of names and shares."""
+    if not is_keywords(value):
+        example = "{'layer1.0.conv1': 0.5, 'layer2.*': 0.25}"
+        raise PlanError(f"{name} is {shown(value)}; it is a dict of layers or patterns, each with {_WANTED}: {example}")
+    for layer, share in value.items():
+        if not (is_number(share) and 0 <= share < 1):
+            raise PlanError(f"{name}: {layer!r} has {shown(share)}; give {_WANTED}")
+
+
+CHECKS["ratios"] = _check_ratios
 
 
 def fixed(level: Scalars, propose: Scalars, groups: Groups, layers: Sequence[Sequence[str]], ratios: Ratios) -> Scalars:

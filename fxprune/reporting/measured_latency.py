@@ -16,8 +16,8 @@ from fxprune.caller.example import to_device
 from fxprune.caller.isolation import device_of, evaluating, undisturbed
 from fxprune.caller.timing import timer_of
 from fxprune.errors import FxpruneError, blaming
-from fxprune.reporting.records import BatchLatency, MeasuredLatency, Timing
 from fxprune.reporting.report import reported, with_report
+from fxprune.reporting.timings import BatchLatency, MeasuredLatency, Timing
 from fxprune.reporting.why_slow import why_slow
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from rich.text import Text
 from fxprune.errors import plural, visible
 from fxprune.planning.budgets import DEFAULT_ALPHA
 from fxprune.planning.plan import BUDGETS
-from fxprune.reporting.records import ReportRecord, Timing, milliseconds
+from fxprune.reporting.records import ReportRecord
+from fxprune.reporting.timings import Timing, milliseconds
 
 SHOWN = 5  # of the largest layers
 
@@ -66,11 +67,12 @@ def tables(report: ReportRecord) -> Iterator[Any]:
 
 
 def level_of(report: ReportRecord) -> str:
-    """What a model was pruned to: the share that a budget left, or the level."""
+    """What a model was pruned to: the share that a budget left, the level, or else the share of its MACs."""
     if report.budget is not None:
         return f"{report.budget.achieved:.1%} of the {BUDGETS[report.budget.of]}"
-    default = " (the default)" * (report.alpha == DEFAULT_ALPHA)
-    return "a plan" if report.alpha is None else f"alpha {report.alpha:g}{default}"
+    if report.alpha is None:
+        return f"{report.macs_after / max(report.macs_before, 1):.1%} of the MACs"
+    return f"alpha {report.alpha:g}{' (the default)' * (report.alpha == DEFAULT_ALPHA)}"
 
 
 def summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:

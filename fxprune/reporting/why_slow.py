@@ -15,8 +15,8 @@ from fxprune.caller.example import TensorSpec
 from fxprune.caller.tensors import INDEX
 from fxprune.errors import plural
 from fxprune.reporting.layers import attribute_of, kind_of
-from fxprune.reporting.records import BatchLatency
 from fxprune.reporting.report import Report
+from fxprune.reporting.timings import BatchLatency
 from fxprune.reporting.widths import BLOCK, layer_widths, odd_widths
 from fxprune.tracing.facts import facts_on
 from fxprune.tracing.graph import RECORD, ModelGraph

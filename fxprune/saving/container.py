@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fxprune.caller.file_kinds import check_kind
 from fxprune.caller.files import regular, replacing
 from fxprune.caller.tensors import FORMATS, RANKS, dtype_name, laid_out
 from fxprune.errors import ArtifactError, FxpruneError
@@ -45,6 +46,7 @@ def read_artifact(path: FilePath) -> tuple[Header, dict[str, Tensor]]:
     """
     place = regular(path, ArtifactError, "read")
     try:
+        check_kind(place, "artifact", ArtifactError, allowed=["weights"])
         size = check_header_size(place, ArtifactError)
         if size > 2 * LARGEST:
             raise ArtifactError(f"{path} has a header of {size:,} bytes, more than the {2 * LARGEST:,} that are read")

@@ -49,11 +49,17 @@ class Original:
         known = {int(part) for part in gathered(torch.tensor([self.outputs]))} - {UNKNOWN}
         self.outputs = known.pop() if len(known) == 1 else 0
 
-    def about(self, samples: int) -> dict[str, Any]:
-        """The mean "loss" of so many samples; where there are class numbers, the "accuracy" and number of "outputs"."""
+    def about(self, samples: int, *, by_class: bool) -> dict[str, Any]:
+        """The mean "loss" of so many samples; where there are class numbers, the "accuracy" and number of "outputs".
+
+        Unless the loss is `by_class`, torch's own cross-entropy, it may give the class numbers another meaning: then an
+        accuracy that is no better than chance says nothing and is left out.
+        """
         found: dict[str, Any] = {"loss": float(f"{self.loss / max(samples, 1):.6g}")}  # the same on any number of ranks
         if self.outputs > 0 and self.judged:
-            found |= {"accuracy": self.right / self.judged, "outputs": self.outputs}
+            accuracy = self.right / self.judged
+            if by_class or accuracy > chance(self.outputs, samples):
+                found |= {"accuracy": accuracy, "outputs": self.outputs}
         return found
 
     def restore(self, other: Original) -> None:
@@ -89,6 +95,15 @@ def _counted(targets: Tensor, loss: Any) -> Tensor:
     return (targets >= 0) & (targets != getattr(loss, "ignore_index", -1))
 
 
+def chance(classes: int, samples: int) -> float:
+    """The accuracy of guessing among so many classes, and two standard errors.
+
+    >>> round(chance(10, 900), 2)
+    0.12
+    """
+    return 1 / classes + 2 * sqrt((1 - 1 / classes) / classes / max(samples, 1))
+
+
 def warn_near_chance(about: Mapping[str, Any], *, pruned: bool) -> None:
     """Warn where the accuracy is not clearly above that of guessing: by two standard errors, of 100 samples or more.
 
@@ -98,7 +113,7 @@ def warn_near_chance(about: Mapping[str, Any], *, pruned: bool) -> None:
     if "accuracy" not in about or about["samples"] < FEWEST or rank_and_size()[0]:
         return
     accuracy, samples, classes = about["accuracy"], about["samples"], about["outputs"]
-    if accuracy <= 1 / classes + 2 * sqrt((1 - 1 / classes) / classes / samples):
+    if accuracy <= chance(classes, samples):
         name, reason = "the original", "wrong preprocessing, labels or weights?"
         if pruned:
             name, reason = "the model as pruned so far", "it lost more than it can do without"

@@ -27,6 +27,7 @@ from fxprune.scoring.resuming import PassCheckpoint
 from fxprune.scoring.sampler import Sampler
 from fxprune.scoring.scores import Scores, scores_of
 from fxprune.scoring.signals.table import Signal, name_of_signal, ranked
+from fxprune.scoring.wrong_targets import compares_classes
 from fxprune.tracing.graph import history_of
 from fxprune.tracing.part import Run, name_of, part_of, with_captured_part
 
@@ -144,7 +145,9 @@ def score(
         evidence = evidence_of(graph, coupling, scoring.state.probes, scoring.state.totals, sampler)
         scores = ranked(propose, evidence), ranked(protect, evidence)
         about = {"samples": sampler.seen, "propose": name_of_signal(propose), "protect": name_of_signal(protect)}
-        about |= {"seed": seed} | scoring.state.original.about(sampler.seen)
+        about |= {"seed": seed} | scoring.state.original.about(
+            sampler.seen, by_class=run is None and (loss is None or compares_classes(loss))
+        )
         if compares:
             about |= {"classes": len(sampler.counts), "samples_per_class": sampler.per_class}
             about |= {"projections": sampler.projections}

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, get_type_hints
+from zipfile import BadZipFile
 
 import numpy as np
 
 from fxprune.caller.arguments import is_whole
 from fxprune.caller.arrays import BROKEN, Index, Scalars, read, write
 from fxprune.caller.example import check_example
+from fxprune.caller.file_kinds import check_kind
 from fxprune.caller.files import regular
 from fxprune.caller.typed_json import from_plain
 from fxprune.coupling.groups import Key, Site
@@ -82,6 +84,7 @@ def read_scores(path: str | PathLike[str]) -> dict[str, Any]:
     """The fields of the scores in a file. Raises PlanError where it is not one that `write_scores` wrote."""
     file = regular(path, PlanError, "read")
     try:
+        check_kind(file, "scores", PlanError)
         arrays = read(file)
         header = json.loads(arrays["header"].tobytes())
         if header["fxprune_scores"] != FORMAT:
@@ -94,9 +97,8 @@ def read_scores(path: str | PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise PlanError(f"{path} cannot be read ({error})") from error
     except BROKEN as error:
-        raise PlanError(
-            f"{path} is not a score file that Scores.save wrote ({type(error).__name__}: {error})"
-        ) from error
+        why = "it is no .npz, or is cut off" if isinstance(error, BadZipFile) else f"{type(error).__name__}: {error}"
+        raise PlanError(f"{path} is not a score file that Scores.save wrote ({why})") from error
 
 
 def _fields(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from os import PathLike
 from typing import Any
 
@@ -122,9 +123,10 @@ class Scores(ScoreData):
         if kind == "alpha":
             kept, budget = allocation.keep(value + EVEN), None
         else:
-            mends = remedies(allocate, allocation, self.settings) + ["give larger ratios="] * bool(ratios)
-            frozen = [(sites, why) for why, sites in self.frozen.items()]
-            found = meet(allocation, self._cost(kind), value, kind, mends, frozen)
+            frozen, cost = [(sites, why) for why, sites in self.frozen.items()], self._cost(kind)
+            even = levels("uniform", self.propose, self.protect, self.groups)
+            mends = remedies(allocation, cost, value, self._with_ratios(even, ratios) if ratios else even, frozen)
+            found = meet(allocation, cost, value, kind, chain(mends, ["give larger ratios="] * bool(ratios)), frozen)
             kept, level, budget = found.keep, found.level, Budget(kind, value, found.achieved)
         padded, name = np.append(kept, True), allocate if isinstance(allocate, str) and not ratios else None
         keep = {site.name: tuple(np.flatnonzero(padded[site.units]).tolist()) for site in self.sites}

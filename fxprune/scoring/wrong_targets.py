@@ -18,6 +18,7 @@ from fxprune.errors import CalibrationError, a, a_kind, error_text, is_out_of_me
 
 _FITTING = (torch.int64, torch.uint8)  # the dtypes of class numbers that cross-entropy takes
 _SHOWN = 3  # tensors of an output in a message
+_SUMS = 0.01  # how far the sum of the probabilities of a sample may be from 1
 
 
 class Misfit(NamedTuple):
@@ -37,11 +38,12 @@ class Misfit(NamedTuple):
 def check_classes(loss: Any, output: Any, targets: Any, where: str) -> None:
     """Raise CalibrationError where torch's cross-entropy is not defined, but gives a number or ends the process.
 
-    The former is a loss over one number a sample, the latter a class that the output does not have, on an accelerator.
+    It gives a number for an output of one number a sample, and for targets that are taken for probabilities but are
+    none. A class that the output does not have ends the process on an accelerator.
     """
-    if not _compares_classes(loss) or not is_dense(output) or not is_dense(targets):
+    if not compares_classes(loss) or not is_dense(output) or not is_dense(targets):
         return
-    found = _one_number(output, targets)
+    found = _one_number(output, targets) or _no_probabilities(output, targets)
     if found is None and not output.is_cpu and output.ndim > 1:
         found = _out_of_range(output, targets, loss)
     if found is not None:
@@ -51,7 +53,7 @@ def check_classes(loss: Any, output: Any, targets: Any, where: str) -> None:
 def only_ignored(loss: Any, targets: Any) -> str:
     """The reason why cross-entropy is not a number, where it ignores all targets; else empty."""
     ignored = getattr(loss, "ignore_index", -100)
-    if not _compares_classes(loss) or not is_dense(targets) or not bool((targets == ignored).all()):
+    if not compares_classes(loss) or not is_dense(targets) or not bool((targets == ignored).all()):
         return ""
     return f"all its targets are {ignored}, which cross-entropy ignores: leave such batches out"
 
@@ -67,14 +69,15 @@ def failure(name: str, loss: Any, output: Any, targets: Any, where: str, error: 
             'targets), or say what the two are, such as unpack=lambda batch: (batch["image"], batch["label"])'
         )
     own = if_of_transformers(output)
-    what, remedy = _misfit_of_classes(output, targets, loss) if _compares_classes(loss) else ("", "")
+    what, remedy = _misfit_of_classes(output, targets, loss) if compares_classes(loss) else ("", "")
     if what:
         return f"on {where}, {what}, and the loss {name} fails ({error_text(error)}): {remedy}{own}"
     given = f"the output is {_shown(output)}, and the targets are {_shown(targets)}"
     return f"{fails}; {given}: pass loss=, a callable(output, target) that takes these{own}"
 
 
-def _compares_classes(loss: Any) -> bool:
+def compares_classes(loss: Any) -> bool:
+    """Whether a loss is torch's cross-entropy."""
     return loss is F.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)
 
 
@@ -137,6 +140,18 @@ def _one_number(out: Tensor, y: Tensor) -> Misfit | None:
     return Misfit(what, f"y{'.squeeze(1)' * less}.float()", "{}" + ".squeeze(1)" * more, loss)
 
 
+def _no_probabilities(out: Tensor, y: Tensor) -> Misfit | None:
+    """Numbers of the form of the output that are no probabilities of classes."""
+    if not y.is_floating_point() or y.shape != out.shape or out.ndim < 2 or y.is_complex():
+        return None
+    sums = y.sum(1)
+    if float(y.amin()) >= 0 and bool(((sums - 1).abs() < _SUMS).all()):
+        return None
+    if bool(((y == 0) | (y == 1)).all()):
+        return Misfit("name several classes a sample", "y", loss="F.binary_cross_entropy_with_logits")
+    return Misfit("have the shape of the output and are no probabilities of classes", "y", loss="F.mse_loss")
+
+
 def _no_tensor(out: Tensor, y: Any, loss: Any) -> Misfit | None:
     """Targets in a dict, a list or an array."""
     if isinstance(y, Mapping):
@@ -157,6 +172,9 @@ def _column(out: Tensor, y: Tensor, loss: Any) -> Misfit | None:
     """Class numbers with an axis of one entry for the classes."""
     if y.ndim != out.ndim or y.shape[1] != 1:
         return None
+    if y.is_floating_point() and not torch.equal(y, y.round()):
+        what = f"are fractions of shape {tuple(y.shape)}, and the output has {out.shape[1]} numbers a sample"
+        return Misfit(what, remedy="pass loss=, a callable(output, target) such as F.mse_loss for a regression")
     cast = "" if y.dtype in _FITTING else ".long()"
     return Misfit(
         f"have shape {tuple(y.shape)}, and cross-entropy takes {tuple(y.squeeze(1).shape)}", f"y.squeeze(1){cast}"

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
 
 from fxprune.caller.example import as_call, batch_length, check_dense, trim
 from fxprune.caller.model_checks import if_of_transformers
-from fxprune.errors import CaptureError, close_names, error_text
+from fxprune.errors import CaptureError, error_text, known_names
 from fxprune.tracing.graph import ModelGraph, OwnSource
 
 Entry = str | type[nn.Module]
@@ -59,7 +61,7 @@ def check_leaves(model: nn.Module, leaves: Sequence[Entry]) -> None:
     for entry in leaves:
         names = [name for name, _ in model.named_modules()]
         if isinstance(entry, str) and not any(fnmatchcase(name, entry) for name in names):
-            close = close_names(entry, names)
+            close = known_names(entry, names)
             raise CaptureError(f"leaves: no module of {type(model).__name__} matches {entry!r}{close}")
 
 
@@ -70,13 +72,14 @@ def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -
     for name in concrete:
         if name not in whole.parameters and not stars:
             raise CaptureError(f"concrete_args names {name!r}, but it is {type(model).__name__}.forward{whole}")
+    _check_kind(example)
     args, kwargs = as_call(example)
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise CaptureError(
             f"the example does not fit {type(model).__name__}.forward{signature}: {error}. Give a tensor, a tuple of "
-            f"the positional arguments, or a dict of the named ones{if_of_transformers(model)}"
+            f"the positional arguments, or a dict of the named ones{if_of_transformers(model)}{if_batches(example)}"
         ) from error
     check_dense(example, "the example", CaptureError, meta=True)
     first = next((t for t in pytree.tree_leaves(example) if isinstance(t, Tensor) and t.ndim), None)
@@ -84,25 +87,43 @@ def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -
         raise CaptureError(f"the example has no samples, its first tensor is {tuple(first.shape)}: give one at least")
 
 
+def _check_kind(example: Any) -> None:
+    """Raise where the example is a loader, or holds arrays of NumPy in place of tensors."""
+    if isinstance(example, DataLoader):
+        raise CaptureError("the example is a DataLoader: give the inputs of one batch, next(iter(loader))[0] say")
+    kinds = {type(leaf) for leaf in pytree.tree_leaves(example)}
+    if np.ndarray in kinds and not any(issubclass(kind, Tensor) for kind in kinds):
+        raise CaptureError("the inputs are arrays of NumPy: make tensors of them, torch.as_tensor(x)")
+
+
+def if_batches(example: Any) -> str:
+    """The end of a message about an example that is perhaps a list of batches (inputs, targets), as a loader is."""
+    entries = example if isinstance(example, (list, tuple)) else ()
+    pairs = [isinstance(entry, (list, tuple)) and len(entry) == 2 for entry in entries]
+    if not pairs or not all(pairs):
+        return ""
+    return "; it looks like a loader, a list of batches: give the inputs of one, next(iter(loader))[0] say"
+
+
 def first_running(model: nn.Module, batches: Iterable[Any], run: Callable[[Any], Any]) -> tuple[Any, Any]:
     """The first batch on which `run` does not fail, and its result.
 
     Raises CaptureError, which says that the model does not run, where there is none.
     """
-    failure = None
+    failure, batch = None, None
     for batch in batches:
         try:
             return batch, run(batch)
         except Exception as error:  # noqa: BLE001 - whatever the user's model raises becomes the cause of ours
             failure = error
-    raise does_not_run(model, failure) from failure
+    raise does_not_run(model, failure, batch) from failure
 
 
-def does_not_run(model: nn.Module, failure: Exception | None) -> CaptureError:
+def does_not_run(model: nn.Module, failure: Exception | None, example: Any = None) -> CaptureError:
     """The error of a model that fails on the example."""
     return CaptureError(
         f"{type(model).__name__} does not run on the example ({error_text(failure)}): "
-        "give one batch as its forward takes it"
+        f"give one batch as its forward takes it{if_batches(example)}"
     )
 
 

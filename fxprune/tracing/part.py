@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -18,7 +17,7 @@ from fxprune.caller.example import as_call, to_device
 from fxprune.caller.isolation import applied, device_of, isolated_copy, seeded, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import in_transform
-from fxprune.errors import CalibrationError, CaptureError, FxpruneError, error_text, stage
+from fxprune.errors import CalibrationError, CaptureError, FxpruneError, error_text, known_names, stage
 from fxprune.tracing.capture import capture_around
 from fxprune.tracing.checks import Leaves, check_bare
 from fxprune.tracing.graph import is_captured
@@ -37,12 +36,8 @@ def part_of(model: nn.Module, path: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if path in modules:
         return modules[path]
-    names = [name for name in modules if name]
-    close = difflib.get_close_matches(path, names, n=3) or [name for name in names if "." not in name][:6]
-    raise FxpruneError(
-        f"submodule is {path!r}, but {type(model).__name__} has no module of that name: "
-        + (f"did you mean {', '.join(close)}?" if close else "it has no modules in it")
-    )
+    names = known_names(path, modules) or "; it has no modules in it"
+    raise FxpruneError(f"submodule is {path!r}, but {type(model).__name__} has no module of that name{names}")
 
 
 def with_part(model: nn.Module, path: str, new: nn.Module) -> nn.Module:

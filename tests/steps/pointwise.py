@@ -155,7 +155,7 @@ for _name in ("add", "sub", "mul", "truediv"):
     _add(f"__{_name}__", _name, partial(exactly, f"__{_name}__"))
     _add(f"__r{_name}__", _name, partial(exactly, f"__r{_name}__"))
 
-for _class in rules._MODULES:
+for _class in (*rules._MODULES, StochasticDepth):
     _args: tuple[Any, ...] = {nn.Threshold: (0.1, 0.2), StochasticDepth: (0.5, "row")}.get(_class, ())
     if _class is nn.Dropout1d:
         add("nn.Dropout1d", lambda layer, x: layer(x.flatten(2)).view_as(x), lambda i, o: nn.Dropout1d())

@@ -11,8 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fxprune.errors import plural, visible
 from fxprune.planning.plan import BUDGETS
 from fxprune.reporting.html import drawing
-from fxprune.reporting.records import ReportRecord, milliseconds
+from fxprune.reporting.records import ReportRecord
 from fxprune.reporting.tables import level_of
+from fxprune.reporting.timings import milliseconds
 from fxprune.reporting.widths import layer_widths, odd_widths
 
 
