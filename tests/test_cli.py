@@ -116,7 +116,7 @@ def test_an_error_is_json_too(project):
         (["compress", "mynets:build"], "--data: is needed"),
         (["compress", "mynets", "--data", "mynets:loader"], "'mynets' names nothing: write torchvision:NAME, timm"),
         (["compress", "mynets:build", "--model-arg", "width", "--data", "mynets:loader"], "'width' is no key=value"),
-        (["compress", "mynets:build", "--data", "nowhere"], "'nowhere' is no folder that there is"),
+        (["compress", "mynets:build", "--data", "nowhere"], "there is no folder 'nowhere'"),
         (["compress", "mynets:build", "--data", "mynets:loader", "--alpha", "2"], "Invalid value for '--alpha'"),
         (
             ["compress", "mynets:build", "--data", "mynets:loader", "--alpha", "0.1", "--macs", "0.5"],

@@ -178,7 +178,7 @@ def test_what_gives_no_loader(project):
         opened("mynets:build", project)
     with pytest.raises(FxpruneError, match="the data has no sample: at least one is needed"):
         opened("mynets:dataset", project, count=0)
-    with pytest.raises(typer.BadParameter, match="'nowhere' is no folder that there is"):
+    with pytest.raises(typer.BadParameter, match="there is no folder 'nowhere'"):
         opened("nowhere", project)
 
 

@@ -172,7 +172,7 @@ def test_a_folder_that_is_not_there_is_the_first_thing_said(project: Path, folde
     near = folder.with_name(f"{folder.name[:-1]}_")
     result = invoke("score", "mynets:build", "--data", near, "--image-size", "8")
     assert result.exit_code == 2
-    assert f"'{near}' is no folder that there is; did you mean {folder}" in flat(result.output)
+    assert f"there is no folder '{near}'; did you mean {folder}" in flat(result.output)
     assert "prepares its images itself" not in result.output
 
 

@@ -229,3 +229,9 @@ def test_probabilities_are_targets_of_cross_entropy() -> None:
 def test_fractions_are_not_turned_into_classes() -> None:
     with pytest.raises(CalibrationError, match=r"fractions of shape \(6, 1\).* such as F.mse_loss for a regression"):
         fxprune.score(Net(), [(X, X[:, :1])], progress=False)
+
+
+def test_targets_that_are_all_negative_are_not_to_be_ignored() -> None:
+    """A loss that ignores them is not a number."""
+    with pytest.raises(CalibrationError, match=r"the targets are all negative, -2 the lowest.*or no such batch"):
+        fxprune.score(Net(), [(X, torch.tensor([-1, -2] * 3))], progress=False)

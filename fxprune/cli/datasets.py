@@ -44,7 +44,7 @@ class Source:
             return
         beside = [str(entry) for entry in place.parent.iterdir() if entry.is_dir()] if place.parent.is_dir() else []
         close = did_you_mean(self.name, beside) or ", and no torchvision:NAME or package.module:callable"
-        raise typer.BadParameter(f"{self.name!r} is no folder that there is{close}", param_hint=self.option)
+        raise typer.BadParameter(f"there is no folder {self.name!r}{close}", param_hint=self.option)
 
     @property
     def prepared(self) -> bool:

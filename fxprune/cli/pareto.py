@@ -33,7 +33,7 @@ class Row:
 
 
 def with_front(rows: Sequence[Row]) -> list[Row]:
-    """The rows, with `on_front` for those that no other beats in accuracy, MACs and time.
+    """The rows; `on_front` is set for each that no other row beats in accuracy, MACs and time.
 
     >>> rows = [Row("a", 0, 9, 90, 0.9), Row("b", 0, 8, 80, 0.9), Row("c", 0, 7, 70, 0.5)]
     >>> [row.on_front for row in with_front(rows)]

@@ -164,7 +164,7 @@ def _ratio(text: str) -> tuple[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitOptions:
-    """The limits at every level; None for those that the scores name already."""
+    """The limits at every level; None leaves a limit to the scores."""
 
     round_to: Annotated[int | None, _Bound(min=1, help="Keep a multiple of so many units per group; 1 by default.")] = (
         None
@@ -172,7 +172,7 @@ class LimitOptions:
     min_keep: Annotated[int | None, _Bound(min=1, help="Keep at least so many units per group; 1 by default.")] = None
 
     def given(self) -> dict[str, Any]:
-        """Those that were given."""
+        """The limits that were given."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 

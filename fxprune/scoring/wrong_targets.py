@@ -239,6 +239,8 @@ def _out_of_range(out: Tensor, y: Tensor, loss: Any) -> Misfit | None:
     least, most = int(known.min()), int(known.max())
     if least >= 0 and most < count:
         return None
+    if most < 0:
+        return Misfit(f"are all negative, {least} the lowest", remedy="give class numbers from 0, or no such batch")
     what = f"hold class {most if most >= count else least}, and the output has {count} classes, 0 to {count - 1}"
     if least >= 1 and most == count:
         return Misfit(f"{what}; they count from 1", "y - 1")
