@@ -141,8 +141,9 @@ def compress(
             compares = allocate is None and any(target[budget] is not None for budget in BUDGETS)
             if compares or allocate == MEASURED:
                 scores = scores.with_curves(
-                    whole, loader, loss=loss, unpack=unpack, run=run, max_samples=max_samples, device=device, seed=seed
-                )
+                    whole, loader, loss=loss, unpack=unpack, run=run, metric=metric, max_samples=max_samples,
+                    device=device, seed=seed,
+                )  # fmt: skip
             ways = (MEASURED, "tod") if compares and scores.curves is not None else (allocate,)
             shared_by_ways = {"min_keep": min_keep, "round_to": round_to, "ratios": schedule.shares_of(ratios)}
             plans = [

@@ -21,8 +21,10 @@ from zoo import CLASSES, ZOO, Case, images, tensors
 
 import fxprune
 from fxprune.errors import PlanError
-from fxprune.recovery.compensation import sequential
+from fxprune.recovery.compensation import least_squares, sequential, wide
+from fxprune.scoring import moments
 from fxprune.scoring.calibration import Calibration, calibration_of
+from fxprune.scoring.signals import table
 
 LEVELS = ("bias", "ridge", "sequential")
 SIZES = (12, 7, 1)
@@ -276,13 +278,44 @@ def test_wide_layers_are_fitted_by_channel(name: str, monkeypatch: pytest.Monkey
     loader = batches(images(3, 8), CLASSES, (40, 40))
     scores = scored(model, loader)
     plan = keeping(scores, **{"0": tuple(range(7))})
-    monkeypatch.setattr(sequential, "WIDEST", 16)
+    monkeypatch.setattr(sequential, "WIDE", 16)
     small = fxprune.apply(model, plan, loader=loader, compensate="sequential")
     done = fxprune.report(small).compensation
     assert done is not None
     assert done.layers[0].strength is not None
     assert done.layers[0].after < 1e-6
     assert difference(outputs(model, images(3, 8)(3)), outputs(small, images(3, 8)(3))) < 1e-3
+
+
+def test_layers_of_many_channels_are_fitted_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 3))
+    loader = batches(tensors(6), CLASSES, (300, 300))
+    for module, name, most in (
+        (sequential, "WIDE", 16), (wide, "MOST_CHANNELS", 16), (least_squares, "SINGLE", 16), (moments, "SINGLE", 16),
+        (table, "SINGLE", 16),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, most)
+    scores = scored(model, loader)
+    found = next(iter(scores.moments.values())).covariance
+    assert found.dtype == np.float32
+    assert isinstance(found.base, np.memmap) or isinstance(found, np.memmap)
+    small = fxprune.apply(model, scores.plan(params=0.5), loader=loader, compensate="sequential")
+    assert small.get_parameter("2.weight").dtype == torch.float32
+    done = fxprune.report(small).compensation
+    assert done is not None
+    assert done.layers[0].strength is not None
+    before, after = judged(small)
+    assert after < 0.2 * before
+
+
+def test_layers_that_are_too_wide_to_be_fitted_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 3))
+    loader = batches(tensors(6), CLASSES, (40, 40))
+    plan = scored(model, loader).plan(params=0.5)
+    for module, name in ((sequential, "WIDE"), (sequential, "WIDEST"), (wide, "MOST_CHANNELS")):
+        monkeypatch.setattr(module, name, 12)
+    with pytest.warns(UserWarning, match=r"reads 20 numbers: it is not refitted, as layers are up to 12"):
+        fxprune.apply(model, plan, loader=loader, compensate="sequential")
 
 
 def test_what_is_held_out_is_judged_in_batches_as_large_as_those_given() -> None:

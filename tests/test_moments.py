@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from zoo import CLASSES, ZOO
 import fxprune
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import key_of_edge
-from fxprune.scoring.moments import BATCH_ROWS, ROWS, WIDEST, Moments, MomentSums
+from fxprune.scoring import moments
+from fxprune.scoring.moments import BATCH_ROWS, ROWS, Moments, MomentSums
 from fxprune.tracing.capture import capture
 
 
@@ -113,12 +115,27 @@ def test_places_of_a_sample_are_spread_and_differ_from_sample_to_sample() -> Non
     assert (spreads > 0.7 * 400**2 / 12).all()  # of the variance of all places
 
 
-def test_wider_edges_keep_variances() -> None:
-    x = torch.randn(30, WIDEST + 1, dtype=torch.float64)
+def test_wide_edges_keep_single_precision_and_wider_ones_variances(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "SINGLE", 20)
+    monkeypatch.setattr(moments, "WIDEST", 40)
+    x = torch.randn(30, 41, dtype=torch.float64)
     found = gathered(x[:10], x[10:])
-    assert found.covariance.shape == (WIDEST + 1,)
+    assert found.covariance.shape == (41,)
     assert np.allclose(found.variance, x.numpy().var(0))
-    assert gathered(x[:, 1:]).covariance.shape == (WIDEST, WIDEST)
+    for channels, precision in ((40, np.float32), (20, np.float64)):
+        found = gathered(x[:10, :channels], x[10:, :channels])
+        assert found.covariance.dtype == precision
+        assert np.allclose(found.covariance, np.cov(x[:, :channels].numpy().T, bias=True), atol=1e-5)
+
+
+def test_no_room_for_a_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(moments, "SINGLE", 20)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(fxprune.CalibrationError, match=r"24 channels.*No space left.*set TMPDIR"):
+        gathered(torch.randn(30, 24))
 
 
 def test_nothing_has_no_moments() -> None:
@@ -190,7 +207,7 @@ def test_padding_does_not_count() -> None:
     rows = [model.a(part[None, :length])[0][0] for part, length in zip(x, lengths.tolist(), strict=True)]
     states = torch.cat(rows).detach().numpy()
     assert len(states) == 15
-    for moments in scores.moments.values():
-        if len(moments.mean) == 4:
-            assert np.allclose(moments.mean, states.mean(0))
-            assert np.allclose(moments.covariance, np.cov(states.T, bias=True))
+    for known in scores.moments.values():
+        if len(known.mean) == 4:
+            assert np.allclose(known.mean, states.mean(0))
+            assert np.allclose(known.covariance, np.cov(states.T, bias=True))

@@ -20,6 +20,7 @@ from fxprune.errors import FxpruneError
 
 Index = NDArray[np.int64]
 Scalars = NDArray[np.float64]
+Reals = NDArray[np.floating[Any]]  # of either precision
 Flags = NDArray[np.bool_]
 
 Array = NDArray[Any]

@@ -45,9 +45,9 @@ class Reader:
         """The weight as (groups, outputs a group, inputs a group, places of the window)."""
         return as_matrix(self.weight, self.groups, transposed=self.windows is not None and self.windows.transposed)
 
-    def products(self) -> NDArray[np.float64]:
+    def products(self, precision: torch.dtype = torch.float64) -> NDArray[Any]:
         """The inner products of the weights on two input channels: (channels, channels), zero between groups."""
-        columns = self.matrix().double().transpose(1, 2).flatten(2)
+        columns = self.matrix().to(precision).transpose(1, 2).flatten(2)
         blocks: Tensor = torch.block_diag(*(columns @ columns.transpose(1, 2)))
         return blocks.cpu().numpy()
 

@@ -83,7 +83,7 @@ def with_compensation(
                     model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run, max_samples=max_samples
                 )
                 if not plan.submodule and metric is None:
-                    divergence = Divergence(logits_of(graph, data, loader, unpack, by_class=by_class), metric=metric)
+                    divergence = Divergence(logits_of(graph, data, loader, unpack, by_class=by_class))
             part, done = judged(planned, part, Options(level, moments, divergence, int(seed)), data, crossed=crossed)
         for name, value in state.items():
             part.get_buffer(name).copy_(value)
@@ -161,5 +161,6 @@ def _compensated(
         if data.ranks > 1:
             give_from_first(best.graph)
     chosen = None if best.before is None or best.error is None else (best.before, best.error)
-    found = Compensation(level, None, None, layers or (), filled, norms or 0, options.divergence.measure, chosen)
+    measure = (error or options).divergence.measure
+    found = Compensation(level, None, None, layers or (), filled, norms or 0, measure, chosen)
     return best.graph, found

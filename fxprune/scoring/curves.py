@@ -37,6 +37,7 @@ DEPTHS = (  # shares of a group that are removed; the last leaves one unit. The 
 )
 MOST, FEWEST = 64, 4  # samples that the outputs are compared on
 WORK = 6  # forward passes over all samples that the curves may take at most, as far as `FEWEST` allows
+WIDEST = 2048  # channels that are predicted from others; of wider edges, by their means
 MEMORY = 1 << 30  # bytes for all values of a graph on those samples
 
 
@@ -57,7 +58,7 @@ class PredictionGate(Gate):
             return False
         by_kept, offset = np.diag(kept.astype(np.float64)), np.zeros(len(kept))
         if self.moments is not None:
-            found = prediction(self.moments, kept, linear=True)
+            found = prediction(self.moments, kept, linear=len(kept) <= WIDEST)
             by_kept, offset = by_kept + found.map, found.offset
         self.map, self.offset = torch.from_numpy(by_kept), torch.from_numpy(offset)
         return True
@@ -114,14 +115,15 @@ def measured_curves(
     """
     gated, gates = insert(graph, coupling, lambda edge: PredictionGate(edge, moments))
     fuse(gated, coupling.specs)
-    found, count = bundles(allocation), sum(map(len, data.held))
+    found, count = bundles(allocation), int(data.summed(torch.tensor(sum(map(len, data.held)))))
     shares, tried = next(
         (shares, tried)
         for shares, tried in [*((s, t) for s in DEPTHS for t in (len(signals), 1)), (DEPTHS[-1], 1)]
         if _work(found, shares) * tried * FEWEST <= WORK * count or (shares is DEPTHS[-1] and tried == 1)
     )
     at_once = MEMORY * sample_count(example_of(graph)) // max(all_bytes(graph), 1)
-    samples = max(FEWEST, min(MOST, at_once, int(WORK * count / max(_work(found, shares) * tried, 1e-9))))
+    samples = max(FEWEST, min(MOST, int(WORK * count / max(_work(found, shares) * tried, 1e-9))))
+    samples = max(1, min(-(-samples // data.ranks), at_once))  # of this rank
     order, depths, values = list[Index](), list[int](), list[float]()
     with torch.no_grad(), evaluating(gated):
         judge = Judge(gated, gates, coupling.units, data.with_fewer(samples), divergence)
@@ -178,19 +180,21 @@ class Judge:
     def __init__(
         self, gated: fx.GraphModule, gates: Sequence[Gate], units: int, data: Calibration, divergence: Divergence
     ) -> None:
-        self.units, self.divergence = units, divergence
+        self.units, self.data = units, data
         self.gates = [gate for gate in gates if isinstance(gate, PredictionGate)]
         self.names = {id(gate): name for name, part in gated.named_children() for gate in _gates_in(part)}
         self.batches = [(Suffixes(gated, values), len(mask)) for values, mask in data.judged(gated)]
+        self.divergence = divergence.scaled([part.output() for part, _ in self.batches], data.summed)
 
     def __call__(self, removed: Index) -> float:
         """The divergence without the units `removed`."""
         keep = ~_in(removed, np.empty(self.units))
         changed = {self.names[id(gate)] for gate in self.gates if gate.remove(keep)}
-        values = [self.divergence(part.output(), part.output(changed)) for part, _ in self.batches]
+        parts = [[n * self.divergence(part.output(), part.output(changed)), n] for part, n in self.batches]
         for gate in self.gates:
             gate.map = gate.offset = None
-        return float(np.average(values, weights=[samples for _, samples in self.batches]))
+        total, count = self.data.summed(torch.tensor(parts, dtype=torch.float64).sum(0)).tolist()
+        return float(total / count)
 
 
 def _gates_in(module: nn.Module) -> list[nn.Module]:

@@ -1,13 +1,15 @@
 """The divergence of a model's outputs from the original's: what users lose, without labels.
 
 Outputs that are distributions, and the logits of distributions, differ by the Kullback-Leibler divergence, a position;
-all others by the squared error, in shares of the variance of the original's.
+all others by the squared error, in shares of the variance of the original's. Of several outputs each counts in shares
+of what it would lose if it were the same for all samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from fxprune.tracing.finite import floating_outputs, floats
 from fxprune.tracing.graph import ModelGraph
 
 Metric = Callable[[Any, Any], float]
+DIVERGENCE = "Kullback-Leibler divergence"
 TINY = 1e-12  # the least variance of an output
 SUMS = 1e-3  # how far the sums of a distribution may be from 1
 
@@ -30,14 +33,17 @@ SUMS = 1e-3  # how far the sums of a distribution may be from 1
 class Divergence:
     """The divergence of outputs from the original's, summed over the floating outputs.
 
-    `logits` are the (place, axis) of outputs that are the logits of classes along that axis. `variances` are those of
-    the original's outputs, by which squared errors are divided; without them, the variance of the outputs at hand is.
-    A `metric` of the caller's, of the original's outputs and the others, is taken in place of all of it.
+    `logits` are the (place, axis) of outputs that are the logits of classes along that axis. `scaled` gives the others:
+    the axis of the classes for each output that is a distribution or its logits, and what an output that is the same
+    for all samples would lose (the variance, or the mutual information of sample and class). Squared errors are divided
+    by that, and divergences where there are several outputs. A `metric` of the caller's, of the original's outputs and
+    the others, is taken in place of all of it.
     """
 
     logits: tuple[tuple[int, int], ...] = ()
-    variances: tuple[float, ...] = ()
     metric: Metric | None = None
+    axes: tuple[int | None, ...] = ()
+    scales: tuple[float, ...] = ()
 
     def __call__(self, wanted: Any, found: Any) -> float:
         """How far the outputs `found` are from those `wanted`, of the same form.
@@ -47,55 +53,89 @@ class Divergence:
         if self.metric is not None:
             with blaming("metric=", "the outputs", ": it is called as metric(original, pruned), 0 for equal outputs"):
                 return float(self.metric(wanted, found))
-        goals, axes = floats(wanted), dict(self.logits)
-        variances = self.variances or (None,) * len(goals)
-        parts = zip(goals, floats(found), variances, strict=True)
-        return float(sum(_apart(a, b, axes.get(i), variance) for i, (a, b, variance) in enumerate(parts)))
+        own = self if self.scales else self.scaled([wanted])
+        total, known = 0.0, dict(own.logits)
+        for place, pair in enumerate(zip(floats(wanted), floats(found), strict=True)):
+            axis, scale = own.axes[place], own.scales[place]
+            if axis is None:
+                total += _squared(*pair) / scale
+            else:
+                logs = [_logs(values, axis, logits=place in known) for values in pair]
+                total += float(_kl(logs[0], logs[1], axis)) / (scale if len(own.axes) > 1 else 1)
+        return total
 
     @property
     def measure(self) -> str:
-        """The name of the measure."""
+        """The name of the measure, once it is scaled."""
         if self.metric is not None:
             return str(getattr(self.metric, "__name__", type(self.metric).__name__))
-        return "Kullback-Leibler divergence" if self.logits else "squared error, in shares of the variance"
+        if all(axis is None for axis in self.axes):
+            return "squared error, in shares of the variance"
+        return DIVERGENCE if len(self.axes) == 1 else "error, in shares of the information and variance of the outputs"
 
     def scaled(self, goals: Sequence[Any], summed: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Divergence:
-        """The same with the variances of an original's outputs on several batches; `summed` adds those of all ranks."""
-        found = []
-        for outputs in zip(*map(floats, goals), strict=True):
-            values = [output[output.isfinite()].double() for output in outputs]
-            sums = [torch.stack([v.new_tensor(v.numel()), v.sum(), v.square().sum()]).cpu() for v in values]
-            count, total, square = summed(torch.stack(sums).sum(0)).tolist()
-            found.append(max(square / max(count, 1) - (total / max(count, 1)) ** 2, TINY))
-        return replace(self, variances=tuple(found))
+        """The same for an original with such outputs on several batches; `summed` adds those of all ranks."""
+        if self.metric is not None:
+            return self
+        known, axes, scales = dict(self.logits), list[int | None](), list[float]()
+        for place, outputs in enumerate(zip(*map(floats, goals), strict=True)):
+            axis = known.get(place, _distribution_axis(outputs))
+            agree = summed(torch.tensor([1.0, 0.0 if axis is None else 1.0, float(axis or 0)]))
+            axes.append(axis if agree[0] == agree[1] and agree[2] == agree[0] * (axis or 0) else None)
+            spread = _variance if axes[-1] is None else partial(_information, axis=axes[-1], logits=place in known)
+            scales.append(max(spread(outputs, summed), TINY))
+        return replace(self, axes=tuple(axes), scales=tuple(scales))
 
 
-def _apart(wanted: Tensor, found: Tensor, axis: int | None, variance: float | None) -> float:
-    wanted, found = wanted.double(), found.double()
-    if axis is not None:
-        return float(_kl(F.log_softmax(wanted, axis), F.log_softmax(found, axis), axis))
-    if (axis := _distribution_axis(wanted)) is not None:
-        return float(_kl(wanted.clamp_min(TINY).log(), found.clamp_min(TINY).log(), axis))
+def _squared(wanted: Tensor, found: Tensor) -> float:
+    """The mean squared error where the wanted values are finite."""
     counts = wanted.isfinite()
-    wanted, found = wanted[counts], found[counts]
-    if not len(wanted):
-        return 0.0
-    spread = float(wanted.var(correction=0).clamp_min(TINY)) if variance is None else variance
-    return float((found - wanted).square().mean()) / spread
+    return float((found.double()[counts] - wanted.double()[counts]).square().mean()) if bool(counts.any()) else 0.0
+
+
+def _variance(outputs: Sequence[Tensor], summed: Callable[[Tensor], Tensor]) -> float:
+    values = [output[output.isfinite()].double() for output in outputs]
+    sums = [torch.stack([v.new_tensor(v.numel()), v.sum(), v.square().sum()]).cpu() for v in values]
+    count, total, square = summed(torch.stack(sums).sum(0)).tolist()
+    return float(square / max(count, 1) - (total / max(count, 1)) ** 2)
+
+
+def _information(
+    outputs: Sequence[Tensor], summed: Callable[[Tensor], Tensor], *, axis: int | None, logits: bool
+) -> float:
+    """The mean divergence of distributions from their mean."""
+    sums = []
+    for output in outputs:
+        logs = _logs(output, axis or 0, logits=logits).movedim(axis or 0, -1).flatten(0, -2)
+        chances = logs.exp()
+        own = [logs.new_tensor([len(logs)]), _terms(chances, logs).sum()[None], chances.sum(0)]
+        sums.append(torch.cat(own).cpu())
+    total = summed(torch.stack(sums).sum(0))
+    mean = total[2:] / total[0]
+    return float(total[1] / total[0] - _terms(mean, mean.log()).sum())
+
+
+def _logs(values: Tensor, axis: int, *, logits: bool) -> Tensor:
+    """The logarithms of probabilities, of their logits or of themselves."""
+    return F.log_softmax(values.double(), axis) if logits else values.double().clamp_min(TINY).log()
+
+
+def _terms(chances: Tensor, logs: Tensor) -> Tensor:
+    return torch.where(chances > 0, chances * logs, torch.zeros_like(logs))
 
 
 def _kl(wanted: Tensor, found: Tensor, axis: int) -> Tensor:
     """The mean of KL(wanted || found), given logarithms of probabilities along an axis."""
-    terms = wanted.exp() * (wanted - found)
-    return torch.where(wanted.exp() > 0, terms, torch.zeros_like(terms)).sum(axis).mean()
+    return _terms(wanted.exp(), wanted - found).sum(axis).mean()
 
 
-def _distribution_axis(values: Tensor) -> int | None:
-    """The axis along which values are probabilities of more than one class, if there is one."""
-    if not values.numel() or float(values.min()) < 0 or float(values.max()) > 1 + SUMS:
+def _distribution_axis(outputs: Sequence[Tensor]) -> int | None:
+    """The axis along which all values are probabilities of more than one class, if there is one."""
+    if not all(v.numel() and float(v.min()) >= 0 and float(v.max()) <= 1 + SUMS for v in outputs):
         return None
-    for axis in range(1, values.ndim):
-        if values.shape[axis] > 1 and bool(((values.sum(axis) - 1).abs() < SUMS).all()):
+    for axis in range(1, outputs[0].ndim):
+        sums = [values.sum(axis) for values in outputs if values.shape[axis] > 1]
+        if len(sums) == len(outputs) and all(bool(((total - 1).abs() < SUMS).all()) for total in sums):
             return axis
     return None
 

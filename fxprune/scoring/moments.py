@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,8 +17,10 @@ from torch import Tensor
 
 from fxprune.caller.arrays import Scalars
 from fxprune.caller.ranks import summed
+from fxprune.errors import blaming
 
-WIDEST = 4096  # channels of which the covariance is kept; of wider edges, the variances only
+SINGLE = 4096  # channels above which a covariance is of single precision, and kept in a file
+WIDEST = 16384  # channels of which the covariance is kept; of wider edges, the variances only
 ROWS = 32  # of a sample at most, or one for 16 channels where that is more
 CONSTANT = 1e-5  # of the size of an edge's values: less variation than this is mostly rounding
 BATCH_ROWS = 1024  # of a batch whose samples cannot be told apart, or two for each channel
@@ -24,7 +28,10 @@ BATCH_ROWS = 1024  # of a batch whose samples cannot be told apart, or two for e
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """The mean (P,) and covariance (P, P) of P channels; of more than 4096, the variances (P,) alone."""
+    """The mean (P,) and covariance (P, P) of P channels; of more than 16,384, the variances (P,) alone.
+
+    That of more than 4,096 is of single precision, in a temporary file that is mapped to memory.
+    """
 
     mean: Scalars
     covariance: Scalars
@@ -89,7 +96,9 @@ class MomentSums:
         if self.waiting:
             rows = torch.cat(self.waiting) if len(self.waiting) > 1 else self.waiting[0]
             products = rows.T @ rows if rows.shape[1] <= WIDEST else rows.square().sum(0)
-            self.products = products.double() if self.products is None else self.products.add_(products)
+            if self.products is None:
+                self.products = _in_file(len(products)) if _is_wide(products) else torch.zeros_like(products).double()
+            self.products += products.to(self.products.device)
             self.waiting.clear()
 
     def state(self) -> dict[str, Tensor]:
@@ -123,7 +132,7 @@ class MomentSums:
             moved = products - 2 * sums * apart + self.rows * apart.square()
         else:
             products = nothing.new_zeros(channels, channels) if self.products is None else self.products
-            moved = products - sums.outer(apart) - apart.outer(sums) + self.rows * apart.outer(apart)
+            moved = products - (sums.outer(apart) + apart.outer(sums) - self.rows * apart.outer(apart)).to(products)
         self.rows, self.origin, self.sums, self.products = rows, mean, nothing, summed(moved)
 
     def moments(self) -> Moments:
@@ -132,13 +141,28 @@ class MomentSums:
         if self.origin is None or self.sums is None or self.products is None:
             raise ValueError("nothing was added")
         mean = self.sums / self.rows
-        covariance = self.products / self.rows
+        out = _in_file(len(mean)) if _is_wide(self.products) else torch.empty_like(self.products)
+        covariance = torch.div(self.products, self.rows, out=out)
         if covariance.ndim == 1:
             covariance -= mean.square()
         else:
-            covariance.addr_(mean, mean, alpha=-1)
+            covariance.addr_(*[mean.to(covariance)] * 2, alpha=-1)
         found = Moments((mean + self.origin.double()).cpu().numpy(), covariance.cpu().numpy())
         return found if found.varies else replace(found, covariance=np.zeros_like(found.covariance))
+
+
+def _is_wide(products: Tensor) -> bool:
+    return products.ndim == 2 and len(products) > SINGLE
+
+
+def _in_file(channels: int) -> Tensor:
+    """Zeros (channels, channels) in a file that vanishes with them: memory may not hold those of all layers."""
+    remedy = f": set TMPDIR to a folder with more room than {tempfile.gettempdir()}"
+    with blaming("keeping a covariance", f"{channels:,} channels", remedy), tempfile.TemporaryFile() as file:
+        file.truncate(size := 4 * channels**2)
+        if hasattr(os, "posix_fallocate"):  # a full disk would end the process later
+            os.posix_fallocate(file.fileno(), 0, size)
+        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(channels, channels)))
 
 
 def at_least_float32(x: Tensor) -> Tensor:

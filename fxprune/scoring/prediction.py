@@ -29,12 +29,12 @@ def prediction(moments: Moments, kept: Flags, *, linear: bool, groups: int = 1) 
     array([[0., 0.],
            [2., 0.]])
     """
-    found = np.zeros((len(kept), len(kept)))
+    found = np.zeros((len(kept), len(kept)), dtype=moments.covariance.dtype)
     for own in np.split(np.arange(len(kept)), groups):
         stay, gone = own[kept[own]], own[~kept[own]]
         if linear and moments.covariance.ndim == 2 and len(stay) and len(gone):
             within = moments.covariance[np.ix_(stay, stay)]
-            ridge = STRENGTH * max(float(np.trace(within)) / len(stay), TINY)
+            within[np.diag_indices(len(stay))] += STRENGTH * max(float(np.trace(within)) / len(stay), TINY)
             across = moments.covariance[np.ix_(stay, gone)]
-            found[np.ix_(gone, stay)] = np.linalg.solve(within + ridge * np.eye(len(stay)), across).T
+            found[np.ix_(gone, stay)] = np.linalg.solve(within, across).T
     return Prediction(found, np.where(kept, 0.0, moments.mean - found @ moments.mean))

@@ -32,7 +32,7 @@ from fxprune.planning.plan import Budget, Plan, coupling_of
 from fxprune.planning.ratios import Ratios, check_used, fixed
 from fxprune.scoring.calibration import calibration_of
 from fxprune.scoring.curves import measured_curves
-from fxprune.scoring.divergence import Divergence, logits_of
+from fxprune.scoring.divergence import Divergence, Metric, logits_of
 from fxprune.scoring.node_times import measure
 from fxprune.scoring.score_file import ScoreData, read_scores, write_scores
 from fxprune.scoring.signals.table import activations, magnitudes
@@ -124,8 +124,9 @@ class Scores(ScoreData):
             kept, budget = allocation.keep(value + EVEN), None
         else:
             frozen, cost = [(sites, why) for why, sites in self.frozen.items()], self._cost(kind)
-            even = levels("uniform", self.propose, self.protect, self.groups)
-            mends = remedies(allocation, cost, value, self._with_ratios(even, ratios) if ratios else even, frozen)
+            even = replace(allocation, level=levels("uniform", allocation.propose, self.protect, self.groups))
+            most = self._with_ratios(even, ratios) if ratios else even.level
+            mends = remedies(allocation, cost, value, most, frozen)
             found = meet(allocation, cost, value, kind, chain(mends, ["give larger ratios="] * bool(ratios)), frozen)
             kept, level, budget = found.keep, found.level, Budget(kind, value, found.achieved)
         padded, name = np.append(kept, True), allocate if isinstance(allocate, str) and not ratios else None
@@ -173,6 +174,7 @@ class Scores(ScoreData):
         loss: Callable[..., Any] | None = None,
         unpack: Unpack | None = None,
         run: Run | None = None,
+        metric: Metric | None = None,
         max_samples: int | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
@@ -187,6 +189,7 @@ class Scores(ScoreData):
         Args:
             model: the scored model.
             loader, loss, unpack, run, max_samples, device, seed: as given to `score`.
+            metric: see `compress`.
         """
         check(Scores.with_curves, locals())
         need_numbers(model, "with_curves")
@@ -205,7 +208,7 @@ class Scores(ScoreData):
                 others = magnitudes(graph, coupling), activations(coupling, self.moments)
                 curves = measured_curves(
                     graph, coupling, self.moments, within, (self.propose, self.protect, *others), data,
-                    Divergence(logits),
+                    Divergence(logits, metric),
                 )  # fmt: skip
                 return replace(self, curves=curves)
 

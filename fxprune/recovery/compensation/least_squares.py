@@ -10,6 +10,7 @@ from torch import Tensor
 
 STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, by the mean variance of the inputs
 MANY = 1024  # features, from which on fewer strengths are tried
+SINGLE = 4096  # features above which the equations are of single precision
 ROUNDS = 3  # of refitting behind a rectifier
 TINY = 1e-12
 DEAD = 1e-6  # of the mean variance: outputs below it do not count
@@ -129,35 +130,39 @@ class Normal:
         """The equations for inputs (groups, n, features) and outputs (groups, n, outputs)."""
         mean = _mean(inputs, intercept)
         centred = inputs - mean[:, None].to(inputs.dtype)
-        covariance = (centred.transpose(1, 2) @ centred).double() / inputs.shape[1]
+        covariance = _exact(centred.transpose(1, 2) @ centred) / inputs.shape[1]
         return cls(mean, mean, covariance, covariance, intercept, {}).towards(inputs, wanted)
 
     def with_rows(self, other: Normal, *, share: float) -> Normal:
         """The equations for these rows and others, which are a `share` of all."""
         mean = (1 - share) * self.mean + share * other.mean
         wanted = (1 - share) * self.wanted_mean + share * other.wanted_mean
-        covariance, cross = -_outer(mean, mean), -_outer(mean, wanted)
+        covariance, cross = (-self._outer(mean, other) for other in (mean, wanted))
         for part, weight in ((self, 1 - share), (other, share)):
-            covariance = covariance + weight * (part.covariance + _outer(part.mean, part.mean))
-            cross = cross + weight * (part.cross + _outer(part.mean, part.wanted_mean))
+            covariance += weight * (part.covariance + self._outer(part.mean, part.mean))
+            cross += weight * (part.cross + self._outer(part.mean, part.wanted_mean))
         return Normal(mean, wanted, covariance, cross, self.intercept, {})
+
+    def _outer(self, a: Tensor, b: Tensor) -> Tensor:
+        return a.to(self.cross)[:, :, None] * b.to(self.cross)[:, None, :]
 
     def towards(self, inputs: Tensor, wanted: Tensor) -> Normal:
         """The same for other wanted outputs."""
         mean = _mean(wanted, self.intercept)
         centred = inputs - self.mean[:, None].to(inputs.dtype)
-        cross = (centred.transpose(1, 2) @ (wanted - mean[:, None].to(wanted.dtype))).double() / inputs.shape[1]
+        cross = _exact(centred.transpose(1, 2) @ (wanted - mean[:, None].to(wanted.dtype))) / inputs.shape[1]
         return Normal(self.mean, mean, self.covariance, cross, self.intercept, self.factors)
 
     def solve(self, weight: Tensor, bias: Tensor, strength: float) -> tuple[Tensor, Tensor]:
         """Weights and biases, pulled towards those given; not finite where rounding makes the matrix indefinite."""
         if strength not in self.factors:
             scale = self.covariance.diagonal(dim1=1, dim2=2).mean(-1).clamp_min(TINY)
-            eye = torch.eye(self.covariance.shape[-1], dtype=torch.float64, device=self.covariance.device)
-            regular = self.covariance + strength * scale[:, None, None] * eye
+            regular = self.covariance.clone()
+            regular.diagonal(dim1=1, dim2=2).add_(strength * scale[:, None])
             factor, failures = torch.linalg.cholesky_ex(regular)
-            self.factors[strength] = factor.masked_fill((failures > 0)[:, None, None], torch.nan)
-        step = torch.cholesky_solve(self.cross - self.covariance @ weight.transpose(1, 2), self.factors[strength])
+            self.factors[strength] = factor.masked_fill_((failures > 0)[:, None, None], torch.nan)
+        apart = self.cross - self.covariance @ weight.transpose(1, 2).to(self.cross)
+        step = torch.cholesky_solve(apart, self.factors[strength]).to(weight)
         moved = weight + step.transpose(1, 2)
         if not self.intercept:
             return moved, bias
@@ -170,8 +175,9 @@ def _mean(rows: Tensor, intercept: bool) -> Tensor:  # noqa: FBT001
     return mean if intercept else torch.zeros_like(mean)
 
 
-def _outer(a: Tensor, b: Tensor) -> Tensor:
-    return a[:, :, None] * b[:, None, :]
+def _exact(products: Tensor) -> Tensor:
+    """Products (groups, features, columns) in double precision, unless there are too many features."""
+    return products if products.shape[1] > SINGLE else products.double()
 
 
 def _outputs(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

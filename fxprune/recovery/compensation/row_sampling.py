@@ -22,7 +22,8 @@ from fxprune.scoring.sample_axes import SampleAxis
 
 ROWS_A_FEATURE = 24
 FEWEST_ROWS, MOST_ROWS = 8192, 32768
-MOST_NUMBERS = 1 << 26  # rows times features
+MOST_NUMBERS = 1 << 26  # rows times features, as long as there are at least `FEWEST_A_FEATURE` rows for each
+FEWEST_A_FEATURE = 2
 FEWEST_PLACES = 4  # of a sample, where there are more samples than rows
 
 
@@ -122,7 +123,8 @@ class Pick:
 
 def rows_for(features: int, groups: int = 1) -> int:
     """The number of rows to sample for a layer of so many features a group."""
-    return max(1, min(max(ROWS_A_FEATURE * features, FEWEST_ROWS), MOST_ROWS, MOST_NUMBERS // (features * groups)))
+    room = max(MOST_NUMBERS // (features * groups), FEWEST_A_FEATURE * features)
+    return max(1, min(max(ROWS_A_FEATURE * features, FEWEST_ROWS), MOST_ROWS, room))
 
 
 def picks_of(sizes: Sequence[Sequence[int]], most: int, generator: torch.Generator) -> list[Pick]:

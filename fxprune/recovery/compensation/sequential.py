@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import fx
 
+from fxprune.caller.source_lines import warn
 from fxprune.coupling.readers import Reader, reader_of, uses
 from fxprune.planning.planned import Planned
 from fxprune.recovery.compensation.aims import Aim, aim_of
@@ -26,7 +27,8 @@ from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.in_place import works_in_place
 
 CHUNKS = 8  # of the layers that are refitted before the error is looked at
-WIDEST = 4096  # features of a group of a layer; wider ones are fitted by channel
+WIDE = 4096  # features of a group of a layer; where several are of one channel, wider ones are fitted by channel
+WIDEST = 16384  # features that are fitted at all
 
 
 def refit(
@@ -111,8 +113,12 @@ def _refit(pair: GraphPair, node: fx.Node, counts: Counter[int], undo: list[Call
     for source in node.all_input_nodes:
         pair.small.to(source)
     aim = aim_of(pair.small.module, node, reader, pair.small.values, pair.checker.coupling.specs)
-    is_wide = math.prod(reader.matrix().shape[2:]) > WIDEST
-    fit = by_channel(pair, node, reader, aim.norm) if is_wide else _fit(pair, node, reader, aim)
+    features = math.prod(reader.matrix().shape[2:])
+    fit = by_channel(pair, node, reader, aim.norm) if features > WIDE else None
+    if fit is None and features > WIDEST:
+        warn(f"{node.name} reads {features:,} numbers: it is not refitted, as layers are up to {WIDEST:,}")
+    elif fit is None:
+        fit = _fit(pair, node, reader, aim)
     if fit is None:
         return []
     if fit.strength is not None:

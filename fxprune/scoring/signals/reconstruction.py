@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fxprune.caller.arrays import Index, Scalars
+from fxprune.caller.arrays import Index, Reals, Scalars
 
 RIDGE = 1e-3  # of the mean variance, on the diagonal of every covariance
 STEPS = 64  # units of a larger group are removed several at a time
@@ -24,11 +24,11 @@ class EdgeStatistics:
     """
 
     units: Index
-    covariance: Scalars
-    products: Scalars
+    covariance: Reals
+    products: Reals
 
     @classmethod
-    def of(cls, units: Index, covariance: Scalars, weights: Scalars) -> EdgeStatistics:
+    def of(cls, units: Index, covariance: Reals, weights: Reals) -> EdgeStatistics:
         """Those of an edge whose channels meet the columns of a weight (rows, P)."""
         return cls(units, covariance, np.square(weights).sum(0) if covariance.ndim == 1 else weights.T @ weights)
 
@@ -127,7 +127,7 @@ class _Refitted:
     elimination does.
     """
 
-    def __init__(self, units: Index, inverse: Scalars, products: Scalars, scale: float) -> None:
+    def __init__(self, units: Index, inverse: Reals, products: Reals, scale: float) -> None:
         self.units, self.inverse, self.products, self.scale = units, inverse, products, scale
         self.single = len(np.unique(units[units >= 0])) == (units >= 0).sum()
         self.kept = np.ones(len(units), dtype=np.bool_)
@@ -135,12 +135,12 @@ class _Refitted:
     @classmethod
     def of(cls, edge: EdgeStatistics) -> _Refitted:
         """The edge before any removal; costs are shares of its readers' output variance."""
-        unit = np.eye(len(edge.units))
+        unit = np.eye(len(edge.units), dtype=edge.covariance.dtype)
         mean = float(np.trace(edge.covariance)) / len(unit)
         covariance = (edge.covariance + edge.covariance.T) / 2  # rounding leaves it not quite symmetric
         regular = covariance / mean + RIDGE * unit if mean > 0 else unit  # nothing varies: only weights count
         scale = max(float(np.vdot(edge.products, regular)), np.finfo(float).tiny)
-        return cls(edge.units.copy(), np.asarray(np.linalg.inv(regular), dtype=np.float64), edge.products.copy(), scale)
+        return cls(edge.units.copy(), np.linalg.inv(regular), edge.products.copy(), scale)
 
     def among(self, near: Index) -> _Refitted:
         """The edge with some units alone; their costs, and how these change with removals, are the same."""
@@ -167,7 +167,7 @@ class _Refitted:
         if not len(places):
             return
         rows = self.inverse[places]
-        step = np.asarray(np.linalg.solve(rows[:, places], rows), dtype=np.float64)
+        step = np.linalg.solve(rows[:, places], rows)
         moved = self.products[:, places] - step.T @ self.products[np.ix_(places, places)] / 2
         _subtract(self.products, moved, step)
         _subtract(self.products, step.T, moved.T)
@@ -186,7 +186,7 @@ def _places(units: Index, chosen: Index) -> Index:
     return np.flatnonzero(marks[units])  # -1 looks up the last mark, which is of no unit
 
 
-def _subtract(matrix: Scalars, left: Scalars, right: Scalars) -> None:
+def _subtract(matrix: Reals, left: Reals, right: Reals) -> None:
     """Subtract a product of two matrices, (P, n) and (n, P), in place."""
     for start in range(0, len(matrix), ROWS):
         rows = slice(start, start + ROWS)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 
 import numpy as np
+import torch
 
 from fxprune.caller.arguments import CHECKS, chosen
 from fxprune.caller.arrays import Scalars
@@ -17,7 +19,7 @@ from fxprune.scoring.moments import Moments
 from fxprune.scoring.signals.reconstruction import EdgeStatistics, elimination_costs
 from fxprune.tracing.graph import ModelGraph
 
-WIDE = 2048  # channels of an edge above which none replaces another
+SINGLE = 2048  # channels of an edge above which numbers are of single precision
 Signal = Callable[[Evidence], Scalars]
 
 
@@ -72,13 +74,15 @@ def reconstruction(evidence: Evidence) -> Scalars:
 
 
 def _statistics(evidence: Evidence, edge: Edge, moments: Moments) -> EdgeStatistics:
-    """The moments of an edge and the weights of its readers; of a wide edge, channel by channel."""
+    """The moments of an edge and the weights of its readers; channel by channel where no covariance was kept."""
     readers, count = readers_on(evidence.graph, edge), len(edge.units)
-    if count > WIDE or moments.covariance.ndim == 1:
+    if moments.covariance.ndim == 1:
         squares = [reader.squares() for reader in readers] or [np.ones(count)]
         return EdgeStatistics(edge.units, moments.variance, np.sum(squares, axis=0))
-    products = [reader.products() for reader in readers] or [np.eye(count)]
-    return EdgeStatistics(edge.units, moments.covariance, np.sum(products, axis=0))
+    precision = torch.float32 if count > SINGLE else torch.float64
+    products = [reader.products(precision) for reader in readers] or [np.eye(count)]
+    covariance = moments.covariance.astype(np.float32 if count > SINGLE else np.float64)
+    return EdgeStatistics(edge.units, covariance, reduce(np.add, products).astype(covariance.dtype, copy=False))
 
 
 def activation(evidence: Evidence) -> Scalars:
