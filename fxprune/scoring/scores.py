@@ -134,15 +134,15 @@ class Scores(ScoreData):
         widths = {site.name: site.width for site in self.sites}
         return Plan(keep, widths, self.example, level, self.frozen, self.settings, budget, name)
 
-    def plans(self, ways: Sequence[str | Allocate | None], **asked: Any) -> list[Plan]:
+    def plans(self, ways: Sequence[str | Allocate | None], **asked: Any) -> dict[str, Plan]:
         """The plans by several allocations, as `plan` makes them; those that cannot keep to the budget are left out.
 
         Raises PlanError where none can.
         """
-        found, errors = list[Plan](), list[PlanError]()
+        found, errors = dict[str, Plan](), list[PlanError]()
         for allocate in ways:
             try:
-                found.append(self.plan(**asked, allocate=allocate))
+                found[str(allocate)] = self.plan(**asked, allocate=allocate)
             except PlanError as error:
                 errors.append(error)
         if not found:
