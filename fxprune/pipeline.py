@@ -15,13 +15,13 @@ from fxprune.caller.isolation import undisturbed
 from fxprune.caller.source_lines import warn
 from fxprune.coupling.collector import Exclude
 from fxprune.coupling.interpreter import Unknown
-from fxprune.planning.allocation import CANDIDATES, MEASURED, Allocate
+from fxprune.planning.allocation import MEASURED, Allocate
 from fxprune.planning.budgets import given, nothing_prunable
 from fxprune.planning.plan import BUDGETS, Plan
 from fxprune.planning.planned import planned_by
 from fxprune.planning.ratios import Ratios
 from fxprune.recovery.candidates import nearest, rewritten
-from fxprune.recovery.compensate import Level, check_level, with_compensation
+from fxprune.recovery.compensate import Level, check_level, is_light, with_compensation
 from fxprune.recovery.finetune import check_options
 from fxprune.recovery.finetune import finetune as tune
 from fxprune.reporting.attach import note, note_call, note_error, note_original, note_scores
@@ -143,20 +143,24 @@ def compress(
                     whole, loader, loss=loss, unpack=unpack, run=run, metric=metric, max_samples=max_samples,
                     device=device, seed=seed,
                 )  # fmt: skip
-            ways = CANDIDATES if compares and scores.curves is not None and compensate != "none" else (allocate,)
-            within = {"min_keep": min_keep, "round_to": round_to, "ratios": schedule.shares_of(ratios)}
+            graph: Any = part_of(whole, submodule)
+            compares = compares and scores.curves is not None and is_light(graph, scores.about["samples"])
+            wanted: Any = {**target, "ratios": schedule.shares_of(ratios), "min_keep": min_keep, "round_to": round_to}
+            if compares and compensate != "none":
+                found = scores.candidates(**wanted)
+            else:
+                found = {"": (scores, scores.plan(**wanted, allocate=allocate))}
             plans = {
-                way: schedule.fitted(plan, part_of(original, submodule))  # type: ignore[arg-type]
-                for way, plan in scores.plans(ways, **target, **within).items()
+                name: (source, schedule.fitted(plan, part_of(original, submodule)))  # type: ignore[arg-type]
+                for name, (source, plan) in found.items()
             }
             best = nearest(
                 whole, plans,
                 partial(
-                    with_compensation, whole, scores=scores, loader=loader, level=compensate, unpack=unpack, run=run,
+                    with_compensation, whole, loader=loader, level=compensate, unpack=unpack, run=run,
                     seed=seed, device=device, max_samples=max_samples, by_class=loss is None and run is None,
                     metric=metric,
                 ),
-                lambda plain, plan: note_scores(plain, scores, plan),  # noqa: B023
             )  # fmt: skip
             plan, small = best.plan, best.small
             if verify:

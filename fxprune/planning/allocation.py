@@ -106,7 +106,6 @@ ALLOCATIONS: dict[str, Allocate] = {
     "global": network_wide,
 }
 MEASURED = "measured"  # by curves, which functions of two rankings do not see
-CANDIDATES = (MEASURED, "tod", "uniform", "global")  # that are compared under a budget
 _FUNCTION = "a function (propose, protect, groups) -> levels"
 CHECKS["allocate"] = chosen((*ALLOCATIONS, MEASURED), PlanError, _FUNCTION)
 

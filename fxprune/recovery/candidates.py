@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import nn
 
@@ -12,10 +11,11 @@ from fxprune.caller.isolation import undisturbed
 from fxprune.errors import stage
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned, planned_by
-from fxprune.reporting.attach import note, note_compensation
+from fxprune.reporting.attach import note, note_compensation, note_scores
 from fxprune.reporting.records import Compensation
 from fxprune.reporting.report import report
 from fxprune.rewriting.rewrite import rewrite
+from fxprune.scoring.scores import Scores
 from fxprune.tracing.part import part_of, with_part
 
 
@@ -50,25 +50,25 @@ def rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:
 
 
 def nearest(
-    model: nn.Module, plans: Mapping[str, Plan], compensated: Callable[..., nn.Module], noted: Callable[..., Any]
+    model: nn.Module, plans: Mapping[str, tuple[Scores, Plan]], compensated: Callable[..., nn.Module]
 ) -> Candidate:
     """The candidate whose outputs are nearest to the original's on the samples that choose.
 
-    Its report lists all of them, by their names. `compensated` is as `with_compensation`; `noted` is called with each
-    model and plan.
+    Its report lists all of them, by their names. `compensated` is as `with_compensation`.
     """
     found = {}
-    for name, plan in plans.items():
+    for name, (scores, plan) in plans.items():
         plain, planned = rewritten(model, plan)
-        noted(plain, plan)
-        small = compensated(plan=plan, planned=planned, small=plain, crossed=len(plans) == 1)
+        note_scores(plain, scores, plan)
+        small = compensated(plan=plan, planned=planned, small=plain, scores=scores, crossed=len(plans) == 1)
         found[name] = Candidate(plan, planned, plain, small)
-    best = min(found.values(), key=lambda candidate: candidate.error)
+    chosen = min(found, key=lambda name: found[name].error)
+    best = found[chosen]
     done = best.compensation
     if len(found) > 1 and done is not None:
         if done.after is None:
-            small = compensated(plan=best.plan, planned=best.planned, small=best.plain, crossed=True)
-            best = replace(best, small=small)
+            parts = {"plan": best.plan, "planned": best.planned, "small": best.plain, "scores": plans[chosen][0]}
+            best = replace(best, small=compensated(**parts, crossed=True))
         errors = {name: candidate.error for name, candidate in found.items()}
         note_compensation(best.small, replace(best.compensation or done, compared=errors), best.plan.submodule)
     return best
