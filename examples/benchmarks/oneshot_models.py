@@ -35,7 +35,7 @@ TUNING_RATE = 0.02
 class Workload:
     """A trained model with its calibration batches and its measure.
 
-    `fresh` are other inputs, up to 1,000. `stream` names the layers that write to its residual stream. `loss` is None
+    `fresh` are other inputs of the same kind, up to 1,000. `stream` names the layers that write to its residual stream. `loss` is None
     for the cross-entropy of classes. Budgets are shares of the `cost`: "macs", or "params" without the embedding.
     """
 
@@ -166,9 +166,9 @@ def workload(name: str, weights: Path, *, quick: bool) -> Workload:
         test = cifar.batches_of(*cifar.load_images("test", chosen), batch_size=250)
         calibration = cifar.batches_of(*cifar.calibration_set(20 if quick else 100))
         model = cifar.trained(name)
-        return Workload(
-            model, calibration, partial(cifar.accuracy, batches=test), [x for x, _ in test[:4]], writers(model)
-        )
+        others, _ = cifar.load_images("train", cifar.drawn(100, seed=1, but=cifar.drawn(100)))
+        measure = partial(cifar.accuracy, batches=test)
+        return Workload(model, calibration, measure, others.split(250), writers(model))
     if name in TASKS:
         task = TASKS[name]()
         cost = "params" if task.unit == "perplexity" else "macs"
@@ -179,7 +179,7 @@ def workload(name: str, weights: Path, *, quick: bool) -> Workload:
     model.load_state_dict(torch.load(weights / f"{name}.pt", weights_only=True))
     (images, labels), held_out = digits(name)
     measure = partial(cifar.accuracy, batches=cifar.batches_of(*held_out))
-    return Workload(model, cifar.batches_of(images, labels), measure, [held_out[0]], writers(model))
+    return Workload(model, cifar.batches_of(images, labels), measure, [], writers(model))
 
 
 def writers(model: nn.Module) -> tuple[str, ...]:
