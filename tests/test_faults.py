@@ -227,7 +227,7 @@ def test_a_fault(row: Row, fault: str, untouched: nn.Module, expected: nn.Module
     [
         ("fxprune.scoring.score", "ranked", "scoring"),
         ("torch.linalg", "cholesky_ex", "compensating"),
-        ("fxprune.pipeline", "rewrite", "rewriting"),
+        ("fxprune.recovery.candidates", "rewrite", "rewriting"),
         ("copy", "deepcopy", "capturing"),
         ("copy", "deepcopy", "fine-tuning"),
     ],

@@ -294,7 +294,7 @@ def test_hooks_of_all_modules_are_not_in_the_graph() -> None:
     finally:
         for handle in handles:
             handle.remove()
-    assert len(told) == len(compressing) == 1
+    assert len(told) == sum("registered for all modules" in str(warning.message) for warning in compressing) == 1
     assert difference(outputs(graph, x), wanted) == 0
 
 

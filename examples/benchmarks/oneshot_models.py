@@ -35,8 +35,9 @@ TUNING_RATE = 0.02
 class Workload:
     """A trained model with its calibration batches and its measure.
 
-    `fresh` are other inputs of the same kind, up to 1,000. `stream` names the layers that write to its residual stream. `loss` is None
-    for the cross-entropy of classes. Budgets are shares of the `cost`: "macs", or "params" without the embedding.
+    `fresh` are other inputs of the same kind, up to 1,000. `stream` names the layers that write to its residual stream.
+    `loss` is None for the cross-entropy of classes. Budgets are shares of the `cost`: "macs", or "params" without the
+    embedding.
     """
 
     model: nn.Module

@@ -7,8 +7,9 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import networkx as nx
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from fxprune.caller.arrays import Flags, Index, Scalars
 from fxprune.planning.allocation import Allocation
@@ -52,16 +53,16 @@ def bundles(allocation: Allocation) -> list[Index]:
     Groups whose layers keep equal numbers, or of which one keeps more than another, are one bundle.
     """
     number = np.repeat(np.arange(len(allocation.sizes)), allocation.sizes)
-    net: nx.Graph = nx.Graph()
-    net.add_nodes_from(range(len(allocation.sizes)))
+    ends = [np.zeros((2, 0), dtype=np.int64)]
     for sites in (*allocation.equal, *allocation.larger):
         tied = np.unique(np.concatenate([number[units[units >= 0]] for units in sites]))
-        nx.add_path(net, tied.tolist())
-    late, found = allocation.late(), []
-    for groups in sorted(map(sorted, nx.connected_components(net))):
-        units = np.flatnonzero(np.isin(number, groups))
-        found.append(units[np.argsort(late[units], kind="stable")])
-    return found
+        ends.append(np.stack([tied[:-1], tied[1:]]))
+    count, pairs = len(allocation.sizes), np.concatenate(ends, 1)
+    net = coo_array((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), shape=(count, count))
+    bundle = connected_components(net, directed=False)[1][number]  # numbered by their first groups
+    late = allocation.late()
+    by_bundle = (np.flatnonzero(bundle == own) for own in range(int(bundle.max(initial=-1)) + 1))
+    return [units[np.argsort(late[units], kind="stable")] for units in by_bundle]
 
 
 def measured_levels(curves: Curves, found: Sequence[Index], cost: Callable[[Flags], float]) -> Scalars:

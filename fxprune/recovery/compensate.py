@@ -37,6 +37,7 @@ from fxprune.tracing.graph import RECORD, ModelGraph, changed_buffers, example_o
 from fxprune.tracing.part import Run, part_of, with_part
 
 Level = Literal["none", "bias", "ridge", "sequential"]
+NOTHING = 1e-3  # of an output's variance, or nats: less is not worth a warning
 LEVELS: tuple[str, ...] = get_args(Level)
 MANY = 512  # samples, of which some are set apart to judge by
 ONE_IN = 8  # of them; of fewer, each part of that size judges once
@@ -91,8 +92,8 @@ def with_compensation(
         part.meta[RECORD] = replace(record, history=replace(record.history, biases=new_biases(graph, part)))
         small = with_part(small, plan.submodule, part.to(device_of(graph)))
         note_compensation(small, done, plan.submodule)
-        removes = any(len(plan.keep[site]) < width for site, width in plan.widths.items())
-        if removes and final and level == "sequential" and not done.refitted and not done.norms:
+        loses = done.chosen is not None and done.chosen[0] > NOTHING
+        if loses and final and level == "sequential" and not done.refitted and not done.norms:
             warn(
                 f"compensate={level!r} changed nothing: no refit brought the outputs nearer to the original's on the "
                 "samples held out, so the result is the plain removal; give more calibration samples"
@@ -142,8 +143,8 @@ def judged(
     total = np.zeros(3)
     for rest, apart in pairs:
         best, done = _compensated(planned, small, options, rest)
-        error, samples = OutputError(planned.graph, apart, options.divergence), sum(map(len, apart.held))
-        total += samples * np.array([error(small), error(best), 1])
+        error = OutputError(planned.graph, apart, options.divergence)
+        total += error.samples * np.array([error(small), error(best), 1])
     if few:
         best, done = _compensated(planned, small, options, data)
     before, after = (total[:2] / total[2]).tolist()

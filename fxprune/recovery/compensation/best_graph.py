@@ -29,6 +29,11 @@ class OutputError:
         self.goals = [self._outputs(original, index) for index in range(len(self.batches))]
         self.divergence = divergence.scaled(self.goals, data.summed)
 
+    @property
+    def samples(self) -> int:
+        """The number of samples of all ranks."""
+        return int(self.data.summed(torch.tensor(sum(int(mask.sum()) for _, mask in self.batches))))
+
     def __call__(self, graph: fx.GraphModule) -> float:
         """The mean over the samples of all ranks."""
         total = torch.zeros(2, dtype=torch.float64)
