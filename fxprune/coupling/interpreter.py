@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,9 @@ from fxprune.rules.arguments import Call
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels
 from fxprune.rules.table import RAGGED, RULES, describe, key_of
+from fxprune.rules.vocabulary import FILLS
 from fxprune.tracing.graph import captured_of, must_be
+from fxprune.tracing.in_place import is_in_place, viewed
 
 Unknown = Literal["error", "freeze"]
 
@@ -40,7 +43,7 @@ def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
     inputs = labels_in((args, kwargs))
     if isinstance(node.target, type):
         return _container(node.target, args, kwargs)
-    if node.op != "call_module" and all(_is_known(x) for x in inputs):
+    if node.op != "call_module" and node.target not in FILLS and all(_is_known(x) for x in inputs):
         return _computed(ctx, node, args, kwargs)
     if node.target is must_be:
         return None
@@ -55,12 +58,32 @@ def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
     for plane in (plane for x in inputs for plane in x.planes if plane.ragged and RULES[key] not in RAGGED):
         ctx.tie(*plane.columns)
     ctx.call = Call(key, (ctx.module(), *args) if node.op == "call_module" else args, kwargs).by_position()
-    return RULES[key](ctx, *ctx.call.args, **ctx.call.kwargs)
+    value = RULES[key](ctx, *ctx.call.args, **ctx.call.kwargs)
+    if node.op == "call_module" or not inputs:
+        return value
+    if is_in_place(node.target):
+        _forget_numbers(ctx, node.all_input_nodes[0])
+    elif all(x.value is not None for x in inputs):
+        return _with_numbers(value, _computed(ctx, node, args, kwargs))
+    return value
 
 
-def _container(kind: Any, args: Any, kwargs: Any) -> Any:
-    """The labels in an instance of a container class: a named tuple, or its fields by name."""
-    return kind(*args, **kwargs) if issubclass(kind, tuple) else kwargs
+def _forget_numbers(ctx: Context, written: fx.Node) -> None:
+    """The numbers of a constant that is written into are not known any more."""
+    for node in (written, viewed(written)):
+        if isinstance(known := ctx.env.get(node), Labels) and known.planes:
+            ctx.env[node] = replace(known, value=None)
+
+
+def _with_numbers(value: Any, computed: Any) -> Any:
+    """Labels with the numbers of a constant that a rule does not give."""
+    leaves, tree = pytree.tree_flatten(value)
+    numbers = pytree.tree_leaves(computed)
+    if len(leaves) != len(numbers):
+        return value
+    same = [isinstance(x, Labels) and isinstance(y, Labels) and x.shape == y.shape for x, y in zip(leaves, numbers)]
+    pairs = zip(leaves, numbers, same, strict=True)
+    return pytree.tree_unflatten([replace(x, value=y.value) if alike else x for x, y, alike in pairs], tree)
 
 
 def _is_known(x: Labels) -> bool:

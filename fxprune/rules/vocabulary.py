@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fxprune.rules.labels import Plane
 
+FILLS = frozenset({
+    torch.zeros, torch.ones, torch.empty, torch.full, "new_zeros", "new_ones", "new_empty", "new_full",
+})  # fmt: skip
 GIVEN_UP = "given up"  # remembered of nodes that are handled as if their operation had no rule
 
 
