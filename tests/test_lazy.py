@@ -14,7 +14,7 @@ import torch
 import torchvision
 
 import fxprune
-from fxprune.rules.pointwise import register_torchvision
+from fxprune.rules.vision import register_torchvision
 from fxprune.rules.table import RULES
 
 HEAVY = ("torch", "torchvision", "numpy", "scipy", "networkx", "sympy", "rich", "jinja2", "safetensors", "typer")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from fxprune.rewriting.mending import follows, mends, preserves, restore
+from fxprune.rewriting.mending import follows, gather, mends, preserves, restore
 from fxprune.rewriting.node_mending import Mending
 from fxprune.rewriting.original_sizes import original, share, sized, sizes
 from fxprune.rules import fills, movement
@@ -44,7 +44,7 @@ def fill_value(mending: Mending) -> None:
 @mends(*FILLS)
 def fill_sizes(mending: Mending) -> None:
     """The kept sizes."""
-    node, given = mending.node, fills.sizes_of(mending.node)
+    node, given = mending.node, fills.sizes_of(mending.node, mending.env)
     wanted, first = _all_matched(mending, given, mending.expected.shape), int(node.op == "call_method")
     kept = (filled,) if (filled := fills.filled_with(node)) is not None and "fill_value" not in node.kwargs else ()
     kwargs = {name: value for name, value in node.kwargs.items() if name != "size"}
@@ -117,6 +117,20 @@ def shape_literals(mending: Mending) -> None:
         return
     x, shape = mending.argument(0, "input"), _all_matched(mending, given, mending.expected.shape)
     mending.become(node.op, node.target, (x, shape) if node.op == "call_function" else (x, *shape))
+
+
+@mends("repeat")
+def repeats(mending: Mending) -> None:
+    """An axis of one entry is repeated for the kept channels only."""
+    args, now = mending.node.args[1:], mending.now
+    counts = args[0] if isinstance(args[0], (tuple, list)) else args
+    sizes = (1,) * (len(counts) - now.ndim) + now.shape
+    if any(size != 1 and count != 1 for size, count in zip(sizes, counts, strict=True)):
+        gather(mending)
+        return
+    trios = zip(counts, sizes, mending.expected.shape, strict=True)
+    kept = [_matched(mending, count, want) if size == 1 else count for count, size, want in trios]
+    mending.become("call_method", "repeat", (mending.source, *kept))
 
 
 def _mend_sum(mending: Mending, size: fx.Node) -> bool:

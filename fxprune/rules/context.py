@@ -152,7 +152,7 @@ class Context(ABC):
         if not isinstance(tensor, Tensor):
             return None
         shape, owner = tuple(tensor.shape), self.owners.get(name)
-        if not tensor.is_floating_point():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
             return Labels(shape, value=tensor.detach())
         axes = () if owner is None else self.slot_axes(owner, shape)  # without an owner it is computed from others
         fresh = ((self.fresh(Slot(str(owner), axis), shape[axis]), axis) for axis in axes)

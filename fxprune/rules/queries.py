@@ -42,7 +42,7 @@ def attribute(ctx: Context, x: Any, name: str) -> Any:
         return getattr(x, name)
     if name in ("T", "mT", "H", "mH"):
         return move(ctx, x, name)
-    if name in ("data", "real"):
+    if name in ("data", "real", "imag"):
         return x
     if name == "shape":
         return torch.Size(x.shape)
