@@ -88,13 +88,11 @@ def _moved(ctx: Context, x: Labels, args: Any, kwargs: Any, result: Any) -> Any:
     for plane, apart in zip(planes, ragged, strict=True):
         if plane.ragged and not apart:
             ctx.tie(*plane.columns)
-    parts = tuple(
-        ctx.settle(
-            [m[i] for m in moved] if part.numel() else _empty(ctx, planes, x, run, i), part.shape, i, ragged=ragged
-        )
-        for i, part in enumerate(pytree.tree_leaves(bare))
-    )
-    return parts[0] if isinstance(bare, Tensor) else parts
+    parts = []
+    for i, part in enumerate(pytree.tree_leaves(bare)):
+        labels = [m[i] for m in moved] if part.numel() else _empty(ctx, planes, x, run, i)
+        parts.append(ctx.settle(labels, part.shape, i, ragged=ragged))
+    return parts[0] if isinstance(bare, Tensor) else tuple(parts)
 
 
 def _beside_picked(ctx: Context, x: Labels, picked: set[int], computed: Sequence[Labels]) -> tuple[Plane, ...]:
@@ -229,7 +227,7 @@ def _spread(ctx: Context, x: Labels, dim: int, axes: Sequence[int]) -> Tensor:
     return planes[0].core.expand(sizes) if len(planes) == 1 else torch.full(sizes, NO_CHANNEL, dtype=torch.float64)
 
 
-@rule(torch.hstack, torch.vstack, torch.dstack, torch.column_stack, torch.row_stack)
+@rule(torch.hstack, torch.vstack, torch.dstack, torch.column_stack)
 def cat_along(ctx: Context, tensors: Sequence[Labels]) -> Labels:
     """As `cat`, of tensors that have the axis already."""
     name = str(ctx.node.target.__name__)  # type: ignore[union-attr]
