@@ -15,7 +15,7 @@ from fxprune.rewriting.mending import follows, gather, mends, preserves, restore
 from fxprune.rewriting.node_mending import Mending
 from fxprune.rewriting.original_sizes import original, share, sized, sizes
 from fxprune.rules import fills, movement
-from fxprune.rules.vocabulary import FILLS
+from fxprune.rules.vocabulary import FILLS, LIKES
 
 
 @preserves(F.scaled_dot_product_attention)
@@ -49,6 +49,21 @@ def fill_sizes(mending: Mending) -> None:
     kept = (filled,) if (filled := fills.filled_with(node)) is not None and "fill_value" not in node.kwargs else ()
     kwargs = {name: value for name, value in node.kwargs.items() if name != "size"}
     mending.become(node.op, node.target, (*node.args[:first], wanted, *kept), kwargs)
+
+
+@mends(*LIKES)
+def fill_of_kept_sizes(mending: Mending) -> None:
+    """The sizes are no longer those of the other tensor, but of its axes without channels."""
+    node, shape = mending.node, mending.insert(getattr, mending.source, "shape")
+    mending.env[shape] = torch.Size(mending.now.shape)
+    kwargs = {name: value for name, value in node.kwargs.items() if name != "memory_format"}
+    name = str(node.target.__name__).removesuffix("_like")
+    mending.become(
+        "call_method",
+        f"new_{name}",
+        (node.args[0], sizes(mending, shape, mending.expected.shape), *node.args[1:]),
+        kwargs,
+    )
 
 
 @follows(F.group_norm, torch.group_norm)

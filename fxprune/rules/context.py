@@ -16,7 +16,7 @@ from fxprune.caller.example import TensorSpec
 from fxprune.caller.tensors import all_tensors, attribute_at, first_names
 from fxprune.rules.arguments import Call
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, slices, vector_plane
-from fxprune.rules.vocabulary import FILLS, ChannelRead, Meeting, Option, Slot
+from fxprune.rules.vocabulary import FILLS, LIKES, ChannelRead, Meeting, Option, Slot
 
 Test = Callable[[fx.Node], bool]
 
@@ -290,7 +290,7 @@ def _brings_channels(graph: fx.GraphModule, node: fx.Node) -> bool:
 def _only_asks(node: fx.Node) -> bool:
     """Whether a node takes no more than sizes of its inputs."""
     name = node.args[1] if node.target is getattr else node.target
-    return name in FILLS or name in ("shape", "size", "numel", "dim", len)
+    return name in FILLS | LIKES or name in ("shape", "size", "numel", "dim", len)
 
 
 def grid_options(core: Tensor, axes: Iterable[int]) -> list[Option]:

@@ -29,11 +29,10 @@ _FUNCTIONS = (
     "tanhshrink", "hardshrink", "softshrink", "hardtanh", "hardsigmoid", "hardswish", "leaky_relu", "rrelu",
     "threshold", "logsigmoid", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
     "feature_alpha_dropout", "feature_dropout", "clone", "contiguous", "detach", "float", "double", "half", "bfloat16",
-    "long", "int", "bool", "to", "type", "type_as", "cpu", "cuda", "requires_grad_", "zeros_like", "ones_like",
-    "empty_like", "full_like", "rand_like", "randn_like", "deg2rad", "rad2deg", "bernoulli", "signbit",
-    "angle", "conj", "resolve_conj", "lgamma", "digamma", "erfinv", "fix", "arcsin", "arccos",
-    "arcsinh", "arccosh", "arctanh", "normal", "poisson", "uniform_", "exponential_", "detach_", "zero_", "fill_",
-    "copy_",
+    "long", "int", "bool", "to", "type", "type_as", "cpu", "cuda", "requires_grad_", "rand_like", "randn_like",
+    "deg2rad", "rad2deg", "bernoulli", "signbit", "angle", "conj", "resolve_conj", "lgamma", "digamma", "erfinv", "fix",
+    "arcsin", "arccos", "arcsinh", "arccosh", "arctanh", "normal", "poisson", "uniform_", "exponential_", "detach_",
+    "zero_", "fill_", "copy_",
 )  # fmt: skip
 _OPERATORS = (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "abs", "iadd", "isub", "imul", "itruediv",

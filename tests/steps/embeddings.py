@@ -23,16 +23,6 @@ def _table(i: int, o: int) -> nn.Module:
 
 
 add("nn.Embedding", lambda layer, x: back(layer(_numbers(x))), _table, width=drawn, alike=False)
-add(
-    "F.embedding_bag",
-    lambda own, x: (
-        x.mean() + F.embedding_bag(_numbers(x), own.weight, mode="sum")[:, :, None, None].expand(-1, -1, 6, 6)
-    ),
-    _table,
-    width=drawn,
-    alike=False,
-    whole=True,
-)
 add("F.embedding", lambda own, x: back(F.embedding(_numbers(x), own.weight)), _table, width=drawn, alike=False)
 add(
     "nn.EmbeddingBag",

@@ -69,11 +69,11 @@ _FLAT = {"floor_divide", "floordiv", "ifloordiv", "heaviside"}  # torch has no g
 _FLAT_IN_PLACE = {"asinh", "acosh", "atanh", "arcsinh", "arccosh", "arctanh"}
 _MORE: dict[str, tuple[Any, ...]] = {
     "clamp": (-0.5, 0.5), "clip": (-0.5, 0.5), "clamp_min": (0.1,), "clamp_max": (0.1,), "threshold": (0.1, 0.2),
-    "normal": (0.5,), "full_like": (0.5,), "fill": (0.5,), "to": (torch.float32,), "type": (torch.float32,),
+    "normal": (0.5,), "fill": (0.5,), "to": (torch.float32,), "type": (torch.float32,),
 }  # fmt: skip
 _DROPS = {"dropout", "alpha_dropout", "feature_alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"}
 _AFTER: dict[str, Callable[[Tensor], Tensor]] = {
-    "empty_like": lambda x: x.zero_(), "rand_like": lambda x: x.ceil(), "polar": torch.angle, "complex": torch.abs,
+    "rand_like": lambda x: x.ceil(), "polar": torch.angle, "complex": torch.abs,
 } | dict.fromkeys(_names("randn_like normal poisson uniform exponential"), torch.isfinite)  # fmt: skip
 _ALONE = {"where", "masked_fill", "bernoulli", "cuda", *_DROPS}
 

@@ -40,7 +40,7 @@ class Moved(nn.Module):
         self.weight, self.groups = nn.Parameter(torch.randn(outputs, inputs // groups, 3, 3) / 9), groups
 
     def forward(self, x: Tensor, call: Any) -> Tensor:
-        one, ones = torch.ones(1, 1, dtype=x.dtype), (1,) * 6
+        one, ones = torch.ones(x.shape[0], 1, dtype=x.dtype), (1,) * 6
         return exactly(call, x, self.weight, self.places(x).tanh(), one, self.bias, *ones, self.groups, 1, False)
 
 
