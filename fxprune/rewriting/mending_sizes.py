@@ -134,6 +134,18 @@ def shape_literals(mending: Mending) -> None:
     mending.become(node.op, node.target, (x, shape) if node.op == "call_function" else (x, *shape))
 
 
+@mends("repeat_interleave", torch.repeat_interleave)
+def repeats_of_one(mending: Mending) -> None:
+    """As `repeats`, along one axis."""
+    args, kwargs = mending.arguments()
+    dim = int(kwargs.get("dim", args[2] if len(args) > 2 else 0))
+    if mending.now.shape[dim] != 1:
+        gather(mending)
+        return
+    count = _matched(mending, mending.argument(1, "repeats"), mending.expected.shape[dim])
+    mending.become("call_method", "repeat_interleave", (mending.source, count, dim))
+
+
 @mends("repeat")
 def repeats(mending: Mending) -> None:
     """An axis of one entry is repeated for the kept channels only."""
