@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from fxprune.rules.arguments import Call
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, slices, vector_plane
 from fxprune.rules.vocabulary import FILLS, LIKES, ChannelRead, Meeting, Option, Slot
 
+LARGEST_GRID = 1 << 20  # labels of a product of channels with others
 Test = Callable[[fx.Node], bool]
 
 
@@ -197,6 +199,9 @@ class Context(ABC):
         for plane in meeting.planes:
             if plane is not cores[plane.axes]:
                 self.tie(cores[plane.axes].core, plane.core)
+        if meeting.axes not in cores:  # the labels of the result are those of a grid that no input has
+            size = math.prod(meeting.grid.values())
+            meeting = replace(meeting, coarse=bool(self.remember(f"coarse{meeting.axes}", int(size > LARGEST_GRID))))
         result = self._merged_plane(meeting)
         known = any(result is plane for plane in meeting.planes)
         planes = [*cores.values(), *([] if result is None or known else [result])]
@@ -215,8 +220,7 @@ class Context(ABC):
         whole = [plane for plane in meeting.planes if plane.axes == axes == meeting.axes]
         if whole or not axes:
             return max(whole, key=lambda plane: plane.core.numel(), default=None)
-        ndim = meeting.planes[0].core.ndim
-        shape = [max(p.core.shape[axis] for p in meeting.planes) if axis in axes else 1 for axis in range(ndim)]
+        shape = [meeting.grid[axis] if axis in axes else 1 for axis in range(meeting.planes[0].core.ndim)]
         slot = Slot(self.node.name, f"{meeting.tag}{'.'.join(map(str, axes))}")
         return Plane(self.fresh(slot, math.prod(shape)).reshape(shape), axes)
 
