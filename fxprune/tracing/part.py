@@ -158,18 +158,19 @@ def _example(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """The arguments of a call as an example: by position, or all by name; those at their defaults are left out."""
     signature = inspect.signature(part.forward)
     bound = signature.bind(*args, **kwargs).arguments
-    if any(signature.parameters[name].kind in _VARIADIC for name in bound):
+    kinds = {signature.parameters[name].kind: name for name in bound}
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
         if kwargs:
             raise CaptureError(
                 f"{type(part).__name__}.forward{signature} is called with {', '.join(kwargs)} by name beside *args: "
                 "give all arguments by position"
             )
         return args
+    more = bound.pop(kinds.get(inspect.Parameter.VAR_KEYWORD, ""), {})
+    if more:
+        return {**bound, **more}
     given = {name: value for name, value in bound.items() if value is not signature.parameters[name].default}
     return tuple(given.values()) if list(given) == list(signature.parameters)[: len(given)] else given
-
-
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _check_apart(model: nn.Module, part: nn.Module, path: str) -> None:
