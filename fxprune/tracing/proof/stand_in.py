@@ -61,9 +61,9 @@ class _Followed:
 
     def __init__(self, part: nn.Module, graph: nn.Module) -> None:
         self.part, self.graph, self.difference, self.calls = part, applied(graph, "eval"), "", 0
-        self.before, self.found = _attributes(part), list[Any]()
         self.inside, self.asked = 0, dict[str, None]()
         self._watch_layers(part)
+        self.before, self.found = _attributes(part), list[Any]()
         part.register_forward_pre_hook(_in_eval_mode, prepend=True)
         part.register_forward_pre_hook(self._ahead, prepend=True, with_kwargs=True)
         part.register_forward_hook(self._behind)
