@@ -109,4 +109,4 @@ class Odd(nn.Module):
         self.stem, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 3)
 
     def forward(self, x):
-        return self.head(torch.linalg.matrix_exp(self.stem(x)).mean((2, 3)))
+        return self.head(torch.msort(self.stem(x)).mean((2, 3)))

@@ -155,7 +155,7 @@ def test_few_functions_of_torch_are_replaced_while_a_forward_is_traced() -> None
     with ValueTracer(images()(2))._symbols_understood():
         replaced = [name for name, value in vars(torch).items() if value is not before[name]]
     assert "zeros" in replaced
-    assert len(replaced) <= 10
+    assert len(replaced) <= 12  # two of them are assertions
     assert vars(torch) == before
 
 
