@@ -20,6 +20,7 @@ from fxprune.coupling.groups import Coupling
 from fxprune.planning.widths import Axes, Product, Products, Ruler, Widths, products
 from fxprune.rules.context import labels_in
 from fxprune.rules.contractions import terms_of
+from fxprune.rules.experts import expert_linear
 from fxprune.rules.labels import Labels
 from fxprune.rules.table import Key, key_of, registers
 from fxprune.tracing.attention import ScaledDotProduct
@@ -168,6 +169,13 @@ def _matmul(call: CountedCall, *operands: Labels, **kwargs: Any) -> list[Product
 @_formula(torch.addbmm, "addbmm")
 def _addbmm(call: CountedCall, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> list[Product]:
     return [call.product(*call.axes(a), call.axes(b)[-1])]
+
+
+@_formula(expert_linear)
+def _expert_linear(
+    call: CountedCall, x: Labels, experts: Labels, weight: Labels, *args: Any, **kw: Any
+) -> list[Product]:
+    return [call.product(*call.axes(x), call.axes(call.value)[1])]
 
 
 @_formula(torch.einsum)
