@@ -47,8 +47,11 @@ def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
     key = key_of(node, ctx.graph)
     if key not in RULES and node.op == "call_module" and node.target in captured_of(ctx.graph).leaves:
         return ctx.opaque(f"{node.target} is kept whole as a leaf", inputs)
-    if key not in RULES:
-        return _unknown(ctx, node, inputs, unknown)
+    if key not in RULES or ctx.is_given_up():
+        if unknown == "error" and ctx.touches_channels():
+            raise UnsupportedOpError(_no_rule(ctx, node))
+        touched = inputs + (own_labels(ctx) if node.op == "call_module" else [])
+        return ctx.opaque(f"no rule for {describe(key)}", touched)
     for plane in (plane for x in inputs for plane in x.planes if plane.ragged and RULES[key] not in RAGGED):
         ctx.tie(*plane.columns)
     ctx.call = Call(key, (ctx.module(), *args) if node.op == "call_module" else args, kwargs).by_position()
@@ -85,20 +88,24 @@ def _attribute(ctx: Context, node: fx.Node) -> Any:
     return attribute_at(ctx.graph, str(node.target))
 
 
-def _unknown(ctx: Context, node: fx.Node, inputs: list[Labels], unknown: Unknown) -> Any:
-    name = describe(key_of(node, ctx.graph))
-    if unknown == "error":
-        kind = type(ctx.graph).__name__
-        if hasattr(torch.nn, kind) and not any(ctx.graph.children()):
-            raise UnsupportedOpError(
-                f"the model is a single {kind} of torch.nn, traced into {name}, for which there is no rule: wrap it in "
-                f"a module of your own, or in torch.nn.Sequential({kind}(...))"
-            )
-        raise UnsupportedOpError(
-            f"no rule says what {name} ({named(node)}) does to channels: register one with "
-            '@fxprune.rules.rule(...), or pass unknown="freeze" to keep the channels that it touches whole'
+def own_labels(ctx: Context) -> list[Labels]:
+    """The parameters of the module that the current node calls."""
+    path = str(ctx.node.target)
+    return labels_in([ctx.parameter(f"{path}.{name}") for name, _ in ctx.module().named_parameters()])
+
+
+def _no_rule(ctx: Context, node: fx.Node) -> str:
+    """The message for an operation without a rule."""
+    name, kind = describe(key_of(node, ctx.graph)), type(ctx.graph).__name__
+    if hasattr(torch.nn, kind) and not any(ctx.graph.children()):
+        return (
+            f"the model is a single {kind} of torch.nn, traced into {name}, for which there is no rule: wrap it in "
+            f"a module of your own, or in torch.nn.Sequential({kind}(...))"
         )
-    return ctx.opaque(f"no rule for {name}", inputs)
+    return (
+        f"no rule says what {name} ({named(node)}) does to channels: register one with "
+        '@fxprune.rules.rule(...), or pass unknown="freeze" to keep the channels that it touches whole'
+    )
 
 
 def named(node: fx.Node) -> str:

@@ -15,6 +15,7 @@ from fxprune.rewriting.node_mending import PERMUTE, SHARE, Mending
 from fxprune.rewriting.original_sizes import original
 from fxprune.rewriting.places import moves, trace
 from fxprune.rules import recurrent
+from fxprune.rules.context import labels_in
 from fxprune.rules.labels import Labels
 from fxprune.rules.table import RULES, Key, registers
 
@@ -48,9 +49,16 @@ def mend(mending: Mending) -> None:
 
 
 def restore_numbers(mending: Mending) -> None:
-    """Restore numbers that were read from sizes and go into arithmetic on tensors; update those of `preserves`."""
+    """Restore numbers that were read from sizes and go into arithmetic on tensors; update those of `preserves`.
+
+    An operation without a rule gets all of the original's numbers.
+    """
     computes = mending.key in RULES and mending.key not in FOLLOWS and not moves(mending)
-    if computes and any(isinstance(mending.old[n.name], Labels) for n in mending.node.all_input_nodes):
+    inputs = [mending.old[source.name] for source in mending.node.all_input_nodes]
+    if mending.node.op.startswith("call") and mending.key not in RULES:
+        if labels_in((inputs, mending.old[mending.node.name])):
+            restore(mending, (int, float, tuple))
+    elif computes and any(isinstance(value, Labels) for value in inputs):
         restore(mending)
     preserve(mending)
 

@@ -19,7 +19,7 @@ from fxprune.coupling.interpreter import step
 from fxprune.errors import FxpruneError
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, Plane, is_constant_beside
-from fxprune.rules.vocabulary import ChannelRead, Option, Slot
+from fxprune.rules.vocabulary import GIVEN_UP, ChannelRead, Option, Slot
 from fxprune.tracing.graph import ModelGraph
 
 Shape = tuple[int, ...]
@@ -129,6 +129,9 @@ class Checker(Context):
         if key not in self.coupling.remembered:
             raise MismatchError(f"the original has no {what} of {self.describe()}")
         return self.coupling.remembered[key]
+
+    def is_given_up(self) -> bool:
+        return (self.original.name, GIVEN_UP) in self.coupling.remembered
 
     def slot_axes(self, owner: str, shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(axis for axis in range(len(shape)) if Slot(owner, axis) in self.coupling.slots)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,10 +28,8 @@ class Context(ABC):
         self.call = Call("", (), {})  # of the current node
         self.owners = first_names(all_tensors(graph))
         self.by_heads = True  # whole heads of an attention grid are removed; otherwise the same places of every head
-        self._dynamic: set[str] = set()
-        for node in graph.graph.nodes:
-            if node.op == "placeholder" or any(source.name in self._dynamic for source in node.all_input_nodes):
-                self._dynamic.add(node.name)
+        self._dynamic = _that_follow(graph, lambda node: node.op == "placeholder")
+        self._weighted = _that_follow(graph, lambda node: isinstance(_tensor_of(graph, node), nn.Parameter))
 
     # -- what the two passes do differently ------------------------------------------------------------------------
 
@@ -78,6 +76,10 @@ class Context(ABC):
         """The value of `what` for the current node in the original graph; `value` may be narrower."""
 
     @abstractmethod
+    def is_given_up(self) -> bool:
+        """Whether the current node, although it has a rule, is handled as one without a rule."""
+
+    @abstractmethod
     def slot_axes(self, owner: str, shape: Sequence[int]) -> tuple[int, ...]:
         """The axes of the parameter `owner` that carry labels."""
 
@@ -116,6 +118,11 @@ class Context(ABC):
     def is_live(self, name: str) -> bool:
         """Whether the value of a node depends on an input of the model."""
         return name in self._dynamic
+
+    def touches_channels(self) -> bool:
+        """Whether an input of the current node has channels: labels that are not those of a buffer or a constant."""
+        follow = (n for n in self.node.all_input_nodes if n.name in self._dynamic or n.name in self._weighted)
+        return any(x.planes for source in follow for x in labels_in(self.env[source]))
 
     def consume(self, x: Labels, dim: int) -> Tensor:
         """The labels along axis `dim`, which the current node reads as its input channels."""
@@ -260,6 +267,19 @@ class Context(ABC):
     def module(self, node: fx.Node | None = None) -> nn.Module:
         """The module that a node (by default the current one) calls."""
         return self.graph.get_submodule(str((node or self.node).target))
+
+
+def _that_follow(graph: fx.GraphModule, is_first: Callable[[fx.Node], bool]) -> set[str]:
+    """The names of some nodes, and of all that depend on them."""
+    found: set[str] = set()
+    for node in graph.graph.nodes:
+        if is_first(node) or any(source.name in found for source in node.all_input_nodes):
+            found.add(node.name)
+    return found
+
+
+def _tensor_of(graph: fx.GraphModule, node: fx.Node) -> Any:
+    return attribute_at(graph, str(node.target)) if node.op == "get_attr" else None
 
 
 def grid_options(core: Tensor, axes: Iterable[int]) -> list[Option]:

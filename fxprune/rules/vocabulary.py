@@ -9,6 +9,8 @@ from torch import Tensor
 
 from fxprune.rules.labels import Plane
 
+GIVEN_UP = "given up"  # remembered of nodes that are handled as if their operation had no rule
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
