@@ -1,12 +1,22 @@
 """Rules: operation -> effect on labels, one file a family of operations."""
 
-from fxprune.rules import attention, contractions, experts, layers, movement, norms, pointwise, queries, recurrent
+from fxprune.rules import (
+    attention,
+    contractions,
+    experts,
+    layers,
+    movement,
+    norms,
+    pointwise,
+    queries,
+    recurrent,
+    reductions,
+)
 from fxprune.rules import embeddings as tables
-from fxprune.rules import reductions
 from fxprune.rules.context import Context
 from fxprune.rules.table import RULES, rule
 
 __all__ = [
-    "RULES", "Context", "attention", "contractions", "experts", "layers", "movement", "norms", "pointwise", "queries", "recurrent",
-    "reductions", "rule", "tables",
+    "RULES", "Context", "attention", "contractions", "experts", "layers", "movement", "norms", "pointwise", "queries",
+    "recurrent", "reductions", "rule", "tables",
 ]  # fmt: skip

@@ -13,10 +13,11 @@ from torch import nn
 
 from fxprune.caller.arguments import CHECKS, check, chosen, wanted
 from fxprune.caller.computed_weights import computed_tensors, warn_of_computed
-from fxprune.caller.example import plain, to_json
+from fxprune.caller.example import batch_length, plain, to_json
 from fxprune.caller.isolation import applied, device_of, kept_buffers, undisturbed
 from fxprune.caller.meta import META, lacking_numbers, to_home
 from fxprune.caller.model_checks import if_of_transformers
+from fxprune.caller.other_batches import varied_batch
 from fxprune.caller.source_lines import line_of
 from fxprune.errors import CaptureError, first_line, is_out_of_memory, stage
 from fxprune.rules.arguments import spell
@@ -34,6 +35,7 @@ from fxprune.tracing.checks import (
     is_named,
     listed,
 )
+from fxprune.tracing.choices import TooFewRowsError
 from fxprune.tracing.export import trace as exported
 from fxprune.tracing.facts import annotate
 from fxprune.tracing.graph import RECORD, ModelGraph, captured_of, history_of, is_captured
@@ -133,12 +135,13 @@ def _capture(
                     example = Original(model, concrete).first_run(example)[0]
         kept = computing_hooks(model, example, concrete)
         for rung in tuple(RUNGS) if method == "auto" else (method,):
-            own = _prepared(model)
-            hooks.keep_only(own, kept)
-            check_leaves(own, options["leaves"])
-            hooks.check_whole(own, options["leaves"])
+            own = _prepared(model, kept, options["leaves"])
             try:
-                graph = _captured(model, own, example, rung, options, reference)
+                try:
+                    graph = _captured(model, own, example, rung, options, reference)
+                except TooFewRowsError as few:
+                    own, more = _prepared(model, kept, options["leaves"]), few.times * batch_length(example)
+                    graph = _captured(model, own, varied_batch(example, more), rung, options, reference)
             except CaptureError as error:
                 failures[rung] = error
             else:
@@ -189,9 +192,13 @@ def capture_around(
     return capture(model, example, leaves=named, other=other, prove=prove)
 
 
-def _prepared(model: nn.Module) -> nn.Module:
-    """A copy of the model in eval mode, to be traced."""
-    return applied(lower(hooks.plain_copy(model)), "eval")
+def _prepared(model: nn.Module, kept: Any, leaves: Leaves) -> nn.Module:
+    """A copy of the model in eval mode with the hooks that are `kept`, to be traced."""
+    own = applied(lower(hooks.plain_copy(model)), "eval")
+    hooks.keep_only(own, kept)
+    check_leaves(own, leaves)
+    hooks.check_whole(own, leaves)
+    return own
 
 
 def _captured(
@@ -208,7 +215,7 @@ def _captured(
             graph = copy_context().run(RUNGS[rung], own, example, **options)
             graph.graph.lint()
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or isinstance(error, TooFewRowsError):
                 raise
             what = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
             raise CaptureError(f"{what}{first_line(error)} (at {line_of(error)})") from error
