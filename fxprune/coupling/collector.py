@@ -12,7 +12,7 @@ from fxprune.caller.example import TensorSpec
 from fxprune.errors import FxpruneError, known_names
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, Plane, varying_axes
-from fxprune.rules.vocabulary import GIVEN_UP, ChannelRead, Option, Slot
+from fxprune.rules.vocabulary import GIVEN_UP, ChannelRead, Comparison, Option, Slot
 from fxprune.tracing.checks import Leaves, listed
 from fxprune.tracing.graph import ModelGraph
 
@@ -38,6 +38,8 @@ class Collector(Context):
         self.choices: list[tuple[Sequence[Option], bool]] = []
         self.produced: list[tuple[Tensor, str]] = []
         self.edges: list[ChannelRead] = []
+        self.comparisons: list[Comparison] = []
+        self.experts: list[Tensor] = []
         self.balanced: list[tuple[str, ...]] = []
         self.larger: list[tuple[str, str]] = []
         self.slots: dict[Slot, tuple[int, int]] = {}
@@ -76,6 +78,12 @@ class Collector(Context):
 
     def edge(self, reading: ChannelRead) -> None:
         self.edges.append(reading)
+
+    def compare(self, comparison: Comparison) -> None:
+        self.comparisons.append(comparison)
+
+    def choose_by_number(self, labels: Tensor) -> None:
+        self.experts.append(labels)
 
     def fresh(self, slot: Slot, size: int) -> Tensor:
         if slot not in self.slots:

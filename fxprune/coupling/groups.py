@@ -84,7 +84,8 @@ class Edge:
     """Node `consumer` reads, along axis `dim` of what node `source` gives, channels of the units `units` (-1: none).
 
     Where it names a `parameter`, the two are one node, whose module reads the units inside, through axis `dim` of that
-    parameter of its own.
+    parameter of its own. Where it names a `chosen` node, the units are experts, whose outputs are rows of `source`, and
+    that node's numbers say whose each is. A removed unit is read as zero, or as minus infinity where it is `compared`.
     """
 
     consumer: str
@@ -92,6 +93,8 @@ class Edge:
     dim: int
     units: Index
     parameter: str | None = None
+    chosen: str | None = None
+    compared: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +105,8 @@ class Coupling:
     all nodes, `axes` the axes of their planes, `specs` their shapes on the example, `remembered` numbers that rules
     keep; `slots` the first label and the size of every slot. `pieces` are sets of units that make up a whole axis of
     some tensor: one of each is kept. `statistics` are nodes that take a statistic over prunable channels; `balanced`
-    are sets of sites of equal width, `larger` pairs whose first site is wider than the second.
+    are sets of sites of equal width, `larger` pairs whose first site is wider than the second. `floors` are sets of
+    units, and how many of each are kept at least.
     """
 
     groups: tuple[Group, ...]
@@ -119,6 +123,7 @@ class Coupling:
     statistics: tuple[str, ...] = ()
     balanced: tuple[tuple[str, ...], ...] = ()
     larger: tuple[tuple[str, str], ...] = ()
+    floors: tuple[tuple[Index, int], ...] = ()
 
     def __repr__(self) -> str:
         frozen = len(self.groups) - len(self.prunable)
@@ -158,4 +163,4 @@ class Coupling:
 
 def key_of_edge(edge: Edge) -> Key:
     """The key of an edge's moments."""
-    return edge.source, edge.parameter or str(edge.dim)
+    return edge.source, edge.parameter or f"{edge.dim}{' compared' if edge.compared else ''}"

@@ -18,7 +18,7 @@ from fxprune.errors import UnsupportedOpError
 from fxprune.rules.arguments import Call
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels
-from fxprune.rules.table import RAGGED, RULES, describe, key_of
+from fxprune.rules.table import INDEXED, RAGGED, RULES, describe, key_of
 from fxprune.tracing.graph import captured_of, must_be
 
 Unknown = Literal["error", "freeze"]
@@ -54,6 +54,8 @@ def step(ctx: Context, node: fx.Node, *, unknown: Unknown = "error") -> Any:
         return ctx.opaque(f"no rule for {describe(key)}", touched)
     for plane in (plane for x in inputs for plane in x.planes if plane.ragged and RULES[key] not in RAGGED):
         ctx.tie(*plane.columns)
+    if RULES[key] not in INDEXED:
+        ctx.freeze_numbered(inputs)
     ctx.call = Call(key, (ctx.module(), *args) if node.op == "call_module" else args, kwargs).by_position()
     return RULES[key](ctx, *ctx.call.args, **ctx.call.kwargs)
 

@@ -22,13 +22,14 @@ from fxprune.coupling.grids import (
 )
 from fxprune.coupling.groups import Coupling, Edge, Group, Site
 from fxprune.rules.context import labels_in
-from fxprune.rules.vocabulary import ChannelRead
+from fxprune.rules.vocabulary import ChannelRead, Comparison
 
 
 def resolve(collector: Collector) -> Coupling:
     """The units, groups and edges that follow from what was collected."""
     left, right = _tied(collector)
     merged = components(collector.size, left, right)
+    compared = _of_experts(collector, merged)
     frozen = np.zeros(merged.max(initial=-1) + 1, dtype=bool)
     for labels, _ in collector.frozen:
         frozen[merged[present_labels(labels)]] = True
@@ -41,9 +42,12 @@ def resolve(collector: Collector) -> Coupling:
     groups, sites, unit_of = _grouped(collector, merged, _reasons(collector, merged, np.flatnonzero(frozen)))
     values = {node.name: value for node, value in collector.env.items()}
     edges = tuple(
-        Edge(r.consumer, r.source, r.dim, _units_at(unit_of, flat_labels(r.labels)), r.parameter)
+        Edge(r.consumer, r.source, r.dim, _units_at(unit_of, flat_labels(r.labels)), r.parameter, r.chosen)
         for r in collector.edges
         if not _passes(r, merged)
+    ) + tuple(
+        Edge(c.consumer.name, c.source.name, c.dim, _units_at(unit_of, flat_labels(c.labels)), compared=True)
+        for c in compared
     )
     return Coupling(
         groups=_with_inexactness(_with_consumers(groups, edges), collector, unit_of),
@@ -64,6 +68,7 @@ def resolve(collector: Collector) -> Coupling:
         ),
         balanced=tuple(collector.balanced),
         larger=tuple(collector.larger),
+        floors=_floors(compared, unit_of),
     )
 
 
@@ -80,6 +85,29 @@ def _tied(collector: Collector) -> tuple[Index, Index]:
         collector.frozen.append((torch.from_numpy(lonely[nodes == index]), reason))
     both = (a >= 0) & (b >= 0)
     return a[both], b[both]
+
+
+def _of_experts(collector: Collector, merged: Index) -> list[Comparison]:
+    """The comparisons of experts; the channels of all others are frozen, or removed inexactly, in the collector."""
+    experts = np.zeros(len(merged) + 1, dtype=bool)
+    for labels in collector.experts:
+        experts[merged[present_labels(labels)]] = True
+    found = []
+    for c in collector.comparisons:
+        if experts[merged[present_labels(c.labels)]].all():
+            found.append(c)
+        elif c.statistic and collector.allow_inexact:
+            collector.statistics.append((c.labels, c.consumer.name, c.reason))
+        else:
+            collector.freeze(c.labels, c.reason)
+    return found
+
+
+def _floors(compared: list[Comparison], unit_of: Index) -> tuple[tuple[Index, int], ...]:
+    """The sets of units of which several are kept at least, because so many are chosen at once."""
+    pairs = [(np.unique(_units_at(unit_of, flat_labels(c.labels))), c.least) for c in compared if c.least > 1]
+    found = {units.tobytes(): (units, least) for units, least in sorted(pairs, key=lambda pair: pair[1])}
+    return tuple((units, least) for units, least in found.values() if units[0] >= 0)
 
 
 def _described(collector: Collector, node: fx.Node) -> str:

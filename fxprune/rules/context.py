@@ -15,7 +15,7 @@ from fxprune.caller.example import TensorSpec
 from fxprune.caller.tensors import all_tensors, attribute_at, first_names
 from fxprune.rules.arguments import Call
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, slices, vector_plane
-from fxprune.rules.vocabulary import ChannelRead, Meeting, Option, Slot
+from fxprune.rules.vocabulary import CASTS, ChannelRead, Comparison, Meeting, Option, Slot
 
 
 class Context(ABC):
@@ -66,6 +66,14 @@ class Context(ABC):
     @abstractmethod
     def edge(self, reading: ChannelRead) -> None:
         """Say that the current node reads channels: an edge."""
+
+    @abstractmethod
+    def compare(self, comparison: Comparison) -> None:
+        """Say that the current node compares channels, which are kept unless they are experts."""
+
+    @abstractmethod
+    def choose_by_number(self, labels: Tensor) -> None:
+        """Say that these are experts: the layers that they number read nothing of the others."""
 
     @abstractmethod
     def fresh(self, slot: Slot, size: int) -> Tensor:
@@ -164,17 +172,27 @@ class Context(ABC):
         if self.node.op == "call_module":
             return str(self.node.target)
         for node in self.node.all_input_nodes:
-            if node.op == "get_attr" and any(self.env[node] is parameter for parameter in parameters):
-                return str(node.target).removesuffix(".weight")
+            source = node
+            while source.target in CASTS:
+                source = source.all_input_nodes[0]
+            if source.op == "get_attr" and any(self.env[node] is parameter for parameter in parameters):
+                return str(source.target).removesuffix(".weight")
         return self.node.name
 
     # -- building values -------------------------------------------------------------------------------------------
 
     def opaque(self, reason: str, *values: Any) -> Any:
         """Freeze every label in `values`; the node's own value carries none."""
-        for plane in (plane for x in labels_in(values) for plane in x.planes):
-            self.freeze(plane.core, reason)
+        for x in labels_in(values):
+            for core in (*(plane.core for plane in x.planes), *(() if x.index_of is None else (x.index_of,))):
+                self.freeze(core, reason)
         return pytree.tree_map_only(TensorSpec, lambda spec: Labels(spec.shape), self.spec())
+
+    def freeze_numbered(self, values: Any) -> None:
+        """Freeze the experts that numbers among `values` choose: the current node does more with these than look up."""
+        for x in labels_in(values):
+            if x.index_of is not None:
+                self.freeze(x.index_of, f"told apart by number in {self.describe()}")
 
     def meet(self, inputs: Sequence[Labels], shape: Sequence[int]) -> Labels:
         """The value of an element-wise op of broadcast shape `shape`: labels that meet are tied."""

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from fxprune.rules.choices import choose
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, labelled
-from fxprune.rules.table import rule
+from fxprune.rules.table import rule, takes_index
+from fxprune.rules.vocabulary import ChannelRead
 
 
 def expert_linear(
@@ -48,23 +50,45 @@ def expert_linear(
 
 
 @rule(expert_linear)
+@takes_index
 def expert_linear_rule(
     ctx: Context, x: Labels, experts: Labels, weight: Labels, bias: Labels | None = None, *, transposed: bool = False
 ) -> Labels:
     """All experts read the same inputs and make the same outputs; each is a row of the weight."""
     ctx.tie(ctx.consume(x, 1), ctx.vector(weight, 1 if transposed else 2))
     outputs = ctx.vector(weight, 2 if transposed else 1)
-    _choose(ctx, weight)
+    choose(ctx, weight, 0, experts)
     if bias is not None:
         ctx.tie(outputs, ctx.vector(bias, 1))
-        _choose(ctx, bias)
+        choose(ctx, bias, 0, experts)
     ctx.produce(outputs, ctx.site(weight))
     return Labels((x.shape[0], len(outputs)), (*x.beside(1), *labelled(outputs, 1, 2)))
 
 
-def _choose(ctx: Context, table: Labels) -> None:
-    """The rows of a table of experts are kept."""
-    ctx.freeze(ctx.vector(table, 0), "experts are chosen by number")
+def sum_of_experts(rows: Tensor, experts: Tensor) -> Tensor:
+    """The sum, for each token, of the outputs of its experts.
+
+    Args:
+        rows: (tokens x k, width), those of a token one after another.
+        experts: (tokens, k), the number of the expert that each is of.
+
+    Returns:
+        (tokens, width)
+    """
+    if has_torch_function((rows, experts)):
+        return handle_torch_function(sum_of_experts, (rows, experts), rows, experts)  # type: ignore[no-any-return]
+    return rows.view(*experts.shape, rows.shape[-1]).sum(1)
+
+
+@rule(sum_of_experts)
+@takes_index
+def sum_of_experts_rule(ctx: Context, rows: Labels, experts: Labels) -> Labels:
+    """The node reads the experts: the outputs of a removed one are zero."""
+    source, chosen = ctx.source(rows), ctx.source(experts)
+    if experts.index_of is not None and source is not None and chosen is not None:
+        read = ChannelRead(ctx.node.name, source.name, 1, experts.index_of, chosen=chosen.name)
+        ctx.edge(read)
+    return Labels((experts.shape[0], rows.shape[1]), rows.beside(0))
 
 
 def experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -87,7 +111,7 @@ def experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top
     if module.has_post_expert_norm:
         rows = module.post_expert_norm(rows)
     rows = rows * top_k_weights.reshape(-1, 1)
-    return rows.view(*top_k_index.shape, rows.shape[-1]).sum(1).to(hidden_states.dtype)
+    return sum_of_experts(rows, top_k_index).to(hidden_states.dtype)
 
 
 def has_stacked_experts(module: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.rules.choices import looked_up
 from fxprune.rules.context import Context, grid_options, labels_in
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, unemptied, varying_axes, vector_plane
-from fxprune.rules.table import rule, takes_ragged
+from fxprune.rules.table import rule, takes_index, takes_ragged
 from fxprune.rules.vocabulary import Slot
 
 _VIEWS = {"view": "reshape", "view_as": "reshape_as"}
@@ -49,6 +51,7 @@ _IN_PLACE = {"squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdim
     nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
 )  # fmt: skip
 @takes_ragged
+@takes_index
 def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Run the op on the labels of each plane, and on a tensor without labels for the shapes of its results."""
     if ctx.node.op == "call_module":
@@ -58,6 +61,8 @@ def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
         return call(ctx.node, ctx.graph, args, kwargs)
     if any(isinstance(value, torch.dtype) for value in args):
         return _bits(ctx, x)
+    if (found := looked_up(ctx, x, args)) is not None:
+        return found
     others = [value for value in labels_in((args, kwargs)) if value is not x and value.value is None]
     if others and not str(ctx.node.target).endswith("_as") and not _picks_beside(ctx, x, args, others):
         return ctx.opaque(f"picked by a computed index in {ctx.describe()}", args, kwargs)
@@ -74,10 +79,12 @@ def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     for plane, apart in zip(x.planes, ragged, strict=True):
         if plane.ragged and not apart:
             ctx.tie(*plane.columns)
-    parts = tuple(
+    parts: tuple[Labels, ...] = tuple(
         ctx.settle([m[i] for m in moved] if part.numel() else _empty(ctx, x, run, i), part.shape, i, ragged=ragged)
         for i, part in enumerate(pytree.tree_leaves(bare))
     )
+    ctx.freeze_numbered(others)
+    parts = tuple(replace(part, index_of=x.index_of) for part in parts) if x.index_of is not None else parts
     return parts[0] if isinstance(bare, Tensor) else parts
 
 

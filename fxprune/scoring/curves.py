@@ -66,6 +66,9 @@ class PredictionGate(Gate):
     def forward(self, x: Tensor, *, padded: bool = False) -> Tensor:
         if self.map is None or self.offset is None:
             return x
+        if self.compared:
+            kept = self.map.diagonal().bool().to(x.device)
+            return torch.where(kept.view([-1] + [1] * (x.ndim - 1 - self.dim % x.ndim)), x, x.new_full((), -torch.inf))
         mixed = x.movedim(self.dim, -1) @ self.map.T.to(x) + self.offset.to(x)
         return mixed.movedim(-1, self.dim)
 

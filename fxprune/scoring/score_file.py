@@ -55,6 +55,7 @@ class ScoreData:
     curves: Curves | None = None
     min_keep: int = 1
     round_to: int = 1
+    floors: tuple[tuple[Index, int], ...] = ()
 
 
 def write_scores(path: str | PathLike[str], scores: ScoreData) -> None:
@@ -64,6 +65,7 @@ def write_scores(path: str | PathLike[str], scores: ScoreData) -> None:
         "fxprune_scores": FORMAT,
         "sites": [site.name for site in scores.sites],
         "pieces": len(scores.pieces),
+        "floors": [least for _, least in scores.floors],
         "costs": scores.costs and {"samples": scores.costs.samples, "inexact": scores.costs.inexact},
         "times": scores.times and {"rest": scores.times.rest, "device": scores.times.device},
         "moments": list(scores.moments),
@@ -72,6 +74,7 @@ def write_scores(path: str | PathLike[str], scores: ScoreData) -> None:
     arrays |= {"propose": scores.propose, "protect": scores.protect}
     arrays |= {f"site{i}": site.units for i, site in enumerate(scores.sites)}
     arrays |= {f"piece{i}": units for i, units in enumerate(scores.pieces)}
+    arrays |= {f"floor{i}": units for i, (units, _) in enumerate(scores.floors)}
     arrays |= {} if scores.channels is None else {"channels": scores.channels}
     parts: dict[str, Any] = {"costs": scores.costs, "times": scores.times, "curves": scores.curves}
     parts |= {f"moments{i}": moments for i, moments in enumerate(scores.moments.values())}
@@ -113,11 +116,13 @@ def _fields(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, A
         rest, device = from_plain(float, times["rest"], "times.rest"), from_plain(str, times["device"], "times.device")
         times = Latency.of_arrays(_part(arrays, "times"), rest, device)
     names = from_plain(tuple[str, ...], header["sites"], "sites")
+    floors = from_plain(tuple[int, ...], header.get("floors", ()), "floors")
     edges = from_plain(tuple[tuple[str, str], ...], header["moments"], "moments")
     return fields | {
         "propose": arrays["propose"], "protect": arrays["protect"], "channels": arrays.get("channels"),
         "sites": tuple(Site(name, arrays[f"site{i}"]) for i, name in enumerate(names)),
         "pieces": tuple(arrays[f"piece{i}"] for i in range(header["pieces"])), "costs": costs, "times": times,
+        "floors": tuple((arrays[f"floor{i}"], least) for i, least in enumerate(floors)),
         "curves": Curves.of_arrays(arrays, "curves_") if "curves_starts" in arrays else None,
         "moments": {edge: Moments.of_arrays(_part(arrays, f"moments{i}")) for i, edge in enumerate(edges)},
     }  # fmt: skip
@@ -145,6 +150,9 @@ def _check_consistent(scores: ScoreData) -> None:
     for piece in scores.pieces:
         _check_range(piece, 0, units, "a piece")
         _check(len(piece) > 0, "a piece")
+    for chosen, least in scores.floors:
+        _check_range(chosen, 0, units, "a floor")
+        _check(1 < least <= len(chosen), "a floor")
     if scores.channels is not None:
         _check_range(scores.channels, 0, 1 << 62, "channels")
         _check(len(scores.channels) == units, "channels")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import replace
@@ -24,6 +24,7 @@ from fxprune.rules.arguments import spell
 from fxprune.tracing import hooks, symbolic, values
 from fxprune.tracing.attention import lower
 from fxprune.tracing.checks import (
+    Entry,
     Leaves,
     check_example,
     check_held,
@@ -134,14 +135,11 @@ def _capture(
                 with suppress(CaptureError):  # where it runs on neither, all of the example is annotated
                     example = Original(model, concrete).first_run(example)[0]
         kept = computing_hooks(model, example, concrete)
+        prepared = partial(_prepared, model, kept, options["leaves"])
         for rung in tuple(RUNGS) if method == "auto" else (method,):
-            own = _prepared(model, kept, options["leaves"])
+            own, traced = prepared(), partial(_captured, model, rung=rung, options=options, reference=reference)
             try:
-                try:
-                    graph = _captured(model, own, example, rung, options, reference)
-                except TooFewRowsError as few:
-                    own, more = _prepared(model, kept, options["leaves"]), few.times * batch_length(example)
-                    graph = _captured(model, own, varied_batch(example, more), rung, options, reference)
+                graph = _on_enough_rows(traced, own, prepared, example)
             except CaptureError as error:
                 failures[rung] = error
             else:
@@ -192,7 +190,17 @@ def capture_around(
     return capture(model, example, leaves=named, other=other, prove=prove)
 
 
-def _prepared(model: nn.Module, kept: Any, leaves: Leaves) -> nn.Module:
+def _on_enough_rows(
+    traced: Callable[[nn.Module, Any], ModelGraph], own: nn.Module, prepared: Callable[[], nn.Module], example: Any
+) -> ModelGraph:
+    """The graph of `own`, traced on more samples where the choices of a forward need them; then of a copy afresh."""
+    try:
+        return traced(own, example)
+    except TooFewRowsError as few:
+        return traced(prepared(), varied_batch(example, few.times * batch_length(example)))
+
+
+def _prepared(model: nn.Module, kept: Collection[hooks.Hook], leaves: Sequence[Entry]) -> nn.Module:
     """A copy of the model in eval mode with the hooks that are `kept`, to be traced."""
     own = applied(lower(hooks.plain_copy(model)), "eval")
     hooks.keep_only(own, kept)
@@ -205,6 +213,7 @@ def _captured(
     model: nn.Module,
     own: nn.Module,
     example: Any,
+    *,
     rung: str,
     options: dict[str, Any],
     reference: Reference | None,

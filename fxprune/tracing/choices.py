@@ -1,6 +1,7 @@
 """Choices among a few, such as the experts of a token: a trace takes every one of them as chosen by some row.
 
-A forward that leaves out what no row has chosen is traced as if nothing were left out: a part without rows adds nothing.
+A forward that leaves out what no row has chosen is traced as if nothing were left out: a part without rows adds
+nothing.
 """
 
 from __future__ import annotations

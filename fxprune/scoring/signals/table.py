@@ -76,6 +76,8 @@ def reconstruction(evidence: Evidence) -> Scalars:
 def _statistics(evidence: Evidence, edge: Edge, moments: Moments) -> EdgeStatistics:
     """The moments of an edge and the weights of its readers; channel by channel where no covariance was kept."""
     readers, count = readers_on(evidence.graph, edge), len(edge.units)
+    if edge.chosen is not None:  # how strongly each expert is used, over all rows: no other takes its place
+        return EdgeStatistics(edge.units, moments.mean, np.ones(count))
     if moments.covariance.ndim == 1:
         squares = [reader.squares() for reader in readers] or [np.ones(count)]
         return EdgeStatistics(edge.units, moments.variance, np.sum(squares, axis=0))
