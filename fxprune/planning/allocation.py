@@ -177,6 +177,10 @@ class Allocation:
                 keep[units[np.argmax(self.propose[units])]] = True
         return balanced(keep, self.propose, self.equal, self.larger, self.floors, round_to=self.round_to)
 
+    def fewest(self, units: Index) -> int:
+        """How many of some units `floors` keep at least."""
+        return sum(least for floor, least in self.floors if np.isin(floor, units).all())
+
     def late(self) -> Scalars:
         """The place of each unit in its group's order of removal, as a share of the group; the last one's is 1."""
         late = np.empty(len(self.order))
