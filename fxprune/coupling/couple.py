@@ -20,8 +20,8 @@ from fxprune.coupling.interpreter import Unknown, named, step
 from fxprune.coupling.units import resolve
 from fxprune.errors import CaptureError, FxpruneError, UnsupportedOpError, first_line, is_out_of_memory
 from fxprune.rules.context import labels_in
-from fxprune.rules.pointwise import register_torchvision
 from fxprune.rules.table import describe, key_of
+from fxprune.rules.vision import register_torchvision
 from fxprune.rules.vocabulary import GIVEN_UP
 from fxprune.tracing.graph import ModelGraph
 

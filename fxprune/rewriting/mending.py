@@ -44,8 +44,8 @@ def mend(mending: Mending) -> None:
         MENDS[mending.key](mending)
     elif isinstance(mending.old.get(mending.source.name), Labels):
         gather(mending)
-    else:
-        creation(mending)
+    else:  # a tensor that is created with a size has the original's
+        restore(mending, (int, float, tuple))
 
 
 def restore_numbers(mending: Mending) -> None:
@@ -77,12 +77,6 @@ def undo(mending: Mending, args: Any, kwargs: Any) -> None:
         node, unused = node.prev, node
         mending.env.pop(unused, None)
         mending.graph.graph.erase_node(unused)
-
-
-@mends("new_zeros", "new_ones", "new_empty", "new_full")
-def creation(mending: Mending) -> None:
-    """A tensor that is created with a size has the original's size."""
-    restore(mending, (int, float, tuple))
 
 
 @mends(nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)

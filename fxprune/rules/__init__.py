@@ -4,6 +4,8 @@ from fxprune.rules import (
     attention,
     contractions,
     experts,
+    fills,
+    indexing,
     layers,
     movement,
     norms,
@@ -11,12 +13,13 @@ from fxprune.rules import (
     queries,
     recurrent,
     reductions,
+    transforms,
 )
 from fxprune.rules import embeddings as tables
 from fxprune.rules.context import Context
 from fxprune.rules.table import RULES, rule
 
 __all__ = [
-    "RULES", "Context", "attention", "contractions", "experts", "layers", "movement", "norms", "pointwise", "queries",
-    "recurrent", "reductions", "rule", "tables",
+    "RULES", "Context", "attention", "contractions", "experts", "fills", "indexing", "layers", "movement", "norms",
+    "pointwise", "queries", "recurrent", "reductions", "rule", "tables", "transforms",
 ]  # fmt: skip

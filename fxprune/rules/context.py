@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,9 @@ from fxprune.caller.example import TensorSpec
 from fxprune.caller.tensors import all_tensors, attribute_at, first_names
 from fxprune.rules.arguments import Call
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, slices, vector_plane
-from fxprune.rules.vocabulary import CASTS, ChannelRead, Comparison, Meeting, Option, Slot
+from fxprune.rules.vocabulary import CASTS, FILLS, ChannelRead, Comparison, Meeting, Option, Slot
+
+Test = Callable[[fx.Node], bool]
 
 
 class Context(ABC):
@@ -28,8 +32,8 @@ class Context(ABC):
         self.call = Call("", (), {})  # of the current node
         self.owners = first_names(all_tensors(graph))
         self.by_heads = True  # whole heads of an attention grid are removed; otherwise the same places of every head
-        self._dynamic = _that_follow(graph, lambda node: node.op == "placeholder")
-        self._weighted = _that_follow(graph, lambda node: isinstance(_tensor_of(graph, node), nn.Parameter))
+        self._dynamic = _that_follow(graph, lambda node: node.op == "placeholder" or node.target in FILLS)
+        self._touching = _that_follow(graph, partial(_brings_channels, graph), unless=_only_asks)
 
     # -- what the two passes do differently ------------------------------------------------------------------------
 
@@ -128,9 +132,9 @@ class Context(ABC):
         return name in self._dynamic
 
     def touches_channels(self) -> bool:
-        """Whether an input of the current node has channels: labels that are not those of a buffer or a constant."""
-        follow = (n for n in self.node.all_input_nodes if n.name in self._dynamic or n.name in self._weighted)
-        return any(x.planes for source in follow for x in labels_in(self.env[source]))
+        """Whether an input of the current node has channels: labels that are not those of a constant."""
+        sources = (source for source in self.node.all_input_nodes if source.name in self._touching)
+        return any(x.planes for source in sources for x in labels_in(self.env[source]))
 
     def consume(self, x: Labels, dim: int) -> Tensor:
         """The labels along axis `dim`, which the current node reads as its input channels."""
@@ -157,7 +161,7 @@ class Context(ABC):
         if not isinstance(tensor, Tensor):
             return None
         shape, owner = tuple(tensor.shape), self.owners.get(name)
-        if not tensor.is_floating_point():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
             return Labels(shape, value=tensor.detach())
         axes = () if owner is None else self.slot_axes(owner, shape)  # without an owner it is computed from others
         fresh = ((self.fresh(Slot(str(owner), axis), shape[axis]), axis) for axis in axes)
@@ -173,7 +177,7 @@ class Context(ABC):
             return str(self.node.target)
         for node in self.node.all_input_nodes:
             source = node
-            while source.target in CASTS:
+            while source.target in CASTS or (source.target is operator.getitem and isinstance(source.args[1], int)):
                 source = source.all_input_nodes[0]
             if source.op == "get_attr" and any(self.env[node] is parameter for parameter in parameters):
                 return str(source.target).removesuffix(".weight")
@@ -287,17 +291,25 @@ class Context(ABC):
         return self.graph.get_submodule(str((node or self.node).target))
 
 
-def _that_follow(graph: fx.GraphModule, is_first: Callable[[fx.Node], bool]) -> set[str]:
-    """The names of some nodes, and of all that depend on them."""
+def _that_follow(graph: fx.GraphModule, is_first: Test, unless: Test = lambda node: False) -> set[str]:
+    """The names of some nodes, and of all that depend on them, but for those that `unless` names."""
     found: set[str] = set()
     for node in graph.graph.nodes:
-        if is_first(node) or any(source.name in found for source in node.all_input_nodes):
+        if is_first(node) or (not unless(node) and any(source.name in found for source in node.all_input_nodes)):
             found.add(node.name)
     return found
 
 
-def _tensor_of(graph: fx.GraphModule, node: fx.Node) -> Any:
-    return attribute_at(graph, str(node.target)) if node.op == "get_attr" else None
+def _brings_channels(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node gives values of the model's input, or of its layers and weights."""
+    is_weight = node.op == "get_attr" and isinstance(attribute_at(graph, str(node.target)), nn.Parameter)
+    return node.op in ("placeholder", "call_module") or is_weight
+
+
+def _only_asks(node: fx.Node) -> bool:
+    """Whether a node takes no more than sizes of its inputs."""
+    name = node.args[1] if node.target is getattr else node.target
+    return name in FILLS or name in ("shape", "size", "numel", "dim", len)
 
 
 def grid_options(core: Tensor, axes: Iterable[int]) -> list[Option]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from fxprune.rules.choices import choose
+from fxprune.rules.choices import apart
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, labelled
 from fxprune.rules.table import rule, takes_index
@@ -57,12 +57,18 @@ def expert_linear_rule(
     """All experts read the same inputs and make the same outputs; each is a row of the weight."""
     ctx.tie(ctx.consume(x, 1), ctx.vector(weight, 1 if transposed else 2))
     outputs = ctx.vector(weight, 2 if transposed else 1)
-    choose(ctx, weight, 0, experts)
+    _choose(ctx, weight, experts)
     if bias is not None:
         ctx.tie(outputs, ctx.vector(bias, 1))
-        choose(ctx, bias, 0, experts)
+        _choose(ctx, bias, experts)
     ctx.produce(outputs, ctx.site(weight))
     return Labels((x.shape[0], len(outputs)), (*x.beside(1), *labelled(outputs, 1, 2)))
+
+
+def _choose(ctx: Context, table: Labels, experts: Labels) -> None:
+    """Each row of a table is that of an expert; of experts that are chosen by other numbers, all are kept."""
+    for plane in apart(ctx, table, 0, experts).along(0):
+        ctx.freeze(plane.core, f"chosen by a computed number in {ctx.describe()}")
 
 
 def sum_of_experts(rows: Tensor, experts: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import sys
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels, Plane
-from fxprune.rules.table import RULES, Key, rule, takes_index
+from fxprune.rules.table import Key, rule, takes_index
 from fxprune.rules.vocabulary import CASTS
 
 _ARITHMETIC = (
@@ -21,7 +20,8 @@ _ARITHMETIC = (
     "rsub", "subtract", "multiply", "divide", "xlogy", "heaviside", "eq", "ne", "gt", "ge", "lt", "le", "greater",
     "greater_equal", "less", "less_equal", "not_equal", "logical_and", "logical_or", "logical_xor", "logical_not",
     "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "isclose", "masked_fill", "clamp", "clip", "clamp_min",
-    "clamp_max", "nan_to_num", "isnan", "isinf", "isfinite",
+    "clamp_max", "nan_to_num", "isnan", "isinf", "isfinite", "polar", "complex", "logaddexp2", "ldexp", "nextafter",
+    "arctan2", "bitwise_left_shift", "bitwise_right_shift",
 )  # fmt: skip
 _FUNCTIONS = (
     "abs", "absolute", "neg", "negative", "positive", "sign", "sgn", "sqrt", "rsqrt", "square", "reciprocal", "exp",
@@ -33,12 +33,20 @@ _FUNCTIONS = (
     "feature_alpha_dropout", "feature_dropout", "clone", "contiguous", "detach", "float", "double", "half", "bfloat16",
     "long", "int", "bool", "to", "type", "type_as", "cpu", "cuda", "requires_grad_", "zeros_like", "ones_like",
     "empty_like", "full_like", "rand_like", "randn_like", "deg2rad", "rad2deg", "bernoulli", "view_as_real_",
-    "normal", "poisson", "uniform_", "exponential_", "nan_to_num", "detach_", "zero_", "fill_", "copy_",
+    "angle", "real", "imag", "conj", "conj_physical", "resolve_conj", "resolve_neg", "lgamma", "digamma", "polygamma",
+    "mvlgamma", "erfinv", "i0", "fix", "arcsin", "arccos", "arcsinh", "arccosh", "arctanh", "signbit", "isposinf",
+    "isneginf", "isreal", "normal", "poisson", "uniform_", "exponential_", "detach_", "zero_", "fill_", "copy_",
 )  # fmt: skip
 _OPERATORS = (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "abs", "iadd", "isub", "imul", "itruediv",
     "ifloordiv", "imod", "ipow", "eq", "ne", "gt", "ge", "lt", "le", "and_", "or_", "xor", "inv", "invert", "iand",
-    "ior", "ixor",
+    "ior", "ixor", "lshift", "rshift",
+)  # fmt: skip
+_SPECIAL = (
+    "airy_ai", "bessel_j0", "bessel_j1", "bessel_y0", "bessel_y1", "digamma", "entr", "erf", "erfc", "erfcx", "erfinv",
+    "exp2", "expit", "expm1", "gammainc", "gammaincc", "gammaln", "i0", "i0e", "i1", "i1e", "log1p", "log_ndtr",
+    "logit", "multigammaln", "ndtr", "ndtri", "polygamma", "psi", "round", "scaled_modified_bessel_k0",
+    "scaled_modified_bessel_k1", "sinc", "xlog1py", "xlogy", "zeta",
 )  # fmt: skip
 _MODULES = (
     nn.Identity, nn.ReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.CELU, nn.SiLU, nn.Mish, nn.GELU, nn.Softplus, nn.Softsign,
@@ -52,6 +60,7 @@ def _keys() -> set[Key]:
     """Every spelling of torch's element-wise ops: functions, methods, in-place forms, operators, modules."""
     keys: set[Key] = {*_MODULES, *(getattr(operator, name) for name in _OPERATORS)}
     keys |= {f"__{side}{name}__" for name in ("add", "sub", "mul", "truediv") for side in ("", "r")}
+    keys |= {getattr(torch.special, name) for name in _SPECIAL if hasattr(torch.special, name)}
     for name in _ARITHMETIC + _FUNCTIONS:
         names = name, f"{name.rstrip('_')}_"
         keys |= {n for n in names if hasattr(Tensor, n)}
@@ -73,13 +82,6 @@ def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     ctx.freeze_numbered(inputs)
     shapes = [x.shape for x in inputs]
     return ctx.meet(inputs, shapes[0] if shapes.count(shapes[0]) == len(shapes) else torch.broadcast_shapes(*shapes))
-
-
-def register_torchvision() -> None:
-    """Add the element-wise operations of torchvision, where it is imported, as it is for every model that has them."""
-    if ops := sys.modules.get("torchvision.ops"):
-        for key in (ops.StochasticDepth, ops.stochastic_depth):
-            RULES.setdefault(key, pointwise)
 
 
 @rule(nn.PReLU, F.prelu, torch.prelu, "prelu")

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
 from fxprune.rules.labels import Plane
 
 CASTS = ("to", "type", "type_as", "float", "double", "half", "bfloat16", "long", "int", "contiguous", "clone", "detach")
+FILLS = frozenset({
+    torch.zeros, torch.ones, torch.empty, torch.full, "new_zeros", "new_ones", "new_empty", "new_full",
+})  # fmt: skip
 GIVEN_UP = "given up"  # remembered of nodes that are handled as if their operation had no rule
 
 

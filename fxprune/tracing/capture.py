@@ -36,7 +36,7 @@ from fxprune.tracing.checks import (
     is_named,
     listed,
 )
-from fxprune.tracing.choices import TooFewRowsError
+from fxprune.tracing.choices import MOST, TooFewRowsError
 from fxprune.tracing.export import trace as exported
 from fxprune.tracing.facts import annotate
 from fxprune.tracing.graph import RECORD, ModelGraph, captured_of, history_of, is_captured
@@ -269,7 +269,11 @@ CHECKS["graph"] = wanted(is_captured, "give what fxprune.capture gave", CaptureE
 def _annotate(graph: ModelGraph, example: Any) -> Any:
     """Put shapes and flops on all nodes; gives the example that was run, which is cut where no model ran on it yet."""
     batches = (example,) if lacking_numbers(graph) is None else cuts(example)
-    return first_running(graph, batches, partial(annotate, graph))[0]
+    batch, short = first_running(graph, batches, partial(annotate, graph))
+    if 1 < short <= MOST:
+        more = varied_batch(batch, short * batch_length(batch))
+        return first_running(graph, (more, batch), partial(annotate, graph))[0]
+    return batch
 
 
 def captured(settings: Mapping[str, Any], model: nn.Module, description: Any) -> ModelGraph:

@@ -26,8 +26,8 @@ from fxprune.caller.overrides import changed
 from fxprune.caller.source_lines import users_line
 from fxprune.errors import CaptureError
 from fxprune.rules.experts import experts_forward, has_stacked_experts
-from fxprune.rules.pointwise import register_torchvision
 from fxprune.rules.table import RULES, module_class
+from fxprune.rules.vision import register_torchvision
 from fxprune.tracing.attention import MultiheadAttention
 from fxprune.tracing.checks import Entry, is_named, signature_of
 from fxprune.tracing.graph import RECORD, Captured, ModelGraph, must_be
