@@ -98,6 +98,15 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Router:
+    """A layer whose channels are experts, of which each row has so many `chosen`; `key` is that of their moments."""
+
+    site: str
+    chosen: int
+    key: Key | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Coupling:
     """All that the label interpreter finds out about a graph.
 
@@ -106,7 +115,7 @@ class Coupling:
     keep; `slots` the first label and the size of every slot. `pieces` are sets of units that make up a whole axis of
     some tensor: one of each is kept. `statistics` are nodes that take a statistic over prunable channels; `balanced`
     are sets of sites of equal width, `larger` pairs whose first site is wider than the second. `floors` are sets of
-    units, and how many of each are kept at least.
+    units, and how many of each are kept at least, `routers` the layers that choose among experts.
     """
 
     groups: tuple[Group, ...]
@@ -124,6 +133,7 @@ class Coupling:
     balanced: tuple[tuple[str, ...], ...] = ()
     larger: tuple[tuple[str, str], ...] = ()
     floors: tuple[tuple[Index, int], ...] = ()
+    routers: tuple[Router, ...] = ()
 
     def __repr__(self) -> str:
         frozen = len(self.groups) - len(self.prunable)

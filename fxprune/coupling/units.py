@@ -20,7 +20,7 @@ from fxprune.coupling.grids import (
     label_pairs,
     present_labels,
 )
-from fxprune.coupling.groups import Coupling, Edge, Group, Site
+from fxprune.coupling.groups import Coupling, Edge, Group, Router, Site
 from fxprune.rules.context import labels_in
 from fxprune.rules.vocabulary import ChannelRead, Comparison
 
@@ -69,6 +69,7 @@ def resolve(collector: Collector) -> Coupling:
         balanced=tuple(collector.balanced),
         larger=tuple(collector.larger),
         floors=_floors(compared, unit_of),
+        routers=_routers(collector, compared, merged),
     )
 
 
@@ -87,12 +88,17 @@ def _tied(collector: Collector) -> tuple[Index, Index]:
     return a[both], b[both]
 
 
-def _of_experts(collector: Collector, merged: Index) -> list[Comparison]:
-    """The comparisons of experts; the channels of all others are frozen, or removed inexactly, in the collector."""
-    experts = np.zeros(len(merged) + 1, dtype=bool)
+def _is_expert(collector: Collector, merged: Index) -> Flags:
+    """Which classes of tied labels are experts."""
+    experts = np.zeros(merged.max(initial=-1) + 1, dtype=bool)
     for labels in collector.experts:
         experts[merged[present_labels(labels)]] = True
-    found = []
+    return experts
+
+
+def _of_experts(collector: Collector, merged: Index) -> list[Comparison]:
+    """The comparisons of experts; the channels of all others are frozen, or removed inexactly, in the collector."""
+    experts, found = _is_expert(collector, merged), list[Comparison]()
     for c in collector.comparisons:
         if experts[merged[present_labels(c.labels)]].all():
             found.append(c)
@@ -108,6 +114,19 @@ def _floors(compared: list[Comparison], unit_of: Index) -> tuple[tuple[Index, in
     pairs = [(np.unique(_units_at(unit_of, flat_labels(c.labels))), c.least) for c in compared if c.least > 1]
     found = {units.tobytes(): (units, least) for units, least in sorted(pairs, key=lambda pair: pair[1])}
     return tuple((units, least) for units, least in found.values() if units[0] >= 0)
+
+
+def _routers(collector: Collector, compared: list[Comparison], merged: Index) -> tuple[Router, ...]:
+    """The layers that produce experts, and how many of these are chosen at once."""
+    reads = [r for r in collector.edges if r.chosen is not None]
+    found = []
+    for name, labels in _site_channels(collector, merged).items():
+        own = merged[labels[labels >= 0]]
+        chosen = [c.least for c in compared if np.isin(merged[present_labels(c.labels)], own).all()]
+        keys = [(r.source, str(r.dim)) for r in reads if np.isin(merged[present_labels(r.labels)], own).all()]
+        if chosen:
+            found.append(Router(name, max(chosen), next(iter(keys), None)))
+    return tuple(found)
 
 
 def _described(collector: Collector, node: fx.Node) -> str:
@@ -150,7 +169,7 @@ def _freeze_summed_weights(collector: Collector, frozen: Flags, merged: Index) -
 
 def _freeze_balanced(collector: Collector, frozen: Flags, merged: Index) -> None:
     """Freeze layers that must be as wide as a frozen one, in the collector and in `frozen`."""
-    channels = _site_channels(collector)
+    channels = _site_channels(collector, merged)
     classes = {name: merged[labels[labels >= 0]] for name, labels in channels.items()}
     sets = list(collector.balanced)
     while held := next((names for names in sets if any(frozen[classes[name]].all() for name in names)), None):
@@ -183,7 +202,7 @@ def _grouped(
 
     Returns the groups, prunable ones first, the sites, and the unit of every label, -1 for frozen ones.
     """
-    channels = _site_channels(collector)
+    channels = _site_channels(collector, merged)
     reasons, texts = why
     number = np.full(len(reasons) + 1, -1, dtype=np.int64)
     drafts: list[tuple[tuple[str, ...], range, str | None]] = []
@@ -221,11 +240,16 @@ def _connected(channels: dict[str, Index], merged: Index, reasons: Index) -> lis
     return sorted(found, key=lambda item: (item[2] >= 0, rank[item[0][0]], int(item[1][0])))
 
 
-def _site_channels(collector: Collector) -> dict[str, Index]:
-    """Site -> the labels of its channels, in order; a layer that is called twice counts once."""
+def _site_channels(collector: Collector, merged: Index) -> dict[str, Index]:
+    """Site -> the labels of its channels, in order; a layer that is called twice counts once.
+
+    Stacked weights produce the channels of their experts, not the experts, which their router does.
+    """
+    experts = np.append(_is_expert(collector, merged), False)[np.append(merged, -1)]  # of labels, -1 for none
     channels: dict[str, list[Index]] = {}
     for labels, name in collector.produced:
         vector = flat_labels(labels)
+        vector = vector if experts[vector].all() else vector[~experts[vector]]
         known = channels.setdefault(name, [])
         if not any(np.array_equal(vector, other) for other in known):
             known.append(vector)

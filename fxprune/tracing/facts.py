@@ -31,8 +31,8 @@ _PLAIN = (Tensor, bool, int, float, str, type(None))
 class Facts:
     """The specs of a graph's values, and their flops on the whole example, by node name.
 
-    Choices among a few, such as experts, are even. Where some are made by no row, and values are empty for that, `short`
-    is how many times as many rows are enough; otherwise 1.
+    Choices among a few, such as experts, are even. Where some are made by no row, and values are empty for that,
+    `short` is how many times as many rows are enough; otherwise 1.
     """
 
     specs: dict[str, Any]
