@@ -18,10 +18,14 @@ class RoutedGate(nn.Module):
         self.gate, self.experts = gate, experts
 
     def forward(self, rows: Tensor, chosen: Tensor) -> Tensor:
-        """The gated rows (rows, width); `chosen` are the numbers of their experts, in any shape."""
+        """The gated rows, of the shape of `chosen`, the numbers of their experts, and of one width where that is not 1.
+
+        Rows may be flattened before the width.
+        """
         numbers = chosen.reshape(-1, 1)
-        sizes = torch.linalg.vector_norm(rows.detach(), dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-        spread = sizes.new_zeros(len(rows), self.experts).scatter(1, numbers, sizes)
+        flat = rows.reshape(len(numbers), -1)
+        sizes = torch.linalg.vector_norm(flat.detach(), dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+        spread = sizes.new_zeros(len(numbers), self.experts).scatter(1, numbers, sizes)
         left: Tensor = self.gate(spread).gather(1, numbers)
-        gated: Tensor = rows * (left / sizes)
+        gated: Tensor = (flat * (left / sizes)).reshape(rows.shape)
         return gated

@@ -21,6 +21,7 @@ from fxprune.coupling.grids import (
     present_labels,
 )
 from fxprune.coupling.groups import Coupling, Edge, Group, Router, Site
+from fxprune.coupling.routing import weights_of
 from fxprune.rules.context import labels_in
 from fxprune.rules.vocabulary import ChannelRead, Comparison
 
@@ -40,6 +41,7 @@ def resolve(collector: Collector) -> Coupling:
     _freeze_summed_weights(collector, frozen, merged)
     _freeze_balanced(collector, frozen, merged)
     groups, sites, unit_of = _grouped(collector, merged, _reasons(collector, merged, np.flatnonzero(frozen)))
+    collector.edges += weights_of(compared, collector.edges, merged)
     values = {node.name: value for node, value in collector.env.items()}
     edges = tuple(
         Edge(r.consumer, r.source, r.dim, _units_at(unit_of, flat_labels(r.labels)), r.parameter, r.chosen)

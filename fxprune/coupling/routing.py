@@ -1,0 +1,55 @@
+"""The weights of chosen experts, where a graph shows no outputs of experts on which these are read one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch import fx
+
+from fxprune.caller.arrays import Index
+from fxprune.caller.example import TensorSpec
+from fxprune.coupling.grids import present_labels
+from fxprune.rules.vocabulary import ChannelRead, Comparison
+
+
+def weights_of(compared: Sequence[Comparison], reads: Sequence[ChannelRead], merged: Index) -> Iterator[ChannelRead]:
+    """Reads of the weights of chosen experts, which show how these are used, for experts that nothing else reads.
+
+    `merged` are the classes of tied labels.
+    """
+    none = np.empty(0, dtype=np.int64)
+    known = merged[np.concatenate([none, *(present_labels(read.labels) for read in reads)])]
+    for choice in compared:
+        values, numbers = (_part(choice.consumer, place) for place in (("values", 0), ("indices", 1)))
+        if values is None or numbers is None or np.isin(merged[present_labels(choice.labels)], known).any():
+            continue
+        last = _settled(values)
+        for user in last.users:
+            yield ChannelRead(user.name, last.name, 1, choice.labels, chosen=numbers.name)
+
+
+def _part(choice: fx.Node, names: tuple[str, int]) -> fx.Node | None:
+    """The node that takes the values, or the numbers, out of the result of a choice."""
+    return next((user for user in choice.users if len(user.args) == 2 and user.args[1] in names), None)
+
+
+def _settled(values: fx.Node) -> fx.Node:
+    """The last of the nodes that turn the values of a choice into weights, one for each, such as a softmax."""
+    while True:
+        following = [user for user in values.users if _like(user, values)]
+        if not following:
+            return values
+        values = following[-1]
+
+
+def _like(node: fx.Node, values: fx.Node) -> bool:
+    """Whether a node's value has the shape of `values`, and no other input has."""
+    spec, own = node.meta["spec"], values.meta["spec"]
+    others = [source for source in node.all_input_nodes if source is not values]
+    same = isinstance(spec, TensorSpec) and spec.shape == own.shape and spec.dtype.is_floating_point
+    return same and all(_shape(other) != own.shape for other in others)
+
+
+def _shape(node: fx.Node) -> object:
+    return getattr(node.meta["spec"], "shape", None)

@@ -1,0 +1,300 @@
+"""Mixtures of experts: hidden units and whole experts are removed exactly, and the report lists the experts."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import part_of
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import CaptureError, PlanError
+from fxprune.rules.experts import expert_linear
+
+pytest.importorskip("transformers")
+from experts import FAMILIES, LOOPS, Always, Loop, Single, at_minus_infinity, family, halved, loop, routers_of, words
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+WAYS = ("eager", "grouped_mm", "batched_mm")
+
+
+# -- models of transformers --------------------------------------------------------------------------------------------
+
+
+def masked(model: Any, plan: fxprune.Plan, batch: dict[str, Tensor]) -> Tensor:
+    """The original's logits with removed hidden units and experts at zero, and the latter's router logits at -inf."""
+    own, removed = copy.deepcopy(model), dict[int, list[int]]()
+    for name, router in routers_of(own).items():
+        experts = own.get_submodule(name.rpartition(".")[0] + ".experts")
+        gone = sorted({*range(plan.widths[name])} - {*plan.keep.get(name, range(plan.widths[name]))})
+        removed[id(router.weight)] = gone
+        site = next(site for site in plan.widths if site == f"{name.rpartition('.')[0]}.experts.gate_up_proj")
+        lost = {*range(plan.widths[site])} - {*plan.keep.get(site, range(plan.widths[site]))}
+        half = plan.widths[site] // 2
+        hidden = sorted({channel // 2 if not experts.is_concatenated else channel % half for channel in lost})
+        with torch.no_grad():
+            experts.down_proj[gone] = 0
+            (experts.down_proj if experts.is_transposed else experts.down_proj.transpose(1, 2))[:, hidden] = 0
+    with torch.no_grad(), at_minus_infinity(removed):
+        return own(**batch).logits
+
+
+@pytest.mark.parametrize("name", part_of(FAMILIES, 3))
+def test_whole_experts_and_hidden_units_are_removed_exactly(name: str) -> None:
+    model, example = family(name), words()
+    graph = fxprune.capture(model, example)
+    routers = routers_of(model)
+    names = [f"{path.rpartition('.')[0]}.experts.gate_up_proj" for path in routers]
+    plan = halved(graph, example, **dict.fromkeys((*routers, *names), 0.5))
+    small = fxprune.apply(graph, plan)
+    assert fxprune.verify(model, plan, small, example) < 1e-5
+    for batch in (words(1, 3), words(5, 9)):
+        expected = masked(model, plan, batch)
+        found = small(**batch).logits
+        assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+    assert list(small.state_dict()) == list(model.state_dict())
+    for path, up in zip(routers, names, strict=True):
+        stack = small.get_parameter(f"{up.rpartition('.')[0]}.down_proj")
+        assert len(stack) == len(small.get_submodule(path).weight) == plan.widths[path] // 2
+        assert small.get_parameter(up).numel() == model.get_parameter(up).numel() // 4
+
+
+@pytest.mark.parametrize("name", part_of(["mixtral", "gpt_oss", "qwen3_moe"], 2))
+def test_all_ways_to_run_the_experts_give_the_same_graph(name: str) -> None:
+    models, example = [family(name, way) for way in WAYS], words()
+    groups = [[str(group) for group in fxprune.couple(fxprune.capture(model, example))] for model in models]
+    assert groups[0] == groups[1] == groups[2]
+    graph = fxprune.capture(models[1], example)
+    with torch.no_grad():
+        for model in models:
+            assert torch.allclose(graph(**words(2, 9)).logits, model(**words(2, 9)).logits, atol=1e-5)
+
+
+def test_experts_are_captured_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fxprune.FxpruneWarning)
+        fxprune.capture(family("mixtral"), words())
+
+
+@pytest.mark.parametrize("way", ["eager", pytest.param("grouped_mm", marks=pytest.mark.wide)])
+def test_the_narrowed_class_generates(way: str) -> None:
+    from fxprune.integrations.huggingface import compress_pretrained, narrow_pretrained
+
+    model, batch = family("mixtral", way), words(4, 8)
+    loader = [batch | {"labels": batch["input_ids"]}]
+    small = compress_pretrained(
+        model, loader, ratios={"*.gate": 0.5, "*.experts.gate_up_proj": 0.5}, compensate="none", progress=False
+    )
+    own = narrow_pretrained(small, model)
+    assert type(own) is type(model)
+    assert torch.allclose(own(**batch).logits, small(**batch)["logits"], atol=1e-6)
+    tokens = own.generate(**batch, max_new_tokens=3, do_sample=False)
+    assert tokens.shape == (4, 11)
+
+
+@pytest.mark.wide
+def test_a_budget_of_parameters_is_met() -> None:
+    model, batch = family("mixtral"), words(8, 8)
+    loader = [(batch, batch["input_ids"])] * 3
+
+    def loss(output: Any, tokens: Tensor) -> Tensor:
+        return F.cross_entropy(output.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+    small = fxprune.compress(model, loader, params=0.7, loss=loss, progress=False)
+    assert 0.68 < fxprune.report(small).budget.achieved <= 0.7
+    assert fxprune.report(small).error < 1e-5
+
+
+# -- experts written by hand -------------------------------------------------------------------------------------------
+
+
+def rows(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 5, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_loops_over_experts_lose_hidden_units(kind: type[Loop]) -> None:
+    model, example = loop(kind), rows(6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fxprune.FxpruneWarning)
+        graph = fxprune.capture(model, example)
+    plan = halved(graph, example)
+    small: Any = fxprune.apply(graph, plan)
+    assert fxprune.verify(model, plan, small, example) < 1e-6
+    assert fxprune.verify(model, plan, small, rows(1)) < 1e-6
+    if hasattr(model, "experts"):
+        assert [expert[0].out_features for expert in small.experts] == [3, 3, 3, 3]
+    else:
+        assert small.up.shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_a_graph_holds_experts_that_the_example_does_not_choose(kind: type[Loop]) -> None:
+    model = loop(kind, experts=12)
+    graph = fxprune.capture(model, rows(2))
+    with torch.no_grad():
+        for batch in (rows(1), rows(3, 1), rows(64, 2)):
+            assert torch.allclose(graph(batch), model(batch), atol=1e-6)
+
+
+def test_a_loop_over_choices_that_no_batch_can_complete_is_refused() -> None:
+    class OfTheBatch(Loop):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.inputs(x)
+            for number in self.router(x.mean(0, keepdim=True)).argmax(-1).unique().tolist():
+                x = x + self.experts[number](x)
+            return self.outputs(x)
+
+    with pytest.raises(
+        CaptureError, match="leaves out what no row of the example chooses, such as experts: .* 4 times"
+    ):
+        fxprune.capture(loop(OfTheBatch), rows(4))
+
+
+def test_experts_of_a_loop_are_kept_and_the_reason_is_told() -> None:
+    groups = {group.name: group for group in fxprune.couple(fxprune.capture(loop(Always), rows(6)))}
+    assert groups["router"].frozen == "told apart by number in eq (node eq)"
+    groups = {group.name: group for group in fxprune.couple(fxprune.capture(loop(Single), rows(6)))}
+    assert "max (node max" in groups["router"].frozen
+
+
+# -- what plans keep ---------------------------------------------------------------------------------------------------
+
+
+class Looked(nn.Module):
+    """Experts whose weights are looked up, three for each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(5, 6)
+        self.up, self.down = nn.Parameter(torch.randn(6, 5, 4)), nn.Parameter(torch.randn(6, 4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.router(x).softmax(-1).topk(3)
+        hidden = torch.einsum("bd,bkdh->bkh", x, self.up[chosen]).relu() * weights.unsqueeze(-1)
+        return torch.einsum("bkh,bkhd->bd", hidden, self.down[chosen])
+
+
+def test_as_many_experts_are_kept_as_are_chosen_at_once() -> None:
+    model, example = Looked(), rows(4)
+    scores = fxprune.Scores.random(model, example)
+    plan = scores.plan(ratios={"router": 0.9})
+    assert len(plan.keep["router"]) == 3
+    assert fxprune.verify(model, plan, fxprune.apply(model, plan), example) < 1e-6
+    with pytest.raises(
+        PlanError, match="keeps 2 of 6 units of 'router', of which 3 are chosen at once: keep at least 3"
+    ):
+        fxprune.Plan.from_kept(model, example, {"router": [0, 4]})
+
+
+def test_floors_are_saved_with_scores(tmp_path: Path) -> None:
+    scores = fxprune.Scores.random(Looked(), rows(4))
+    scores.save(tmp_path / "scores.npz")
+    (units, least), *others = fxprune.Scores.load(tmp_path / "scores.npz").floors
+    assert (units.tolist(), least, others) == (scores.floors[0][0].tolist(), 3, [])
+    assert len(units) == 6
+
+
+def test_experts_are_proposed_by_how_often_and_how_strongly_they_are_used() -> None:
+    torch.manual_seed(0)
+    model = family("mixtral")
+    batches = [words(4, 8), words(5, 8)]
+    sizes = [np.zeros(4), np.zeros(4)]
+    layers = [layer.mlp for layer in model.model.layers]
+    for total, block in zip(sizes, layers, strict=True):
+
+        def used(module: nn.Module, given: Any, output: Tensor, total: Any = total) -> None:
+            states, chosen, weights = given
+            for expert in range(4):
+                tokens, places = torch.where(chosen == expert)
+                gate, up = F.linear(states[tokens], module.gate_up_proj[expert]).chunk(2, -1)  # type: ignore[index]
+                out = F.linear(module.act_fn(gate) * up, module.down_proj[expert])  # type: ignore[index, operator]
+                total[expert] += float((out * weights[tokens, places, None]).norm(dim=1).sum())
+
+        block.experts.register_forward_hook(used)
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    for block in layers:
+        block.experts._forward_hooks.clear()
+    scores = fxprune.score(
+        model, [(batch, batch["input_ids"]) for batch in batches], lambda out, _: out.logits.square().mean(),
+        progress=False,
+    )  # fmt: skip
+    for number, total in enumerate(sizes):
+        name = f"model.layers.{number}.mlp.gate"
+        start, end = next((start, end) for group, start, end in scores.groups if group == name)
+        assert np.argsort(scores.propose[start:end]).tolist() == np.argsort(total).tolist()
+        assert np.allclose(scores.about["experts"][name], total / total.sum(), rtol=1e-3)
+
+
+# -- the report --------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_lists_the_routed_experts(tmp_path: Path) -> None:
+    model, batch = family("mixtral"), words(6, 8)
+    small = fxprune.compress(
+        model, [(batch, batch["input_ids"])], ratios={"*.gate": 0.5}, loss=lambda out, _: out.logits.square().mean(),
+        compensate="none", progress=False,
+    )  # fmt: skip
+    report = fxprune.report(small)
+    first, second = report.routers
+    assert (first.router, first.experts, len(first.kept), first.chosen) == ("model.layers.0.mlp.gate", 4, 2, 2)
+    assert second.router == "model.layers.1.mlp.gate"
+    assert first.usage is not None
+    assert sum(first.usage) == pytest.approx(1)
+    assert set(first.kept) == set(np.argsort(first.usage)[2:].tolist())
+    assert "4 -> 2" in str(report)
+    assert f"{max(first.usage):.0%}" in str(report)
+    report.to_html(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Experts</h2>" in page
+    gone = int(np.argmin(first.usage))
+    assert f"<s>{gone}: {first.usage[gone]:.1%}</s>" in page
+    fxprune.save(small, tmp_path / "small.safetensors")
+    assert fxprune.report(fxprune.load(tmp_path / "small.safetensors", model)).routers == report.routers
+
+
+def test_a_plan_without_scores_lists_experts_without_their_use() -> None:
+    model, example = Looked(), rows(4)
+    plan = fxprune.Plan.from_kept(model, example, {"router": [0, 2, 5]})
+    (router,) = fxprune.report(fxprune.apply(model, plan)).routers
+    assert (router.router, router.kept, router.chosen, router.usage) == ("router", (0, 2, 5), 3, None)
+
+
+# -- the operation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("count", [0, 7])
+def test_expert_linear(count: int, transposed: bool) -> None:
+    torch.manual_seed(0)
+    x, experts = torch.randn(count, 5), torch.randint(0, 3, (count,))
+    weight, bias = torch.randn(4, 5, 6) if transposed else torch.randn(4, 6, 5), torch.randn(4, 6)
+    matrices = weight.transpose(1, 2) if transposed else weight
+    wanted = [F.linear(row, matrices[expert], bias[expert]) for row, expert in zip(x, experts, strict=True)]
+    found = expert_linear(x, experts, weight, bias, transposed=transposed)
+    assert found.shape == (count, 6)
+    assert torch.allclose(found, torch.stack([*wanted, torch.zeros(6)])[:-1], atol=1e-6)
+    places = (t.to("meta") for t in (x, experts, weight, bias))
+    assert expert_linear(*places, transposed=transposed).shape == (count, 6)
+
+
+def test_expert_linear_exports_and_trains() -> None:
+    x, experts = torch.randn(7, 5, requires_grad=True), torch.tensor([2, 0, 0, 1, 2, 2, 0])
+    weight = torch.randn(3, 6, 5, requires_grad=True)
+
+    class Layer(nn.Module):
+        def forward(self, x: Tensor, experts: Tensor) -> Tensor:
+            return expert_linear(x, experts, weight)
+
+    program = torch.export.export(Layer(), (x, experts))
+    assert torch.allclose(program.module()(x, experts), expert_linear(x, experts, weight), atol=1e-6)
+    assert torch.autograd.gradcheck(lambda x, w: expert_linear(x, experts, w), (x.double(), weight.double()))
