@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from fxprune.coupling.grids import (
 from fxprune.coupling.groups import Coupling, Edge, Group, Router, Site
 from fxprune.coupling.routing import weights_of
 from fxprune.rules.context import labels_in
-from fxprune.rules.vocabulary import ChannelRead, Comparison
+from fxprune.rules.vocabulary import ChannelRead, Comparison, Option
 
 
 def resolve(collector: Collector) -> Coupling:
@@ -35,7 +36,7 @@ def resolve(collector: Collector) -> Coupling:
     for labels, _ in collector.frozen:
         frozen[merged[present_labels(labels)]] = True
     classes = Classes(merged, frozen)
-    for options, ordered in sorted(distinct_choices(collector.choices), key=lambda choice: not choice[1]):
+    for options, ordered in sorted(distinct_choices(collector.choices), key=_first_to_choose):
         choose_option(classes, options, ordered=ordered)
     merged = classes.of(np.arange(collector.size))
     _freeze_summed_weights(collector, frozen, merged)
@@ -73,6 +74,12 @@ def resolve(collector: Collector) -> Coupling:
         floors=_floors(compared, unit_of),
         routers=_routers(collector, compared, merged),
     )
+
+
+def _first_to_choose(choice: tuple[Sequence[Option], bool]) -> tuple[bool, int]:
+    """Heads first, then where most grids meet: what is chosen there decides for each of them, in front and behind."""
+    options, ordered = choice
+    return not ordered, -len(options[0].ties)
 
 
 def _tied(collector: Collector) -> tuple[Index, Index]:

@@ -15,7 +15,7 @@ from fxprune.rewriting.mending import follows, gather, mends, preserves, restore
 from fxprune.rewriting.node_mending import Mending
 from fxprune.rewriting.original_sizes import original, share, sized, sizes
 from fxprune.rules import fills, movement
-from fxprune.rules.vocabulary import FILLS
+from fxprune.rules.vocabulary import FILLS, LIKES
 
 
 @preserves(F.scaled_dot_product_attention)
@@ -49,6 +49,21 @@ def fill_sizes(mending: Mending) -> None:
     kept = (filled,) if (filled := fills.filled_with(node)) is not None and "fill_value" not in node.kwargs else ()
     kwargs = {name: value for name, value in node.kwargs.items() if name != "size"}
     mending.become(node.op, node.target, (*node.args[:first], wanted, *kept), kwargs)
+
+
+@mends(*LIKES)
+def fill_of_kept_sizes(mending: Mending) -> None:
+    """The sizes are no longer those of the other tensor, but of its axes without channels."""
+    node, shape = mending.node, mending.insert(getattr, mending.source, "shape")
+    mending.env[shape] = torch.Size(mending.now.shape)
+    kwargs = {name: value for name, value in node.kwargs.items() if name != "memory_format"}
+    name = str(node.target.__name__).removesuffix("_like")
+    mending.become(
+        "call_method",
+        f"new_{name}",
+        (node.args[0], sizes(mending, shape, mending.expected.shape), *node.args[1:]),
+        kwargs,
+    )
 
 
 @follows(F.group_norm, torch.group_norm)
@@ -117,6 +132,18 @@ def shape_literals(mending: Mending) -> None:
         return
     x, shape = mending.argument(0, "input"), _all_matched(mending, given, mending.expected.shape)
     mending.become(node.op, node.target, (x, shape) if node.op == "call_function" else (x, *shape))
+
+
+@mends("repeat_interleave", torch.repeat_interleave)
+def repeats_of_one(mending: Mending) -> None:
+    """As `repeats`, along one axis."""
+    args, kwargs = mending.arguments()
+    dim = int(kwargs.get("dim", args[2] if len(args) > 2 else 0))
+    if mending.now.shape[dim] != 1:
+        gather(mending)
+        return
+    count = _matched(mending, mending.argument(1, "repeats"), mending.expected.shape[dim])
+    mending.become("call_method", "repeat_interleave", (mending.source, count, dim))
 
 
 @mends("repeat")

@@ -20,6 +20,8 @@ def original(mending: Mending, node: fx.Node, kinds: tuple[type, ...]) -> Any:
 
     A size is in fixed proportion to the original's; a number computed from sizes is computed from the original's sizes.
     """
+    if node.name not in mending.old:  # it was inserted for the original's number
+        return node
     before, now = mending.old[node.name], mending.env[node]
     is_number = type(before) is not bool and any(isinstance(before, kind) for kind in kinds)
     if not is_number or labels_in(before) or before == now:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.arrays import Flags
-from fxprune.caller.isolation import empties
+from fxprune.caller.isolation import ready_copies
 from fxprune.caller.tensors import FORMATS, laid_out, memory_format_of
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import step
@@ -36,7 +36,7 @@ def narrowed_copy(module: Any, checker: Checker, prefix: str = "") -> Any:
 
     No weight is copied whole first. `prefix` is the path of `module` in the model.
     """
-    memo: dict[int, Any] = empties(module)
+    memo: dict[int, Any] = ready_copies(module)
     for path, inner in module.named_modules():
         for name, tensor in (*inner._parameters.items(), *inner._buffers.items()):
             if tensor is not None and id(tensor) not in memo:

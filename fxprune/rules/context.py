@@ -6,6 +6,7 @@ import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,8 +18,9 @@ from fxprune.caller.example import TensorSpec
 from fxprune.caller.tensors import all_tensors, attribute_at, first_names
 from fxprune.rules.arguments import Call
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, slices, vector_plane
-from fxprune.rules.vocabulary import CASTS, FILLS, ChannelRead, Comparison, Meeting, Option, Slot
+from fxprune.rules.vocabulary import CASTS, FILLS, LIKES, ChannelRead, Comparison, Meeting, Option, Slot
 
+LARGEST_GRID = 1 << 20  # labels of a product of channels with others
 Test = Callable[[fx.Node], bool]
 
 
@@ -216,6 +218,9 @@ class Context(ABC):
         for plane in meeting.planes:
             if plane is not cores[plane.axes]:
                 self.tie(cores[plane.axes].core, plane.core)
+        if meeting.axes not in cores:  # the labels of the result are those of a grid that no input has
+            size = math.prod(meeting.grid.values())
+            meeting = replace(meeting, coarse=bool(self.remember(f"coarse{meeting.axes}", int(size > LARGEST_GRID))))
         result = self._merged_plane(meeting)
         known = any(result is plane for plane in meeting.planes)
         planes = [*cores.values(), *([] if result is None or known else [result])]
@@ -234,8 +239,7 @@ class Context(ABC):
         whole = [plane for plane in meeting.planes if plane.axes == axes == meeting.axes]
         if whole or not axes:
             return max(whole, key=lambda plane: plane.core.numel(), default=None)
-        ndim = meeting.planes[0].core.ndim
-        shape = [max(p.core.shape[axis] for p in meeting.planes) if axis in axes else 1 for axis in range(ndim)]
+        shape = [meeting.grid[axis] if axis in axes else 1 for axis in range(meeting.planes[0].core.ndim)]
         slot = Slot(self.node.name, f"{meeting.tag}{'.'.join(map(str, axes))}")
         return Plane(self.fresh(slot, math.prod(shape)).reshape(shape), axes)
 
@@ -309,7 +313,7 @@ def _brings_channels(graph: fx.GraphModule, node: fx.Node) -> bool:
 def _only_asks(node: fx.Node) -> bool:
     """Whether a node takes no more than sizes of its inputs."""
     name = node.args[1] if node.target is getattr else node.target
-    return name in FILLS or name in ("shape", "size", "numel", "dim", len)
+    return name in FILLS | LIKES or name in ("shape", "size", "numel", "dim", len)
 
 
 def grid_options(core: Tensor, axes: Iterable[int]) -> list[Option]:

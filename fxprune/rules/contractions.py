@@ -132,7 +132,7 @@ def terms_of(equation: str, inputs: list[Labels]) -> tuple[list[str], str]:
 
 
 @rule(nn.Bilinear, torch.bilinear, torch.outer, torch.kron, torch.tensordot, torch.cdist, torch.cov, torch.corrcoef)
-@rule("outer", "kron", "cov", "corrcoef", torch.block_diag, torch.dist, "dist", torch.cross, torch.linalg.cross)
+@rule("outer", "cov", torch.dist, torch.linalg.cross)
 def outer(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Products of every channel with every other: no channel can be removed alone."""
     return ctx.opaque(f"every channel meets every other in {ctx.describe()}", labels_in((args, kwargs)))

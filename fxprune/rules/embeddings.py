@@ -18,9 +18,9 @@ def embedding_module(ctx: Context, module: Any, *inputs: Any) -> Any:
     return _looked_up(ctx, ctx.own("weight"), norm=module.max_norm)
 
 
-@rule(F.embedding, F.embedding_bag)
+@rule(F.embedding)
 def embedding(ctx: Context, indices: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
-    """Rows of the table, by number; those of a bag are combined, each column by itself."""
+    """Rows of the table, by number."""
     return _looked_up(ctx, weight, norm=ctx.call.get("max_norm"))
 
 

@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, vector_plane
 from fxprune.rules.table import rule
-from fxprune.rules.vocabulary import FILLS, Slot
+from fxprune.rules.vocabulary import FILLS, LIKES, Slot
 
 _SIZE = ("size", torch.Tensor.size)
 _NUMBERS: dict[Any, int] = {torch.zeros: 0, torch.ones: 1, "new_zeros": 0, "new_ones": 1}
@@ -32,6 +32,15 @@ def fill(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
         return Labels(shape, planes)
     one = torch.full((), number, dtype=spec.dtype).expand(shape)
     return Labels(shape, planes, one if planes else one.clone())
+
+
+@rule(*LIKES)  # type: ignore[arg-type]
+def fill_like(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """The labels of the other tensor; where it has none, such as the model's input, fresh ones behind the samples."""
+    if x.planes or not (ctx.spec().dtype.is_floating_point or ctx.spec().dtype.is_complex):
+        return ctx.meet([x], x.shape)
+    axes = (axis for axis in ctx.slot_axes(ctx.node.name, x.shape) if axis)
+    return Labels(x.shape, tuple(vector_plane(ctx.fresh(Slot(ctx.node.name, a), x.shape[a]), a, x.ndim) for a in axes))
 
 
 def sizes_of(node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:

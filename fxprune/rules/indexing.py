@@ -78,7 +78,7 @@ def segment_reduce(ctx: Context, data: Labels, reduce: str, *args: Any, **kwargs
 
 
 @rule("masked_scatter", "masked_scatter_", torch.masked_scatter, "masked_select", torch.masked_select)
-@rule("take", torch.take, "put", "put_", torch.put)
+@rule("take", torch.take, "put_")
 def in_order(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Entries are counted over all axes: without some channels others would be hit."""
     return ctx.opaque(f"counted over all axes by {ctx.describe()}", args, kwargs)

@@ -45,12 +45,12 @@ _IN_PLACE = {"squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdim
     torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.swapaxes, torch.swapdims, torch.movedim,
     torch.moveaxis, torch.squeeze, torch.unsqueeze, torch.t, torch.chunk, torch.split, torch.tensor_split,
     torch.unbind, torch.narrow, torch.select, torch.flip, torch.fliplr, torch.flipud, torch.roll,
-    torch.rot90, torch.repeat_interleave, torch.tile, torch.pixel_shuffle, torch.pixel_unshuffle, F.pixel_shuffle,
+    torch.rot90, torch.tile, torch.pixel_shuffle, torch.pixel_unshuffle, F.pixel_shuffle,
     F.pixel_unshuffle, torch.channel_shuffle, F.channel_shuffle, torch.unflatten, torch.ravel,
     torch.hsplit, torch.vsplit, torch.dsplit, torch.native_channel_shuffle, operator.getitem,
     "view", "reshape", "flatten", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "squeeze",
     "unsqueeze", "t", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "flip", "fliplr",
-    "flipud", "roll", "rot90", "repeat_interleave", "tile", "unflatten", "ravel", "view_as", "reshape_as",
+    "flipud", "roll", "rot90", "tile", "unflatten", "ravel", "view_as", "reshape_as",
     "hsplit", "vsplit", "dsplit", "__getitem__", *_IN_PLACE,
     nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
 )  # fmt: skip
@@ -96,14 +96,12 @@ def _moved(ctx: Context, x: Labels, args: Any, kwargs: Any, result: Any) -> Any:
     for plane, by_row in zip(planes, ragged, strict=True):
         if plane.ragged and not by_row:
             ctx.tie(*plane.columns)
-    parts: tuple[Labels, ...] = tuple(
-        ctx.settle(
-            [m[i] for m in moved] if part.numel() else _empty(ctx, planes, x, run, i), part.shape, i, ragged=ragged
-        )
-        for i, part in enumerate(pytree.tree_leaves(bare))
-    )
-    parts = tuple(replace(part, index_of=x.index_of) for part in parts) if x.index_of is not None else parts
-    return parts[0] if isinstance(bare, Tensor) else parts
+    parts = list[Labels]()
+    for i, part in enumerate(pytree.tree_leaves(bare)):
+        labels = [m[i] for m in moved] if part.numel() else _empty(ctx, planes, x, run, i)
+        found = ctx.settle(labels, part.shape, i, ragged=ragged)
+        parts.append(found if x.index_of is None else replace(found, index_of=x.index_of))
+    return parts[0] if isinstance(bare, Tensor) else tuple(parts)
 
 
 def _beside_picked(ctx: Context, x: Labels, picked: set[int], computed: Sequence[Labels]) -> tuple[Plane, ...]:
@@ -238,7 +236,7 @@ def _spread(ctx: Context, x: Labels, dim: int, axes: Sequence[int]) -> Tensor:
     return planes[0].core.expand(sizes) if len(planes) == 1 else torch.full(sizes, NO_CHANNEL, dtype=torch.float64)
 
 
-@rule(torch.hstack, torch.vstack, torch.dstack, torch.column_stack, torch.row_stack)
+@rule(torch.hstack, torch.vstack, torch.dstack, torch.column_stack)
 def cat_along(ctx: Context, tensors: Sequence[Labels]) -> Labels:
     """As `cat`, of tensors that have the axis already."""
     name = str(ctx.node.target.__name__)  # type: ignore[union-attr]
@@ -370,6 +368,18 @@ def repeat(ctx: Context, x: Labels, *counts: Any) -> Labels:
     moved: Labels = move(ctx, x, *counts)
     sizes = (1,) * (moved.ndim - x.ndim) + x.shape
     return Labels(moved.shape, moved.planes + tuple(_literal_axes(ctx, x, moved.shape, sizes)), single=moved.single)
+
+
+@rule("repeat_interleave", torch.repeat_interleave)
+def repeat_interleave(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """A data movement; an axis of one entry that is repeated, such as a head for all others, gets labels of its own."""
+    moved: Labels = move(ctx, x, *args, **kwargs)
+    dim = ctx.call.get("dim")
+    dim = None if dim is None else dim % x.ndim
+    if not dim or ctx.remember("spread", moved.shape[dim] if x.shape[dim] == 1 else 1) == 1:
+        return moved
+    labels = ctx.fresh(Slot(ctx.node.name, "spread"), moved.shape[dim])
+    return Labels(moved.shape, (*moved.planes, vector_plane(labels, dim, moved.ndim)), single=moved.single)
 
 
 def _with(shape: Sequence[int], dim: int, size: int) -> tuple[int, ...]:

@@ -76,13 +76,12 @@ def quantile(ctx: Context, x: Labels, q: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 _OF_MATRICES = (
-    "inv", "pinv", "matrix_exp", "matrix_power", "cholesky", "cholesky_ex", "inv_ex", "det", "slogdet", "qr", "svd",
-    "svdvals", "eig", "eigh", "eigvals", "eigvalsh", "lu", "lu_factor", "matrix_rank", "matrix_norm", "cond",
-    "householder_product", "inverse", "logdet",
+    "inv", "pinv", "matrix_exp", "matrix_power", "cholesky", "det", "slogdet", "qr", "svd", "svdvals", "eigh",
+    "eigvalsh", "matrix_norm",
 )  # fmt: skip
 
 
-@rule(*_named(torch.linalg, *_OF_MATRICES), *_named(torch, *_OF_MATRICES))
+@rule(*_named(torch.linalg, *_OF_MATRICES), *_named(torch, "inverse", "det", "logdet", "slogdet", "matrix_exp"))
 def matrices(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     """Each matrix of a batch by itself."""
     others = [other for other in labels_in((args, kwargs)) if other.planes]
@@ -98,12 +97,11 @@ def matrices(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     return pytree.tree_map_only(TensorSpec, result, ctx.spec())
 
 
-@rule(torch.linalg.solve, torch.linalg.solve_triangular, torch.triangular_solve, torch.cholesky_solve)
-def solve(ctx: Context, a: Labels, b: Labels, *args: Any, **kwargs: Any) -> Any:
+@rule(torch.linalg.solve, torch.linalg.solve_triangular)
+def solve(ctx: Context, own: Labels, other: Labels, *args: Any, **kwargs: Any) -> Any:
     """Each of the right-hand sides by itself, if these are matrices beside each other."""
-    own, other = (a, b) if "linalg" in str(getattr(ctx.node.target, "__name__", "")) else (b, a)
     if own.ndim != other.ndim or ctx.call.get("left") is False or not isinstance(ctx.spec(), TensorSpec):
-        return ctx.opaque(f"mixed by {ctx.describe()}", a, b)
+        return ctx.opaque(f"mixed by {ctx.describe()}", own, other)
     matrix = Labels((*own.shape[:-2], 1, 1), passed(ctx, own, (-2, -1)))
     sides = Labels((*other.shape[:-2], 1, other.shape[-1]), passed(ctx, other, (-2,)))
     met = ctx.meet((matrix, sides), torch.broadcast_shapes(matrix.shape, sides.shape))
