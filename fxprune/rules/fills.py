@@ -39,7 +39,7 @@ def fill_like(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """The labels of the other tensor; where it has none, such as the model's input, fresh ones behind the samples."""
     if x.planes or not (ctx.spec().dtype.is_floating_point or ctx.spec().dtype.is_complex):
         return ctx.meet([x], x.shape)
-    axes = (axis for axis in ctx.slot_axes(ctx.node.name, x.shape) if axis)
+    axes = (axis for axis in ctx.slot_axes(ctx.node.name, x.shape) if axis and not _is_scattered(ctx, axis, x.ndim))
     return Labels(x.shape, tuple(vector_plane(ctx.fresh(Slot(ctx.node.name, a), x.shape[a]), a, x.ndim) for a in axes))
 
 
@@ -56,8 +56,20 @@ def filled_with(node: fx.Node) -> Any:
     return None if place is None else node.kwargs.get("fill_value", dict(enumerate(node.args)).get(place))
 
 
+def _is_scattered(ctx: Context, axis: int, rank: int) -> bool:
+    """Whether numbers are written along an axis at computed places, which are no experts': it has no channels."""
+    for user in ctx.node.users:
+        if str(user.target).startswith("scatter") and len(user.args) > 2 and user.args[0] is ctx.node:
+            index: Any = ctx.env.get(user.args[2])  # type: ignore[arg-type]
+            if user.args[1] % rank == axis and isinstance(index, Labels) and index.index_of is None:  # type: ignore[operator]
+                return True
+    return False
+
+
 def _is_free(ctx: Context, given: Any, axis: int) -> bool:
     """Whether an axis may hold channels: its size is not that of an axis of samples or positions."""
+    if isinstance(given, (tuple, list)) and _is_scattered(ctx, axis, len(given)):
+        return False
     size, entry = (given, axis) if isinstance(given, fx.Node) else (given[axis], None)
     if not isinstance(size, fx.Node):
         return True
