@@ -15,7 +15,10 @@ from helpers import part_of
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.coupling.couple import analyse
 from fxprune.errors import CaptureError, PlanError
+from fxprune.planning.costs import costs_of
+from fxprune.planning.planned import planned_by
 from fxprune.rules.experts import expert_linear
 
 pytest.importorskip("transformers")
@@ -119,20 +122,49 @@ def rows(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 5, generator=torch.Generator().manual_seed(seed))
 
 
+def masked_loop(model: Loop, plan: fxprune.Plan, batch: Tensor) -> Tensor:
+    """The original's output with removed hidden units at zero, and removed experts' logits at minus infinity."""
+    own: Any = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, kept in plan.keep.items():
+            gone = sorted({*range(plan.widths[name])} - {*kept})
+            if name == "up":
+                own.down[:, gone] = 0
+            elif name.startswith("experts"):
+                number = int(name.split(".")[1])
+                own.experts[number][2].weight[:, gone] = 0
+            elif name == "inputs":
+                own.inputs.weight[gone], own.inputs.bias[gone] = 0, 0
+        gone = sorted({*range(4)} - {*plan.keep["router"]})
+        with at_minus_infinity({id(own.router.weight): gone}):
+            output: Tensor = own(batch)
+            return output
+
+
 @pytest.mark.parametrize("kind", LOOPS)
-def test_loops_over_experts_lose_hidden_units(kind: type[Loop]) -> None:
+def test_loops_over_experts_lose_whole_experts_and_hidden_units(kind: type[Loop]) -> None:
     model, example = loop(kind), rows(6)
     with warnings.catch_warnings():
         warnings.simplefilter("error", fxprune.FxpruneWarning)
         graph = fxprune.capture(model, example)
-    plan = halved(graph, example)
+    hidden = [name for group in fxprune.couple(graph) for name in [group.name] if name == "up" or "experts" in name]
+    plan = halved(graph, example, **dict.fromkeys(["router", *hidden], 0.5))
     small: Any = fxprune.apply(graph, plan)
     assert fxprune.verify(model, plan, small, example) < 1e-6
-    assert fxprune.verify(model, plan, small, rows(1)) < 1e-6
+    with torch.no_grad():
+        for batch in (rows(1), rows(40, 1)):
+            assert torch.allclose(small(batch), masked_loop(model, plan, batch), atol=1e-6)
+    assert small.router.weight.shape == (2, 8)
     if hasattr(model, "experts"):
-        assert [expert[0].out_features for expert in small.experts] == [3, 3, 3, 3]
+        assert list(small.experts._modules) == [str(number) for number in plan.keep["router"]]
+        assert all(expert[0].out_features == 3 for expert in small.experts)
+        left = {key for key in model.state_dict() if not key.startswith("experts.")}
+        assert {key for key in small.state_dict() if not key.startswith("experts.")} == left
     else:
-        assert small.up.shape == (4, 4, 3)
+        assert small.up.shape == (2, 8, 3)
+    assert sum(p.numel() for p in small.parameters()) == costs_of(graph, analyse(graph)).parameters(
+        planned_by(graph, plan).keep
+    )
 
 
 @pytest.mark.parametrize("kind", LOOPS)
@@ -156,11 +188,29 @@ def test_a_loop_over_choices_that_no_batch_can_complete_is_refused() -> None:
         fxprune.capture(loop(OfTheBatch), rows(4))
 
 
-def test_experts_of_a_loop_are_kept_and_the_reason_is_told() -> None:
-    groups = {group.name: group for group in fxprune.couple(fxprune.capture(loop(Always), rows(6)))}
-    assert groups["router"].frozen == "told apart by number in eq (node eq)"
-    groups = {group.name: group for group in fxprune.couple(fxprune.capture(loop(Single), rows(6)))}
-    assert "max (node max" in groups["router"].frozen
+def test_an_expert_whose_rows_are_counted_is_kept() -> None:
+    class Counting(Always):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            chosen = self.router(self.inputs(x)).topk(2)[1]
+            return super().forward(x), (chosen == 1).float().mean()
+
+    model, example = loop(Counting), rows(6)
+    groups = [group for group in fxprune.couple(fxprune.capture(model, example)) if group.sites[0].name == "router"]
+    assert [(len(group), group.frozen) for group in groups] == [
+        (3, None), (1, "told apart by number, and used by mean (node mean)")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [Always, Single])
+def test_loops_are_scored_compensated_and_pruned_twice(kind: type[Loop]) -> None:
+    model = loop(kind)
+    batches = [(rows(24, seed), torch.arange(24) % 3) for seed in range(3)]
+    small = fxprune.compress(model, batches, params=0.6, rounds=2, progress=False)
+    assert fxprune.report(small).budget.achieved <= 0.6
+    fewer = fxprune.compress(model, batches, ratios={"router": 0.5}, progress=False)
+    (router,) = fxprune.report(fewer).routers
+    assert router.usage is not None
+    assert set(router.kept) == set(np.argsort(router.usage)[2:].tolist())
 
 
 # -- what plans keep ---------------------------------------------------------------------------------------------------

@@ -40,6 +40,9 @@ class Collector(Context):
         self.edges: list[ChannelRead] = []
         self.comparisons: list[Comparison] = []
         self.experts: list[Tensor] = []
+        self.told: dict[fx.Node, int] = {}
+        self.taken: list[tuple[fx.Node, Tensor, str]] = []
+        self.marks: dict[int, int] = {}
         self.balanced: list[tuple[str, ...]] = []
         self.larger: list[tuple[str, str]] = []
         self.slots: dict[Slot, tuple[int, int]] = {}
@@ -84,6 +87,23 @@ class Collector(Context):
 
     def choose_by_number(self, labels: Tensor) -> None:
         self.experts.append(labels)
+
+    def tell_apart(self, expert: Tensor) -> None:
+        label = int(expert)
+        if self.told.setdefault(self.node, label) != label:
+            self.freeze(torch.tensor([label, self.told[self.node]]), f"told apart by number in {self.describe()}")
+
+    def take_out(self, label: Tensor, reason: str) -> None:
+        expert = self.marks.get(int(label))
+        if expert is not None:
+            self.tell_apart(torch.tensor(expert))
+        elif self.told:  # it may be a slice of stacked weights
+            self.taken.append((self.node, label, reason))
+        else:
+            self.freeze(label, reason)
+
+    def mark_numbers(self, labels: Tensor, experts: Tensor) -> None:
+        self.marks.update(zip(labels.int().tolist(), experts.int().tolist(), strict=True))
 
     def fresh(self, slot: Slot, size: int) -> Tensor:
         if slot not in self.slots:

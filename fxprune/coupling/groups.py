@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +107,18 @@ class Router:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Branch:
+    """The nodes that work for one expert alone, the unit `expert` (-1: always kept), in the order of the graph.
+
+    `through` maps those of them that add to the value of another node to that one.
+    """
+
+    expert: int
+    nodes: tuple[str, ...]
+    through: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Coupling:
     """All that the label interpreter finds out about a graph.
 
@@ -115,7 +127,8 @@ class Coupling:
     keep; `slots` the first label and the size of every slot. `pieces` are sets of units that make up a whole axis of
     some tensor: one of each is kept. `statistics` are nodes that take a statistic over prunable channels; `balanced`
     are sets of sites of equal width, `larger` pairs whose first site is wider than the second. `floors` are sets of
-    units, and how many of each are kept at least, `routers` the layers that choose among experts.
+    units, and how many of each are kept at least, `routers` the layers that choose among experts,
+    and `branches` the parts of the graph that work for one of them.
     """
 
     groups: tuple[Group, ...]
@@ -134,6 +147,7 @@ class Coupling:
     larger: tuple[tuple[str, str], ...] = ()
     floors: tuple[tuple[Index, int], ...] = ()
     routers: tuple[Router, ...] = ()
+    branches: tuple[Branch, ...] = ()
 
     def __repr__(self) -> str:
         frozen = len(self.groups) - len(self.prunable)

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from fxprune.caller.arrays import Flags, Index
+from fxprune.coupling.branches import ExpertNodes, branches_of
 from fxprune.coupling.collector import Collector
 from fxprune.coupling.grids import (
     Classes,
@@ -21,7 +22,7 @@ from fxprune.coupling.grids import (
     label_pairs,
     present_labels,
 )
-from fxprune.coupling.groups import Coupling, Edge, Group, Router, Site
+from fxprune.coupling.groups import Branch, Coupling, Edge, Group, Router, Site
 from fxprune.coupling.routing import weights_of
 from fxprune.rules.context import labels_in
 from fxprune.rules.vocabulary import ChannelRead, Comparison, Option
@@ -29,6 +30,7 @@ from fxprune.rules.vocabulary import ChannelRead, Comparison, Option
 
 def resolve(collector: Collector) -> Coupling:
     """The units, groups and edges that follow from what was collected."""
+    branches = _branches(collector)
     left, right = _tied(collector)
     merged = components(collector.size, left, right)
     compared = _of_experts(collector, merged)
@@ -72,6 +74,12 @@ def resolve(collector: Collector) -> Coupling:
         balanced=tuple(collector.balanced),
         larger=tuple(collector.larger),
         floors=_floors(compared, unit_of),
+        branches=tuple(
+            Branch(
+                int(unit_of[expert]), tuple(n.name for n in own.nodes), {n.name: x.name for n, x in own.through.items()}
+            )
+            for expert, own in branches.items()
+        ),
         routers=_routers(collector, compared, merged),
     )
 
@@ -95,6 +103,26 @@ def _tied(collector: Collector) -> tuple[Index, Index]:
         collector.frozen.append((torch.from_numpy(lonely[nodes == index]), reason))
     both = (a >= 0) & (b >= 0)
     return a[both], b[both]
+
+
+def _branches(collector: Collector) -> dict[int, ExpertNodes]:
+    """The branches of experts that can be left out; those of others freeze their expert in the collector.
+
+    Slices of stacked weights that are used in one branch alone are tied to its expert.
+    """
+    found = branches_of(collector.graph, collector.told)
+    for expert, branch in found.items():
+        if branch.leak is not None:
+            where = _described(collector, branch.leak)
+            collector.frozen.append((torch.tensor([float(expert)]), f"told apart by number, and used by {where}"))
+    clean = {expert: branch for expert, branch in found.items() if branch.leak is None}
+    for node, label, reason in collector.taken:
+        own = [expert for expert, branch in clean.items() if node in branch.nodes]
+        if len(own) == 1:
+            collector.ties.append((label, torch.tensor([float(own[0])], dtype=label.dtype), node))
+        else:
+            collector.freeze(label, reason)
+    return clean
 
 
 def _is_expert(collector: Collector, merged: Index) -> Flags:

@@ -124,6 +124,15 @@ class Checker(Context):
     def choose_by_number(self, labels: Tensor) -> None:
         """Nothing: experts are known."""
 
+    def tell_apart(self, expert: Tensor) -> None:
+        """Nothing: branches are known."""
+
+    def take_out(self, label: Tensor, reason: str) -> None:
+        """Nothing: as `freeze`."""
+
+    def mark_numbers(self, labels: Tensor, experts: Tensor) -> None:
+        """Nothing: as `tell_apart`."""
+
     def fresh(self, slot: Slot, size: int) -> Tensor:
         start, length = self.coupling.slots.get(slot, (0, 0))
         labels = torch.arange(start, start + length, dtype=torch.float64)[self.kept_labels[start : start + length]]

@@ -82,6 +82,18 @@ class Context(ABC):
         """Say that these are experts: the layers that they number read nothing of the others."""
 
     @abstractmethod
+    def tell_apart(self, expert: Tensor) -> None:
+        """Say that the current node's value is nonzero only for rows that have chosen this expert, one label."""
+
+    @abstractmethod
+    def take_out(self, label: Tensor, reason: str) -> None:
+        """Say that the current node takes a single channel out of an axis: it is kept, unless it is an expert's."""
+
+    @abstractmethod
+    def mark_numbers(self, labels: Tensor, experts: Tensor) -> None:
+        """Say that each of these labels is where a row is marked that has chosen the expert beside it."""
+
+    @abstractmethod
     def fresh(self, slot: Slot, size: int) -> Tensor:
         """The labels of a slot: new ones when it is first mentioned."""
 
@@ -273,7 +285,7 @@ class Context(ABC):
             axes = self.axes_of(tensor, output, index)
             core = core_of(tensor, axes)
             if not axes:
-                self.freeze(core, f"a single channel is taken out by {self.describe()}")
+                self.take_out(core.reshape(-1)[:1], f"a single channel is taken out by {self.describe()}")
                 single.append(float(core.reshape(-1)[0]))
                 continue
             apart = len(axes) > 1 and any(ragged[index : index + 1])

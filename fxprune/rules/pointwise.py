@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxprune.rules.choices import told_apart
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels, Plane
 from fxprune.rules.table import Key, rule, takes_index
@@ -86,6 +87,8 @@ def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     inputs = labels_in((args, kwargs))
     if ctx.node.target in CASTS and inputs[0].index_of is not None:
         return inputs[0]
+    if (found := told_apart(ctx, args)) is not None:
+        return found
     ctx.freeze_numbered(inputs)
     shapes = [x.shape for x in inputs]
     return ctx.meet(inputs, shapes[0] if shapes.count(shapes[0]) == len(shapes) else torch.broadcast_shapes(*shapes))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import TensorSpec
-from fxprune.rules.choices import compare
+from fxprune.rules.choices import compare, largest
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels, Plane, core_of, vector_plane
 from fxprune.rules.table import rule
@@ -22,6 +22,7 @@ _REDUCTIONS = (
     "nanmean", "argmax", "argmin", "all", "any", "sum", "nansum", "nanmedian", "count_nonzero", "aminmax", "kthvalue",
     "mode", "trapezoid",
 )  # fmt: skip
+_LARGEST = (torch.max, "max", torch.argmax, "argmax")
 
 
 @rule(*(getattr(torch, name) for name in _REDUCTIONS), *(name for name in _REDUCTIONS if hasattr(Tensor, name)))
@@ -35,6 +36,8 @@ def reduce(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     if second:
         return ctx.meet((x, *second), torch.broadcast_shapes(x.shape, second[0].shape))
     dims, keepdim = _reduced_axes(ctx, x)
+    if ctx.node.target in _LARGEST and ctx.call.get("dim") is not None and [p.axes for p in x.along(dims[0])] == [dims]:
+        return largest(ctx, x, dims[0], keepdim=keepdim)
     result = _over(ctx, x, dims, keepdim=keepdim)
     return pytree.tree_map_only(
         TensorSpec, lambda spec: result if len(spec.shape) == result.ndim else Labels(()), ctx.spec()

@@ -137,7 +137,7 @@ def _mended(graph: ModelGraph, small: ModelGraph) -> list[fx.Node]:
     known = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     known |= {node.name for node in graph.graph.nodes}
     after = {node.name: node for node in small.graph.nodes}
-    pairs = [(node, after[node.name]) for node in graph.graph.nodes]
+    pairs = [(node, after[node.name]) for node in graph.graph.nodes if node.name in after]
     return [
         old
         for old, new in pairs

@@ -26,6 +26,7 @@ from fxprune.tracing.checks import Entry
 from fxprune.tracing.choices import Choices
 from fxprune.tracing.dependence import MAKING, PIECES, Dependence, name_of, tensors_of
 from fxprune.tracing.graph import RECORD, ModelGraph, captured_of, must_be
+from fxprune.tracing.in_place import is_in_place
 from fxprune.tracing.value_proxies import TensorProxy, ValueProxy, is_plain, is_symbol, proxy_of
 
 _REPLACED = ("zeros", "ones", "empty", "full", "rand", "randn", "arange", "tensor")  # modes see some calls only
@@ -223,11 +224,12 @@ class ValueTracer(symbolic.SymbolicTracer):
         return self.create_proxy("call_function", function, args, kwargs)
 
     def _drop_unused(self, graph: fx.Graph) -> None:
-        """Erase unused questions about sizes, and unused tensors made of numbers."""
+        """Erase unused questions about sizes and counts of choices, and unused tensors made of numbers."""
         for node in reversed(list(graph.nodes)):
             if not node.users and node.op in ("call_function", "call_method", "get_attr"):
+                counts = node in self.choices.follow and not is_in_place(node.target)
                 is_number = self.values[node] is not None and not tensors_of(self.values[node])
-                if is_number or node.op == "get_attr" or node.target in MAKING:
+                if is_number or counts or node.op == "get_attr" or node.target in MAKING:
                     graph.erase_node(node)
 
 
