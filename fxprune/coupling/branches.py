@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,40 +39,46 @@ class ExpertNodes:
     leak: fx.Node | None = None
 
 
+Kinds = dict[fx.Node, tuple[int, str]]  # the expert that a value is of, and what it is without it
+
+
 def branches_of(graph: fx.GraphModule, told: Mapping[fx.Node, int]) -> dict[int, ExpertNodes]:
     """The branch of each expert; `told` are the nodes that tell its rows from others, and the expert of each."""
     found: dict[int, ExpertNodes] = {expert: ExpertNodes() for expert in told.values()}
-    kinds: dict[fx.Node, tuple[int, str]] = {}
-    for node in graph.graph.nodes:
+    kinds: Kinds = {}
+    for node in graph.graph.nodes if told else ():
         if node in told:
             kinds[node] = told[node], ZERO
             found[told[node]].nodes[node] = None
-            continue
-        experts = {kinds[source][0] for source in node.all_input_nodes if source in kinds}
-        for expert in experts:
-            branch = found[expert]
-            kind = _kind(graph, node, {s: k for s, (_, k) in kinds.items()}) if len(experts) == 1 else None
-            kept = _passed(node, kinds) if len(experts) == 1 and kind is None else None
-            if kind is None and kept is None:
-                branch.leak = branch.leak or node
-                continue
-            branch.nodes[node] = None
-            if kind is not None:
-                kinds[node] = expert, kind
-            elif kept is not None:
-                branch.through[node] = kept
-    for branch in found.values():
-        _with_own_sources(graph, branch)
+        elif experts := {kinds[source][0] for source in node.all_input_nodes if source in kinds}:
+            _enter(graph, node, [found[expert] for expert in sorted(experts)], kinds)
+    _with_own_sources(graph, found)
     return found
 
 
-def _kind(graph: fx.GraphModule, node: fx.Node, kinds: Mapping[fx.Node, str]) -> str | None:
+def _enter(graph: fx.GraphModule, node: fx.Node, branches: Sequence[ExpertNodes], kinds: Kinds) -> None:
+    """Enter a node into the branch that an input of it is in, or mark it as a leak of all such branches."""
+    branch, alone = branches[0], len(branches) == 1
+    kind = _kind(graph, node, kinds) if alone else None
+    kept = _passed(node, kinds) if alone and kind is None else None
+    if kind is not None:
+        kinds[node] = next(kinds[source][0] for source in node.all_input_nodes if source in kinds), kind
+    elif kept is not None:
+        branch.through[node] = kept
+    else:
+        for each in branches:
+            each.leak = each.leak or node
+        return
+    branch.nodes[node] = None
+
+
+def _kind(graph: fx.GraphModule, node: fx.Node, kinds: Kinds) -> str | None:
     """What the value of a node is without the expert that some of its inputs are of; None where it is neither."""
     name, first = name_of(node), node.args[0] if node.args else None
     rule = RULES.get(key_of(node, graph)) if node.op.startswith("call") else None
     home = getattr(rule, "__module__", getattr(getattr(rule, "func", None), "__module__", ""))
-    kind = kinds.get(first) if isinstance(first, fx.Node) else None
-    inside = {kinds[source] for source in node.all_input_nodes if source in kinds}
+    kind = kinds[first][1] if isinstance(first, fx.Node) and first in kinds else None
+    inside = {kinds[source][1] for source in node.all_input_nodes if source in kinds}
     if name in _FINDING and len(node.args) == 1:
         return ROWS
     if name in _QUESTIONS and kind is not None:
@@ -89,7 +95,7 @@ def _kind(graph: fx.GraphModule, node: fx.Node, kinds: Mapping[fx.Node, str]) ->
     return None
 
 
-def _passed(node: fx.Node, kinds: Mapping[fx.Node, tuple[int, str]]) -> fx.Node | None:
+def _passed(node: fx.Node, kinds: Kinds) -> fx.Node | None:
     """The input whose value a node has, or leaves in place, without the expert; None where it does something else."""
     name, first = name_of(node), node.args[0] if node.args else None
     own = [source for source in node.all_input_nodes if source in kinds]
@@ -105,11 +111,16 @@ def _passed(node: fx.Node, kinds: Mapping[fx.Node, tuple[int, str]]) -> fx.Node 
     return node.args[2] if chooses and isinstance(node.args[2], fx.Node) else None
 
 
-def _with_own_sources(graph: fx.GraphModule, branch: ExpertNodes) -> None:
-    """Add the nodes that only this branch uses, such as parameters, and slices of stacked ones."""
-    for node in reversed(list(graph.graph.nodes)):
-        inner = all(user in branch.nodes and user not in branch.through for user in node.users)
-        if node.users and inner and node.op != "placeholder":
-            branch.nodes.setdefault(node)
+def _with_own_sources(graph: fx.GraphModule, branches: Mapping[int, ExpertNodes]) -> None:
+    """Add to each branch the nodes that only it uses, such as parameters, and slices of stacked ones."""
+    owner = {node: expert for expert, own in branches.items() for node in own.nodes if node not in own.through}
+    for node in reversed(list(graph.graph.nodes)) if owner else ():
+        users = {owner.get(user, -1) for user in node.users}
+        if len(users) == 1 and min(users) >= 0 and node.op != "placeholder" and node not in owner:
+            expert = users.pop()
+            if node not in branches[expert].through:
+                owner[node] = expert
+                branches[expert].nodes[node] = None
     order = {node: place for place, node in enumerate(graph.graph.nodes)}
-    branch.nodes = dict.fromkeys(sorted(branch.nodes, key=order.__getitem__))
+    for own in branches.values():
+        own.nodes = dict.fromkeys(sorted(own.nodes, key=order.__getitem__))

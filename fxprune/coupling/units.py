@@ -116,10 +116,10 @@ def _branches(collector: Collector) -> dict[int, ExpertNodes]:
             where = _described(collector, branch.leak)
             collector.frozen.append((torch.tensor([float(expert)]), f"told apart by number, and used by {where}"))
     clean = {expert: branch for expert, branch in found.items() if branch.leak is None}
+    owner = {node: expert for expert, branch in clean.items() for node in branch.nodes}
     for node, label, reason in collector.taken:
-        own = [expert for expert, branch in clean.items() if node in branch.nodes]
-        if len(own) == 1:
-            collector.ties.append((label, torch.tensor([float(own[0])], dtype=label.dtype), node))
+        if node in owner:
+            collector.ties.append((label, torch.tensor([owner[node]], dtype=label.dtype), node))
         else:
             collector.freeze(label, reason)
     return clean
