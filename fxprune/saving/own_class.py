@@ -13,8 +13,8 @@ from fxprune.caller.isolation import isolated_copy, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import named_tensors, put, without_place
 from fxprune.errors import NarrowError, a_kind, summary
-from fxprune.pipeline import rewritten
 from fxprune.planning.plan import Plan
+from fxprune.recovery.candidates import rewritten
 from fxprune.reporting.report import pruned_of
 from fxprune.rewriting.node_mending import is_inserted
 from fxprune.rewriting.proof import outputs_of, relative_error

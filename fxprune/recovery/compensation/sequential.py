@@ -33,17 +33,18 @@ WIDEST = 16384  # features that are fitted at all
 
 def refit(
     planned: Planned, small: ModelGraph, data: Calibration, error: Callable[[ModelGraph], float] | None, *,
-    seed: int = 0,
+    seed: int = 0, all_rows: bool = True,
 ) -> tuple[Refit, ...]:  # fmt: skip
     """Refit, in place, every layer of `small` whose inputs differ from those in the original graph, front to back.
 
-    Both graphs are in eval mode. `seed` is that of the sampled positions. With an `error`, a few layers at a time are
+    Both graphs are in eval mode. `seed` is that of the sampled positions. The samples held out choose the strength of
+    each fit, and are fitted to after that with `all_rows`. With an `error`, a few layers at a time are
     kept only if it does not grow; where it does, they are tried one by one.
     """
     graph, coupling, keep = planned
     steps = partial(Stepper, inputs=data.inputs, numbers=data.numbers)
     generator = torch.Generator().manual_seed(seed)
-    pair = GraphPair(steps(graph), steps(small), Checker(graph, coupling, keep), data, generator)
+    pair = GraphPair(steps(graph), steps(small), Checker(graph, coupling, keep), data, generator, all_rows)
     consumers = frozenset(edge.consumer for edge in coupling.edges)
     with torch.no_grad():
         if error is None:
@@ -116,7 +117,7 @@ def _refit(pair: GraphPair, node: fx.Node, counts: Counter[int], undo: list[Call
     features = math.prod(reader.matrix().shape[2:])
     fit = by_channel(pair, node, reader, aim.norm) if features > WIDE else None
     if fit is None and features > WIDEST:
-        warn(f"{node.name} reads {features:,} numbers: it is not refitted, as layers are up to {WIDEST:,}")
+        warn(f"{_name(node)} reads {features:,} numbers: it is not refitted, as layers are up to {WIDEST:,}")
     elif fit is None:
         fit = _fit(pair, node, reader, aim)
     if fit is None:
@@ -126,7 +127,11 @@ def _refit(pair: GraphPair, node: fx.Node, counts: Counter[int], undo: list[Call
         change = (fit.bias - bias_of(reader)).reshape(-1)
         reader.write(fit.weight.reshape(reader.matrix().shape))
         add_to_bias(reader, aim.norm, change)
-    return [Refit(str(node.target) if node.op == "call_module" else node.name, fit.before, fit.after, fit.strength)]
+    return [Refit(_name(node), fit.before, fit.after, fit.strength)]
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
 
 
 def _layer(pair: GraphPair, node: fx.Node, counts: Counter[int]) -> Reader | None:
@@ -145,4 +150,5 @@ def _fit(pair: GraphPair, node: fx.Node, reader: Reader, aim: Aim) -> Fit | None
     if rows is None:
         return None
     weight = matrix.flatten(2).double()
-    return refitted(rows[0], weight, bias_of(reader), intercept=takes_bias(reader, aim.norm), rectified=rows[1])
+    intercept, all_rows = takes_bias(reader, aim.norm), pair.all_rows
+    return refitted(rows[0], weight, bias_of(reader), intercept=intercept, rectified=rows[1], all_rows=all_rows)
