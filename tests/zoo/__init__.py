@@ -7,11 +7,13 @@ from zoo import (
     experts,
     frozen,
     functional,
+    graphs,
     grouped,
     hostile,
     layers,
     movement,
     recurrent,
+    states,
     structure,
 )  # fmt: skip
 from zoo.case import CLASSES, ZOO, Case, Inputs, conv, head, images, randomise, tensors
@@ -28,6 +30,7 @@ __all__ = [
     "experts",
     "frozen",
     "functional",
+    "graphs",
     "grouped",
     "head",
     "hostile",
@@ -36,6 +39,7 @@ __all__ = [
     "movement",
     "randomise",
     "recurrent",
+    "states",
     "structure",
     "tensors",
 ]
