@@ -191,7 +191,19 @@ class Dense(Loop):
         return found
 
 
-LOOPS = (Always, Skipping, Masks, Hit, Single, Stacked, Dense)
+class Numbered(Loop):
+    """One expert for each row, by its number, and the weight on its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inputs(x)
+        scores = self.router(x).softmax(-1)
+        chosen, found = scores.argmax(-1), x.clone()
+        for number, expert in enumerate(self.experts):
+            found[chosen == number] = expert(x[chosen == number])
+        return self.outputs(found * scores.max(-1).values.unsqueeze(-1))
+
+
+LOOPS = (Always, Skipping, Masks, Hit, Single, Stacked, Dense, Numbered)
 
 
 def loop(kind: type[Loop], experts: int = 4) -> Loop:

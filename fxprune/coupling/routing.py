@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from fxprune.caller.arrays import Index
 from fxprune.caller.example import TensorSpec
 from fxprune.coupling.grids import present_labels
 from fxprune.rules.vocabulary import ChannelRead, Comparison
+from fxprune.tracing.dependence import name_of
 
 
 def weights_of(compared: Sequence[Comparison], reads: Sequence[ChannelRead], merged: Index) -> Iterator[ChannelRead]:
@@ -20,18 +22,33 @@ def weights_of(compared: Sequence[Comparison], reads: Sequence[ChannelRead], mer
     """
     none = np.empty(0, dtype=np.int64)
     known = merged[np.concatenate([none, *(present_labels(read.labels) for read in reads)])]
+    routers: dict[bytes, list[Comparison]] = {}
     for choice in compared:
-        values, numbers = (_part(choice.consumer, place) for place in (("values", 0), ("indices", 1)))
-        if values is None or numbers is None or np.isin(merged[present_labels(choice.labels)], known).any():
-            continue
-        last = _settled(values)
-        for user in last.users:
-            yield ChannelRead(user.name, last.name, 1, choice.labels, chosen=numbers.name)
+        own = np.unique(merged[present_labels(choice.labels)])
+        if not np.isin(own, known).any():
+            routers.setdefault(own.tobytes(), []).append(choice)
+    for choices in routers.values():
+        yield from next(filter(None, (_reads(choice, choices) for choice in choices)), [])
 
 
-def _part(choice: fx.Node, names: tuple[str, int]) -> fx.Node | None:
+def _reads(choice: Comparison, others: Sequence[Comparison]) -> list[ChannelRead]:
+    """The reads of the weights of experts whose numbers a choice gives; others of the same experts may give values."""
+    own = choice.consumer
+    numbers = own if name_of(own) == "argmax" else _part(own, "indices", 1)
+    if numbers is None:
+        return []
+    values = [_part(other.consumer, "values", 0) for other in others]
+    values += [user for user in numbers.users if name_of(user) == "gather"]
+    fitting = [node for node in values if node is not None and _shape(node) == _shape(numbers)]
+    last = _settled(fitting[0]) if fitting else None
+    users = last.users if last is not None else ()
+    return [ChannelRead(user.name, last.name, 1, choice.labels, chosen=numbers.name) for user in users if last]
+
+
+def _part(choice: fx.Node, name: str, place: int) -> fx.Node | None:
     """The node that takes the values, or the numbers, out of the result of a choice."""
-    return next((user for user in choice.users if len(user.args) == 2 and user.args[1] in names), None)
+    parts = {(operator.getitem, place), (getattr, name)}
+    return next((user for user in choice.users if len(user.args) == 2 and (user.target, user.args[1]) in parts), None)
 
 
 def _settled(values: fx.Node) -> fx.Node:

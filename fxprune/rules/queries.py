@@ -64,6 +64,12 @@ def property_of(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     return ctx.spec()
 
 
+@rule("tolist")
+def listed(ctx: Context, x: Labels) -> Any:
+    """Python numbers of the channels, such as how many rows have chosen each expert."""
+    return ctx.opaque(f"{ctx.describe()} makes a list of them", x)
+
+
 @rule(torch._assert)
 def check(ctx: Context, *args: Any, **kwargs: Any) -> None:
     """An assertion of the model, which has no value."""
