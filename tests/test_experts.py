@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.coupling.couple import analyse
-from fxprune.errors import CaptureError, PlanError
+from fxprune.errors import PlanError
 from fxprune.planning.costs import costs_of
 from fxprune.planning.planned import planned_by
 from fxprune.rules.experts import expert_linear
@@ -176,16 +176,29 @@ def test_a_graph_holds_experts_that_the_example_does_not_choose(kind: type[Loop]
             assert torch.allclose(graph(batch), model(batch), atol=1e-6)
 
 
-def test_a_loop_over_choices_that_no_batch_can_complete_is_refused() -> None:
+def test_a_choice_for_the_whole_batch_goes_the_way_of_the_example() -> None:
     class OfTheBatch(Loop):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.inputs(x)
+            number = int(self.router(x.mean(0)).argmax())
+            return self.outputs(x + self.experts[number](x))
+
+    class Iterated(OfTheBatch):
         def forward(self, x: Tensor) -> Tensor:
             x = self.inputs(x)
             for number in self.router(x.mean(0, keepdim=True)).argmax(-1).unique().tolist():
                 x = x + self.experts[number](x)
             return self.outputs(x)
 
-    with pytest.raises(CaptureError, match=r"leaves out what no row of the example chooses, .* 4 times"):
-        fxprune.capture(loop(OfTheBatch), rows(4))
+    for kind in (OfTheBatch, Iterated):
+        model = loop(kind)
+        with torch.no_grad():
+            model.router.weight[2] = 0
+            model.router.weight[2] += 100 * model.inputs(rows(4)).mean(0)
+        with pytest.warns(fxprune.FxpruneWarning, match="decides by the values of its input"):
+            graph = fxprune.capture(model, rows(4), other=rows(4))
+        assert any(str(node.target).startswith("experts.2") for node in graph.graph.nodes)
+        assert torch.allclose(graph(rows(4)), model(rows(4)))
 
 
 def test_an_expert_whose_rows_are_counted_is_kept() -> None:

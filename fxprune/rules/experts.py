@@ -39,7 +39,8 @@ def expert_linear(
     if has_torch_function(given):  # a symbol of a tracer, for which the call is one node
         return handle_torch_function(expert_linear, given, *given, transposed=transposed)  # type: ignore[no-any-return]
     matrices = weight if transposed else weight.transpose(1, 2)
-    if x.device.type == "meta" or torch.compiler.is_compiling():
+    exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+    if x.device.type == "meta" or exporting:  # a program cannot hold sizes that depend on values
         out = torch.bmm(x.unsqueeze(1), matrices[experts]).squeeze(1)
     else:
         order, counts = experts.argsort(), torch.bincount(experts, minlength=len(weight)).tolist()

@@ -36,7 +36,7 @@ from fxprune.tracing.checks import (
     is_named,
     listed,
 )
-from fxprune.tracing.choices import MOST, TooFewRowsError
+from fxprune.tracing.choices import MOST, ChoiceError, as_made
 from fxprune.tracing.export import trace as exported
 from fxprune.tracing.facts import annotate
 from fxprune.tracing.graph import RECORD, ModelGraph, captured_of, history_of, is_captured
@@ -139,7 +139,7 @@ def _capture(
         for rung in tuple(RUNGS) if method == "auto" else (method,):
             own, traced = prepared(), partial(_captured, model, rung=rung, options=options, reference=reference)
             try:
-                graph = _on_enough_rows(traced, own, prepared, example)
+                graph = _with_choices(traced, own, prepared, example)
             except CaptureError as error:
                 failures[rung] = error
             else:
@@ -190,14 +190,22 @@ def capture_around(
     return capture(model, example, leaves=named, other=other, prove=prove)
 
 
-def _on_enough_rows(
+def _with_choices(
     traced: Callable[[nn.Module, Any], ModelGraph], own: nn.Module, prepared: Callable[[], nn.Module], example: Any
 ) -> ModelGraph:
-    """The graph of `own`, traced on more samples where the choices of a forward need them; then of a copy afresh."""
+    """The graph of `own`, or of a copy afresh: traced on more samples, where the choices of a forward need them.
+
+    Where these are of no use, the graph goes the way of the example's own choices.
+    """
     try:
         return traced(own, example)
-    except TooFewRowsError as few:
-        return traced(prepared(), varied_batch(example, few.times * batch_length(example)))
+    except ChoiceError as error:
+        times = error.times
+    if 1 < times <= MOST:
+        with suppress(ChoiceError):
+            return traced(prepared(), varied_batch(example, times * batch_length(example)))
+    with as_made():
+        return traced(prepared(), example)
 
 
 def _prepared(model: nn.Module, kept: Collection[hooks.Hook], leaves: Sequence[Entry]) -> nn.Module:
@@ -224,7 +232,7 @@ def _captured(
             graph = copy_context().run(RUNGS[rung], own, example, **options)
             graph.graph.lint()
         except Exception as error:
-            if is_out_of_memory(error) or isinstance(error, TooFewRowsError):
+            if is_out_of_memory(error) or isinstance(error, ChoiceError):
                 raise
             what = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
             raise CaptureError(f"{what}{first_line(error)} (at {line_of(error)})") from error

@@ -6,7 +6,9 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,15 +21,30 @@ _PLACE_OF_DIM = {"topk": 2, "argmax": 1, "max": 1}  # among the arguments by pos
 MOST = 1024  # among more than so many, choices are left as they are
 
 
-class TooFewRowsError(CaptureError):
-    """The example has too few rows for each of those to choose from; `times` as many are enough."""
+_SPREADS: ContextVar[bool] = ContextVar("whether choices are spread", default=True)
 
-    def __init__(self, times: int) -> None:
+
+class ChoiceError(CaptureError):
+    """A trace that took choices as spread over all that there is cannot be used.
+
+    With `times` as many rows it can; where that is 0, choices must be as they are in the example.
+    """
+
+    def __init__(self, times: int = 0) -> None:
         super().__init__(
-            "the forward leaves out what no row of the example chooses, such as experts: give an example of at least "
-            f"{times} times as many samples"
+            f"the forward decides by what it chooses, and {times or 1} times as many samples show all of it"
         )
         self.times = times
+
+
+@contextmanager
+def as_made() -> Iterator[None]:
+    """Leave choices as they are in the example."""
+    token = _SPREADS.set(False)
+    try:
+        yield
+    finally:
+        _SPREADS.reset(token)
 
 
 class Choices:
@@ -43,16 +60,29 @@ class Choices:
         self.short = 1
         self.decide = False
 
+    def decided(self, node: fx.Node, *, length: bool = False) -> bool:
+        """Whether Python decides by choices in asking for the value of a node: by their being there, not by a number.
+
+        Raises ChoiceError where it asks for a number that was chosen.
+        """
+        if node not in self.follow:
+            return False
+        self.decide = True
+        value = self.values[node]
+        if not length and isinstance(value, Tensor) and value.dtype is not torch.bool:
+            raise ChoiceError
+        return True
+
     def check(self) -> None:
-        """Raise TooFewRowsError where Python decides by choices that leave some out."""
-        if self.decide and 1 < self.short <= MOST:
-            raise TooFewRowsError(self.short)
+        """Raise ChoiceError where Python decides by choices that leave some out."""
+        if self.decide and self.short > 1:
+            raise ChoiceError(self.short)
 
     def spread(self, node: fx.Node, value: Any) -> Any:
         """The value of a new node; for a choice, one that chooses each at least once, where there are enough rows."""
         if self.follow.intersection(node.all_input_nodes) and _counts(value):
             self.follow.add(node)
-        x, dim = self._chosen_from(node)
+        x, dim = self._chosen_from(node) if _SPREADS.get() else (None, 0)
         if x is None or not 1 < x.shape[dim] <= MOST:
             return value
         indices = value if isinstance(value, Tensor) else value[1]

@@ -158,14 +158,14 @@ class ValueTracer(symbolic.SymbolicTracer):
             self.on_inputs.decided_by_size(node)
         if isinstance(value, (list, tuple, Mapping)):
             self._guard(node, length, "len({})")
-        return int(self._decided(length, node)) if has_axis and node in self.on_inputs.sizes_of else length
+        return int(self._decided(length, node, length=True)) if has_axis and node in self.on_inputs.sizes_of else length
 
     def entries(self, proxy: ValueProxy) -> list[Any] | None:
         """The entries of a value whose number depends on choices: each of those to choose from; None for others."""
         node, value = proxy.node, self.values[proxy.node]
         if isinstance(value, tuple) or not self.choices.follow & self.on_inputs.sizes_of & {node}:
             return None
-        self._decided(_LENGTH(value), node)
+        self._decided(_LENGTH(value), node, length=True)
         return [entry.clone() for entry in value] if isinstance(value, Tensor) else list(value)
 
     def fixed(self, proxy: ValueProxy) -> Any:
@@ -176,13 +176,14 @@ class ValueTracer(symbolic.SymbolicTracer):
             return value
         return self._decided(value, proxy.node)
 
-    def _decided(self, value: Any, node: fx.Node) -> Any:
-        """A value that Python decides by, or that of an earlier trace; its line is noted, but not for choices."""
+    def _decided(self, value: Any, node: fx.Node, *, length: bool = False) -> Any:
+        """A value, or the length of one, that Python decides by, or that of an earlier trace.
+
+        Its line is noted, but not for choices.
+        """
         frame = users_frame()
         line = deciding_line(frame) if frame is not None else "a line that is not in a file"
-        if line and node in self.choices.follow:
-            self.choices.decide = True
-        elif line:
+        if line and not self.choices.decided(node, length=length):
             self.branches[line] = None
         at = _LENGTH(self.decisions)
         if not _is_single(value) or at == _DECISIONS:
