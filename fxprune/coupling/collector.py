@@ -88,6 +88,11 @@ class Collector(Context):
     def choose_by_number(self, labels: Tensor) -> None:
         self.experts.append(labels)
 
+    def described(self, node: fx.Node) -> str:
+        """A node, for a message or a reason."""
+        self.node = node
+        return self.describe()
+
     def tell_apart(self, expert: Tensor) -> None:
         label = int(expert)
         if self.told.setdefault(self.node, label) != label:

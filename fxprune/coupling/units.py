@@ -8,11 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
 
 from fxprune.caller.arrays import Flags, Index
-from fxprune.coupling.branches import ExpertNodes, branches_of
 from fxprune.coupling.collector import Collector
+from fxprune.coupling.experts import (
+    clean_branches,
+    comparisons_of_experts,
+    floors_of,
+    is_expert,
+    routers_of,
+    weights_of,
+)
 from fxprune.coupling.grids import (
     Classes,
     choose_option,
@@ -21,19 +27,19 @@ from fxprune.coupling.grids import (
     flat_labels,
     label_pairs,
     present_labels,
+    units_at,
 )
-from fxprune.coupling.groups import Branch, Coupling, Edge, Group, Router, Site
-from fxprune.coupling.routing import weights_of
+from fxprune.coupling.groups import Branch, Coupling, Edge, Group, Site
 from fxprune.rules.context import labels_in
-from fxprune.rules.vocabulary import ChannelRead, Comparison, Option
+from fxprune.rules.vocabulary import ChannelRead, Option
 
 
 def resolve(collector: Collector) -> Coupling:
     """The units, groups and edges that follow from what was collected."""
-    branches = _branches(collector)
+    branches = clean_branches(collector)
     left, right = _tied(collector)
     merged = components(collector.size, left, right)
-    compared = _of_experts(collector, merged)
+    compared = comparisons_of_experts(collector, merged)
     frozen = np.zeros(merged.max(initial=-1) + 1, dtype=bool)
     for labels, _ in collector.frozen:
         frozen[merged[present_labels(labels)]] = True
@@ -47,11 +53,11 @@ def resolve(collector: Collector) -> Coupling:
     collector.edges += weights_of(compared, collector.edges, merged)
     values = {node.name: value for node, value in collector.env.items()}
     edges = tuple(
-        Edge(r.consumer, r.source, r.dim, _units_at(unit_of, flat_labels(r.labels)), r.parameter, r.chosen)
+        Edge(r.consumer, r.source, r.dim, units_at(unit_of, flat_labels(r.labels)), r.parameter, r.chosen)
         for r in collector.edges
         if not _passes(r, merged)
     ) + tuple(
-        Edge(c.consumer.name, c.source.name, c.dim, _units_at(unit_of, flat_labels(c.labels)), compared=True)
+        Edge(c.consumer.name, c.source.name, c.dim, units_at(unit_of, flat_labels(c.labels)), compared=True)
         for c in compared
     )
     return Coupling(
@@ -68,19 +74,19 @@ def resolve(collector: Collector) -> Coupling:
         pieces=_pieces(values, unit_of, groups),
         statistics=tuple(
             dict.fromkeys(
-                name for labels, name, _ in collector.statistics if (_units_at(unit_of, flat_labels(labels)) >= 0).any()
+                name for labels, name, _ in collector.statistics if (units_at(unit_of, flat_labels(labels)) >= 0).any()
             )
         ),
         balanced=tuple(collector.balanced),
         larger=tuple(collector.larger),
-        floors=_floors(compared, unit_of),
+        floors=floors_of(compared, unit_of),
         branches=tuple(
             Branch(
                 int(unit_of[expert]), tuple(n.name for n in own.nodes), {n.name: x.name for n, x in own.through.items()}
             )
             for expert, own in branches.items()
         ),
-        routers=_routers(collector, compared, merged),
+        routers=routers_of(collector, compared, _site_channels(collector, merged), merged),
     )
 
 
@@ -99,76 +105,10 @@ def _tied(collector: Collector) -> tuple[Index, Index]:
     nodes = np.repeat(np.arange(len(pairs)), [len(left) for left, _ in pairs])[alone]
     lonely = np.maximum(a, b)[alone]
     for index in np.unique(nodes).tolist():
-        reason = f"meets values without channels in {_described(collector, collector.ties[index][2])}"
+        reason = f"meets values without channels in {collector.described(collector.ties[index][2])}"
         collector.frozen.append((torch.from_numpy(lonely[nodes == index]), reason))
     both = (a >= 0) & (b >= 0)
     return a[both], b[both]
-
-
-def _branches(collector: Collector) -> dict[int, ExpertNodes]:
-    """The branches of experts that can be left out; those of others freeze their expert in the collector.
-
-    Slices of stacked weights that are used in one branch alone are tied to its expert.
-    """
-    found = branches_of(collector.graph, collector.told)
-    for expert, branch in found.items():
-        if branch.leak is not None:
-            where = _described(collector, branch.leak)
-            collector.frozen.append((torch.tensor([float(expert)]), f"told apart by number, and used by {where}"))
-    clean = {expert: branch for expert, branch in found.items() if branch.leak is None}
-    owner = {node: expert for expert, branch in clean.items() for node in branch.nodes}
-    for node, label, reason in collector.taken:
-        if node in owner:
-            collector.ties.append((label, torch.tensor([owner[node]], dtype=label.dtype), node))
-        else:
-            collector.freeze(label, reason)
-    return clean
-
-
-def _is_expert(collector: Collector, merged: Index) -> Flags:
-    """Which classes of tied labels are experts."""
-    experts = np.zeros(merged.max(initial=-1) + 1, dtype=bool)
-    for labels in collector.experts:
-        experts[merged[present_labels(labels)]] = True
-    return experts
-
-
-def _of_experts(collector: Collector, merged: Index) -> list[Comparison]:
-    """The comparisons of experts; the channels of all others are frozen, or removed inexactly, in the collector."""
-    experts, found = _is_expert(collector, merged), list[Comparison]()
-    for c in collector.comparisons:
-        if experts[merged[present_labels(c.labels)]].all():
-            found.append(c)
-        elif c.statistic and collector.allow_inexact:
-            collector.statistics.append((c.labels, c.consumer.name, c.reason))
-        else:
-            collector.freeze(c.labels, c.reason)
-    return found
-
-
-def _floors(compared: list[Comparison], unit_of: Index) -> tuple[tuple[Index, int], ...]:
-    """The sets of units of which several are kept at least, because so many are chosen at once."""
-    pairs = [(np.unique(_units_at(unit_of, flat_labels(c.labels))), c.least) for c in compared if c.least > 1]
-    found = {units.tobytes(): (units, least) for units, least in sorted(pairs, key=lambda pair: pair[1])}
-    return tuple((units, least) for units, least in found.values() if units[0] >= 0)
-
-
-def _routers(collector: Collector, compared: list[Comparison], merged: Index) -> tuple[Router, ...]:
-    """The layers that produce experts, and how many of these are chosen at once."""
-    reads = [r for r in collector.edges if r.chosen is not None]
-    found = []
-    for name, labels in _site_channels(collector, merged).items():
-        own = merged[labels[labels >= 0]]
-        chosen = [c.least for c in compared if np.isin(merged[present_labels(c.labels)], own).all()]
-        keys = [(r.source, str(r.dim)) for r in reads if np.isin(merged[present_labels(r.labels)], own).all()]
-        if chosen:
-            found.append(Router(name, max(chosen), next(iter(keys), None)))
-    return tuple(found)
-
-
-def _described(collector: Collector, node: fx.Node) -> str:
-    collector.node = node
-    return collector.describe()
 
 
 def _passes(reading: ChannelRead, merged: Index) -> bool:
@@ -199,7 +139,7 @@ def _freeze_summed_weights(collector: Collector, frozen: Flags, merged: Index) -
         )
         shared = labels[live[merged[labels]]]
         if len(shared):
-            reason = f"{_described(collector, nodes[r.consumer])} takes a statistic over the channels of a weight"
+            reason = f"{collector.described(nodes[r.consumer])} takes a statistic over the channels of a weight"
             collector.frozen.append((torch.from_numpy(shared), reason))
             frozen[merged[shared]] = True
 
@@ -250,7 +190,7 @@ def _grouped(
         count += len(classes)
         free += len(classes) if reason < 0 else 0
     every = number[merged]
-    sites = {name: Site(name, _units_at(every, labels)) for name, labels in channels.items()}
+    sites = {name: Site(name, units_at(every, labels)) for name, labels in channels.items()}
     groups = _named_groups(drafts, sites)
     prunable = tuple(Site(site.name, np.where(site.units < free, site.units, -1)) for site in sites.values())
     return groups, prunable, np.where(every < free, every, -1)
@@ -282,7 +222,7 @@ def _site_channels(collector: Collector, merged: Index) -> dict[str, Index]:
 
     Stacked weights produce the channels of their experts, not the experts, which their router does.
     """
-    experts = np.append(_is_expert(collector, merged), False)[np.append(merged, -1)]  # of labels, -1 for none
+    experts = np.append(is_expert(collector, merged), False)[np.append(merged, -1)]  # of labels, -1 for none
     channels: dict[str, list[Index]] = {}
     for labels, name in collector.produced:
         vector = flat_labels(labels)
@@ -318,7 +258,7 @@ def _with_inexactness(groups: tuple[Group, ...], collector: Collector, unit_of: 
     owner = _owners(groups)
     reasons: dict[int, str] = {}
     for labels, _, reason in collector.statistics:
-        units = _units_at(unit_of, flat_labels(labels))
+        units = units_at(unit_of, flat_labels(labels))
         for index in np.unique(owner[units[units >= 0]]).tolist():
             reasons.setdefault(index, reason)
     return tuple(replace(group, inexact=reasons.get(index)) for index, group in enumerate(groups))
@@ -343,12 +283,7 @@ def _pieces(values: dict[str, Any], unit_of: Index, groups: tuple[Group, ...]) -
         if numbers.tobytes() in seen:
             continue
         seen.add(numbers.tobytes())
-        units = np.unique(_units_at(unit_of, numbers))
+        units = np.unique(units_at(unit_of, numbers))
         if len(units) and units[0] >= 0 and (np.bincount(owner[units], minlength=len(sizes)) < sizes).all():
             pieces.setdefault(units.tobytes(), units)
     return tuple(pieces.values())
-
-
-def _units_at(unit_of: Index, labels: Index) -> Index:
-    """The units of an array of labels, -1 where there is no label."""
-    return np.where(labels < 0, -1, unit_of[labels]) if len(unit_of) else np.full(len(labels), -1)

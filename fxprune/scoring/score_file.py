@@ -156,7 +156,7 @@ def _check_consistent(scores: ScoreData) -> None:
         _check(len(piece) > 0, "a piece")
     for chosen, least in scores.floors:
         _check_range(chosen, 0, units, "a floor")
-        _check(1 < least <= len(chosen), "a floor")
+        _check(0 < least <= len(chosen), "a floor")
     if scores.channels is not None:
         _check_range(scores.channels, 0, 1 << 62, "channels")
         _check(len(scores.channels) == units, "channels")
