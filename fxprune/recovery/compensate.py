@@ -40,7 +40,7 @@ Level = Literal["none", "bias", "ridge", "sequential"]
 LEVELS: tuple[str, ...] = get_args(Level)
 MANY = 512  # samples, of which some are set apart to judge by
 ONE_IN = 8  # of them; of fewer, each part of that size judges once
-LIGHT = 1e11  # flops of one pass over all samples, up to which that is done, and several plans are compared
+LIGHT = 3e11  # flops of one pass over all samples, up to which that is done, and several plans are compared
 CHECKS["compensate"] = chosen(LEVELS, PlanError)
 
 
