@@ -30,7 +30,7 @@ from fxprune.reporting.timings import MeasuredLatency
 from fxprune.rewriting.proof import verify
 from fxprune.saving.artifact import load, save
 from fxprune.saving.export import export
-from fxprune.saving.own_class import narrow
+from fxprune.rewriting.own_class import narrow
 from fxprune.saving.sharded.manifest import Manifest
 from fxprune.saving.sharded.rewrite import rewrite_checkpoint
 from fxprune.scoring.evidence import Evidence

@@ -31,10 +31,16 @@ def is_users(filename: str) -> bool:
 
 def line_of(error: BaseException) -> str:
     """The innermost line of the user's in an error's traceback, or in that of its cause."""
+    frame = frame_of(error)
+    return f"{frame.filename}:{frame.lineno}: {frame.line}" if frame else "a line inside torch"
+
+
+def frame_of(error: BaseException) -> traceback.FrameSummary | None:
+    """The innermost frame of the user's in an error's traceback, or in that of its cause."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
     if not frames and error.__cause__ is not None:
-        return line_of(error.__cause__)
-    return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "a line inside torch"
+        return frame_of(error.__cause__)
+    return frames[-1] if frames else None
 
 
 def warn(text: str) -> None:

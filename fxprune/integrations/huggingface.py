@@ -28,7 +28,7 @@ from fxprune.reporting.attach import note_call
 from fxprune.reporting.provenance import call_of
 from fxprune.reporting.report import pruned_of
 from fxprune.saving.artifact import load, save
-from fxprune.saving.own_class import narrow
+from fxprune.rewriting.own_class import narrow
 from fxprune.scoring.objective import Loss
 
 __all__ = ["compress_pretrained", "from_pretrained", "narrow_pretrained", "save_pretrained"]

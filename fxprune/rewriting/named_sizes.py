@@ -1,0 +1,217 @@
+"""Integer attributes that name widths: where a forward uses them, and the values that they need in a narrowed copy."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.caller.isolation import isolated_copy
+from fxprune.tracing.graph import ModelGraph
+
+SPLITS = {"split", "chunk", torch.split, torch.chunk}
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """An integer that the module at `path` keeps as `name`, or at a `place` in the list or tuple of that name."""
+
+    path: str
+    name: str
+    value: int
+    place: int | None = None
+
+
+Values = Mapping[Attribute, int]
+
+
+class NamedSize(int):
+    """A number that a module keeps as an attribute, or one computed from such numbers and others.
+
+    `names` are the attributes that it is computed from, and `given` computes it from other values of them.
+    """
+
+    names: frozenset[Attribute]
+    given: Callable[[Values], int]
+
+    @classmethod
+    def of(cls, value: int, names: frozenset[Attribute], given: Callable[[Values], int]) -> NamedSize:
+        """A number with its origin."""
+        own = cls(value)
+        own.names, own.given = names, given
+        return own
+
+    @classmethod
+    def held(cls, attribute: Attribute) -> NamedSize:
+        """The number of an attribute."""
+        value = attribute.value
+        return cls.of(value, frozenset({attribute}), lambda values: values.get(attribute, value))
+
+    def __deepcopy__(self, memo: Any) -> NamedSize:
+        return self
+
+
+def _arithmetic(operation: Callable[..., Any], *, reflected: bool) -> Callable[..., Any]:
+    """A method of `NamedSize` that computes a `NamedSize` from whole numbers, and leaves all else to the other one."""
+
+    def computed(own: NamedSize, *other: Any) -> Any:
+        if any(type(number) not in (int, NamedSize) for number in other):
+            return NotImplemented
+        numbers = (*other, own) if reflected else (own, *other)
+        named = [number for number in numbers if isinstance(number, NamedSize)]
+
+        def given(values: Values) -> int:
+            return int(operation(*(n.given(values) if isinstance(n, NamedSize) else n for n in numbers)))
+
+        names = frozenset[Attribute]().union(*(number.names for number in named))
+        return NamedSize.of(operation(*map(int, numbers)), names, given)
+
+    return computed
+
+
+for _name in ("add", "sub", "mul", "floordiv", "neg"):
+    setattr(NamedSize, f"__{_name}__", _arithmetic(getattr(operator, _name), reflected=False))
+    if _name != "neg":
+        setattr(NamedSize, f"__r{_name}__", _arithmetic(getattr(operator, _name), reflected=True))
+
+
+def with_named_sizes(model: nn.Module) -> nn.Module:
+    """A copy of a model in which the integers that modules keep, alone or in lists and tuples, are `NamedSize`s.
+
+    The layers of torch.nn, whose settings follow from their tensors, keep plain ones.
+    """
+    own = isolated_copy(model)
+    for path, module in own.named_modules():
+        held = {} if type(module).__module__.startswith("torch.nn") else vars(module)
+        for name, value in held.items():
+            if type(value) is int:
+                held[name] = NamedSize.held(Attribute(path, name, value))
+            elif type(value) in (list, tuple):
+                entries = enumerate(value)
+                held[name] = type(value)(
+                    NamedSize.held(Attribute(path, name, v, i)) if type(v) is int else v for i, v in entries
+                )
+    return own
+
+
+def set_sizes(own: nn.Module, values: Values) -> None:
+    """Give integer attributes of a model other values."""
+    for attribute, value in values.items():
+        held, name = vars(own.get_submodule(attribute.path)), attribute.name
+        if attribute.place is None:
+            held[name] = value
+        else:
+            entries = list(held[name])
+            entries[attribute.place] = value
+            held[name] = type(held[name])(entries)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A number in a call of the forward that is computed from attributes, and the number that is needed there."""
+
+    node: str
+    size: NamedSize
+    needed: int
+
+
+def uses_of(named: ModelGraph, small: ModelGraph) -> list[Use]:
+    """The numbers with names in the calls of a graph, and those in their places in the graph rewritten from it."""
+    after = {node.name: node for node in small.graph.nodes}
+    return [
+        Use(node.name, before, now)
+        for node in named.graph.nodes
+        for before, now in _pairs(node, after[node.name])
+        if isinstance(before, NamedSize) and isinstance(now, int)
+    ]
+
+
+def is_named(node: fx.Node, named: ModelGraph | None, small: ModelGraph) -> bool:
+    """Whether all that rewriting changed in a node are numbers with names."""
+    if named is None:
+        return False
+    before, after = (next(n for n in graph.graph.nodes if n.name == node.name) for graph in (named, small))
+    pairs = _pairs(before, after)
+    return bool(pairs) and all(
+        isinstance(one, NamedSize) and isinstance(other, int) for one, other in pairs if one is not None and one != other
+    )
+
+
+def _pairs(before: fx.Node, after: fx.Node) -> list[tuple[Any, Any]]:
+    """The arguments of two calls, side by side; none where one has more than the other."""
+    if before.target in SPLITS and len(before.args) > 1:
+        numbers = _sizes_of_pieces(before), list(_leaves(after.args[1]))
+    else:
+        numbers = tuple(list(_leaves((node.args, sorted(node.kwargs.items())))) for node in (before, after))
+    return list(zip(*numbers, strict=True)) if len(numbers[0]) == len(numbers[1]) else []
+
+
+def _sizes_of_pieces(split: fx.Node) -> list[Any]:
+    """The sizes of the pieces of a split, with their names."""
+    given, pieces = split.args[1], split.meta["spec"]
+    if isinstance(given, (list, tuple)):
+        return list(given)
+    dim: Any = split.args[2] if len(split.args) > 2 else 0
+    sizes = [piece.shape[dim] for piece in pieces]
+    return [given if size == given and split.target not in ("chunk", torch.chunk) else size for size in sizes]
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _leaves(entry)
+    elif isinstance(value, slice):
+        yield from () if value == slice(None) else (value.start, value.stop, value.step)
+    elif isinstance(value, fx.Node):
+        yield value.name
+    elif value is not Ellipsis:
+        yield value
+
+
+def solved(uses: Sequence[Use]) -> dict[Attribute, int]:
+    """Values of the attributes that give the numbers that are needed, as far as there are such values.
+
+    >>> heads, size = Attribute("", "heads", 8), Attribute("", "size", 16)
+    >>> uses = [Use("view", NamedSize.held(heads), 6), Use("reshape", NamedSize.held(heads) * NamedSize.held(size), 96)]
+    >>> [(attribute.name, value) for attribute, value in solved(uses).items()]
+    [('heads', 6)]
+    """
+    values: dict[Attribute, int] = {}
+    for use in sorted(uses, key=lambda use: len(use.size.names)):  # those of one attribute decide first
+        for name in sorted(use.size.names - values.keys(), key=str):
+            if len(use.size.names) == 1 or use.size.given(values) != use.needed:
+                tried = (name.value, *range(1, max(use.size, use.needed) + 1))
+                fit = (value for value in tried if _given(use.size, values | {name: value}) == use.needed)
+                values |= {name: value for value in [next(fit, None)] if value is not None}
+    return values
+
+
+def _given(size: NamedSize, values: Values) -> int | None:
+    """A number for other values of its attributes; None where it divides by zero."""
+    try:
+        return size.given(values)
+    except ZeroDivisionError:
+        return None
+
+
+def unsolved(uses: Sequence[Use], values: Values) -> list[Use]:
+    """The uses that need other numbers than they get from these values: one attribute cannot be two numbers."""
+    return [use for use in uses if _given(use.size, values) != use.needed]
+
+
+def sets_of_pieces(odd: Sequence[fx.Node], uses: Sequence[Use], missed: Sequence[Use]) -> list[set[str]]:
+    """Sets of nodes that a forward could follow if all of their pieces had one size.
+
+    These are splits into equal pieces, and all calls that use an attribute which would need several values.
+    """
+    found = [{node.name} for node in odd if node.target in SPLITS]
+    wanted = {use.size.names for use in missed if _is_attribute(use.size)}
+    return found + [{use.node for use in uses if use.size.names == names and _is_attribute(use.size)} for names in wanted]
+
+
+def _is_attribute(size: NamedSize) -> bool:
+    return len(size.names) == 1 and size.given(dict.fromkeys(size.names, -1)) == -1
