@@ -26,7 +26,9 @@ from fxprune.recovery.finetune import check_options
 from fxprune.recovery.finetune import finetune as tune
 from fxprune.reporting.attach import note, note_call, note_error, note_original, note_scores
 from fxprune.reporting.provenance import call_of
-from fxprune.reporting.report import report
+from fxprune.reporting.report import note_in_class, report
+from fxprune.rewriting.class_limits import keep_to, limits_of
+from fxprune.rewriting.own_class import narrowed
 from fxprune.rewriting.proof import error_of
 from fxprune.rewriting.rewrite import rewrite
 from fxprune.rounds import Asked, Schedule
@@ -35,6 +37,7 @@ from fxprune.scoring.objective import Loss
 from fxprune.scoring.score import score
 from fxprune.scoring.scores import Scores
 from fxprune.scoring.signals.table import Signal
+from fxprune.tracing.graph import ClassLimits
 from fxprune.tracing.part import Run, part_of, with_captured_part, with_part
 
 
@@ -70,6 +73,7 @@ def compress(
     run: Run | None = None,
     metric: Metric | None = None,
     finetune: Mapping[str, Any] | None = None,
+    own_class: bool = False,
     **scoring: Any,
 ) -> nn.Module:
     """Remove the least useful units of `model`, and refit the remaining layers to make up for them.
@@ -106,10 +110,13 @@ def compress(
         finetune: arguments of `finetune`, at least train_loader and val_loader, to train the result with at the end;
             loss, unpack, run, seed, device and progress are those above where it does not name them. The proof and its
             error in the report are of the model before training.
+        own_class: return a copy of the model of its own class, see `narrow`. What its code does not run narrower is
+            kept whole, and the report says why.
 
     Returns:
         A `torch.fx.GraphModule` on the model's device, in its dtype and training mode, with its state_dict keys; with
-        `submodule`, a copy of the whole model that holds such a graph in place of the part.
+        `submodule`, a copy of the whole model that holds such a graph in place of the part. With `own_class`, a model
+        of the model's class.
 
     Raises:
         FxpruneError: one of its children, from the stage that failed; see the stages.
@@ -126,9 +133,14 @@ def compress(
         with_captured_part, loader=loader, path=submodule, exclude=exclude, unpack=unpack, run=run, prove=verify
     )
     original = small = captured(model)
-    schedule = Schedule(asked, rounds)
+    schedule, limits = Schedule(asked, rounds), ClassLimits()
+    if own_class:
+        options = {"exclude": exclude, "unknown": unknown, "inexact": inexact, "head_dim": head_dim}
+        limits = limits_of(part_of(model, submodule), part_of(original, submodule), **options)
     for index in range(rounds):
         whole = captured(small, prove=verify and not index)  # the one that there is, in the first round
+        if own_class:
+            keep_to(part_of(whole, submodule), limits)
         with schedule.round(index) as target:
             scores = score(
                 whole, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim,
@@ -169,6 +181,8 @@ def compress(
             note_original(small, first, submodule)
     note_call(small, call, loader, submodule)
     warn_if_unpruned(part_of(small, submodule))
+    if own_class:
+        small = in_own_class(model, plan, original, small)
     return small if finetune is None else tune(small, **finetune)
 
 
@@ -224,6 +238,15 @@ def apply(
     )
     note_call(small, call, loader, plan.submodule)
     return small
+
+
+def in_own_class(model: nn.Module, plan: Plan, original: nn.Module, small: nn.Module) -> nn.Module:
+    """`model` narrowed in its own class to a graph that was made of `original`, the captured one, by a plan."""
+    with stage("narrowing"), undisturbed():
+        graph = part_of(small, plan.submodule)
+        own = narrowed(part_of(model, plan.submodule), plan, planned_by(original, plan), graph)
+        note_in_class(own, graph)
+        return with_part(model, plan.submodule, own)
 
 
 def rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:

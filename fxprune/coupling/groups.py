@@ -102,7 +102,8 @@ class Coupling:
     all nodes, `axes` the axes of their planes, `specs` their shapes on the example, `remembered` numbers that rules
     keep; `slots` the first label and the size of every slot. `pieces` are sets of units that make up a whole axis of
     some tensor: one of each is kept. `statistics` are nodes that take a statistic over prunable channels; `balanced`
-    are sets of sites of equal width, `larger` pairs whose first site is wider than the second.
+    are sets of sites of equal width, `larger` pairs whose first site is wider than the second. `even` are sets of axes,
+    each the unit of every index, that keep equal numbers.
     """
 
     groups: tuple[Group, ...]
@@ -119,6 +120,7 @@ class Coupling:
     statistics: tuple[str, ...] = ()
     balanced: tuple[tuple[str, ...], ...] = ()
     larger: tuple[tuple[str, str], ...] = ()
+    even: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
     def __repr__(self) -> str:
         frozen = len(self.groups) - len(self.prunable)

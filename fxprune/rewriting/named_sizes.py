@@ -11,8 +11,10 @@ import torch
 from torch import fx, nn
 
 from fxprune.caller.isolation import isolated_copy
-from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.facts import facts_on
+from fxprune.tracing.graph import ModelGraph, example_of
 
+_ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.floordiv, operator.neg}
 SPLITS = {"split", "chunk", torch.split, torch.chunk}
 
 
@@ -119,55 +121,78 @@ class Use:
     needed: int
 
 
-def uses_of(named: ModelGraph, small: ModelGraph) -> list[Use]:
-    """The numbers with names in the calls of a graph, and those in their places in the graph rewritten from it."""
-    after = {node.name: node for node in small.graph.nodes}
-    return [
-        Use(node.name, before, now)
-        for node in named.graph.nodes
-        for before, now in _pairs(node, after[node.name])
-        if isinstance(before, NamedSize) and isinstance(now, int)
-    ]
+class Calls:
+    """The calls of a graph with named sizes, beside those of the graph that was rewritten from it."""
+
+    def __init__(self, named: ModelGraph, small: ModelGraph) -> None:
+        self.before = {node.name: node for node in named.graph.nodes}
+        self.after = {node.name: node for node in small.graph.nodes}
+        self.specs = facts_on(small, example_of(named)).specs
+
+    def uses(self) -> list[Use]:
+        """The numbers with names, and the numbers that are needed in their places.
+
+        Arithmetic on sizes counts where its result is used.
+        """
+        return [
+            Use(name, old, new)
+            for name, node in self.before.items()
+            if not isinstance(node.meta["spec"], int)
+            for old, new in self._pairs(name)
+            if isinstance(old, NamedSize) and isinstance(new, int)
+        ]
+
+    def are_named(self, node: str) -> bool:
+        """Whether all that rewriting changed in a call are numbers with names."""
+        pairs = self._pairs(node)
+        changed = [(old, new) for old, new in pairs if old is not None and old != new]
+        return bool(pairs) and all(isinstance(old, NamedSize) and isinstance(new, int) for old, new in changed)
+
+    def _pairs(self, name: str) -> list[tuple[Any, Any]]:
+        """The arguments of two calls, side by side, nodes by their names; none where one has more than the other."""
+        before, after = self.before[name], self.after[name]
+        if before.target in SPLITS and len(before.args) > 1:
+            old, new = self._sizes_of_pieces(before), list(_leaves(after.args[1]))
+        else:
+            old, new = (list(_leaves((node.args, sorted(node.kwargs.items())))) for node in (before, after))
+        pairs = zip(map(self._named, old), new, strict=True) if len(old) == len(new) else ()
+        return [(a, self._number(b)) if isinstance(a, NamedSize) else (_shown(a), _shown(b)) for a, b in pairs]
+
+    def _sizes_of_pieces(self, split: fx.Node) -> list[Any]:
+        """The sizes of the pieces of a split, with their names."""
+        given: Any = split.args[1]
+        if isinstance(given, (list, tuple)):
+            return list(_leaves(given))
+        dim: Any = split.args[2] if len(split.args) > 2 else 0
+        size, sizes = self._named(given), [piece.shape[dim] for piece in split.meta["spec"]]
+        return [size if own == size and split.target not in ("chunk", torch.chunk) else own for own in sizes]
+
+    def _named(self, value: Any) -> Any:
+        """A number of the graph before, with the names in it; a node as it is where there are none in it."""
+        if not isinstance(value, fx.Node) or value.target not in _ARITHMETIC:
+            return value
+        numbers = [
+            number.meta["spec"] if isinstance(number, fx.Node) else number for number in map(self._named, value.args)
+        ]
+        found = value.target(*numbers) if all(isinstance(number, int) for number in numbers) else value  # type: ignore[operator]
+        return found if isinstance(found, NamedSize) else value
+
+    def _number(self, value: Any) -> Any:
+        """A number of the graph after."""
+        return self.specs[value.name] if isinstance(value, fx.Node) else value
 
 
-def is_named(node: fx.Node, named: ModelGraph | None, small: ModelGraph) -> bool:
-    """Whether all that rewriting changed in a node are numbers with names."""
-    if named is None:
-        return False
-    before, after = (next(n for n in graph.graph.nodes if n.name == node.name) for graph in (named, small))
-    pairs = _pairs(before, after)
-    return bool(pairs) and all(
-        isinstance(one, NamedSize) and isinstance(other, int) for one, other in pairs if one is not None and one != other
-    )
-
-
-def _pairs(before: fx.Node, after: fx.Node) -> list[tuple[Any, Any]]:
-    """The arguments of two calls, side by side; none where one has more than the other."""
-    if before.target in SPLITS and len(before.args) > 1:
-        numbers = _sizes_of_pieces(before), list(_leaves(after.args[1]))
-    else:
-        numbers = tuple(list(_leaves((node.args, sorted(node.kwargs.items())))) for node in (before, after))
-    return list(zip(*numbers, strict=True)) if len(numbers[0]) == len(numbers[1]) else []
-
-
-def _sizes_of_pieces(split: fx.Node) -> list[Any]:
-    """The sizes of the pieces of a split, with their names."""
-    given, pieces = split.args[1], split.meta["spec"]
-    if isinstance(given, (list, tuple)):
-        return list(given)
-    dim: Any = split.args[2] if len(split.args) > 2 else 0
-    sizes = [piece.shape[dim] for piece in pieces]
-    return [given if size == given and split.target not in ("chunk", torch.chunk) else size for size in sizes]
+def _shown(value: Any) -> Any:
+    return value.name if isinstance(value, fx.Node) else value
 
 
 def _leaves(value: Any) -> Iterator[Any]:
+    """The numbers and nodes in arguments, in order."""
     if isinstance(value, (list, tuple)):
         for entry in value:
             yield from _leaves(entry)
     elif isinstance(value, slice):
         yield from () if value == slice(None) else (value.start, value.stop, value.step)
-    elif isinstance(value, fx.Node):
-        yield value.name
     elif value is not Ellipsis:
         yield value
 
@@ -184,9 +209,9 @@ def solved(uses: Sequence[Use]) -> dict[Attribute, int]:
     for use in sorted(uses, key=lambda use: len(use.size.names)):  # those of one attribute decide first
         for name in sorted(use.size.names - values.keys(), key=str):
             if len(use.size.names) == 1 or use.size.given(values) != use.needed:
-                tried = (name.value, *range(1, max(use.size, use.needed) + 1))
-                fit = (value for value in tried if _given(use.size, values | {name: value}) == use.needed)
-                values |= {name: value for value in [next(fit, None)] if value is not None}
+                tried = (name.value, use.needed, *range(1, max(use.size, use.needed) + 1))
+                fit = next((value for value in tried if _given(use.size, {**values, name: value}) == use.needed), None)
+                values |= {} if fit is None else {name: fit}
     return values
 
 
@@ -208,9 +233,10 @@ def sets_of_pieces(odd: Sequence[fx.Node], uses: Sequence[Use], missed: Sequence
 
     These are splits into equal pieces, and all calls that use an attribute which would need several values.
     """
+    direct = [use for use in uses if _is_attribute(use.size)]
+    wanted = {use.size.names for use in missed if use in direct}
     found = [{node.name} for node in odd if node.target in SPLITS]
-    wanted = {use.size.names for use in missed if _is_attribute(use.size)}
-    return found + [{use.node for use in uses if use.size.names == names and _is_attribute(use.size)} for names in wanted]
+    return found + [{use.node for use in direct if use.size.names == names} for names in wanted]
 
 
 def _is_attribute(size: NamedSize) -> bool:

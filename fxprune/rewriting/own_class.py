@@ -19,12 +19,11 @@ from fxprune.errors import FxpruneError, NarrowError, a_kind, is_out_of_memory, 
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned, planned_by
 from fxprune.rewriting.named_sizes import (
-    is_named,
+    Calls,
     set_sizes,
     sets_of_pieces,
     solved,
     unsolved,
-    uses_of,
     with_named_sizes,
 )
 from fxprune.rewriting.node_mending import is_inserted
@@ -67,28 +66,26 @@ def narrow(model: nn.Module, plan: Plan, *, weights: nn.Module | None = None) ->
     )
     """
     check(narrow, locals())
-    part = class_of(part_of(model, plan.submodule))
+    part = part_of(model, plan.submodule)
+    check_no_graph(part)
     need_numbers(model, "narrow", NarrowError)
     with stage("narrowing"), undisturbed():
-        return with_part(model, plan.submodule, narrowed(part, plan, planned_by(model, plan), weights))
+        given = weights and part_of(weights, plan.submodule)
+        return with_part(model, plan.submodule, narrowed(part, plan, planned_by(model, plan), given))
 
 
-def class_of(part: nn.Module) -> nn.Module:
-    """A module, or a copy in which computed weights are parameters. Raises NarrowError where it is a graph."""
+def check_no_graph(part: nn.Module) -> None:
+    """Raise NarrowError where a module is a graph."""
     if isinstance(part, ModelGraph):
         raise NarrowError(f"{type(part).__name__} is a graph already, with no forward of its own: use fxprune.apply")
-    if computed_tensors(part):
-        part = isolated_copy(part)
-        make_permanent(part)
-    return part
 
 
 def narrowed(part: nn.Module, plan: Plan, planned: Planned, weights: nn.Module | None) -> nn.Module:
-    """`narrow` for a part whose graph and kept units are known."""
+    """`narrow` for a part whose graph and kept units are known; `weights` is a graph that the plan made of it."""
     attempt = Attempt(part, plan.settings, planned.graph)
     own, _ = attempt.narrowed(planned)
     if weights is not None:
-        _take(attempt, own, part_of(weights, plan.submodule), plan)
+        _take(attempt, own, weights, plan)
     return own
 
 
@@ -108,6 +105,10 @@ class Attempt:
     """The narrowing of a module in its own class, for any kept units of its graph."""
 
     def __init__(self, part: nn.Module, settings: Mapping[str, Any], graph: ModelGraph) -> None:
+        check_no_graph(part)
+        if computed_tensors(part):
+            part = isolated_copy(part)
+            make_permanent(part)
         self.part, self.settings, self.graph = part, settings, graph
 
     @cached_property
@@ -131,7 +132,8 @@ class Attempt:
         small = rewrite(*planned)
         own = self._with_tensors(small)
         mended = _mended(self.graph, small)
-        uses = uses_of(self.named, small) if mended and self.named else []
+        calls = Calls(self.named, small) if mended and self.named else None
+        uses = calls.uses() if calls else []
         set_sizes(own, values := solved(uses))
         try:
             check_labels(self._captured(own, prove=prove), planned.coupling, planned.keep, self.graph)
@@ -140,10 +142,11 @@ class Attempt:
             if is_out_of_memory(error):
                 raise
             missed = unsolved(uses, values)
-            odd = {node.name for node in mended if not is_named(node, self.named, small)} | {use.node for use in missed}
+            odd = {node.name for node in mended if not (calls and calls.are_named(node.name))}
+            odd |= {use.node for use in missed}
             found = [node for node in mended if node.name in odd]
             nodes = odd or _at_failure(self.graph, error)
-            even = sets_of_pieces([node for node in found], uses, missed)
+            even = sets_of_pieces(found, uses, missed)
             raise UnfitError(_blamed(own, self.graph, found or mended, summary(error)), nodes, even) from error
         return own, small
 
@@ -184,8 +187,8 @@ class Attempt:
 
 def _of_attention(path: str, module: nn.MultiheadAttention) -> str:
     return (
-        f"{path or 'the model'} is an nn.MultiheadAttention of {module.num_heads} heads, some of which are removed: its "
-        f"class computes embed_dim = heads x head_dim and cannot have fewer; {_REMEDY}"
+        f"{path or 'the model'} is an nn.MultiheadAttention of {module.num_heads} heads, some of which are removed: "
+        f"its class computes embed_dim = heads x head_dim and cannot have fewer; {_REMEDY}"
     )
 
 

@@ -157,8 +157,9 @@ def capture_as(
 ) -> ModelGraph:
     """Capture a model by the `settings` of scores or a plan; see `settings_of`.
 
-    The graph is compared with the model by `prove`, but not where it decides as the scores' example did, on which it was compared, nor
-    where the example was `made` of a plan's description and has numbers that the model does not run on.
+    With `prove`, the graph is compared with the model, except where it decides as the scores' example did, on which it
+    was compared, or where the example was `made` of a plan's description and has numbers that the model does not run
+    on.
     """
     decisions, concrete = settings.get("decisions", ()), settings.get("concrete_args")
     prove = prove and not decisions and (not made or _runs_on(model, example, concrete or {}))
