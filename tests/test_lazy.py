@@ -14,8 +14,8 @@ import torch
 import torchvision
 
 import fxprune
-from fxprune.rules.pointwise import register_torchvision
 from fxprune.rules.table import RULES
+from fxprune.rules.vision import register_torchvision
 
 HEAVY = ("torch", "torchvision", "numpy", "scipy", "networkx", "sympy", "rich", "jinja2", "safetensors", "typer")
 

@@ -74,6 +74,7 @@ EXACT: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "no channels by a split": lambda _, x: torch.cat(x.split([0, 8], 1)[::-1], 1),
     "nothing at all": lambda _, x: torch.cat([torch.empty(0), x], 1),
     "no rows": lambda _, x: torch.cat([x[:, :, :0], x], 2),
+    "no rows of a fixed number": lambda _, x: torch.cat([x.new_zeros(x.shape[0], 8, 0, 8), x], 2),
     "no samples": lambda _, x: torch.cat([x, x[:0]], 0),
     "no rows that meet channels": lambda own, x: torch.cat([x[:, :, :0] + own.weight[0, :, None, None], x], 2),
     "a product of none": lambda _, x: x * x[:, :0].prod(1, keepdim=True),
@@ -110,9 +111,6 @@ WHOLE: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "halves of numbers": (lambda _, x: x.view(torch.int16).view(torch.float32), "by their bits in view"),
     "one group by the shape": (lambda _, x: F.group_norm(x, x.shape[1] // 8), "statistic over the channels"),
     "a whole number as p": (lambda _, x: F.normalize(x, 2, 1), "statistic over the channels"),
-    "no rows of a fixed number": (
-        lambda _, x: torch.cat([x.new_zeros(x.shape[0], 8, 0, 8), x], 2), "meets values without channels in cat",
-    ),
 }  # fmt: skip
 
 

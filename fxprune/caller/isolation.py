@@ -25,6 +25,7 @@ from fxprune.errors import CaptureError, error_text, is_out_of_memory
 
 Model = TypeVar("Model", bound=nn.Module)
 
+_DEEPEST = 3  # containers inside of containers that are looked into
 FORWARD_HOOKS = (
     "_forward_pre_hooks", "_forward_hooks",
     "_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -41,7 +42,9 @@ def isolated_copy(model: nn.Module, instead: Mapping[int, object] | None = None)
     Raises CaptureError where the model cannot be copied.
     """
     stored = list(stored_weights(model))
-    memo: dict[int, Any] = empties(model) | on_meta(model) | {id(weight): weight.detach().clone() for weight in stored}
+    memo: dict[int, Any] = (
+        ready_copies(model) | on_meta(model) | {id(weight): weight.detach().clone() for weight in stored}
+    )
     memo |= dict(instead or {})
     for module in model.modules():
         memo |= {id(getattr(module, name)): OrderedDict() for name in HOOKS if hasattr(module, name)}
@@ -109,10 +112,45 @@ def _cannot_be_copied(model: nn.Module, error: str) -> str:
     )
 
 
-def empties(model: nn.Module) -> dict[int, object]:
-    """A memo of new dicts and sets for all empty ones of a model: deep copies spend most of their time on these."""
-    values = (value for module in model.modules() for value in vars(module).values())
-    return {id(value): type(value)() for value in values if type(value) in (dict, set, OrderedDict) and not value}
+def ready_copies(model: nn.Module) -> dict[int, object]:
+    """A memo for deep copies: new dicts and sets for all empty ones, which would take most of the time.
+
+    Immutable mappings of plain values that refuse to be copied are shared.
+    """
+    values = [value for module in model.modules() for value in vars(module).values()]
+    shared = {id(found): found for value in values for found in _mappings(value) if _refuses_copies(found)}
+    return shared | {
+        id(value): type(value)() for value in values if type(value) in (dict, set, OrderedDict) and not value
+    }
+
+
+def _mappings(value: Any, depth: int = 0) -> Iterator[Mapping[Any, Any]]:
+    """A mapping and those inside of it, or those inside of a list or tuple."""
+    if isinstance(value, Mapping):
+        yield value
+    if depth < _DEEPEST and isinstance(value, (Mapping, list, tuple)):
+        for entry in list(value.values() if isinstance(value, Mapping) else value):
+            yield from _mappings(entry, depth + 1)
+
+
+def _refuses_copies(value: Mapping[Any, Any]) -> bool:
+    """Whether a mapping of plain values cannot be deep-copied."""
+    if type(value) in (dict, OrderedDict) or not _is_plain(value):
+        return False
+    try:
+        copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - whatever the caller's class raises where it is written to
+        return True
+    return False
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is made of numbers, strings and containers of them."""
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype, torch.device))
 
 
 @contextmanager
@@ -125,8 +163,9 @@ def attributes_restored(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for store, old in zip(stores, before, strict=True):
-            store.clear()
-            store.update(old)
+            if store.keys() != old.keys() or any(store[name] is not value for name, value in old.items()):
+                store.clear()
+                store.update(old)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from fxprune.caller.example import TensorSpec
 from fxprune.errors import FxpruneError, known_names
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, Plane, varying_axes
-from fxprune.rules.vocabulary import ChannelRead, Option, Slot
+from fxprune.rules.vocabulary import GIVEN_UP, ChannelRead, Option, Slot
 from fxprune.tracing.checks import Leaves, listed
 from fxprune.tracing.graph import ModelGraph, captured_of
 
@@ -90,6 +90,9 @@ class Collector(Context):
     def remember(self, what: str, value: int) -> int:
         self.remembered[self.node.name, what] = value
         return value
+
+    def is_given_up(self) -> bool:
+        return (self.node.name, GIVEN_UP) in self.remembered
 
     def slot_axes(self, owner: str, shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(axis for axis, size in enumerate(shape) if size > 1)

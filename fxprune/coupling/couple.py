@@ -20,8 +20,9 @@ from fxprune.coupling.interpreter import Unknown, named, step
 from fxprune.coupling.units import resolve
 from fxprune.errors import CaptureError, FxpruneError, UnsupportedOpError, first_line, is_out_of_memory
 from fxprune.rules.context import labels_in
-from fxprune.rules.pointwise import register_torchvision
 from fxprune.rules.table import describe, key_of
+from fxprune.rules.vision import register_torchvision
+from fxprune.rules.vocabulary import GIVEN_UP
 from fxprune.tracing.graph import ModelGraph
 
 
@@ -76,13 +77,30 @@ def analyse(
     with torch.no_grad(), computing():
         for node in collector.graph.graph.nodes:
             with explained(collector, node):
-                collector.env[node] = step(collector, node, unknown=unknown)
-                if node.op.startswith("call"):
-                    _check_shapes(collector.env[node], collector.spec(node))
+                collector.env[node] = _value(collector, node, unknown)
             collector.freeze_excluded(node)
     collector.check_exclude()
     with computing():
         return resolve(collector)
+
+
+def _value(collector: Collector, node: fx.Node, unknown: Unknown) -> Any:
+    """The value of a node; where its rule cannot take it, and no error is wanted or needed, as if it had no rule."""
+    try:
+        return _checked_step(collector, node, unknown)
+    except Exception as error:
+        needed = not node.op.startswith("call") or (unknown == "error" and collector.touches_channels())
+        if needed or is_out_of_memory(error) or lacking_numbers(collector.graph):
+            raise
+    collector.remember(GIVEN_UP, 1)
+    return _checked_step(collector, node, "freeze")
+
+
+def _checked_step(collector: Collector, node: fx.Node, unknown: Unknown) -> Any:
+    value = step(collector, node, unknown=unknown)
+    if node.op.startswith("call"):
+        _check_shapes(value, collector.spec(node))
+    return value
 
 
 def _check_shapes(value: Any, spec: Any) -> None:

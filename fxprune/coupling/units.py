@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from fxprune.coupling.grids import (
 )
 from fxprune.coupling.groups import Coupling, Edge, Group, Site
 from fxprune.rules.context import labels_in
-from fxprune.rules.vocabulary import ChannelRead
+from fxprune.rules.vocabulary import ChannelRead, Option
 
 
 def resolve(collector: Collector) -> Coupling:
@@ -33,7 +34,7 @@ def resolve(collector: Collector) -> Coupling:
     for labels, _ in collector.frozen:
         frozen[merged[present_labels(labels)]] = True
     classes = Classes(merged, frozen)
-    for options, ordered in sorted(distinct_choices(collector.choices), key=lambda choice: not choice[1]):
+    for options, ordered in sorted(distinct_choices(collector.choices), key=_first_to_choose):
         choose_option(classes, options, ordered=ordered)
     merged = classes.of(np.arange(collector.size))
     _freeze_summed_weights(collector, frozen, merged)
@@ -80,6 +81,12 @@ def units_along(values: dict[str, Any], unit_of: Index, node: str, output: int, 
     rows = [np.unique(row) for plane in planes for row in _units_at(unit_of, plane.slices(axis).long().numpy())]
     size = labels_in(values[node])[output].shape[axis]
     return tuple(int(row[0]) for row in rows) if len(rows) == size and all(len(row) == 1 for row in rows) else None
+
+
+def _first_to_choose(choice: tuple[Sequence[Option], bool]) -> tuple[bool, int]:
+    """Heads first, then where most grids meet: what is chosen there decides for each of them, in front and behind."""
+    options, ordered = choice
+    return not ordered, -len(options[0].ties)
 
 
 def _tied(collector: Collector) -> tuple[Index, Index]:

@@ -15,6 +15,7 @@ from fxprune.rewriting.node_mending import PERMUTE, SHARE, Mending
 from fxprune.rewriting.original_sizes import original
 from fxprune.rewriting.places import moves, trace
 from fxprune.rules import recurrent
+from fxprune.rules.context import labels_in
 from fxprune.rules.labels import Labels
 from fxprune.rules.table import RULES, Key, registers
 
@@ -43,14 +44,21 @@ def mend(mending: Mending) -> None:
         MENDS[mending.key](mending)
     elif isinstance(mending.old.get(mending.source.name), Labels):
         gather(mending)
-    else:
-        creation(mending)
+    else:  # a tensor that is created with a size has the original's
+        restore(mending, (int, float, tuple))
 
 
 def restore_numbers(mending: Mending) -> None:
-    """Restore numbers that were read from sizes and go into arithmetic on tensors; update those of `preserves`."""
+    """Restore numbers that were read from sizes and go into arithmetic on tensors; update those of `preserves`.
+
+    An operation without a rule gets all of the original's numbers.
+    """
     computes = mending.key in RULES and mending.key not in FOLLOWS and not moves(mending)
-    if computes and any(isinstance(mending.old[n.name], Labels) for n in mending.node.all_input_nodes):
+    inputs = [mending.old[source.name] for source in mending.node.all_input_nodes]
+    if mending.node.op.startswith("call") and mending.key not in RULES:
+        if labels_in((inputs, mending.old[mending.node.name])):
+            restore(mending, (int, float, tuple))
+    elif computes and any(isinstance(value, Labels) for value in inputs):
         restore(mending)
     preserve(mending)
 
@@ -69,12 +77,6 @@ def undo(mending: Mending, args: Any, kwargs: Any) -> None:
         node, unused = node.prev, node
         mending.env.pop(unused, None)
         mending.graph.graph.erase_node(unused)
-
-
-@mends("new_zeros", "new_ones", "new_empty", "new_full")
-def creation(mending: Mending) -> None:
-    """A tensor that is created with a size has the original's size."""
-    restore(mending, (int, float, tuple))
 
 
 @mends(nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from fxprune.rewriting.mending import follows, mends, preserves, restore
+from fxprune.rewriting.mending import follows, gather, mends, preserves, restore
 from fxprune.rewriting.node_mending import Mending
-from fxprune.rewriting.original_sizes import share, sized, sizes
-from fxprune.rules import movement
+from fxprune.rewriting.original_sizes import original, share, sized, sizes
+from fxprune.rules import fills, movement
+from fxprune.rules.vocabulary import FILLS, LIKES
 
 
 @preserves(F.scaled_dot_product_attention)
@@ -25,10 +26,44 @@ def scale(mending: Mending) -> None:
         mending.node.kwargs = dict(mending.node.kwargs) | {"scale": before**-0.5}
 
 
-@preserves(torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.full)
+@preserves(torch.tensor, torch.as_tensor, torch.scalar_tensor)
 def number_as_tensor(mending: Mending) -> None:
     """A number that was read from a size and becomes a tensor is the original's."""
     restore(mending)
+
+
+@follows(*FILLS)
+def fill_value(mending: Mending) -> None:
+    """A number that a new tensor is filled with is the original's."""
+    given = fills.filled_with(mending.node)
+    if isinstance(given, fx.Node):
+        value = original(mending, given, (int, float))
+        _set_argument(mending, 1 if mending.node.op == "call_function" else 2, "fill_value", value)
+
+
+@mends(*FILLS)
+def fill_sizes(mending: Mending) -> None:
+    """The kept sizes."""
+    node, given = mending.node, fills.sizes_of(mending.node, mending.env)
+    wanted, first = _all_matched(mending, given, mending.expected.shape), int(node.op == "call_method")
+    kept = (filled,) if (filled := fills.filled_with(node)) is not None and "fill_value" not in node.kwargs else ()
+    kwargs = {name: value for name, value in node.kwargs.items() if name != "size"}
+    mending.become(node.op, node.target, (*node.args[:first], wanted, *kept), kwargs)
+
+
+@mends(*LIKES)
+def fill_of_kept_sizes(mending: Mending) -> None:
+    """The sizes are no longer those of the other tensor, but of its axes without channels."""
+    node, shape = mending.node, mending.insert(getattr, mending.source, "shape")
+    mending.env[shape] = torch.Size(mending.now.shape)
+    kwargs = {name: value for name, value in node.kwargs.items() if name != "memory_format"}
+    name = str(node.target.__name__).removesuffix("_like")
+    mending.become(
+        "call_method",
+        f"new_{name}",
+        (node.args[0], sizes(mending, shape, mending.expected.shape), *node.args[1:]),
+        kwargs,
+    )
 
 
 @follows(F.group_norm, torch.group_norm)
@@ -97,6 +132,32 @@ def shape_literals(mending: Mending) -> None:
         return
     x, shape = mending.argument(0, "input"), _all_matched(mending, given, mending.expected.shape)
     mending.become(node.op, node.target, (x, shape) if node.op == "call_function" else (x, *shape))
+
+
+@mends("repeat_interleave", torch.repeat_interleave)
+def repeats_of_one(mending: Mending) -> None:
+    """As `repeats`, along one axis."""
+    args, kwargs = mending.arguments()
+    dim = int(kwargs.get("dim", args[2] if len(args) > 2 else 0))
+    if mending.now.shape[dim] != 1:
+        gather(mending)
+        return
+    count = _matched(mending, mending.argument(1, "repeats"), mending.expected.shape[dim])
+    mending.become("call_method", "repeat_interleave", (mending.source, count, dim))
+
+
+@mends("repeat")
+def repeats(mending: Mending) -> None:
+    """An axis of one entry is repeated for the kept channels only."""
+    args, now = mending.node.args[1:], mending.now
+    counts = args[0] if isinstance(args[0], (tuple, list)) else args
+    sizes = (1,) * (len(counts) - now.ndim) + now.shape
+    if any(size != 1 and count != 1 for size, count in zip(sizes, counts, strict=True)):
+        gather(mending)
+        return
+    trios = zip(counts, sizes, mending.expected.shape, strict=True)
+    kept = [_matched(mending, count, want) if size == 1 else count for count, size, want in trios]
+    mending.become("call_method", "repeat", (mending.source, *kept))
 
 
 def _mend_sum(mending: Mending, size: fx.Node) -> bool:

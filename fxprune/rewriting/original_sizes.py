@@ -11,6 +11,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from fxprune.rewriting.node_mending import Mending
+from fxprune.rules.context import labels_in
 from fxprune.rules.labels import Labels
 
 
@@ -19,8 +20,11 @@ def original(mending: Mending, node: fx.Node, kinds: tuple[type, ...]) -> Any:
 
     A size is in fixed proportion to the original's; a number computed from sizes is computed from the original's sizes.
     """
+    if node.name not in mending.old:  # it was inserted for the original's number
+        return node
     before, now = mending.old[node.name], mending.env[node]
-    if type(before) is bool or not any(isinstance(before, kind) for kind in kinds) or before == now:
+    is_number = type(before) is not bool and any(isinstance(before, kind) for kind in kinds)
+    if not is_number or labels_in(before) or before == now:
         return node
     if _is_read(mending, node) and not isinstance(before, float):
         return sizes(mending, node, before) if isinstance(before, tuple) else share(mending, node, now, before)

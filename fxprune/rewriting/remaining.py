@@ -12,14 +12,14 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.arrays import Flags
-from fxprune.caller.isolation import empties
+from fxprune.caller.isolation import ready_copies
 from fxprune.caller.tensors import FORMATS, laid_out, memory_format_of
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import step
 from fxprune.errors import FxpruneError
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, Plane, is_constant_beside
-from fxprune.rules.vocabulary import ChannelRead, Option, Slot
+from fxprune.rules.vocabulary import GIVEN_UP, ChannelRead, Option, Slot
 from fxprune.tracing.graph import ModelGraph
 
 Shape = tuple[int, ...]
@@ -40,7 +40,7 @@ def narrowed_copy(module: Any, checker: Checker, prefix: str = "") -> Any:
 
     No weight is copied whole first. `prefix` is the path of `module` in the model.
     """
-    memo: dict[int, Any] = empties(module)
+    memo: dict[int, Any] = ready_copies(module)
     for path, inner in module.named_modules():
         for name, tensor in (*inner._parameters.items(), *inner._buffers.items()):
             if tensor is not None and id(tensor) not in memo:
@@ -134,6 +134,9 @@ class Checker(Context):
         if key not in self.coupling.remembered:
             raise MismatchError(f"the original has no {what} of {self.describe()}")
         return self.coupling.remembered[key]
+
+    def is_given_up(self) -> bool:
+        return (self.original.name, GIVEN_UP) in self.coupling.remembered
 
     def slot_axes(self, owner: str, shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(axis for axis in range(len(shape)) if Slot(owner, axis) in self.coupling.slots)

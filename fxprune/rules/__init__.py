@@ -1,11 +1,24 @@
 """Rules: operation -> effect on labels, one file a family of operations."""
 
-from fxprune.rules import attention, contractions, layers, movement, norms, pointwise, queries, recurrent, reductions
+from fxprune.rules import (
+    attention,
+    contractions,
+    fills,
+    indexing,
+    layers,
+    movement,
+    norms,
+    pointwise,
+    queries,
+    recurrent,
+    reductions,
+    transforms,
+)
 from fxprune.rules import embeddings as tables
 from fxprune.rules.context import Context
 from fxprune.rules.table import RULES, rule
 
 __all__ = [
-    "RULES", "Context", "attention", "contractions", "layers", "movement", "norms", "pointwise", "queries", "recurrent",
-    "reductions", "rule", "tables",
+    "RULES", "Context", "attention", "contractions", "fills", "indexing", "layers", "movement", "norms", "pointwise",
+    "queries", "recurrent", "reductions", "rule", "tables", "transforms",
 ]  # fmt: skip

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,10 @@ from fxprune.caller.example import TensorSpec
 from fxprune.caller.tensors import all_tensors, attribute_at, first_names
 from fxprune.rules.arguments import Call
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, slices, vector_plane
-from fxprune.rules.vocabulary import ChannelRead, Meeting, Option, Slot
+from fxprune.rules.vocabulary import FILLS, LIKES, ChannelRead, Meeting, Option, Slot
+
+LARGEST_GRID = 1 << 20  # labels of a product of channels with others
+Test = Callable[[fx.Node], bool]
 
 
 class Context(ABC):
@@ -28,10 +33,8 @@ class Context(ABC):
         self.call = Call("", (), {})  # of the current node
         self.owners = first_names(all_tensors(graph))
         self.by_heads = True  # whole heads of an attention grid are removed; otherwise the same places of every head
-        self._dynamic: set[str] = set()
-        for node in graph.graph.nodes:
-            if node.op == "placeholder" or any(source.name in self._dynamic for source in node.all_input_nodes):
-                self._dynamic.add(node.name)
+        self._dynamic = _that_follow(graph, lambda node: node.op == "placeholder" or node.target in FILLS)
+        self._touching = _that_follow(graph, partial(_brings_channels, graph), unless=_only_asks)
 
     # -- what the two passes do differently ------------------------------------------------------------------------
 
@@ -78,6 +81,10 @@ class Context(ABC):
         """The value of `what` for the current node in the original graph; `value` may be narrower."""
 
     @abstractmethod
+    def is_given_up(self) -> bool:
+        """Whether the current node, although it has a rule, is handled as one without a rule."""
+
+    @abstractmethod
     def slot_axes(self, owner: str, shape: Sequence[int]) -> tuple[int, ...]:
         """The axes of the parameter `owner` that carry labels."""
 
@@ -117,6 +124,11 @@ class Context(ABC):
         """Whether the value of a node depends on an input of the model."""
         return name in self._dynamic
 
+    def touches_channels(self) -> bool:
+        """Whether an input of the current node has channels: labels that are not those of a constant."""
+        sources = (source for source in self.node.all_input_nodes if source.name in self._touching)
+        return any(x.planes for source in sources for x in labels_in(self.env[source]))
+
     def consume(self, x: Labels, dim: int) -> Tensor:
         """The labels along axis `dim`, which the current node reads as its input channels."""
         labels = self.vector(x, dim)
@@ -142,7 +154,7 @@ class Context(ABC):
         if not isinstance(tensor, Tensor):
             return None
         shape, owner = tuple(tensor.shape), self.owners.get(name)
-        if not tensor.is_floating_point():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
             return Labels(shape, value=tensor.detach())
         axes = () if owner is None else self.slot_axes(owner, shape)  # without an owner it is computed from others
         fresh = ((self.fresh(Slot(str(owner), axis), shape[axis]), axis) for axis in axes)
@@ -187,6 +199,9 @@ class Context(ABC):
         for plane in meeting.planes:
             if plane is not cores[plane.axes]:
                 self.tie(cores[plane.axes].core, plane.core)
+        if meeting.axes not in cores:  # the labels of the result are those of a grid that no input has
+            size = math.prod(meeting.grid.values())
+            meeting = replace(meeting, coarse=bool(self.remember(f"coarse{meeting.axes}", int(size > LARGEST_GRID))))
         result = self._merged_plane(meeting)
         known = any(result is plane for plane in meeting.planes)
         planes = [*cores.values(), *([] if result is None or known else [result])]
@@ -205,8 +220,7 @@ class Context(ABC):
         whole = [plane for plane in meeting.planes if plane.axes == axes == meeting.axes]
         if whole or not axes:
             return max(whole, key=lambda plane: plane.core.numel(), default=None)
-        ndim = meeting.planes[0].core.ndim
-        shape = [max(p.core.shape[axis] for p in meeting.planes) if axis in axes else 1 for axis in range(ndim)]
+        shape = [meeting.grid[axis] if axis in axes else 1 for axis in range(meeting.planes[0].core.ndim)]
         slot = Slot(self.node.name, f"{meeting.tag}{'.'.join(map(str, axes))}")
         return Plane(self.fresh(slot, math.prod(shape)).reshape(shape), axes)
 
@@ -260,6 +274,27 @@ class Context(ABC):
     def module(self, node: fx.Node | None = None) -> nn.Module:
         """The module that a node (by default the current one) calls."""
         return self.graph.get_submodule(str((node or self.node).target))
+
+
+def _that_follow(graph: fx.GraphModule, is_first: Test, unless: Test = lambda node: False) -> set[str]:
+    """The names of some nodes, and of all that depend on them, but for those that `unless` names."""
+    found: set[str] = set()
+    for node in graph.graph.nodes:
+        if is_first(node) or (not unless(node) and any(source.name in found for source in node.all_input_nodes)):
+            found.add(node.name)
+    return found
+
+
+def _brings_channels(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node gives values of the model's input, or of its layers and weights."""
+    is_weight = node.op == "get_attr" and isinstance(attribute_at(graph, str(node.target)), nn.Parameter)
+    return node.op in ("placeholder", "call_module") or is_weight
+
+
+def _only_asks(node: fx.Node) -> bool:
+    """Whether a node takes no more than sizes of its inputs."""
+    name = node.args[1] if node.target is getattr else node.target
+    return name in FILLS | LIKES or name in ("shape", "size", "numel", "dim", len)
 
 
 def grid_options(core: Tensor, axes: Iterable[int]) -> list[Option]:

@@ -131,7 +131,8 @@ def terms_of(equation: str, inputs: list[Labels]) -> tuple[list[str], str]:
     return spelled, output.replace("...", "".join(spare[:widest]))
 
 
-@rule(nn.Bilinear, torch.bilinear, torch.outer, torch.kron, torch.tensordot, torch.cdist)
+@rule(nn.Bilinear, torch.bilinear, torch.outer, torch.kron, torch.tensordot, torch.cdist, torch.cov, torch.corrcoef)
+@rule("outer", "cov", torch.dist, torch.linalg.cross)
 def outer(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Products of every channel with every other: no channel can be removed alone."""
     return ctx.opaque(f"every channel meets every other in {ctx.describe()}", labels_in((args, kwargs)))

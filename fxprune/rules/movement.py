@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.caller.example import TensorSpec
 from fxprune.rules.context import Context, grid_options, labels_in
+from fxprune.rules.fills import reads_channels
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, unemptied, varying_axes, vector_plane
 from fxprune.rules.table import rule, takes_ragged
 from fxprune.rules.vocabulary import Slot
@@ -23,29 +26,30 @@ def call(node: fx.Node, graph: fx.GraphModule, args: Any, kwargs: Any) -> Any:
     """Run a call node's operation on other arguments; for an assignment to slots, select the slots."""
     if node.op == "call_module":
         return graph.get_submodule(str(node.target))(*args, **kwargs)
+    if node.target in _BY_INDEX:
+        return args[0][args[1]]
     if node.op == "call_method":
         name = _VIEWS.get(str(node.target), str(node.target))  # a view of expanded labels may have to copy
         name = name.rstrip("_") if name in _IN_PLACE else name
         return getattr(args[0], name)(*args[1:], **kwargs)
-    if node.target is operator.setitem:
-        return args[0][args[1]]
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
+_BY_INDEX = (operator.getitem, "__getitem__", operator.setitem, "index_put", "index_put_", torch.index_put)
 _IN_PLACE = {"squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_"}
 
 
 @rule(
     torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.swapaxes, torch.swapdims, torch.movedim,
     torch.moveaxis, torch.squeeze, torch.unsqueeze, torch.t, torch.chunk, torch.split, torch.tensor_split,
-    torch.unbind, torch.narrow, torch.select, torch.index_select, torch.flip, torch.fliplr, torch.flipud, torch.roll,
-    torch.rot90, torch.repeat_interleave, torch.tile, torch.pixel_shuffle, torch.pixel_unshuffle, F.pixel_shuffle,
-    F.pixel_unshuffle, torch.channel_shuffle, F.channel_shuffle, torch.unflatten, torch.ravel, torch.gather,
+    torch.unbind, torch.narrow, torch.select, torch.flip, torch.fliplr, torch.flipud, torch.roll,
+    torch.rot90, torch.tile, torch.pixel_shuffle, torch.pixel_unshuffle, F.pixel_shuffle,
+    F.pixel_unshuffle, torch.channel_shuffle, F.channel_shuffle, torch.unflatten, torch.ravel,
     torch.hsplit, torch.vsplit, torch.dsplit, torch.native_channel_shuffle, operator.getitem,
     "view", "reshape", "flatten", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "squeeze",
-    "unsqueeze", "t", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "index_select", "flip", "fliplr",
-    "flipud", "roll", "rot90", "repeat", "repeat_interleave", "tile", "unflatten", "ravel", "view_as", "reshape_as",
-    "gather", "hsplit", "vsplit", "dsplit", "__getitem__", *_IN_PLACE,
+    "unsqueeze", "t", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "flip", "fliplr",
+    "flipud", "roll", "rot90", "tile", "unflatten", "ravel", "view_as", "reshape_as",
+    "hsplit", "vsplit", "dsplit", "__getitem__", *_IN_PLACE,
     nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
 )  # fmt: skip
 @takes_ragged
@@ -58,33 +62,51 @@ def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
         return call(ctx.node, ctx.graph, args, kwargs)
     if any(isinstance(value, torch.dtype) for value in args):
         return _bits(ctx, x)
+    return _moved(ctx, x, args, kwargs, ctx.spec())
+
+
+def _moved(ctx: Context, x: Labels, args: Any, kwargs: Any, result: Any) -> Any:
+    """`move`; `result` has the shape that the movement had in the example, as far as it is known."""
     others = [value for value in labels_in((args, kwargs)) if value is not x and value.value is None]
-    if others and not str(ctx.node.target).endswith("_as") and not _picks_beside(ctx, x, args, others):
+    computed = [] if str(ctx.node.target).endswith("_as") else others
+    picked = _axes_picked(ctx, x, args[1], computed) if computed and ctx.node.target in _BY_INDEX else set()
+    if picked is None or (computed and not picked):
         return ctx.opaque(f"picked by a computed index in {ctx.describe()}", args, kwargs)
+    planes = _beside_picked(ctx, x, picked, computed)
+    masks = [value for value in computed if _dtype(ctx, value) is torch.bool]
+    numbers = {id(mask): _chosen(mask, x, args[1], result) for mask in masks}
 
     def run(tensor: Tensor) -> Any:
         def fill(value: Labels) -> Tensor:
-            return tensor if value is x else constant(value)
+            return tensor if value is x else numbers[id(value)] if id(value) in numbers else constant(value)
 
         return call(ctx.node, ctx.graph, *pytree.tree_map_only(Labels, fill, (args, kwargs)))
 
     bare = run(torch.zeros(()).expand(x.shape))
-    moved = [pytree.tree_leaves(run(plane.over(x.shape))) for plane in x.planes]
-    ragged = [plane.ragged and _moves_rows(run, x) for plane in x.planes]
-    for plane, apart in zip(x.planes, ragged, strict=True):
+    moved = [pytree.tree_leaves(run(plane.over(x.shape))) for plane in planes]
+    ragged = [plane.ragged and _moves_rows(run, x) for plane in planes]
+    for plane, apart in zip(planes, ragged, strict=True):
         if plane.ragged and not apart:
             ctx.tie(*plane.columns)
-    parts = tuple(
-        ctx.settle([m[i] for m in moved] if part.numel() else _empty(ctx, x, run, i), part.shape, i, ragged=ragged)
-        for i, part in enumerate(pytree.tree_leaves(bare))
-    )
-    return parts[0] if isinstance(bare, Tensor) else parts
+    parts = []
+    for i, part in enumerate(pytree.tree_leaves(bare)):
+        labels = [m[i] for m in moved] if part.numel() else _empty(ctx, planes, x, run, i)
+        parts.append(ctx.settle(labels, part.shape, i, ragged=ragged))
+    return parts[0] if isinstance(bare, Tensor) else tuple(parts)
 
 
-def _empty(ctx: Context, x: Labels, run: Callable[[Tensor], Any], part: int) -> list[Tensor]:
+def _beside_picked(ctx: Context, x: Labels, picked: set[int], computed: Sequence[Labels]) -> tuple[Plane, ...]:
+    """The planes beside the axes that computed indices pick from; others, and those of the indices, are frozen."""
+    for plane in (*x.planes, *(plane for index in computed for plane in index.planes)):
+        if picked & set(plane.axes) or plane not in x.planes:
+            ctx.freeze(plane.core, f"picked by a computed index in {ctx.describe()}")
+    return x.beside(*picked)
+
+
+def _empty(ctx: Context, planes: Sequence[Plane], x: Labels, run: Callable[[Tensor], Any], part: int) -> list[Tensor]:
     """The labels of a part without elements along its axes that have indices; those across each axis are tied."""
     found = []
-    for rows, axis in ((plane.slices(axis), axis) for plane in x.planes for axis in plane.axes):
+    for rows, axis in ((plane.slices(axis), axis) for plane in planes for axis in plane.axes):
         strides = [int(other == axis) for other in range(x.ndim)]
         labels = unemptied(pytree.tree_leaves(run(rows[:, 0].contiguous().as_strided(x.shape, strides)))[part])
         if labels is not None:
@@ -100,14 +122,49 @@ def _bits(ctx: Context, x: Labels) -> Any:
     return ctx.opaque(f"numbers are cut or joined by their bits in {ctx.describe()}", x)
 
 
-def _picks_beside(ctx: Context, x: Labels, args: Any, computed: list[Labels]) -> bool:
-    """Whether computed indices, such as the last steps of sequences, select only along axes without channels."""
-    entries = args[1] if len(args) > 1 and isinstance(args[1], tuple) else ()
-    if ctx.node.target is not operator.getitem or any(entry is None or entry is Ellipsis for entry in entries):
-        return False
-    beside = all(not x.along(axis) or entry == slice(None) for axis, entry in enumerate(entries))
-    sources = [ctx.source(value) for value in computed]
-    return beside and all(node and ctx.spec(node).dtype in (torch.int32, torch.int64) for node in sources)
+def _axes_picked(ctx: Context, x: Labels, index: Any, computed: Sequence[Labels]) -> set[int] | None:
+    """The axes along which computed indices, or one computed mask, pick; None where they are used in another way."""
+    entries = index if isinstance(index, tuple) else (index,)
+    widths = [_axes_taken(ctx, entry) for entry in entries]
+    picked, axis = set[int](), 0
+    for entry, width in zip(entries, widths, strict=True):
+        axis += x.ndim - sum(widths) if entry is Ellipsis else 0
+        if any(entry is value for value in computed):
+            picked |= {*range(axis, axis + width)}
+        axis += width
+    masks = sum(_dtype(ctx, value) is torch.bool for value in computed)
+    known = all(any(entry is value for entry in entries) for value in computed)
+    return picked if known and masks < 2 else None
+
+
+def _axes_taken(ctx: Context, entry: Any) -> int:
+    """How many axes an entry of an index takes."""
+    if entry is None or entry is Ellipsis:
+        return 0
+    return entry.ndim if isinstance(entry, Labels) and _dtype(ctx, entry) is torch.bool else 1
+
+
+def _dtype(ctx: Context, x: Labels) -> torch.dtype | None:
+    """The dtype of an input of the current node."""
+    source = ctx.source(x)
+    return ctx.spec(source).dtype if source is not None else None if x.value is None else x.value.dtype
+
+
+def _chosen(mask: Labels, x: Labels, index: Any, result: Any) -> Tensor:
+    """A mask in the place of a computed one, that chooses as many places as that did for a `result` of its shape."""
+
+    def trial(count: int) -> Tensor:
+        return (torch.arange(math.prod(mask.shape)) < count).reshape(mask.shape)
+
+    def shape(count: int) -> torch.Size:
+        chosen = pytree.tree_map_only(Labels, lambda v: trial(count) if v is mask else constant(v), index)
+        return torch.zeros(()).expand(x.shape)[chosen].shape
+
+    none, one = shape(0), shape(1)
+    place = next((axis - len(one) for axis in range(len(one)) if none[axis] != one[axis]), None)
+    if place is None or not isinstance(result, (TensorSpec, Labels)) or len(result.shape) < -place:
+        return trial(1)
+    return trial(result.shape[place])
 
 
 def _moves_rows(run: Callable[[Tensor], Any], x: Labels) -> bool:
@@ -133,7 +190,7 @@ def assign(ctx: Context, x: Labels, index: Any, value: Any) -> Any:
     source = ctx.source(x)
     if x.value is not None and source is not None:
         ctx.env[source] = Labels(x.shape, x.planes)  # its numbers have changed
-    region = move(ctx, x, index)
+    region = _moved(ctx, x, (x, index), {}, value)
     if region is None:
         return ctx.opaque(f"assigned at a computed index in {ctx.describe()}", value)
     ctx.meet([region, *labels_in(value)], region.shape)
@@ -168,6 +225,41 @@ def _spread(ctx: Context, x: Labels, dim: int, axes: Sequence[int]) -> Tensor:
     if len(planes) > 1:
         ctx.vector(x, dim)  # freezes them
     return planes[0].core.expand(sizes) if len(planes) == 1 else torch.full(sizes, NO_CHANNEL, dtype=torch.float64)
+
+
+@rule(torch.hstack, torch.vstack, torch.dstack, torch.column_stack)
+def cat_along(ctx: Context, tensors: Sequence[Labels]) -> Labels:
+    """As `cat`, of tensors that have the axis already."""
+    name = str(ctx.node.target.__name__)  # type: ignore[union-attr]
+    dim = {"hstack": 1, "column_stack": 1, "dstack": 2}.get(name, 0)
+    if tensors[0].ndim < max(dim + 1, 2):
+        return ctx.opaque(f"{ctx.describe()} adds axes", *tensors)  # type: ignore[no-any-return]
+    return cat(ctx, tensors, dim)
+
+
+@rule(torch.broadcast_tensors)
+def broadcast(ctx: Context, *tensors: Any) -> Any:
+    """The tensors in one shape, in which they meet."""
+    given = labels_in(tensors)
+    met = ctx.meet(given, torch.broadcast_shapes(*(x.shape for x in given)))
+    return pytree.tree_map_only(TensorSpec, lambda _: met, ctx.spec())
+
+
+@rule(torch.view_as_real, torch.view_as_complex)
+def parts_of_complex(ctx: Context, x: Labels) -> Labels:
+    """A last axis of two entries, the real and the imaginary parts, which is added or removed."""
+    if ctx.node.target is torch.view_as_real:
+        planes = (Plane(plane.core.unsqueeze(-1), plane.axes) for plane in x.planes)
+        return Labels((*x.shape, 2), tuple(planes))
+    last, kept = x.ndim - 1, []
+    for plane in x.planes:
+        rest = tuple(axis for axis in plane.axes if axis != last)
+        if rest:
+            ctx.tie(core_of(plane.core, rest), plane.core)
+            kept.append(Plane(plane.core.narrow(last, 0, 1).squeeze(last), rest))
+        else:
+            ctx.freeze(plane.core, f"is one number for {ctx.describe()}")
+    return Labels(x.shape[:-1], tuple(kept))
 
 
 @rule(torch.stack)
@@ -247,17 +339,38 @@ def expand(ctx: Context, x: Labels, *size: Any, **kwargs: Any) -> Labels:
 
 
 def _literal_axes(ctx: Context, x: Labels, shape: Sequence[int], before: Sequence[int]) -> Iterator[Plane]:
-    """Labels for the axes after the first that `expand` expands to a number in its arguments."""
+    """Labels for the axes after the first that `expand` expands to a number in the code, or to that of channels."""
     given: Any = ctx.node.kwargs.get("size", ctx.node.args[1:])
     flat = given[0] if isinstance(given, tuple) and len(given) == 1 else given
     if any(len(plane.axes) > 1 for plane in x.planes) or not isinstance(flat, (tuple, list)):
         return
     for axis, number in enumerate(flat):
-        if axis == 0 or not isinstance(number, int) or number < 1:
+        is_node = isinstance(number, fx.Node) and reads_channels(ctx, number)
+        if axis == 0 or not (is_node or (isinstance(number, int) and number > 0)):
             continue
-        if ctx.remember(f"spread{axis}", number if before[axis] == 1 else 1) > 1:
+        if ctx.remember(f"spread{axis}", shape[axis] if before[axis] == 1 else 1) > 1:
             labels = ctx.fresh(Slot(ctx.node.name, f"spread{axis}"), shape[axis])
             yield vector_plane(labels, axis, len(shape))
+
+
+@rule("repeat")
+def repeat(ctx: Context, x: Labels, *counts: Any) -> Labels:
+    """A data movement; an axis of one entry that is repeated is as one that is expanded."""
+    moved: Labels = move(ctx, x, *counts)
+    sizes = (1,) * (moved.ndim - x.ndim) + x.shape
+    return Labels(moved.shape, moved.planes + tuple(_literal_axes(ctx, x, moved.shape, sizes)), single=moved.single)
+
+
+@rule("repeat_interleave", torch.repeat_interleave)
+def repeat_interleave(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """A data movement; an axis of one entry that is repeated, such as a head for all others, gets labels of its own."""
+    moved: Labels = move(ctx, x, *args, **kwargs)
+    dim = ctx.call.get("dim")
+    dim = None if dim is None else dim % x.ndim
+    if not dim or ctx.remember("spread", moved.shape[dim] if x.shape[dim] == 1 else 1) == 1:
+        return moved
+    labels = ctx.fresh(Slot(ctx.node.name, "spread"), moved.shape[dim])
+    return Labels(moved.shape, (*moved.planes, vector_plane(labels, dim, moved.ndim)), single=moved.single)
 
 
 def _with(shape: Sequence[int], dim: int, size: int) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import sys
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels, Plane
-from fxprune.rules.table import RULES, Key, rule
+from fxprune.rules.table import Key, rule
 
 _ARITHMETIC = (
     "add", "sub", "mul", "div", "true_divide", "floor_divide", "remainder", "fmod", "pow", "float_power", "maximum",
@@ -20,7 +19,7 @@ _ARITHMETIC = (
     "rsub", "subtract", "multiply", "divide", "xlogy", "heaviside", "eq", "ne", "gt", "ge", "lt", "le", "greater",
     "greater_equal", "less", "less_equal", "not_equal", "logical_and", "logical_or", "logical_xor", "logical_not",
     "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "isclose", "masked_fill", "clamp", "clip", "clamp_min",
-    "clamp_max", "nan_to_num", "isnan", "isinf", "isfinite",
+    "clamp_max", "nan_to_num", "isnan", "isinf", "isfinite", "polar", "complex", "logaddexp2", "ldexp", "arctan2",
 )  # fmt: skip
 _FUNCTIONS = (
     "abs", "absolute", "neg", "negative", "positive", "sign", "sgn", "sqrt", "rsqrt", "square", "reciprocal", "exp",
@@ -30,15 +29,31 @@ _FUNCTIONS = (
     "tanhshrink", "hardshrink", "softshrink", "hardtanh", "hardsigmoid", "hardswish", "leaky_relu", "rrelu",
     "threshold", "logsigmoid", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
     "feature_alpha_dropout", "feature_dropout", "clone", "contiguous", "detach", "float", "double", "half", "bfloat16",
-    "long", "int", "bool", "to", "type", "type_as", "cpu", "cuda", "requires_grad_", "zeros_like", "ones_like",
-    "empty_like", "full_like", "rand_like", "randn_like", "deg2rad", "rad2deg", "bernoulli", "view_as_real_",
-    "normal", "poisson", "uniform_", "exponential_", "nan_to_num", "detach_", "zero_", "fill_", "copy_",
+    "long", "int", "bool", "to", "type", "type_as", "cpu", "cuda", "requires_grad_", "rand_like", "randn_like",
+    "deg2rad", "rad2deg", "bernoulli", "signbit", "angle", "conj", "resolve_conj", "lgamma", "digamma", "erfinv", "fix",
+    "arcsin", "arccos", "arcsinh", "arccosh", "arctanh", "normal", "poisson", "uniform_", "exponential_", "detach_",
+    "zero_", "fill_", "copy_",
 )  # fmt: skip
 _OPERATORS = (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "abs", "iadd", "isub", "imul", "itruediv",
     "ifloordiv", "imod", "ipow", "eq", "ne", "gt", "ge", "lt", "le", "and_", "or_", "xor", "inv", "invert", "iand",
     "ior", "ixor",
 )  # fmt: skip
+_SPECIAL = (
+    "entr",
+    "erf",
+    "erfc",
+    "erfcx",
+    "erfinv",
+    "expit",
+    "expm1",
+    "gammaln",
+    "i0",
+    "log1p",
+    "log_ndtr",
+    "logit",
+    "ndtr",
+)
 _MODULES = (
     nn.Identity, nn.ReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.CELU, nn.SiLU, nn.Mish, nn.GELU, nn.Softplus, nn.Softsign,
     nn.Tanh, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.LeakyReLU,
@@ -51,6 +66,7 @@ def _keys() -> set[Key]:
     """Every spelling of torch's element-wise ops: functions, methods, in-place forms, operators, modules."""
     keys: set[Key] = {*_MODULES, *(getattr(operator, name) for name in _OPERATORS)}
     keys |= {f"__{side}{name}__" for name in ("add", "sub", "mul", "truediv") for side in ("", "r")}
+    keys |= {getattr(torch.special, name) for name in _SPECIAL}
     for name in _ARITHMETIC + _FUNCTIONS:
         names = name, f"{name.rstrip('_')}_"
         keys |= {n for n in names if hasattr(Tensor, n)}
@@ -58,7 +74,7 @@ def _keys() -> set[Key]:
     return keys
 
 
-@rule(*_keys())
+@rule(*_keys(), torch.real, torch.imag)
 def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """The result has the labels of its operands, which meet in the broadcast shape."""
     if ctx.node.target in ("to", "type_as"):
@@ -68,13 +84,6 @@ def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     inputs = labels_in((args, kwargs))
     shapes = [x.shape for x in inputs]
     return ctx.meet(inputs, shapes[0] if shapes.count(shapes[0]) == len(shapes) else torch.broadcast_shapes(*shapes))
-
-
-def register_torchvision() -> None:
-    """Add the element-wise operations of torchvision, where it is imported, as it is for every model that has them."""
-    if ops := sys.modules.get("torchvision.ops"):
-        for key in (ops.StochasticDepth, ops.stochastic_depth):
-            RULES.setdefault(key, pointwise)
 
 
 @rule(nn.PReLU, F.prelu, torch.prelu, "prelu")

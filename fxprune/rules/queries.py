@@ -1,4 +1,4 @@
-"""Questions about a tensor (its size, dtype, device), new tensors, and assertions: their values have no labels."""
+"""Questions about a tensor (its size, dtype, device), and assertions: their values have no labels."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def attribute(ctx: Context, x: Any, name: str) -> Any:
         return getattr(x, name)
     if name in ("T", "mT", "H", "mH"):
         return move(ctx, x, name)
-    if name in ("data", "real"):
+    if name in ("data", "real", "imag"):
         return x
     if name == "shape":
         return torch.Size(x.shape)
@@ -58,14 +58,6 @@ def attribute(ctx: Context, x: Any, name: str) -> Any:
 def property_of(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     """The answer in the original model."""
     return ctx.spec()
-
-
-@rule("new_zeros", "new_ones", "new_empty", "new_full")
-def new(ctx: Context, x: Labels, *size: Any, **kwargs: Any) -> Labels:
-    """A new tensor of the given size, without channels."""
-    given = kwargs.get("size", size)
-    shape = tuple(given[0] if given and isinstance(given[0], (tuple, list)) else given)
-    return Labels(shape, value=torch.zeros(shape) if ctx.node.target == "new_zeros" else None)
 
 
 @rule(torch._assert)

@@ -66,7 +66,7 @@ def pad(ctx: Context, sequence: Labels, *args: Any, **kwargs: Any) -> tuple[Labe
 def is_zero(hx: Any) -> bool:
     """Whether initial states are known to be zeros, a layer's default."""
     states = labels_in(hx)
-    return bool(states) and all(x.value is not None and not x.planes and not bool(x.value.any()) for x in states)
+    return bool(states) and all(x.value is not None and not bool(x.value.any()) for x in states)
 
 
 def _units(ctx: Context, inputs: Tensor, suffix: str) -> tuple[Tensor, Tensor]:

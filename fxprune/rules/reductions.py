@@ -18,7 +18,8 @@ from fxprune.rules.table import rule
 
 _REDUCTIONS = (
     "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod", "norm", "logsumexp", "median",
-    "nanmean", "argmax", "argmin", "all", "any", "sum",
+    "nanmean", "argmax", "argmin", "all", "any", "sum", "nansum", "nanmedian", "count_nonzero", "aminmax", "kthvalue",
+    "mode", "trapezoid",
 )  # fmt: skip
 
 
@@ -46,11 +47,18 @@ def _over(ctx: Context, x: Labels, dims: tuple[int, ...], *, keepdim: bool) -> L
     return Labels(tuple(bare.shape), tuple(plane if keepdim else _without(plane, dims) for plane in planes))
 
 
-@rule(F.cosine_similarity)
-def similarity(ctx: Context, x1: Labels, x2: Labels, dim: int = 1, eps: float = 1e-8) -> Labels:
-    """The tensors meet, and are reduced along `dim`."""
+@rule(F.cosine_similarity, F.pairwise_distance)
+def similarity(ctx: Context, x1: Labels, x2: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """The tensors meet, and are reduced along `dim`, the last axis of a distance."""
     x = ctx.meet((x1, x2), torch.broadcast_shapes(x1.shape, x2.shape))
-    return _over(ctx, x, (dim % x.ndim,), keepdim=False)
+    dim = ctx.call.get("dim") if ctx.node.target is F.cosine_similarity else -1
+    return _over(ctx, x, (dim % x.ndim,), keepdim=bool(ctx.call.get("keepdim")))
+
+
+@rule(torch.renorm, "renorm", "renorm_")
+def renorm(ctx: Context, x: Labels, p: float, dim: int, maxnorm: float) -> Labels:
+    """The norm of each slice along `dim` is bounded."""
+    return ctx.statistic(x, set(range(x.ndim)) - {dim % x.ndim})
 
 
 def _reduced_axes(ctx: Context, x: Labels) -> tuple[tuple[int, ...], bool]:
@@ -87,7 +95,9 @@ def _without(plane: Plane, dims: Sequence[int]) -> Plane:
 
 
 @rule(torch.softmax, torch.log_softmax, F.softmax, F.log_softmax, F.softmin, F.normalize, F.gumbel_softmax)
-@rule("softmax", "log_softmax", "cumsum", "sort", torch.cumsum, torch.sort, torch.topk, "topk")
+@rule("softmax", "log_softmax", "cumsum", "sort", torch.cumsum, torch.sort, torch.topk, "topk", "cumsum_")
+@rule("cumprod", "cumprod_", torch.cumprod, "cummax", torch.cummax, "cummin", torch.cummin)
+@rule("logcumsumexp", torch.logcumsumexp, "argsort", torch.argsort)
 @rule(nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d)
 def normalise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Channels are kept along an axis that is normalised or sorted; a grid is tied along it."""

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fxprune.rules.labels import Plane
+
+FILLS = frozenset({
+    torch.zeros, torch.ones, torch.empty, torch.full, "new_zeros", "new_ones", "new_empty", "new_full",
+})  # fmt: skip
+LIKES = frozenset({torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like})
+GIVEN_UP = "given up"  # remembered of nodes that are handled as if their operation had no rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +32,7 @@ class Meeting:
     `inputs` holds all planes of each input, also those outside `axes`, and `sizes` its shape. `summed` are axes that
     the node sums over, and `tag` names the labels of the result. `by_heads` says whether the axes of a grid that
     several inputs share are tried first (heads) or last (places in heads); None chooses the axis that frees more units.
+    `coarse` gives the result labels along the axes that all planes share only, as where a grid would be very large.
     """
 
     axes: tuple[int, ...]
@@ -33,6 +41,12 @@ class Meeting:
     summed: frozenset[int] = frozenset()
     tag: str = ""
     by_heads: bool | None = None
+    coarse: bool = False
+
+    @property
+    def grid(self) -> dict[int, int]:
+        """The axes, and the number of indices along each."""
+        return {axis: max(plane.core.shape[axis] for plane in self.planes) for axis in self.axes}
 
     @property
     def planes(self) -> list[Plane]:
@@ -40,9 +54,9 @@ class Meeting:
         return [plane for planes in self.inputs for plane in planes if set(plane.axes) <= set(self.axes)]
 
     def result_axes(self) -> tuple[int, ...]:
-        """The axes over which the result has labels: all that are not summed, if a plane spans them, or the shared."""
+        """The axes over which the result has labels: all that are not summed, or of these the shared ones."""
         shared = set(self.axes)
-        if not any(plane.axes == self.axes for plane in self.planes):
+        if self.coarse:
             shared = set.intersection(*(set(plane.axes) for plane in self.planes))
         return tuple(axis for axis in self.axes if axis in shared - self.summed)
 

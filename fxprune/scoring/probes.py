@@ -43,6 +43,8 @@ class Probe(Gate):
         self.seen = 0
 
     def forward(self, x: Tensor, *, padded: bool = False) -> Tensor:
+        if x.is_complex():  # the real and the imaginary parts are two more places
+            return torch.view_as_complex(self(torch.view_as_real(x.resolve_conj()), padded=padded))
         if self.seen < self.sampler.batch:
             self.seen = self.sampler.batch
             self._sample(x.detach())

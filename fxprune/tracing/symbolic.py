@@ -25,8 +25,8 @@ from fxprune.caller.example import as_call
 from fxprune.caller.overrides import changed
 from fxprune.caller.source_lines import users_line
 from fxprune.errors import CaptureError
-from fxprune.rules.pointwise import register_torchvision
 from fxprune.rules.table import RULES, module_class
+from fxprune.rules.vision import register_torchvision
 from fxprune.tracing.attention import MultiheadAttention
 from fxprune.tracing.checks import Entry, is_named, signature_of
 from fxprune.tracing.graph import RECORD, Captured, ModelGraph, must_be
@@ -232,7 +232,7 @@ def trace(
     register_torchvision()
     register_constants(model)
     own = tracer or SymbolicTracer(example, concrete_args, leaves)
-    with _opened_functions(), _attributes_kept(model):
+    with _opened_functions(), _variables_passed(), _attributes_kept(model):
         graph = own.trace(model)
     if own.refused:
         raise CaptureError(f"{own.refused[0]}, and it catches the error that says so")
@@ -299,6 +299,22 @@ def _opened_functions() -> Iterator[None]:
     finally:
         table.clear()
         table.update(before)
+
+
+@contextmanager
+def _variables_passed() -> Iterator[None]:
+    """Let the old `Variable(x)` of torch, which makes a tensor anew, be `x` where that is a symbol."""
+    kind = type(torch.autograd.Variable)
+
+    def call(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values())[:1]
+        return given[0] if given and is_symbol(given[0]) else type.__call__(cls, *args, **kwargs)
+
+    kind.__call__ = call  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del kind.__call__
 
 
 @contextmanager

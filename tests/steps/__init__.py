@@ -4,6 +4,8 @@ from steps import (
     attention,
     contractions,
     embeddings,
+    fills,
+    indexing,
     layers,
     movement,
     norms,
@@ -12,10 +14,12 @@ from steps import (
     queries,
     recurrent,
     reductions,
+    transforms,
+    vision,
 )  # fmt: skip
 from steps.kind import KINDS, SIZE, Kind
 
 __all__ = [
-    "KINDS", "SIZE", "Kind", "attention", "contractions", "embeddings", "layers", "movement", "norms", "pointwise",
-    "pools", "queries", "recurrent", "reductions",
+    "KINDS", "SIZE", "Kind", "attention", "contractions", "embeddings", "fills", "indexing", "layers", "movement",
+    "norms", "pointwise", "pools", "queries", "recurrent", "reductions", "transforms", "vision",
 ]  # fmt: skip

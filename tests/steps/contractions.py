@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -109,6 +110,16 @@ add(
     lambda _, x: torch.outer(pooled(x)[0], x.mean((0, 2, 3))).mean(1)[None, :, None, None] * x,
     whole=True,
 )
+_OF_ALL: dict[str, Callable[[Tensor], Tensor]] = {
+    "outer": lambda x: pooled(x)[0].outer(x.mean((0, 2, 3))).mean(1)[None, :, None, None] * x,
+    "cov": lambda x: x * pooled(x).T.cov().mean(),
+    "torch.cov": lambda x: x * torch.cov(pooled(x).T).mean(),
+    "torch.corrcoef": lambda x: x * torch.corrcoef(pooled(x).T + torch.arange(x.shape[0])).mean(),
+    "torch.dist": lambda x: x * torch.dist(x, 2 * x),
+}
+add("torch.linalg.cross", lambda _, x: x * torch.linalg.cross(x[:, :3], x[:, 1:4], dim=1).mean(), alike=False)
+for _title, _call in _OF_ALL.items():
+    add(_title, lambda _, x, call=_call: call(x), whole=True, exports=False)
 add("torch.kron", lambda _, x: torch.kron(pooled(x)[:1], x.mean((0, 2, 3))[None]).mean() * x, whole=True)
 add(
     "torch.tensordot",

@@ -102,10 +102,6 @@ for _name in ("transpose_", "swapaxes_", "swapdims_"):
     add(_name, lambda _, x, n=_name: getattr(_in_place(n, x, 1, 3), n)(1, 3))
 add("nn.Flatten", lambda layer, x: layer(x).unflatten(2, (SIZE, SIZE)), lambda i, o: nn.Flatten(2))
 add("nn.Unflatten", lambda layer, x: layer(x.flatten(2)), lambda i, o: nn.Unflatten(2, (SIZE, SIZE)))
-add("index_select", lambda own, x: x.index_select(2, own.weight), _order)
-add("torch.index_select", lambda own, x: torch.index_select(x, 3, own.weight), _order)
-add("gather", lambda own, x: x.gather(3, own.weight.expand_as(x)), _order, whole=True)
-add("torch.gather", lambda own, x: torch.gather(x, 3, own.weight.expand_as(x)), _order, whole=True)
 add("setitem", lambda _, x, y: _written(x, y), inputs=2)
 
 
@@ -203,12 +199,28 @@ _MOVES: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, Any]]] = {
 for _name, (_move, _options) in _MOVES.items():
     add(_name, lambda _, x, f=_move: f(x), **_options)
 add("index by numbers", lambda own, x: x[:, own.weight], _any_order, alike=False)
-add("select by numbers", lambda own, x: x.index_select(1, own.weight), _any_order, alike=False)
 add("nn.ChannelShuffle", lambda layer, x: layer(x), lambda i, o: nn.ChannelShuffle(2), **EVEN)
 add("nn.PixelShuffle", lambda own, x: F.avg_pool2d(own(x), 2), lambda i, o: nn.PixelShuffle(2), **QUARTER)
 add(
     "nn.PixelUnshuffle", lambda own, x: F.interpolate(own(x), scale_factor=2), lambda i, o: nn.PixelUnshuffle(2), **FOUR
 )
 add("nn.Unfold", lambda own, x: own(x).unflatten(2, (SIZE, SIZE)), lambda i, o: nn.Unfold(3, padding=1), **NINE)
+_STACKS: dict[str, Callable[..., Tensor]] = {
+    "torch.hstack": lambda x, y: torch.hstack([x, y]),
+    "torch.column_stack": lambda x, y: torch.column_stack([x, y]),
+    "torch.vstack": lambda x, y: torch.vstack([x.transpose(0, 1), y.transpose(0, 1)]).transpose(0, 1),
+    "torch.dstack": lambda x, y: torch.dstack([x.transpose(1, 2), y.transpose(1, 2)]).transpose(1, 2),
+}
+for _name, _join in _STACKS.items():
+    add(_name, lambda _, x, y, f=_join: f(x, y), inputs=2, **DOUBLE | dict(needs=lambda i: i <= 12))
+add(
+    "torch.broadcast_tensors",
+    lambda _, x, y: sum(torch.broadcast_tensors(x, y.mean((2, 3), keepdim=True))),
+    inputs=2,
+    exports=False,
+)
+add("torch.view_as_real", lambda _, x, y: torch.view_as_real(torch.complex(x, y)).sum(-1), inputs=2)
+add("torch.view_as_complex", lambda _, x, y: torch.view_as_complex(torch.stack([x, y], -1)).abs(), inputs=2)
+add("repeat to channels", lambda _, x: x * x.mean(1, keepdim=True).repeat(1, x.shape[1], 1, 1), whole=True)
 for _name, _join in (("cat", torch.cat), ("torch.concat", torch.concat), ("torch.concatenate", torch.concatenate)):
     add(_name, lambda _, x, y, f=_join: f([x, y], 1), inputs=2, **DOUBLE | dict(needs=lambda i: i <= 12))

@@ -46,11 +46,12 @@ def _names(text: str) -> list[str]:
 _FROM: dict[str, Callable[[Tensor], Tensor]] = dict.fromkeys(
     _names(
         "asin acos atanh log log2 log10 log1p sqrt rsqrt logit pow float_power xlogy reciprocal fmod remainder rsub "
-        "div true_divide floor_divide divide addcdiv mod ipow itruediv ifloordiv imod truediv floordiv"
+        "div true_divide floor_divide divide addcdiv mod ipow itruediv ifloordiv imod truediv floordiv arcsin arccos "
+        "arctanh erfinv lgamma digamma polar"
     ),
     _inside,
 )
-_FROM |= {"acosh": _beyond, "poisson": _beyond, "float_power": lambda x: _inside(x).double()}
+_FROM |= {"acosh": _beyond, "arccosh": _beyond, "poisson": _beyond, "float_power": lambda x: _inside(x).double()}
 _FROM |= dict.fromkeys(
     _names("bitwise_and bitwise_or bitwise_xor bitwise_not and_ or_ xor inv invert iand ior ixor"), _truth
 )
@@ -59,19 +60,20 @@ _TWO = set(
         "add sub mul div true_divide floor_divide remainder fmod pow float_power maximum minimum fmax fmin atan2 hypot "
         "copysign logaddexp rsub subtract multiply divide xlogy heaviside eq ne gt ge lt le greater greater_equal less "
         "less_equal not_equal isclose logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor copy "
-        "type_as truediv floordiv mod iadd isub imul itruediv ifloordiv imod ipow and_ or_ xor iand ior ixor"
+        "type_as polar complex logaddexp2 ldexp arctan2 truediv floordiv mod iadd isub imul itruediv ifloordiv imod "
+        "ipow and_ or_ xor iand ior ixor"
     )
 )
 _THREE = {"lerp", "addcmul", "addcdiv"}
 _FLAT = {"floor_divide", "floordiv", "ifloordiv", "heaviside"}  # torch has no gradient of these
-_FLAT_IN_PLACE = {"asinh", "acosh", "atanh"}
+_FLAT_IN_PLACE = {"asinh", "acosh", "atanh", "arcsinh", "arccosh", "arctanh"}
 _MORE: dict[str, tuple[Any, ...]] = {
     "clamp": (-0.5, 0.5), "clip": (-0.5, 0.5), "clamp_min": (0.1,), "clamp_max": (0.1,), "threshold": (0.1, 0.2),
-    "normal": (0.5,), "full_like": (0.5,), "fill": (0.5,), "to": (torch.float32,), "type": (torch.float32,),
+    "normal": (0.5,), "fill": (0.5,), "to": (torch.float32,), "type": (torch.float32,),
 }  # fmt: skip
 _DROPS = {"dropout", "alpha_dropout", "feature_alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"}
 _AFTER: dict[str, Callable[[Tensor], Tensor]] = {
-    "empty_like": lambda x: x.zero_(), "rand_like": lambda x: x.ceil(),
+    "rand_like": lambda x: x.ceil(), "polar": torch.angle, "complex": torch.abs,
 } | dict.fromkeys(_names("randn_like normal poisson uniform exponential"), torch.isfinite)  # fmt: skip
 _ALONE = {"where", "masked_fill", "bernoulli", "cuda", *_DROPS}
 
@@ -137,6 +139,9 @@ for _name in dict.fromkeys(name.rstrip("_") for name in rules._ARITHMETIC + rule
             )
         elif _name == "masked_fill":
             add(_title, lambda _, x, y, f=_call: f(x.clone(), y > 0, 0.5), inputs=2)
+add("torch.imag", lambda _, x, y: torch.imag(torch.complex(x, y)) + torch.real(torch.complex(y, x).conj()), inputs=2)
+for _name in rules._SPECIAL:
+    _add(f"torch.special.{_name}", _name if _name == "erfinv" else "sqrt", getattr(torch.special, _name))
 add("torch.dropout by names", lambda _, x: torch.dropout(input=x, p=0.5, train=False))
 for _title, _call in _spellings("where").items():
     if _title.startswith("torch"):

@@ -1,4 +1,4 @@
-"""Steps that ask a tensor about itself, and work with the answer; new tensors of a size."""
+"""Steps that ask a tensor about itself, and work with the answer."""
 
 from __future__ import annotations
 
@@ -33,8 +33,4 @@ add("is_contiguous", lambda _, x: x + 0 * x.is_contiguous())  # a single channel
 add("torch.is_floating_point", lambda _, x: x * (torch.is_floating_point(x) + 2))
 add("attributes", lambda _, x: x.data * x.ndim + torch.zeros(1, dtype=x.dtype, device=x.device), exports=False)
 add("T", lambda _, x: x * spread(pooled(x).T.mT))
-add("new_zeros", lambda _, x: x + x.new_zeros(x.shape), whole=True)
-add("new_ones", lambda _, x: x + x.new_ones(x.size()), whole=True)
-add("new_empty", lambda _, x: x + x.new_empty(x.shape).zero_(), whole=True)
-add("new_full", lambda _, x: x + x.new_full(x.shape, 0.5), whole=True)
 add("torch._assert", _asserted)

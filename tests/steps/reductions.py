@@ -14,10 +14,10 @@ from steps.kind import back, exactly, kind, rows
 
 add = partial(kind, "reductions")
 
-_SINGLE = ("prod", "median", "max", "min", "argmax", "argmin", "all", "any", "nanmean")  # one axis alone
-_FIRST = ("median", "max", "min", "var_mean", "std_mean")  # several results
+_SINGLE = ("prod", "median", "max", "min", "argmax", "argmin", "all", "any", "nanmean", "nanmedian", "mode", "aminmax")
+_FIRST = ("median", "max", "min", "var_mean", "std_mean", "nanmedian", "mode", "aminmax")  # several results
 _TRUTHS = ("all", "any")
-_SEVERAL = ("mean", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "logsumexp", "sum")
+_SEVERAL = ("mean", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "logsumexp", "sum", "nansum")
 
 
 def _statistic(call: Callable[..., Any], name: str, dim: Any) -> Callable[[Any, Tensor], Tensor]:
@@ -41,6 +41,22 @@ for _name in sorted({*_SINGLE, *_SEVERAL}):
         add(f"{_title} over channels", _statistic(_call, _name, 1), whole=_name != "sum")
 for _name in ("norm", "vector_norm"):
     add(f"torch.linalg.{_name}", _statistic(getattr(torch.linalg, _name), _name, (2, 3)))
+for _title, _call in (("torch.kthvalue", torch.kthvalue), ("kthvalue", partial(exactly, "kthvalue"))):
+    add(_title, lambda _, x, call=_call: x * call(x, 2, 2, True)[0])
+    add(f"{_title} over channels", lambda _, x, call=_call: x * call(x, 1, dim=1, keepdim=True)[0], whole=True)
+_counted = partial(exactly, "count_nonzero")
+for _title, _call in (("torch.count_nonzero", torch.count_nonzero), ("count_nonzero", _counted)):
+    add(_title, lambda _, x, call=_call: x * call(x, (2, 3))[..., None, None])
+add("torch.trapezoid", lambda _, x: x * torch.trapezoid(x, dim=3)[..., None])
+for _title, _call in (("torch.renorm", torch.renorm), ("renorm", partial(exactly, "renorm"))):
+    add(_title, lambda _, x, call=_call: call(x.transpose(0, 1), 2, 0, 0.5).transpose(0, 1))
+    add(f"{_title} over channels", lambda _, x, call=_call: call(x, 2, 3, 0.5), whole=True)
+add("renorm_", lambda _, x: x.clone().renorm_(2, 3, 0.5), whole=True)
+add(
+    "F.pairwise_distance",
+    lambda _, x, y: x * F.pairwise_distance(x, y, keepdim=True) + 0 * F.pairwise_distance(x, y)[..., None],
+    inputs=2,
+)
 add("mean over heights and channels", lambda _, x: x * x.mean((1, 2), keepdim=True), whole=True)
 add("mean of all", lambda _, x: x * x.mean(), whole=True)
 add("sum without its axis", lambda _, x: x * x.sum(1)[:, None].tanh())
@@ -61,7 +77,22 @@ _ALONG: dict[str, Callable[..., Tensor]] = {
     "torch.topk": lambda x, dim: torch.topk(x, x.size(dim), dim=dim)[0],
     "topk": lambda x, dim: x.topk(x.size(dim), dim=dim)[0],
 }
-_ORDERED = ("torch.cumsum", "cumsum", "torch.sort", "sort", "torch.topk", "topk")
+_ALONG |= {
+    "torch.cumprod": torch.cumprod,
+    "cumprod": lambda x, dim: x.cumprod(dim),
+    "cumprod_": lambda x, dim: x.clone().cumprod_(dim),
+    "cumsum_": lambda x, dim: x.clone().cumsum_(dim),
+    "torch.cummax": lambda x, dim: torch.cummax(x, dim)[0],
+    "cummax": lambda x, dim: x.cummax(dim)[0],
+    "torch.cummin": lambda x, dim: torch.cummin(x, dim)[0],
+    "cummin": lambda x, dim: x.cummin(dim)[0],
+    "torch.logcumsumexp": torch.logcumsumexp,
+    "logcumsumexp": lambda x, dim: x.logcumsumexp(dim),
+    "torch.argsort": lambda x, dim: x * torch.argsort(x, dim=dim),
+    "argsort": lambda x, dim: x * x.argsort(dim=dim),
+}
+_ORDERED = {*_ALONG} - {"torch.softmax", "torch.log_softmax", "softmax", "log_softmax", "F.normalize"}
+_ORDERED -= {"F.softmax", "F.log_softmax", "F.softmin"}
 for _title, _call in _ALONG.items():
     add(_title, lambda _, x, f=_call: f(x, dim=3))
     add(f"{_title} of channels", lambda _, x, f=_call: f(x, dim=1), whole=True, alike=_title not in _ORDERED)

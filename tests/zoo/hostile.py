@@ -215,7 +215,7 @@ def ShapeAndLiteral(self, x: Tensor) -> Tensor:
     return self.head(self.b(x.relu()).relu().mean(1))
 
 
-@case(images(), shrinks=("a",), frozen=("b",), any_size=True)
+@case(images(), shrinks=("a", "b"), any_size=True)
 @layers(lambda: dict(
     a=conv(3, 8), b=conv(3, 8), c=conv(8, 6, 1), scaled=nn.Linear(8, 6), empty=nn.Linear(8, 6), head=head(6),
 ))  # fmt: skip

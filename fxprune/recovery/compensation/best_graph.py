@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.isolation import evaluating, in_eval_mode
+from fxprune.caller.isolation import evaluating, in_eval_mode, ready_copies
 from fxprune.errors import blaming
 from fxprune.scoring.calibration import Calibration
 from fxprune.scoring.divergence import Divergence
@@ -54,7 +54,7 @@ class BestGraph:
 
     def attempt(self, change: Callable[[ModelGraph], T]) -> T | None:
         """The result of a change of a copy of the graph, if the change was kept; otherwise None."""
-        tried = copy.deepcopy(self.graph)
+        tried = copy.deepcopy(self.graph, ready_copies(self.graph))
         with torch.no_grad(), in_eval_mode(tried), evaluating(self.original):
             done = change(tried)
         if not done:
