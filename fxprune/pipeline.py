@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,10 @@ from fxprune.errors import stage
 from fxprune.planning.allocation import MEASURED, Allocate
 from fxprune.planning.budgets import given, nothing_prunable
 from fxprune.planning.plan import BUDGETS, Plan
-from fxprune.planning.planned import Planned, planned_by
+from fxprune.planning.planned import planned_by
 from fxprune.planning.ratios import Ratios
-from fxprune.recovery.compensate import Level, check_level, with_compensation
+from fxprune.recovery.candidates import nearest, rewritten
+from fxprune.recovery.compensate import Level, check_level, is_light, with_compensation
 from fxprune.recovery.finetune import check_options
 from fxprune.recovery.finetune import finetune as tune
 from fxprune.reporting.attach import note, note_call, note_error, note_original, note_scores
@@ -30,14 +31,12 @@ from fxprune.reporting.report import note_in_class, report
 from fxprune.rewriting.class_limits import keep_to, limits_of
 from fxprune.rewriting.own_class import narrowed
 from fxprune.rewriting.proof import error_of
-from fxprune.rewriting.rewrite import rewrite
 from fxprune.rounds import Asked, Schedule
 from fxprune.scoring.divergence import Metric
 from fxprune.scoring.objective import Loss
 from fxprune.scoring.score import score
 from fxprune.scoring.scores import Scores
 from fxprune.scoring.signals.table import Signal
-from fxprune.tracing.graph import ClassLimits
 from fxprune.tracing.part import Run, part_of, with_captured_part, with_part
 
 
@@ -133,19 +132,17 @@ def compress(
         with_captured_part, loader=loader, path=submodule, exclude=exclude, unpack=unpack, run=run, prove=verify
     )
     original = small = captured(model)
-    schedule, limits = Schedule(asked, rounds), ClassLimits()
-    if own_class:
-        options = {"exclude": exclude, "unknown": unknown, "inexact": inexact, "head_dim": head_dim}
-        limits = limits_of(part_of(model, submodule), part_of(original, submodule), **options)
+    coupled: Any = {"exclude": exclude, "unknown": unknown, "inexact": inexact, "head_dim": head_dim}
+    limits = limits_of(part_of(model, submodule), part_of(original, submodule), **coupled) if own_class else None
+    schedule = Schedule(asked, rounds)
     for index in range(rounds):
         whole = captured(small, prove=verify and not index)  # the one that there is, in the first round
-        if own_class:
-            keep_to(part_of(whole, submodule), limits)
+        keep_to(part_of(whole, submodule), limits)
         with schedule.round(index) as target:
             scores = score(
-                whole, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim,
-                unpack=unpack, classes=classes, seed=seed, device=device, progress=progress, submodule=submodule,
-                run=run, propose=propose, protect=protect, max_samples=max_samples, **scoring,
+                whole, loader, loss, **coupled, unpack=unpack, classes=classes, seed=seed, device=device,
+                progress=progress, submodule=submodule, run=run, propose=propose, protect=protect,
+                max_samples=max_samples, **scoring,
             )  # fmt: skip
             scores = scores if latency is None else scores.with_latency(whole)
             if index == 0:
@@ -156,23 +153,28 @@ def compress(
                     whole, loader, loss=loss, unpack=unpack, run=run, metric=metric, max_samples=max_samples,
                     device=device, seed=seed,
                 )  # fmt: skip
-            ways = (MEASURED, "tod") if compares and scores.curves is not None else (allocate,)
-            shared_by_ways = {"min_keep": min_keep, "round_to": round_to, "ratios": schedule.shares_of(ratios)}
-            plans = [
-                schedule.fitted(plan, part_of(original, submodule))  # type: ignore[arg-type]
-                for plan in scores.plans(ways, **target, **shared_by_ways)
-            ]
-            compensated = partial(
-                with_compensation, model=whole, scores=scores, loader=loader, level=compensate, unpack=unpack, run=run,
-                seed=seed, device=device, max_samples=max_samples, by_class=loss is None and run is None,
-                metric=metric,
+            graph: Any = part_of(whole, submodule)
+            compares = compares and scores.curves is not None and is_light(graph, scores.about["samples"])
+            wanted: Any = {**target, "ratios": schedule.shares_of(ratios), "min_keep": min_keep, "round_to": round_to}
+            if compares and compensate != "none":
+                found = scores.candidates(**wanted)
+            else:
+                found = {"": (scores, scores.plan(**wanted, allocate=allocate))}
+            plans = {
+                name: (source, schedule.fitted(plan, part_of(original, submodule)))  # type: ignore[arg-type]
+                for name, (source, plan) in found.items()
+            }
+            best = nearest(
+                whole, plans,
+                partial(
+                    with_compensation, whole, loader=loader, level=compensate, unpack=unpack, run=run,
+                    seed=seed, device=device, max_samples=max_samples, by_class=loss is None and run is None,
+                    metric=metric,
+                ),
             )  # fmt: skip
-            plan = nearest(whole, plans, compensated)
-            plain, planned = rewritten(whole, plan)
-            note_scores(plain, scores, plan)
+            plan, small = best.plan, best.small
             if verify:
-                note_error(plain, error_of(plan, planned, part_of(plain, submodule)), submodule)
-            small = compensated(plan=plan, planned=planned, small=plain)
+                note_error(small, error_of(plan, best.planned, part_of(best.plain, submodule)), submodule)
         schedule.add(plan, report(part_of(small, submodule)))
     if rounds > 1:
         plan = schedule.whole()
@@ -223,19 +225,9 @@ def apply(
     if scores is not None:
         note_scores(small, scores, plan)
     small = with_compensation(
-        model,
-        plan,
-        planned,
-        small,
-        scores,
-        loader,
-        compensate,
-        unpack=unpack,
-        run=run,
-        seed=seed,
-        device=device,
+        model, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device,
         metric=metric,
-    )
+    )  # fmt: skip
     note_call(small, call, loader, plan.submodule)
     return small
 
@@ -247,26 +239,6 @@ def in_own_class(model: nn.Module, plan: Plan, original: nn.Module, small: nn.Mo
         own = narrowed(part_of(model, plan.submodule), plan, planned_by(original, plan), graph)
         note_in_class(own, graph)
         return with_part(model, plan.submodule, own)
-
-
-def rewritten(model: nn.Module, plan: Plan) -> tuple[nn.Module, Planned]:
-    """The model rewritten by a plan, with its record; and the graph, coupling and kept units of the original."""
-    with stage("rewriting"), undisturbed():
-        found = planned_by(model, plan)
-        small = with_part(model, plan.submodule, rewrite(*found))
-        note(model, small, plan, found)
-        return small, found
-
-
-def nearest(model: nn.Module, plans: Sequence[Plan], compensated: Callable[..., nn.Module]) -> Plan:
-    """The plan whose model, once compensated, has the outputs nearest to the original's on samples held out."""
-    found = []
-    for plan in plans if len(plans) > 1 else ():
-        small, planned = rewritten(model, plan)
-        done = report(part_of(compensated(plan=plan, planned=planned, small=small, crossed=False), plan.submodule))
-        found.append(done.compensation.chosen and done.compensation.chosen[1] if done.compensation else None)
-    known = [index for index, error in enumerate(found) if error is not None]
-    return plans[min(known, key=lambda index: found[index] or 0.0, default=0)]
 
 
 def warn_if_unpruned(small: nn.Module) -> None:

@@ -296,9 +296,7 @@ def test_layers_of_many_channels_are_fitted_in_single_precision(monkeypatch: pyt
     ):  # fmt: skip
         monkeypatch.setattr(module, name, most)
     scores = scored(model, loader)
-    found = next(iter(scores.moments.values())).covariance
-    assert found.dtype == np.float32
-    assert isinstance(found.base, np.memmap) or isinstance(found, np.memmap)
+    assert next(iter(scores.moments.values())).covariance.dtype == np.float32
     small = fxprune.apply(model, scores.plan(params=0.5), loader=loader, compensate="sequential")
     assert small.get_parameter("2.weight").dtype == torch.float32
     done = fxprune.report(small).compensation
@@ -314,7 +312,7 @@ def test_layers_that_are_too_wide_to_be_fitted_are_named(monkeypatch: pytest.Mon
     plan = scored(model, loader).plan(params=0.5)
     for module, name in ((sequential, "WIDE"), (sequential, "WIDEST"), (wide, "MOST_CHANNELS")):
         monkeypatch.setattr(module, name, 12)
-    with pytest.warns(UserWarning, match=r"reads 20 numbers: it is not refitted, as layers are up to 12"):
+    with pytest.warns(UserWarning, match=r"^2 reads 19 numbers: it is not refitted, as layers are up to 12"):
         fxprune.apply(model, plan, loader=loader, compensate="sequential")
 
 

@@ -18,6 +18,7 @@ from zoo import images, randomise
 import fxprune
 from fxprune.planning.allocation import Allocation
 from fxprune.planning.curves import Curves, bundles, measured_levels
+from fxprune.recovery.compensation.best_graph import OutputError
 from fxprune.reporting.report import pruned_of
 from fxprune.scoring.divergence import Divergence
 
@@ -38,7 +39,7 @@ def loader(count: int = 40) -> list[tuple[Tensor, Tensor]]:
 
 
 def made(**options: Any) -> tuple[nn.Module, fxprune.Scores]:
-    model, data = randomise(Net()).double().eval(), loader()
+    model, data = fxprune.capture(randomise(Net()).double().eval(), images()(2).double()), loader()
     return model, fxprune.score(model, data, progress=False, **options).with_curves(model, data)
 
 
@@ -164,20 +165,34 @@ def test_curves_are_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_compress_hands_over_the_nearest_of_several_plans() -> None:
-    """With a bad measure of the groups, the plan by the tolerance of difference is nearer, and is taken."""
-    model, data = randomise(Net()).double().eval(), loader()
+    model, data = fxprune.capture(randomise(Net()).double().eval(), images()(2).double()), loader()
     small = fxprune.compress(model, data, macs=0.6, progress=False)
     found = {}
     scores = fxprune.score(model, data, progress=False).with_curves(model, data)
-    for way in ("measured", "tod"):
-        plan = scores.plan(macs=0.6, allocate=way)
-        other = fxprune.apply(model, plan, scores=scores, loader=data, compensate="sequential")
+    for way, (own, plan) in scores.candidates(macs=0.6).items():
+        other = fxprune.apply(model, plan, scores=own, loader=data, compensate="sequential")
         done = fxprune.report(other).compensation
         assert done is not None
         assert done.chosen is not None
         found[way] = done.chosen[1]
     best = min(found, key=lambda way: found[way])
-    assert pruned_of(small).plan.allocate == best  # type: ignore[union-attr]
+    assert set(found) == {"measured", "tod", "uniform", "global", "tod, propose=magnitude"}
+    taken = scores.candidates(macs=0.6)[best][1]
+    assert {site: len(kept) for site, kept in pruned_of(small).plan.keep.items()} == {  # type: ignore[union-attr]
+        site: len(kept) for site, kept in taken.keep.items()
+    }
+    handed = fxprune.report(small)
+    assert handed.compensation is not None
+    assert handed.compensation.compared == pytest.approx(found)
+    assert f"allocate={best}" in str(handed)
+
+
+def test_refits_that_do_not_help_are_said_to_be_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = randomise(Net()).double().eval(), loader()
+    scores = fxprune.score(model, data, progress=False)
+    monkeypatch.setattr(OutputError, "__call__", lambda *_: 1.0)
+    with pytest.warns(fxprune.FxpruneWarning, match=r"compensate='sequential' changed nothing: no refit brought"):
+        fxprune.apply(model, scores.plan(macs=0.6), scores=scores, loader=data, compensate="sequential")
 
 
 @pytest.mark.parametrize("samples", [64, 640])

@@ -16,7 +16,7 @@ def test_logits_differ_by_their_distributions() -> None:
     judge = Divergence(logits=((0, 1),))
     assert judge(wanted, found) == pytest.approx(float(expected))
     assert judge(wanted, wanted + 3.0) == pytest.approx(0, abs=1e-12)  # the same distribution
-    assert judge.measure == "Kullback-Leibler divergence"
+    assert judge.scaled([wanted]).measure == "Kullback-Leibler divergence"
 
 
 def test_probabilities_differ_as_their_logits_do() -> None:

@@ -16,6 +16,7 @@ from fxprune.caller.batches import Unpack, sample_count
 from fxprune.caller.isolation import device_of, full_float32, kept_buffers, on_device, seeded
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.ranks import give_from_first, in_all
+from fxprune.caller.source_lines import warn
 from fxprune.coupling.groups import Key
 from fxprune.errors import CalibrationError, PlanError, stage
 from fxprune.planning.plan import Plan
@@ -37,10 +38,9 @@ from fxprune.tracing.part import Run, part_of, with_part
 
 Level = Literal["none", "bias", "ridge", "sequential"]
 LEVELS: tuple[str, ...] = get_args(Level)
-MANY = 512  # samples, of which some are set apart to judge by: one in so many
-ONE_IN = 8
-CROSSED = 4  # parts of fewer samples, each of which judges once
-LIGHT = 1e11  # flops of one pass over all samples, up to which that is done
+MANY = 512  # samples, of which some are set apart to judge by
+ONE_IN = 8  # of them; of fewer, each part of that size judges once
+LIGHT = 1e11  # flops of one pass over all samples, up to which that is done, and several plans are compared
 CHECKS["compensate"] = chosen(LEVELS, PlanError)
 
 
@@ -91,7 +91,18 @@ def with_compensation(
         part.meta[RECORD] = replace(record, history=replace(record.history, biases=new_biases(graph, part)))
         small = with_part(small, plan.submodule, part.to(device_of(graph)))
         note_compensation(small, done, plan.submodule)
+        removes = any(len(plan.keep[site]) < width for site, width in plan.widths.items())
+        if removes and crossed and data is not None and not done.refitted and not done.norms:
+            warn(
+                f"compensate={level!r} changed nothing: no refit brought the outputs nearer to the original's on the "
+                "samples held out, so the result is the plain removal; give more calibration samples"
+            )
         return small
+
+
+def is_light(graph: ModelGraph, samples: float) -> bool:
+    """Whether a pass over so many samples is short enough to compensate several times."""
+    return samples * sum(flops_of(graph).values()) / max(sample_count(example_of(graph)), 1) < LIGHT
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,11 +126,10 @@ def judged(
     if data is None or not data.judges:
         return _compensated(planned, small, options, None)
     count = int(data.summed(torch.tensor(sum(map(len, data.held)))))
-    work = count * sum(flops_of(planned.graph).values()) / max(sample_count(example_of(planned.graph)), 1)
-    few = count < MANY and work < LIGHT and data.ranks == 1
+    few = count < MANY and is_light(planned.graph, count) and data.ranks == 1
     if few and not crossed:
         return _compensated(planned, small, options, data)
-    pairs = data.folds(planned.graph, CROSSED if few else ONE_IN)
+    pairs = data.folds(planned.graph, ONE_IN)
     pairs = [pair for pair in pairs[: None if few else 1] if pair[0].judges]
     if not in_all(bool(pairs)):
         return _compensated(planned, small, options, data)

@@ -120,6 +120,7 @@ class Compensation:
     `before` and `after` say how far the outputs are from the original's, by the `measure`, after plain removal and
     after compensation: on calibration samples to which nothing was fitted and by which nothing was chosen. They are
     None where too few samples could be set apart. `chosen` are the same two on the samples that chose what was kept.
+    `compared` are the allocations that were tried, each with the error of its model on those samples.
     `layers` are those that were refitted, `filled` the nodes into whose weights the removed units were folded, and
     `norms` the number of BatchNorms whose statistics were recomputed.
     """
@@ -132,11 +133,18 @@ class Compensation:
     norms: int = 0
     measure: str = "squared error, in shares of the variance"
     chosen: tuple[float, float] | None = None
+    compared: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         known = self.before is not None and self.after is not None
-        errors = f"output's error {self.before:.1%} -> {self.after:.1%}" if known else "output's error not measured"
-        return f"compensation {self.level}: {errors}, {plural(self.refitted, 'layer')} refitted"
+        errors = f"{self.shown(self.before)} -> {self.shown(self.after)}" if known else "not measured"
+        return f"compensation {self.level}: output's error {errors}, {plural(self.refitted, 'layer')} refitted"
+
+    def shown(self, error: float | None) -> str:
+        """An error by the measure, as text: in percent where it is a share."""
+        if error is None:
+            return ""
+        return f"{error:.1%}" if "shares" in self.measure else f"{error:.4g}"
 
     @property
     def refitted(self) -> int:

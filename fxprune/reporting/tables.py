@@ -98,9 +98,12 @@ def summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:
     yield "captured by", "", report.captured, ""
     if done := report.compensation:
         layers = plural(done.refitted, "layer")
-        known = done.before is not None and done.after is not None
-        errors = (f"{done.before:.1%}", f"{done.after:.1%}") if known else ("", "not measured")
-        yield f"output's error, compensation: {done.level}", *errors, layers
+        after = "not measured" if done.after is None else done.shown(done.after)
+        yield f"output's error, compensation: {done.level}", done.shown(done.before), after, layers
+        if "shares" not in done.measure:
+            yield f"  by the {done.measure}", "", "", ""
+        for allocate, error in done.compared.items():
+            yield f"  allocate={allocate}, on the samples that choose", "", done.shown(error), ""
     if tuned := report.finetuned:
         name, values = tuned.judged_by
         best = f"epoch {tuned.best} of {tuned.ran}"

@@ -36,7 +36,7 @@ DEPTHS = (  # shares of a group that are removed; the last leaves one unit. The 
     (1 / 4, 1 / 2, 1.0),
 )
 MOST, FEWEST = 64, 4  # samples that the outputs are compared on
-WORK = 6  # forward passes over all samples that the curves may take at most, as far as `FEWEST` allows
+WORK = 3  # forward passes over all samples that the curves may take at most, as far as `FEWEST` allows
 WIDEST = 2048  # channels that are predicted from others; of wider edges, by their means
 MEMORY = 1 << 30  # bytes for all values of a graph on those samples
 

@@ -54,6 +54,7 @@ class ScoreData:
     moments: Mapping[Key, Moments] = field(default_factory=dict)
     channels: Index | None = None
     curves: Curves | None = None
+    magnitudes: Scalars | None = None
     min_keep: int = 1
     round_to: int = 1
 
@@ -73,7 +74,8 @@ def write_scores(path: str | PathLike[str], scores: ScoreData) -> None:
     arrays |= {"propose": scores.propose, "protect": scores.protect}
     arrays |= {f"site{i}": site.units for i, site in enumerate(scores.sites)}
     arrays |= {f"piece{i}": units for i, units in enumerate(scores.pieces)}
-    arrays |= {} if scores.channels is None else {"channels": scores.channels}
+    others = {"channels": scores.channels, "magnitudes": scores.magnitudes}
+    arrays |= {name: array for name, array in others.items() if array is not None}
     parts: dict[str, Any] = {"costs": scores.costs, "times": scores.times, "curves": scores.curves}
     parts |= {f"moments{i}": moments for i, moments in enumerate(scores.moments.values())}
     for name, part in parts.items():
@@ -117,6 +119,7 @@ def _fields(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, A
     edges = from_plain(tuple[tuple[str, str], ...], header["moments"], "moments")
     return fields | {
         "propose": arrays["propose"], "protect": arrays["protect"], "channels": arrays.get("channels"),
+        "magnitudes": arrays.get("magnitudes"),
         "sites": tuple(Site(name, arrays[f"site{i}"]) for i, name in enumerate(names)),
         "pieces": tuple(arrays[f"piece{i}"] for i in range(header["pieces"])), "costs": costs, "times": times,
         "curves": Curves.of_arrays(arrays, "curves_") if "curves_starts" in arrays else None,
@@ -132,7 +135,8 @@ def _part(arrays: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _check_consistent(scores: ScoreData) -> None:
     """Raise ValueError, TypeError or PlanError where a number refers to nothing, or shapes disagree."""
     units = len(scores.propose)
-    for name, array in (("propose", scores.propose), ("protect", scores.protect)):
+    others = {} if scores.magnitudes is None else {"magnitudes": scores.magnitudes}
+    for name, array in ({"propose": scores.propose, "protect": scores.protect} | others).items():
         _check(array.shape == (units,) and array.dtype == np.float64 and not np.isnan(array).any(), name)
     ends = [0, *(end for _, _, end in scores.groups)]
     starts = [*(start for _, start, _ in scores.groups), units]

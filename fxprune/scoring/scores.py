@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from os import PathLike
@@ -53,7 +53,7 @@ class Scores(ScoreData):
     same number of channels, and `larger` pairs of which the first keeps more than the second; `even` are sets of axes,
     each the unit of every index, that keep the same number. `costs` are the model's
     under any plan, and `times`, from `with_latency`, its latency. `moments` are those of every edge's activations, and
-    `channels` the number of channels that are removed with each unit.
+    `channels` the number of channels that are removed with each unit. `curves` and `magnitudes` are from `with_curves`.
     """
 
     def __str__(self) -> str:
@@ -135,15 +135,23 @@ class Scores(ScoreData):
         widths = {site.name: site.width for site in self.sites}
         return Plan(keep, widths, self.example, level, self.frozen, self.settings, budget, name)
 
-    def plans(self, ways: Sequence[str | Allocate | None], **asked: Any) -> list[Plan]:
-        """The plans by several allocations, as `plan` makes them; those that cannot keep to the budget are left out.
+    def candidates(self, **asked: Any) -> dict[str, tuple[Scores, Plan]]:
+        """Plans for a budget in several ways, by their names, each with the scores that it is from.
 
-        Raises PlanError where none can.
+        By "measured", "tod", "uniform" and "global", and, where "reconstruction" proposes, by "tod" with "magnitude"
+        instead. `asked` is as for `plan`. Ways that cannot keep to the budget are left out.
+
+        Raises:
+            PlanError: no way can.
         """
-        found, errors = list[Plan](), list[PlanError]()
-        for allocate in ways:
+        ways = {allocate: (self, allocate) for allocate in (MEASURED, "tod", "uniform", "global")}
+        if self.magnitudes is not None and self.about.get("propose") == "reconstruction":
+            by_size = replace(self, propose=self.magnitudes, about={**self.about, "propose": "magnitude"})
+            ways["tod, propose=magnitude"] = by_size, "tod"
+        found, errors = dict[str, tuple[Scores, Plan]](), list[PlanError]()
+        for name, (scores, allocate) in ways.items():
             try:
-                found.append(self.plan(**asked, allocate=allocate))
+                found[name] = scores, scores.plan(**asked, allocate=allocate)
             except PlanError as error:
                 errors.append(error)
         if not found:
@@ -206,12 +214,13 @@ class Scores(ScoreData):
                     return self
                 logits = () if submodule else logits_of(graph, data, loader, unpack, by_class=loss is None and not run)
                 within = self.allocation("uniform")
-                others = magnitudes(graph, coupling), activations(coupling, self.moments)
+                sizes = magnitudes(graph, coupling)
                 curves = measured_curves(
-                    graph, coupling, self.moments, within, (self.propose, self.protect, *others), data,
+                    graph, coupling, self.moments, within,
+                    (self.propose, self.protect, sizes, activations(coupling, self.moments)), data,
                     Divergence(logits, metric),
                 )  # fmt: skip
-                return replace(self, curves=curves)
+                return replace(self, curves=curves, magnitudes=sizes)
 
     def _coupled(self, model: nn.Module, part: nn.Module) -> tuple[ModelGraph, Coupling]:
         """The graph of the scored part and its coupling. Raises PlanError where the scores are not of it."""

@@ -116,7 +116,7 @@ def _refit(pair: GraphPair, node: fx.Node, counts: Counter[int], undo: list[Call
     features = math.prod(reader.matrix().shape[2:])
     fit = by_channel(pair, node, reader, aim.norm) if features > WIDE else None
     if fit is None and features > WIDEST:
-        warn(f"{node.name} reads {features:,} numbers: it is not refitted, as layers are up to {WIDEST:,}")
+        warn(f"{_name(node)} reads {features:,} numbers: it is not refitted, as layers are up to {WIDEST:,}")
     elif fit is None:
         fit = _fit(pair, node, reader, aim)
     if fit is None:
@@ -126,7 +126,11 @@ def _refit(pair: GraphPair, node: fx.Node, counts: Counter[int], undo: list[Call
         change = (fit.bias - bias_of(reader)).reshape(-1)
         reader.write(fit.weight.reshape(reader.matrix().shape))
         add_to_bias(reader, aim.norm, change)
-    return [Refit(str(node.target) if node.op == "call_module" else node.name, fit.before, fit.after, fit.strength)]
+    return [Refit(_name(node), fit.before, fit.after, fit.strength)]
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
 
 
 def _layer(pair: GraphPair, node: fx.Node, counts: Counter[int]) -> Reader | None:
