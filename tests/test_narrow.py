@@ -232,3 +232,29 @@ def test_an_attribute_that_also_scales_is_refused() -> None:
     model = Scaled()
     with pytest.raises(NarrowError, match=r"at view, which apply mends|at truediv, which apply mends"):
         fxprune.narrow(model, planned(model, torch.randn(2, 4)))
+
+
+@layers(
+    lambda: dict(heads=4, width=12, a=nn.Linear(6, 12), q=nn.Linear(12, 12), out=nn.Linear(12, 8), head=nn.Linear(8, 5))
+)
+def Checked(self, x: Tensor) -> Tensor:
+    """Checks its width, and divides it by its number of heads."""
+    b, t, _ = x.shape
+    x = self.a(x).relu()
+    if x.shape[-1] != self.width:
+        raise ValueError(f"{x.shape[-1]} is not {self.width}")
+    y = self.q(x)
+    y = y.view(b, t, self.heads, y.shape[-1] // self.heads).transpose(1, 2)
+    assert y.shape == (b, self.heads, t, 3)
+    y = torch.nn.functional.scaled_dot_product_attention(y, y, y).transpose(1, 2).flatten(2)
+    return self.head(self.out(y))
+
+
+def test_attributes_that_sizes_are_compared_with_or_divided_by() -> None:
+    model, example = Checked().eval(), torch.randn(2, 4, 6)
+    kept = {"a": [0, 2, 3, 5, 7, 8, 9], "q": [*range(3, 9)]}
+    plan = fxprune.Plan.from_kept(model, example, kept)
+    own: Any = fxprune.narrow(model, plan)
+    assert (own.width, own.heads) == (7, 2)
+    other = torch.randn(3, 5, 6)
+    assert difference(outputs(fxprune.apply(model, plan), other), outputs(own, other)) < 1e-6

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ class Attribute:
 
     path: str
     name: str
-    value: int
+    value: int = field(compare=False)
     place: int | None = None
 
 
@@ -55,6 +57,55 @@ class NamedSize(int):
 
     def __deepcopy__(self, memo: Any) -> NamedSize:
         return self
+
+    def __eq__(self, other: object) -> bool:
+        equal, noted = int(self) == other, _COMPARED.get()
+        return equal if noted is None else noted.compared(self, other, equal)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = int.__hash__
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A number in a call of the forward that is computed from attributes, and the number that is needed there."""
+
+    node: str
+    size: NamedSize
+    needed: int
+
+
+class Comparisons:
+    """The comparisons of named sizes with other numbers in a forward, in order, and how they ended.
+
+    With those of an earlier run, comparisons end as they did there, and the ones that held need equal numbers.
+    """
+
+    def __init__(self, earlier: Comparisons | None = None) -> None:
+        self.earlier, self.ended, self.uses = earlier, list[bool](), list[Use]()
+
+    def compared(self, size: NamedSize, other: object, equal: bool) -> bool:  # noqa: FBT001 - as Python compares
+        """Note a comparison; gives how it ends."""
+        if self.earlier is not None and len(self.ended) < len(self.earlier.ended):
+            equal = self.earlier.ended[len(self.ended)]
+            if equal and isinstance(other, int):
+                self.uses.append(Use("", size, int(other)))
+        self.ended.append(equal)
+        return equal
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note the comparisons that are made in this context."""
+        token = _COMPARED.set(self)
+        try:
+            yield
+        finally:
+            _COMPARED.reset(token)
+
+
+_COMPARED: ContextVar[Comparisons | None] = ContextVar("_COMPARED", default=None)
 
 
 def _arithmetic(operation: Callable[..., Any], *, reflected: bool) -> Callable[..., Any]:
@@ -112,15 +163,6 @@ def set_sizes(own: nn.Module, values: Values) -> None:
             held[name] = type(held[name])(entries)
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
-    """A number in a call of the forward that is computed from attributes, and the number that is needed there."""
-
-    node: str
-    size: NamedSize
-    needed: int
-
-
 class Calls:
     """The calls of a graph with named sizes, beside those of the graph that was rewritten from it."""
 
@@ -169,13 +211,18 @@ class Calls:
 
     def _named(self, value: Any) -> Any:
         """A number of the graph before, with the names in it; a node as it is where there are none in it."""
-        if not isinstance(value, fx.Node) or value.target not in _ARITHMETIC:
+        found = self._computed(value)
+        return found if isinstance(found, NamedSize) and found.names else value
+
+    def _computed(self, value: Any) -> Any:
+        """The number of a node with the names in it; a size that is read from a tensor counts as after rewriting."""
+        if not isinstance(value, fx.Node):
             return value
-        numbers = [
-            number.meta["spec"] if isinstance(number, fx.Node) else number for number in map(self._named, value.args)
-        ]
-        found = value.target(*numbers) if all(isinstance(number, int) for number in numbers) else value  # type: ignore[operator]
-        return found if isinstance(found, NamedSize) else value
+        if value.target in _ARITHMETIC:
+            numbers = [self._computed(number) for number in value.args]
+            return value.target(*numbers) if all(isinstance(number, int) for number in numbers) else None  # type: ignore[operator]
+        before, after = value.meta["spec"], self.specs[value.name]
+        return NamedSize.of(before, frozenset(), lambda _: after) if type(before) is type(after) is int else None
 
     def _number(self, value: Any) -> Any:
         """A number of the graph after."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,8 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned, planned_by
 from fxprune.rewriting.named_sizes import (
     Calls,
+    Comparisons,
+    Use,
     set_sizes,
     sets_of_pieces,
     solved,
@@ -135,6 +138,8 @@ class Attempt:
         calls = Calls(self.named, small) if mended and self.named else None
         uses = calls.uses() if calls else []
         set_sizes(own, values := solved(uses))
+        if compared := self._compared(own):
+            set_sizes(own, values := solved([*uses, *compared]))
         try:
             check_labels(self._captured(own, prove=prove), planned.coupling, planned.keep, self.graph)
             self.compare(own, small)
@@ -149,6 +154,21 @@ class Attempt:
             even = sets_of_pieces(found, uses, missed)
             raise UnfitError(_blamed(own, self.graph, found or mended, summary(error)), nodes, even) from error
         return own, small
+
+    @cached_property
+    def comparisons(self) -> Comparisons:
+        """The comparisons of integer attributes in the forward."""
+        with (found := Comparisons()).noted():
+            outputs_of(with_named_sizes(self.part), example_of(self.graph))
+        return found
+
+    def _compared(self, own: nn.Module) -> list[Use]:
+        """The numbers that integer attributes have to equal in the forward of a narrowed module, by the original's."""
+        if not self.comparisons.ended:
+            return []
+        with (found := Comparisons(self.comparisons)).noted(), suppress(Exception):  # what fails is told by the proof
+            outputs_of(with_named_sizes(own), example_of(self.graph))
+        return found.uses
 
     def _with_tensors(self, small: ModelGraph) -> nn.Module:
         """A copy of the module with the tensors of `small`, and the settings of its layers."""
