@@ -231,3 +231,45 @@ def test_models_whose_layers_name_their_widths(name: str) -> None:
     assert type(own) is type(model)
     assert parameters(own) < 0.85 * parameters(model)
     assert bool(limits.held) == (name == "siglip")  # whose pooling is an nn.MultiheadAttention
+
+
+class Auxiliary(nn.Module):
+    """Has a second head that only training mode reads, as GoogLeNet and many detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head, self.second = nn.Linear(8, 5), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.b(self.a(x).relu()).relu()
+        y = self.head(self.c(x).relu().mean((2, 3)))
+        return (y, self.second(x.mean((2, 3)))) if self.training else y
+
+
+def test_what_only_training_mode_reads_is_held() -> None:
+    model = Auxiliary().train()
+    own: Any = fxprune.compress(model, BATCHES, 0.6, own_class=True, progress=False)
+    assert own.b.out_channels == own.second.in_features == 8
+    assert own.a.out_channels + own.c.out_channels < 16
+    assert [y.shape for y in own(BATCHES[0][0])] == [(20, 5), (20, 5)]
+    (reason,) = (frozen.reason for frozen in fxprune.report(own).frozen if frozen.sites == ("b",))
+    assert "its own class does not run with fewer (mat1 and mat2 shapes cannot be multiplied" in reason
+
+
+def test_a_module_is_blamed_where_others_have_the_same_code() -> None:
+    """One of two blocks of a class does not run narrower."""
+
+    class Block(nn.Module):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.a, self.b, self.size = nn.Linear(8, 8), nn.Linear(8, 8), [size]
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).relu()
+            return x + self.b(y if len(self.size) > 1 else y.view(-1, *map(int, map(str, self.size))))
+
+    model = nn.Sequential(Block(8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
+    plan, limits = plan_in_class(model, torch.randn(2, 8))
+    assert "0.a" in limits.held
+    assert len(plan.keep["1"]) < 8

@@ -60,11 +60,12 @@ class _Search:
     def coupling(self) -> Coupling:
         return analyse(self.graph, **self.options)
 
-    def failure(self, seed: int, only: Collection[str] | None = None) -> FxpruneError | None:
+    def failure(self, seed: int, only: Collection[str] | None = None, *, labels: bool = True) -> FxpruneError | None:
         """Why the class does not run without some units of all groups, or of some; None where it does."""
         coupling = self.coupling()
+        planned = Planned(self.graph, coupling, trial(coupling, seed, only))
         try:
-            self.attempt.narrowed(Planned(self.graph, coupling, trial(coupling, seed, only)), prove=False)
+            self.attempt.narrowed(planned, labels=labels, prove=False)
         except FxpruneError as error:
             return error
         return None
@@ -82,7 +83,8 @@ class _Search:
         groups = {g.name: self.line_of(nodes[name]) for name in odd for g in _touched(coupling, nodes[name])}
         if not groups and len(even) == len(limits.even):
             why = summary(failure.__cause__ or failure)
-            groups = dict.fromkeys(self.failing([group.name for group in coupling.prunable], seed), why)
+            labels = self.failure(seed, labels=False) is None  # running it takes less time than capturing it
+            groups = dict.fromkeys(self.failing([g.name for g in coupling.prunable], seed, labels=labels), why)
         reasons = {name: f"its own class does not run with fewer ({why})" for name, why in groups.items()}
         sites = {site.name: reasons[g.name] for g in coupling.prunable if g.name in reasons for site in g.sites}
         keep_to(self.graph, ClassLimits({**limits.held, **sites}, tuple(even)))
@@ -92,12 +94,13 @@ class _Search:
         of_capture = next(iter(self.graph.graph.nodes)).stack_trace  # where all inputs are made
         return " ".join(node.stack_trace.split()) if node.stack_trace not in (None, of_capture) else node.name
 
-    def failing(self, groups: Sequence[str], seed: int) -> Sequence[str]:
+    def failing(self, groups: Sequence[str], seed: int, *, labels: bool) -> Sequence[str]:
         """The groups that the class cannot run narrower, by halves; all of them where only several together fail."""
         if len(groups) == 1:
             return groups
         halves = groups[: len(groups) // 2], groups[len(groups) // 2 :]
-        found = [name for half in halves if self.failure(seed, half) is not None for name in self.failing(half, seed)]
+        odd = [half for half in halves if self.failure(seed, half, labels=labels) is not None]
+        found = [name for half in odd for name in self.failing(half, seed, labels=labels)]
         return found or groups
 
 

@@ -8,13 +8,16 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.caller.arguments import check
 from fxprune.caller.computed_weights import computed_tensors, make_permanent
-from fxprune.caller.isolation import isolated_copy, undisturbed
+from fxprune.caller.example import as_call, as_fields, copied
+from fxprune.caller.isolation import applied, isolated_copy, undisturbed
 from fxprune.caller.meta import need_numbers
-from fxprune.caller.source_lines import frame_of
+from fxprune.caller.source_lines import users_frames
 from fxprune.caller.tensors import held_tensors, named_tensors, put, without_place
 from fxprune.errors import FxpruneError, NarrowError, a_kind, is_out_of_memory, stage, summary
 from fxprune.planning.plan import Plan
@@ -127,8 +130,8 @@ class Attempt:
     def _captured(self, own: nn.Module, *, prove: bool = False) -> ModelGraph:
         return capture_as(self.settings, own, example_of(self.graph), prove=prove)
 
-    def narrowed(self, planned: Planned, *, prove: bool = True) -> tuple[nn.Module, ModelGraph]:
-        """The narrowed module, compared with the rewritten graph, and that graph.
+    def narrowed(self, planned: Planned, *, labels: bool = True, prove: bool = True) -> tuple[nn.Module, ModelGraph]:
+        """The narrowed module, compared with the rewritten graph by outputs, and by `labels`, and that graph.
 
         Raises RewriteError, and UnfitError where the module is not equal to the graph.
         """
@@ -141,8 +144,11 @@ class Attempt:
         if compared := self._compared(own):
             set_sizes(own, values := solved([*uses, *compared]))
         try:
-            check_labels(self._captured(own, prove=prove), planned.coupling, planned.keep, self.graph)
+            if labels:
+                check_labels(self._captured(own, prove=prove), planned.coupling, planned.keep, self.graph)
             self.compare(own, small)
+            if self.trained is not None and _shapes_in_training(own, self.graph) != self.trained:
+                raise NarrowError("in training mode, it does not give outputs of the original's shapes")
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -154,6 +160,16 @@ class Attempt:
             even = sets_of_pieces(found, uses, missed)
             raise UnfitError(_blamed(own, self.graph, found or mended, summary(error)), nodes, even) from error
         return own, small
+
+    @cached_property
+    def trained(self) -> list[torch.Size] | None:
+        """The shapes of the module's outputs in training mode; None where it does not run on the example alone."""
+        try:
+            return _shapes_in_training(self.part, self.graph)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return None
 
     @cached_property
     def comparisons(self) -> Comparisons:
@@ -205,6 +221,15 @@ class Attempt:
             )
 
 
+def _shapes_in_training(module: nn.Module, graph: ModelGraph) -> list[torch.Size]:
+    """The shapes of a module's outputs in training mode on the example of its graph; the module is unchanged."""
+    own = isolated_copy(module)
+    args, kwargs = as_call(copied(example_of(graph)))
+    with torch.no_grad():
+        output = applied(own, "train")(*args, **kwargs)
+    return [leaf.shape for leaf in pytree.tree_leaves(as_fields(output)) if isinstance(leaf, Tensor)]
+
+
 def _of_attention(path: str, module: nn.MultiheadAttention) -> str:
     return (
         f"{path or 'the model'} is an nn.MultiheadAttention of {module.num_heads} heads, some of which are removed: "
@@ -213,12 +238,28 @@ def _of_attention(path: str, module: nn.MultiheadAttention) -> str:
 
 
 def _at_failure(graph: ModelGraph, error: BaseException) -> list[str]:
-    """The nodes of the line at which an error was raised, or the one whose labels differ."""
+    """The nodes of the line and the module at which an error was raised, or the one whose labels differ."""
     if isinstance(error, MismatchError) and error.node is not None:
         return [error.node]
-    frame = frame_of(error)
-    line = frame and f'File "{frame.filename}", line {frame.lineno},'
-    return [node.name for node in graph.graph.nodes if line and line in str(node.stack_trace)]
+    frames = users_frames(error)
+    modules = [frame.f_locals["self"] for frame, _ in frames if isinstance(frame.f_locals.get("self"), nn.Module)]
+    if not modules:
+        return []
+    frame, number = frames[-1]
+    line, path = f'File "{frame.f_code.co_filename}", line {number},', _path_in(modules[0], modules[-1])
+    nodes = [node for node in graph.graph.nodes if line in str(node.stack_trace)]
+    return [node.name for node in nodes if path == _module_of(node)]
+
+
+def _module_of(node: fx.Node) -> str:
+    """The path of the module whose forward makes a node."""
+    inside = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    return inside[-1 - (node.op == "call_module")] if len(inside) > (node.op == "call_module") else ""
+
+
+def _path_in(model: nn.Module, module: nn.Module) -> str | None:
+    """The path of a module in a model that holds it."""
+    return next((path for path, inner in model.named_modules() if inner is module), None)
 
 
 def _blamed(own: nn.Module, graph: ModelGraph, found: Sequence[fx.Node], why: str) -> str:
