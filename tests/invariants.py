@@ -232,14 +232,18 @@ def values(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Values:
 
 def agree_throughout(whole: list[Tensor], rounded: list[Tensor]) -> bool:
     """Whether two lists of tensors differ by rounding alone: none of an index, say."""
-    pairs = [(a.double(), b.double()) for a, b in zip(whole, rounded, strict=True) if a.numel()]
+    pairs = [(_real(a), _real(b)) for a, b in zip(whole, rounded, strict=True) if a.numel()]
     return all(bool((a - b).abs().max() <= CLOSE[torch.float32] * a.abs().max()) for a, b in pairs)
+
+
+def _real(x: Tensor) -> Tensor:
+    return (torch.view_as_real(x) if x.is_complex() else x).double()
 
 
 def jump(whole: list[Tensor], rounded: list[Tensor]) -> bool:
     """Whether gradients differ by more than rounding: it decides which of two near values a maximum takes."""
     largest = max((float(a.abs().max()) for a in whole if a.numel()), default=0.0)
-    gaps = (float((a - b.double()).abs().max()) for a, b in zip(whole, rounded, strict=True) if a.numel())
+    gaps = (float((_real(a) - _real(b)).abs().max()) for a, b in zip(whole, rounded, strict=True) if a.numel())
     return any(gap > CLOSE[torch.float32] * largest for gap in gaps)
 
 

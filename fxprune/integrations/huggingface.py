@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING
 
@@ -169,10 +170,13 @@ def _configs(model: nn.Module) -> list[PretrainedConfig]:
     return [config for config in held.values() if isinstance(config, PretrainedConfig)]
 
 
+_TARGETS = ("start_positions", "end_positions", "future_values")  # what a loss compares with, under other names
+
+
 def _arguments(kind: type[PreTrainedModel]) -> tuple[list[str], list[str]]:
     """The names of the forward's arguments that are inputs, and of those that are labels."""
     names = list(inspect.signature(kind.forward).parameters)[1:]
-    labels = [name for name in names if "label" in name or name in ("start_positions", "end_positions")]
+    labels = [n for n in names if ("label" in n and n != "input_labels") or n in _TARGETS]  # input_labels: of a prompt
     return [name for name in names if name not in labels], labels
 
 
@@ -199,7 +203,7 @@ def _loss_of_class(model: PreTrainedModel, loader: Iterable[Any], unpack: Unpack
     with undisturbed(), torch.no_grad(), evaluating(model):
         labels = dict(targets) if isinstance(targets, Mapping) else {"labels": targets}
         output = model(*args, **kwargs, **labels)
-        for function in dict.fromkeys((model.loss_function, *(LOSS_MAPPING[name] for name in _TASKS))):
+        for function in dict.fromkeys((model.loss_function, *(LOSS_MAPPING[name] for name in _TASKS), _forecast)):
             loss = partial(_called, function, model.config)
             name = getattr(function, "__name__", type(function).__name__)
             try:
@@ -214,6 +218,11 @@ def _loss_of_class(model: PreTrainedModel, loader: Iterable[Any], unpack: Unpack
         f"none of the losses of transformers that were tried on the first batch is that of {type(model).__name__} "
         f"({'; '.join(tried)}): pass loss=, a callable(output, labels)"
     )
+
+
+def _forecast(prediction_outputs: Tensor, future_values: Tensor) -> Tensor:
+    """The loss of most models of time series."""
+    return F.mse_loss(prediction_outputs, future_values)
 
 
 def _called(function: Any, config: PretrainedConfig, output: Any, targets: Any) -> Any:

@@ -197,7 +197,7 @@ _SPLIT_ALONG = {"vsplit": 0, "hsplit": 1, "dsplit": 2}  # of a tensor with that 
 
 
 @mends("chunk", "split", "tensor_split", torch.chunk, torch.split, torch.tensor_split, *_SPLIT_ALONG)
-@mends(torch.vsplit, torch.hsplit, torch.dsplit)
+@mends(torch.vsplit, torch.hsplit, torch.dsplit, torch.split_with_sizes, "split_with_sizes")
 def split_sizes(mending: Mending) -> None:
     """However a tensor was split, the pieces get the expected sizes."""
     args, kwargs = mending.arguments()

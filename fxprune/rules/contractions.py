@@ -32,6 +32,22 @@ def product(ctx: Context, a: Labels, b: Labels, *, tag: str = "", constant: Sequ
     return contract(ctx, (left, right), (a, b), batch + rows + columns, tag=tag, constant=constant)
 
 
+@rule(torch.inner, torch.dot, "inner", "dot")
+def inner(ctx: Context, a: Labels, b: Labels) -> Labels:
+    """The last axes are summed over, and the others of b come behind those of a."""
+    left, right = _LETTERS[: max(a.ndim - 1, 0)], _LETTERS[26 : 26 + max(b.ndim - 1, 0)]
+    return contract(ctx, (f"{left}X", f"{right}X"), (a, b), left + right)
+
+
+@rule(torch.linalg.vecdot)
+def vecdot(ctx: Context, a: Labels, b: Labels, **kwargs: Any) -> Labels:
+    """One axis is summed over, and the others meet."""
+    if a.ndim != b.ndim:
+        return ctx.opaque(f"of several ranks in {ctx.describe()}", a, b)  # type: ignore[no-any-return]
+    letters, dim = _LETTERS[: a.ndim], ctx.call.get("dim") % a.ndim
+    return contract(ctx, (letters, letters), (a, b), letters[:dim] + letters[dim + 1 :])
+
+
 @rule(torch.addmm, "addmm", torch.baddbmm, "baddbmm")
 def addmm(ctx: Context, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> Labels:
     """Bias + a b."""

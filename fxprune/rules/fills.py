@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from fxprune.rules.context import Context
-from fxprune.rules.labels import Labels, vector_plane
+from fxprune.rules.labels import Labels, Plane, vector_plane
 from fxprune.rules.table import rule
 from fxprune.rules.vocabulary import FILLS, LIKES, Slot
 
@@ -24,9 +24,7 @@ def fill(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
     """Fresh labels along every axis that may hold channels; numbers of places and truths have none."""
     given = sizes_of(ctx.node, ctx.env)
     shape, spec = tuple(map_arg(given, ctx.env.__getitem__)), ctx.spec()
-    axes = ctx.slot_axes(ctx.node.name, shape) if spec.dtype.is_floating_point or spec.dtype.is_complex else ()
-    fresh = {axis: ctx.fresh(Slot(ctx.node.name, axis), shape[axis]) for axis in axes if _is_free(ctx, given, axis)}
-    planes = tuple(vector_plane(labels, axis, len(shape)) for axis, labels in fresh.items())
+    planes = _fresh(ctx, shape, lambda axis: _is_free(ctx, given, axis))
     number = _NUMBERS.get(ctx.node.target, filled_with(ctx.node))
     if type(number) not in (bool, int, float, complex):
         return Labels(shape, planes)
@@ -37,10 +35,15 @@ def fill(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
 @rule(*LIKES)  # type: ignore[arg-type]
 def fill_like(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """The labels of the other tensor; where it has none, such as the model's input, fresh ones behind the samples."""
-    if x.planes or not (ctx.spec().dtype.is_floating_point or ctx.spec().dtype.is_complex):
-        return ctx.meet([x], x.shape)
-    axes = (axis for axis in ctx.slot_axes(ctx.node.name, x.shape) if axis)
-    return Labels(x.shape, tuple(vector_plane(ctx.fresh(Slot(ctx.node.name, a), x.shape[a]), a, x.ndim) for a in axes))
+    return ctx.meet([x], x.shape) if x.planes else Labels(x.shape, _fresh(ctx, x.shape, bool))
+
+
+def _fresh(ctx: Context, shape: Sequence[int], is_free: Callable[[int], bool]) -> tuple[Plane, ...]:
+    """Labels along the axes that may hold channels in the original; places and truths have none."""
+    kind, name = ctx.spec().dtype, ctx.node.name
+    axes = ctx.slot_axes(name, shape) if kind.is_floating_point or kind.is_complex else ()
+    free = [axis for axis in axes if ctx.remember(f"free{axis}", int(is_free(axis)))]
+    return tuple(vector_plane(ctx.fresh(Slot(name, axis), shape[axis]), axis, len(shape)) for axis in free)
 
 
 def sizes_of(node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:

@@ -45,11 +45,11 @@ _IN_PLACE = {"squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdim
     torch.unbind, torch.narrow, torch.select, torch.flip, torch.fliplr, torch.flipud, torch.roll,
     torch.rot90, torch.tile, torch.pixel_shuffle, torch.pixel_unshuffle, F.pixel_shuffle,
     F.pixel_unshuffle, torch.channel_shuffle, F.channel_shuffle, torch.unflatten, torch.ravel,
-    torch.hsplit, torch.vsplit, torch.dsplit, torch.native_channel_shuffle, operator.getitem,
+    torch.hsplit, torch.vsplit, torch.dsplit, torch.split_with_sizes, torch.native_channel_shuffle, operator.getitem,
     "view", "reshape", "flatten", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "squeeze",
     "unsqueeze", "t", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "flip", "fliplr",
     "flipud", "roll", "rot90", "tile", "unflatten", "ravel", "view_as", "reshape_as",
-    "hsplit", "vsplit", "dsplit", "__getitem__", *_IN_PLACE,
+    "split_with_sizes", "hsplit", "vsplit", "dsplit", "__getitem__", *_IN_PLACE,
     nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
 )  # fmt: skip
 @takes_ragged

@@ -55,6 +55,19 @@ def similarity(ctx: Context, x1: Labels, x2: Labels, *args: Any, **kwargs: Any) 
     return _over(ctx, x, (dim % x.ndim,), keepdim=bool(ctx.call.get("keepdim")))
 
 
+_LOSSES = ("MSE", "L1", "SmoothL1", "Huber", "CrossEntropy", "NLL", "BCEWithLogits", "KLDiv")
+_LOSS_FUNCTIONS = (
+    F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.cross_entropy, F.nll_loss, F.kl_div,
+    F.binary_cross_entropy_with_logits,
+)  # fmt: skip
+
+
+@rule(*_LOSS_FUNCTIONS, *(getattr(nn, f"{name}Loss") for name in _LOSSES))
+def loss(ctx: Context, *args: Any, **kwargs: Any) -> Any:
+    """A loss that the forward computes of all that it is given."""
+    return ctx.opaque(f"all channels enter the loss {ctx.describe()}", args, kwargs)
+
+
 @rule(torch.renorm, "renorm", "renorm_")
 def renorm(ctx: Context, x: Labels, p: float, dim: int, maxnorm: float) -> Labels:
     """The norm of each slice along `dim` is bounded."""

@@ -83,7 +83,7 @@ class Calibration:
     def _held(self, graph: fx.GraphModule, most: int) -> Iterator[tuple[Inputs, Tensor]]:
         """The samples that are held out, at most so many at once, or all of a batch that cannot be split."""
         for batch, held in enumerate(self.held):
-            for rows in held.nonzero().flatten().split(max(most, 1)):
+            for rows in held.nonzero().flatten().split(max(most, 1)) if bool(held.any()) else ():
                 chosen = self._selected(graph, batch, torch.zeros_like(held).index_fill(0, rows, value=True))
                 if chosen is None:
                     yield self.inputs[batch], held

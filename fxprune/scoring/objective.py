@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -43,11 +44,12 @@ class GatedPart(nn.Module):
         vars(self).update({name: value for name, value in plain_attributes(graph).items() if name not in vars(self)})
 
     def __getattr__(self, name: str) -> Any:
-        """What the rest of the model asks of the part: its modules, parameters and buffers."""
+        """What the rest of the model asks of the part: its modules, parameters, buffers, attributes and methods."""
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(vars(self)["graph"], name)
+            found = getattr(graph := vars(self)["graph"], name)
+            return MethodType(found.__func__, self) if getattr(found, "__self__", None) is graph else found
 
     def train(self, mode: bool = True) -> GatedPart:  # noqa: FBT001, FBT002 - torch's signature
         """Stay in eval mode."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import inspect
 import keyword
 import linecache
 import sys
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -80,7 +83,7 @@ class ModelGraph(OwnSource):
 
     A plain GraphModule keeps only the modules that its graph calls, in containers of torch's; here the path
     `small.layer1[0].conv1` remains. It deep-copies and pickles as itself. `meta` holds the record of its capture, or of
-    its pruning.
+    its pruning. In the place of a part of a model, it has the methods and attributes of that, see `take_place_of`.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "ModelGraph") -> None:
@@ -90,7 +93,39 @@ class ModelGraph(OwnSource):
         self._non_persistent_buffers_set = set(root._non_persistent_buffers_set)
         self.meta = dict(root.__dict__.get("meta", {}))
         self.training = root.training
+        if _PLACE in vars(root):
+            vars(self)[_PLACE] = vars(root)[_PLACE]
         vars(self).update({name: value for name, value in plain_attributes(root).items() if name not in vars(self)})
+
+    def take_place_of(self, part: nn.Module) -> None:
+        """Have the methods, properties and attributes of another module, for those that ask for them.
+
+        Attributes are copied; those that refuse it are left out.
+        """
+        if isinstance(part, ModelGraph):
+            vars(self)[_PLACE] = vars(part).get(_PLACE, vars(self).get(_PLACE))
+            return
+        own = dict(self.named_modules(remove_duplicate=False))
+        memo = {id(module): own[path] for path, module in part.named_modules() if path in own}
+        copies: dict[str, Any] = {}
+        for name in vars(part).keys() - vars(nn.Module()).keys() - {"forward"}:
+            with suppress(Exception):  # whatever the caller's class raises
+                copies[name] = copy.deepcopy(vars(part)[name], dict(memo))
+        vars(self)[_PLACE] = type(part), copies
+
+    def __getattr__(self, name: str) -> Any:
+        """What the module has in whose place this stands, where it has it not itself."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            place: tuple[Any, dict[str, Any]] | None = vars(self).get(_PLACE)
+            kind, attributes = place or (None, {})
+            if name in attributes:
+                return attributes[name]
+            found = None if kind is None or name.startswith("__") else inspect.getattr_static(kind, name, None)
+            if found is None:
+                raise
+            return found.__get__(self, kind) if hasattr(type(found), "__get__") else found
 
     def get_submodule(self, target: str) -> nn.Module:
         """The module at a path; `nn.Module`'s own search takes ten times as long."""
@@ -115,6 +150,9 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
     own = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
     plain = (bool, int, float, str, type(None))
     return {name: value for name, value in own.items() if all(isinstance(v, plain) for v in pytree.tree_leaves(value))}
+
+
+_PLACE = "_place_of"  # of a graph: the class and the attributes of the module in whose place it stands
 
 
 @dataclass(frozen=True, slots=True)

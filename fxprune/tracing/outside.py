@@ -57,6 +57,7 @@ class Outside:
         self.arrays: list[tuple[Any, Any]] = []
         self.names: list[tuple[Any, dict[str, Any]]] = []  # classes, and the variables of modules of Python
         self.used: dict[int, set[str]] = {}  # of these variables, the ones that code names
+        self.visited: dict[int, set[str]] = {}  # modules of Python, and the names in them that were followed
         self.cells: list[tuple[str, str, CellType, Any]] = []
         for kind in dict.fromkeys(cls for module in model.modules() for cls in type(module).__mro__):
             self._add_class(kind)
@@ -117,7 +118,10 @@ class Outside:
         if isinstance(value, type) and _is_own(value.__module__):
             self._add_class(value)
         elif isinstance(value, ModuleType) and _is_own(value.__name__):
-            for name in names & vars(value).keys():
+            known = self.visited.setdefault(id(value), set())  # modules of a package name each other
+            new = names & vars(value).keys() - known
+            known |= new
+            for name in new:
                 self._add_global(vars(value)[name], names)
         else:
             self.add(value)

@@ -20,7 +20,7 @@ from fxprune.caller.tensors import in_transform
 from fxprune.errors import CalibrationError, CaptureError, FxpruneError, error_text, known_names, stage
 from fxprune.tracing.capture import capture_around
 from fxprune.tracing.checks import Leaves, check_bare
-from fxprune.tracing.graph import is_captured
+from fxprune.tracing.graph import ModelGraph, is_captured
 from fxprune.tracing.hooks import failed_in_hook, without_global_hooks
 from fxprune.tracing.outside import outside_restored
 from fxprune.tracing.proof.stand_in import check_stands_in
@@ -49,6 +49,8 @@ def with_part(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
         return new
     part = part_of(model, path)
     _check_apart(model, part, path)
+    if isinstance(new, ModelGraph):
+        new.take_place_of(part)
     return isolated_copy(model, {id(part): new})
 
 
@@ -119,7 +121,9 @@ def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | N
 
     with seeded(0), torch.no_grad():
         own = applied(isolated_copy(model), "eval")
-        part_of(own, path).register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
+        part = part_of(own, path)
+        part.register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
+        part.forward = lambda *args, **kwargs: keep(part, args, kwargs)  # which the whole may call by its name
         try:
             call_whole(own, *batch_to_device(batch, device_of(own)), run=run)
         except _SeenError:
@@ -136,7 +140,7 @@ def _inputs_of(model: nn.Module, path: str, batch: tuple[Any, Any], run: Run | N
     if not calls:
         raise CaptureError(
             f"{name_of(model, path)} is not called by a forward pass on the loader's first batch: name a module that "
-            "the model calls as model.part(...), or pass run= to say how the model is run"
+            "the model calls as model.part(...) or model.part.forward(...), or pass run= to say how the model is run"
         )
     return _example(part_of(model, path), *calls[0])
 
@@ -154,18 +158,19 @@ def _example(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """The arguments of a call as an example: by position, or all by name; those at their defaults are left out."""
     signature = inspect.signature(part.forward)
     bound = signature.bind(*args, **kwargs).arguments
-    if any(signature.parameters[name].kind in _VARIADIC for name in bound):
+    kinds = {signature.parameters[name].kind: name for name in bound}
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
         if kwargs:
             raise CaptureError(
                 f"{type(part).__name__}.forward{signature} is called with {', '.join(kwargs)} by name beside *args: "
                 "give all arguments by position"
             )
         return args
+    more = bound.pop(kinds.get(inspect.Parameter.VAR_KEYWORD, ""), {})
+    if more:
+        return {**bound, **more}
     given = {name: value for name, value in bound.items() if value is not signature.parameters[name].default}
     return tuple(given.values()) if list(given) == list(signature.parameters)[: len(given)] else given
-
-
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _check_apart(model: nn.Module, part: nn.Module, path: str) -> None:

@@ -32,7 +32,7 @@ from fxprune.tracing.checks import Entry, is_named, signature_of
 from fxprune.tracing.graph import RECORD, Captured, ModelGraph, must_be
 from fxprune.tracing.hooks import hooked, layer_within_hooks, remove_hooks
 from fxprune.tracing.in_place import viewed, written
-from fxprune.tracing.value_proxies import Symbol, is_symbol
+from fxprune.tracing.value_proxies import MappingProxy, Symbol, is_symbol
 
 _OPENED = (
     nn.Module, nn.Sequential, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
@@ -139,7 +139,8 @@ class SymbolicTracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         if is_symbol(a):
-            return a.node
+            written = vars(a).get("written") if type(a) is MappingProxy else None
+            return a.node if written is None else self.create_arg(written)
         if is_dataclass(a) and not isinstance(a, type) and _holds_proxy(a):
             given = {field.name: getattr(a, field.name) for field in fields(a)}
             some = {name: self.create_arg(value) for name, value in given.items() if value is not None}

@@ -18,6 +18,7 @@ from fxprune.caller.source_lines import deciding_line, is_users, users_frame
 _PLAIN = (type(None), str, bytes, type, torch.layout, torch.memory_format, torch.finfo, torch.iinfo)
 _MISSING = object()
 _OWN = frozenset({"node", "tracer", "concrete", "_call"})  # what a tensor's symbol has itself
+_WRITES = frozenset({"update", "setdefault", "pop", "popitem", "clear"})  # methods by which a dict changes
 _OF_AUTOGRAD = frozenset({"grad", "grad_fn", "requires_grad", "is_leaf", "retains_grad", "output_nr"})
 
 
@@ -186,6 +187,40 @@ for _kind in (SequenceProxy, Symbol, SymbolAttribute):
     Sequence.register(_kind)  # a symbol without a value is asked for its length by `match`, and refuses
 
 
+class MappingProxy(ValueProxy):
+    """The symbol of a dict. Once the forward has written into it, it is a dict of symbols: `written`."""
+
+    written: dict[Any, Any] | None = None
+
+    def _opened(self) -> dict[Any, Any]:
+        if self.written is None:
+            self.written = {key: self[key] for key in self.concrete}
+        return self.written
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._call(operator.getitem, key) if self.written is None else self.written[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._opened()[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        del self._opened()[key]
+
+    def __getattr__(self, k: str) -> Any:
+        if k in _WRITES or (self.written is not None and callable(getattr(dict, k, None))):
+            return getattr(self._opened(), k)
+        return super().__getattr__(k)
+
+    def __iter__(self) -> Iterator[Any]:
+        return super().__iter__() if self.written is None else iter(self.written)
+
+    def __contains__(self, item: Any) -> bool:
+        return super().__contains__(item) if self.written is None else item in self.written
+
+    def __len__(self) -> int:
+        return super().__len__() if self.written is None else len(self.written)
+
+
 class TensorProxy(ValueProxy, Tensor):  # type: ignore[misc]
     """The symbol of a tensor. It is a tensor itself, because torch's parser of arguments looks into its arguments."""
 
@@ -206,7 +241,8 @@ def proxy_of(node: fx.Node, tracer: Any, value: Any) -> Any:
     """The symbol of a node that has this value."""
     if isinstance(value, Tensor):
         return TensorProxy.of(node, tracer, value)
-    return (SequenceProxy if isinstance(value, (tuple, list)) else ValueProxy)(node, tracer, value)
+    kinds = ((dict, MappingProxy), ((tuple, list), SequenceProxy), (object, ValueProxy))
+    return next(proxy for kind, proxy in kinds if isinstance(value, kind))(node, tracer, value)  # type: ignore[arg-type]
 
 
 def _in_place(name: str) -> Callable[[ValueProxy, Any], Any]:

@@ -110,6 +110,11 @@ add(
     lambda _, x: torch.outer(pooled(x)[0], x.mean((0, 2, 3))).mean(1)[None, :, None, None] * x,
     whole=True,
 )
+add("torch.inner", lambda _, x: torch.inner(rows(x), pooled(x)).mean(2)[:, None].unflatten(2, (6, 6)) * x)
+add("inner", lambda _, x: rows(x).inner(pooled(x)).mean(2)[:, None].unflatten(2, (6, 6)) * x)
+add("torch.dot", lambda _, x: torch.dot(x.mean((0, 2, 3)), x.amax((0, 2, 3))) * x)
+add("dot", lambda _, x: x.mean((0, 2, 3)).dot(x.amax((0, 2, 3))) * x)
+add("torch.linalg.vecdot", lambda _, x: torch.linalg.vecdot(x, x.tanh(), dim=1)[:, None] * x)
 _OF_ALL: dict[str, Callable[[Tensor], Tensor]] = {
     "outer": lambda x: pooled(x)[0].outer(x.mean((0, 2, 3))).mean(1)[None, :, None, None] * x,
     "cov": lambda x: x * pooled(x).T.cov().mean(),

@@ -156,6 +156,8 @@ _MOVES: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, Any]]] = {
     "torch.tensor_split": (partial(_swapped, lambda x: torch.tensor_split(x, 2, 1)), EVEN),
     "split": (partial(_swapped, lambda x: x.split(x.size(1) // 2, 1)), EVEN),
     "torch.split": (partial(_swapped, lambda x: torch.split(x, x.size(1) // 2, 1)), EVEN),
+    "split_with_sizes": (partial(_swapped, lambda x: x.split_with_sizes([x.size(1) // 2] * 2, 1)), EVEN),
+    "torch.split_with_sizes": (partial(_swapped, lambda x: torch.split_with_sizes(x, [x.size(1) // 2] * 2, 1)), EVEN),
     "hsplit": (partial(_swapped, lambda x: x.hsplit(2)), EVEN),
     "torch.hsplit": (partial(_swapped, lambda x: torch.hsplit(x, 2)), EVEN),
     "halves": (lambda x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1], HALF),

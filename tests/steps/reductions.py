@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxprune.rules import reductions as rules
 from steps.kind import back, exactly, kind, rows
 
 add = partial(kind, "reductions")
@@ -44,6 +45,21 @@ for _name in ("norm", "vector_norm"):
 for _title, _call in (("torch.kthvalue", torch.kthvalue), ("kthvalue", partial(exactly, "kthvalue"))):
     add(_title, lambda _, x, call=_call: x * call(x, 2, 2, True)[0])
     add(f"{_title} over channels", lambda _, x, call=_call: x * call(x, 1, dim=1, keepdim=True)[0], whole=True)
+for _name in rules._LOSSES:
+    _class = getattr(nn, f"{_name}Loss")
+    add(f"nn.{_name}Loss", lambda layer, x: x * _lost(layer, x), lambda i, o, c=_class: c(), whole=True, alike=False)
+for _function in rules._LOSS_FUNCTIONS:
+    add(f"F.{_function.__name__}", lambda _, x, call=_function: x * _lost(call, x), whole=True, alike=False)
+
+
+def _lost(call: Any, x: Tensor) -> Tensor:
+    """A loss of images: of the classes of their places where that is what it takes."""
+    kind = getattr(call, "__name__", type(call).__name__)
+    classes = "nll" in kind.lower() or "cross_entropy" in kind or "CrossEntropy" in kind
+    target = torch.zeros(x.shape[0], 6, 6, dtype=torch.int64) if classes and "with_logits" not in kind else x.sigmoid()
+    return call(x, target)
+
+
 _counted = partial(exactly, "count_nonzero")
 for _title, _call in (("torch.count_nonzero", torch.count_nonzero), ("count_nonzero", _counted)):
     add(_title, lambda _, x, call=_call: x * call(x, (2, 3))[..., None, None])

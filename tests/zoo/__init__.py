@@ -6,11 +6,13 @@ from zoo import (
     dense,
     frozen,
     functional,
+    graphs,
     grouped,
     hostile,
     layers,
     movement,
     recurrent,
+    states,
     structure,
 )  # fmt: skip
 from zoo.case import CLASSES, ZOO, Case, Inputs, conv, head, images, randomise, tensors
@@ -26,6 +28,7 @@ __all__ = [
     "dense",
     "frozen",
     "functional",
+    "graphs",
     "grouped",
     "head",
     "hostile",
@@ -34,6 +37,7 @@ __all__ = [
     "movement",
     "randomise",
     "recurrent",
+    "states",
     "structure",
     "tensors",
 ]

@@ -40,7 +40,7 @@ def check_stands_in(model: nn.Module, whole: nn.Module, path: str, batches: Sequ
             except Exception:  # noqa: BLE001 - the caller's model takes no such batch, whatever it says
                 if not followed.difference:
                     continue
-            what = followed.difference
+            what = followed.difference or followed.beside()
             try:
                 with outside_restored(own_whole):
                     found = None if what else run_under_seed(call, (own_whole, cut), {}, grad=grad)
@@ -61,10 +61,37 @@ class _Followed:
 
     def __init__(self, part: nn.Module, graph: nn.Module) -> None:
         self.part, self.graph, self.difference, self.calls = part, applied(graph, "eval"), "", 0
+        self.inside, self.asked = 0, dict[str, None]()
+        self._watch_layers(part)
         self.before, self.found = _attributes(part), list[Any]()
         part.register_forward_pre_hook(_in_eval_mode, prepend=True)
         part.register_forward_pre_hook(self._ahead, prepend=True, with_kwargs=True)
         part.register_forward_hook(self._behind)
+
+    def _watch_layers(self, part: nn.Module) -> None:
+        """Note the layers of the part that run while the part itself does not."""
+        forward = part.forward
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self.inside += 1
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self.inside -= 1
+
+        def note(name: str) -> Callable[[Any, Any], None]:
+            return lambda *_: None if self.inside else self.asked.update({name: None})
+
+        part.forward = run
+        for name, layer in part.named_modules():
+            if name and layer._parameters:
+                layer.register_forward_pre_hook(note(name))
+
+    def beside(self) -> str:
+        """What is wrong with layers that run without the part: the graph may have narrowed them."""
+        used = {str(node.target) for node in self.graph.graph.nodes if node.op in ("call_module", "get_attr")}  # type: ignore[union-attr]
+        own = [name for name in self.asked if any(f"{target}.".startswith(f"{name}.") for target in used)]
+        return f"it runs {', '.join(own[:3])} of it alone, which the graph may narrow" if own else ""
 
     def _ahead(self, part: nn.Module, args: Any, kwargs: Any) -> None:
         args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
