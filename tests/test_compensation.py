@@ -312,8 +312,11 @@ def test_layers_that_are_too_wide_to_be_fitted_are_named(monkeypatch: pytest.Mon
     plan = scored(model, loader).plan(params=0.5)
     for module, name in ((sequential, "WIDE"), (sequential, "WIDEST"), (wide, "MOST_CHANNELS")):
         monkeypatch.setattr(module, name, 12)
-    with pytest.warns(UserWarning, match=r"^2 reads 19 numbers: it is not refitted, as layers are up to 12"):
+    with pytest.warns(fxprune.FxpruneWarning) as found:
         fxprune.apply(model, plan, loader=loader, compensate="sequential")
+    said = {str(warning.message) for warning in found}
+    assert "2 reads 19 numbers: it is not refitted, as layers are up to 12" in said
+    assert any(text.startswith("compensate='sequential' changed nothing") for text in said)
 
 
 def test_what_is_held_out_is_judged_in_batches_as_large_as_those_given() -> None:

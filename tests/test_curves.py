@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import squares
+from helpers import difference, outputs, squares
 from nets import layers
 from torch import Tensor, nn
 from zoo import images, randomise
@@ -167,23 +167,16 @@ def test_curves_are_saved_and_loaded(tmp_path: Path) -> None:
 def test_compress_hands_over_the_nearest_of_several_plans() -> None:
     model, data = fxprune.capture(randomise(Net()).double().eval(), images()(2).double()), loader()
     small = fxprune.compress(model, data, macs=0.6, progress=False)
-    found = {}
-    scores = fxprune.score(model, data, progress=False).with_curves(model, data)
-    for way, (own, plan) in scores.candidates(macs=0.6).items():
-        other = fxprune.apply(model, plan, scores=own, loader=data, compensate="sequential")
-        done = fxprune.report(other).compensation
-        assert done is not None
-        assert done.chosen is not None
-        found[way] = done.chosen[1]
-    best = min(found, key=lambda way: found[way])
-    assert set(found) == {"measured", "tod", "uniform", "global", "tod, propose=magnitude"}
-    taken = scores.candidates(macs=0.6)[best][1]
-    assert {site: len(kept) for site, kept in pruned_of(small).plan.keep.items()} == {  # type: ignore[union-attr]
-        site: len(kept) for site, kept in taken.keep.items()
-    }
     handed = fxprune.report(small)
     assert handed.compensation is not None
-    assert handed.compensation.compared == pytest.approx(found)
+    found = dict(handed.compensation.compared)
+    assert set(found) == {"measured", "tod", "uniform", "global", "tod, propose=magnitude"}
+    scores = fxprune.score(model, data, progress=False).with_curves(model, data)
+    best = min(found, key=lambda way: found[way])
+    own, taken = scores.candidates(macs=0.6)[best]
+    assert pruned_of(small).plan.keep == taken.keep  # type: ignore[union-attr]
+    again = fxprune.apply(model, taken, scores=own, loader=data, compensate="sequential")
+    assert difference(outputs(small, data[0][0]), outputs(again, data[0][0])) < 1e-9
     assert f"allocate={best}" in str(handed)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import oneshot_language as language
 import oneshot_peers as peers
 from oneshot_models import CIFAR, MODELS, Workload
 from oneshot_search import AtBudget
@@ -24,7 +25,8 @@ PROTECT = ("taylor", "separability", "magnitude", "activation", "reconstruction"
 ALLOCATIONS = ("tod-by-group", "uniform", "global")
 LEVELS = ("none", "bias", "ridge")
 RESNETS = ("resnet20", "resnet56")
-RESIDUAL = tuple(name for name in MODELS if name not in ("vgg", "lstm"))
+PEERS = tuple(name for name in MODELS if name not in ("speaker", "language"))
+RESIDUAL = ("resnet20", "resnet56", "vit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,10 @@ def ours(options: Options) -> Callable[[Workload], AtBudget]:
     """Scores once, then for every budget a plan and its network."""
 
     def prepare(work: Workload) -> AtBudget:
-        scores = fxprune.score(work.model, work.calibration, progress=False, **options.score)
+        scores = fxprune.score(work.model, work.calibration, **work.options, **options.score)
 
         def at(budget: float) -> tuple[nn.Module, float | None]:
-            plan = scores.plan(macs=budget, **options.plan)
+            plan = scores.plan(**work.budget(budget), **options.plan)
             small = fxprune.apply(work.model, plan, scores=scores, loader=work.calibration, **options.apply)
             return small, plan.alpha
 
@@ -62,27 +64,42 @@ def ours(options: Options) -> Callable[[Workload], AtBudget]:
     return prepare
 
 
+def compressed(work: Workload) -> AtBudget:
+    """The call that users make."""
+    return lambda budget: (
+        fxprune.compress(work.model, work.calibration, **work.budget(budget), **work.options), None
+    )  # fmt: skip
+
+
 DEFAULT = Options(apply={"compensate": "sequential"})
 PUBLISHED = Options(score={"propose": "separability", "protect": "taylor"}, plan={"allocate": "tod-by-group"})
 CONFIGURATIONS: dict[str, Options] = {
-    "fxprune": DEFAULT,
+    "fxprune, allocate tod": DEFAULT,
     **{f"fxprune, compensate {level}": replace(DEFAULT, apply={"compensate": level}) for level in LEVELS},
     **{f"fxprune, allocate {way}": replace(DEFAULT, plan={"allocate": way}) for way in ALLOCATIONS},
     **{f"fxprune, propose {signal}": replace(DEFAULT, score={"propose": signal}) for signal in PROPOSE},
     **{f"fxprune, protect {signal}": replace(DEFAULT, score={"protect": signal}) for signal in PROTECT},
     "fxprune, as published": PUBLISHED,
 }
-DRAWN = ("fxprune", "fxprune, compensate none", "fxprune, compensate ridge", "fxprune, as published")
+DRAWN = ("fxprune, allocate tod", "fxprune, compensate none", "fxprune, compensate ridge", "fxprune, as published")
 
 METHODS: dict[str, Method] = {
     WHOLE: Method(lambda work: lambda budget: (copy.deepcopy(work.model), budget)),
+    "fxprune": Method(compressed, drawn=True, bold=True),
+    **{name: Method(ours(options), drawn=name in DRAWN) for name, options in CONFIGURATIONS.items()},
     **{
-        name: Method(ours(options), drawn=name in DRAWN, bold=name == "fxprune")
-        for name, options in CONFIGURATIONS.items()
+        f"torch-pruning, {signal}{ranks}, stream kept, our refit": Method(
+            peers.refitted(signal, scope=scope), (*CIFAR, "face"), drawn=True
+        )
+        for signal, scope, ranks in (("L2", "local", ""), ("Taylor", "global", ", global"))
     },
-    "torch-pruning, L2": Method(peers.torch_pruning("L2"), drawn=True),
-    "torch-pruning, L2, global": Method(peers.torch_pruning("L2", scope="global"), drawn=True),
-    "torch-pruning, L2, isomorphic": Method(peers.torch_pruning("L2", scope="isomorphic")),
+    "magnitude, uniform": Method(language.ranked("magnitude", "uniform", "none"), ("language",)),
+    "Wanda-sp, uniform": Method(language.ranked(language.wanda_sp, "uniform", "none"), ("language",)),
+    "FLAP": Method(language.ranked(language.flap, language.in_one_ranking, "bias"), ("language",)),
+    "ShortGPT": Method(language.short_gpt, ("language",)),
+    "torch-pruning, L2": Method(peers.torch_pruning("L2"), PEERS, drawn=True),
+    "torch-pruning, L2, global": Method(peers.torch_pruning("L2", scope="global"), PEERS, drawn=True),
+    "torch-pruning, L2, isomorphic": Method(peers.torch_pruning("L2", scope="isomorphic"), PEERS),
     "torch-pruning, L2, stream kept": Method(peers.torch_pruning("L2", stream=False), RESIDUAL, drawn=True),
     "torch-pruning, L2, global, stream kept": Method(
         peers.torch_pruning("L2", scope="global", stream=False), RESIDUAL, drawn=True
@@ -93,11 +110,11 @@ METHODS: dict[str, Method] = {
     "torch-pruning, BN scale, global, stream kept": Method(
         peers.torch_pruning("BN scale", scope="global", stream=False), RESNETS
     ),
-    "torch-pruning, Taylor": Method(peers.torch_pruning("Taylor"), drawn=True),
-    "torch-pruning, Taylor, global": Method(peers.torch_pruning("Taylor", scope="global"), drawn=True),
+    "torch-pruning, Taylor": Method(peers.torch_pruning("Taylor"), PEERS, drawn=True),
+    "torch-pruning, Taylor, global": Method(peers.torch_pruning("Taylor", scope="global"), PEERS, drawn=True),
     "torch-pruning, Taylor, stream kept": Method(peers.torch_pruning("Taylor", stream=False), RESIDUAL, drawn=True),
     "torch-pruning, Taylor, global, stream kept": Method(
         peers.torch_pruning("Taylor", scope="global", stream=False), RESIDUAL, drawn=True
     ),
-    "network-pruner": Method(peers.network_pruner, drawn=True),
+    "network-pruner": Method(peers.network_pruner, PEERS, drawn=True),
 }

@@ -1,18 +1,22 @@
 """The trained models of the one-shot benchmark, their data, and the one measure of cost and of training for all.
 
-Three are checkpoints on CIFAR-10 (see cifar.py). Two are trained here, in seconds, on scikit-learn's digits: an LSTM
-that reads an image as 8 rows of 8 numbers, and a transformer over 16 patches of 2 x 2.
+Three are checkpoints on CIFAR-10 (see cifar.py), three are real networks of other kinds (see oneshot_real.py). Two are
+trained here, in seconds, on scikit-learn's digits: an LSTM that reads an image as 8 rows of 8 numbers, and a
+transformer over 16 patches of 2 x 2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cifar
 import torch
 import torch.nn.functional as F
+from oneshot_real import TASKS, Batches
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -27,17 +31,41 @@ TUNING_RATE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A trained model with its batches; `stream` names the layers that write to its residual stream."""
+    """A trained model with its calibration batches and its measure.
+
+    `stream` names the layers that write to its residual stream. `loss` is None for the cross-entropy of classes.
+    Budgets are shares of the `cost`: "macs", or "params" without the embedding.
+    """
 
     model: nn.Module
-    calibration: cifar.Batches
-    test: cifar.Batches
+    calibration: Batches
+    measure: Callable[[nn.Module], float]
     stream: tuple[str, ...] = ()
+    loss: Callable[[Any, Any], Tensor] | None = None
+    unit: str = "%"
+    cost: str = "macs"
 
     @property
     def example(self) -> Tensor:
         """Two inputs."""
-        return self.calibration[0][0][:2]
+        example: Tensor = self.calibration[0][0][:2]
+        return example
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What scoring is told of this model."""
+        return {"progress": False} | ({} if self.loss is None else {"loss": self.loss})
+
+    def budget(self, share: float) -> dict[str, float]:
+        """A budget as `compress` takes it: of all parameters, for a share of those without the embedding."""
+        if self.cost == "macs":
+            return {"macs": share}
+        whole, fixed = params(self.model), embedding(self.model)
+        return {"params": (fixed + share * (whole - fixed)) / whole}
+
+    def size(self, model: nn.Module) -> int:
+        """The cost of a model."""
+        return macs(model, self.example) if self.cost == "macs" else params(model) - embedding(self.model)
 
 
 class RowReader(nn.Module):
@@ -116,7 +144,7 @@ DIGITS: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor]]] = 
     "lstm": (RowReader, rows),
     "vit": (SmallViT, patches),
 }
-MODELS = (*CIFAR, *DIGITS)
+MODELS = (*CIFAR, *DIGITS, *TASKS)
 
 
 def workload(name: str, weights: Path, *, quick: bool) -> Workload:
@@ -125,11 +153,17 @@ def workload(name: str, weights: Path, *, quick: bool) -> Workload:
         chosen = range(0, 5000, 10) if quick else None
         test = cifar.batches_of(*cifar.load_images("test", chosen), batch_size=250)
         calibration = cifar.batches_of(*cifar.calibration_set(20 if quick else 100))
-        return Workload(cifar.trained(name), calibration, test, writers(cifar.trained(name)))
+        model = cifar.trained(name)
+        return Workload(model, calibration, partial(cifar.accuracy, batches=test), writers(model))
+    if name in TASKS:
+        task = TASKS[name]()
+        cost = "params" if task.unit == "perplexity" else "macs"
+        return Workload(task.model, task.calibration, task.measure, loss=task.loss, unit=task.unit, cost=cost)
     model = DIGITS[name][0]().eval()
     model.load_state_dict(torch.load(weights / f"{name}.pt", weights_only=True))
     (images, labels), held_out = digits(name)
-    return Workload(model, cifar.batches_of(images, labels), cifar.batches_of(*held_out), writers(model))
+    measure = partial(cifar.accuracy, batches=cifar.batches_of(*held_out))
+    return Workload(model, cifar.batches_of(images, labels), measure, writers(model))
 
 
 def writers(model: nn.Module) -> tuple[str, ...]:
@@ -212,3 +246,8 @@ def macs(model: nn.Module, example: Tensor) -> int:
 def params(model: nn.Module) -> int:
     """The number of entries of all parameters, shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def embedding(model: nn.Module) -> int:
+    """The number of entries of its embeddings."""
+    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))

@@ -22,6 +22,8 @@ from oneshot_search import AtBudget, at_budgets
 from original import quietly_elsewhere
 from torch import nn
 
+import fxprune
+
 SAMPLES = 32  # of each class, for network-pruner's distances, as by default
 
 
@@ -32,9 +34,25 @@ def torch_pruning(signal: str, *, scope: str = "local", stream: bool = True) -> 
         model = copy.deepcopy(work.model)
         if signal == "Taylor":
             for inputs, labels in work.calibration:
-                (F.cross_entropy(model(inputs), labels) / len(work.calibration)).backward()
+                ((work.loss or F.cross_entropy)(model(inputs), labels) / len(work.calibration)).backward()
         kept = () if stream else work.stream
         return at_budgets(lambda ratio: _pruned(model, work, signal, scope, kept, ratio), work)
+
+    return prepare
+
+
+def refitted(signal: str, *, scope: str) -> Callable[[Workload], AtBudget]:
+    """torch-pruning's choice of channels, with fxprune's compensation of what is left."""
+
+    def prepare(work: Workload) -> AtBudget:
+        theirs = torch_pruning(signal, scope=scope, stream=False)(work)
+
+        def at(budget: float) -> tuple[nn.Module, float | None]:
+            small, level = theirs(budget)
+            plan = fxprune.Plan.from_kept(work.model, work.example, small.kept)
+            return fxprune.apply(work.model, plan, loader=work.calibration, compensate="sequential"), level
+
+        return at
 
     return prepare
 
@@ -42,7 +60,10 @@ def torch_pruning(signal: str, *, scope: str = "local", stream: bool = True) -> 
 def _pruned(
     model: nn.Module, work: Workload, signal: str, scope: str, kept: tuple[str, ...], ratio: float
 ) -> nn.Module:
-    """A copy of the model, with its gradients, after one step of torch-pruning at a pruning ratio."""
+    """A copy of the model, with its gradients, after one step of torch-pruning at a pruning ratio.
+
+    Its attribute `kept` holds the output channels that are left of each layer that lost some.
+    """
     import torch_pruning as tp
 
     importances: dict[str, Callable[[], Any]] = {
@@ -54,15 +75,25 @@ def _pruned(
     for mine, theirs in zip(small.parameters(), model.parameters(), strict=True):
         mine.grad = theirs.grad  # a deep copy leaves gradients behind
     layers = dict(small.named_modules())
-    output = [layer for layer in layers.values() if isinstance(layer, nn.Linear)][-1]
-    ignored = [output, *(layers[name] for name in kept)]
+    outputs = [layers[name] for name in ("conv4_1", "conv4_2") if name in layers] or [
+        [layer for layer in layers.values() if isinstance(layer, nn.Linear)][-1]
+    ]
+    ignored = [*outputs, *(layers[name] for name in kept)]
     pruner = tp.pruner.BasePruner(
         small, work.example, importance=importances[signal](), pruning_ratio=ratio, ignored_layers=ignored,
         global_pruning=scope != "local", isomorphic=scope == "isomorphic", **_attention(small),
         in_channel_groups={}, out_channel_groups={},  # its defaults are shared by all calls, and filled
     )  # fmt: skip
-    pruner.step()
+    names, left = {layer: name for name, layer in layers.items()}, dict[str, list[int]]()
+    for group in pruner.step(interactive=True):
+        for dependency, indices in group:
+            layer, name = dependency.target.module, names.get(dependency.target.module)
+            if isinstance(layer, (nn.Conv2d, nn.Linear)) and dependency.handler.__name__ == "prune_out_channels":
+                own = left.get(name, list(range(layer.weight.shape[0])))
+                left[name] = [channel for place, channel in enumerate(own) if place not in set(indices)]
+        group.prune()
     small.zero_grad()
+    small.kept = left
     return small.eval()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from oneshot_models import Workload, macs
+from oneshot_models import Workload
 from torch import nn
 
 AtBudget = Callable[[float], tuple[nn.Module, float | None]]  # budget, a share of the MACs -> model, level
@@ -18,11 +18,11 @@ class MissedError(Exception):
 
 def at_budgets(shrunk: Callable[[float], nn.Module], work: Workload) -> AtBudget:
     """`shrunk` maps a level to a pruned copy, the higher the smaller; levels are tried once for all budgets."""
-    full = macs(work.model, work.example)
+    full = work.size(work.model)
 
     @cache
     def share(level: float) -> float:
-        return macs(shrunk(level), work.example) / full
+        return work.size(shrunk(level)) / full
 
     def at(budget: float) -> tuple[nn.Module, float]:
         level = lowest(share, budget)

@@ -60,15 +60,14 @@ def nearest(
     for name, (scores, plan) in plans.items():
         plain, planned = rewritten(model, plan)
         note_scores(plain, scores, plan)
-        small = compensated(plan=plan, planned=planned, small=plain, scores=scores, crossed=len(plans) == 1)
+        small = compensated(plan=plan, planned=planned, small=plain, scores=scores, final=len(plans) == 1)
         found[name] = Candidate(plan, planned, plain, small)
     chosen = min(found, key=lambda name: found[name].error)
     best = found[chosen]
-    done = best.compensation
-    if len(found) > 1 and done is not None:
-        if done.after is None:
-            parts = {"plan": best.plan, "planned": best.planned, "small": best.plain, "scores": plans[chosen][0]}
-            best = replace(best, small=compensated(**parts, crossed=True))
-        errors = {name: candidate.error for name, candidate in found.items()}
-        note_compensation(best.small, replace(best.compensation or done, compared=errors), best.plan.submodule)
+    if len(found) > 1 and best.compensation is not None:
+        parts = {"plan": best.plan, "planned": best.planned, "small": best.plain, "scores": plans[chosen][0]}
+        best = replace(best, small=compensated(**parts))
+        done, errors = best.compensation, {name: candidate.error for name, candidate in found.items()}
+        if done is not None:
+            note_compensation(best.small, replace(done, compared=errors), best.plan.submodule)
     return best

@@ -27,7 +27,7 @@ from fxprune.recovery.compensation.ridge import fill, is_recurrent
 from fxprune.recovery.compensation.sequential import refit
 from fxprune.reporting.attach import note_compensation
 from fxprune.reporting.history import new_biases
-from fxprune.reporting.records import Compensation
+from fxprune.reporting.records import Compensation, Refit
 from fxprune.reporting.report import Pruned
 from fxprune.scoring.calibration import Calibration, calibration_of
 from fxprune.scoring.divergence import Divergence, Metric, logits_of
@@ -40,7 +40,7 @@ Level = Literal["none", "bias", "ridge", "sequential"]
 LEVELS: tuple[str, ...] = get_args(Level)
 MANY = 512  # samples, of which some are set apart to judge by
 ONE_IN = 8  # of them; of fewer, each part of that size judges once
-LIGHT = 1e11  # flops of one pass over all samples, up to which that is done, and several plans are compared
+LIGHT = 3e11  # flops of one pass over all samples, up to which that is done, and several plans are compared
 CHECKS["compensate"] = chosen(LEVELS, PlanError)
 
 
@@ -59,13 +59,13 @@ def check_level(level: str, moments: Mapping[Key, Moments] | None, loader: objec
 def with_compensation(
     model: nn.Module, plan: Plan, planned: Planned, small: nn.Module, scores: Scores | None,
     loader: Iterable[Any] | None, level: Level, *, unpack: Unpack | None, run: Run | None, seed: int,
-    device: torch.device | str | None, max_samples: int | None = None, by_class: bool = False, crossed: bool = True,
+    device: torch.device | str | None, max_samples: int | None = None, by_class: bool = False, final: bool = True,
     metric: Metric | None = None,
 ) -> nn.Module:  # fmt: skip
     """`small`, which a plan made of `model`, compensated, with an entry in its report.
 
-    `by_class` says that the loss is the cross-entropy of the first output, `crossed` that all of a few samples may be
-    fitted to, several times, to judge the result.
+    `by_class` says that the loss is the cross-entropy of the first output. What is `final` is fitted to all samples but
+    those that judge it; otherwise the samples that choose are left out, too, and nothing judges.
     """
     moments = scores.moments if scores else {}
     check_level(level, moments, loader)
@@ -84,7 +84,7 @@ def with_compensation(
                 )
                 if not plan.submodule and metric is None:
                     divergence = Divergence(logits_of(graph, data, loader, unpack, by_class=by_class))
-            part, done = judged(planned, part, Options(level, moments, divergence, int(seed)), data, crossed=crossed)
+            part, done = judged(planned, part, Options(level, moments, divergence, int(seed), final), data)
         for name, value in state.items():
             part.get_buffer(name).copy_(value)
         record: Pruned = part.meta[RECORD]
@@ -92,7 +92,7 @@ def with_compensation(
         small = with_part(small, plan.submodule, part.to(device_of(graph)))
         note_compensation(small, done, plan.submodule)
         removes = any(len(plan.keep[site]) < width for site, width in plan.widths.items())
-        if removes and crossed and data is not None and not done.refitted and not done.norms:
+        if removes and final and level == "sequential" and not done.refitted and not done.norms:
             warn(
                 f"compensate={level!r} changed nothing: no refit brought the outputs nearer to the original's on the "
                 "samples held out, so the result is the plain removal; give more calibration samples"
@@ -107,16 +107,20 @@ def is_light(graph: ModelGraph, samples: float) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Options:
-    """How a graph is compensated: the level, the moments of the edges, the measure of the outputs, and the seed."""
+    """How a graph is compensated: the level, the moments of the edges, the measure of the outputs, and the seed.
+
+    `final` is as for `with_compensation`.
+    """
 
     level: str
     moments: Mapping[Key, Moments]
     divergence: Divergence
     seed: int
+    final: bool = True
 
 
 def judged(
-    planned: Planned, small: ModelGraph, options: Options, data: Calibration | None, *, crossed: bool
+    planned: Planned, small: ModelGraph, options: Options, data: Calibration | None
 ) -> tuple[ModelGraph, Compensation]:
     """A copy of a narrowed graph, compensated, and how far its outputs are from the original's on fresh samples.
 
@@ -127,12 +131,14 @@ def judged(
         return _compensated(planned, small, options, None)
     count = int(data.summed(torch.tensor(sum(map(len, data.held)))))
     few = count < MANY and is_light(planned.graph, count) and data.ranks == 1
-    if few and not crossed:
+    if few and not options.final:
         return _compensated(planned, small, options, data)
     pairs = data.folds(planned.graph, ONE_IN)
     pairs = [pair for pair in pairs[: None if few else 1] if pair[0].judges]
     if not in_all(bool(pairs)):
         return _compensated(planned, small, options, data)
+    if not options.final:
+        return _compensated(planned, small, options, pairs[0][0])
     total = np.zeros(3)
     for rest, apart in pairs:
         best, done = _compensated(planned, small, options, rest)
@@ -161,11 +167,15 @@ def _compensated(
 
     maps = (False,) if level == "bias" else (True, False)  # by the mean where a linear map does harm
     filled = next((done for linear in maps if (done := best.attempt(partial(fill_in, linear=linear)))), ())
+
+    def fit(tried: ModelGraph, *, error: OutputError | None) -> tuple[Refit, ...]:
+        return refit(planned, tried, data, error, seed=options.seed, all_rows=options.final) if data else ()
+
     layers, norms = None, None
     if data is not None and error is not None:
         if level == "sequential":
             ways = None, error  # all layers at once, or a few at a time where that is no gain
-            fits = (best.attempt(lambda tried: refit(planned, tried, data, way, seed=options.seed)) for way in ways)  # noqa: B023
+            fits = (best.attempt(partial(fit, error=way)) for way in ways)
             layers = next((found for found in fits if found), None)
         norms = best.attempt(lambda tried: re_estimate(tried, data))
         if data.ranks > 1:

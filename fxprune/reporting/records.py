@@ -120,7 +120,8 @@ class Compensation:
     `before` and `after` say how far the outputs are from the original's, by the `measure`, after plain removal and
     after compensation: on calibration samples to which nothing was fitted and by which nothing was chosen. They are
     None where too few samples could be set apart. `chosen` are the same two on the samples that chose what was kept.
-    `compared` are the allocations that were tried, each with the error of its model on those samples.
+    `compared` are the ways of planning that were tried, each with the error of its model on those samples, to which
+    nothing was fitted then.
     `layers` are those that were refitted, `filled` the nodes into whose weights the removed units were folded, and
     `norms` the number of BatchNorms whose statistics were recomputed.
     """

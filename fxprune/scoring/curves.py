@@ -27,7 +27,7 @@ from fxprune.scoring.eval_graph import fuse
 from fxprune.scoring.lockstep import all_bytes
 from fxprune.scoring.moments import Moments
 from fxprune.scoring.prediction import prediction
-from fxprune.tracing.graph import ModelGraph, example_of
+from fxprune.tracing.graph import ModelGraph, example_of, flops_of
 from fxprune.tracing.in_place import works_in_place
 
 DEPTHS = (  # shares of a group that are removed; the last leaves one unit. The first that is not too much is taken.
@@ -36,7 +36,8 @@ DEPTHS = (  # shares of a group that are removed; the last leaves one unit. The 
     (1 / 4, 1 / 2, 1.0),
 )
 MOST, FEWEST = 64, 4  # samples that the outputs are compared on
-WORK = 3  # forward passes over all samples that the curves may take at most, as far as `FEWEST` allows
+WORK = 3  # forward passes over all samples that the curves may take, or `FLOPS` where that is more
+FLOPS = 3e11
 WIDEST = 2048  # channels that are predicted from others; of wider edges, by their means
 MEMORY = 1 << 30  # bytes for all values of a graph on those samples
 
@@ -116,13 +117,15 @@ def measured_curves(
     gated, gates = insert(graph, coupling, lambda edge: PredictionGate(edge, moments))
     fuse(gated, coupling.specs)
     found, count = bundles(allocation), int(data.summed(torch.tensor(sum(map(len, data.held)))))
+    a_sample = sum(flops_of(graph).values()) / sample_count(example_of(graph))
+    passes = max(WORK * count, FLOPS / max(a_sample, 1.0))  # of a sample
     shares, tried = next(
         (shares, tried)
         for shares, tried in [*((s, t) for s in DEPTHS for t in (len(signals), 1)), (DEPTHS[-1], 1)]
-        if _work(found, shares) * tried * FEWEST <= WORK * count or (shares is DEPTHS[-1] and tried == 1)
+        if _work(found, shares) * tried * FEWEST <= passes or (shares is DEPTHS[-1] and tried == 1)
     )
     at_once = MEMORY * sample_count(example_of(graph)) // max(all_bytes(graph), 1)
-    samples = max(FEWEST, min(MOST, int(WORK * count / max(_work(found, shares) * tried, 1e-9))))
+    samples = max(FEWEST, min(MOST, int(passes / max(_work(found, shares) * tried, 1e-9))))
     samples = max(1, min(-(-samples // data.ranks), at_once))  # of this rank
     order, depths, values = list[Index](), list[int](), list[float]()
     with torch.no_grad(), evaluating(gated):

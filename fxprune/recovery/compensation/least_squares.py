@@ -39,6 +39,11 @@ class Rectified:
     scale: Tensor
     shift: Tensor
 
+    def part(self, chosen: Tensor) -> Rectified:
+        """The rectifier of the rows that a mask (n,) chooses."""
+        scale, shift = (v if v.shape[1] == 1 else v[:, chosen] for v in (self.scale, self.shift))
+        return Rectified(scale, shift)
+
     def aim(self, wanted: Tensor, found: Tensor) -> Tensor:
         """The outputs nearest to those found that are as good as those wanted."""
         goal, given = (z * self.scale + self.shift for z in (wanted, found))
@@ -65,12 +70,12 @@ class Fit:
 
 def refitted(
     rows: Rows, weight: Tensor, bias: Tensor, *, intercept: bool = True, rectified: Rectified | None = None,
-    strengths: Sequence[float] | None = None,
+    strengths: Sequence[float] | None = None, all_rows: bool = True,
 ) -> Fit:  # fmt: skip
     """The weights near those given that produce the wanted outputs best.
 
     The ridge pulls towards the weights given. Its strength is the best on the rows held out, and the fit is used only
-    if it is better there than the weights given. It is then repeated with all rows.
+    if it is better there than the weights given. It is then repeated with `all_rows`.
 
     Args:
         weight, bias: (groups, outputs, features) and (groups, outputs) of float64.
@@ -85,13 +90,16 @@ def refitted(
     before = best.before
     if best.strength is None:
         return best
-    others = Normal.of(held.inputs, held.wanted, intercept=intercept)
-    whole = part.with_rows(others, share=held.inputs.shape[1] / len(rows.held))
-    solved = whole.solve(weight, bias, best.strength)
+    if all_rows:
+        others = Normal.of(held.inputs, held.wanted, intercept=intercept)
+        part = part.with_rows(others, share=held.inputs.shape[1] / len(rows.held))
+    else:
+        rows, rectified = fitting, rectified and rectified.part(~rows.held)
+    solved = part.solve(weight, bias, best.strength)
     if rectified is not None:
         for _ in range(ROUNDS):
             wanted = rectified.aim(rows.wanted, _outputs(rows.inputs, *solved))
-            solved = whole.towards(rows.inputs, wanted).solve(weight, bias, best.strength)
+            solved = part.towards(rows.inputs, wanted).solve(weight, bias, best.strength)
     finite = all(bool(values.isfinite().all()) for values in solved)
     return Fit(*solved, best.strength, before, best.after) if finite else best
 

@@ -29,13 +29,17 @@ FEWEST_PLACES = 4  # of a sample, where there are more samples than rows
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GraphPair:
-    """The runs of the original and of the rewritten graph, and which channels of the original's values are kept."""
+    """The runs of the original and of the rewritten graph, and which channels of the original's values are kept.
+
+    With `all_rows` the samples held out are fitted to, too, once they chose how.
+    """
 
     whole: Stepper
     small: Stepper
     checker: Checker
     data: Calibration
     generator: torch.Generator
+    all_rows: bool = True
 
     def source(self, node: fx.Node) -> fx.Node:
         """The first input of a layer of the rewritten graph."""
