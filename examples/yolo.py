@@ -104,8 +104,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = {"data": str(data_set(Path(folder) / "shapes", yolo.task)), "imgsz": SIDE, "batch": 16, "device": "cpu"}
         quiet = {"project": folder, "plots": False, "verbose": False, "workers": 0}
-        training = data | quiet | {"optimizer": "AdamW", "lr0": 2e-3, "warmup_epochs": 0, "mosaic": 0.0}
-        yolo.train(epochs=EPOCHS, **training)
+        training = data | quiet | {"optimizer": "AdamW", "warmup_epochs": 0, "mosaic": 0.0}
+        yolo.train(epochs=EPOCHS, lr0=2e-3, **training)
         print(f"original: mAP50 {yolo.val(**data, **quiet).box.map50:.3f}")
 
         small = pruned(yolo, yolo.trainer)
@@ -113,7 +113,7 @@ def main() -> None:
         yolo.model = copy.deepcopy(small)  # validation fuses its layers
         print(f"pruned: mAP50 {yolo.val(**data, **quiet).box.map50:.3f}")
 
-        yolo.train(trainer=training_with(small, type(yolo.trainer)), epochs=TUNED, **training)
+        yolo.train(trainer=training_with(small, type(yolo.trainer)), epochs=TUNED, lr0=3e-4, **training)
         again = YOLO(yolo.trainer.best)
         print(f"trained on, loaded from best.pt: mAP50 {again.val(**data, **quiet).box.map50:.3f}")
         print(f"{type(again.model).__name__} of {sum(p.numel() for p in again.model.parameters()):,} parameters")
