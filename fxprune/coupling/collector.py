@@ -14,7 +14,7 @@ from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, Plane, varying_axes
 from fxprune.rules.vocabulary import GIVEN_UP, ChannelRead, Comparison, Option, Slot
 from fxprune.tracing.checks import Leaves, listed
-from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.graph import ModelGraph, captured_of
 
 Exclude = Leaves
 EXCLUDED = "excluded by the caller"
@@ -29,6 +29,7 @@ class Collector(Context):
     ) -> None:
         super().__init__(graph)
         self.exclude, self.allow_inexact, self.by_heads = listed(exclude), inexact, not head_dim
+        self.limits = captured_of(graph).limits
         self.statistics: list[tuple[Tensor, str, str]] = []
         self.matched: set[int] = set()
         self.modules = dict(graph.named_modules(remove_duplicate=False))
@@ -71,6 +72,8 @@ class Collector(Context):
         self.produced.append((labels.reshape(-1), site))
         if any(self._matches(pattern, site) for pattern in range(len(self.exclude))):
             self.freeze(labels, EXCLUDED)
+        elif site in self.limits.held:
+            self.freeze(labels, self.limits.held[site])
 
     def balance(self, *sites: str) -> None:
         if len(sites) > 1 and sites not in self.balanced:

@@ -126,9 +126,9 @@ class Coupling:
     all nodes, `axes` the axes of their planes, `specs` their shapes on the example, `remembered` numbers that rules
     keep; `slots` the first label and the size of every slot. `pieces` are sets of units that make up a whole axis of
     some tensor: one of each is kept. `statistics` are nodes that take a statistic over prunable channels; `balanced`
-    are sets of sites of equal width, `larger` pairs whose first site is wider than the second. `floors` are sets of
-    units, and how many of each are kept at least, `routers` the layers that choose among experts,
-    and `branches` the parts of the graph that work for one of them.
+    are sets of sites of equal width, `larger` pairs whose first site is wider than the second. `even` are sets of axes,
+    each the unit of every index, that keep equal numbers. `floors` are sets of units, and how many of each are kept at
+    least, `routers` the layers that choose among experts, and `branches` the parts of the graph that work for one.
     """
 
     groups: tuple[Group, ...]
@@ -145,6 +145,7 @@ class Coupling:
     statistics: tuple[str, ...] = ()
     balanced: tuple[tuple[str, ...], ...] = ()
     larger: tuple[tuple[str, str], ...] = ()
+    even: tuple[tuple[tuple[int, ...], ...], ...] = ()
     floors: tuple[tuple[Index, int], ...] = ()
     routers: tuple[Router, ...] = ()
     branches: tuple[Branch, ...] = ()

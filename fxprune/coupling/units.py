@@ -87,7 +87,22 @@ def resolve(collector: Collector) -> Coupling:
             for expert, own in branches.items()
         ),
         routers=routers_of(collector, compared, _site_channels(collector, merged), merged),
+        even=tuple(
+            tuple(units for place in places if (units := units_along(values, unit_of, *place)) is not None)
+            for places in collector.limits.even
+        ),
     )
+
+
+def units_along(values: dict[str, Any], unit_of: Index, node: str, output: int, axis: int) -> tuple[int, ...] | None:
+    """The unit of each index along an axis of a value, -1 for an index that is always kept.
+
+    None where an index holds several units, so that it is no unit that removes it.
+    """
+    planes = labels_in(values[node])[output].along(axis)
+    rows = [np.unique(row) for plane in planes for row in _units_at(unit_of, plane.slices(axis).long().numpy())]
+    size = labels_in(values[node])[output].shape[axis]
+    return tuple(int(row[0]) for row in rows) if len(rows) == size and all(len(row) == 1 for row in rows) else None
 
 
 def _first_to_choose(choice: tuple[Sequence[Option], bool]) -> tuple[bool, int]:

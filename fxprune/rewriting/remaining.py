@@ -28,7 +28,12 @@ Planes = tuple[Plane, ...]
 
 
 class MismatchError(FxpruneError):
-    """A node of a rewritten graph does not carry the labels that it should."""
+    """A node of a rewritten graph does not carry the labels that it should.
+
+    `node` is its name in the original graph, where it is known.
+    """
+
+    node: str | None = None
 
 
 def narrowed_copy(module: Any, checker: Checker, prefix: str = "") -> Any:

@@ -59,8 +59,12 @@ def check_labels(small: ModelGraph, coupling: Coupling, keep: Flags, graph: Mode
     if [_kind(node) for node in own] != [_kind(node) for node in kept]:
         raise MismatchError("the rewritten graph has other nodes than the original")
     for node, original in zip(own, kept, strict=True):
-        _compute_inserted(checker, node, original)
-        checker.env[node] = checker.checked(node, original)
+        try:
+            _compute_inserted(checker, node, original)
+            checker.env[node] = checker.checked(node, original)
+        except MismatchError as error:
+            error.node = original.name
+            raise
 
 
 def _kind(node: fx.Node) -> str:

@@ -28,7 +28,7 @@ from fxprune.tracing.settings import check_settings
 
 FORMAT = 3
 _IN_HEADER = (
-    "groups", "example", "frozen", "settings", "about", "balanced", "larger", "min_keep", "round_to",
+    "groups", "example", "frozen", "settings", "about", "balanced", "larger", "even", "min_keep", "round_to",
 )  # fmt: skip
 _MANY = 1 << 31
 
@@ -48,6 +48,7 @@ class ScoreData:
     about: Mapping[str, Any] = field(default_factory=dict)
     balanced: tuple[tuple[str, ...], ...] = ()
     larger: tuple[tuple[str, ...], ...] = ()
+    even: tuple[tuple[tuple[int, ...], ...], ...] = ()
     costs: Costs | None = None
     times: Latency | None = None
     moments: Mapping[Key, Moments] = field(default_factory=dict)
@@ -151,6 +152,8 @@ def _check_consistent(scores: ScoreData) -> None:
     _check(all(len(pair) == 2 for pair in scores.larger), "larger")
     for site in scores.sites:
         _check_range(site.units, -1, units, f"the units of {site.name}")
+    for axis in (axis for axes in scores.even for axis in axes):
+        _check_range(np.array(axis, dtype=np.int64), -1, units, "even")
     for piece in scores.pieces:
         _check_range(piece, 0, units, "a piece")
         _check(len(piece) > 0, "a piece")

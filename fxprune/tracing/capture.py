@@ -153,14 +153,17 @@ def _capture(
         raise CaptureError(_no_way(model, failures, beside, reference)) from next(iter(failures.values()))
 
 
-def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any, *, made: bool = False) -> ModelGraph:
+def capture_as(
+    settings: Mapping[str, Any], model: nn.Module, example: Any, *, made: bool = False, prove: bool = True
+) -> ModelGraph:
     """Capture a model by the `settings` of scores or a plan; see `settings_of`.
 
-    The graph is not compared with the model where it decides as the scores' example did, on which it was compared, nor
-    where the example was `made` of a plan's description and has numbers that the model does not run on.
+    With `prove`, the graph is compared with the model, except where it decides as the scores' example did, on which it
+    was compared, or where the example was `made` of a plan's description and has numbers that the model does not run
+    on.
     """
     decisions, concrete = settings.get("decisions", ()), settings.get("concrete_args")
-    prove = not decisions and (not made or _runs_on(model, example, concrete or {}))
+    prove = prove and not decisions and (not made or _runs_on(model, example, concrete or {}))
     method, leaves = str(settings.get("method", "auto")), tuple(settings.get("leaves", ()))
     with values.replaying(decisions):
         return _capture(model, example, method, concrete, leaves, prove=prove, again=True)
