@@ -100,7 +100,7 @@ def units_along(values: dict[str, Any], unit_of: Index, node: str, output: int, 
     None where an index holds several units, so that it is no unit that removes it.
     """
     planes = labels_in(values[node])[output].along(axis)
-    rows = [np.unique(row) for plane in planes for row in _units_at(unit_of, plane.slices(axis).long().numpy())]
+    rows = [np.unique(row) for plane in planes for row in units_at(unit_of, plane.slices(axis).long().numpy())]
     size = labels_in(values[node])[output].shape[axis]
     return tuple(int(row[0]) for row in rows) if len(rows) == size and all(len(row) == 1 for row in rows) else None
 

@@ -154,12 +154,9 @@ def _check_consistent(scores: ScoreData) -> None:
         _check_range(site.units, -1, units, f"the units of {site.name}")
     for axis in (axis for axes in scores.even for axis in axes):
         _check_range(np.array(axis, dtype=np.int64), -1, units, "even")
-    for piece in scores.pieces:
-        _check_range(piece, 0, units, "a piece")
-        _check(len(piece) > 0, "a piece")
-    for chosen, least in scores.floors:
-        _check_range(chosen, 0, units, "a floor")
-        _check(0 < least <= len(chosen), "a floor")
+    for chosen, least in (*((piece, 1) for piece in scores.pieces), *scores.floors):
+        _check_range(chosen, 0, units, "a piece or a floor")
+        _check(0 < least <= len(chosen), "a piece or a floor")
     if scores.channels is not None:
         _check_range(scores.channels, 0, 1 << 62, "channels")
         _check(len(scores.channels) == units, "channels")
