@@ -16,13 +16,26 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.coupling.couple import analyse
-from fxprune.errors import PlanError
+from fxprune.errors import NarrowError, PlanError
 from fxprune.planning.costs import costs_of
 from fxprune.planning.planned import planned_by
 from fxprune.rules.experts import expert_linear
 
 pytest.importorskip("transformers")
-from experts import FAMILIES, LOOPS, Always, Loop, Single, at_minus_infinity, family, halved, loop, routers_of, words
+from experts import (
+    FAMILIES,
+    LOOPS,
+    Always,
+    Loop,
+    Single,
+    Stacked,
+    at_minus_infinity,
+    family,
+    halved,
+    loop,
+    routers_of,
+    words,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 WAYS = ("eager", "grouped_mm", "batched_mm")
@@ -212,6 +225,19 @@ def test_an_expert_whose_rows_are_counted_is_kept() -> None:
     assert [(len(group), group.frozen) for group in groups] == [
         (3, None), (1, "told apart by number, and used by mean (node mean)")
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [Always, Stacked])
+def test_the_own_class_of_a_loop_keeps_its_experts(kind: type[Loop]) -> None:
+    model = loop(kind)
+    batches = [(rows(24, seed), torch.arange(24) % 3) for seed in range(2)]
+    own: Any = fxprune.compress(model, batches, ratios={"inputs": 0.5}, own_class=True, progress=False)
+    assert type(own) is kind
+    assert own.inputs.out_features == 4
+    assert own.router.out_features == 4
+    plan = fxprune.Plan.from_kept(model, rows(4), {"router": [0, 1, 3]})
+    with pytest.raises(NarrowError, match=r"goes through all experts, some of which are removed \(File"):
+        fxprune.narrow(model, plan)
 
 
 @pytest.mark.parametrize("kind", [Always, Single])

@@ -118,7 +118,7 @@ def trial(coupling: Coupling, seed: int, only: Collection[str] | None = None) ->
         tuple(tuple(units[name] for name in names) for names in sets) for sets in (coupling.balanced, coupling.larger)
     )
     even = tuple(tuple(map(np.array, axes)) for axes in coupling.even)
-    return Allocation(drawn, drawn, groups, coupling.pieces, equal + even, larger).settled(keep)
+    return Allocation(drawn, drawn, groups, coupling.pieces, equal + even, larger, coupling.floors).settled(keep)
 
 
 def _places(coupling: Coupling, keep: Flags, node: str) -> list[tuple[str, int, int]]:

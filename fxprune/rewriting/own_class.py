@@ -35,6 +35,7 @@ from fxprune.rewriting.named_sizes import (
 from fxprune.rewriting.node_mending import is_inserted
 from fxprune.rewriting.proof import outputs_of, relative_error
 from fxprune.rewriting.remaining import MismatchError
+from fxprune.rewriting.removed_branches import compared_without
 from fxprune.rewriting.rewrite import check_labels, rewrite
 from fxprune.tracing.agreement import TOLERANCES
 from fxprune.tracing.capture import capture_as
@@ -136,6 +137,12 @@ class Attempt:
         Raises RewriteError, and UnfitError where the module is not equal to the graph.
         """
         small = rewrite(*planned)
+        if comparing := compared_without(planned.coupling, planned.keep):
+            line = " ".join(str(self._node(comparing[0]).stack_trace or "").split())
+            raise UnfitError(
+                f"{type(self.part).__name__} does not run as its own class with the kept layers: its forward goes "
+                f"through all experts, some of which are removed ({line}): {_REMEDY}", comparing,
+            )  # fmt: skip
         own = self._with_tensors(small)
         mended = _mended(self.graph, small)
         calls = Calls(self.named, small) if mended and self.named else None
@@ -202,6 +209,11 @@ class Attempt:
                 if isinstance(module, nn.RNNBase):
                     module._init_flat_weights()
         return own
+
+    def _node(self, name: str) -> fx.Node:
+        """A node of the graph, by its name."""
+        found: fx.Node = next(node for node in self.graph.graph.nodes if node.name == name)
+        return found
 
     def _nodes_of(self, path: str) -> list[str]:
         """The nodes that use the tensors of a module."""

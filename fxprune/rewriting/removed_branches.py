@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import fx, nn
 
@@ -25,6 +26,12 @@ def removed_branches(coupling: Coupling, keep: Flags) -> list[Branch]:
 def removed_nodes(coupling: Coupling, keep: Flags) -> set[str]:
     """The names of the nodes that work for removed experts alone."""
     return {name for branch in removed_branches(coupling, keep) for name in branch.nodes}
+
+
+def compared_without(coupling: Coupling, keep: Flags) -> list[str]:
+    """The nodes that compare experts, of which a removed one has a branch of its own."""
+    removed = [branch.expert for branch in removed_branches(coupling, keep)]
+    return [edge.consumer for edge in coupling.edges if edge.compared and np.isin(edge.units, removed).any()]
 
 
 def leave_out(small: ModelGraph, coupling: Coupling, keep: Flags) -> None:
