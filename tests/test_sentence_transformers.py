@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     S: Any = pytest.importorskip("sentence_transformers")
+    M: Any = pytest.importorskip("sentence_transformers.models")
     T: Any = pytest.importorskip("transformers")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TEXTS = [" ".join(LETTERS[(7 * i + 3 * j) % 26] for j in range(2 + i % 7)) for i in range(24)]
@@ -35,8 +36,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def encoder(folder: Path) -> Any:
-    own = S.models.Transformer(str(folder))
-    return S.SentenceTransformer(modules=[own, S.models.Pooling(32)], device="cpu")
+    own = M.Transformer(str(folder))
+    return S.SentenceTransformer(modules=[own, M.Pooling(32)], device="cpu")
 
 
 def loss(model: Any, features: dict[str, Tensor], targets: Tensor) -> Tensor:
