@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -341,3 +343,21 @@ def test_wrapped_models_are_refused_by_name(wrapper: str) -> None:
     with pytest.raises(CaptureError, match=rf"Around\.inner {message}"):
         compress(Around(wrapped))
     assert same_state(compress(getattr(wrapped, inside)), compress(model()))
+
+
+def test_modules_of_a_package_that_name_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a forward names outside of the model is followed once, however often it leads back."""
+    package = tmp_path / "circular_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from circular_package import one, two\n")
+    (package / "one.py").write_text("import circular_package\nfrom circular_package import two\nscale = 2.0\n")
+    (package / "two.py").write_text("import circular_package\nimport circular_package.one as one\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    circular = importlib.import_module("circular_package")
+
+    class Scaled(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](self[0](x).relu() * circular.two.one.two.one.scale)
+
+    graph = fxprune.capture(Scaled(nn.Linear(4, 6), nn.Linear(6, 2)).eval(), torch.zeros(2, 4))
+    assert [node.name for node in graph.graph.nodes if node.op == "call_module"] == ["_0", "_1"]

@@ -310,3 +310,154 @@ def test_a_part_that_torch_vectorises_is_refused() -> None:
     model = Whole(lambda part, x: torch.vmap(lambda z: part(z[None])[0])(x)).eval()
     with pytest.raises(CaptureError, match=r"Whole.part is called inside of torch.vmap, .*: name a submodule that"):
         fxprune.score(model, [(torch.randn(4, 3, 8, 8), torch.arange(4))], submodule="part", progress=False)
+
+
+# -- how the rest of a model may call its part, and what it may ask of it ----------------------------------------------
+
+
+class Asked(Part):
+    """A part with more than a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.config = nn.Embedding(9, 3), Settings(gain=2.0)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, **more: Tensor) -> Tensor:
+        y = super().forward(x) + more.get("shift", 0)
+        return y if mask is None else y * mask
+
+    def encoded(self, x: Tensor) -> Tensor:
+        return self(x).tanh()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.table
+
+    @property
+    def gain(self) -> float:
+        return self.config.gain
+
+    @staticmethod
+    def halved(x: Tensor) -> Tensor:
+        return x / 2
+
+
+class Settings:
+    """A configuration of a class of its own."""
+
+    def __init__(self, gain: float) -> None:
+        self.gain = gain
+
+
+def _embedded(part: Any, x: Tensor) -> Tensor:
+    rows: Tensor = part.get_input_embeddings()(x.abs().mean((1, 2, 3)).long())
+    y: Tensor = part(x + rows[:, :, None, None])
+    return y
+
+
+CALLS: dict[str, Any] = {
+    "by its forward": lambda part, x: part.forward(x),
+    "by its forward and by name": lambda part, x: part.forward(mask=x[:, :1].sigmoid(), x=x),
+    "by names that only its star takes": lambda part, x: part(x=x, shift=x[:, :1]),
+    "by a star, beside one without a name": lambda part, x: part(x, None, shift=x[:, :1]),
+    "by another method": lambda part, x: part.encoded(x),
+    "its table": _embedded,
+    "a property": lambda part, x: part(x) * part.gain,
+    "a static method": lambda part, x: part.halved(part(x)),
+    "an object of its own": lambda part, x: part(x) * part.config.gain,
+    "whether it has a method": lambda part, x: part(x) * (2 if hasattr(part, "encoded") else 1),
+}
+
+
+class Asking(Whole):
+    """As the other, with the part that has more to ask for."""
+
+    def __init__(self, way: Any) -> None:
+        super().__init__(way)
+        self.part = Asked()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_rest_may_call_its_part_so(name: str) -> None:
+    torch.manual_seed(0)
+    model = Asking(CALLS[name]).eval()
+    batches = [(torch.randn(4, 3, 8, 8), torch.arange(4)), (torch.randn(4, 3, 8, 8), torch.arange(4))]
+    small = fxprune.compress(model, batches, 1.0, submodule="part", compensate="none", progress=False)
+    assert width(small, "part.a") < 8
+    assert fxprune.report(small).error is not None
+    twin = copy.deepcopy(small)
+    with torch.no_grad():
+        zeroed = copy.deepcopy(model)
+        plan = small.part.meta["fxprune"]["plan"]
+        gone = [unit for unit in range(8) if unit not in plan.keep["a"]]
+        zeroed.part.b.weight[:, gone] = 0
+        assert torch.allclose(zeroed(batches[0][0]), small(batches[0][0]), atol=1e-5)
+        assert torch.equal(twin(batches[0][0]), small(batches[0][0]))
+
+
+def test_a_layer_of_the_part_that_runs_alone_is_refused() -> None:
+    """Its width may change, and the rest would take other channels for the first ones."""
+    model = Asking(lambda part, x: part(x) + part.a(x)[:, :6]).eval()
+    batches = [(torch.randn(4, 3, 8, 8), torch.arange(4))] * 2
+    with pytest.raises(CaptureError, match="it runs a of it alone, which the graph may narrow"):
+        fxprune.compress(model, batches, 0.3, submodule="part", progress=False)
+
+
+class Features(nn.Module):
+    """A forward that takes one dict, writes into it, and gives it back, as those of sentence embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.a, self.b = nn.Embedding(9, 6), nn.Linear(6, 12), nn.Linear(12, 4)
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        rows = self.a(self.table(features["numbers"])).relu()
+        features.update(rows=rows)
+        features["mean"] = (features["rows"] * features["mask"][..., None]).mean(1)
+        features["result"] = self.b(features.pop("mean"))
+        assert "mean" not in features
+        return {**features, "keys": len(features)}
+
+
+def test_a_forward_that_takes_one_dict_and_writes_into_it() -> None:
+    features = sentences()
+    model = Features().eval()
+    with pytest.warns(fxprune.FxpruneWarning, match="the forward of Features writes into its input"):
+        small = fxprune.compress(
+            model, [((features,), torch.arange(4))] * 2, 1.0, loss=lambda y, _: y["result"].square().mean(),
+            compensate="none", progress=False,
+        )  # fmt: skip
+    assert sorted(features) == ["mask", "numbers"]
+    assert width(small, "a") == 12  # its maps are given, too
+    without_columns(model.table, small.meta["fxprune"]["plan"].keep["table"])
+    given, wanted = small(dict(features)), model(dict(features))
+    assert list(given) == list(wanted)
+    assert given["keys"] == wanted["keys"] == 4
+    assert torch.allclose(given["result"], wanted["result"], atol=1e-6)
+
+
+def test_a_part_that_takes_one_dict() -> None:
+    class Sentences(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = Features(), nn.Linear(4, 3)
+
+        def forward(self, numbers: Tensor, mask: Tensor) -> Tensor:
+            return self.last(self.first({"numbers": numbers, "mask": mask})["result"])
+
+    batch, model = (sentences(), torch.arange(4) % 3), Sentences().eval()
+    with pytest.warns(fxprune.FxpruneWarning, match="the forward of Features writes into its input"):
+        small = fxprune.compress(model, [batch] * 2, 1.0, submodule="first", compensate="none", progress=False)
+    without_columns(model.first.table, small.first.meta["fxprune"]["plan"].keep["table"])
+    assert torch.allclose(model(**batch[0]), small(**batch[0]), atol=1e-6)
+
+
+def sentences() -> dict[str, Tensor]:
+    numbers = torch.randint(0, 9, (4, 5), generator=torch.Generator().manual_seed(0))
+    return {"numbers": numbers, "mask": (numbers > 2).float()}
+
+
+@torch.no_grad()
+def without_columns(table: nn.Embedding, kept: tuple[int, ...]) -> None:
+    """Set the columns that are not kept to zero."""
+    assert len(kept) < table.embedding_dim
+    table.weight[:, [column for column in range(table.embedding_dim) if column not in kept]] = 0

@@ -55,9 +55,9 @@ def similarity(ctx: Context, x1: Labels, x2: Labels, *args: Any, **kwargs: Any) 
     return _over(ctx, x, (dim % x.ndim,), keepdim=bool(ctx.call.get("keepdim")))
 
 
-_LOSSES = ("MSE", "L1", "SmoothL1", "Huber", "CrossEntropy", "NLL", "BCEWithLogits", "KLDiv")
+_LOSSES = ("MSE", "L1", "SmoothL1", "Huber", "CrossEntropy", "NLL", "BCEWithLogits")
 _LOSS_FUNCTIONS = (
-    F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.cross_entropy, F.nll_loss, F.kl_div,
+    F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.cross_entropy, F.nll_loss,
     F.binary_cross_entropy_with_logits,
 )  # fmt: skip
 

@@ -176,10 +176,10 @@ def AssignsInPlaces(self, x: Tensor) -> Tensor:
     return self.head(x)
 
 
-@case(images(), shrinks=("a",), frozen=("b",), any_size=True)
+@case(images(), shrinks=("a", "b"), any_size=True)
 @layers(lambda: dict(a=conv(3, 8), b=conv(8, 6), head=head(10)))
 def AssignsToBare(self, x: Tensor) -> Tensor:
-    """Channels are written into a tensor that has none of its own."""
+    """Channels are written into a tensor that has none of its own, and is as wide as they are with four others."""
     x = self.b(self.a(x).relu())
     out = torch.ones(len(x), 10, *x.shape[2:], dtype=x.dtype, device=x.device)
     out[:, 2:8] = x
