@@ -74,7 +74,7 @@ class Loss:
 
     def __call__(self, output: Any, batch: dict[str, Tensor]) -> Tensor:
         total: Tensor = self.criterion(output, batch)[0].sum()
-        return total / len(output[0])
+        return total / len(batch["img"])
 
 
 def pruned(yolo: YOLO, trainer: Any) -> nn.Module:

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     T = pytest.importorskip("transformers")
+    from fxprune.integrations import huggingface
     from fxprune.integrations.huggingface import (
         compress_pretrained,
         from_pretrained,
@@ -247,3 +248,22 @@ def test_compress_points_to_compress_pretrained_where_capture_fails() -> None:
         fxprune.compress(model, batches, progress=False)
     with pytest.raises(fxprune.CaptureError, match=rf"does not fit GPT2LMHeadModel.forward.*{POINTED}"):
         fxprune.capture(model, (batches[0]["input_ids"],) * 30)
+
+
+def test_future_values_are_what_a_forecast_is_compared_with() -> None:
+    torch.manual_seed(0)
+    config = T.PatchTSTConfig(
+        num_input_channels=2, context_length=16, patch_length=4, patch_stride=4, prediction_length=4, d_model=16,
+        num_attention_heads=2, ffn_dim=32, num_hidden_layers=2,
+    )  # fmt: skip
+    model = T.PatchTSTForPrediction(config)
+    batch = {"past_values": torch.randn(8, 16, 2), "future_values": torch.randn(8, 4, 2)}
+    small = compress_pretrained(model, [batch], params=0.8, progress=False)
+    assert parameters(small) < parameters(model)
+    assert small(past_values=batch["past_values"]).prediction_outputs.shape == (8, 4, 2)
+
+
+def test_the_labels_of_a_prompt_are_inputs() -> None:
+    inputs, labels = huggingface._arguments(T.SamModel)
+    assert "input_labels" in inputs
+    assert labels == []

@@ -136,11 +136,17 @@ def _decode(jpeg: bytes) -> np.ndarray:
 
 def calibration_set(per_class: int = 100, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     """A class-balanced, seeded and shuffled choice of training images: 10 * per_class of them."""
+    return load_images("train", drawn(per_class, seed=seed))
+
+
+def drawn(per_class: int, *, seed: int = 0, but: Sequence[int] = ()) -> list[int]:
+    """The numbers of such training images, without some others."""
     with np.load(data_folder() / "cifar10" / "train.npz") as archive:
-        labels = archive["labels"]
+        labels = archive["labels"].copy()
+    labels[list(but)] = -1
     rng = np.random.default_rng(seed)
     chosen = [rng.choice(np.flatnonzero(labels == c), per_class, replace=False) for c in range(CLASSES)]
-    return load_images("train", [int(i) for i in rng.permutation(np.concatenate(chosen))])
+    return [int(i) for i in rng.permutation(np.concatenate(chosen))]
 
 
 def batches_of(images: Tensor, labels: Tensor, batch_size: int = 100) -> Batches:

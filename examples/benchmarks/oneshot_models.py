@@ -7,7 +7,7 @@ transformer over 16 patches of 2 x 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fxprune.scoring.divergence import Divergence
+
 CIFAR = ("resnet20", "resnet56", "vgg")
 BATCH = 100
 TUNING_IMAGES = 500  # of each class
@@ -33,13 +35,14 @@ TUNING_RATE = 0.02
 class Workload:
     """A trained model with its calibration batches and its measure.
 
-    `stream` names the layers that write to its residual stream. `loss` is None for the cross-entropy of classes.
-    Budgets are shares of the `cost`: "macs", or "params" without the embedding.
+    `fresh` are other inputs of the same kind, up to 1,000. `stream` names the layers that write to its residual stream. `loss` is None
+    for the cross-entropy of classes. Budgets are shares of the `cost`: "macs", or "params" without the embedding.
     """
 
     model: nn.Module
     calibration: Batches
     measure: Callable[[nn.Module], float]
+    fresh: Sequence[Tensor]
     stream: tuple[str, ...] = ()
     loss: Callable[[Any, Any], Tensor] | None = None
     unit: str = "%"
@@ -62,6 +65,15 @@ class Workload:
             return {"macs": share}
         whole, fixed = params(self.model), embedding(self.model)
         return {"params": (fixed + share * (whole - fixed)) / whole}
+
+    def lost(self, model: nn.Module) -> float:
+        """The divergence of a model's outputs from the original's on inputs that nothing was chosen by or fitted to."""
+        axis = 2 if self.unit == "perplexity" else 1
+        divergence = Divergence(((0, axis),) if self.loss is None or axis == 2 else ())
+        with torch.no_grad():
+            goals, found = ([net(x) for x in self.fresh] for net in (self.model, model))
+        measure, sizes = divergence.scaled(goals), [len(x) for x in self.fresh]
+        return sum(n * measure(*pair) for n, *pair in zip(sizes, goals, found, strict=True)) / sum(sizes)
 
     def size(self, model: nn.Module) -> int:
         """The cost of a model."""
@@ -154,16 +166,20 @@ def workload(name: str, weights: Path, *, quick: bool) -> Workload:
         test = cifar.batches_of(*cifar.load_images("test", chosen), batch_size=250)
         calibration = cifar.batches_of(*cifar.calibration_set(20 if quick else 100))
         model = cifar.trained(name)
-        return Workload(model, calibration, partial(cifar.accuracy, batches=test), writers(model))
+        others, _ = cifar.load_images("train", cifar.drawn(100, seed=1, but=cifar.drawn(100)))
+        measure = partial(cifar.accuracy, batches=test)
+        return Workload(model, calibration, measure, others.split(250), writers(model))
     if name in TASKS:
         task = TASKS[name]()
         cost = "params" if task.unit == "perplexity" else "macs"
-        return Workload(task.model, task.calibration, task.measure, loss=task.loss, unit=task.unit, cost=cost)
+        return Workload(
+            task.model, task.calibration, task.measure, task.fresh, loss=task.loss, unit=task.unit, cost=cost
+        )
     model = DIGITS[name][0]().eval()
     model.load_state_dict(torch.load(weights / f"{name}.pt", weights_only=True))
     (images, labels), held_out = digits(name)
     measure = partial(cifar.accuracy, batches=cifar.batches_of(*held_out))
-    return Workload(model, cifar.batches_of(images, labels), measure, writers(model))
+    return Workload(model, cifar.batches_of(images, labels), measure, [], writers(model))
 
 
 def writers(model: nn.Module) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ class Task:
     calibration: Batches
     loss: Callable[[Any, Any], Tensor]
     measure: Callable[[nn.Module], float]
+    fresh: Sequence[Tensor]
     unit: str = "%"
 
 
@@ -104,7 +105,7 @@ def speaker() -> Task:
         return float((right.argmax(1) == who[~enrols]).float().mean())
 
     loss = lambda output, goal: (1 - (output * goal).sum(1)).mean()  # noqa: E731
-    return Task(model, list(zip(calibration.split(40), goals, strict=True)), loss, identified)
+    return Task(model, list(zip(calibration.split(40), goals, strict=True)), loss, identified, test.split(50))
 
 
 def face() -> Task:
@@ -126,7 +127,7 @@ def face() -> Task:
         boxes = ((output[0] - goal[0]).square() * faces).sum() / faces.sum().clamp_min(1)
         return F.binary_cross_entropy(output[1][:, 1], goal[1][:, 1]) + boxes
 
-    return Task(model, [(x, (boxes, chances)) for x, boxes, chances in parts], loss, precision)
+    return Task(model, [(x, (boxes, chances)) for x, boxes, chances in parts], loss, precision, [test])
 
 
 def language() -> Task:
@@ -147,7 +148,7 @@ def language() -> Task:
         return float(torch.stack([next_token_loss(net(x), x) for x in test.split(16)]).mean().exp())
 
     calibration = [(x, x) for x in train.split(16)]
-    return Task(NextToken(model).eval(), calibration, next_token_loss, perplexity, "perplexity")
+    return Task(NextToken(model).eval(), calibration, next_token_loss, perplexity, test.split(16), "perplexity")
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -89,7 +89,8 @@ def _value(collector: Collector, node: fx.Node, unknown: Unknown) -> Any:
     try:
         return _checked_step(collector, node, unknown)
     except Exception as error:
-        needed = not node.op.startswith("call") or (unknown == "error" and collector.touches_channels())
+        is_question = not node.op.startswith("call") or node.target is getattr
+        needed = is_question or (unknown == "error" and collector.touches_channels())
         if needed or is_out_of_memory(error) or lacking_numbers(collector.graph):
             raise
     collector.remember(GIVEN_UP, 1)

@@ -83,7 +83,7 @@ def with_compensation(
                     model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run, max_samples=max_samples
                 )
                 if not plan.submodule and metric is None:
-                    divergence = Divergence(logits_of(graph, data, loader, unpack, by_class=by_class))
+                    divergence = Divergence(logits_of(graph, data, by_class=by_class))
             part, done = judged(planned, part, Options(level, moments, divergence, int(seed), final), data)
         for name, value in state.items():
             part.get_buffer(name).copy_(value)

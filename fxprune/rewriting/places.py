@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import RewriteError
 from fxprune.rewriting.node_mending import Mending
 from fxprune.rewriting.remaining import selected
-from fxprune.rules import movement
+from fxprune.rules import movement, picking
 from fxprune.rules.context import labels_in
 from fxprune.rules.labels import Labels, varying_axes
 from fxprune.rules.table import RULES
@@ -47,7 +47,7 @@ def _moved(mending: Mending, axis: int, value: Value, args: Any, kwargs: Any) ->
     size = [1] * x.ndim
     size[axis] = x.shape[axis]
     places = torch.arange(x.shape[axis], dtype=torch.float64).reshape(size).expand(x.shape)
-    args, kwargs = pytree.tree_map_only(Labels, lambda v: places if v is x else movement.constant(v), (args, kwargs))
+    args, kwargs = pytree.tree_map_only(Labels, lambda v: places if v is x else picking.constant(v), (args, kwargs))
     return movement.call(mending.node, mending.graph, args, kwargs)
 
 

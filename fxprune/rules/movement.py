@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from fxprune.rules.choices import apart
 from fxprune.rules.context import Context, grid_options, labels_in
 from fxprune.rules.fills import reads_channels
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, unemptied, varying_axes, vector_plane
+from fxprune.rules.picking import BY_INDEX, axes_picked, beside_picked, chosen_as, constant, dtype_of
 from fxprune.rules.table import rule, takes_index, takes_ragged
 from fxprune.rules.vocabulary import Slot
 
@@ -28,7 +28,7 @@ def call(node: fx.Node, graph: fx.GraphModule, args: Any, kwargs: Any) -> Any:
     """Run a call node's operation on other arguments; for an assignment to slots, select the slots."""
     if node.op == "call_module":
         return graph.get_submodule(str(node.target))(*args, **kwargs)
-    if node.target in _BY_INDEX:
+    if node.target in BY_INDEX:
         return args[0][args[1]]
     if node.op == "call_method":
         name = _VIEWS.get(str(node.target), str(node.target))  # a view of expanded labels may have to copy
@@ -37,7 +37,6 @@ def call(node: fx.Node, graph: fx.GraphModule, args: Any, kwargs: Any) -> Any:
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-_BY_INDEX = (operator.getitem, "__getitem__", operator.setitem, "index_put", "index_put_", torch.index_put)
 _IN_PLACE = {"squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_"}
 
 
@@ -77,12 +76,12 @@ def _moved(ctx: Context, x: Labels, args: Any, kwargs: Any, result: Any) -> Any:
     """`move`; `result` has the shape that the movement had in the example, as far as it is known."""
     others = [value for value in labels_in((args, kwargs)) if value is not x and value.value is None]
     computed = [] if str(ctx.node.target).endswith("_as") else others
-    picked = _axes_picked(ctx, x, args[1], computed) if computed and ctx.node.target in _BY_INDEX else set()
+    picked = axes_picked(ctx, x, args[1], computed) if computed and ctx.node.target in BY_INDEX else set()
     if picked is None or (computed and not picked):
         return ctx.opaque(f"picked by a computed index in {ctx.describe()}", args, kwargs)
-    planes = _beside_picked(ctx, x, picked, computed)
-    masks = [value for value in computed if _dtype(ctx, value) is torch.bool]
-    numbers = {id(mask): _chosen(mask, x, args[1], result) for mask in masks}
+    planes = beside_picked(ctx, x, picked, computed)
+    masks = [value for value in computed if dtype_of(ctx, value) is torch.bool]
+    numbers = {id(mask): chosen_as(mask, x, args[1], result) for mask in masks}
 
     def run(tensor: Tensor) -> Any:
         def fill(value: Labels) -> Tensor:
@@ -104,14 +103,6 @@ def _moved(ctx: Context, x: Labels, args: Any, kwargs: Any, result: Any) -> Any:
     return parts[0] if isinstance(bare, Tensor) else tuple(parts)
 
 
-def _beside_picked(ctx: Context, x: Labels, picked: set[int], computed: Sequence[Labels]) -> tuple[Plane, ...]:
-    """The planes beside the axes that computed indices pick from; others, and those of the indices, are frozen."""
-    for plane in (*x.planes, *(plane for index in computed for plane in index.planes)):
-        if picked & set(plane.axes) or plane not in x.planes:
-            ctx.freeze(plane.core, f"picked by a computed index in {ctx.describe()}")
-    return x.beside(*picked)
-
-
 def _empty(ctx: Context, planes: Sequence[Plane], x: Labels, run: Callable[[Tensor], Any], part: int) -> list[Tensor]:
     """The labels of a part without elements along its axes that have indices; those across each axis are tied."""
     found = []
@@ -131,51 +122,6 @@ def _bits(ctx: Context, x: Labels) -> Any:
     return ctx.opaque(f"numbers are cut or joined by their bits in {ctx.describe()}", x)
 
 
-def _axes_picked(ctx: Context, x: Labels, index: Any, computed: Sequence[Labels]) -> set[int] | None:
-    """The axes along which computed indices, or one computed mask, pick; None where they are used in another way."""
-    entries = index if isinstance(index, tuple) else (index,)
-    widths = [_axes_taken(ctx, entry) for entry in entries]
-    picked, axis = set[int](), 0
-    for entry, width in zip(entries, widths, strict=True):
-        axis += x.ndim - sum(widths) if entry is Ellipsis else 0
-        if any(entry is value for value in computed):
-            picked |= {*range(axis, axis + width)}
-        axis += width
-    masks = sum(_dtype(ctx, value) is torch.bool for value in computed)
-    known = all(any(entry is value for entry in entries) for value in computed)
-    return picked if known and masks < 2 else None
-
-
-def _axes_taken(ctx: Context, entry: Any) -> int:
-    """How many axes an entry of an index takes."""
-    if entry is None or entry is Ellipsis:
-        return 0
-    return entry.ndim if isinstance(entry, Labels) and _dtype(ctx, entry) is torch.bool else 1
-
-
-def _dtype(ctx: Context, x: Labels) -> torch.dtype | None:
-    """The dtype of an input of the current node."""
-    source = ctx.source(x)
-    return ctx.spec(source).dtype if source is not None else None if x.value is None else x.value.dtype
-
-
-def _chosen(mask: Labels, x: Labels, index: Any, result: Any) -> Tensor:
-    """A mask in the place of a computed one, that chooses as many places as that did for a `result` of its shape."""
-
-    def trial(count: int) -> Tensor:
-        return (torch.arange(math.prod(mask.shape)) < count).reshape(mask.shape)
-
-    def shape(count: int) -> torch.Size:
-        chosen = pytree.tree_map_only(Labels, lambda v: trial(count) if v is mask else constant(v), index)
-        return torch.zeros(()).expand(x.shape)[chosen].shape
-
-    none, one = shape(0), shape(1)
-    place = next((axis - len(one) for axis in range(len(one)) if none[axis] != one[axis]), None)
-    if place is None or not isinstance(result, (TensorSpec, Labels)) or len(result.shape) < -place:
-        return trial(1)
-    return trial(result.shape[place])
-
-
 def _moves_rows(run: Callable[[Tensor], Any], x: Labels) -> bool:
     """Whether an operation keeps the last axis of `x` whole, in order, and last."""
     places = torch.arange(x.shape[-1], dtype=torch.float64)
@@ -186,11 +132,6 @@ def _moves_rows(run: Callable[[Tensor], Any], x: Labels) -> bool:
         if not torch.equal(row, places.repeat(len(row) // len(places))):
             return False
     return True
-
-
-def constant(value: Labels) -> Tensor:
-    """The numbers of a constant such as an index, or zeros of its shape."""
-    return torch.zeros((), dtype=torch.int64).expand(value.shape) if value.value is None else value.value.cpu()
 
 
 @rule(operator.setitem)

@@ -36,7 +36,7 @@ class Calibration:
 
     Every fifth sample is; of fewer than five the last, and of one none. `samples` are the sample axes of the graph's
     nodes. Each of `ranks` has a share of the batches; `summed` and `gathered` combine them. `numbers` are those of the
-    batches in the loader, where they are not the first ones.
+    batches in the loader, where they are not the first ones. `targets` are those of the first batch.
     """
 
     inputs: Sequence[Inputs]
@@ -44,6 +44,7 @@ class Calibration:
     samples: Mapping[str, SampleAxis | None]
     ranks: int = 1
     numbers: Sequence[int] | None = None
+    targets: Any = None
 
     def summed(self, tensor: Tensor) -> Tensor:
         """The sum over all shares of a tensor that has the same shape for each."""
@@ -230,8 +231,14 @@ def calibration_of(
     share = RankBatches(loader, unpack, (lambda inputs, _: sample_count(inputs)) if whole else count_of, max_samples)
 
     def read(source: Iterable[tuple[Any, Any, Any]]) -> Calibration:
-        found, numbers, samples = list[Inputs](), list[int](), 0
-        for number, values in feed(source):
+        found, numbers, samples, targets = list[Inputs](), list[int](), 0, list[Any]()
+
+        def noted() -> Iterator[tuple[Any, Any, Any]]:
+            for batch in source:
+                targets.append(batch[2])
+                yield batch
+
+        for number, values in feed(noted()):
             samples += length(values)
             if found and a_sample * samples > memory:
                 break
@@ -239,7 +246,7 @@ def calibration_of(
                 raise CalibrationError(f"{said} on batch {number} of the loader: leave that sample out")
             found.append(values)
             numbers.append(number)
-        return replace(Calibration.of(graph, found), numbers=numbers)
+        return replace(Calibration.of(graph, found), numbers=numbers, targets=next(iter(targets), None))
 
     with torch.no_grad():
         with together("reading the calibration batches"):

@@ -7,7 +7,7 @@ of what it would lose if it were the same for all samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.batches import Unpack, batches
 from fxprune.errors import blaming
 from fxprune.scoring.calibration import Calibration
 from fxprune.tracing.finite import floating_outputs, floats
@@ -156,13 +155,10 @@ def logits_by(output: Any, targets: Any) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def logits_of(
-    graph: ModelGraph, data: Calibration, loader: Iterable[Any], unpack: Unpack | None, *, by_class: bool
-) -> tuple[tuple[int, int], ...]:
+def logits_of(graph: ModelGraph, data: Calibration, *, by_class: bool) -> tuple[tuple[int, int], ...]:
     """The outputs of a graph that are logits, by the first batch; the first one for a cross-entropy of each sample."""
-    _, targets = next(batches(loader, unpack))
     outputs = floating_outputs(graph, data.inputs[0])
-    found = logits_by(outputs, targets)
+    found = logits_by(outputs, data.targets)
     return found or (((0, min(1, outputs[0].ndim - 1)),) if by_class and outputs else ())
 
 

@@ -213,7 +213,7 @@ class Scores(ScoreData):
                 )
                 if not data.judges or not coupling.units:
                     return self
-                logits = () if submodule else logits_of(graph, data, loader, unpack, by_class=loss is None and not run)
+                logits = () if submodule else logits_of(graph, data, by_class=loss is None and not run)
                 within = self.allocation("uniform")
                 sizes = magnitudes(graph, coupling)
                 curves = measured_curves(

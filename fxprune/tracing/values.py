@@ -31,6 +31,7 @@ from fxprune.tracing.value_proxies import TensorProxy, ValueProxy, is_plain, is_
 
 _REPLACED = ("zeros", "ones", "empty", "full", "rand", "randn", "arange", "tensor")  # modes see some calls only
 _ON_TYPES = ("finfo", "iinfo")  # of dtypes, of which modes see none
+_CHECKS = ("_check_with", "_check_tensor_all_with")  # assertions of torch, which insist on a plain bool
 _LENGTH = builtins.len
 _DECISIONS = 4096  # that are noted of one trace
 _REPLAYED: ContextVar[tuple[Any, ...]] = ContextVar("decisions of an earlier trace", default=())
@@ -197,7 +198,8 @@ class ValueTracer(symbolic.SymbolicTracer):
     @contextmanager
     def _symbols_understood(self) -> Iterator[None]:
         """Let torch's functions that make tensors of numbers, and those on dtypes, take symbols."""
-        wrappers = dict.fromkeys(_REPLACED, self._recorded) | dict.fromkeys(_ON_TYPES, _unwrapped)
+        wrappers = dict.fromkeys(_REPLACED, self._recorded)
+        wrappers |= dict.fromkeys((name for name in (*_ON_TYPES, *_CHECKS) if hasattr(torch, name)), _unwrapped)
         before = {name: getattr(torch, name) for name in wrappers}
         for name, function in before.items():
             setattr(torch, name, wrappers[name](function))
