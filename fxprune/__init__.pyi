@@ -27,10 +27,10 @@ from fxprune.reporting.measured_latency import measure_latency
 from fxprune.reporting.records import Compensation, Finetuning
 from fxprune.reporting.report import Report, report
 from fxprune.reporting.timings import MeasuredLatency
+from fxprune.rewriting.own_class import narrow
 from fxprune.rewriting.proof import verify
 from fxprune.saving.artifact import load, save
 from fxprune.saving.export import export
-from fxprune.saving.own_class import narrow
 from fxprune.saving.sharded.manifest import Manifest
 from fxprune.saving.sharded.rewrite import rewrite_checkpoint
 from fxprune.scoring.evidence import Evidence

@@ -15,6 +15,7 @@ from fxprune.caller.isolation import undisturbed
 from fxprune.caller.source_lines import warn
 from fxprune.coupling.collector import Exclude
 from fxprune.coupling.interpreter import Unknown
+from fxprune.errors import stage
 from fxprune.planning.allocation import MEASURED, Allocate
 from fxprune.planning.budgets import given, nothing_prunable
 from fxprune.planning.plan import BUDGETS, Plan
@@ -26,7 +27,9 @@ from fxprune.recovery.finetune import check_options
 from fxprune.recovery.finetune import finetune as tune
 from fxprune.reporting.attach import note, note_call, note_error, note_original, note_scores
 from fxprune.reporting.provenance import call_of
-from fxprune.reporting.report import report
+from fxprune.reporting.report import note_in_class, report
+from fxprune.rewriting.class_limits import keep_to, limits_of
+from fxprune.rewriting.own_class import narrowed
 from fxprune.rewriting.proof import error_of
 from fxprune.rounds import Asked, Schedule
 from fxprune.scoring.divergence import Metric
@@ -34,7 +37,7 @@ from fxprune.scoring.objective import Loss
 from fxprune.scoring.score import score
 from fxprune.scoring.scores import Scores
 from fxprune.scoring.signals.table import Signal
-from fxprune.tracing.part import Run, part_of, with_captured_part
+from fxprune.tracing.part import Run, part_of, with_captured_part, with_part
 
 
 def compress(
@@ -69,6 +72,7 @@ def compress(
     run: Run | None = None,
     metric: Metric | None = None,
     finetune: Mapping[str, Any] | None = None,
+    own_class: bool = False,
     **scoring: Any,
 ) -> nn.Module:
     """Remove the least useful units of `model`, and refit the remaining layers to make up for them.
@@ -105,10 +109,13 @@ def compress(
         finetune: arguments of `finetune`, at least train_loader and val_loader, to train the result with at the end;
             loss, unpack, run, seed, device and progress are those above where it does not name them. The proof and its
             error in the report are of the model before training.
+        own_class: return a copy of the model of its own class, see `narrow`. What its code does not run narrower is
+            kept whole, and the report says why.
 
     Returns:
         A `torch.fx.GraphModule` on the model's device, in its dtype and training mode, with its state_dict keys; with
-        `submodule`, a copy of the whole model that holds such a graph in place of the part.
+        `submodule`, a copy of the whole model that holds such a graph in place of the part. With `own_class`, a model
+        of the model's class.
 
     Raises:
         FxpruneError: one of its children, from the stage that failed; see the stages.
@@ -125,14 +132,17 @@ def compress(
         with_captured_part, loader=loader, path=submodule, exclude=exclude, unpack=unpack, run=run, prove=verify
     )
     original = small = captured(model)
+    coupled: Any = {"exclude": exclude, "unknown": unknown, "inexact": inexact, "head_dim": head_dim}
+    limits = limits_of(part_of(model, submodule), part_of(original, submodule), **coupled) if own_class else None
     schedule = Schedule(asked, rounds)
     for index in range(rounds):
         whole = captured(small, prove=verify and not index)  # the one that there is, in the first round
+        keep_to(part_of(whole, submodule), limits)
         with schedule.round(index) as target:
             scores = score(
-                whole, loader, loss, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim,
-                unpack=unpack, classes=classes, seed=seed, device=device, progress=progress, submodule=submodule,
-                run=run, propose=propose, protect=protect, max_samples=max_samples, **scoring,
+                whole, loader, loss, **coupled, unpack=unpack, classes=classes, seed=seed, device=device,
+                progress=progress, submodule=submodule, run=run, propose=propose, protect=protect,
+                max_samples=max_samples, **scoring,
             )  # fmt: skip
             scores = scores if latency is None else scores.with_latency(whole)
             if index == 0:
@@ -173,6 +183,8 @@ def compress(
             note_original(small, first, submodule)
     note_call(small, call, loader, submodule)
     warn_if_unpruned(part_of(small, submodule))
+    if own_class:
+        small = in_own_class(model, plan, original, small)
     return small if finetune is None else tune(small, **finetune)
 
 
@@ -218,6 +230,15 @@ def apply(
     )  # fmt: skip
     note_call(small, call, loader, plan.submodule)
     return small
+
+
+def in_own_class(model: nn.Module, plan: Plan, original: nn.Module, small: nn.Module) -> nn.Module:
+    """`model` narrowed in its own class to a graph that was made of `original`, the captured one, by a plan."""
+    with stage("narrowing"), undisturbed():
+        graph = part_of(small, plan.submodule)
+        own = narrowed(part_of(model, plan.submodule), plan, planned_by(original, plan), graph)
+        note_in_class(own, graph)
+        return with_part(model, plan.submodule, own)
 
 
 def warn_if_unpruned(small: nn.Module) -> None:

@@ -129,6 +129,14 @@ def for_integrations() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def for_experts() -> dict[str, Any]:
+    pytest.importorskip("transformers")
+    from experts import family, words
+
+    batch = words(6, 8)
+    return {"mixtral": family("mixtral"), "sentences": [batch | {"labels": batch["input_ids"]}]}
+
+
 def for_checkpoints() -> dict[str, Any]:
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
@@ -150,6 +158,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "transformer.md": for_recipes,
     "lstm.md": for_recipes,
     "llm.md": for_language_models,
+    "experts.md": for_experts,
     "parts.md": for_parts,
     "deployment.md": for_deployment,
     "finetuning.md": for_fine_tuning,

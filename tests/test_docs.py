@@ -99,7 +99,7 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-OF_OTHER_LIBRARIES = ("integrations.md", "llm.md")
+OF_OTHER_LIBRARIES = ("integrations.md", "llm.md", "yolo.md")
 
 
 @pytest.mark.parametrize("page", [p for p in WITH_CODE if p.name not in OF_OTHER_LIBRARIES], ids=name_of)
@@ -126,6 +126,11 @@ def test_python_of_language_models_runs() -> None:
     assert found["logits"].shape == (8, 9, 50)
     budget = fxprune.report(found["small"]).budget
     assert budget.asked == 0.8 >= budget.achieved
+
+
+def test_python_of_yolos_is_that_of_the_script() -> None:
+    script = (ROOT / "examples" / "yolo.py").read_text(encoding="utf-8")
+    assert all(body in script for body in blocks("python", text_of("prune/yolo.md")))
 
 
 def test_every_block_runs_or_is_said_not_to() -> None:

@@ -20,8 +20,14 @@ EXPECTED = {
     "cnn.py": (f"original: {SHARE}pruned: {SHARE}trained on: {SHARE}", (0.9, 0.5, 0.9)),
     "vit.py": (f"original: {SHARE}whole heads.* {SHARE}places.* {SHARE}", (0.9, 0.7, 0.7)),
     "lstm.py": (f"original: 64 units, {SHARE}80% .*{SHARE}", (0.9, 0.8)),
+    "mixture_of_experts.py": (
+        r"original: accuracy ([\d.]+)\nhidden units: .* accuracy ([\d.]+)(?:.|\n)*whole experts: .* accuracy ([\d.]+)"
+        r"(?:.|\n)*experts -> 4: ",
+        (0.9, 0.7, 0.5),
+    ),
     "detector_backbone.py": (r"original: (\d+)% of the digits found(?:.|\n)*pruned: (\d+)% of", (50, 30)),
     "budgets.py": (rf"original: {SHARE}(?:.*\n)+macs 0.5 +(\d+)% +(\d+)% +([\d.]+)", (0.9, 20, 45, 0.7)),
+    "yolo.py": (r"original: mAP50 ([\d.]+)\n(?:.*\n)+trained on.* ([\d.]+)\n.*\nonnx: mAP50 ([\d.]+)", (0.4, 0.0, 0.0)),
     "deployment.py": (r"accuracy: ([\d.]+), pruned ([\d.]+)\nloaded, the same outputs: True\nown class", (0.9, 0.7)),
 }
 
@@ -36,6 +42,8 @@ def test_script_runs(name: str, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     if "finetune" in (EXAMPLES / name).read_text(encoding="utf-8"):
         pytest.importorskip("lightning_fabric")
+    if "ultralytics" in (EXAMPLES / name).read_text(encoding="utf-8"):
+        pytest.importorskip("ultralytics")
     pattern, least = EXPECTED[name]
     command = [sys.executable, str(EXAMPLES / name)]
     env = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}

@@ -62,39 +62,35 @@ def spans(words: Tensor) -> dict[str, Tensor]:
     return {"start_positions": words[:, 0] % 4, "end_positions": words[:, 1] % 4 + 4}
 
 
-# name: the model, a batch of so many samples, whether the class runs with narrower layers
-MODELS: dict[str, tuple[Any, Any, bool]] = {
-    "bert": (lambda: T.BertForSequenceClassification(T.BertConfig(**TEXT, num_labels=3)), classes, True),
+# name: the model, the labels of so many words; None for images
+MODELS: dict[str, tuple[Any, Any]] = {
+    "bert": (lambda: T.BertForSequenceClassification(T.BertConfig(**TEXT, num_labels=3)), classes),
     "bert, regression": (
         lambda: T.BertForSequenceClassification(T.BertConfig(**TEXT, num_labels=1)),
         lambda words: {"labels": words[:, 0].float()},
-        True,
     ),
     "bert, tokens": (
         lambda: T.BertForTokenClassification(T.BertConfig(**TEXT, num_labels=3)),
         lambda words: {"labels": words % 3},
-        True,
     ),
-    "bert, spans": (lambda: T.BertForQuestionAnswering(T.BertConfig(**TEXT)), spans, True),
-    "bert, masked": (lambda: T.BertForMaskedLM(T.BertConfig(**TEXT)), next_words, True),
+    "bert, spans": (lambda: T.BertForQuestionAnswering(T.BertConfig(**TEXT)), spans),
+    "bert, masked": (lambda: T.BertForMaskedLM(T.BertConfig(**TEXT)), next_words),
     "gpt2": (
         lambda: T.GPT2LMHeadModel(T.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=32)),
         next_words,
-        False,
     ),
-    "llama": (lambda: T.LlamaForCausalLM(T.LlamaConfig(**TEXT, num_key_value_heads=2)), next_words, True),
+    "llama": (lambda: T.LlamaForCausalLM(T.LlamaConfig(**TEXT, num_key_value_heads=2)), next_words),
     "gemma2": (
         lambda: T.Gemma2ForCausalLM(T.Gemma2Config(**TEXT, num_key_value_heads=2, head_dim=8)),
         next_words,
-        True,
     ),
-    "vit": (lambda: T.ViTForImageClassification(T.ViTConfig(**IMAGE, num_labels=3)), None, True),
+    "vit": (lambda: T.ViTForImageClassification(T.ViTConfig(**IMAGE, num_labels=3)), None),
 }
 
 
 def made(name: str) -> tuple[Any, list[dict[str, Tensor]]]:
     torch.manual_seed(0)
-    model, labels, _ = MODELS[name]
+    model, labels = MODELS[name]
     return model().eval(), [images(8), images(6)] if labels is None else [text(labels, 8), text(labels, 6, 11)]
 
 
@@ -128,10 +124,6 @@ def test_pruned_by_the_loss_of_its_class_and_kept(name: str, tmp_path: Path) -> 
         assert torch.equal(heads_of(again(**inputs_of(loader[1]))), heads_of(expected))
     assert fxprune.report(again) == fxprune.report(small)
 
-    if not MODELS[name][2]:
-        with pytest.raises(fxprune.NarrowError, match=r"GPT2LMHeadModel does not run as its own class.*\.py"):
-            narrow_pretrained(small, model)
-        return
     for own in (narrow_pretrained(small, model), from_pretrained(tmp_path / "folder", own_class=True)):
         assert type(own) is type(model)
         assert own.config.to_dict().get("use_cache") == model.config.to_dict().get("use_cache")
@@ -142,9 +134,13 @@ def test_pruned_by_the_loss_of_its_class_and_kept(name: str, tmp_path: Path) -> 
         torch.testing.assert_close(heads_of(found), heads_of(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_a_narrowed_language_model_generates() -> None:
+@pytest.mark.parametrize("own_class", [False, True])
+def test_a_narrowed_language_model_generates(own_class: bool) -> None:
     model, loader = made("llama")
-    own: Any = narrow_pretrained(compress_pretrained(model, loader, params=0.85), model)
+    small = compress_pretrained(model, loader, params=0.85, own_class=own_class)
+    own: Any = small if own_class else narrow_pretrained(small, model)
+    assert type(own) is type(model)
+    assert own.config.use_cache
     words = loader[0]["input_ids"][:2, :4]
     ids = {"pad_token_id": 0, "eos_token_id": None, "do_sample": False, "max_new_tokens": 5}
     cached, plain = own.generate(words, **ids), own.generate(words, **ids, use_cache=False)

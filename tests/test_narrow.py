@@ -164,3 +164,97 @@ def test_a_graph_has_no_class_of_its_own() -> None:
         NarrowError, match=r"Residual is a graph already, with no forward of its own: use fxprune\.apply"
     ):
         fxprune.narrow(fxprune.apply(model, plan), plan)
+
+
+class Heads(nn.Module):
+    """Attention whose forward names its numbers by attributes, in several ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.heads, self.size, self.width, self.parts = how, 4, 3, 12, [12, 12, 12]
+        self.qkv, self.out, self.head = nn.Linear(6, 36), nn.Linear(12, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        split = {"list": self.parts, "tuple": (self.width,) * 3, "one": self.width}.get(self.how, 3 * [self.width])
+        q, k, v = self.qkv(x).split(split, dim=-1)
+        if self.how == "slices":
+            y = self.qkv(x)
+            q, k, v = y[..., : self.width], y[:, :, self.width : -self.width], y[..., -self.width :]
+        if self.how == "batched":
+            q, k, v = (y.view(b, t, -1, self.size).transpose(1, 2).reshape(b * self.heads, t, -1) for y in (q, k, v))
+            y = (torch.bmm(q, k.transpose(1, 2)) * 3**-0.5).softmax(-1) @ v
+            y = y.view(b, self.heads, t, self.size)
+        else:
+            q, k, v = (y.view(b, t, self.heads, self.size).transpose(1, 2) for y in (q, k, v))
+            y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        y = y.transpose(1, 2).reshape(b, t, self.heads * self.size if self.how == "product" else self.width)
+        return self.head(x + self.out(y))
+
+
+@pytest.mark.parametrize("how", ["list", "tuple", "one", "product", "slices", "batched"])
+def test_attributes_that_name_widths_are_given_the_kept_numbers(how: str) -> None:
+    torch.manual_seed(0)
+    model, example = Heads(how).eval(), torch.randn(2, 4, 6)
+    plan, before = planned(model, example), picture(model)
+    own: Any = fxprune.narrow(model, plan)
+    assert same_picture(before, picture(model))
+    kept = len(plan.keep["qkv"]) // 9
+    assert kept < 4
+    assert (own.heads, own.size) == (kept, 3)
+    assert (own.parts if how == "list" else [own.width] * 3) == [3 * kept] * 3
+    assert type(own.heads) is type(own.width) is int
+    other = torch.randn(3, 5, 6)
+    assert difference(outputs(fxprune.apply(model, plan), other), outputs(own, other)) < 1e-6
+
+
+@layers(lambda: dict(c=6, a=nn.Conv2d(3, 12, 3), b=nn.Conv2d(6, 6, 1), head=nn.Linear(12, 5)))
+def Halves(self, x: Tensor) -> Tensor:
+    """Both halves are named by one attribute."""
+    one, two = self.a(x).split((self.c, self.c), 1)
+    return self.head(torch.cat([one, self.b(two)], 1).relu().mean((2, 3)))
+
+
+def test_one_attribute_cannot_be_two_numbers() -> None:
+    model = Halves()
+    plan = fxprune.Plan.from_kept(model, images()(2), {"a": [0, 1, 2, 6, 7]})
+    with pytest.raises(NarrowError, match=r"at split, which apply mends \(.*self\.a\(x\)\.split\(\(self\.c, self\.c\)"):
+        fxprune.narrow(model, plan)
+    own: Any = fxprune.narrow(model, fxprune.Plan.from_kept(model, images()(2), {"a": [0, 1, 2, 6, 7, 8]}))
+    assert own.c == 3
+
+
+def test_an_attribute_that_also_scales_is_refused() -> None:
+    @layers(lambda: dict(c=6, a=nn.Linear(4, 6), b=nn.Linear(6, 6), head=nn.Linear(6, 5)))
+    def Scaled(self, x: Tensor) -> Tensor:
+        return self.head(self.a(x).view(-1, self.c) / self.c)
+
+    model = Scaled()
+    with pytest.raises(NarrowError, match=r"at view, which apply mends|at truediv, which apply mends"):
+        fxprune.narrow(model, planned(model, torch.randn(2, 4)))
+
+
+@layers(
+    lambda: dict(heads=4, width=12, a=nn.Linear(6, 12), q=nn.Linear(12, 12), out=nn.Linear(12, 8), head=nn.Linear(8, 5))
+)
+def Checked(self, x: Tensor) -> Tensor:
+    """Checks its width, and divides it by its number of heads."""
+    b, t, _ = x.shape
+    x = self.a(x).relu()
+    if x.shape[-1] != self.width:
+        raise ValueError(f"{x.shape[-1]} is not {self.width}")
+    y = self.q(x)
+    y = y.view(b, t, self.heads, y.shape[-1] // self.heads).transpose(1, 2)
+    assert y.shape == (b, self.heads, t, 3)
+    y = torch.nn.functional.scaled_dot_product_attention(y, y, y).transpose(1, 2).flatten(2)
+    return self.head(self.out(y))
+
+
+def test_attributes_that_sizes_are_compared_with_or_divided_by() -> None:
+    model, example = Checked().eval(), torch.randn(2, 4, 6)
+    kept = {"a": [0, 2, 3, 5, 7, 8, 9], "q": [*range(3, 9)]}
+    plan = fxprune.Plan.from_kept(model, example, kept)
+    own: Any = fxprune.narrow(model, plan)
+    assert (own.width, own.heads) == (7, 2)
+    other = torch.randn(3, 5, 6)
+    assert difference(outputs(fxprune.apply(model, plan), other), outputs(own, other)) < 1e-6

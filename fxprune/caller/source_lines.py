@@ -31,10 +31,17 @@ def is_users(filename: str) -> bool:
 
 def line_of(error: BaseException) -> str:
     """The innermost line of the user's in an error's traceback, or in that of its cause."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
-    if not frames and error.__cause__ is not None:
-        return line_of(error.__cause__)
-    return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "a line inside torch"
+    frames = users_frames(error)
+    if not frames:
+        return "a line inside torch"
+    filename, number = frames[-1][0].f_code.co_filename, frames[-1][1]
+    return f"{filename}:{number}: {linecache.getline(filename, number).strip()}"
+
+
+def users_frames(error: BaseException) -> list[tuple[FrameType, int]]:
+    """The user's frames in an error's traceback, or in that of its cause, each with its line; the innermost is last."""
+    frames = [found for found in traceback.walk_tb(error.__traceback__) if is_users(found[0].f_code.co_filename)]
+    return users_frames(error.__cause__) if not frames and error.__cause__ is not None else frames
 
 
 def warn(text: str) -> None:

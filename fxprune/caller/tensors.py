@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -23,6 +23,14 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """`all_tensors` without the gathering indices that rewriting added, which follow from the plan."""
     return {name: t for name, t in all_tensors(model).items() if not name.rpartition(".")[2].startswith(INDEX)}
+
+
+def held_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Every parameter, buffer and tensor attribute of a model's modules, under every name, with its module."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, held in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
+            if isinstance(held, Tensor):
+                yield f"{path}.{name}" if path else name, module, held
 
 
 def first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -12,9 +12,9 @@ from fxprune.caller.example import TensorSpec
 from fxprune.errors import FxpruneError, known_names
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, Plane, varying_axes
-from fxprune.rules.vocabulary import GIVEN_UP, ChannelRead, Option, Slot
+from fxprune.rules.vocabulary import GIVEN_UP, ChannelRead, Comparison, Option, Slot
 from fxprune.tracing.checks import Leaves, listed
-from fxprune.tracing.graph import ModelGraph
+from fxprune.tracing.graph import ModelGraph, captured_of
 
 Exclude = Leaves
 EXCLUDED = "excluded by the caller"
@@ -29,6 +29,7 @@ class Collector(Context):
     ) -> None:
         super().__init__(graph)
         self.exclude, self.allow_inexact, self.by_heads = listed(exclude), inexact, not head_dim
+        self.limits = captured_of(graph).limits
         self.statistics: list[tuple[Tensor, str, str]] = []
         self.matched: set[int] = set()
         self.modules = dict(graph.named_modules(remove_duplicate=False))
@@ -38,6 +39,11 @@ class Collector(Context):
         self.choices: list[tuple[Sequence[Option], bool]] = []
         self.produced: list[tuple[Tensor, str]] = []
         self.edges: list[ChannelRead] = []
+        self.comparisons: list[Comparison] = []
+        self.experts: list[Tensor] = []
+        self.told: dict[fx.Node, int] = {}
+        self.taken: list[tuple[fx.Node, Tensor, str]] = []
+        self.marks: dict[int, int] = {}
         self.balanced: list[tuple[str, ...]] = []
         self.larger: list[tuple[str, str]] = []
         self.slots: dict[Slot, tuple[int, int]] = {}
@@ -66,6 +72,8 @@ class Collector(Context):
         self.produced.append((labels.reshape(-1), site))
         if any(self._matches(pattern, site) for pattern in range(len(self.exclude))):
             self.freeze(labels, EXCLUDED)
+        elif site in self.limits.held:
+            self.freeze(labels, self.limits.held[site])
 
     def balance(self, *sites: str) -> None:
         if len(sites) > 1 and sites not in self.balanced:
@@ -76,6 +84,34 @@ class Collector(Context):
 
     def edge(self, reading: ChannelRead) -> None:
         self.edges.append(reading)
+
+    def compare(self, comparison: Comparison) -> None:
+        self.comparisons.append(comparison)
+
+    def choose_by_number(self, labels: Tensor) -> None:
+        self.experts.append(labels)
+
+    def described(self, node: fx.Node) -> str:
+        """A node, for a message or a reason."""
+        self.node = node
+        return self.describe()
+
+    def tell_apart(self, expert: Tensor) -> None:
+        label = int(expert)
+        if self.told.setdefault(self.node, label) != label:
+            self.freeze(torch.tensor([label, self.told[self.node]]), f"told apart by number in {self.describe()}")
+
+    def take_out(self, label: Tensor, reason: str) -> None:
+        expert = self.marks.get(int(label))
+        if expert is not None:
+            self.tell_apart(torch.tensor(expert))
+        elif self.told:  # it may be a slice of stacked weights
+            self.taken.append((self.node, label, reason))
+        else:
+            self.freeze(label, reason)
+
+    def mark_numbers(self, labels: Tensor, experts: Tensor) -> None:
+        self.marks.update(zip(labels.int().tolist(), experts.int().tolist(), strict=True))
 
     def fresh(self, slot: Slot, size: int) -> Tensor:
         if slot not in self.slots:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from torch import Tensor, fx, nn
 
 from fxprune.caller.example import PackedSpec
-from fxprune.coupling.groups import Coupling, Edge
+from fxprune.coupling.expert_gates import RoutedGate
+from fxprune.coupling.groups import Coupling, Edge, key_of_edge
 from fxprune.coupling.recurrent_gates import PackedGate, gated_module
 from fxprune.rules.movement import move
 from fxprune.rules.table import RULES, key_of
@@ -23,7 +24,7 @@ class Gate(nn.Module, ABC):
     def __init__(self, edge: Edge) -> None:
         super().__init__()
         self.dim, self.units, self.reads = edge.dim, edge.units, f"{edge.source} -> {edge.consumer}"
-        self.key = edge.source, edge.parameter or str(edge.dim)
+        self.key, self.compared = key_of_edge(edge), edge.compared
 
     @abstractmethod
     def forward(self, x: Tensor, *, padded: bool = False) -> Tensor:
@@ -37,10 +38,13 @@ class Gate(nn.Module, ABC):
         """Observe activations, channels last: the inputs of the weight that `weigh` is given, or packed ones."""
 
 
-def insert(graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate]) -> tuple[fx.GraphModule, list[Gate]]:
+def insert(
+    graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate], *, compared: bool = True
+) -> tuple[fx.GraphModule, list[Gate]]:
     """A graph with the same modules as `graph` and a gate on every edge that reads a prunable unit.
 
-    Consumers that read the same axis of the same node share a gate.
+    Consumers that read the same axis of the same node share a gate. Edges on which units are `compared` may be left
+    out: those are read in other places, too.
     """
     copied = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}
@@ -49,9 +53,12 @@ def insert(graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate]) 
     gated = OwnSource(graph, copied, type(graph).__name__)
     gates: list[Gate] = []
     changes = _changes(graph)
-    for (source, dim), edges in _shared(coupling).items():
-        name = f"gate_{source}_{dim}"
-        if isinstance(coupling.specs[source], PackedSpec):
+    for (source, dim, of_comparison), edges in _shared(coupling, compared=compared).items():
+        name, chosen = f"gate_{source}_{dim}" + "_compared" * of_comparison, edges[0].chosen
+        if chosen is not None:
+            gates.append(make(edges[0]))
+            gated.add_module(name, RoutedGate(gates[-1], len(edges[0].units)))
+        elif isinstance(coupling.specs[source], PackedSpec):
             gates.append(make(replace(edges[0], dim=2)))
             gates[-1].key = edges[0].source, str(edges[0].dim)
             gated.add_module(name, PackedGate(gates[-1]))
@@ -59,7 +66,8 @@ def insert(graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate]) 
             gates.append(make(edges[0]))
             gated.add_module(name, gates[-1])
         consumers = dict.fromkeys(by_name[edge.consumer] for edge in edges)
-        _insert_gate(copied, by_name[source], name, consumers, changes.get(source, ()))
+        inputs = (by_name[source], *(() if chosen is None else (by_name[chosen],)))
+        _insert_gate(copied, inputs, name, consumers, changes.get(source, ()))
     for index, (path, inner) in enumerate(_inside(coupling, graph).items()):
         own = {parameter: make(edge) for parameter, edge in inner.items()}
         gates += own.values()
@@ -72,12 +80,12 @@ def insert(graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate]) 
     return gated, gates
 
 
-def _shared(coupling: Coupling) -> dict[tuple[str, int], list[Edge]]:
-    """The edges with units, by the node and the axis that they read."""
-    shared: dict[tuple[str, int], list[Edge]] = {}
+def _shared(coupling: Coupling, *, compared: bool) -> dict[tuple[str, int, bool], list[Edge]]:
+    """The edges with units, by the node and the axis that they read, and whether they are compared."""
+    shared: dict[tuple[str, int, bool], list[Edge]] = {}
     for edge in coupling.edges:
-        if edge.parameter is None and (edge.units >= 0).any():
-            shared.setdefault((edge.source, edge.dim), []).append(edge)
+        if edge.parameter is None and (edge.units >= 0).any() and (compared or not edge.compared):
+            shared.setdefault((edge.source, edge.dim, edge.compared), []).append(edge)
     return shared
 
 
@@ -99,17 +107,17 @@ def _inside(coupling: Coupling, graph: ModelGraph) -> dict[str, dict[str, Edge]]
 
 
 def _insert_gate(
-    graph: fx.Graph, source: fx.Node, name: str, consumers: Iterable[fx.Node], changes: Iterable[str]
+    graph: fx.Graph, inputs: tuple[fx.Node, ...], name: str, consumers: Iterable[fx.Node], changes: Iterable[str]
 ) -> None:
-    """Call the gate before its first consumer, and again wherever the source was changed in place since."""
+    """Call the gate before its first consumer, and again wherever its first input was changed in place since."""
     waiting, changed = dict.fromkeys(consumers), set(changes)
     gate: fx.Node | None = None
     for node in list(graph.nodes):
         if node in waiting:
             if gate is None:
                 with graph.inserting_before(node):
-                    gate = graph.call_module(name, (source,))
-            node.replace_input_with(source, gate)
+                    gate = graph.call_module(name, inputs)
+            node.replace_input_with(inputs[0], gate)
         if node.name in changed:
             gate = None
 

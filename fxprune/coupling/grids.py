@@ -123,3 +123,8 @@ class Classes:
         found: Flags = self._marks[classes]
         self._marks[others] = False
         return found
+
+
+def units_at(unit_of: Index, labels: Index) -> Index:
+    """The units of an array of labels, -1 where there is no label."""
+    return np.where(labels < 0, -1, unit_of[labels]) if len(unit_of) else np.full(len(labels), -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,8 @@ class Edge:
     """Node `consumer` reads, along axis `dim` of what node `source` gives, channels of the units `units` (-1: none).
 
     Where it names a `parameter`, the two are one node, whose module reads the units inside, through axis `dim` of that
-    parameter of its own.
+    parameter of its own. Where it names a `chosen` node, the units are experts, whose outputs are rows of `source`, and
+    that node's numbers say whose each is. A removed unit is read as zero, or as minus infinity where it is `compared`.
     """
 
     consumer: str
@@ -92,6 +93,29 @@ class Edge:
     dim: int
     units: Index
     parameter: str | None = None
+    chosen: str | None = None
+    compared: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Router:
+    """A layer whose channels are experts, of which each row has so many `chosen`; `key` is that of their moments."""
+
+    site: str
+    chosen: int
+    key: Key | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Branch:
+    """The nodes that work for one expert alone, the unit `expert` (-1: always kept), in the order of the graph.
+
+    `through` maps those of them that add to the value of another node to that one.
+    """
+
+    expert: int
+    nodes: tuple[str, ...]
+    through: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +126,9 @@ class Coupling:
     all nodes, `axes` the axes of their planes, `specs` their shapes on the example, `remembered` numbers that rules
     keep; `slots` the first label and the size of every slot. `pieces` are sets of units that make up a whole axis of
     some tensor: one of each is kept. `statistics` are nodes that take a statistic over prunable channels; `balanced`
-    are sets of sites of equal width, `larger` pairs whose first site is wider than the second.
+    are sets of sites of equal width, `larger` pairs whose first site is wider than the second. `even` are sets of axes,
+    each the unit of every index, that keep equal numbers. `floors` are sets of units, and how many of each are kept at
+    least, `routers` the layers that choose among experts, and `branches` the parts of the graph that work for one.
     """
 
     groups: tuple[Group, ...]
@@ -119,6 +145,10 @@ class Coupling:
     statistics: tuple[str, ...] = ()
     balanced: tuple[tuple[str, ...], ...] = ()
     larger: tuple[tuple[str, str], ...] = ()
+    even: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    floors: tuple[tuple[Index, int], ...] = ()
+    routers: tuple[Router, ...] = ()
+    branches: tuple[Branch, ...] = ()
 
     def __repr__(self) -> str:
         frozen = len(self.groups) - len(self.prunable)
@@ -158,4 +188,4 @@ class Coupling:
 
 def key_of_edge(edge: Edge) -> Key:
     """The key of an edge's moments."""
-    return edge.source, edge.parameter or str(edge.dim)
+    return edge.source, edge.parameter or f"{edge.dim}{' compared' if edge.compared else ''}"

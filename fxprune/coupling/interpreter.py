@@ -19,7 +19,7 @@ from fxprune.errors import UnsupportedOpError
 from fxprune.rules.arguments import Call
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels
-from fxprune.rules.table import RAGGED, RULES, describe, key_of
+from fxprune.rules.table import INDEXED, RAGGED, RULES, describe, key_of
 from fxprune.rules.vocabulary import FILLS
 from fxprune.tracing.graph import captured_of, must_be
 from fxprune.tracing.in_place import is_in_place, viewed
@@ -60,6 +60,8 @@ def _by_rule(ctx: Context, node: fx.Node, args: Any, kwargs: Any) -> Any:
     key, inputs = key_of(node, ctx.graph), labels_in((args, kwargs))
     for plane in (plane for x in inputs for plane in x.planes if plane.ragged and RULES[key] not in RAGGED):
         ctx.tie(*plane.columns)
+    if RULES[key] not in INDEXED:
+        ctx.freeze_numbered(inputs)
     ctx.call = Call(key, (ctx.module(), *args) if node.op == "call_module" else args, kwargs).by_position()
     value = RULES[key](ctx, *ctx.call.args, **ctx.call.kwargs)
     if is_in_place(node.target) and inputs:

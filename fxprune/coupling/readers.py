@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.caller.tensors import attribute_at
 from fxprune.coupling.groups import Edge
+from fxprune.rules.experts import expert_linear
 from fxprune.rules.table import key_of
 
 Pads = tuple[int, ...]
@@ -165,6 +166,16 @@ def _recurrent(module: nn.Module, edge: Edge) -> list[str]:
         for n in names
         if n in module._parameters and "_hr_" not in n and module.get_parameter(n).shape[1] == len(edge.units)
     ]
+
+
+def experts_on(graph: fx.GraphModule, edge: Edge) -> list[Reader]:
+    """The experts that read the channels of an edge, all as one layer: for what their weights make of these."""
+    node = next((node for node in graph.graph.nodes if node.name == edge.consumer), None)
+    weight = _parameter(graph, node.args[2]) if node is not None and node.target is expert_linear else None
+    if weight is None:
+        return []
+    matrices = weight.transpose(1, 2) if node.kwargs.get("transposed") else weight  # type: ignore[union-attr]
+    return [Reader(matrices.flatten(0, 1), None)]
 
 
 Make = Callable[[Any, fx.Node], Reader | None]

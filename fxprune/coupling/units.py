@@ -8,10 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
 
 from fxprune.caller.arrays import Flags, Index
 from fxprune.coupling.collector import Collector
+from fxprune.coupling.experts import (
+    clean_branches,
+    comparisons_of_experts,
+    floors_of,
+    is_expert,
+    routers_of,
+    weights_of,
+)
 from fxprune.coupling.grids import (
     Classes,
     choose_option,
@@ -20,16 +27,19 @@ from fxprune.coupling.grids import (
     flat_labels,
     label_pairs,
     present_labels,
+    units_at,
 )
-from fxprune.coupling.groups import Coupling, Edge, Group, Site
+from fxprune.coupling.groups import Branch, Coupling, Edge, Group, Site
 from fxprune.rules.context import labels_in
 from fxprune.rules.vocabulary import ChannelRead, Option
 
 
 def resolve(collector: Collector) -> Coupling:
     """The units, groups and edges that follow from what was collected."""
+    branches = clean_branches(collector)
     left, right = _tied(collector)
     merged = components(collector.size, left, right)
+    compared = comparisons_of_experts(collector, merged)
     frozen = np.zeros(merged.max(initial=-1) + 1, dtype=bool)
     for labels, _ in collector.frozen:
         frozen[merged[present_labels(labels)]] = True
@@ -40,11 +50,15 @@ def resolve(collector: Collector) -> Coupling:
     _freeze_summed_weights(collector, frozen, merged)
     _freeze_balanced(collector, frozen, merged)
     groups, sites, unit_of = _grouped(collector, merged, _reasons(collector, merged, np.flatnonzero(frozen)))
+    collector.edges += weights_of(compared, collector.edges, merged)
     values = {node.name: value for node, value in collector.env.items()}
     edges = tuple(
-        Edge(r.consumer, r.source, r.dim, _units_at(unit_of, flat_labels(r.labels)), r.parameter)
+        Edge(r.consumer, r.source, r.dim, units_at(unit_of, flat_labels(r.labels)), r.parameter, r.chosen)
         for r in collector.edges
         if not _passes(r, merged)
+    ) + tuple(
+        Edge(c.consumer.name, c.source.name, c.dim, units_at(unit_of, flat_labels(c.labels)), compared=True)
+        for c in compared
     )
     return Coupling(
         groups=_with_inexactness(_with_consumers(groups, edges), collector, unit_of),
@@ -60,12 +74,35 @@ def resolve(collector: Collector) -> Coupling:
         pieces=_pieces(values, unit_of, groups),
         statistics=tuple(
             dict.fromkeys(
-                name for labels, name, _ in collector.statistics if (_units_at(unit_of, flat_labels(labels)) >= 0).any()
+                name for labels, name, _ in collector.statistics if (units_at(unit_of, flat_labels(labels)) >= 0).any()
             )
         ),
         balanced=tuple(collector.balanced),
         larger=tuple(collector.larger),
+        floors=floors_of(compared, unit_of),
+        branches=tuple(
+            Branch(
+                int(unit_of[expert]), tuple(n.name for n in own.nodes), {n.name: x.name for n, x in own.through.items()}
+            )
+            for expert, own in branches.items()
+        ),
+        routers=routers_of(collector, compared, _site_channels(collector, merged), merged),
+        even=tuple(
+            tuple(units for place in places if (units := units_along(values, unit_of, *place)) is not None)
+            for places in collector.limits.even
+        ),
     )
+
+
+def units_along(values: dict[str, Any], unit_of: Index, node: str, output: int, axis: int) -> tuple[int, ...] | None:
+    """The unit of each index along an axis of a value, -1 for an index that is always kept.
+
+    None where an index holds several units, so that it is no unit that removes it.
+    """
+    planes = labels_in(values[node])[output].along(axis)
+    rows = [np.unique(row) for plane in planes for row in units_at(unit_of, plane.slices(axis).long().numpy())]
+    size = labels_in(values[node])[output].shape[axis]
+    return tuple(int(row[0]) for row in rows) if len(rows) == size and all(len(row) == 1 for row in rows) else None
 
 
 def _first_to_choose(choice: tuple[Sequence[Option], bool]) -> tuple[bool, int]:
@@ -83,15 +120,10 @@ def _tied(collector: Collector) -> tuple[Index, Index]:
     nodes = np.repeat(np.arange(len(pairs)), [len(left) for left, _ in pairs])[alone]
     lonely = np.maximum(a, b)[alone]
     for index in np.unique(nodes).tolist():
-        reason = f"meets values without channels in {_described(collector, collector.ties[index][2])}"
+        reason = f"meets values without channels in {collector.described(collector.ties[index][2])}"
         collector.frozen.append((torch.from_numpy(lonely[nodes == index]), reason))
     both = (a >= 0) & (b >= 0)
     return a[both], b[both]
-
-
-def _described(collector: Collector, node: fx.Node) -> str:
-    collector.node = node
-    return collector.describe()
 
 
 def _passes(reading: ChannelRead, merged: Index) -> bool:
@@ -122,14 +154,14 @@ def _freeze_summed_weights(collector: Collector, frozen: Flags, merged: Index) -
         )
         shared = labels[live[merged[labels]]]
         if len(shared):
-            reason = f"{_described(collector, nodes[r.consumer])} takes a statistic over the channels of a weight"
+            reason = f"{collector.described(nodes[r.consumer])} takes a statistic over the channels of a weight"
             collector.frozen.append((torch.from_numpy(shared), reason))
             frozen[merged[shared]] = True
 
 
 def _freeze_balanced(collector: Collector, frozen: Flags, merged: Index) -> None:
     """Freeze layers that must be as wide as a frozen one, in the collector and in `frozen`."""
-    channels = _site_channels(collector)
+    channels = _site_channels(collector, merged)
     classes = {name: merged[labels[labels >= 0]] for name, labels in channels.items()}
     sets = list(collector.balanced)
     while held := next((names for names in sets if any(frozen[classes[name]].all() for name in names)), None):
@@ -162,7 +194,7 @@ def _grouped(
 
     Returns the groups, prunable ones first, the sites, and the unit of every label, -1 for frozen ones.
     """
-    channels = _site_channels(collector)
+    channels = _site_channels(collector, merged)
     reasons, texts = why
     number = np.full(len(reasons) + 1, -1, dtype=np.int64)
     drafts: list[tuple[tuple[str, ...], range, str | None]] = []
@@ -173,7 +205,7 @@ def _grouped(
         count += len(classes)
         free += len(classes) if reason < 0 else 0
     every = number[merged]
-    sites = {name: Site(name, _units_at(every, labels)) for name, labels in channels.items()}
+    sites = {name: Site(name, units_at(every, labels)) for name, labels in channels.items()}
     groups = _named_groups(drafts, sites)
     prunable = tuple(Site(site.name, np.where(site.units < free, site.units, -1)) for site in sites.values())
     return groups, prunable, np.where(every < free, every, -1)
@@ -200,11 +232,16 @@ def _connected(channels: dict[str, Index], merged: Index, reasons: Index) -> lis
     return sorted(found, key=lambda item: (item[2] >= 0, rank[item[0][0]], int(item[1][0])))
 
 
-def _site_channels(collector: Collector) -> dict[str, Index]:
-    """Site -> the labels of its channels, in order; a layer that is called twice counts once."""
+def _site_channels(collector: Collector, merged: Index) -> dict[str, Index]:
+    """Site -> the labels of its channels, in order; a layer that is called twice counts once.
+
+    Stacked weights produce the channels of their experts, not the experts, which their router does.
+    """
+    experts = np.append(is_expert(collector, merged), False)[np.append(merged, -1)]  # of labels, -1 for none
     channels: dict[str, list[Index]] = {}
     for labels, name in collector.produced:
         vector = flat_labels(labels)
+        vector = vector if experts[vector].all() else vector[~experts[vector]]
         known = channels.setdefault(name, [])
         if not any(np.array_equal(vector, other) for other in known):
             known.append(vector)
@@ -236,7 +273,7 @@ def _with_inexactness(groups: tuple[Group, ...], collector: Collector, unit_of: 
     owner = _owners(groups)
     reasons: dict[int, str] = {}
     for labels, _, reason in collector.statistics:
-        units = _units_at(unit_of, flat_labels(labels))
+        units = units_at(unit_of, flat_labels(labels))
         for index in np.unique(owner[units[units >= 0]]).tolist():
             reasons.setdefault(index, reason)
     return tuple(replace(group, inexact=reasons.get(index)) for index, group in enumerate(groups))
@@ -261,12 +298,7 @@ def _pieces(values: dict[str, Any], unit_of: Index, groups: tuple[Group, ...]) -
         if numbers.tobytes() in seen:
             continue
         seen.add(numbers.tobytes())
-        units = np.unique(_units_at(unit_of, numbers))
+        units = np.unique(units_at(unit_of, numbers))
         if len(units) and units[0] >= 0 and (np.bincount(owner[units], minlength=len(sizes)) < sizes).all():
             pieces.setdefault(units.tobytes(), units)
     return tuple(pieces.values())
-
-
-def _units_at(unit_of: Index, labels: Index) -> Index:
-    """The units of an array of labels, -1 where there is no label."""
-    return np.where(labels < 0, -1, unit_of[labels]) if len(unit_of) else np.full(len(labels), -1)

@@ -28,8 +28,8 @@ from fxprune.pipeline import compress
 from fxprune.reporting.attach import note_call
 from fxprune.reporting.provenance import call_of
 from fxprune.reporting.report import pruned_of
+from fxprune.rewriting.own_class import narrow
 from fxprune.saving.artifact import load, save
-from fxprune.saving.own_class import narrow
 from fxprune.scoring.objective import Loss
 
 __all__ = ["compress_pretrained", "from_pretrained", "narrow_pretrained", "save_pretrained"]
@@ -66,7 +66,8 @@ def compress_pretrained(
 
     Returns:
         The result of `compress`: a graph that takes the forward's arguments except labels, and returns the outputs of
-        the class without a loss. `narrow_pretrained` makes the class of it.
+        the class without a loss. `narrow_pretrained` makes the class of it; `own_class=True` returns the class at once,
+        and what its code does not run narrower is kept whole.
 
     Raises:
         CalibrationError: the batches have no labels, or the loss of the class is not a known function of its outputs
@@ -79,7 +80,7 @@ def compress_pretrained(
     loss = loss or _loss_of_class(own, loader, unpack)
     small = compress(own, loader, alpha, loss=loss, unpack=unpack, **options)
     note_call(small, call, loader, options.get("submodule", ""))
-    return small
+    return _with_cache_of(model, small) if options.get("own_class") else small
 
 
 def narrow_pretrained(small: nn.Module, model: PreTrainedModel) -> PreTrainedModel:
@@ -94,9 +95,7 @@ def narrow_pretrained(small: nn.Module, model: PreTrainedModel) -> PreTrainedMod
     """
     if (record := pruned_of(small)) is None:
         raise FxpruneError(f"{type(small).__name__} has no plan: give what compress_pretrained or from_pretrained gave")
-    own = narrow(_without_cache(model), record.plan, weights=small)
-    for mine, theirs in zip(_configs(own), _configs(model), strict=True):
-        mine.update({"use_cache": theirs.use_cache} if "use_cache" in theirs.to_dict() else {})
+    own = _with_cache_of(model, narrow(_without_cache(model), record.plan, weights=small))
     modes = {name: module.training for name, module in small.named_modules()}
     for name, module in own.named_modules():
         module.training = modes.get(name, small.training)
@@ -156,6 +155,13 @@ def _without_cache(model: PreTrainedModel) -> PreTrainedModel:
     for config in _configs(own):
         config.update({"use_cache": False} if "use_cache" in config.to_dict() else {})
     return own  # type: ignore[no-any-return]
+
+
+def _with_cache_of(model: nn.Module, own: nn.Module) -> nn.Module:
+    """A narrowed copy of a model, which is changed, with the cache that the model has."""
+    for mine, theirs in zip(_configs(own), _configs(model), strict=True):
+        mine.update({"use_cache": theirs.use_cache} if "use_cache" in theirs.to_dict() else {})
+    return own
 
 
 def _configs(model: nn.Module) -> list[PretrainedConfig]:

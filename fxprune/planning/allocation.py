@@ -143,8 +143,8 @@ class Allocation:
     """The level of every unit, and the constraints that hold at any level.
 
     A group keeps at least `min_keep` units, and a multiple of `round_to`. `pieces` are sets of units of which at least
-    one is kept; `equal` and `larger` are those of `balanced`. Units of a group are removed by rising level, and at
-    equal levels by rising `propose`. `groups` follow each other and hold all units.
+    one is kept; `equal`, `larger` and `floors` are those of `balanced`. Units of a group are removed by rising level,
+    and at equal levels by rising `propose`. `groups` follow each other and hold all units.
     """
 
     level: Scalars
@@ -153,6 +153,7 @@ class Allocation:
     pieces: tuple[Index, ...] = ()
     equal: tuple[tuple[Index, ...], ...] = ()
     larger: tuple[tuple[Index, ...], ...] = ()
+    floors: tuple[tuple[Index, int], ...] = ()
     min_keep: int = 1
     round_to: int = 1
     sizes: Index = field(init=False)
@@ -174,7 +175,11 @@ class Allocation:
         for units in self.pieces:
             if not keep[units].any():
                 keep[units[np.argmax(self.propose[units])]] = True
-        return balanced(keep, self.propose, self.equal, self.larger, round_to=self.round_to)
+        return balanced(keep, self.propose, self.equal, self.larger, self.floors, round_to=self.round_to)
+
+    def fewest(self, units: Index) -> int:
+        """How many of some units `floors` keep at least."""
+        return sum(least for floor, least in self.floors if np.isin(floor, units).all())
 
     def late(self) -> Scalars:
         """The place of each unit in its group's order of removal, as a share of the group; the last one's is 1."""

@@ -20,6 +20,7 @@ from fxprune.coupling.groups import Coupling
 from fxprune.planning.widths import Axes, Product, Products, Ruler, Widths, products
 from fxprune.rules.context import labels_in
 from fxprune.rules.contractions import terms_of
+from fxprune.rules.experts import expert_linear
 from fxprune.rules.labels import Labels
 from fxprune.rules.table import Key, key_of, registers
 from fxprune.tracing.attention import ScaledDotProduct
@@ -73,11 +74,37 @@ class Costs:
 def costs_of(graph: ModelGraph, coupling: Coupling) -> Costs:
     """The parameters of `graph` and the flops of each of its nodes, written as products of widths."""
     ruler, counted = Ruler(coupling), flops_of(graph)
-    params = [ruler.product(ruler.parameter(name, p.shape)) for name, p in graph.named_parameters()]
+    experts, owners = _experts_of(graph, coupling), first_names(all_tensors(graph))
+    params = [
+        ruler.product((*ruler.parameter(name, p.shape), *map(ruler.expert, experts.get(owners[name], ()))))
+        for name, p in graph.named_parameters()
+    ]
     accounts = Accounts(graph, ruler)
-    flops = [row for node in graph.graph.nodes if counted[node.name] for row in accounts.rows(node, counted[node.name])]
+    flops = [
+        replace(row, axes=(*row.axes, *map(ruler.expert, experts.get(node.name, ()))))
+        for node in graph.graph.nodes
+        if counted[node.name]
+        for row in accounts.rows(node, counted[node.name])
+    ]
     samples = sample_count(example_of(graph))
     return Costs(ruler.widths(), products(params), products(flops), samples, tuple(accounts.inexact))
+
+
+def _experts_of(graph: ModelGraph, coupling: Coupling) -> dict[str, tuple[int]]:
+    """The expert for which alone a node works, or a parameter is there, by the names of nodes and parameters."""
+    found: dict[str, tuple[int]] = {}
+    held: dict[str, set[int]] = {}
+    expert_of = {name: branch.expert for branch in coupling.branches for name in branch.nodes if branch.expert >= 0}
+    for node in graph.graph.nodes:
+        if node.name in expert_of:
+            found[node.name] = (expert_of[node.name],)
+        if node.op in ("call_module", "get_attr"):
+            held.setdefault(str(node.target), set()).add(expert_of.get(node.name, -1))
+    for path, experts in held.items():
+        if len(experts) == 1 and min(experts) >= 0:
+            owned = all_tensors(graph.get_submodule(path)) if path in dict(graph.named_modules()) else {"": None}
+            found |= {f"{path}.{name}".rstrip("."): (min(experts),) for name in owned}
+    return found
 
 
 @dataclass(slots=True)
@@ -168,6 +195,13 @@ def _matmul(call: CountedCall, *operands: Labels, **kwargs: Any) -> list[Product
 @_formula(torch.addbmm, "addbmm")
 def _addbmm(call: CountedCall, bias: Labels, a: Labels, b: Labels, **kwargs: Any) -> list[Product]:
     return [call.product(*call.axes(a), call.axes(b)[-1])]
+
+
+@_formula(expert_linear)
+def _expert_linear(
+    call: CountedCall, x: Labels, experts: Labels, weight: Labels, *args: Any, **kw: Any
+) -> list[Product]:
+    return [call.product(*call.axes(x), call.axes(call.value)[1])]
 
 
 @_formula(torch.einsum)

@@ -30,8 +30,8 @@ def units_of(keep: Keep, widths: Mapping[str, int], coupling: Coupling, given: C
     Of layers that contradict each other, the message names those that were `given`, if they are among them.
 
     Raises PlanError where they name layers that the model lacks or give them other widths, drop a channel that cannot
-    be removed, drop only a part of a unit, leave a layer without channels or inputs, or keep different numbers in
-    layers that share one size.
+    be removed, drop only a part of a unit, leave a layer without channels or inputs, keep different numbers in layers
+    that share one size, or keep fewer experts than are chosen at once.
     """
     sites = {site.name for site in coupling.sites}
     for name in keep:
@@ -100,6 +100,13 @@ def _check_balance(coupling: Coupling, keep: Flags) -> None:
         if counts[first] != counts[other]:
             raise PlanError(
                 f"the plan keeps {kept[first]} but {kept[other]}, which share one size: keep the same number of each"
+            )
+    for units, least in coupling.floors:
+        if (count := int(keep[units].sum())) < least:
+            names = [repr(site.name) for site in coupling.sites if np.isin(units, site.units).any()]
+            raise PlanError(
+                f"the plan keeps {count} of {len(units)} units of {names[0]}, of which {least} are chosen at once: "
+                f"keep at least {least}"
             )
     for first, second in coupling.larger:
         if counts[first] <= counts[second]:

@@ -42,13 +42,15 @@ def balanced(
     propose: Scalars,
     equal: Sequence[Sequence[Index]],
     larger: Sequence[Sequence[Index]] = (),
+    floors: Sequence[tuple[Index, int]] = (),
     *,
     round_to: int = 1,
 ) -> Flags:
     """The kept units once all sites of each set in `equal` keep as many channels as the widest of them.
 
     A site is given by the unit of each of its channels (-1: always kept). In each pair of `larger`, the first keeps
-    more channels than the second, to the next multiple of `round_to`. Units high by `propose` are restored first.
+    more channels than the second, to the next multiple of `round_to`. Of each set of units in `floors`, so many are
+    kept at least. Units high by `propose` are restored first.
 
     >>> sites = np.array([0, 1, 2]), np.array([3, 4, 5])
     >>> balanced(np.array([True, True, False, True, False, False]), np.arange(6.0), [sites])
@@ -57,6 +59,8 @@ def balanced(
     padded, before = np.append(keep, True), -1
     while before != padded.sum():
         before = padded.sum()
+        for units, least in floors:
+            _restore(padded, propose, units, least)
         for sites in equal:
             most = max(int(padded[units].sum()) for units in sites)
             for units in sites:

@@ -13,7 +13,15 @@ from fxprune.coupling.collector import EXCLUDED
 from fxprune.errors import blaming
 from fxprune.planning.plan import Plan
 from fxprune.planning.planned import Planned
-from fxprune.reporting.groups import frozen_reports, group_reports, rankings, site_widths, with_rankings
+from fxprune.reporting.groups import (
+    frozen_reports,
+    group_reports,
+    rankings,
+    router_reports,
+    site_widths,
+    with_rankings,
+    with_usage,
+)
 from fxprune.reporting.history import extended_history
 from fxprune.reporting.layers import largest, layer_costs, layer_parameters
 from fxprune.reporting.provenance import provenance_of
@@ -51,6 +59,7 @@ def _report(planned: Planned, plan: Plan, small: ModelGraph) -> Report:
         group_reports(coupling, keep, frozen.get(EXCLUDED, ())), frozen_reports(frozen, graph, plan.submodule),
         captured=captured_of(graph).method, budget=plan.budget, layers=largest(before, after),
         weight_bytes=(bytes_of(graph), bytes_of(small)), widths=site_widths(coupling.sites, keep),
+        routers=router_reports(coupling, keep),
     )  # fmt: skip
 
 
@@ -92,7 +101,10 @@ def note_scores(small: nn.Module, scores: Scores, plan: Plan) -> None:
         report: Report = part.meta[RECORD].report
         other = "random" if "random" in scores.about else "a score"
         signals = tuple(str(scores.about.get(name, other)) for name in ("propose", "protect"))
-        with_report(part, groups=with_rankings(report.groups, rankings(scores, plan)), signals=signals)
+        with_report(
+            part, groups=with_rankings(report.groups, rankings(scores, plan)), signals=signals,
+            routers=with_usage(report.routers, scores),
+        )  # fmt: skip
 
 
 def note_compensation(small: nn.Module, done: Compensation, submodule: str) -> None:

@@ -14,7 +14,7 @@ from fxprune.coupling.groups import Coupling, Site
 from fxprune.planning.allocation import curve_within, weighed
 from fxprune.planning.plan import Plan
 from fxprune.planning.tod import ranks
-from fxprune.reporting.records import SAMPLED, FrozenReport, GroupReport, Ranking
+from fxprune.reporting.records import SAMPLED, FrozenReport, GroupReport, Ranking, RouterReport
 from fxprune.scoring.scores import Scores
 
 
@@ -43,6 +43,26 @@ def site_widths(sites: Iterable[Site], keep: Flags) -> dict[str, tuple[int, int]
 def frozen_reports(frozen: Mapping[str, tuple[str, ...]], graph: nn.Module, part: str) -> tuple[FrozenReport, ...]:
     """The layers of a graph, of the part at `part`, left whole, by reason; one reason is that weights are computed."""
     return tuple(FrozenReport(sites, why) for why, sites in (dict(frozen) | parametrized(graph, part)).items())
+
+
+def router_reports(coupling: Coupling, keep: Flags) -> tuple[RouterReport, ...]:
+    """The experts of every router, and those that are kept."""
+    padded, sites = np.append(keep, True), {site.name: site.units for site in coupling.sites}
+    return tuple(
+        RouterReport(
+            router.site,
+            len(sites[router.site]),
+            tuple(np.flatnonzero(padded[_within(sites[router.site], len(keep))]).tolist()),
+            router.chosen,
+        )
+        for router in coupling.routers
+    )
+
+
+def with_usage(routers: Iterable[RouterReport], scores: Scores) -> tuple[RouterReport, ...]:
+    """The routers with the use of their experts, where the scores know it."""
+    usage = scores.about.get("experts", {})
+    return tuple(replace(each, usage=tuple(usage[each.router]) if each.router in usage else None) for each in routers)
 
 
 def with_rankings(groups: Iterable[GroupReport], found: Mapping[str, Ranking]) -> tuple[GroupReport, ...]:

@@ -19,6 +19,7 @@ from fxprune.errors import FxpruneError, blaming
 from fxprune.reporting.report import reported, with_report
 from fxprune.reporting.timings import BatchLatency, MeasuredLatency, Timing
 from fxprune.reporting.why_slow import why_slow
+from fxprune.tracing.graph import ModelGraph
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Measurement, Timer
@@ -118,5 +119,6 @@ def in_turns(timers: Sequence[Timer], repeats: int, seconds: float) -> Iterator[
 def _reasons(small: nn.Module, pairs: Sequence[BatchLatency], device: str) -> tuple[str, ...]:
     """Why the small model is not faster at the first batch size where it is not, from its pruned parts."""
     slow = next((pair for pair in pairs if pair.verdict == "not faster"), None)
-    found = [reason for graph, report in reported(small) if slow for reason in why_slow(graph, report, slow, device)]
+    graphs = [(graph, report) for graph, report in reported(small) if isinstance(graph, ModelGraph)]
+    found = [reason for graph, report in graphs if slow for reason in why_slow(graph, report, slow, device)]
     return tuple(dict.fromkeys(found))

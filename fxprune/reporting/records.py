@@ -64,6 +64,23 @@ class FrozenReport:
 
 
 @dataclass(frozen=True, slots=True)
+class RouterReport:
+    """A layer that routes tokens to experts.
+
+    `experts` is their number before, `kept` the numbers of those that are kept, `chosen` how many each token is given
+    to. `usage` says how much each expert of the original is used on the calibration data: the mean over the tokens of
+    the expert's weight times the norm of its output, zero for tokens of others, as shares of the sum. It is None where
+    the scores were not at hand, or measure nothing of the kind.
+    """
+
+    router: str
+    experts: int
+    kept: tuple[int, ...]
+    chosen: int
+    usage: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LayerReport:
     """One layer: its type, and its parameters and multiply-accumulates a sample, both before and after.
 
@@ -211,7 +228,7 @@ class ReportRecord:
     names the signals that proposed and protected units. `latency` is what `measure_latency` found for the whole model.
     `calibration` is what scoring measured of the original, `evaluation` what the caller's function measured.
     `provenance` says how the model was made. `widths` are the channels before and after of every layer that has
-    channels, in the order in which the graph calls the layers.
+    channels, in the order in which the graph calls the layers. `routers` are the layers that choose among experts.
     """
 
     model: str
@@ -236,6 +253,7 @@ class ReportRecord:
     evaluation: Evaluation | None = None
     provenance: Provenance | None = None
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    routers: tuple[RouterReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists and numbers."""

@@ -20,7 +20,7 @@ from fxprune.planning.plan import Plan
 from fxprune.reporting.comparison import Comparison, compared
 from fxprune.reporting.records import Evaluation, ReportRecord
 from fxprune.reporting.tables import brief, printed, tables
-from fxprune.tracing.graph import RECORD, History, ModelGraph, Record
+from fxprune.tracing.graph import RECORD, History, Record
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -129,19 +129,40 @@ def note_evaluation(small: nn.Module, found: Evaluation) -> None:
 
 
 def pruned_of(model: nn.Module) -> Pruned | None:
-    """The record of a pruned graph; None for any other module."""
-    found = model.meta.get(RECORD) if isinstance(model, ModelGraph) else None
+    """The record of a pruned graph, or of a model that was narrowed in its own class; None for any other module."""
+    meta = getattr(model, "meta", None)
+    found = meta.get(RECORD) if isinstance(meta, dict) else None
     return found if isinstance(found, Pruned) else None
 
 
+class OwnMeta(dict[str, Any]):
+    """The `meta` of a model in its own class. It pickles as a plain dict without the record.
+
+    So a file of the model can be read where fxprune is not installed.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, ({name: value for name, value in self.items() if name != RECORD},)
+
+    def __deepcopy__(self, memo: Any) -> OwnMeta:
+        return OwnMeta(self)
+
+
+def note_in_class(own: nn.Module, graph: nn.Module) -> None:
+    """Give a model that was narrowed in its own class the record of the graph that it equals."""
+    meta, record = getattr(own, "meta", {}), pruned_of(graph)
+    if record is not None and isinstance(meta, dict):  # a class may use the name for something else
+        vars(own)["meta"] = OwnMeta(meta | {RECORD: record})
+
+
 def with_report(graph: Any, **entries: Any) -> None:
-    """Replace entries of a pruned graph's report."""
+    """Replace entries of a pruned model's report."""
     record: Pruned = graph.meta[RECORD]
     graph.meta[RECORD] = replace(record, report=replace(record.report, **entries))
 
 
-def reported(small: nn.Module) -> Iterator[tuple[ModelGraph, Report]]:
-    """The pruned graphs in a model, and their reports."""
+def reported(small: nn.Module) -> Iterator[tuple[nn.Module, Report]]:
+    """The pruned models in a model, and their reports."""
     for module in small.modules():
-        if isinstance(module, ModelGraph) and (record := pruned_of(module)):
+        if record := pruned_of(module):
             yield module, record.report

@@ -12,7 +12,7 @@ from rich.text import Text
 from fxprune.errors import plural, visible
 from fxprune.planning.budgets import DEFAULT_ALPHA
 from fxprune.planning.plan import BUDGETS
-from fxprune.reporting.records import ReportRecord
+from fxprune.reporting.records import ReportRecord, RouterReport
 from fxprune.reporting.timings import Timing, milliseconds
 
 SHOWN = 5  # of the largest layers
@@ -54,11 +54,13 @@ def brief(report: ReportRecord) -> str:
 
 
 def tables(report: ReportRecord) -> Iterator[Any]:
-    """The summary, the budget, the reasons for slowness, the widths, the largest layers, and the layers left whole."""
+    """The summary, the budget, the reasons for slowness, widths, experts, the largest layers, the layers left whole."""
     yield table(("", "before", "after", "left"), summary(report), f"{report.model} at {level_of(report)}", "right")
     yield from plain(*(str(line) for line in (report.budget, report.calibration) if line))
     yield from plain(*report.latency.explained()) if report.latency else []
     yield table(("group", "units", "layers (channels before -> after)"), _widths(report))
+    if report.routers:
+        yield table(("router", "experts", "for a token", "kept, by their use"), map(_experts, report.routers))
     if report.layers:
         yield table(("largest that remain", "type", "parameters", "MACs a sample", "of all"), _layers(report))
     for frozen in report.frozen:
@@ -121,6 +123,15 @@ def _widths(report: ReportRecord) -> Iterator[tuple[str, ...]]:
         yield group.name, f"{group.before} -> {group.after}", sites
         if group.inexact:
             yield "", "", f"inexact: {group.inexact}"
+
+
+def _experts(router: RouterReport) -> tuple[str, ...]:
+    """A row of the table of routers."""
+    usage = router.usage or (0.0,) * router.experts
+    order = sorted(router.kept, key=lambda expert: -usage[expert])
+    names = ", ".join(f"{expert} ({usage[expert]:.0%})" if router.usage else str(expert) for expert in order[:SHOWN])
+    more = f" and {len(order) - SHOWN} more" if len(order) > SHOWN else ""
+    return router.router, f"{router.experts} -> {len(router.kept)}", str(router.chosen), names + more
 
 
 def _layers(report: ReportRecord) -> Iterator[tuple[str, ...]]:

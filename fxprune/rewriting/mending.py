@@ -91,6 +91,14 @@ def initial_states(mending: Mending) -> None:
 @mends(operator.getitem, "__getitem__")
 def getitem(mending: Mending) -> None:
     """The entry of an index that picks channels picks the kept ones, at their new places."""
+    only = mending.node.args[1]
+    if isinstance(only, int):  # of the first axis, whatever is narrowed beside it
+        kept = mending.masks(mending.before)[0]
+        if not bool(kept[only]):
+            raise RewriteError("it selects a channel that is removed")
+        place = int(kept[: only % len(kept)].sum())
+        mending.become("call_function", operator.getitem, (mending.source, place))
+        return
     axis, index = _places(mending)
     entries = mending.node.args[1] if isinstance(mending.node.args[1], tuple) else (mending.node.args[1],)
     explicit = sum(entry is not None and entry is not Ellipsis for entry in entries)

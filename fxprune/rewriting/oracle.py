@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def _put_back(x: Tensor, axis: int, index: Tensor, size: int) -> Tensor:
 
 
 class Mask(Gate):
-    """The oracle's gate: zeroes the positions of removed units."""
+    """The oracle's gate: zeroes the positions of removed units; where they are compared, they become minus infinity."""
 
     def __init__(self, edge: Edge, keep: Flags) -> None:
         super().__init__(edge)
@@ -91,7 +92,8 @@ class Mask(Gate):
     def forward(self, x: Tensor, *, padded: bool = False) -> Tensor:
         shape = [1] * x.ndim
         shape[self.dim] = len(self.kept)
-        return torch.where(self.kept.to(x.device).view(shape), x, x.new_zeros(()))
+        removed = x.new_full((), -math.inf if self.compared else 0.0)
+        return torch.where(self.kept.to(x.device).view(shape), x, removed)
 
     def weigh(self, weight: Tensor) -> Tensor:
         return torch.where(self.kept.to(weight.device), weight, weight.new_zeros(()))

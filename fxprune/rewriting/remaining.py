@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from fxprune.coupling.interpreter import step
 from fxprune.errors import FxpruneError
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels, Plane, is_constant_beside
-from fxprune.rules.vocabulary import GIVEN_UP, ChannelRead, Option, Slot
+from fxprune.rules.vocabulary import GIVEN_UP, ChannelRead, Comparison, Option, Slot
 from fxprune.tracing.graph import ModelGraph
 
 Shape = tuple[int, ...]
@@ -27,7 +28,12 @@ Planes = tuple[Plane, ...]
 
 
 class MismatchError(FxpruneError):
-    """A node of a rewritten graph does not carry the labels that it should."""
+    """A node of a rewritten graph does not carry the labels that it should.
+
+    `node` is its name in the original graph, where it is known.
+    """
+
+    node: str | None = None
 
 
 def narrowed_copy(module: Any, checker: Checker, prefix: str = "") -> Any:
@@ -117,6 +123,21 @@ class Checker(Context):
     def edge(self, reading: ChannelRead) -> None:
         """Nothing: edges are known."""
 
+    def compare(self, comparison: Comparison) -> None:
+        """Nothing: comparisons are edges, which are known."""
+
+    def choose_by_number(self, labels: Tensor) -> None:
+        """Nothing: experts are known."""
+
+    def tell_apart(self, expert: Tensor) -> None:
+        """Nothing: branches are known."""
+
+    def take_out(self, label: Tensor, reason: str) -> None:
+        """Nothing: as `freeze`."""
+
+    def mark_numbers(self, labels: Tensor, experts: Tensor) -> None:
+        """Nothing: as `tell_apart`."""
+
     def fresh(self, slot: Slot, size: int) -> Tensor:
         start, length = self.coupling.slots.get(slot, (0, 0))
         labels = torch.arange(start, start + length, dtype=torch.float64)[self.kept_labels[start : start + length]]
@@ -159,6 +180,8 @@ class Checker(Context):
 
     def restrict(self, x: Labels) -> Labels:
         """A value without the indices of each axis that hold only removed channels."""
+        if x.index_of is not None:
+            x = replace(x, index_of=x.index_of[self._is_kept(x.index_of)])
         if not x.planes:
             return x
         key = x.shape, x.planes
@@ -169,7 +192,7 @@ class Checker(Context):
             if any(plane.ragged for plane in planes):
                 shape[-1] = planes[0].core.shape[-1]
             self.restricted[key] = tuple(shape), planes
-        return Labels(*self.restricted[key], x.value, x.single)
+        return Labels(*self.restricted[key], x.value, x.single, x.index_of)
 
     def masks(self, x: Labels) -> list[Tensor]:
         """The kept indices of each axis of a value of the original graph, as masks."""
@@ -201,5 +224,8 @@ def _agree(a: Any, b: Any) -> bool:
     if not isinstance(a, Labels) or not isinstance(b, Labels):
         return isinstance(a, Labels) == isinstance(b, Labels)
     if a.shape != b.shape or a.single != b.single or len(a.planes) != len(b.planes):
+        return False
+    numbers = a.index_of, b.index_of
+    if any(x is not y and (x is None or y is None or not torch.equal(x, y)) for x, y in [numbers]):
         return False
     return all(p.axes == q.axes and torch.equal(p.core, q.core) for p, q in zip(a.planes, b.planes, strict=True))

@@ -17,6 +17,7 @@ from fxprune.rewriting.mending import mend, restore, restore_numbers, undo
 from fxprune.rewriting.node_mending import Mending, is_inserted
 from fxprune.rewriting.places import check_places
 from fxprune.rewriting.remaining import Checker, MismatchError, narrowed_copy
+from fxprune.rewriting.removed_branches import leave_out, removed_nodes
 from fxprune.rules.resize import resize
 from fxprune.rules.table import describe
 from fxprune.tracing.graph import RECORD, ModelGraph
@@ -31,6 +32,7 @@ def rewrite(graph: ModelGraph, coupling: Coupling, keep: Flags) -> ModelGraph:
     Raises RewriteError where no literal and no gather gives a node the expected labels.
     """
     small: ModelGraph = narrowed_copy(graph, Checker(graph, coupling, keep))
+    leave_out(small, coupling, keep)
     checker, growth = Checker(small, coupling, keep), Growth(graph, coupling.specs)
     for node in list(small.graph.nodes):
         checker.env[node] = _settle(checker, node, growth)
@@ -52,12 +54,17 @@ def check_labels(small: ModelGraph, coupling: Coupling, keep: Flags, graph: Mode
     checker = Checker(small, coupling, keep)
     known = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     known |= {node.name for node in graph.graph.nodes}
-    own = [node for node in small.graph.nodes if not is_inserted(node, known)]
-    if [_kind(node) for node in own] != [_kind(node) for node in graph.graph.nodes]:
+    own, gone = [node for node in small.graph.nodes if not is_inserted(node, known)], removed_nodes(coupling, keep)
+    kept = [node for node in graph.graph.nodes if node.name not in gone]
+    if [_kind(node) for node in own] != [_kind(node) for node in kept]:
         raise MismatchError("the rewritten graph has other nodes than the original")
-    for node, original in zip(own, graph.graph.nodes, strict=True):
-        _compute_inserted(checker, node, original)
-        checker.env[node] = checker.checked(node, original)
+    for node, original in zip(own, kept, strict=True):
+        try:
+            _compute_inserted(checker, node, original)
+            checker.env[node] = checker.checked(node, original)
+        except MismatchError as error:
+            error.node = original.name
+            raise
 
 
 def _kind(node: fx.Node) -> str:

@@ -3,6 +3,7 @@
 from fxprune.rules import (
     attention,
     contractions,
+    experts,
     fills,
     indexing,
     layers,
@@ -19,6 +20,6 @@ from fxprune.rules.context import Context
 from fxprune.rules.table import RULES, rule
 
 __all__ = [
-    "RULES", "Context", "attention", "contractions", "fills", "indexing", "layers", "movement", "norms", "pointwise",
-    "queries", "recurrent", "reductions", "rule", "tables", "transforms",
+    "RULES", "Context", "attention", "contractions", "experts", "fills", "indexing", "layers", "movement", "norms",
+    "pointwise", "queries", "recurrent", "reductions", "rule", "tables", "transforms",
 ]  # fmt: skip

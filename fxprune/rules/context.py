@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from fxprune.caller.example import TensorSpec
 from fxprune.caller.tensors import all_tensors, attribute_at, first_names
 from fxprune.rules.arguments import Call
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, slices, vector_plane
-from fxprune.rules.vocabulary import FILLS, LIKES, ChannelRead, Meeting, Option, Slot
+from fxprune.rules.vocabulary import CASTS, FILLS, LIKES, ChannelRead, Comparison, Meeting, Option, Slot
 
 LARGEST_GRID = 1 << 20  # labels of a product of channels with others
 Test = Callable[[fx.Node], bool]
@@ -71,6 +72,26 @@ class Context(ABC):
     @abstractmethod
     def edge(self, reading: ChannelRead) -> None:
         """Say that the current node reads channels: an edge."""
+
+    @abstractmethod
+    def compare(self, comparison: Comparison) -> None:
+        """Say that the current node compares channels, which are kept unless they are experts."""
+
+    @abstractmethod
+    def choose_by_number(self, labels: Tensor) -> None:
+        """Say that these are experts: the layers that they number read nothing of the others."""
+
+    @abstractmethod
+    def tell_apart(self, expert: Tensor) -> None:
+        """Say that the current node's value is nonzero only for rows that have chosen this expert, one label."""
+
+    @abstractmethod
+    def take_out(self, label: Tensor, reason: str) -> None:
+        """Say that the current node takes a single channel out of an axis: it is kept, unless it is an expert's."""
+
+    @abstractmethod
+    def mark_numbers(self, labels: Tensor, experts: Tensor) -> None:
+        """Say that each of these labels is where a row is marked that has chosen the expert beside it."""
 
     @abstractmethod
     def fresh(self, slot: Slot, size: int) -> Tensor:
@@ -169,17 +190,27 @@ class Context(ABC):
         if self.node.op == "call_module":
             return str(self.node.target)
         for node in self.node.all_input_nodes:
-            if node.op == "get_attr" and any(self.env[node] is parameter for parameter in parameters):
-                return str(node.target).removesuffix(".weight")
+            source = node
+            while source.target in CASTS or (source.target is operator.getitem and isinstance(source.args[1], int)):
+                source = source.all_input_nodes[0]
+            if source.op == "get_attr" and any(self.env[node] is parameter for parameter in parameters):
+                return str(source.target).removesuffix(".weight")
         return self.node.name
 
     # -- building values -------------------------------------------------------------------------------------------
 
     def opaque(self, reason: str, *values: Any) -> Any:
         """Freeze every label in `values`; the node's own value carries none."""
-        for plane in (plane for x in labels_in(values) for plane in x.planes):
-            self.freeze(plane.core, reason)
+        for x in labels_in(values):
+            for core in (*(plane.core for plane in x.planes), *(() if x.index_of is None else (x.index_of,))):
+                self.freeze(core, reason)
         return pytree.tree_map_only(TensorSpec, lambda spec: Labels(spec.shape), self.spec())
+
+    def freeze_numbered(self, values: Any) -> None:
+        """Freeze the experts that numbers among `values` choose: the current node does more with these than look up."""
+        for x in labels_in(values):
+            if x.index_of is not None:
+                self.freeze(x.index_of, f"told apart by number in {self.describe()}")
 
     def meet(self, inputs: Sequence[Labels], shape: Sequence[int]) -> Labels:
         """The value of an element-wise op of broadcast shape `shape`: labels that meet are tied."""
@@ -254,7 +285,7 @@ class Context(ABC):
             axes = self.axes_of(tensor, output, index)
             core = core_of(tensor, axes)
             if not axes:
-                self.freeze(core, f"a single channel is taken out by {self.describe()}")
+                self.take_out(core.reshape(-1)[:1], f"a single channel is taken out by {self.describe()}")
                 single.append(float(core.reshape(-1)[0]))
                 continue
             apart = len(axes) > 1 and any(ragged[index : index + 1])

@@ -35,9 +35,9 @@ def _looked_up(ctx: Context, weight: Any, *, norm: float | None) -> Labels:
     return Labels((*shape[:-1], len(width)), labelled(width, len(shape) - 1, len(shape)))
 
 
-@rule(F.one_hot, nn.Fold, F.fold)
+@rule(nn.Fold, F.fold)
 def lookup(ctx: Context, *args: Any, **kwargs: Any) -> Any:
-    """The output's channels are input numbers, or overlapping patches."""
+    """The output's channels are overlapping patches."""
     return ctx.opaque(f"{ctx.describe()} is kept whole", args, kwargs)
 
 

@@ -35,7 +35,9 @@ def fill(ctx: Context, *args: Any, **kwargs: Any) -> Labels:
 @rule(*LIKES)  # type: ignore[arg-type]
 def fill_like(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Labels:
     """The labels of the other tensor; where it has none, such as the model's input, fresh ones behind the samples."""
-    return ctx.meet([x], x.shape) if x.planes else Labels(x.shape, _fresh(ctx, x.shape, bool))
+    if x.planes:
+        return ctx.meet([x], x.shape)
+    return Labels(x.shape, _fresh(ctx, x.shape, lambda axis: axis > 0 and not _is_scattered(ctx, axis, x.ndim)))
 
 
 def _fresh(ctx: Context, shape: Sequence[int], is_free: Callable[[int], bool]) -> tuple[Plane, ...]:
@@ -59,8 +61,20 @@ def filled_with(node: fx.Node) -> Any:
     return None if place is None else node.kwargs.get("fill_value", dict(enumerate(node.args)).get(place))
 
 
+def _is_scattered(ctx: Context, axis: int, rank: int) -> bool:
+    """Whether numbers are written along an axis at computed places, which are no experts': it has no channels."""
+    for user in ctx.node.users:
+        if str(user.target).startswith("scatter") and len(user.args) > 2 and user.args[0] is ctx.node:
+            index: Any = ctx.env.get(user.args[2])  # type: ignore[arg-type]
+            if user.args[1] % rank == axis and isinstance(index, Labels) and index.index_of is None:  # type: ignore[operator]
+                return True
+    return False
+
+
 def _is_free(ctx: Context, given: Any, axis: int) -> bool:
     """Whether an axis may hold channels: its size is not that of an axis of samples or positions."""
+    if isinstance(given, (tuple, list)) and _is_scattered(ctx, axis, len(given)):
+        return False
     size, entry = (given, axis) if isinstance(given, fx.Node) else (given[axis], None)
     if not isinstance(size, fx.Node):
         return True

@@ -7,17 +7,24 @@ from typing import Any
 
 import torch
 
+from fxprune.rules.choices import apart
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels, Plane
 from fxprune.rules.movement import assign, move
-from fxprune.rules.table import rule
+from fxprune.rules.table import rule, takes_index
 
 
 @rule("scatter", "scatter_add", "scatter_reduce", "scatter_", "scatter_add_", "scatter_reduce_")
 @rule(torch.scatter, torch.scatter_add, torch.scatter_reduce)
+@takes_index
 def scatter(ctx: Context, x: Labels, dim: int, index: Labels, *args: Any, **kwargs: Any) -> Labels:
-    """The places along `dim` are computed; along every other axis the tensors meet."""
-    return Labels(x.shape, _met_beside(ctx, dim, x, index, *labels_in((args, kwargs))))
+    """The places along `dim` are computed; along every other axis the tensors meet.
+
+    Where they are the numbers of experts, the axis is theirs.
+    """
+    rest = apart(ctx, x, dim % x.ndim, index)
+    planes = _met_beside(ctx, dim, rest, index, *labels_in((args, kwargs)))
+    return Labels(x.shape, planes if rest is x else (*x.along(dim % x.ndim), *planes))
 
 
 @rule("index_add", "index_copy", "index_reduce", "index_fill", "index_add_", "index_copy_", "index_reduce_")
@@ -36,6 +43,7 @@ def index_put(ctx: Context, x: Labels, indices: Sequence[Any], values: Labels, *
 
 
 @rule(torch.gather, "gather", torch.take_along_dim, "take_along_dim")
+@takes_index
 def gather(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     """Known places are a data movement; computed ones are those of an axis without channels."""
     index, dim = labels_in((args, kwargs))[0], ctx.call.get("dim")
@@ -43,17 +51,20 @@ def gather(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
         return move(ctx, x, *args, **kwargs)
     if dim is None:
         return ctx.opaque(f"picked by a computed index in {ctx.describe()}", x, index)
+    x = apart(ctx, x, dim % x.ndim, index)
     planes = _met_beside(ctx, dim, x, index, broadcast="along" in str(ctx.node.target))
     sizes = {axis: plane.core.shape[axis] for plane in planes for axis in plane.axes}
     return Labels(tuple(sizes.get(axis, size) for axis, size in enumerate(ctx.spec().shape)), planes)
 
 
 @rule("index_select", torch.index_select)
+@takes_index
 def index_select(ctx: Context, x: Labels, dim: int, index: Labels) -> Any:
     """As `gather`, with one number for each slice along `dim`."""
     if index.value is not None and not index.planes:
         return move(ctx, x, dim, index)
     dim = dim % x.ndim
+    x = apart(ctx, x, dim, index)
     _freeze(ctx, (*index.planes, *x.along(dim)))
     return Labels((*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]), x.beside(dim))
 

@@ -54,7 +54,8 @@ class Plane:
 class Labels:
     """One tensor in the label interpreter: its shape, its planes, and its numbers where it is a known constant.
 
-    `single` are the labels of the single channels that a movement selected from an axis, to be checked.
+    `single` are the labels of the single channels that a movement selected from an axis, to be checked. The numbers of
+    a tensor with `index_of` are places along an axis with these labels, such as the numbers of chosen experts.
 
     >>> import torch
     >>> x = Labels((2, 3), (vector_plane(torch.tensor([7.0, 8.0, 9.0]), dim=1, ndim=2),))
@@ -66,6 +67,7 @@ class Labels:
     planes: tuple[Plane, ...] = ()
     value: Tensor | None = None
     single: tuple[float, ...] = ()
+    index_of: Tensor | None = None
 
     @property
     def ndim(self) -> int:

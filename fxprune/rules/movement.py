@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import TensorSpec
+from fxprune.rules.choices import apart
 from fxprune.rules.context import Context, grid_options, labels_in
 from fxprune.rules.fills import reads_channels
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, unemptied, varying_axes, vector_plane
 from fxprune.rules.picking import BY_INDEX, axes_picked, beside_picked, chosen_as, constant, dtype_of
-from fxprune.rules.table import rule, takes_ragged
+from fxprune.rules.table import rule, takes_index, takes_ragged
 from fxprune.rules.vocabulary import Slot
 
 _VIEWS = {"view": "reshape", "view_as": "reshape_as"}
@@ -52,6 +54,7 @@ _IN_PLACE = {"squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdim
     nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
 )  # fmt: skip
 @takes_ragged
+@takes_index
 def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Run the op on the labels of each plane, and on a tensor without labels for the shapes of its results."""
     if ctx.node.op == "call_module":
@@ -61,6 +64,11 @@ def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
         return call(ctx.node, ctx.graph, args, kwargs)
     if any(isinstance(value, torch.dtype) for value in args):
         return _bits(ctx, x)
+    table = args[1] if len(args) > 1 and isinstance(args[1], Labels) and x.ndim else None
+    ctx.freeze_numbered([value for value in labels_in((args, kwargs)) if value is not x and value is not table])
+    if table is not None:
+        x = apart(ctx, x, 0, table)
+        args = (x, *args[1:])
     return _moved(ctx, x, args, kwargs, ctx.spec())
 
 
@@ -84,13 +92,14 @@ def _moved(ctx: Context, x: Labels, args: Any, kwargs: Any, result: Any) -> Any:
     bare = run(torch.zeros(()).expand(x.shape))
     moved = [pytree.tree_leaves(run(plane.over(x.shape))) for plane in planes]
     ragged = [plane.ragged and _moves_rows(run, x) for plane in planes]
-    for plane, apart in zip(planes, ragged, strict=True):
-        if plane.ragged and not apart:
+    for plane, by_row in zip(planes, ragged, strict=True):
+        if plane.ragged and not by_row:
             ctx.tie(*plane.columns)
-    parts = []
+    parts = list[Labels]()
     for i, part in enumerate(pytree.tree_leaves(bare)):
         labels = [m[i] for m in moved] if part.numel() else _empty(ctx, planes, x, run, i)
-        parts.append(ctx.settle(labels, part.shape, i, ragged=ragged))
+        found = ctx.settle(labels, part.shape, i, ragged=ragged)
+        parts.append(found if x.index_of is None else replace(found, index_of=x.index_of))
     return parts[0] if isinstance(bare, Tensor) else tuple(parts)
 
 

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxprune.rules.choices import told_apart
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels, Plane
-from fxprune.rules.table import Key, rule
+from fxprune.rules.table import Key, rule, takes_index
+from fxprune.rules.vocabulary import CASTS
 
 _ARITHMETIC = (
     "add", "sub", "mul", "div", "true_divide", "floor_divide", "remainder", "fmod", "pow", "float_power", "maximum",
@@ -75,6 +77,7 @@ def _keys() -> set[Key]:
 
 
 @rule(*_keys(), torch.real, torch.imag)
+@takes_index
 def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """The result has the labels of its operands, which meet in the broadcast shape."""
     if ctx.node.target in ("to", "type_as"):
@@ -82,6 +85,11 @@ def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
         if args[0].value is not None and not args[0].planes:
             return args[0]
     inputs = labels_in((args, kwargs))
+    if ctx.node.target in CASTS and inputs[0].index_of is not None:
+        return inputs[0]
+    if (found := told_apart(ctx, args)) is not None:
+        return found
+    ctx.freeze_numbered(inputs)
     shapes = [x.shape for x in inputs]
     return ctx.meet(inputs, shapes[0] if shapes.count(shapes[0]) == len(shapes) else torch.broadcast_shapes(*shapes))
 

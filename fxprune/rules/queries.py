@@ -11,16 +11,18 @@ from fxprune.caller.example import TensorSpec
 from fxprune.rules.context import Context
 from fxprune.rules.labels import Labels
 from fxprune.rules.movement import move
-from fxprune.rules.table import rule
+from fxprune.rules.table import rule, takes_index
 
 
 @rule("size", torch.Tensor.size)
+@takes_index
 def size(ctx: Context, x: Labels, dim: int | None = None) -> Any:
     """The shape, or one size of it."""
     return torch.Size(x.shape) if dim is None else x.shape[dim]
 
 
 @rule("dim", "ndimension", "__len__", "numel", "nelement", torch.numel, len)
+@takes_index
 def measure(ctx: Context, x: Any) -> int:
     """The rank, the length or the number of entries."""
     if not isinstance(x, Labels):
@@ -31,6 +33,7 @@ def measure(ctx: Context, x: Any) -> int:
 
 
 @rule(getattr)
+@takes_index
 def attribute(ctx: Context, x: Any, name: str) -> Any:
     """Shape, rank, dtype or device; a transpose (.T, .mT) is data movement, and .data is the tensor itself."""
     if isinstance(x, dict) and name in x and not hasattr(x, name):
@@ -55,9 +58,16 @@ def attribute(ctx: Context, x: Any, name: str) -> Any:
 
 
 @rule("is_floating_point", "is_complex", "is_contiguous", "get_device", "element_size", torch.is_floating_point)
+@takes_index
 def property_of(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     """The answer in the original model."""
     return ctx.spec()
+
+
+@rule("tolist")
+def listed(ctx: Context, x: Labels) -> Any:
+    """Python numbers of the channels, such as how many rows have chosen each expert."""
+    return ctx.opaque(f"{ctx.describe()} makes a list of them", x)
 
 
 @rule(torch._assert)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import TensorSpec
+from fxprune.rules.choices import compare, largest
 from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels, Plane, core_of, vector_plane
 from fxprune.rules.table import rule
@@ -21,6 +22,7 @@ _REDUCTIONS = (
     "nanmean", "argmax", "argmin", "all", "any", "sum", "nansum", "nanmedian", "count_nonzero", "aminmax", "kthvalue",
     "mode", "trapezoid",
 )  # fmt: skip
+_LARGEST = (torch.max, "max", torch.argmax, "argmax")
 
 
 @rule(*(getattr(torch, name) for name in _REDUCTIONS), *(name for name in _REDUCTIONS if hasattr(Tensor, name)))
@@ -34,6 +36,8 @@ def reduce(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     if second:
         return ctx.meet((x, *second), torch.broadcast_shapes(x.shape, second[0].shape))
     dims, keepdim = _reduced_axes(ctx, x)
+    if ctx.node.target in _LARGEST and ctx.call.get("dim") is not None and [p.axes for p in x.along(dims[0])] == [dims]:
+        return largest(ctx, x, dims[0], keepdim=keepdim)
     result = _over(ctx, x, dims, keepdim=keepdim)
     return pytree.tree_map_only(
         TensorSpec, lambda spec: result if len(spec.shape) == result.ndim else Labels(()), ctx.spec()
@@ -108,18 +112,28 @@ def _without(plane: Plane, dims: Sequence[int]) -> Plane:
 
 
 @rule(torch.softmax, torch.log_softmax, F.softmax, F.log_softmax, F.softmin, F.normalize, F.gumbel_softmax)
-@rule("softmax", "log_softmax", "cumsum", "sort", torch.cumsum, torch.sort, torch.topk, "topk", "cumsum_")
+@rule("softmax", "log_softmax", "cumsum", "sort", torch.cumsum, torch.sort, "cumsum_")
 @rule("cumprod", "cumprod_", torch.cumprod, "cummax", torch.cummax, "cummin", torch.cummin)
 @rule("logcumsumexp", torch.logcumsumexp, "argsort", torch.argsort)
 @rule(nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d)
 def normalise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Channels are kept along an axis that is normalised or sorted; a grid is tied along it."""
     x = labels_in((args, kwargs))[0]
-    passed = ctx.statistic(x, _normalised_axes(ctx, x))
+    axes = _normalised_axes(ctx, x)
+    if _is_softmax(ctx) and [plane.axes for plane in x.along(axes[0])] == [axes]:
+        compare(ctx, x, axes[0], f"{ctx.describe()} takes a statistic over the channels", statistic=True)
+        return x
+    passed = ctx.statistic(x, axes)
     outputs = pytree.tree_leaves(ctx.spec())
     if any(spec.shape != tuple(ctx.spec(ctx.source(x)).shape) for spec in outputs):
         return ctx.opaque(f"ordered by {ctx.describe()}", x)
     return pytree.tree_map_only(TensorSpec, lambda spec: passed, ctx.spec())
+
+
+def _is_softmax(ctx: Context) -> bool:
+    """Whether the current node is a softmax, in which a channel of minus infinity plays no part."""
+    target = type(ctx.module()) if ctx.node.op == "call_module" else ctx.node.target
+    return target in (torch.softmax, F.softmax, "softmax", nn.Softmax)
 
 
 def _normalised_axes(ctx: Context, x: Labels) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fxprune.rules.experts import has_stacked_experts
 from fxprune.rules.labels import Labels
 from fxprune.rules.table import Key, module_class, registers
 
@@ -19,13 +20,18 @@ resizes = registers(RESIZES)  # decorates function(module, input, output), which
 
 def resize(module: nn.Module, x: Any = None, output: Any = None) -> None:
     """Set the sizes of a module whose parameters were narrowed, without labels where only its weights are used."""
-    function = RESIZES.get(module_class(module) or type(module))
+    function = RESIZES.get(module_class(module) or type(module), experts if has_stacked_experts(module) else None)
     if function is not None:
         try:
             function(module, x, output)
         except AttributeError:  # the weight of the layer is computed by its pre-hook
             if x is not None:
                 raise
+
+
+def experts(module: Any, x: Any, output: Any) -> None:
+    """The number of experts, of a module whose class takes it for the length of its weights."""
+    module.num_experts = len(module.down_proj)
 
 
 @resizes(nn.Linear)

@@ -20,6 +20,7 @@ AnyRule = TypeVar("AnyRule", bound=Rule)
 
 RULES: dict[Key, Rule] = {}
 RAGGED: set[Rule] = set()
+INDEXED: set[Rule] = set()
 
 
 def rule(*keys: Key) -> Callable[[AnyRule], AnyRule]:
@@ -56,6 +57,12 @@ def registers(table: dict[Key, AnyRule]) -> Callable[..., Callable[[AnyRule], An
 def takes_ragged(function: AnyRule) -> AnyRule:
     """Mark a rule for ragged planes; the slices of a plane that enters any other rule keep the same channels."""
     RAGGED.add(function)
+    return function
+
+
+def takes_index(function: AnyRule) -> AnyRule:
+    """Mark a rule for numbers of experts; those that enter any other rule are frozen."""
+    INDEXED.add(function)
     return function
 
 

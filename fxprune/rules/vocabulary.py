@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxprune.rules.labels import Plane
 
+CASTS = ("to", "type", "type_as", "float", "double", "half", "bfloat16", "long", "int", "contiguous", "clone", "detach")
 FILLS = frozenset({
     torch.zeros, torch.ones, torch.empty, torch.full, "new_zeros", "new_ones", "new_empty", "new_full",
 })  # fmt: skip
@@ -91,7 +92,8 @@ class ChannelRead:
     `through` are the labels into which each channel is turned, if it is turned into one only; where these are tied to
     `labels`, as in a depthwise convolution, the channel passes and is read further on. `across` (channels, n) are the
     labels in the slice of each channel of a grid: slices along this axis are removed only if they are tied to `labels`.
-    `parameter` names the module's own parameter whose columns read them inside the module.
+    `parameter` names the module's own parameter whose columns read them inside the module. Where `chosen` names a node,
+    the rows of `source` are outputs of experts, whose labels these are, and that node's numbers say of which.
     """
 
     consumer: str
@@ -101,3 +103,21 @@ class ChannelRead:
     through: Tensor | None = None
     across: Tensor | None = None
     parameter: str | None = None
+    chosen: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """Node `consumer` compares the channels `labels` along axis `dim` of the value of node `source`.
+
+    Where they are experts, a removed one is read as minus infinity, and `least` of them are kept, because so many are
+    chosen. Other channels are kept, for a `reason`; `statistic` says that they may be removed inexactly.
+    """
+
+    consumer: fx.Node
+    source: fx.Node
+    dim: int
+    labels: Tensor
+    reason: str
+    least: int = 1
+    statistic: bool = False

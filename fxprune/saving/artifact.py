@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from fxprune.caller.arguments import CHECKS, check, is_keywords, wanted
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.tensors import aliases_of, dtype_name, memory_format_of, named_tensors, put, without_place
-from fxprune.errors import ArtifactError, a_kind
-from fxprune.reporting.report import Pruned, pruned_of
+from fxprune.errors import ArtifactError, NarrowError, a_kind
+from fxprune.reporting.report import Pruned, note_in_class, pruned_of
+from fxprune.rewriting.own_class import narrow
 from fxprune.saving.container import read_artifact, sha256_of, write_artifact
 from fxprune.saving.header import Builder, Header, Part, TensorRecord
 from fxprune.saving.rebuild import build_model, plan_from, rebuilt, versions
 from fxprune.scoring.scores import Scores
-from fxprune.tracing.graph import RECORD
+from fxprune.tracing.graph import RECORD, history_of
 from fxprune.tracing.part import part_of
 
 __all__ = ["load", "save"]
@@ -77,7 +78,9 @@ def save(
     write_artifact(path, header, _without_views(own))
 
 
-def load(path: str | PathLike[str], model: nn.Module | None = None, *, build: bool = False) -> nn.Module:
+def load(
+    path: str | PathLike[str], model: nn.Module | None = None, *, build: bool = False, own_class: bool = False
+) -> nn.Module:
     """The pruned model that `save` wrote, made again from a model of the original architecture.
 
     The plan is applied to `model`, then the weights are loaded; names, shapes, dtypes and shared tensors have to be
@@ -88,9 +91,11 @@ def load(path: str | PathLike[str], model: nn.Module | None = None, *, build: bo
         path: the file. Every checksum in it is compared, and nothing in it is run.
         model: of the architecture that was pruned, with any weights; it is not changed. It may be on the meta device.
         build: import and call the builder that the file names to get the model. Only for files that you trust.
+        own_class: return a model of the class of `model`, see `narrow`, in place of a graph.
 
     Raises:
         ArtifactError: the file cannot be read, was altered, or is not for this model; or no model is given.
+        NarrowError: with `own_class`, where the class does not run narrower.
     """
     check(load, locals())
     if model is not None and build:
@@ -104,7 +109,23 @@ def load(path: str | PathLike[str], model: nn.Module | None = None, *, build: bo
     for name, tensor in tensors.items():
         put(small, name, tensor)
     _set_states(small, header)
-    return small
+    return _in_own_class(small, model, header) if own_class else small
+
+
+def _in_own_class(small: nn.Module, model: nn.Module, header: Header) -> nn.Module:
+    """A loaded model in the class of the original, with its records and modes."""
+    own = model
+    for part in header.parts:
+        graph = part_of(small, part.path)
+        plan, *others = history_of(graph).plans
+        if others:
+            raise NarrowError(f"{header.model} was pruned {len(others) + 1} times one after another: load the graph")
+        own = narrow(own, plan, weights=small)
+        note_in_class(part_of(own, part.path), graph)
+    others_modes = {name: module.training for name, module in small.named_modules(remove_duplicate=False)}
+    for name, module in own.named_modules(remove_duplicate=False):
+        module.training = others_modes.get(name, header.training)
+    return own
 
 
 def _parts(small: nn.Module, scores: Scores | None) -> tuple[Part, ...]:

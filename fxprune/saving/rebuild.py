@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.caller.isolation import isolated_copy
 from fxprune.caller.source_lines import warn
+from fxprune.caller.tensors import held_tensors
 from fxprune.errors import ArtifactError, FxpruneError, a, a_kind, error_text, first_line, summary
 from fxprune.pipeline import apply
 from fxprune.planning.plan import Plan
@@ -67,14 +68,6 @@ def _materialised(model: nn.Module, header: Header, tensors: Mapping[str, Tensor
         on_meta = held.device.type == "meta"  # going there unties tensors
         instead[id(held)] = made.setdefault(first, new) if on_meta else new
     return isolated_copy(model, instead)
-
-
-def held_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Every parameter, buffer and tensor attribute of a model's modules, under every name, with its module."""
-    for path, module in model.named_modules(remove_duplicate=False):
-        for name, held in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
-            if isinstance(held, Tensor):
-                yield f"{path}.{name}" if path else name, module, held
 
 
 def _stand_in(held: Tensor, saved: Tensor | None) -> Tensor:

@@ -5,8 +5,9 @@ What reads removed units reads their prediction from the kept ones instead, as a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,9 @@ class PredictionGate(Gate):
     def forward(self, x: Tensor, *, padded: bool = False) -> Tensor:
         if self.map is None or self.offset is None:
             return x
+        if self.compared:
+            kept = self.map.diagonal().bool().to(x.device)
+            return torch.where(kept.view([-1] + [1] * (x.ndim - 1 - self.dim % x.ndim)), x, x.new_full((), -torch.inf))
         mixed = x.movedim(self.dim, -1) @ self.map.T.to(x) + self.offset.to(x)
         return mixed.movedim(-1, self.dim)
 
@@ -117,36 +121,41 @@ def measured_curves(
     gated, gates = insert(graph, coupling, lambda edge: PredictionGate(edge, moments))
     fuse(gated, coupling.specs)
     found, count = bundles(allocation), int(data.summed(torch.tensor(sum(map(len, data.held)))))
+    depths_of = partial(_depths, allocation, found)
     a_sample = sum(flops_of(graph).values()) / sample_count(example_of(graph))
     passes = max(WORK * count, FLOPS / max(a_sample, 1.0))  # of a sample
     shares, tried = next(
         (shares, tried)
         for shares, tried in [*((s, t) for s in DEPTHS for t in (len(signals), 1)), (DEPTHS[-1], 1)]
-        if _work(found, shares) * tried * FEWEST <= passes or (shares is DEPTHS[-1] and tried == 1)
+        if _work(depths_of, shares) * tried * FEWEST <= passes or (shares is DEPTHS[-1] and tried == 1)
     )
     at_once = MEMORY * sample_count(example_of(graph)) // max(all_bytes(graph), 1)
-    samples = max(FEWEST, min(MOST, int(passes / max(_work(found, shares) * tried, 1e-9))))
+    samples = max(FEWEST, min(MOST, int(passes / max(_work(depths_of, shares) * tried, 1e-9))))
     samples = max(1, min(-(-samples // data.ranks), at_once))  # of this rank
     order, depths, values = list[Index](), list[int](), list[float]()
     with torch.no_grad(), evaluating(gated):
         judge = Judge(gated, gates, coupling.units, data.with_fewer(samples), divergence)
-        for units in found:
-            own, curve = _curve(judge, allocation, units, _depths(units, shares), signals[:tried])
+        for units, ends in zip(found, depths_of(shares), strict=True):
+            own, curve = _curve(judge, allocation, units, ends, signals[:tried])
             order.append(own)
             depths += [depth for depth, _ in curve]
             values += [value for _, value in curve]
-    ends = np.cumsum([0, *(len(_depths(units, shares)) for units in found)])
-    return Curves(ends, np.array(depths, dtype=np.int64), np.array(values, dtype=np.float64), np.concatenate(order))
+    starts = np.cumsum([0, *map(len, depths_of(shares))])
+    return Curves(starts, np.array(depths, dtype=np.int64), np.array(values, dtype=np.float64), np.concatenate(order))
 
 
-def _depths(units: Index, shares: Sequence[float]) -> list[int]:
-    """The numbers of units that are removed, of a bundle with so many."""
-    return sorted({min(max(1, round(share * len(units))), len(units) - 1) for share in shares} - {0})
+def _depths(allocation: Allocation, found: Sequence[Index], shares: Sequence[float]) -> list[list[int]]:
+    """For each bundle the numbers of units that are removed, which leave one, or as many as are chosen at once."""
+    most = [len(units) - max(1, allocation.fewest(units)) for units in found]
+    return [
+        sorted({min(max(1, round(share * len(units))), end) for share in shares} - {0})
+        for units, end in zip(found, most, strict=True)
+    ]
 
 
-def _work(found: Sequence[Index], shares: Sequence[float]) -> float:
+def _work(depths_of: Callable[[Sequence[float]], list[list[int]]], shares: Sequence[float]) -> float:
     """About how many forward passes one sample takes: half of the network lies behind a group."""
-    return sum(len(_depths(units, shares)) for units in found) / 2
+    return sum(map(len, depths_of(shares))) / 2
 
 
 def _curve(

@@ -80,6 +80,13 @@ def evidence_of(
     return Evidence(graph, coupling, taylor[:-1], by_sample[:-1], moments, scores, sampler.seed)
 
 
+def usage_of_experts(coupling: Coupling, moments: Mapping[Key, Moments]) -> dict[str, list[float]]:
+    """How much each expert of a router is used: the mean size of its weighted outputs over all rows, in shares."""
+    keys = {router.site: router.key for router in coupling.routers if router.key is not None}
+    known = {name: moments[key].mean for name, key in keys.items() if key in moments}
+    return {name: (mean / max(float(mean.sum()), np.finfo(float).tiny)).tolist() for name, mean in known.items()}
+
+
 def _check_finite(numbers: Scalars, of: str, probe: Probe, places: str = "") -> None:
     if not np.isfinite(numbers).all():
         raise CalibrationError(f"{of} on the edge {probe.reads} is not finite: look for overflow in the model{places}")

@@ -45,8 +45,9 @@ class ScoringPass:
         graph: Any = whole.get_submodule(path)
         dtype, axes = dtype_of(graph), sample_axes(graph)
         gated, gates = insert(
-            graph, coupling, lambda edge: Probe(edge, sampler, device, dtype, axes.get(edge.source, SampleAxis()))
-        )
+            graph, coupling, lambda edge: Probe(edge, sampler, device, dtype, axes.get(edge.source, SampleAxis())),
+            compared=False,
+        )  # fmt: skip
         fuse(gated, coupling.specs)
         keep_layouts(gated)
         part = GatedPart(gated, graph, name)

@@ -49,7 +49,7 @@ def sample_axes(graph: ModelGraph) -> dict[str, SampleAxis | None]:
         other = others[name]
         if type(spec) is TensorSpec and type(other) is TensorSpec and len(spec.shape) == len(other.shape):
             changed = [axis for axis, (a, b) in enumerate(zip(spec.shape, other.shape, strict=True)) if a != b]
-            if len(changed) <= 1:
+            if len(changed) <= 1 and 0 not in spec.shape:
                 found[name] = SampleAxis(changed[0], spec.shape[changed[0]]) if changed else None
     return found
 

@@ -19,7 +19,7 @@ from fxprune.coupling.collector import Exclude
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.interpreter import Unknown
 from fxprune.errors import stage
-from fxprune.scoring.evidence import evidence_of
+from fxprune.scoring.evidence import evidence_of, usage_of_experts
 from fxprune.scoring.loader_pass import ScoringPass
 from fxprune.scoring.objective import Loss
 from fxprune.scoring.original import warn_near_chance
@@ -148,6 +148,8 @@ def score(
         about |= {"seed": seed} | scoring.state.original.about(
             sampler.seen, by_class=run is None and (loss is None or compares_classes(loss))
         )
+        if usage := usage_of_experts(coupling, evidence.moments):
+            about |= {"experts": usage}
         if compares:
             about |= {"classes": len(sampler.counts), "samples_per_class": sampler.per_class}
             about |= {"projections": sampler.projections}

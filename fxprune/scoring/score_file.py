@@ -28,7 +28,7 @@ from fxprune.tracing.settings import check_settings
 
 FORMAT = 3
 _IN_HEADER = (
-    "groups", "example", "frozen", "settings", "about", "balanced", "larger", "min_keep", "round_to",
+    "groups", "example", "frozen", "settings", "about", "balanced", "larger", "even", "min_keep", "round_to",
 )  # fmt: skip
 _MANY = 1 << 31
 
@@ -48,6 +48,7 @@ class ScoreData:
     about: Mapping[str, Any] = field(default_factory=dict)
     balanced: tuple[tuple[str, ...], ...] = ()
     larger: tuple[tuple[str, ...], ...] = ()
+    even: tuple[tuple[tuple[int, ...], ...], ...] = ()
     costs: Costs | None = None
     times: Latency | None = None
     moments: Mapping[Key, Moments] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class ScoreData:
     magnitudes: Scalars | None = None
     min_keep: int = 1
     round_to: int = 1
+    floors: tuple[tuple[Index, int], ...] = ()
 
 
 def write_scores(path: str | PathLike[str], scores: ScoreData) -> None:
@@ -65,6 +67,7 @@ def write_scores(path: str | PathLike[str], scores: ScoreData) -> None:
         "fxprune_scores": FORMAT,
         "sites": [site.name for site in scores.sites],
         "pieces": len(scores.pieces),
+        "floors": [least for _, least in scores.floors],
         "costs": scores.costs and {"samples": scores.costs.samples, "inexact": scores.costs.inexact},
         "times": scores.times and {"rest": scores.times.rest, "device": scores.times.device},
         "moments": list(scores.moments),
@@ -73,6 +76,7 @@ def write_scores(path: str | PathLike[str], scores: ScoreData) -> None:
     arrays |= {"propose": scores.propose, "protect": scores.protect}
     arrays |= {f"site{i}": site.units for i, site in enumerate(scores.sites)}
     arrays |= {f"piece{i}": units for i, units in enumerate(scores.pieces)}
+    arrays |= {f"floor{i}": units for i, (units, _) in enumerate(scores.floors)}
     others = {"channels": scores.channels, "magnitudes": scores.magnitudes}
     arrays |= {name: array for name, array in others.items() if array is not None}
     parts: dict[str, Any] = {"costs": scores.costs, "times": scores.times, "curves": scores.curves}
@@ -115,12 +119,14 @@ def _fields(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, A
         rest, device = from_plain(float, times["rest"], "times.rest"), from_plain(str, times["device"], "times.device")
         times = Latency.of_arrays(_part(arrays, "times"), rest, device)
     names = from_plain(tuple[str, ...], header["sites"], "sites")
+    floors = from_plain(tuple[int, ...], header.get("floors", ()), "floors")
     edges = from_plain(tuple[tuple[str, str], ...], header["moments"], "moments")
     return fields | {
         "propose": arrays["propose"], "protect": arrays["protect"], "channels": arrays.get("channels"),
         "magnitudes": arrays.get("magnitudes"),
         "sites": tuple(Site(name, arrays[f"site{i}"]) for i, name in enumerate(names)),
         "pieces": tuple(arrays[f"piece{i}"] for i in range(header["pieces"])), "costs": costs, "times": times,
+        "floors": tuple((arrays[f"floor{i}"], least) for i, least in enumerate(floors)),
         "curves": Curves.of_arrays(arrays, "curves_") if "curves_starts" in arrays else None,
         "moments": {edge: Moments.of_arrays(_part(arrays, f"moments{i}")) for i, edge in enumerate(edges)},
     }  # fmt: skip
@@ -146,9 +152,11 @@ def _check_consistent(scores: ScoreData) -> None:
     _check(all(len(pair) == 2 for pair in scores.larger), "larger")
     for site in scores.sites:
         _check_range(site.units, -1, units, f"the units of {site.name}")
-    for piece in scores.pieces:
-        _check_range(piece, 0, units, "a piece")
-        _check(len(piece) > 0, "a piece")
+    for axis in (axis for axes in scores.even for axis in axes):
+        _check_range(np.array(axis, dtype=np.int64), -1, units, "even")
+    for chosen, least in (*((piece, 1) for piece in scores.pieces), *scores.floors):
+        _check_range(chosen, 0, units, "a piece or a floor")
+        _check(0 < least <= len(chosen), "a piece or a floor")
     if scores.channels is not None:
         _check_range(scores.channels, 0, 1 << 62, "channels")
         _check(len(scores.channels) == units, "channels")

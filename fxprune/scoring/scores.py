@@ -50,7 +50,9 @@ class Scores(ScoreData):
     `groups` are (name, first unit, end) of the groups, `sites` the layers with the unit of each channel, `pieces` sets
     of units of which at least one is kept. `frozen` gives the reasons why layers are kept whole, `settings` how the
     model was captured and coupled, and `about` how the scores were made. `balanced` are sets of sites that keep the
-    same number of channels, and `larger` pairs of which the first keeps more than the second. `costs` are the model's
+    same number of channels, and `larger` pairs of which the first keeps more than the second; `even` are sets of axes,
+    each the unit of every index, that keep the same number, and `floors` sets of units with the number of them that is
+    kept at least. `costs` are the model's
     under any plan, and `times`, from `with_latency`, its latency. `moments` are those of every edge's activations, and
     `channels` the number of channels that are removed with each unit. `curves` and `magnitudes` are from `with_curves`.
     """
@@ -259,7 +261,8 @@ class Scores(ScoreData):
         equal, larger = (
             tuple(tuple(units[n] for n in names) for names in sets) for sets in (self.balanced, self.larger)
         )
-        found = Allocation(level, propose, self.groups, self.pieces, equal, larger, min_keep, round_to)
+        equal += tuple(tuple(map(np.array, axes)) for axes in self.even)
+        found = Allocation(level, propose, self.groups, self.pieces, equal, larger, self.floors, min_keep, round_to)
         if curves is None:
             return found
         cost = self._cost("macs" if per == "alpha" else per)
@@ -346,7 +349,8 @@ def scores_of(
     frozen = coupling.frozen() | parametrized(graph, str(options.get("submodule", "")))
     return Scores(
         *scores, groups, coupling.sites, coupling.pieces, example, frozen, settings, about, coupling.balanced,
-        coupling.larger, costs_of(graph, coupling), channels=_channels(coupling),
+        coupling.larger, coupling.even, costs_of(graph, coupling), channels=_channels(coupling),
+        floors=coupling.floors,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import replace
@@ -13,16 +13,18 @@ from torch import nn
 
 from fxprune.caller.arguments import CHECKS, check, chosen, wanted
 from fxprune.caller.computed_weights import computed_tensors, warn_of_computed
-from fxprune.caller.example import plain, to_json
+from fxprune.caller.example import batch_length, plain, to_json
 from fxprune.caller.isolation import applied, device_of, kept_buffers, undisturbed
 from fxprune.caller.meta import META, lacking_numbers, to_home
 from fxprune.caller.model_checks import if_of_transformers
+from fxprune.caller.other_batches import varied_batch
 from fxprune.caller.source_lines import line_of
 from fxprune.errors import CaptureError, first_line, is_out_of_memory, stage
 from fxprune.rules.arguments import spell
 from fxprune.tracing import hooks, symbolic, values
 from fxprune.tracing.attention import lower
 from fxprune.tracing.checks import (
+    Entry,
     Leaves,
     check_example,
     check_held,
@@ -34,6 +36,7 @@ from fxprune.tracing.checks import (
     is_named,
     listed,
 )
+from fxprune.tracing.choices import MOST, ChoiceError, as_made
 from fxprune.tracing.export import trace as exported
 from fxprune.tracing.facts import annotate
 from fxprune.tracing.graph import RECORD, ModelGraph, captured_of, history_of, is_captured
@@ -132,13 +135,11 @@ def _capture(
                 with suppress(CaptureError):  # where it runs on neither, all of the example is annotated
                     example = Original(model, concrete).first_run(example)[0]
         kept = computing_hooks(model, example, concrete)
+        prepared = partial(_prepared, model, kept, options["leaves"])
         for rung in tuple(RUNGS) if method == "auto" else (method,):
-            own = _prepared(model)
-            hooks.keep_only(own, kept)
-            check_leaves(own, options["leaves"])
-            hooks.check_whole(own, options["leaves"])
+            own, traced = prepared(), partial(_captured, model, rung=rung, options=options, reference=reference)
             try:
-                graph = _captured(model, own, example, rung, options, reference)
+                graph = _with_choices(traced, own, prepared, example)
             except CaptureError as error:
                 failures[rung] = error
             else:
@@ -152,14 +153,17 @@ def _capture(
         raise CaptureError(_no_way(model, failures, beside, reference)) from next(iter(failures.values()))
 
 
-def capture_as(settings: Mapping[str, Any], model: nn.Module, example: Any, *, made: bool = False) -> ModelGraph:
+def capture_as(
+    settings: Mapping[str, Any], model: nn.Module, example: Any, *, made: bool = False, prove: bool = True
+) -> ModelGraph:
     """Capture a model by the `settings` of scores or a plan; see `settings_of`.
 
-    The graph is not compared with the model where it decides as the scores' example did, on which it was compared, nor
-    where the example was `made` of a plan's description and has numbers that the model does not run on.
+    With `prove`, the graph is compared with the model, except where it decides as the scores' example did, on which it
+    was compared, or where the example was `made` of a plan's description and has numbers that the model does not run
+    on.
     """
     decisions, concrete = settings.get("decisions", ()), settings.get("concrete_args")
-    prove = not decisions and (not made or _runs_on(model, example, concrete or {}))
+    prove = prove and not decisions and (not made or _runs_on(model, example, concrete or {}))
     method, leaves = str(settings.get("method", "auto")), tuple(settings.get("leaves", ()))
     with values.replaying(decisions):
         return _capture(model, example, method, concrete, leaves, prove=prove, again=True)
@@ -189,15 +193,38 @@ def capture_around(
     return capture(model, example, leaves=named, other=other, prove=prove)
 
 
-def _prepared(model: nn.Module) -> nn.Module:
-    """A copy of the model in eval mode, to be traced."""
-    return applied(lower(hooks.plain_copy(model)), "eval")
+def _with_choices(
+    traced: Callable[[nn.Module, Any], ModelGraph], own: nn.Module, prepared: Callable[[], nn.Module], example: Any
+) -> ModelGraph:
+    """The graph of `own`, or of a copy afresh: traced on more samples, where the choices of a forward need them.
+
+    Where these are of no use, the graph goes the way of the example's own choices.
+    """
+    try:
+        return traced(own, example)
+    except ChoiceError as error:
+        times = error.times
+    if 1 < times <= MOST:
+        with suppress(ChoiceError):
+            return traced(prepared(), varied_batch(example, times * batch_length(example)))
+    with as_made():
+        return traced(prepared(), example)
+
+
+def _prepared(model: nn.Module, kept: Collection[hooks.Hook], leaves: Sequence[Entry]) -> nn.Module:
+    """A copy of the model in eval mode with the hooks that are `kept`, to be traced."""
+    own = applied(lower(hooks.plain_copy(model)), "eval")
+    hooks.keep_only(own, kept)
+    check_leaves(own, leaves)
+    hooks.check_whole(own, leaves)
+    return own
 
 
 def _captured(
     model: nn.Module,
     own: nn.Module,
     example: Any,
+    *,
     rung: str,
     options: dict[str, Any],
     reference: Reference | None,
@@ -208,7 +235,7 @@ def _captured(
             graph = copy_context().run(RUNGS[rung], own, example, **options)
             graph.graph.lint()
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or isinstance(error, ChoiceError):
                 raise
             what = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
             raise CaptureError(f"{what}{first_line(error)} (at {line_of(error)})") from error
@@ -253,7 +280,11 @@ CHECKS["graph"] = wanted(is_captured, "give what fxprune.capture gave", CaptureE
 def _annotate(graph: ModelGraph, example: Any) -> Any:
     """Put shapes and flops on all nodes; gives the example that was run, which is cut where no model ran on it yet."""
     batches = (example,) if lacking_numbers(graph) is None else cuts(example)
-    return first_running(graph, batches, partial(annotate, graph))[0]
+    batch, short = first_running(graph, batches, partial(annotate, graph))
+    if 1 < short <= MOST:
+        more = varied_batch(batch, short * batch_length(batch))
+        return first_running(graph, (more, batch), partial(annotate, graph))[0]
+    return batch
 
 
 def captured(settings: Mapping[str, Any], model: nn.Module, description: Any) -> ModelGraph:

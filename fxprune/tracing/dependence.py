@@ -107,7 +107,9 @@ class Dependence:
             return any(type(self.values[other]) is int for other in dependent)
         if name == "where":
             return bool(dependent) and len(node.args) + len(node.kwargs) == 1
-        return bool(dependent) and name in _SIZED_BY_VALUES and (name != "repeat_interleave" or len(read) > 1)
+        if name == "repeat_interleave":
+            return any(other is not read[0] for other in dependent)
+        return bool(dependent) and name in _SIZED_BY_VALUES
 
     def _note_comparison(self, node: fx.Node) -> None:
         """Note by what a comparison of sizes is decided, and questions about how tensors lie in memory."""

@@ -18,6 +18,7 @@ from fxprune.caller.isolation import evaluating, in_eval_mode
 from fxprune.caller.meta import CPU, META
 from fxprune.caller.meta_calls import PLACES, call_on_meta, method, shape_only, weightless
 from fxprune.errors import first_line
+from fxprune.tracing.choices import Choices
 from fxprune.tracing.flops import counting
 from fxprune.tracing.layer_shapes import shape_of_layer, shape_of_sum
 
@@ -28,17 +29,26 @@ _PLAIN = (Tensor, bool, int, float, str, type(None))
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The specs of a graph's values, and their flops on the whole example, by node name."""
+    """The specs of a graph's values, and their flops on the whole example, by node name.
+
+    Choices among a few, such as experts, are even. Where some are made by no row, and values are empty for that,
+    `short` is how many times as many rows are enough; otherwise 1.
+    """
 
     specs: dict[str, Any]
     flops: dict[str, int]
+    short: int = 1
 
 
-def annotate(graph: fx.GraphModule, example: Any) -> None:
-    """Put the facts of every node of `graph` in eval mode on `example` into its meta, as "spec" and "flops"."""
+def annotate(graph: fx.GraphModule, example: Any) -> int:
+    """Put the facts of every node of `graph` in eval mode on `example` into its meta, as "spec" and "flops".
+
+    Returns how many times as many samples are needed, see `Facts`.
+    """
     facts = facts_on(graph, example)
     for node in graph.graph.nodes:
         node.meta |= {"spec": facts.specs[node.name], "flops": facts.flops[node.name]}
+    return facts.short
 
 
 def facts_on(graph: fx.GraphModule, example: Any) -> Facts:
@@ -69,7 +79,9 @@ def facts_on(graph: fx.GraphModule, example: Any) -> Facts:
 def _recorded(graph: fx.GraphModule, example: Any) -> Facts:
     recorder = _Recorder(graph)
     recorder.run(*placeholder_values(graph, example))
-    return recorder.facts
+    specs = (leaf for leaf in pytree.tree_leaves(recorder.facts.specs) if isinstance(leaf, TensorSpec))
+    empty = recorder.choices.short > 1 and any(0 in spec.shape for spec in specs)
+    return replace(recorder.facts, short=recorder.choices.short if empty else 1)
 
 
 def _placed(home: torch.device, spec: TensorSpec) -> TensorSpec:
@@ -100,14 +112,15 @@ class _Recorder(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
-        self.counter, self.facts = counting(), Facts({}, {})
+        self.counter, self.facts, self.choices = counting(), Facts({}, {}), Choices(self.env)
 
     def run_node(self, n: fx.Node) -> Any:
         found = self._known(n)
         if found is None:
             with self.counter:
                 value = super().run_node(n)
-            found = value, int(self.counter.get_total_flops())
+            self.choices.values = self.env  # which run() replaces
+            found = self.choices.spread(n, value), int(self.counter.get_total_flops())
         value, self.facts.flops[n.name] = found
         self.facts.specs[n.name] = spec_of(value)
         return value

@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -230,6 +230,18 @@ class History:
     biases: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ClassLimits:
+    """What the code of a model can run narrower.
+
+    `held` gives the reason for each layer that keeps all its channels. Each set of `even` holds axes of values, as
+    (node, number of the output, axis), that keep equal numbers of channels.
+    """
+
+    held: Mapping[str, str] = field(default_factory=dict)
+    even: tuple[tuple[tuple[str, int, int], ...], ...] = ()
+
+
 class Record:
     """A frozen dataclass whose fields can also be read by name, as in `small.meta["fxprune"]["plan"]`."""
 
@@ -241,7 +253,7 @@ class Record:
         return ""
 
     def __getitem__(self, name: str) -> Any:
-        if name not in (field.name for field in fields(self)):  # type: ignore[arg-type]
+        if name not in (own.name for own in fields(self)):  # type: ignore[arg-type]
             raise KeyError(name)
         return getattr(self, name)
 
@@ -255,7 +267,7 @@ class Captured(Record):
     decided by. `by_batch` and `by_length` say beside which numbers of samples and other lengths the forward decides:
     how many times as large as in the example these are, and 1.0 where this is not known. `by_layout`
     says that the forward may decide by how a tensor lies in memory. `changed` names
-    buffers and attributes that the forward changes.
+    buffers and attributes that the forward changes. `limits` say what the model's own class can run narrower.
     """
 
     method: str = ""
@@ -269,6 +281,7 @@ class Captured(Record):
     concrete_args: Any = None
     changed: tuple[str, ...] = ()
     history: History = History()
+    limits: ClassLimits = ClassLimits()
 
 
 RECORD = "fxprune"  # the key in `meta` of a graph of its one record, of its capture or of its pruning

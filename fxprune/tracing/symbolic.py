@@ -25,6 +25,7 @@ from fxprune.caller.example import as_call
 from fxprune.caller.overrides import changed
 from fxprune.caller.source_lines import users_line
 from fxprune.errors import CaptureError
+from fxprune.rules.experts import experts_forward, has_stacked_experts
 from fxprune.rules.table import RULES, module_class
 from fxprune.rules.vision import register_torchvision
 from fxprune.tracing.attention import MultiheadAttention
@@ -186,6 +187,8 @@ class SymbolicTracer(fx.Tracer):
         path = (self.submodule_paths or {}).get(m)
         if not path:
             return forward(*args, **kwargs)
+        if has_stacked_experts(m) and not hooked(m):
+            forward = partial(experts_forward, m)
         if not hooked(m) or not self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
         node = partial(super().call_module, m, forward)

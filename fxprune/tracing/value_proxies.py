@@ -141,6 +141,9 @@ class ValueProxy(_Recording):
         if isinstance(self.concrete, Mapping):
             self.tracer.length(self)
             return iter(list(self.concrete))
+        entries = self.tracer.entries(self)
+        if entries is not None:
+            return iter(entries)
         return iter([self[i] for i in range(self.tracer.length(self))])  # type: ignore[index]
 
     def __setitem__(self, key: Any, value: Any) -> None:

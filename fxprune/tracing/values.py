@@ -23,8 +23,10 @@ from fxprune.caller.meta_calls import call_on_meta, method
 from fxprune.caller.source_lines import deciding_line, users_frame, warn
 from fxprune.tracing import symbolic
 from fxprune.tracing.checks import Entry
+from fxprune.tracing.choices import Choices
 from fxprune.tracing.dependence import MAKING, PIECES, Dependence, name_of, tensors_of
 from fxprune.tracing.graph import RECORD, ModelGraph, captured_of, must_be
+from fxprune.tracing.in_place import is_in_place
 from fxprune.tracing.value_proxies import TensorProxy, ValueProxy, is_plain, is_symbol, proxy_of
 
 _REPLACED = ("zeros", "ones", "empty", "full", "rand", "randn", "arange", "tensor")  # modes see some calls only
@@ -51,6 +53,7 @@ class ValueTracer(symbolic.SymbolicTracer):
         super().__init__(*args, **kwargs)
         self.values: dict[fx.Node, Any] = {}
         self.on_inputs = Dependence(self.values)
+        self.choices = Choices(self.values)
         self.branches: dict[str, None] = {}
         self.decisions: list[Any] = []
         self.inputs: dict[str, Any] = {}
@@ -124,7 +127,8 @@ class ValueTracer(symbolic.SymbolicTracer):
                     found = operator.attrgetter(target)(self.root)
                     return found.clone() if type(found) is Tensor else found
                 function = self.root.get_submodule(target) if node.op == "call_module" else target
-                return call_on_meta(method(target) if node.op == "call_method" else function, args, kwargs, CPU)
+                value = call_on_meta(method(target) if node.op == "call_method" else function, args, kwargs, CPU)
+                return self.choices.spread(node, value)
         finally:
             self.running = False
 
@@ -155,7 +159,15 @@ class ValueTracer(symbolic.SymbolicTracer):
             self.on_inputs.decided_by_size(node)
         if isinstance(value, (list, tuple, Mapping)):
             self._guard(node, length, "len({})")
-        return int(self._decided(length)) if has_axis and node in self.on_inputs.sizes_of else length
+        return int(self._decided(length, node, length=True)) if has_axis and node in self.on_inputs.sizes_of else length
+
+    def entries(self, proxy: ValueProxy) -> list[Any] | None:
+        """The entries of a value whose number depends on choices: each of those to choose from; None for others."""
+        node, value = proxy.node, self.values[proxy.node]
+        if isinstance(value, tuple) or not self.choices.follow & self.on_inputs.sizes_of & {node}:
+            return None
+        self._decided(_LENGTH(value), node, length=True)
+        return [entry.clone() for entry in value] if isinstance(value, Tensor) else list(value)
 
     def fixed(self, proxy: ValueProxy) -> Any:
         """The value of a symbol where Python needs it; noted with its line where it depends on the input's values."""
@@ -163,13 +175,16 @@ class ValueTracer(symbolic.SymbolicTracer):
         if proxy.node not in self.on_inputs.values_of:
             self.on_inputs.decided_by_size(proxy.node)
             return value
-        return self._decided(value)
+        return self._decided(value, proxy.node)
 
-    def _decided(self, value: Any) -> Any:
-        """A value that Python decides by, or that of an earlier trace; its line is noted."""
+    def _decided(self, value: Any, node: fx.Node, *, length: bool = False) -> Any:
+        """A value, or the length of one, that Python decides by, or that of an earlier trace.
+
+        Its line is noted, but not for choices.
+        """
         frame = users_frame()
         line = deciding_line(frame) if frame is not None else "a line that is not in a file"
-        if line:
+        if line and not self.choices.decided(node, length=length):
             self.branches[line] = None
         at = _LENGTH(self.decisions)
         if not _is_single(value) or at == _DECISIONS:
@@ -212,11 +227,12 @@ class ValueTracer(symbolic.SymbolicTracer):
         return self.create_proxy("call_function", function, args, kwargs)
 
     def _drop_unused(self, graph: fx.Graph) -> None:
-        """Erase unused questions about sizes, and unused tensors made of numbers."""
+        """Erase unused questions about sizes and counts of choices, and unused tensors made of numbers."""
         for node in reversed(list(graph.nodes)):
             if not node.users and node.op in ("call_function", "call_method", "get_attr"):
+                counts = node in self.choices.follow and not is_in_place(node.target)
                 is_number = self.values[node] is not None and not tensors_of(self.values[node])
-                if is_number or node.op == "get_attr" or node.target in MAKING:
+                if is_number or counts or node.op == "get_attr" or node.target in MAKING:
                     graph.erase_node(node)
 
 
@@ -279,6 +295,7 @@ def trace(
     """
     tracer = ValueTracer(example, concrete_args, leaves)
     graph = symbolic.trace(model, example, concrete_args=concrete_args, leaves=leaves, tracer=tracer)
+    tracer.choices.check()
     graph.meta[RECORD] = replace(
         captured_of(graph),
         decisions=tuple(tracer.decisions),

@@ -11,7 +11,7 @@ import torch
 from fxprune.caller.arguments import CHECKS, chosen
 from fxprune.caller.arrays import Scalars
 from fxprune.coupling.groups import Coupling, Edge, Key, key_of_edge
-from fxprune.coupling.readers import readers_on
+from fxprune.coupling.readers import experts_on, readers_on
 from fxprune.errors import CalibrationError, blaming
 from fxprune.rules.vocabulary import Slot
 from fxprune.scoring.evidence import Evidence
@@ -75,7 +75,10 @@ def reconstruction(evidence: Evidence) -> Scalars:
 
 def _statistics(evidence: Evidence, edge: Edge, moments: Moments) -> EdgeStatistics:
     """The moments of an edge and the weights of its readers; channel by channel where no covariance was kept."""
-    readers, count = readers_on(evidence.graph, edge), len(edge.units)
+    readers = readers_on(evidence.graph, edge) or experts_on(evidence.graph, edge)
+    count = len(edge.units)
+    if edge.chosen is not None:  # how strongly each expert is used, over all rows: no other takes its place
+        return EdgeStatistics(edge.units, moments.mean, np.ones(count))
     if moments.covariance.ndim == 1:
         squares = [reader.squares() for reader in readers] or [np.ones(count)]
         return EdgeStatistics(edge.units, moments.variance, np.sum(squares, axis=0))
