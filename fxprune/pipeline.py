@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ from fxprune.recovery.candidates import nearest, rewritten
 from fxprune.recovery.compensate import Level, check_level, is_light, with_compensation
 from fxprune.recovery.finetune import check_options
 from fxprune.recovery.finetune import finetune as tune
-from fxprune.reporting.attach import note, note_call, note_error, note_original, note_scores
+from fxprune.reporting.attach import note, note_call, note_compensation, note_error, note_original, note_scores
 from fxprune.reporting.provenance import call_of
 from fxprune.reporting.report import note_in_class, report
 from fxprune.rewriting.class_limits import keep_to, limits_of
@@ -181,6 +182,9 @@ def compress(
         with undisturbed():
             note(original, small, plan, planned_by(original, plan), schedule.error)
             note_original(small, first, submodule)
+            done = report(part_of(small, submodule)).compensation
+            if done is not None:  # its errors are those of the last round alone, beside the model that it began with
+                note_compensation(small, replace(done, before=None, after=None), submodule)
     note_call(small, call, loader, submodule)
     warn_if_unpruned(part_of(small, submodule))
     if own_class:

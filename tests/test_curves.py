@@ -177,7 +177,7 @@ def test_compress_hands_over_the_nearest_of_several_plans() -> None:
     assert pruned_of(small).plan.keep == taken.keep  # type: ignore[union-attr]
     again = fxprune.apply(model, taken, scores=own, loader=data, compensate="sequential")
     assert difference(outputs(small, data[0][0]), outputs(again, data[0][0])) < 1e-9
-    assert f"allocate={best}" in str(handed)
+    assert f"plan by {best}" in str(handed)
 
 
 def test_refits_that_do_not_help_are_said_to_be_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

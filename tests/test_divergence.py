@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import fxprune
-from fxprune.scoring.divergence import Divergence, logits_by
+from fxprune.scoring.divergence import Divergence, Metric, logits_by
 
 
 def test_logits_differ_by_their_distributions() -> None:
@@ -61,3 +62,37 @@ def test_a_metric_of_the_callers_is_taken_instead() -> None:
     assert judge.measure == "agreement"
     with pytest.raises(fxprune.CalibrationError, match=r"metric=.*it is called as metric\(original, pruned\)"):
         Divergence(metric=lambda original, pruned: original.no_such)(torch.eye(2), torch.eye(2))
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (lambda a, b: (a.argmax(1) == b.argmax(1)).float().mean(), "gives 1 for the original's outputs and the same"),
+        (lambda a, b: float("nan"), "gives nan for two outputs"),
+        (lambda a, b: -1.0, "gives -1 for two outputs"),
+        (lambda a, b: float((a - b).abs().sum() > 0) * float("inf"), "gives inf for two outputs"),
+    ],
+)
+def test_metrics_that_do_not_tell_what_is_lost_are_errors(metric: Metric, said: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 4))
+    data = [(torch.randn(30, 6), torch.randint(4, (30,)))]
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(fxprune.CalibrationError, match=f"metric= {said}.*1 - metric where more is better"):
+        fxprune.compress(net, data, macs=0.5, metric=metric, progress=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_after_several_rounds_no_error_of_a_single_one_is_reported() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 4))
+    data = [(torch.randn(60, 6), torch.randint(4, (60,)))]
+    one, two = (
+        fxprune.report(fxprune.compress(net, data, macs=0.5, rounds=rounds, progress=False)).compensation
+        for rounds in (1, 2)
+    )
+    assert one is not None
+    assert two is not None
+    assert one.after is not None
+    assert two.after is None
+    assert "output's error not measured" in str(two)

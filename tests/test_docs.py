@@ -189,8 +189,8 @@ def test_figures_of_the_demo_are_those_of_its_session() -> None:
 
 
 def test_the_table_of_rules_is_as_long_as_pages_say() -> None:
-    assert len(RULES) > 800
-    assert "over 800 operations" in " ".join(README.split())
+    assert len(RULES) > 1000
+    assert "over 1,000 operations" in " ".join(README.split())
 
 
 def test_recipes_save_scores_and_plans(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ CHECKS |= {
     "unpack": _function("unpack(batch), which gives (inputs, targets)"),
     "classes": _function("classes(targets), which gives the class of each sample"),
     "run": _function("run(model, inputs, targets), which gives the mean loss of the batch"),
-    "metric": _function("metric(output, targets)"),
+    "metric": _function("metric(original, pruned) of outputs, and of finetune metric(output, targets)"),
     "evaluate": _function("evaluate(model), which gives a number"),
     "logits": _function("logits(output)"),
     "optimizer": _function("optimizer(parameters), which gives a torch.optim.Optimizer"),

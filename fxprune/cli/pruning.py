@@ -16,7 +16,7 @@ from fxprune.cli.files import check_suffix, check_writable
 from fxprune.cli.input_options import DataOptions, EvalOptions, File, ModelOptions
 from fxprune.cli.named_objects import Built, object_of
 from fxprune.cli.output import Output
-from fxprune.cli.pruning_options import Allocation, Level, LevelOptions, LimitOptions, Run, ScoringOptions
+from fxprune.cli.pruning_options import Allocation, Chosen, Level, LevelOptions, LimitOptions, Run, ScoringOptions
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.planning.plan import Plan
 from fxprune.reporting.attach import calibration_of, note_command, note_error
@@ -95,7 +95,7 @@ def compress(
     evaluation: EvalOptions,
     output: Output,
     *,
-    allocate: Allocation = "tod",
+    allocate: Chosen = None,
     compensate: Annotated[str, Level(help="How the removed units are made up for.")] = "sequential",
     rounds: Annotated[int, typer.Option(min=1, help="Score and prune so many times.")] = 1,
     result: ResultOptions,

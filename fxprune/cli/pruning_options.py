@@ -14,7 +14,7 @@ from fxprune.caller.arguments import check_value
 from fxprune.cli.named_objects import did_you_mean, object_of
 from fxprune.cli.option_names import as_options
 from fxprune.errors import PlanError
-from fxprune.planning.allocation import ALLOCATIONS
+from fxprune.planning.allocation import ALLOCATIONS, MEASURED
 from fxprune.planning.budgets import given
 from fxprune.recovery.compensate import LEVELS
 from fxprune.scoring.signals.table import SIGNALS
@@ -178,5 +178,13 @@ class LimitOptions:
 
 Allocation = Annotated[
     str, _Bound(callback=one_of(ALLOCATIONS), help=f"How a level becomes widths: {', '.join(ALLOCATIONS)}.")
+]
+Chosen = Annotated[
+    str | None,
+    _Bound(
+        callback=one_of((*ALLOCATIONS, MEASURED)),
+        help=f"How a level becomes widths: {', '.join((*ALLOCATIONS, MEASURED))}; by default, several are compared "
+        "under a budget, and tod goes by alpha.",
+    ),
 ]
 Level = partial(typer.Option, callback=one_of(LEVELS), metavar="|".join(LEVELS))

@@ -11,6 +11,7 @@ from fxprune.planning.plan import Budget
 from fxprune.reporting.provenance import Provenance
 from fxprune.reporting.timings import MeasuredLatency
 
+SMALL = 1e-3  # a share below which percent would show nothing
 SAMPLED = 512  # units of a group that a report holds at most
 
 
@@ -162,7 +163,7 @@ class Compensation:
         """An error by the measure, as text: in percent where it is a share."""
         if error is None:
             return ""
-        return f"{error:.1%}" if "shares" in self.measure else f"{error:.4g}"
+        return f"{error:.1%}" if "shares" in self.measure and not 0 < error < SMALL else f"{error:.3g}"
 
     @property
     def refitted(self) -> int:

@@ -104,8 +104,9 @@ def summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:
         yield f"output's error, compensation: {done.level}", done.shown(done.before), after, layers
         if "shares" not in done.measure:
             yield f"  by the {done.measure}", "", "", ""
-        for allocate, error in done.compared.items():
-            yield f"  allocate={allocate}, on the samples that choose", "", done.shown(error), ""
+        for name, error in done.compared.items():
+            taken = "taken" if error == min(done.compared.values()) else ""
+            yield f"  plan by {name}, before the last refit, on the samples that choose", "", done.shown(error), taken
     if tuned := report.finetuned:
         name, values = tuned.judged_by
         best = f"epoch {tuned.best} of {tuned.ran}"

@@ -7,6 +7,7 @@ of what it would lose if it were the same for all samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import blaming
+from fxprune.errors import CalibrationError, blaming
 from fxprune.scoring.calibration import Calibration
 from fxprune.tracing.finite import floating_outputs, floats
 from fxprune.tracing.graph import ModelGraph
@@ -25,6 +26,7 @@ from fxprune.tracing.graph import ModelGraph
 Metric = Callable[[Any, Any], float]
 DIVERGENCE = "Kullback-Leibler divergence"
 TINY = 1e-12  # the least variance of an output
+EQUAL = 1e-3  # what a metric may give for equal outputs
 SUMS = 1e-3  # how far the sums of a distribution may be from 1
 
 
@@ -51,7 +53,8 @@ class Divergence:
         """
         if self.metric is not None:
             with blaming("metric=", "the outputs", ": it is called as metric(original, pruned), 0 for equal outputs"):
-                return float(self.metric(wanted, found))
+                value = float(self.metric(wanted, found))
+            return _checked(value, "two outputs", value >= 0)
         own = self if self.scales else self.scaled([wanted])
         total, known = 0.0, dict(own.logits)
         for place, pair in enumerate(zip(floats(wanted), floats(found), strict=True)):
@@ -67,7 +70,8 @@ class Divergence:
     def measure(self) -> str:
         """The name of the measure, once it is scaled."""
         if self.metric is not None:
-            return str(getattr(self.metric, "__name__", type(self.metric).__name__))
+            name = str(getattr(self.metric, "__name__", type(self.metric).__name__))
+            return "metric given" if name == "<lambda>" else name
         if all(axis is None for axis in self.axes):
             return "squared error, in shares of the variance"
         return DIVERGENCE if len(self.axes) == 1 else "error, in shares of the information and variance of the outputs"
@@ -75,6 +79,9 @@ class Divergence:
     def scaled(self, goals: Sequence[Any], summed: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Divergence:
         """The same for an original with such outputs on several batches; `summed` adds those of all ranks."""
         if self.metric is not None:
+            for goal in goals[:1]:
+                value = self(goal, goal)
+                _checked(value, "the original's outputs and the same once more", abs(value) < EQUAL)
             return self
         known, axes, scales = dict(self.logits), list[int | None](), list[float]()
         for place, outputs in enumerate(zip(*map(floats, goals), strict=True)):
@@ -84,6 +91,16 @@ class Divergence:
             spread = _variance if axes[-1] is None else partial(_information, axis=axes[-1], logits=place in known)
             scales.append(max(spread(outputs, summed), TINY))
         return replace(self, axes=tuple(axes), scales=tuple(scales))
+
+
+def _checked(value: float, of: str, right: bool) -> float:  # noqa: FBT001
+    """A metric's value; raises CalibrationError where it is not right, or not finite."""
+    if not (right and math.isfinite(value)):
+        raise CalibrationError(
+            f"metric= gives {value:g} for {of}: it has to be 0 for equal outputs, and larger the more is lost; "
+            "give 1 - metric where more is better"
+        )
+    return value
 
 
 def _squared(wanted: Tensor, found: Tensor) -> float:
