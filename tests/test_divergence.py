@@ -70,7 +70,7 @@ def test_a_metric_of_the_callers_is_taken_instead() -> None:
         (lambda a, b: (a.argmax(1) == b.argmax(1)).float().mean(), "gives 1 for the original's outputs and the same"),
         (lambda a, b: float("nan"), "gives nan for two outputs"),
         (lambda a, b: -1.0, "gives -1 for two outputs"),
-        (lambda a, b: float((a - b).abs().sum() > 0) * float("inf"), "gives inf for two outputs"),
+        (lambda a, b: float("inf") if (a - b).abs().sum() > 0 else 0.0, "gives inf for two outputs"),
     ],
 )
 def test_metrics_that_do_not_tell_what_is_lost_are_errors(metric: Metric, said: str) -> None:
