@@ -27,7 +27,8 @@ def topk(ctx: Context, x: Labels, k: int, dim: int = -1, *args: Any, **kwargs: A
     if x.along(dim):
         numbers = ctx.vector(x, dim)
         compare(ctx, x, dim, f"ordered by {ctx.describe()}", least=specs[0].shape[dim])
-    found = Labels(specs[0].shape, beside), Labels(specs[1].shape, beside, index_of=numbers)
+    shape = (*x.shape[:dim], *specs[0].shape[dim : dim + 1], *x.shape[dim + 1 :])  # the specs' are not narrowed
+    found = Labels(shape, beside), Labels(shape, beside, index_of=numbers)
     return pytree.tree_unflatten(found, structure)
 
 
@@ -54,8 +55,9 @@ def largest(ctx: Context, x: Labels, dim: int, *, keepdim: bool) -> Any:
     specs, structure = pytree.tree_flatten(ctx.spec())
     rest = tuple(plane for plane in x.planes if dim not in plane.axes)
     cut = [plane if keepdim else _without(plane, dim) for plane in rest]
-    found = [Labels(spec.shape, tuple(cut)) for spec in specs]
-    found[-1] = Labels(specs[-1].shape, tuple(cut), index_of=numbers)
+    shape = (*x.shape[:dim], *((1,) if keepdim else ()), *x.shape[dim + 1 :])
+    found = [Labels(shape, tuple(cut)) for _ in specs]
+    found[-1] = Labels(shape, tuple(cut), index_of=numbers)
     return pytree.tree_unflatten(found, structure)
 
 
@@ -97,11 +99,14 @@ def one_hot(ctx: Context, numbers: Labels, num_classes: int = -1) -> Any:
 def apart(ctx: Context, x: Labels, dim: int, index: Labels) -> Labels:
     """`x` without its channels along axis `dim`, of which `index` chooses: experts, where it numbers these.
 
-    Channels that are chosen by other numbers are left as they are.
+    Channels that are chosen by other numbers are left as they are. A lookup in the compared channels themselves, such
+    as that of a weight among the scores, makes these no experts: it may be a statistic over channels, as `max` is.
     """
     if index.index_of is None or x.shape[dim] != len(index.index_of):
         ctx.freeze_numbered(index)
         return x
-    ctx.tie(ctx.vector(x, dim), index.index_of)
-    ctx.choose_by_number(index.index_of)
+    own = ctx.vector(x, dim)
+    ctx.tie(own, index.index_of)
+    if not torch.equal(own, index.index_of):
+        ctx.choose_by_number(index.index_of)
     return Labels(x.shape, x.beside(dim), x.value)

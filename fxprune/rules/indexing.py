@@ -23,6 +23,8 @@ def scatter(ctx: Context, x: Labels, dim: int, index: Labels, *args: Any, **kwar
     Where they are the numbers of experts, the axis is theirs.
     """
     rest = apart(ctx, x, dim % x.ndim, index)
+    if index.index_of is not None and rest is not x:
+        ctx.choose_by_number(index.index_of)  # in zeros like the scores, too
     planes = _met_beside(ctx, dim, rest, index, *labels_in((args, kwargs)))
     return Labels(x.shape, planes if rest is x else (*x.along(dim % x.ndim), *planes))
 
