@@ -6,6 +6,7 @@ A public name is imported at its first use, so that `import fxprune` takes no ti
 import ast
 import importlib
 import pkgutil
+import random
 from typing import Any
 
 from fxprune.version import __version__ as __version__
@@ -25,9 +26,12 @@ __all__ = [name for name in sorted(_HOMES) if name not in ("rules", "__version__
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fxprune' has no attribute {name!r}")
-    home = _HOMES[name]
+    home, drawn = _HOMES[name], random.getstate()
     is_module = name in ("classes", "rules")
-    value = importlib.import_module(f"{home}.{name}") if is_module else getattr(importlib.import_module(home), name)
+    try:
+        value = importlib.import_module(f"{home}.{name}") if is_module else getattr(importlib.import_module(home), name)
+    finally:
+        random.setstate(drawn)  # rich draws a number when it is imported
     globals()[name] = value
     return value
 

@@ -74,6 +74,14 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         exec("from fxprune import prune")
 
 
+def test_the_first_use_of_a_name_draws_no_random_number() -> None:
+    code = (
+        "import random, fxprune\nbefore = random.getstate()\nfxprune.report\n"
+        "assert random.getstate() == before, 'the state changed'"
+    )
+    assert modules_after(code, "rich") == {"rich": True}
+
+
 def test_a_stage_brings_all_rules() -> None:
     assert torchvision.ops.StochasticDepth is not None  # it is imported
     assert fxprune.capture is not None
