@@ -68,7 +68,7 @@ ROWS = (
     Row("compensating", "loader", "calibration_of", "the loader fails on batch 1", call=2),
     Row("compensating", "unpack", "calibration_of", "unpack= fails on batch 1 of the loader", call=2),
     Row("compensating", "layer", "refit", "stem of the model fails on batch 1", call=5),
-    Row("compensating", "layer", "_error", "the model fails on the samples held out, batch 0 of them"),
+    Row("compensating", "layer", "_outputs", "the model fails on the samples held out, batch 0 of them"),
     Row("re-estimating the BatchNorms", "layer", "re_estimate", "stem of the model fails on batch 2", call=3),
     Row("fine-tuning", "loader", "_train", "train_loader fails on epoch 1, batch 1", call=2),
     Row("fine-tuning", "unpack", "_train", "unpack= fails on epoch 1, batch 1 of train_loader", call=2),

@@ -26,7 +26,8 @@ REFUSED = (
     "shape_and_literal", "flatten_spellings", "vector_to_map", "split_spellings", "channel_slices", "permutation",
     "flip_and_roll", "roll_then_add", "expansion", "zero_padded_channels", "sizes_of_channels", "sizes_in_arithmetic",
     "lstm_cell_from_zeros", "lstm_cell_from_new", "lstm_from_zeros", "directions_summed", "recurrent_inside", "ghost",
-    "shared_group", "involution", "experts_in_groups", "message_passing",
+    "shared_group", "involution", "experts_in_groups", "message_passing", "conv_lstm", "conv_gru", "own_gru",
+    "selective_scan", "sums",
 )  # fmt: skip
 
 
