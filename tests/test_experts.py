@@ -94,9 +94,10 @@ def test_all_ways_to_run_the_experts_give_the_same_graph(name: str) -> None:
 
 
 def test_experts_are_captured_without_a_warning() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", fxprune.FxpruneWarning)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         fxprune.capture(family("mixtral"), words())
+    assert not [warning for warning in told if issubclass(warning.category, fxprune.FxpruneWarning)]
 
 
 @pytest.mark.parametrize("way", ["eager", pytest.param("grouped_mm", marks=pytest.mark.wide)])
