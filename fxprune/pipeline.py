@@ -53,6 +53,7 @@ def compress(
     allocate: str | Allocate | None = None,
     rounds: int = 1,
     compensate: Level = "sequential",
+    new_biases: bool = True,
     propose: str | Signal = "reconstruction",
     protect: str | Signal = "taylor-by-sample",
     loss: Loss | None = None,
@@ -93,6 +94,8 @@ def compress(
         propose, protect: the signals that rank the units, see `score`.
         compensate: "none", "bias" (removed channels are replaced by their means), "ridge" (by a linear map of the kept
             ones) or "sequential" (every later layer is refitted to the original's values, front to back). See `apply`.
+        new_biases: whether a layer without a bias may get one from that; otherwise the result has the tensors of the
+            model, narrower, and no others.
         rounds: how often to score and prune. A budget and ratios are met in equal factors; alpha holds for each round
             anew.
         max_samples, loss, unpack, classes, seed, device, progress, run, scoring: see `score`.
@@ -170,7 +173,7 @@ def compress(
                 partial(
                     with_compensation, whole, loader=loader, level=compensate, unpack=unpack, run=run,
                     seed=seed, device=device, max_samples=max_samples, by_class=loss is None and run is None,
-                    metric=metric,
+                    metric=metric, new_biases=new_biases,
                 ),
             )  # fmt: skip
             plan, small = best.plan, best.small
@@ -199,6 +202,7 @@ def apply(
     scores: Scores | None = None,
     loader: Iterable[Any] | None = None,
     compensate: Level = "none",
+    new_biases: bool = True,
     unpack: Unpack | None = None,
     run: Run | None = None,
     metric: Metric | None = None,
@@ -215,6 +219,7 @@ def apply(
             samples is held out, and a step is kept only where it brings the outputs there nearer to the original's.
         compensate: "none" is the plain removal that `verify` proves; "bias", "ridge" and "sequential" make up for
             removed units in closed form (docs/compensation.md).
+        new_biases: see `compress`.
         unpack, run, device: see `score`.
         metric: see `compress`.
         seed: of the positions that "sequential" samples.
@@ -230,7 +235,7 @@ def apply(
         note_scores(small, scores, plan)
     small = with_compensation(
         model, plan, planned, small, scores, loader, compensate, unpack=unpack, run=run, seed=seed, device=device,
-        metric=metric,
+        metric=metric, new_biases=new_biases,
     )  # fmt: skip
     note_call(small, call, loader, plan.submodule)
     return small

@@ -53,6 +53,13 @@ def test_compress_is_what_the_library_does_and_repeats(project):
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
+def test_no_new_biases(project):
+    import mynets
+
+    done("compress", "mynets:build", *DATA, "--alpha", "0.3", "--no-new-biases")
+    assert fxprune.load("small.safetensors", mynets.build()).state_dict().keys() == mynets.build().state_dict().keys()
+
+
 EVALUATED = ["compress", "mynets:build", *DATA, "--macs", "0.6", "--eval-data", "mynets:dataset"]
 
 

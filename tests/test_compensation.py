@@ -155,6 +155,44 @@ def test_a_constant_channel_is_made_up_for_by_its_mean(*, norm: bool) -> None:
     assert ("1.bias" in small.state_dict()) is not norm
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("bias", [False, True])
+def test_only_biases_that_exist_are_used(level: Any, bias: bool) -> None:
+    """Where the second layer has no bias, it keeps none, and a map without a constant is fitted about zero."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5, bias=bias))
+    with torch.no_grad():
+        model[0].bias.fill_(2.0)
+        model[0].weight[3], model[0].bias[3] = 0.5 * model[0].weight[0], 1.0  # half of the first channel
+    loader = batches(tensors(3), CLASSES, (40, 40))
+    scores = scored(model, loader, classes=lambda t: t)
+    plan = keeping(scores, **{"0": (0, 1, 2)})
+    how: Any = {"scores": scores, "loader": loader, "compensate": level}
+    small = fxprune.apply(model, plan, **how, new_biases=False)
+    assert small.state_dict().keys() == model.state_dict().keys()
+    before, after = judged(small)
+    if level == "bias" and not bias:
+        assert after == before
+        assert not fxprune.report(small).compensation.filled
+    else:
+        assert after < before
+    if level != "bias":
+        assert difference(outputs(model, tensors(3)(3)), outputs(small, tensors(3)(3))) < 0.01
+    with_new = fxprune.apply(model, plan, **how)
+    assert bias or "2.bias" in with_new.state_dict()
+
+
+def test_wide_layers_get_no_new_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequential, "WIDE", 4)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 4, bias=False))
+    loader = batches(images(3, 4), CLASSES, (40, 40))
+    plan = keeping(scored(model, loader), **{"0": (0, 1, 2, 3)})
+    small = fxprune.apply(model, plan, loader=loader, compensate="sequential", new_biases=False)
+    assert fxprune.report(small).compensation.refitted
+    assert small.state_dict().keys() == model.state_dict().keys()
+
+
 def test_the_mean_stands_in_where_a_linear_map_does_harm() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5))
     with torch.no_grad():

@@ -148,6 +148,14 @@ def test_a_narrowed_language_model_generates(own_class: bool) -> None:
     assert torch.equal(cached, plain)
 
 
+def test_layers_of_a_transformer_get_new_biases_only_where_asked() -> None:
+    model, loader = made("llama")
+    small = compress_pretrained(model, loader, params=0.85)
+    assert small.state_dict().keys() == model.state_dict().keys()
+    with_biases = compress_pretrained(model, loader, params=0.85, new_biases=True)
+    assert with_biases.state_dict().keys() > model.state_dict().keys()
+
+
 def test_a_narrowed_class_trains_under_a_trainer(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     model, loader = made("bert")

@@ -16,7 +16,16 @@ from fxprune.cli.files import check_suffix, check_writable
 from fxprune.cli.input_options import DataOptions, EvalOptions, File, ModelOptions
 from fxprune.cli.named_objects import Built, object_of
 from fxprune.cli.output import Output
-from fxprune.cli.pruning_options import Allocation, Chosen, Level, LevelOptions, LimitOptions, Run, ScoringOptions
+from fxprune.cli.pruning_options import (
+    Allocation,
+    Chosen,
+    Level,
+    LevelOptions,
+    LimitOptions,
+    NewBiases,
+    Run,
+    ScoringOptions,
+)
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.planning.plan import Plan
 from fxprune.reporting.attach import calibration_of, note_command, note_error
@@ -97,6 +106,7 @@ def compress(
     *,
     allocate: Chosen = None,
     compensate: Annotated[str, Level(help="How the removed units are made up for.")] = "sequential",
+    new_biases: NewBiases = True,
     rounds: Annotated[int, typer.Option(min=1, help="Score and prune so many times.")] = 1,
     result: ResultOptions,
 ) -> dict[str, Any]:
@@ -112,7 +122,8 @@ def compress(
         before = held.before(built.model, bars) if held else None
         small = fxprune.compress(
             built.model, bars.over(loader), allocate=allocate, rounds=rounds, compensate=compensate,  # type: ignore[arg-type]
-            verify=result.verify, seed=model.seed, submodule=model.submodule, progress=False, **options,
+            verify=result.verify, seed=model.seed, submodule=model.submodule, progress=False, new_biases=new_biases,
+            **options,
         )  # fmt: skip
         if held:
             note_evaluation(small, Evaluation(held.name, before, held.value(small, bars)))
@@ -194,6 +205,7 @@ def apply(
             "and none without both."
         ),
     ] = None,
+    new_biases: NewBiases = True,
     run: Run = None,
     result: ResultOptions,
 ) -> dict[str, Any]:
@@ -209,7 +221,7 @@ def apply(
     with output.busy("applying the plan") as bars:
         small = compensated(
             built.model, chosen, level=level, scores=known, loader=loader if loader is None else bars.over(loader),
-            verify=result.verify, unpack=unpack, run=object_of(run, "--run"), seed=model.seed,
+            verify=result.verify, unpack=unpack, run=object_of(run, "--run"), seed=model.seed, new_biases=new_biases,
         )  # fmt: skip
 
     def example() -> Any:

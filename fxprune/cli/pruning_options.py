@@ -188,3 +188,6 @@ Chosen = Annotated[
     ),
 ]
 Level = partial(typer.Option, callback=one_of(LEVELS), metavar="|".join(LEVELS))
+NewBiases = Annotated[
+    bool, typer.Option("--new-biases/--no-new-biases", help="Whether compensation may give a bias to a layer.")
+]

@@ -49,6 +49,7 @@ def compress_pretrained(
     *,
     loss: Loss | None = None,
     unpack: Unpack | None = None,
+    new_biases: bool = False,
     **options: Any,
 ) -> nn.Module:
     """`fxprune.compress` for a model of transformers, with `unpack` and `loss` chosen for its class.
@@ -62,6 +63,7 @@ def compress_pretrained(
         loader: re-iterable batches of dicts, or of pairs (inputs, labels).
         alpha: the tolerance, see `compress`; a budget may stand in its place.
         loss, unpack: those of `compress`, in place of the ones that are chosen here.
+        new_biases: whether layers without a bias may get one; classes of transformers have no place for it.
         options: all others of `compress`.
 
     Returns:
@@ -78,7 +80,7 @@ def compress_pretrained(
     own = _without_cache(model)
     unpack = unpack or partial(_columns, *_arguments(type(model)))
     loss = loss or _loss_of_class(own, loader, unpack)
-    small = compress(own, loader, alpha, loss=loss, unpack=unpack, **options)
+    small = compress(own, loader, alpha, loss=loss, unpack=unpack, new_biases=new_biases, **options)
     note_call(small, call, loader, options.get("submodule", ""))
     return _with_cache_of(model, small) if options.get("own_class") else small
 

@@ -26,7 +26,7 @@ from fxprune.recovery.compensation.norm_statistics import re_estimate
 from fxprune.recovery.compensation.ridge import fill, is_recurrent
 from fxprune.recovery.compensation.sequential import refit
 from fxprune.reporting.attach import note_compensation
-from fxprune.reporting.history import new_biases
+from fxprune.reporting.history import created_biases
 from fxprune.reporting.records import Compensation, Refit
 from fxprune.reporting.report import Pruned
 from fxprune.scoring.calibration import Calibration, calibration_of
@@ -61,12 +61,13 @@ def with_compensation(
     model: nn.Module, plan: Plan, planned: Planned, small: nn.Module, scores: Scores | None,
     loader: Iterable[Any] | None, level: Level, *, unpack: Unpack | None, run: Run | None, seed: int,
     device: torch.device | str | None, max_samples: int | None = None, by_class: bool = False, final: bool = True,
-    metric: Metric | None = None,
+    metric: Metric | None = None, new_biases: bool = True,
 ) -> nn.Module:  # fmt: skip
     """`small`, which a plan made of `model`, compensated, with an entry in its report.
 
     `by_class` says that the loss is the cross-entropy of the first output. What is `final` is fitted to all samples but
-    those that judge it; otherwise the samples that choose are left out, too, and nothing judges.
+    those that judge it; otherwise the samples that choose are left out, too, and nothing judges. Without
+    `new_biases`, layers that have no bias get none.
     """
     moments = scores.moments if scores else {}
     check_level(level, moments, loader)
@@ -85,11 +86,12 @@ def with_compensation(
                 )
                 if not plan.submodule and metric is None:
                     divergence = Divergence(logits_of(graph, data, by_class=by_class))
-            part, done = judged(planned, part, Options(level, moments, divergence, int(seed), final), data)
+            options = Options(level, moments, divergence, int(seed), final, bool(new_biases))
+            part, done = judged(planned, part, options, data)
         for name, value in state.items():
             part.get_buffer(name).copy_(value)
         record: Pruned = part.meta[RECORD]
-        part.meta[RECORD] = replace(record, history=replace(record.history, biases=new_biases(graph, part)))
+        part.meta[RECORD] = replace(record, history=replace(record.history, biases=created_biases(graph, part)))
         small = with_part(small, plan.submodule, part.to(device_of(graph)))
         note_compensation(small, done, plan.submodule)
         loses = done.chosen is not None and done.chosen[0] > NOTHING
@@ -110,7 +112,7 @@ def is_light(graph: ModelGraph, samples: float) -> bool:
 class Options:
     """How a graph is compensated: the level, the moments of the edges, the measure of the outputs, and the seed.
 
-    `final` is as for `with_compensation`.
+    `final` and `new_biases` are as for `with_compensation`.
     """
 
     level: str
@@ -118,6 +120,7 @@ class Options:
     divergence: Divergence
     seed: int
     final: bool = True
+    new_biases: bool = True
 
 
 def judged(
@@ -164,13 +167,14 @@ def _compensated(
 
     def fill_in(tried: ModelGraph, *, linear: bool) -> tuple[str, ...]:
         only = partial(is_recurrent, tried) if level == "sequential" else None
-        return fill(planned, tried, options.moments, linear=linear, only=only)
+        return fill(planned, tried, options.moments, linear=linear, only=only, new_biases=options.new_biases)
 
     maps = (False,) if level == "bias" else (True, False)  # by the mean where a linear map does harm
     filled = next((done for linear in maps if (done := best.attempt(partial(fill_in, linear=linear)))), ())
 
     def fit(tried: ModelGraph, *, error: OutputError | None) -> tuple[Refit, ...]:
-        return refit(planned, tried, data, error, seed=options.seed, all_rows=options.final) if data else ()
+        how: Any = {"seed": options.seed, "all_rows": options.final, "new_biases": options.new_biases}
+        return refit(planned, tried, data, error, **how) if data else ()
 
     layers, norms = None, None
     if data is not None and error is not None:

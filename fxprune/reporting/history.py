@@ -18,10 +18,10 @@ def extended_history(graph: ModelGraph, small: ModelGraph, plan: Plan) -> Histor
     Where `graph` was pruned before, the structure is that of the graph before its first plan.
     """
     before = history_of(graph)
-    return History((*before.plans, plan), before.structure or structure(graph), new_biases(graph, small))
+    return History((*before.plans, plan), before.structure or structure(graph), created_biases(graph, small))
 
 
-def new_biases(graph: ModelGraph, small: ModelGraph) -> tuple[str, ...]:
+def created_biases(graph: ModelGraph, small: ModelGraph) -> tuple[str, ...]:
     """The parameters that compensation created: those that `small` has and `graph` lacks, after those of `graph`."""
     old = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
     names = [name for name, _ in small.named_parameters(remove_duplicate=False) if name not in old]

@@ -46,6 +46,16 @@ class Moments:
         """Whether the channels vary by more than the rounding of constants."""
         return bool(self.variance.sum() > CONSTANT**2 * np.square(self.mean).sum())
 
+    def uncentred(self) -> Moments:
+        """The moments about zero, by which a linear function without a constant is fitted.
+
+        >>> Moments(np.array([1.0, 2.0]), np.eye(2)).uncentred().covariance
+        array([[2., 2.],
+               [2., 5.]])
+        """
+        squares = np.square(self.mean) if self.covariance.ndim == 1 else np.outer(self.mean, self.mean)
+        return Moments(np.zeros_like(self.mean), self.covariance + squares)
+
     def arrays(self) -> Mapping[str, Any]:
         """The numbers in single precision, as named arrays."""
         return {"mean": self.mean.astype(np.float32), "covariance": self.covariance.astype(np.float32)}

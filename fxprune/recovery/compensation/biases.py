@@ -24,9 +24,12 @@ def is_shared(reader: Reader, uses: Counter[int]) -> bool:
     return uses[id(reader.weight)] > 1 or (reader.bias is not None and uses[id(reader.bias)] > 1)
 
 
-def takes_bias(reader: Reader, norm: nn.Module | None) -> bool:
-    """Whether a constant can be added to the output of a layer, before the BatchNorm that follows, if one does."""
-    return reader.bias is not None or norm is not None or reader.owner is not None
+def takes_bias(reader: Reader, norm: nn.Module | None, *, new: bool = True) -> bool:
+    """Whether a constant can be added to the output of a layer, before the BatchNorm that follows, if one does.
+
+    `new` says whether a bias may be created for it.
+    """
+    return reader.bias is not None or norm is not None or (new and reader.owner is not None)
 
 
 def add_to_bias(reader: Reader, norm: nn.Module | None, constant: Tensor) -> None:

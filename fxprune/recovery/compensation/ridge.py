@@ -13,7 +13,7 @@ from fxprune.coupling.groups import Key, key_of_edge
 from fxprune.coupling.readers import Reader, from_matrix, readers_on, uses
 from fxprune.planning.planned import Planned
 from fxprune.recovery.compensation.aims import called, norm_after
-from fxprune.recovery.compensation.biases import add_to_bias, is_shared
+from fxprune.recovery.compensation.biases import add_to_bias, is_shared, takes_bias
 from fxprune.rewriting.remaining import Checker, narrow
 from fxprune.rules.vocabulary import Slot
 from fxprune.scoring.moments import Moments
@@ -23,11 +23,12 @@ from fxprune.tracing.graph import ModelGraph
 
 def fill(
     planned: Planned, small: ModelGraph, moments: Mapping[Key, Moments], *, linear: bool,
-    only: Callable[[fx.Node], bool] | None = None,
+    only: Callable[[fx.Node], bool] | None = None, new_biases: bool = True,
 ) -> tuple[str, ...]:  # fmt: skip
     """Add the prediction of the removed units to every reader of `small`, in place; returns the readers' nodes.
 
-    It is `linear` in the kept units, or the mean alone. `only` chooses nodes of `small`.
+    It is `linear` in the kept units, or the mean alone. `only` chooses nodes of `small`. Without `new_biases`, readers
+    that have no bias get a linear function without a constant, or nothing.
     """
     graph, coupling, keep = planned
     checker, padded = Checker(graph, coupling, keep), np.append(keep, True)
@@ -45,7 +46,10 @@ def fill(
                 recurrent = is_recurrent(small, node)  # whose rows are gates
                 norm = None if recurrent else norm_after(small, node, reader, coupling.specs)[0]
                 masks = None if recurrent else checker.masks(checker.old[node.name])
-                by = prediction(known, kept, linear=linear, groups=whole.groups)
+                constant = takes_bias(reader, norm, new=new_biases)
+                if not (constant or linear):
+                    continue
+                by = prediction(known if constant else known.uncentred(), kept, linear=linear, groups=whole.groups)
                 _add(by, checker, owners[id(whole.weight)], whole, reader, masks, norm)
                 found[edge.consumer] = None
     return tuple(found)

@@ -31,7 +31,8 @@ FEWEST_PLACES = 4  # of a sample, where there are more samples than rows
 class GraphPair:
     """The runs of the original and of the rewritten graph, and which channels of the original's values are kept.
 
-    With `all_rows` the samples held out are fitted to, too, once they chose how.
+    With `all_rows` the samples held out are fitted to, too, once they chose how. Without `new_biases`, layers that have
+    no bias get none.
     """
 
     whole: Stepper
@@ -40,6 +41,7 @@ class GraphPair:
     data: Calibration
     generator: torch.Generator
     all_rows: bool = True
+    new_biases: bool = True
 
     def source(self, node: fx.Node) -> fx.Node:
         """The first input of a layer of the rewritten graph."""

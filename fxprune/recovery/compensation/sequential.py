@@ -33,18 +33,18 @@ WIDEST = 16384  # features that are fitted at all
 
 def refit(
     planned: Planned, small: ModelGraph, data: Calibration, error: Callable[[ModelGraph], float] | None, *,
-    seed: int = 0, all_rows: bool = True,
+    seed: int = 0, all_rows: bool = True, new_biases: bool = True,
 ) -> tuple[Refit, ...]:  # fmt: skip
     """Refit, in place, every layer of `small` whose inputs differ from those in the original graph, front to back.
 
     Both graphs are in eval mode. `seed` is that of the sampled positions. The samples held out choose the strength of
-    each fit, and are fitted to after that with `all_rows`. With an `error`, a few layers at a time are
-    kept only if it does not grow; where it does, they are tried one by one.
+    each fit, and are fitted to after that with `all_rows`. Without `new_biases`, layers that have no bias get none.
+    With an `error`, a few layers at a time are kept only if it does not grow; where it does, they are tried one by one.
     """
     graph, coupling, keep = planned
     steps = partial(Stepper, inputs=data.inputs, numbers=data.numbers)
     generator = torch.Generator().manual_seed(seed)
-    pair = GraphPair(steps(graph), steps(small), Checker(graph, coupling, keep), data, generator, all_rows)
+    pair = GraphPair(steps(graph), steps(small), Checker(graph, coupling, keep), data, generator, all_rows, new_biases)
     consumers = frozenset(edge.consumer for edge in coupling.edges)
     with torch.no_grad():
         if error is None:
@@ -150,5 +150,5 @@ def _fit(pair: GraphPair, node: fx.Node, reader: Reader, aim: Aim) -> Fit | None
     if rows is None:
         return None
     weight = matrix.flatten(2).double()
-    intercept, all_rows = takes_bias(reader, aim.norm), pair.all_rows
+    intercept, all_rows = takes_bias(reader, aim.norm, new=pair.new_biases), pair.all_rows
     return refitted(rows[0], weight, bias_of(reader), intercept=intercept, rectified=rows[1], all_rows=all_rows)

@@ -49,7 +49,7 @@ def by_channel(pair: GraphPair, node: fx.Node, reader: Reader, norm: nn.Module |
         matrix = matrix[:, masks[reader.channel_axis].to(matrix.device)]
     matrix = matrix.unflatten(2, (-1, channels.places)).flatten(3)  # (1, kept outputs, channels, places)
     weight, bias, fitting = reader.matrix().flatten(2).double(), bias_of(reader), rows.part(~rows.held)
-    normal = Normal.of(fitting.inputs, fitting.wanted, intercept=takes_bias(reader, norm))
+    normal = Normal.of(fitting.inputs, fitting.wanted, intercept=takes_bias(reader, norm, new=pair.new_biases))
     selection = torch.eye(len(channels.kept), dtype=torch.float64, device=weight.device)[None, :, channels.kept]
 
     def solve(strength: float) -> tuple[Tensor, Tensor]:
