@@ -17,7 +17,7 @@ from fxprune.caller.source_lines import warn
 from fxprune.coupling.collector import Exclude
 from fxprune.coupling.interpreter import Unknown
 from fxprune.errors import stage
-from fxprune.planning.allocation import MEASURED, Allocate
+from fxprune.planning.allocation import MEASURED, Allocate, RoundTo
 from fxprune.planning.budgets import given, nothing_prunable
 from fxprune.planning.plan import BUDGETS, Plan
 from fxprune.planning.planned import planned_by
@@ -62,7 +62,8 @@ def compress(
     inexact: bool = False,
     head_dim: bool = False,
     min_keep: int = 1,
-    round_to: int = 1,
+    round_to: RoundTo = 1,
+    equal_blocks: bool = False,
     max_samples: int | None = None,
     verify: bool = True,
     unpack: Unpack | None = None,
@@ -102,7 +103,7 @@ def compress(
         exclude: module names, glob patterns of names, or module types whose outputs are not pruned.
         unknown: "error", or "freeze" to keep all channels that an operation without a rule touches.
         inexact, head_dim: see `couple`.
-        min_keep, round_to: see `Scores.plan`.
+        min_keep, round_to, equal_blocks: see `Scores.plan`.
         submodule: path of the part to prune instead of the whole model, where that cannot be captured in one piece.
             The part's outputs are not pruned, so the rest of the model fits; `exclude` takes names in the part.
         verify: compare the captured graph with `model`, on two batches of the loader, before anything is decided, and
@@ -146,7 +147,7 @@ def compress(
             scores = score(
                 whole, loader, loss, **coupled, unpack=unpack, classes=classes, seed=seed, device=device,
                 progress=progress, submodule=submodule, run=run, propose=propose, protect=protect,
-                max_samples=max_samples, **scoring,
+                max_samples=max_samples, min_keep=min_keep, round_to=round_to, equal_blocks=equal_blocks, **scoring,
             )  # fmt: skip
             scores = scores if latency is None else scores.with_latency(whole)
             if index == 0:
@@ -159,7 +160,7 @@ def compress(
                 )  # fmt: skip
             graph: Any = part_of(whole, submodule)
             compares = compares and scores.curves is not None and is_light(graph, scores.about["samples"])
-            wanted: Any = {**target, "ratios": schedule.shares_of(ratios), "min_keep": min_keep, "round_to": round_to}
+            wanted: Any = {**target, "ratios": schedule.shares_of(ratios)}
             if compares and compensate != "none":
                 found = scores.candidates(**wanted)
             else:

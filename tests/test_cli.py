@@ -119,6 +119,10 @@ def test_an_error_is_json_too(project):
         (["compress", "mynets:build", "--data", "nowhere"], "there is no folder 'nowhere'"),
         (["compress", "mynets:build", "--data", "mynets:loader", "--alpha", "2"], "Invalid value for '--alpha'"),
         (
+            ["compress", "mynets:build", "--data", "mynets:loader", "--round-to", "heds=2"],
+            "'heds=2' is no multiple such as 8, or heads=1,hidden=128: --round-to: there is no kind of units 'heds'",
+        ),
+        (
             ["compress", "mynets:build", "--data", "mynets:loader", "--alpha", "0.1", "--macs", "0.5"],
             "--alpha 0.1 and --macs 0.5 are given: one of alpha, params, macs, latency decides",
         ),

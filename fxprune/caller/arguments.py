@@ -227,7 +227,7 @@ _FLAGS = "inexact head_dim verify prove build progress note dynamic_batch resume
 CHECKS |= {
     "alpha": _number(lambda x: 0 <= x <= 1, "it is a share of units and lies between 0 and 1", PlanError),
     **{name: _share(what) for name, what in (("params", "parameters"), ("macs", "MACs"), ("latency", "latency"))},
-    **_each("min_keep round_to rounds", _count(PlanError)),
+    **_each("min_keep rounds", _count(PlanError)),
     **_each("samples_per_class projections max_classes max_samples every", _count(CalibrationError)),
     **_each("repeats epochs patience threads", _count(FxpruneError)),
     "sample_memory": wanted(is_whole, "it is a whole number of bytes, at least 1", CalibrationError),

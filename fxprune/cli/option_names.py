@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 
 _SAME = (
-    "allocate", "alpha", "checkpoint", "classes", "compensate", "device", "every", "exclude", "head_dim", "inexact",
-    "latency", "loss", "macs", "min_keep", "new_biases", "params", "propose", "protect", "round_to", "rounds", "run",
-    "scores", "seed", "submodule", "unknown", "unpack", "verify",
+    "allocate", "alpha", "checkpoint", "classes", "compensate", "device", "equal_blocks", "every", "exclude",
+    "head_dim", "inexact", "latency", "loss", "macs", "min_keep", "new_biases", "params", "propose", "protect",
+    "round_to", "rounds", "run", "scores", "seed", "submodule", "unknown", "unpack", "verify",
 )  # fmt: skip
 OPTIONS = {name: f"--{name.replace('_', '-')}" for name in _SAME} | {
     "max_samples": "--samples", "loader": "--data", "ratios": "--ratio",
 }  # fmt: skip
-_CALL, _VALUE = r"\w\([^()]*\)", r"\"[^\"]*\"|'[^']*'|[\w+-]+(?:\.[\w+-]+)*"
+_CALL, _VALUE = r"\w\([^()]*\)", r"\"[^\"]*\"|'[^']*'|\{[^{}]*\}|[\w+-]+(?:\.[\w+-]+)*"
 _TOKEN = re.compile(rf"{_CALL}|(?<![\w.-])({'|'.join(OPTIONS)})=({_VALUE})?")
 
 

@@ -13,6 +13,7 @@ import typer
 from fxprune.caller.arguments import check_value
 from fxprune.cli.named_objects import did_you_mean, object_of
 from fxprune.cli.option_names import as_options
+from fxprune.coupling.kinds import KINDS
 from fxprune.errors import PlanError
 from fxprune.planning.allocation import ALLOCATIONS, MEASURED
 from fxprune.planning.budgets import given
@@ -166,14 +167,43 @@ def _ratio(text: str) -> tuple[str, float]:
 class LimitOptions:
     """The limits at every level; None leaves a limit to the scores."""
 
-    round_to: Annotated[int | None, _Bound(min=1, help="Keep a multiple of so many units per group; 1 by default.")] = (
-        None
-    )
+    round_to: Annotated[
+        str | None,
+        _Bound(
+            metavar="N|KIND=N,...",
+            help="Keep a multiple of so many units per group; 1 by default. By the kind of units: heads=1,hidden=128; "
+            f"the kinds are {', '.join(KINDS)}.",
+        ),
+    ] = None
+    equal_blocks: Annotated[
+        bool | None,
+        _Bound(help="Let blocks that repeat keep equal numbers of units of each kind.", show_default=False),
+    ] = None
     min_keep: Annotated[int | None, _Bound(min=1, help="Keep at least so many units per group; 1 by default.")] = None
 
     def given(self) -> dict[str, Any]:
         """The limits that were given."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        return found | ({"round_to": _multiples(self.round_to)} if self.round_to is not None else {})
+
+
+def _multiples(text: str) -> int | dict[str, int]:
+    """One multiple, or one for each kind of units.
+
+    >>> _multiples("8"), _multiples("heads=1,hidden=128")
+    (8, {'heads': 1, 'hidden': 128})
+    """
+    try:
+        found = (
+            int(text) if "=" not in text else {k.strip(): int(n) for k, n in (p.split("=") for p in text.split(","))}
+        )
+        check_value("round_to", found)
+    except (ValueError, PlanError) as error:
+        why = f": {as_options(str(error))}" if isinstance(error, PlanError) else ""
+        raise typer.BadParameter(
+            f"{text!r} is no multiple such as 8, or heads=1,hidden=128{why}", param_hint="--round-to"
+        ) from None
+    return found
 
 
 Allocation = Annotated[

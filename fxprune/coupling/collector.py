@@ -41,6 +41,7 @@ class Collector(Context):
         self.edges: list[ChannelRead] = []
         self.comparisons: list[Comparison] = []
         self.experts: list[Tensor] = []
+        self.attended: list[Tensor] = []
         self.told: dict[fx.Node, int] = {}
         self.taken: list[tuple[fx.Node, Tensor, str]] = []
         self.marks: dict[int, int] = {}
@@ -87,6 +88,9 @@ class Collector(Context):
 
     def compare(self, comparison: Comparison) -> None:
         self.comparisons.append(comparison)
+
+    def attend(self, labels: Tensor) -> None:
+        self.attended.append(labels)
 
     def choose_by_number(self, labels: Tensor) -> None:
         self.experts.append(labels)

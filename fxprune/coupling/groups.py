@@ -40,7 +40,8 @@ class Group:
 
     `units` are consecutive numbers, `sites` the layers that produce the channels, `consumers` the nodes that read them.
     `frozen` says why the group is not pruned, or is None; `inexact` says why removal changes more than the zeros that
-    are read, or is None.
+    are read, or is None. `kind` is one of "heads", "head_dim" (places in heads), "experts", "expert_units" (hidden
+    units of experts), and "hidden" for all others.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Group:
     consumers: tuple[str, ...]
     frozen: str | None = None
     inexact: str | None = None
+    kind: str = "hidden"
 
     def __len__(self) -> int:
         return len(self.units)

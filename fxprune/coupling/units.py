@@ -30,6 +30,7 @@ from fxprune.coupling.grids import (
     units_at,
 )
 from fxprune.coupling.groups import Branch, Coupling, Edge, Group, Site
+from fxprune.coupling.kinds import with_kinds
 from fxprune.rules.context import labels_in
 from fxprune.rules.vocabulary import ChannelRead, Option
 
@@ -61,7 +62,13 @@ def resolve(collector: Collector) -> Coupling:
         for c in compared
     )
     return Coupling(
-        groups=_with_inexactness(_with_consumers(groups, edges), collector, unit_of),
+        groups=with_kinds(
+            _with_inexactness(_with_consumers(groups, edges), collector, unit_of),
+            collector,
+            merged,
+            unit_of,
+            branches.values(),
+        ),
         sites=sites,
         edges=edges,
         unit_of=unit_of,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from fxprune.caller.arguments import CHECKS, check_value, chosen
+from fxprune.caller.arguments import CHECKS, check_value, chosen, is_whole, shown
 from fxprune.caller.arrays import Flags, Index, Scalars
-from fxprune.errors import PlanError, error_text
+from fxprune.coupling.kinds import HIDDEN, KINDS
+from fxprune.errors import PlanError, close_names, error_text
 from fxprune.planning.tod import LARGEST_SHARE, balanced, ranks, tod_curve
 
+RoundTo = int | Mapping[str, int]  # one multiple for all groups, or one for each kind of units
 Groups = Sequence[tuple[str, int, int]]
 Allocate = Callable[[Scalars, Scalars, Groups], Scalars]
 EVEN = 1e-9  # levels that differ by less are equal for alpha; a budget tells them apart
@@ -110,6 +113,35 @@ _FUNCTION = "a function (propose, protect, groups) -> levels"
 CHECKS["allocate"] = chosen((*ALLOCATIONS, MEASURED), PlanError, _FUNCTION)
 
 
+def _check_round_to(name: str, value: Any) -> None:
+    """Raise where a value is neither a multiple nor a dict of kinds of units and multiples."""
+    for kind, multiple in value.items() if isinstance(value, Mapping) else [("", value)]:
+        if kind and kind not in KINDS:
+            raise PlanError(f"{name}: there is no kind of units {kind!r}{close_names(kind, KINDS)}: {', '.join(KINDS)}")
+        if not is_whole(multiple, below=1 << 31):
+            where = f"{name}: {kind!r} has" if kind else f"{name} is"
+            raise PlanError(f"{where} {shown(multiple)}; it is a whole number, at least 1 and below 2**31")
+
+
+CHECKS["round_to"] = _check_round_to
+
+
+def jointly(level: Scalars, propose: Scalars, groups: Groups, repeats: Sequence[Sequence[int]]) -> Scalars:
+    """The levels with those of repeated groups, of equal sizes, made equal: the k-th units of all are removed at once.
+
+    Their level is the median of theirs, the higher one of two. `repeats` are sets of the numbers of groups.
+
+    >>> jointly(np.array([0.1, 0.5, 0.9, 0.3]), np.zeros(4), [("a", 0, 2), ("b", 2, 4)], [(0, 1)])
+    array([0.3, 0.9, 0.9, 0.3])
+    """
+    level = level.copy()
+    for numbers in repeats:
+        bounds = [groups[number][1:] for number in numbers]
+        orders = np.stack([start + np.lexsort((propose[start:end], level[start:end])) for start, end in bounds])
+        level[orders] = np.sort(level[orders], axis=0)[len(orders) // 2]
+    return level
+
+
 def levels(
     allocate: str | Allocate, propose: Scalars, protect: Scalars, groups: Groups, worth: Scalars | None = None
 ) -> Scalars:
@@ -142,7 +174,8 @@ def weighed(protect: Scalars, worth: Scalars | None) -> Scalars:
 class Allocation:
     """The level of every unit, and the constraints that hold at any level.
 
-    A group keeps at least `min_keep` units, and a multiple of `round_to`. `pieces` are sets of units of which at least
+    A group keeps at least `min_keep` units, and a multiple of `round_to`, which may be given by the `kinds` of the
+    groups' units. `pieces` are sets of units of which at least
     one is kept; `equal`, `larger` and `floors` are those of `balanced`. Units of a group are removed by rising level,
     and at equal levels by rising `propose`. `groups` follow each other and hold all units.
     """
@@ -155,13 +188,18 @@ class Allocation:
     larger: tuple[tuple[Index, ...], ...] = ()
     floors: tuple[tuple[Index, int], ...] = ()
     min_keep: int = 1
-    round_to: int = 1
+    round_to: RoundTo = 1
+    kinds: tuple[str, ...] = ()
+    multiples: Index = field(init=False)
     sizes: Index = field(init=False)
     order: Index = field(init=False)
 
     def __post_init__(self) -> None:
         sizes = np.array([end - start for _, start, end in self.groups], dtype=np.int64)
         number = np.repeat(np.arange(len(sizes)), sizes)
+        by_kind = self.round_to if isinstance(self.round_to, Mapping) else dict.fromkeys(KINDS, self.round_to)
+        multiples = [by_kind.get(kind, 1) for kind in self.kinds or (HIDDEN,) * len(sizes)]
+        object.__setattr__(self, "multiples", np.array(multiples, dtype=np.int64))
         object.__setattr__(self, "sizes", sizes)
         object.__setattr__(self, "order", np.lexsort((self.propose, self.level, number)))
 
@@ -175,11 +213,18 @@ class Allocation:
         for units in self.pieces:
             if not keep[units].any():
                 keep[units[np.argmax(self.propose[units])]] = True
-        return balanced(keep, self.propose, self.equal, self.larger, self.floors, round_to=self.round_to)
+        return balanced(
+            keep, self.propose, self.equal, self.larger, self.floors, round_to=self.multiples.max(initial=1)
+        )
 
     def fewest(self, units: Index) -> int:
         """How many of some units `floors` keep at least."""
         return sum(least for floor, least in self.floors if np.isin(floor, units).all())
+
+    def at_once(self, units: Index) -> int:
+        """How many units of a bundle are removed at once: one of each group, where these are of one size."""
+        sizes = [end - start for _, start, end in self.groups if np.isin(start, units)]
+        return len(sizes) if len(set(sizes)) == 1 else 1
 
     def late(self) -> Scalars:
         """The place of each unit in its group's order of removal, as a share of the group; the last one's is 1."""
@@ -190,11 +235,11 @@ class Allocation:
         return late
 
     def _rounded(self, keep: Flags) -> Flags:
-        """The kept units once each group keeps enough of them, and a multiple of `round_to`."""
+        """The kept units once each group keeps enough of them, and a multiple of its number in `multiples`."""
         removed = ~keep[self.order]
         ends = np.cumsum(np.append(0, removed))[np.append(0, np.cumsum(self.sizes))]
         kept = self.sizes - np.diff(ends)
-        wanted = -(-np.maximum(kept, self.min_keep) // self.round_to) * self.round_to
+        wanted = -(-np.maximum(kept, self.min_keep) // self.multiples) * self.multiples
         restored = np.minimum(wanted, self.sizes) - kept
         from_last = np.repeat(ends[1:], self.sizes) - np.cumsum(removed) + 1  # 1 at the unit of a group removed last
         rounded = np.empty_like(keep)

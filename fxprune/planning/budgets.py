@@ -9,7 +9,7 @@ from math import ceil, log10
 import numpy as np
 
 from fxprune.caller.arguments import check_value
-from fxprune.caller.arrays import Flags, Scalars
+from fxprune.caller.arrays import Flags, Index, Scalars
 from fxprune.coupling.collector import EXCLUDED, STATISTIC
 from fxprune.errors import PlanError, either
 from fxprune.planning.allocation import EVEN, Allocation
@@ -88,10 +88,21 @@ def percentages(first: float, second: float) -> tuple[str, str]:
 def _filled(allocation: Allocation, cost: Cost, limit: float, keep: Flags, before: Flags) -> Flags:
     """The units `keep`, and as many of those in `before` as the limit allows, until less than 1 % of it is left.
 
+    Where layers keep equal numbers, units of all levels follow, because steps of several layers leave much.
+    """
+    late, level = allocation.late(), allocation.level
+    keep = _restored(allocation, cost, limit, keep, np.flatnonzero(before & ~keep), -late)
+    if allocation.equal:
+        keep = _restored(allocation, cost, limit, keep, np.flatnonzero(~keep & (level > NOTHING)), -level)
+    return keep
+
+
+def _restored(allocation: Allocation, cost: Cost, limit: float, keep: Flags, waiting: Index, order: Scalars) -> Flags:
+    """The units `keep`, and as many of those `waiting` as the limit allows, until less than 1 % of it is left.
+
     They are restored in their order, as long as each fits; one that does not is passed over.
     """
-    waiting = np.flatnonzero(before & ~keep)
-    waiting = waiting[np.argsort(-allocation.late()[waiting], kind="stable")]
+    waiting = waiting[np.argsort(order[waiting], kind="stable")]
 
     def with_first(count: int) -> Flags:
         more = keep.copy()

@@ -78,10 +78,14 @@ def measured_levels(curves: Curves, found: Sequence[Index], cost: Callable[[Flag
     now = cost(keep)
 
     def rate(bundle: int) -> float:
-        step, slope = waiting[bundle][0]
-        less = keep.copy()
-        less[step] = False
-        return slope * len(step) / max(now - cost(less), 1e-9)
+        """What the next steps move for what they save; several, where constraints keep the units of the first."""
+        less, moved, saved = keep.copy(), 0.0, 0.0
+        for step, slope in waiting[bundle]:
+            less[step] = False
+            moved, saved = moved + slope * len(step), now - cost(less)
+            if saved > 0:
+                break
+        return moved / max(saved, 1e-9)
 
     heap = [(rate(i), i) for i in range(len(order)) if waiting[i]]
     heapq.heapify(heap)

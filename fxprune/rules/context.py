@@ -77,6 +77,9 @@ class Context(ABC):
     def compare(self, comparison: Comparison) -> None:
         """Say that the current node compares channels, which are kept unless they are experts."""
 
+    def attend(self, labels: Tensor) -> None:  # noqa: B027 - only coupling asks
+        """Say that the current node multiplies activations with each other, over axes that have these channels."""
+
     @abstractmethod
     def choose_by_number(self, labels: Tensor) -> None:
         """Say that these are experts: the layers that they number read nothing of the others."""

@@ -98,6 +98,9 @@ def contract(
             planes.append(Plane(merged.core.reshape(merged.core.shape[:rank]), merged.axes))
         for axis in summed & set(axes):
             _read(ctx, meeting, axis, [(x, term.find(letters[axis])) for term, x in pairs], constant)
+    if sum(not fixed for fixed in constant) > 1:
+        for plane in (plane for planes in aligned for plane in planes):
+            ctx.attend(plane.core.reshape(-1))
     for x, own, fixed in zip(inputs, aligned, constant, strict=True):
         if fixed and x.planes:  # a weight produces its channels along the axes that are not summed
             cores = [plane.core.reshape(-1) for plane in own if not summed & set(plane.axes)]

@@ -145,11 +145,15 @@ def measured_curves(
 
 
 def _depths(allocation: Allocation, found: Sequence[Index], shares: Sequence[float]) -> list[list[int]]:
-    """For each bundle the numbers of units that are removed, which leave one, or as many as are chosen at once."""
-    most = [len(units) - max(1, allocation.fewest(units)) for units in found]
+    """For each bundle the numbers of units that are removed, which leave one, or as many as are chosen at once.
+
+    Of groups that keep equal numbers, equal numbers are removed.
+    """
+    each = [allocation.at_once(units) for units in found]
+    most = [len(units) - max(n, allocation.fewest(units)) for units, n in zip(found, each, strict=True)]
     return [
-        sorted({min(max(1, round(share * len(units))), end) for share in shares} - {0})
-        for units, end in zip(found, most, strict=True)
+        sorted({min(max(1, round(share * len(units) / n)) * n, end // n * n) for share in shares} - {0})
+        for units, n, end in zip(found, each, most, strict=True)
     ]
 
 

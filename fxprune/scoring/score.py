@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -19,6 +19,7 @@ from fxprune.coupling.collector import Exclude
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.interpreter import Unknown
 from fxprune.errors import stage
+from fxprune.planning.allocation import RoundTo
 from fxprune.scoring.evidence import evidence_of, usage_of_experts
 from fxprune.scoring.loader_pass import ScoringPass
 from fxprune.scoring.objective import Loss
@@ -49,7 +50,8 @@ def score(
     inexact: bool = False,
     head_dim: bool = False,
     min_keep: int = 1,
-    round_to: int = 1,
+    round_to: RoundTo = 1,
+    equal_blocks: bool = False,
     unpack: Unpack | None = None,
     classes: Classes | None = None,
     submodule: str = "",
@@ -90,7 +92,7 @@ def score(
         exclude: module names, glob patterns of names, or module types whose outputs are kept whole.
         unknown: "error", or "freeze" to keep all channels that an operation without a rule touches.
         inexact, head_dim: see `couple`.
-        min_keep, round_to: defaults for the plans that are made of the scores, see `Scores.plan`.
+        min_keep, round_to, equal_blocks: defaults for the plans that are made of the scores, see `Scores.plan`.
         classes: callable(targets) -> (samples,) integers, where the targets are not class numbers themselves; or the
             classes of positions, (samples, ...) integers: of steps, (N, T), or pixels, (N, H, W). Negative ones are
             left out. `fxprune.classes` has ready-made ones.
@@ -157,4 +159,7 @@ def score(
     if file is not None:
         file.path.unlink(missing_ok=True)
     warn_near_chance(about, pruned=bool(history_of(graph).plans))
-    return replace(result, moments=evidence.moments, min_keep=int(min_keep), round_to=int(round_to))
+    rounded = {kind: int(n) for kind, n in round_to.items()} if isinstance(round_to, Mapping) else int(round_to)
+    return replace(
+        result, moments=evidence.moments, min_keep=int(min_keep), round_to=rounded, equal_blocks=bool(equal_blocks)
+    )

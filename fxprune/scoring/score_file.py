@@ -29,7 +29,9 @@ from fxprune.tracing.settings import check_settings
 FORMAT = 3
 _IN_HEADER = (
     "groups", "example", "frozen", "settings", "about", "balanced", "larger", "even", "min_keep", "round_to",
+    "kinds", "repeats", "equal_blocks",
 )  # fmt: skip
+_LATER = ("kinds", "repeats", "equal_blocks")  # which the first files of this format lack
 _MANY = 1 << 31
 
 
@@ -56,8 +58,11 @@ class ScoreData:
     curves: Curves | None = None
     magnitudes: Scalars | None = None
     min_keep: int = 1
-    round_to: int = 1
+    round_to: dict[str, int] | int = 1
     floors: tuple[tuple[Index, int], ...] = ()
+    kinds: tuple[str, ...] = ()
+    repeats: tuple[tuple[int, ...], ...] = ()
+    equal_blocks: bool = False
 
 
 def write_scores(path: str | PathLike[str], scores: ScoreData) -> None:
@@ -110,7 +115,9 @@ def read_scores(path: str | PathLike[str]) -> dict[str, Any]:
 def _fields(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `ScoreData` from a file's header and arrays."""
     hints = get_type_hints(ScoreData)
-    fields = {name: from_plain(hints[name], header[name], name) for name in _IN_HEADER}
+    fields = {
+        name: from_plain(hints[name], header[name], name) for name in _IN_HEADER if name in header or name not in _LATER
+    }
     costs, times = header["costs"], header["times"]
     if costs:
         inexact = from_plain(tuple[str, ...], costs["inexact"], "costs.inexact")
@@ -179,9 +186,19 @@ def _check_consistent(scores: ScoreData) -> None:
         _check(bool(np.isfinite(curves.values).all() and (np.diff(curves.starts) >= 0).all()), "curves")
         _check(curves.order.ndim == 1 and np.array_equal(np.sort(curves.order), np.arange(units)), "curves")
         _check(len(curves.starts) <= len(scores.groups) + 1 and curves.starts[-1:] == [len(curves.depths)], "curves")
-    _check(is_whole(scores.min_keep, below=_MANY) and is_whole(scores.round_to, below=_MANY), "min_keep and round_to")
+    _check_limits(scores)
     check_settings(scores.settings)
     check_example(scores.example)
+
+
+def _check_limits(scores: ScoreData) -> None:
+    """Raise where limits of plans are no whole numbers, or groups repeat that are missing or differ in size."""
+    multiples = scores.round_to.values() if isinstance(scores.round_to, Mapping) else [scores.round_to]
+    whole = all(is_whole(number, below=_MANY) for number in (scores.min_keep, *multiples))
+    _check(whole, "min_keep and round_to")
+    sizes = dict(enumerate(end - start for _, start, end in scores.groups))
+    _check(len(scores.kinds) in (0, len(sizes)), "kinds")
+    _check(all(len({sizes[number] for number in numbers}) == 1 for numbers in scores.repeats), "repeats")
 
 
 def _check(holds: object, part: str) -> None:

@@ -23,8 +23,9 @@ from fxprune.coupling.collector import Exclude
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import Unknown
+from fxprune.coupling.kinds import repeated
 from fxprune.errors import PlanError, plural, stage, visible
-from fxprune.planning.allocation import EVEN, MEASURED, Allocate, Allocation, levels
+from fxprune.planning.allocation import EVEN, MEASURED, Allocate, Allocation, RoundTo, jointly, levels
 from fxprune.planning.budgets import DEFAULT_ALPHA, NOTHING, Cost, given, meet, remedies
 from fxprune.planning.costs import costs_of
 from fxprune.planning.curves import bundles, measured_levels
@@ -52,7 +53,8 @@ class Scores(ScoreData):
     model was captured and coupled, and `about` how the scores were made. `balanced` are sets of sites that keep the
     same number of channels, and `larger` pairs of which the first keeps more than the second; `even` are sets of axes,
     each the unit of every index, that keep the same number, and `floors` sets of units with the number of them that is
-    kept at least. `costs` are the model's
+    kept at least. `kinds` are those of the groups' units, and `repeats` sets of the numbers of groups that blocks
+    repeat, which keep equal numbers with `equal_blocks`. `costs` are the model's
     under any plan, and `times`, from `with_latency`, its latency. `moments` are those of every edge's activations, and
     `channels` the number of channels that are removed with each unit. `curves` and `magnitudes` are from `with_curves`.
     """
@@ -80,7 +82,8 @@ class Scores(ScoreData):
         latency: float | None = None,
         allocate: str | Allocate | None = None,
         min_keep: int | None = None,
-        round_to: int | None = None,
+        round_to: RoundTo | None = None,
+        equal_blocks: bool | None = None,
         ratios: Ratios | None = None,
     ) -> Plan:
         """The plan at level alpha, or at the lowest level that keeps to a budget.
@@ -103,7 +106,12 @@ class Scores(ScoreData):
                 ranking of all units), or a function (propose, protect, groups) -> the lowest level at which each unit
                 is removed, inf for never.
             min_keep: the fewest units that a group keeps; by default as given to `score`, or 1.
-            round_to: the number of kept units of a group is rounded up to a multiple of this; by default likewise.
+            round_to: the number of kept units of a group is rounded up to a multiple of this; by default likewise. A
+                dict has multiples for kinds of units, and 1 for all others: {"heads": 1, "hidden": 128}. The kinds are
+                "heads", "head_dim" (places in heads), "hidden", "experts" and "expert_units" (their hidden units).
+            equal_blocks: let blocks that repeat, such as the layers of a transformer, keep equal numbers of units of
+                each kind, each block its own best ones. The units of one rank are then removed at one level; by default
+                likewise.
             ratios: by the name of a layer, or a glob pattern of names, the share of its units to remove, at least 0 and
                 less than 1: {"layer1.0.conv1": 0.5, "layer2.*": 0.25}. The units proposed first are removed, and with
                 them the channels of coupled layers. A name counts more than a pattern. All other groups lose what the
@@ -118,7 +126,9 @@ class Scores(ScoreData):
         kind, value = asked or ("alpha", NOTHING if ratios else DEFAULT_ALPHA)
         if allocate is None:
             allocate = "tod" if kind == "alpha" or self.curves is None else MEASURED
-        allocation = self.allocation(allocate, min_keep=min_keep, round_to=round_to, per=kind)
+        allocation = self.allocation(
+            allocate, min_keep=min_keep, round_to=round_to, equal_blocks=equal_blocks, per=kind
+        )
         if ratios:
             allocation = replace(allocation, level=self._with_ratios(allocation, ratios))
         level = value if asked or not ratios else None
@@ -239,7 +249,8 @@ class Scores(ScoreData):
         allocate: str | Allocate = "tod",
         *,
         min_keep: int | None = None,
-        round_to: int | None = None,
+        round_to: RoundTo | None = None,
+        equal_blocks: bool | None = None,
         per: str = "macs",
     ) -> Allocation:
         """The level at which each unit is removed, and the constraints at every level; arguments as of `plan`.
@@ -249,11 +260,17 @@ class Scores(ScoreData):
         check(Scores.allocation, locals())
         min_keep = self.min_keep if min_keep is None else min_keep
         round_to = self.round_to if round_to is None else round_to
+        equal_blocks = self.equal_blocks if equal_blocks is None else equal_blocks
         curves = self.curves if allocate == MEASURED else None
         if allocate == MEASURED and curves is None:
             raise PlanError(
                 'allocate="measured" needs curves, and these scores have none: '
                 "scores = scores.with_curves(model, loader) first"
+            )
+        if curves is not None and equal_blocks != self.equal_blocks:
+            raise PlanError(
+                f"the curves of these scores were measured with equal_blocks={self.equal_blocks}, and the plan is "
+                f"asked for with equal_blocks={equal_blocks}: score with that, too, or pass another allocate="
             )
         propose, by = (self.propose, allocate) if curves is None else (curves.late(), "uniform")
         level = levels(by, propose, self.protect, self.groups, self.worth(by, per=per))
@@ -262,7 +279,13 @@ class Scores(ScoreData):
             tuple(tuple(units[n] for n in names) for names in sets) for sets in (self.balanced, self.larger)
         )
         equal += tuple(tuple(map(np.array, axes)) for axes in self.even)
-        found = Allocation(level, propose, self.groups, self.pieces, equal, larger, self.floors, min_keep, round_to)
+        if equal_blocks:
+            level = jointly(level, propose, self.groups, self.repeats)
+            units_of = [np.arange(start, end) for _, start, end in self.groups]
+            equal += tuple(tuple(units_of[number] for number in numbers) for numbers in self.repeats)
+        found = Allocation(
+            level, propose, self.groups, self.pieces, equal, larger, self.floors, min_keep, round_to, self.kinds
+        )
         if curves is None:
             return found
         cost = self._cost("macs" if per == "alpha" else per)
@@ -350,7 +373,8 @@ def scores_of(
     return Scores(
         *scores, groups, coupling.sites, coupling.pieces, example, frozen, settings, about, coupling.balanced,
         coupling.larger, coupling.even, costs_of(graph, coupling), channels=_channels(coupling),
-        floors=coupling.floors,
+        floors=coupling.floors, kinds=tuple(group.kind for group in coupling.prunable),
+        repeats=repeated(coupling, dict(graph.named_modules(remove_duplicate=False))),
     )  # fmt: skip
 
 
