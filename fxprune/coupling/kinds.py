@@ -70,9 +70,9 @@ def place_in_block(path: str, modules: Mapping[str, nn.Module]) -> str:
     """The path of a layer with the class of each block in place of its number.
 
     >>> block = nn.Sequential(nn.Linear(2, 2))
-    >>> net = nn.Sequential(nn.ModuleList([block, block]))
-    >>> place_in_block("0.1.0", dict(net.named_modules(remove_duplicate=False)))
-    '0.* Sequential.0'
+    >>> net = nn.ModuleList([block, block])
+    >>> place_in_block("1.0", dict(net.named_modules(remove_duplicate=False)))
+    '* Sequential.0'
     """
     names, found = path.split("."), list[str]()
     for end, name in enumerate(names, 1):
