@@ -38,6 +38,7 @@ from fxprune.scoring.objective import Loss
 from fxprune.scoring.score import score
 from fxprune.scoring.scores import Scores
 from fxprune.scoring.signals.table import Signal
+from fxprune.tracing.graph import captured_of
 from fxprune.tracing.part import Run, part_of, with_captured_part, with_part
 
 
@@ -138,7 +139,8 @@ def compress(
     )
     original = small = captured(model)
     coupled: Any = {"exclude": exclude, "unknown": unknown, "inexact": inexact, "head_dim": head_dim}
-    limits = limits_of(part_of(model, submodule), part_of(original, submodule), **coupled) if own_class else None
+    graph: Any = part_of(original, submodule)
+    limits = limits_of(part_of(model, submodule), graph, **coupled) if own_class else captured_of(graph).limits
     schedule = Schedule(asked, rounds)
     for index in range(rounds):
         whole = captured(small, prove=verify and not index)  # the one that there is, in the first round
@@ -158,7 +160,7 @@ def compress(
                     whole, loader, loss=loss, unpack=unpack, run=run, metric=metric, max_samples=max_samples,
                     device=device, seed=seed,
                 )  # fmt: skip
-            graph: Any = part_of(whole, submodule)
+            graph = part_of(whole, submodule)
             compares = compares and scores.curves is not None and is_light(graph, scores.about["samples"])
             wanted: Any = {**target, "ratios": schedule.shares_of(ratios)}
             if compares and compensate != "none":

@@ -178,7 +178,8 @@ def test_levels_are_joint(seed: int, allocate: str, multiple: int, alpha: float)
 
 
 def test_compress_with_equal_blocks(tmp_path: Path) -> None:
-    small = fxprune.compress(net(blocks=2), loader(8), params=0.7, equal_blocks=True, round_to={"hidden": 2}, progress=False)
+    how: Any = {"equal_blocks": True, "round_to": {"hidden": 2}, "progress": False}
+    small = fxprune.compress(net(blocks=2), loader(8), params=0.7, **how)
     report = fxprune.report(small)
     assert {group.after for group in report.groups if group.name.endswith(".q")} in ({2}, {3}, {4})
     assert len({group.after for group in report.groups if group.name.endswith(".up")}) == 1

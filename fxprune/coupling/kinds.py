@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -53,14 +53,20 @@ def _are_blocks(group: Group) -> bool:
     return any(np.isin(run, group.units).any() for run in runs)
 
 
-def repeated(coupling: Coupling, modules: Mapping[str, nn.Module]) -> tuple[tuple[int, ...], ...]:
+def repeated(
+    coupling: Coupling, modules: Mapping[str, nn.Module], known: Iterable[Collection[str]] = ()
+) -> tuple[tuple[int, ...], ...]:
     """Sets of the numbers of prunable groups that lie in blocks that repeat, at the same place of each.
 
     Blocks are modules of one class in one `nn.ModuleList`, `nn.Sequential` or `nn.ModuleDict`, whose names differ by a
-    number alone. The groups have the same kind, the same number of units, and the same layers.
+    number alone. The groups have the same kind, the same number of units, and the same layers. Layers of groups that
+    are `known` to keep equal numbers come first.
     """
     found: dict[object, list[int]] = {}
     for number, group in enumerate(coupling.prunable):
+        if own := [names for names in known if any(site.name in names for site in group.sites)]:
+            found.setdefault((len(group), tuple(own[0])), []).append(number)
+            continue
         layers = tuple(sorted((place_in_block(site.name, modules), group.channels(site)) for site in group.sites))
         found.setdefault((group.kind, len(group), layers), []).append(number)
     return tuple(tuple(numbers) for numbers in found.values() if len(numbers) > 1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -23,18 +24,33 @@ from fxprune.caller.example import as_call
 from fxprune.caller.files import folder as folder_at
 from fxprune.caller.files import made_folder, regular, replacing
 from fxprune.caller.isolation import device_of, evaluating, isolated_copy, undisturbed
-from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, a, error_text
-from fxprune.pipeline import compress
+from fxprune.caller.tensors import named_tensors, put
+from fxprune.coupling.couple import analyse
+from fxprune.coupling.groups import Coupling
+from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, NarrowError, a, error_text, stage
+from fxprune.integrations.class_saving import CONFIG, Saving, narrowed_class
+from fxprune.integrations.plain import Change, built, changes_of, limits_by, multiples
+from fxprune.pipeline import apply, compress
+from fxprune.planning.plan import kept_units
+from fxprune.planning.planned import Planned
 from fxprune.reporting.attach import note_call
 from fxprune.reporting.provenance import call_of
-from fxprune.reporting.report import pruned_of
-from fxprune.rewriting.own_class import narrow
+from fxprune.reporting.report import note_in_class, pruned_of
+from fxprune.rewriting.class_limits import keep_to
+from fxprune.rewriting.own_class import compare, narrow
 from fxprune.saving.artifact import load, save
 from fxprune.scoring.objective import Loss
+from fxprune.tracing.graph import RECORD, ModelGraph, example_of
+from fxprune.tracing.part import with_captured_part
 
 __all__ = ["compress_pretrained", "from_pretrained", "narrow_pretrained", "save_pretrained"]
 
-CONFIG, WEIGHTS = "config.json", "fxprune.safetensors"
+WEIGHTS = "fxprune.safetensors"
+_WHY = {
+    "submodule": "the configuration is that of the whole model",
+    "equal_blocks": "the classes of transformers build all layers by one configuration",
+    "new_biases": "the class has no place for them",
+}
 _TASKS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "ForCausalLM")
 _MISFITS = (  # the errors of a loss of another task
     TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ImportError,
@@ -50,6 +66,7 @@ def compress_pretrained(
     loss: Loss | None = None,
     unpack: Unpack | None = None,
     new_biases: bool = False,
+    plain: bool = False,
     **options: Any,
 ) -> nn.Module:
     """`fxprune.compress` for a model of transformers, with `unpack` and `loss` chosen for its class.
@@ -64,6 +81,9 @@ def compress_pretrained(
         alpha: the tolerance, see `compress`; a budget may stand in its place.
         loss, unpack: those of `compress`, in place of the ones that are chosen here.
         new_biases: whether layers without a bias may get one; classes of transformers have no place for it.
+        plain: return a model of the class, built by a configuration that says the new widths. `equal_blocks` is True
+            then; what the configuration cannot say is kept whole, and the report says why. `save_pretrained` of the
+            result writes a folder that transformers loads without fxprune.
         options: all others of `compress`.
 
     Returns:
@@ -80,9 +100,48 @@ def compress_pretrained(
     own = _without_cache(model)
     unpack = unpack or partial(_columns, *_arguments(type(model)))
     loss = loss or _loss_of_class(own, loader, unpack)
-    small = compress(own, loader, alpha, loss=loss, unpack=unpack, new_biases=new_biases, **options)
+    chosen: dict[str, Any] = {"loss": loss, "unpack": unpack, "new_biases": new_biases}
+    if plain:
+        return _plain(model, own, loader, alpha, call, options | chosen)
+    small = compress(own, loader, alpha, **chosen, **options)
     note_call(small, call, loader, options.get("submodule", ""))
-    return _with_cache_of(model, small) if options.get("own_class") else small
+    return narrowed_class(_with_cache_of(model, small), model) if options.get("own_class") else small
+
+
+def _plain(
+    model: PreTrainedModel, own: PreTrainedModel, loader: Iterable[Any], alpha: float | None, call: str,
+    options: dict[str, Any],
+) -> PreTrainedModel:  # fmt: skip
+    """`compress_pretrained` where a configuration has to say the widths; `own` is a copy without a cache."""
+    options.pop("own_class", None)
+    for name, value in {"submodule": "", "equal_blocks": True, "new_biases": False}.items():
+        if options.pop(name, value) != value:
+            raise NarrowError(f"plain=True needs {name}={value!r}: {_WHY[name]}")
+    coupled = {name: options[name] for name in ("exclude", "unknown", "inexact", "head_dim") if name in options}
+    asked = {name: options.get(name) for name in ("unpack", "run")}
+    graph: Any = with_captured_part(own, loader, "", options.get("exclude", ()), **asked)  # type: ignore[arg-type]
+    with stage("coupling"), undisturbed():
+        coupling = analyse(graph, **coupled)
+        changes = changes_of(model, coupling)
+        keep_to(graph, limits_by(changes, coupling, model.config))
+    options["round_to"] = multiples(changes, options.get("round_to", 1))
+    small = compress(graph, loader, alpha, new_biases=False, equal_blocks=True, **options)
+    note_call(small, call, loader, "")
+    return plain_model(model, small, graph, coupling, changes)
+
+
+def plain_model(
+    model: PreTrainedModel, small: nn.Module, graph: ModelGraph, coupling: Coupling, changes: Sequence[Change]
+) -> PreTrainedModel:
+    """The class of `model` with the weights of `small`, which was made of `graph`, compared with it on the example."""
+    record: Any = pruned_of(small)
+    with stage("narrowing"), undisturbed():
+        planned = Planned(graph, coupling, kept_units(record.plan, coupling))
+        own = built(model, small, changes, planned)
+        compare(_without_cache(own), small, example_of(graph))
+        note_in_class(own, small)
+    vars(own)["save_pretrained"] = Saving(own, plain=True)
+    return own  # type: ignore[no-any-return]
 
 
 def narrow_pretrained(small: nn.Module, model: PreTrainedModel) -> PreTrainedModel:
@@ -95,26 +154,39 @@ def narrow_pretrained(small: nn.Module, model: PreTrainedModel) -> PreTrainedMod
     Raises:
         NarrowError: the class does not run with narrower layers, see `fxprune.narrow`.
     """
-    if (record := pruned_of(small)) is None:
+    record = pruned_of(small)
+    if record is None or not isinstance(small, ModelGraph):
         raise FxpruneError(f"{type(small).__name__} has no plan: give what compress_pretrained or from_pretrained gave")
     own = _with_cache_of(model, narrow(_without_cache(model), record.plan, weights=small))
     modes = {name: module.training for name, module in small.named_modules()}
     for name, module in own.named_modules():
         module.training = modes.get(name, small.training)
-    return own  # type: ignore[return-value]
+    for name, parameter in small.named_parameters():
+        own.get_parameter(name).requires_grad_(parameter.requires_grad)
+    note_in_class(own, small)
+    return narrowed_class(own, model)  # type: ignore[no-any-return]
 
 
-def save_pretrained(small: nn.Module, folder: str | PathLike[str], model: PreTrainedModel) -> None:
+def save_pretrained(small: nn.Module, folder: str | PathLike[str], model: PreTrainedModel | None = None) -> None:
     """Write a pruned model into a folder: the configuration as config.json, and the rest as `fxprune.save` does.
 
     Args:
-        small: from `compress_pretrained`; later changes of it, such as fine-tuning, are kept.
+        small: from `compress_pretrained` or `narrow_pretrained`, a graph or a model of its own class; later changes of
+            it, such as fine-tuning, are kept. A plain model is written as transformers writes it.
         folder: it is made where it is missing.
-        model: the model that `small` was made from, for its class and configuration.
+        model: the model that `small` was made from, for its class and configuration; a plain model needs none.
 
     Raises:
         ArtifactError: the class is none of transformers' own, `small` has no plan, or a file cannot be written.
     """
+    saving = vars(small).get("save_pretrained")
+    if isinstance(saving, Saving) and saving.plain:
+        saving(folder)
+        return
+    if model is None:
+        raise ArtifactError(f"{type(small).__name__} is no plain model: pass model=, that which it was made from")
+    if isinstance(saving, Saving):
+        small = _graph_of(small, model)
     name = type(model).__name__
     if getattr(transformers, name, None) is not type(model):
         raise ArtifactError(
@@ -128,6 +200,24 @@ def save_pretrained(small: nn.Module, folder: str | PathLike[str], model: PreTra
     with replacing(place / CONFIG, ArtifactError) as file:
         text = json.dumps(described | {"architectures": [name], "fxprune": how}, indent=2, sort_keys=True)
         file.write_text(text + "\n", encoding="utf-8")
+
+
+def _graph_of(own: nn.Module, model: PreTrainedModel) -> nn.Module:
+    """The graph of a model that was narrowed in its own class, with its weights, modes and report."""
+    record = pruned_of(own)
+    if record is None:
+        raise ArtifactError(f"{type(own).__name__} has no plan: it was copied or loaded without fxprune's record")
+    small: Any = apply(_without_cache(model), record.plan)
+    for name, tensor in named_tensors(own).items():
+        if name in named_tensors(small) or name in record.history.biases:
+            put(small, name, tensor)
+    for name, parameter in own.named_parameters():
+        small.get_parameter(name).requires_grad_(parameter.requires_grad)
+    modes = {name: module.training for name, module in own.named_modules()}
+    for name, module in small.named_modules():
+        module.training = modes.get(name, own.training)
+    small.meta[RECORD] = replace(record, history=replace(small.meta[RECORD].history, biases=record.history.biases))
+    return small  # type: ignore[no-any-return]
 
 
 def from_pretrained(folder: str | PathLike[str], *, own_class: bool = False) -> nn.Module:

@@ -25,10 +25,9 @@ from fxprune.tracing.settings import settings_of
 _TRIALS = 2  # choices of units that the class has to run without
 
 
-def keep_to(graph: Any, limits: ClassLimits | None) -> None:
-    """Let the coupling of a captured graph keep to what a class can run narrower, where that is given."""
-    if limits is not None:
-        graph.meta[RECORD] = replace(captured_of(graph), limits=limits)
+def keep_to(graph: Any, limits: ClassLimits) -> None:
+    """Let the coupling of a captured graph keep to what a class can run narrower."""
+    graph.meta[RECORD] = replace(captured_of(graph), limits=limits)
 
 
 def limits_of(part: nn.Module, graph: Any, **options: Any) -> ClassLimits:

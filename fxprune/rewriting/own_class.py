@@ -153,7 +153,7 @@ class Attempt:
         try:
             if labels:
                 check_labels(self._captured(own, prove=prove), planned.coupling, planned.keep, self.graph)
-            self.compare(own, small)
+            compare(own, small, example_of(self.graph))
             if self.trained is not None and _shapes_in_training(own, self.graph) != self.trained:
                 raise NarrowError("in training mode, it does not give outputs of the original's shapes")
         except Exception as error:
@@ -220,17 +220,17 @@ class Attempt:
         reads = [node for node in self.graph.graph.nodes if node.op == "get_attr"]
         return [user.name for node in reads if str(node.target).startswith(f"{path}.") for user in node.users]
 
-    def compare(self, own: nn.Module, other: ModelGraph) -> None:
-        """Raise NarrowError where the outputs of a narrowed module differ from those of a rewritten graph."""
-        example = example_of(self.graph)
-        wanted = outputs_of(other, example)
-        found = outputs_of(own, example)
-        error = relative_error(wanted, found)
-        limit = max((TOLERANCES[t.dtype] for t in wanted), default=0.0)
-        if not error <= limit:
-            raise NarrowError(
-                f"its outputs differ from those of apply by {error:.3g} of their scale, more than {limit:.3g}"
-            )
+
+def compare(own: nn.Module, other: nn.Module, example: Any) -> None:
+    """Raise NarrowError where the outputs of a narrowed module differ on a batch from those of a rewritten graph."""
+    wanted = outputs_of(other, example)
+    found = outputs_of(own, example)
+    error = relative_error(wanted, found)
+    limit = max((TOLERANCES[t.dtype] for t in wanted), default=0.0)
+    if not error <= limit:
+        raise NarrowError(
+            f"its outputs differ from those of apply by {error:.3g} of their scale, more than {limit:.3g}"
+        )
 
 
 def _shapes_in_training(module: nn.Module, graph: ModelGraph) -> list[torch.Size]:
@@ -324,4 +324,4 @@ def _take(attempt: Attempt, own: nn.Module, given: nn.Module, plan: Plan) -> Non
     for name in tensors:
         if name in have or name in needed:
             put(own, name, tensors[name])
-    attempt.compare(own, given)
+    compare(own, given, example_of(attempt.graph))

@@ -374,7 +374,9 @@ def scores_of(
         *scores, groups, coupling.sites, coupling.pieces, example, frozen, settings, about, coupling.balanced,
         coupling.larger, coupling.even, costs_of(graph, coupling), channels=_channels(coupling),
         floors=coupling.floors, kinds=tuple(group.kind for group in coupling.prunable),
-        repeats=repeated(coupling, dict(graph.named_modules(remove_duplicate=False))),
+        repeats=repeated(
+            coupling, dict(graph.named_modules(remove_duplicate=False)), captured_of(graph).limits.repeats
+        ),
     )  # fmt: skip
 
 

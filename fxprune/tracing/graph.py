@@ -235,11 +235,13 @@ class ClassLimits:
     """What the code of a model can run narrower.
 
     `held` gives the reason for each layer that keeps all its channels. Each set of `even` holds axes of values, as
-    (node, number of the output, axis), that keep equal numbers of channels.
+    (node, number of the output, axis), that keep equal numbers of channels. `repeats` are sets of layers whose groups
+    keep equal numbers of units, in place of those found in blocks that repeat.
     """
 
     held: Mapping[str, str] = field(default_factory=dict)
     even: tuple[tuple[tuple[str, int, int], ...], ...] = ()
+    repeats: tuple[tuple[str, ...], ...] = ()
 
 
 class Record:

@@ -1,0 +1,76 @@
+"""`save_pretrained` of models of transformers that were pruned in their own class: the folder, and a check of it."""
+
+from __future__ import annotations
+
+import copy
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from fxprune.caller.isolation import undisturbed
+from fxprune.caller.source_lines import warn
+from fxprune.caller.tensors import named_tensors
+from fxprune.errors import ArtifactError, error_text
+
+CONFIG = "config.json"
+WIDTHS = "pruned_shapes"  # in the configuration of a model whose widths its other fields do not say
+
+
+def narrowed_class(own: nn.Module, model: PreTrainedModel) -> Any:
+    """A model narrowed to its own class, whose configuration lists its widths, and which warns where it is saved."""
+    before = {name: tensor.shape for name, tensor in named_tensors(model).items()}
+    now = {name: tensor.shape for name, tensor in own.named_parameters()}
+    if narrower := {name: list(now[name]) for name in now if now[name] != before.get(name, now[name])}:
+        own.config.update({WIDTHS: narrower})  # type: ignore[union-attr, operator]
+    vars(own)["save_pretrained"] = Saving(own, plain=False)
+    return own
+
+
+class Saving:
+    """`save_pretrained` of a model that was narrowed in its own class: that of the class, and a check of the folder.
+
+    A folder of a plain model is loaded again and compared. Of another model, the class does not load it: a warning says
+    so. It pickles as the method of the class.
+    """
+
+    def __init__(self, own: nn.Module, *, plain: bool) -> None:
+        self.own: Any = own
+        self.plain = plain
+
+    def __call__(self, save_directory: str | PathLike[str], **options: Any) -> Any:
+        done = type(self.own).save_pretrained(self.own, save_directory, **options)
+        if self.plain:
+            check_folder(self.own, save_directory)
+        elif self.own.config.to_dict().get(WIDTHS):
+            warn(
+                f"no class loads the folder {save_directory}: layers of this {type(self.own).__name__} have other "
+                f"widths than its configuration says ({WIDTHS!r} in {CONFIG} lists them). Use save_pretrained of "
+                "fxprune.integrations.huggingface, or prune with compress_pretrained(..., plain=True)"
+            )
+        return done
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Saving:
+        return Saving(copy.deepcopy(self.own, memo), plain=self.plain)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.own, "save_pretrained")
+
+
+def check_folder(own: PreTrainedModel, folder: str | PathLike[str]) -> None:
+    """Load a model again from a folder, and compare all of its tensors with those of `own`.
+
+    Raises:
+        ArtifactError: it cannot be loaded, or a tensor differs.
+    """
+    try:
+        with undisturbed():
+            again = type(own).from_pretrained(folder, local_files_only=True, dtype="auto")
+    except Exception as error:
+        raise ArtifactError(f"{folder} cannot be loaded again ({error_text(error)}): the model is not saved") from error
+    there, here = again.state_dict(), own.state_dict()
+    for name, tensor in here.items():
+        if name not in there or not torch.equal(there[name], tensor.detach().cpu()):
+            raise ArtifactError(f"{name} of the model loaded from {folder} is not that which was saved: save it again")

@@ -1,0 +1,271 @@
+"""Plain models of transformers: which widths the fields of a configuration say, and the class built by them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from fxprune.caller.isolation import device_of, undisturbed
+from fxprune.caller.tensors import named_tensors, put
+from fxprune.coupling.groups import Coupling, Group
+from fxprune.coupling.kinds import EXPERT_UNITS, EXPERTS, HEAD_DIM, HEADS, HIDDEN
+from fxprune.errors import NarrowError, error_text
+from fxprune.planning.allocation import RoundTo
+from fxprune.planning.planned import Planned
+from fxprune.rules.vocabulary import Slot
+from fxprune.tracing.graph import ClassLimits
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    HEADS: (
+        "num_attention_heads", "num_key_value_heads", "num_heads", "num_kv_heads", "n_head", "n_heads",
+        "encoder_attention_heads", "decoder_attention_heads", "num_encoder_attention_heads",
+        "num_decoder_attention_heads", "linear_num_key_heads", "linear_num_value_heads",
+    ),
+    HEAD_DIM: ("head_dim", "d_kv", "v_head_dim", "qk_nope_head_dim"),
+    HIDDEN: (
+        "intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner", "d_ff", "ffn_hidden_size",
+        "hidden_dim", "mlp_dim", "encoder_intermediate_size", "shared_expert_intermediate_size",
+        "moe_intermediate_size",
+    ),
+    EXPERTS: ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
+    EXPERT_UNITS: ("moe_intermediate_size", "intermediate_size", "expert_ffn_hidden_size", "expert_dim"),
+}  # fmt: skip
+_STEPS = (1, 2, 4, 8, 16, 32, 64, 128)  # numbers of units that are removed at once, where a class has a rule
+_REMEDY = "use own_class=True in place of plain=True, and save_pretrained of fxprune.integrations.huggingface"
+_TOGETHER = 2  # fields that change together, such as the numbers of query heads and of key/value heads
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Fields `names` of the configuration at `path` in a model's, which say how many units some groups keep.
+
+    Each of these `groups`, all of one kind, has so many `units`; they keep equal numbers, multiples of `step`. `pins`
+    are other fields that have to be written out, because the class computes them from these.
+    """
+
+    kind: str
+    path: str
+    names: tuple[str, ...]
+    groups: tuple[int, ...]
+    units: int
+    step: int
+    pins: tuple[tuple[str, int], ...] = ()
+
+    def written(self, config: PretrainedConfig, kept: int) -> bool:
+        """Change a configuration to so many kept units; False where its fields are no multiples of the units."""
+        own = _inner(config, self.path)
+        for name in self.names:
+            value = getattr(own, name)
+            if value is not None and value % self.units:
+                return False
+            setattr(own, name, kept if value is None else value // self.units * kept)
+        for name, value in self.pins:
+            setattr(own, name, value)
+        return True
+
+
+def changes_of(model: PreTrainedModel, coupling: Coupling) -> tuple[Change, ...]:
+    """The fields of a model's configuration that say the widths of its groups, found by trying.
+
+    A field of `FIELDS`, or two at once, is changed as if some groups had fewer units, and the class is built on the
+    meta device. Where all of its parameters have the shapes that the removal gives, the fields are those of the groups.
+
+    Raises:
+        NarrowError: there are none.
+    """
+    whole, found, taken = _shapes(type(model), model.config), list[Change](), set[int]()
+    if isinstance(whole, str):
+        raise NarrowError(f"{type(model).__name__} cannot be built by its configuration alone ({whole}): {_REMEDY}")
+    for change in _candidates(model.config, coupling):
+        known = _tried(model, change, coupling, whole)
+        if known is not None and taken.isdisjoint(known.groups):
+            found.append(known)
+            taken.update(known.groups)
+    if not found:
+        held = (name for _, own in _inside(model.config) for names in FIELDS.values() for name in _held(own, names))
+        raise NarrowError(
+            f"{type(model).__name__} cannot be built narrower by its configuration: no change of "
+            f"{', '.join(dict.fromkeys(held)) or 'its fields'} gives the shapes that pruning gives: {_REMEDY}"
+        )
+    return tuple(found)
+
+
+def _candidates(config: PretrainedConfig, coupling: Coupling) -> Iterator[Change]:
+    """The fields that may say the widths of groups; single ones first."""
+    sizes = {kind: sorted({len(g) for g in coupling.prunable if g.kind == kind and len(g) > 1}) for kind in FIELDS}
+    for together in range(1, _TOGETHER + 1):
+        for path, own in _inside(config):
+            for kind, names in FIELDS.items():
+                for chosen in combinations(_held(own, names), together):
+                    for units in sizes[kind]:
+                        for pins in _pins(kind, own):
+                            yield Change(kind, path, chosen, (), units, 1, pins)
+
+
+def _held(config: PretrainedConfig, names: Sequence[str]) -> list[str]:
+    """Those names of fields that a configuration has, with a number or None."""
+    held = config.to_dict()
+    return [name for name in names if isinstance(held.get(name, ""), int | None)]
+
+
+def _pins(kind: str, config: PretrainedConfig) -> list[tuple[tuple[str, int], ...]]:
+    """The fields that have to be written with others: the size of heads, which many classes compute from their number.
+
+    Only a class that reads it can be built with other numbers of heads.
+    """
+    heads, width = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
+    if kind != HEADS or not heads or not width or getattr(config, "head_dim", None) is not None:
+        return [()]
+    return [(), (("head_dim", width // heads),)]
+
+
+def _tried(model: PreTrainedModel, change: Change, coupling: Coupling, whole: Shapes) -> Change | None:
+    """A candidate with the groups whose widths it says, and the step; None where it says those of no groups."""
+    for step in _STEPS:
+        if change.units % step or step >= change.units:
+            continue
+        config = copy.deepcopy(model.config)
+        try:
+            shapes = _shapes(type(model), config) if change.written(config, change.units - step) else None
+        except Exception:  # noqa: BLE001 - whatever a configuration's own checks raise
+            shapes = "refused"
+        if isinstance(shapes, str):
+            continue  # a rule of the class
+        if shapes is None or shapes.keys() != whole.keys():
+            return None
+        groups = _touched(change, coupling, whole, shapes)
+        if groups and shapes == _without(coupling, whole, groups, step):
+            return replace(change, groups=groups, step=step)
+        return None
+    return None
+
+
+def _touched(change: Change, coupling: Coupling, whole: Shapes, shapes: Shapes) -> tuple[int, ...]:
+    """The groups of a candidate's size that own units along axes that changed."""
+    numbers = set[int]()
+    owner = np.repeat(np.arange(len(coupling.prunable)), [len(group) for group in coupling.prunable])
+    for name, shape in whole.items():
+        for axis, size in enumerate(shape):
+            if shapes[name][axis : axis + 1] != (size,):
+                units = _units_along(coupling, name, axis)
+                numbers.update(np.unique(owner[units[units >= 0]]).tolist())
+    groups = coupling.prunable
+    return tuple(sorted(n for n in numbers if len(groups[n]) == change.units))
+
+
+def _units_along(coupling: Coupling, name: str, axis: int) -> Any:
+    """The units of the indices along an axis of a parameter, -1 for those that are always kept."""
+    start, size = coupling.slots.get(Slot(name, axis), (0, 0))
+    return coupling.unit_of[start : start + size]
+
+
+def _without(coupling: Coupling, whole: Shapes, groups: Sequence[int], step: int) -> Shapes:
+    """The shapes of all parameters once some groups lose so many units each, the last ones."""
+    prunable = coupling.prunable
+    gone = np.concatenate([np.arange(prunable[n].units.stop - step, prunable[n].units.stop) for n in groups])
+
+    def left(name: str, axis: int, size: int) -> int:
+        return size - int(np.isin(_units_along(coupling, name, axis), gone).sum())
+
+    return {name: tuple(left(name, axis, size) for axis, size in enumerate(shape)) for name, shape in whole.items()}
+
+
+def _shapes(kind: type[PreTrainedModel], config: PretrainedConfig) -> Shapes | str:
+    """The shapes of the parameters of a class built by a configuration; its error where it refuses that."""
+    try:
+        with undisturbed(), torch.device("meta"):
+            return {name: tuple(p.shape) for name, p in kind(copy.deepcopy(config)).named_parameters()}
+    except Exception as error:  # noqa: BLE001 - whatever a class's own checks raise
+        return error_text(error)
+
+
+def _inside(config: PretrainedConfig, path: str = "") -> Iterator[tuple[str, PretrainedConfig]]:
+    """A configuration and those in it, with their paths."""
+    yield path, config
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):
+            yield from _inside(value, f"{path}.{name}".lstrip("."))
+
+
+def _inner(config: PretrainedConfig, path: str) -> Any:
+    found: Any = config
+    for name in path.split(".") if path else ():
+        found = getattr(found, name)
+    return found
+
+
+def limits_by(changes: Sequence[Change], coupling: Coupling, config: PretrainedConfig) -> ClassLimits:
+    """What can be pruned where the configuration has to say it: the groups of the changes, by equal numbers."""
+    groups, said = coupling.prunable, {number for change in changes for number in change.groups}
+    reason = f"no field of {type(config).__name__} says its width alone, so that a plain model keeps it"
+    held = {site.name: reason for number, group in enumerate(groups) if number not in said for site in group.sites}
+    spared = {site.name for number in said for site in groups[number].sites}
+    repeats = tuple(tuple(site for n in change.groups for site in _names(groups[n])) for change in changes)
+    return ClassLimits({site: why for site, why in held.items() if site not in spared}, repeats=repeats)
+
+
+def _names(group: Group) -> list[str]:
+    return [site.name for site in group.sites]
+
+
+def multiples(changes: Sequence[Change], round_to: RoundTo) -> RoundTo:
+    """The multiples that a caller asks for, raised to those that a class needs."""
+    kinds = dict(round_to) if isinstance(round_to, Mapping) else dict.fromkeys(FIELDS, round_to)
+    for change in changes:
+        kinds[change.kind] = math.lcm(kinds.get(change.kind, 1), change.step)
+    return kinds
+
+
+def built(model: PreTrainedModel, small: nn.Module, changes: Sequence[Change], planned: Planned) -> PreTrainedModel:
+    """The class of `model` built by the configuration of a plan's widths, with the weights of `small`.
+
+    Raises:
+        NarrowError: groups that a field counts keep different numbers, or the class has no place for a weight.
+    """
+    config, groups = copy.deepcopy(model.config), planned.coupling.prunable
+    for change in changes:
+        kept = {int(planned.keep[groups[n].units.start : groups[n].units.stop].sum()) for n in change.groups}
+        if len(kept) > 1:
+            raise NarrowError(
+                f"{', '.join(change.names)} of {type(config).__name__} counts the units of "
+                f"{', '.join(groups[n].name for n in change.groups[:3])}, which keep different numbers "
+                f"({', '.join(map(str, sorted(kept)))}): use equal_blocks=True"
+            )
+        if kept != {change.units}:
+            change.written(config, kept.pop())
+    with undisturbed():
+        own: Any = type(model)(config)
+        own.to(device_of(small))
+    _fill(own, small)
+    own.generation_config = copy.deepcopy(model.generation_config)
+    return own  # type: ignore[no-any-return]
+
+
+def _fill(own: PreTrainedModel, small: nn.Module) -> None:
+    """Give a model the tensors of a graph, and its modes."""
+    have, given = named_tensors(own), named_tensors(small)
+    needed = dict(small.named_parameters(remove_duplicate=False)).keys() | small.state_dict().keys()
+    for name in (name for name in given if name in needed):
+        if name not in have or have[name].shape != given[name].shape:
+            there = f"of shape {tuple(have[name].shape)}" if name in have else "missing"
+            raise NarrowError(
+                f"{name} has shape {tuple(given[name].shape)} after pruning, and is {there} in {type(own).__name__} "
+                "built by its configuration: leave out plain=True, and use own_class=True"
+            )
+        have[name].data = have[name].data.to(given[name].dtype)
+        put(own, name, given[name])
+        have[name].requires_grad_(given[name].requires_grad)
+    modes = {name: module.training for name, module in small.named_modules()}
+    for name, module in own.named_modules():
+        module.training = modes.get(name, small.training)

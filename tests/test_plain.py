@@ -1,0 +1,232 @@
+"""Plain models of transformers: a configuration that says the widths, and folders that transformers loads alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import parameters
+from torch import Tensor
+
+import fxprune
+from fxprune.errors import ArtifactError, FxpruneWarning, NarrowError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of transformers
+    pytest.mark.filterwarnings("default::fxprune.FxpruneWarning"),
+]
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    T = pytest.importorskip("transformers")
+    import experts
+
+    from fxprune.integrations.huggingface import (
+        compress_pretrained,
+        from_pretrained,
+        narrow_pretrained,
+        save_pretrained,
+    )
+
+ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+TEXT = {
+    "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 64, **ENDS,
+}  # fmt: skip
+DECODER = {**TEXT, "num_key_value_heads": 2}
+GPT = {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, **ENDS}
+OPT = {
+    "vocab_size": 50, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 64, **ENDS,
+}  # fmt: skip
+HALF = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24}
+HIDDEN = {"intermediate_size": 24}
+
+# name: its arguments, and what half of all units changes in the configuration
+DECODERS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "llama": (DECODER, HALF),
+    "mistral": (DECODER, HALF),
+    "qwen2": (DECODER, {**HALF, "head_dim": 8}),
+    "qwen3": ({**DECODER, "head_dim": 8}, HALF),
+    "gemma2": ({**DECODER, "head_dim": 8}, HALF),
+    "gemma3_text": ({**DECODER, "head_dim": 8}, HALF),
+    "phi": (DECODER, {**HALF, "head_dim": 8}),
+    "phi3": (DECODER, {**HALF, "head_dim": 8}),
+    "olmo2": (DECODER, {**HALF, "head_dim": 8}),
+    "smollm3": (DECODER, {**HALF, "head_dim": 8}),
+    "granite": (DECODER, {**HALF, "head_dim": 8}),
+    "stablelm": (DECODER, HIDDEN),
+    "gpt_neox": (TEXT, HIDDEN),
+    "falcon": ({**TEXT, "new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 48}, {}),
+    "gpt2": (GPT, {"n_inner": 64}),
+    "opt": (OPT, {"ffn_dim": 24}),
+}
+MIXTURES: dict[str, dict[str, int]] = {
+    "mixtral": {"num_local_experts": 2},
+    "qwen3_moe": {"num_experts": 2},
+    "olmoe": {"num_experts": 2},
+    "gpt_oss": {"num_local_experts": 2},
+    "deepseek_v3": {"n_routed_experts": 4},
+}
+HOW: dict[str, Any] = {"plain": True, "progress": False, "compensate": "none", "verify": False}
+
+
+def batch(size: int = 4, length: int = 7) -> dict[str, Tensor]:
+    """Words, of which the first sample has fewer, with padding in front."""
+    words = torch.randint(3, 40, (size, length), generator=torch.Generator().manual_seed(size))
+    mask = torch.ones_like(words)
+    mask[0, :2] = 0
+    return {"input_ids": words, "attention_mask": mask, "labels": words}
+
+
+def decoder(name: str) -> Any:
+    torch.manual_seed(0)
+    return T.AutoModelForCausalLM.from_config(T.AutoConfig.for_model(name, **DECODERS[name][0])).eval()
+
+
+def generated(model: Any, **options: Any) -> Tensor:
+    given = {name: value for name, value in batch(3, 5).items() if name != "labels"}
+    ids = {"pad_token_id": 0, "eos_token_id": None, "do_sample": False, "max_new_tokens": 5}
+    return model.generate(**given, **ids, **options)
+
+
+def changed(own: Any, model: Any) -> dict[str, Any]:
+    """The fields of a configuration that pruning changed."""
+    before, after = model.config.to_dict(), own.config.to_dict()
+    return {name: value for name, value in after.items() if before.get(name) != value}
+
+
+def check_generation(own: Any, again: Any) -> None:
+    assert torch.equal(generated(own), generated(again))
+    assert torch.equal(generated(own), generated(own, use_cache=False))
+    assert torch.equal(generated(own, num_beams=3), generated(again, num_beams=3))
+
+
+NAMES = [*DECODERS, *MIXTURES]
+
+
+@pytest.mark.parametrize("name", ["llama", *(pytest.param(n, marks=pytest.mark.wide) for n in NAMES if n != "llama")])
+def test_half_of_a_decoder_is_a_checkpoint_like_any_other(name: str, tmp_path: Path) -> None:
+    model = experts.family(name) if name in MIXTURES else decoder(name)
+    own: Any = compress_pretrained(model, [batch(), batch(3, 5)], ratios={"*": 0.5}, **HOW)
+    assert type(own) is type(model)
+    assert parameters(own) < parameters(model)
+    found = changed(own, model)
+    wanted = MIXTURES[name] if name in MIXTURES else DECODERS[name][1]
+    assert wanted.items() <= found.items()
+    own.save_pretrained(tmp_path)
+    again = T.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert type(again) is type(model)
+    check_generation(own, again)
+    assert not any(path.name.startswith("fxprune") for path in tmp_path.iterdir())
+    assert "pruned_shapes" not in json.loads((tmp_path / "config.json").read_text())
+
+
+ALONE = """
+import sys
+sys.modules["fxprune"] = None
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+given = torch.load(sys.argv[2], weights_only=True)
+print(model.generate(**given, pad_token_id=0, eos_token_id=None, do_sample=False, max_new_tokens=5).tolist())
+"""
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return decoder("llama")
+
+
+@pytest.fixture(scope="module")
+def plain(llama: Any) -> Any:
+    return compress_pretrained(llama, [batch(), batch(3, 5)], params=0.7, plain=True, progress=False)
+
+
+def test_another_process_loads_it_without_fxprune(llama: Any, plain: Any, tmp_path: Path) -> None:
+    report = fxprune.report(plain)
+    assert report.error < 1e-5
+    assert 0.6 < report.budget.achieved <= 0.7
+    assert plain.state_dict().keys() == llama.state_dict().keys()  # no new biases
+    save_pretrained(plain, tmp_path / "folder")
+    given = {name: value for name, value in batch(3, 5).items() if name != "labels"}
+    torch.save(given, tmp_path / "given.pt")
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "folder"), str(tmp_path / "given.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == generated(plain).tolist()
+
+
+def test_a_plain_model_trains_and_is_saved_again(plain: Any, tmp_path: Path) -> None:
+    own = pickle.loads(pickle.dumps(copy.deepcopy(plain)))
+    trained = copy.deepcopy(plain).train()
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    trained(**batch()).loss.backward()
+    optimizer.step()
+    trained.save_pretrained(tmp_path)  # of the copy, not of the one that it was copied from
+    again = T.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in trained.state_dict().items())
+    assert not torch.equal(trained.lm_head.weight, plain.lm_head.weight)
+    assert torch.equal(generated(own), generated(plain))
+
+
+def test_a_folder_that_does_not_load_is_an_error(plain: Any, tmp_path: Path) -> None:
+    own = copy.deepcopy(plain)
+    own.config.intermediate_size += 8
+    with pytest.raises(ArtifactError, match=r"cannot be loaded again|is not that which was saved"):
+        own.save_pretrained(tmp_path)
+
+
+def test_what_a_plain_model_cannot_have(llama: Any) -> None:
+    for name, value in {"submodule": "model", "equal_blocks": False, "new_biases": True}.items():
+        with pytest.raises(NarrowError, match=rf"plain=True needs {name}=.*: the c"):
+            compress_pretrained(llama, [batch()], params=0.8, **{**HOW, name: value})
+
+
+def test_a_class_whose_configuration_says_no_widths() -> None:
+    torch.manual_seed(0)
+    config = T.BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4, **ENDS)
+    message = r"BloomForCausalLM cannot be built narrower .*: no change of n_head.* own_class=True in place of plain"
+    with pytest.raises(NarrowError, match=message):
+        compress_pretrained(T.BloomForCausalLM(config).eval(), [batch()], params=0.8, **HOW)
+
+
+def test_layers_cannot_have_configurations_of_their_own(llama: Any) -> None:
+    """Transformers' `per_layer_config` changes what a configuration says of a layer, and not what classes build."""
+    described = llama.config.to_dict() | {"per_layer_config": {1: {"intermediate_size": 24}}}
+    with pytest.raises(Exception, match="intermediate_size"):  # ambiguous, as the class asks for one of all layers
+        T.LlamaForCausalLM(T.LlamaConfig(**described))
+
+
+def test_a_model_narrowed_to_its_own_class_is_never_saved_in_silence(llama: Any, tmp_path: Path) -> None:
+    loader = [batch(), batch(3, 5)]
+    own: Any = narrow_pretrained(
+        compress_pretrained(llama, loader, 0.4, progress=False, compensate="none", verify=False), llama
+    )
+    shapes = own.config.pruned_shapes
+    assert shapes["model.layers.0.mlp.up_proj.weight"] == list(own.model.layers[0].mlp.up_proj.weight.shape)
+    with pytest.warns(
+        FxpruneWarning, match=r"no class loads the folder .*: layers of this LlamaForCausalLM have other"
+    ):
+        own.save_pretrained(tmp_path / "theirs")
+    own.train()
+    optimizer = torch.optim.SGD(own.parameters(), lr=0.1)
+    own(**batch()).loss.backward()
+    optimizer.step()
+    own.eval()
+    own.model.embed_tokens.requires_grad_(False)
+    save_pretrained(own, tmp_path / "ours", llama)
+    again: Any = from_pretrained(tmp_path / "ours", own_class=True)
+    assert torch.equal(generated(again), generated(own))
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in own.state_dict().items())
+    assert not again.model.embed_tokens.weight.requires_grad
+    assert fxprune.report(again) == fxprune.report(own)
+    with pytest.raises(ArtifactError, match="LlamaForCausalLM is no plain model: pass model="):
+        save_pretrained(own, tmp_path / "ours")
