@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -98,7 +99,7 @@ def compress_pretrained(
     """
     call = call_of(compress_pretrained, locals())
     own = _without_cache(model)
-    unpack = unpack or partial(_columns, *_arguments(type(model)))
+    unpack = unpack or partial(_columns, *_arguments(type(model)), _shift_of(model))
     loss = loss or _loss_of_class(own, loader, unpack)
     chosen: dict[str, Any] = {"loss": loss, "unpack": unpack, "new_biases": new_biases}
     if plain:
@@ -262,6 +263,7 @@ def _configs(model: nn.Module) -> list[PretrainedConfig]:
     return [config for config in held.values() if isinstance(config, PretrainedConfig)]
 
 
+_DECODED = ("decoder_input_ids", "decoder_inputs_embeds")
 _TARGETS = ("start_positions", "end_positions", "future_values")  # what a loss compares with, under other names
 
 
@@ -272,13 +274,32 @@ def _arguments(kind: type[PreTrainedModel]) -> tuple[list[str], list[str]]:
     return [name for name in names if name not in labels], labels
 
 
-def _columns(inputs: list[str], labels: list[str], batch: Any) -> tuple[Any, Any]:
-    """The inputs and the labels of a batch: the one column of labels, or a dict of several, or None."""
+def _shift_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
+    """The function that makes what a decoder reads of the labels; None where there is no encoder beside it."""
+    own: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if own is not None:
+        return lambda labels: own(labels=labels)
+    shift = getattr(inspect.getmodule(type(model)), "shift_tokens_right", None)
+    config: Any = model.config
+    if shift is None or not getattr(config, "is_encoder_decoder", False):
+        return None
+    return lambda labels: shift(labels, config.pad_token_id, config.decoder_start_token_id)
+
+
+def _columns(
+    inputs: list[str], labels: list[str], shift: Callable[[Tensor], Tensor] | None, batch: Any
+) -> tuple[Any, Any]:
+    """The inputs and the labels of a batch: the one column of labels, or a dict of several, or None.
+
+    What a decoder reads is made of the labels where it is not given, by the function `shift` of an encoder-decoder.
+    """
     if not isinstance(batch, Mapping):
         return split(batch)
     given = {name: column for name, column in batch.items() if column is not None}
     targets = {name: given[name] for name in labels if name in given}
     found = targets["labels"] if list(targets) == ["labels"] else targets or None
+    if shift is not None and "labels" in given and given.keys().isdisjoint(_DECODED):
+        given["decoder_input_ids"] = shift(given["labels"])
     return {name: given[name] for name in inputs if name in given}, found
 
 
@@ -292,7 +313,7 @@ def _loss_of_class(model: PreTrainedModel, loader: Iterable[Any], unpack: Unpack
         )
     args, kwargs = as_call(inputs)
     tried: list[str] = []
-    with undisturbed(), torch.no_grad(), evaluating(model):
+    with undisturbed(), torch.no_grad(), evaluating(model), _as_configured(model):
         labels = dict(targets) if isinstance(targets, Mapping) else {"labels": targets}
         output = model(*args, **kwargs, **labels)
         for function in dict.fromkeys((model.loss_function, *(LOSS_MAPPING[name] for name in _TASKS), _forecast)):
@@ -310,6 +331,18 @@ def _loss_of_class(model: PreTrainedModel, loader: Iterable[Any], unpack: Unpack
         f"none of the losses of transformers that were tried on the first batch is that of {type(model).__name__} "
         f"({'; '.join(tried)}): pass loss=, a callable(output, labels)"
     )
+
+
+@contextmanager
+def _as_configured(model: nn.Module) -> Iterator[None]:
+    """Restore the fields of configurations, which some losses and forwards set, such as `problem_type`."""
+    before = [(config, dict(vars(config))) for config in _configs(model)]
+    try:
+        yield
+    finally:
+        for config, fields in before:
+            vars(config).clear()
+            vars(config).update(fields)
 
 
 def _forecast(prediction_outputs: Tensor, future_values: Tensor) -> Tensor:
