@@ -275,3 +275,14 @@ def test_the_labels_of_a_prompt_are_inputs() -> None:
     inputs, labels = huggingface._arguments(T.SamModel)
     assert "input_labels" in inputs
     assert labels == []
+
+
+def test_a_graph_says_which_input_is_left_out() -> None:
+    model, loader = made("llama")
+    small = compress_pretrained(model, loader, ratios={"*": 0.5}, compensate="none", verify=False, progress=False)
+    with pytest.raises(fxprune.CaptureError, match="an example that gives attention_mask, and this call leaves it out"):
+        small(input_ids=loader[0]["input_ids"])
+    bare = [{name: batch[name] for name in ("input_ids", "labels")} for batch in loader]
+    small = compress_pretrained(model, bare, ratios={"*": 0.5}, compensate="none", verify=False, progress=False)
+    with pytest.raises(fxprune.CaptureError, match="the graph was made for attention_mask=None"):
+        small(input_ids=loader[0]["input_ids"], attention_mask=loader[0]["attention_mask"])

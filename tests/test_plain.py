@@ -152,6 +152,54 @@ def seq2seq(name: str) -> tuple[Any, dict[str, Tensor], dict[str, int]]:
     return T.WhisperForConditionalGeneration(config).eval(), heard, halves
 
 
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+IMAGE = {**SIZES, "image_size": 16, "patch_size": 8}
+TOLD: dict[str, Any] = {**SIZES, "vocab_size": 50, "max_position_embeddings": 64, **ENDS}
+
+
+def encoder(name: str) -> tuple[Any, dict[str, Tensor]]:
+    """A model without a decoder, and a batch."""
+    torch.manual_seed(0)
+    pixels = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    words, numbers = batch(6, 7), torch.arange(6) % 3
+    words["input_ids"][:, -1] = 2  # an end, of which CLIP takes the value
+    words["attention_mask"][:] = 1
+    if name in ("clip", "siglip"):
+        inner = {"text_config": {**TOLD, "projection_dim": 16}, "vision_config": {**IMAGE, "projection_dim": 16}}
+        kind = {"clip": T.CLIPModel, "siglip": T.SiglipModel}[name]
+        config = kind.config_class(**inner, **({"projection_dim": 16} if name == "clip" else {}))
+        return kind(config).eval(), {**words, "pixel_values": pixels}
+    if name in ("vit", "dinov2"):
+        config = T.AutoConfig.for_model(name, **IMAGE, num_labels=3)
+        return T.AutoModelForImageClassification.from_config(config).eval(), {"pixel_values": pixels, "labels": numbers}
+    sizes = {**TOLD, "intermediate_size": 48, "num_labels": 3}
+    more = {"cls_token_id": 1, "sep_token_id": 2} if name == "modernbert" else {}
+    config = T.AutoConfig.for_model(name, **sizes, **more)
+    return T.AutoModelForSequenceClassification.from_config(config).eval(), {**words, "labels": numbers}
+
+
+ENCODERS = ("bert", "roberta", "modernbert", "deberta", "deberta-v2", "vit", "dinov2", "clip", "siglip")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.wide) for name in ENCODERS])
+def test_half_of_an_encoder(name: str, tmp_path: Path) -> None:
+    model, told = encoder(name)
+    own: Any = compress_pretrained(model, [told], ratios={"*": 0.5}, **HOW)
+    assert type(own) is type(model)
+    assert parameters(own) < parameters(model)
+    own.save_pretrained(tmp_path)
+    again = type(own).from_pretrained(tmp_path).eval()
+    options = {"return_loss": True} if name in ("clip", "siglip") else {}
+    told = {name: value for name, value in told.items() if not options or name != "labels"}
+    with torch.no_grad():
+        found, wanted = again(**told, **options), own(**told, **options)
+    assert torch.isfinite(wanted.loss)
+    assert torch.equal(found.loss, wanted.loss)
+    whole = own.config.to_dict()
+    for part in (whole["text_config"], whole["vision_config"]) if options else (whole,):
+        assert part.get("intermediate_size", 24) == 24
+
+
 PARTS = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
 
 

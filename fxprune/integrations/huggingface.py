@@ -263,6 +263,7 @@ def _configs(model: nn.Module) -> list[PretrainedConfig]:
     return [config for config in held.values() if isinstance(config, PretrainedConfig)]
 
 
+_CONTRASTIVE = "return_loss"  # the argument by which models of images and texts compute their loss without labels
 _DECODED = ("decoder_input_ids", "decoder_inputs_embeds")
 _TARGETS = ("start_positions", "end_positions", "future_values")  # what a loss compares with, under other names
 
@@ -271,6 +272,7 @@ def _arguments(kind: type[PreTrainedModel]) -> tuple[list[str], list[str]]:
     """The names of the forward's arguments that are inputs, and of those that are labels."""
     names = list(inspect.signature(kind.forward).parameters)[1:]
     labels = [n for n in names if ("label" in n and n != "input_labels") or n in _TARGETS]  # input_labels: of a prompt
+    labels = labels or [n for n in names if n == _CONTRASTIVE]
     return [name for name in names if name not in labels], labels
 
 
@@ -298,6 +300,8 @@ def _columns(
     given = {name: column for name, column in batch.items() if column is not None}
     targets = {name: given[name] for name in labels if name in given}
     found = targets["labels"] if list(targets) == ["labels"] else targets or None
+    if found is None and _CONTRASTIVE in labels:
+        found = torch.arange(len(next(iter(given.values()))))  # each text belongs to the image of its number
     if shift is not None and "labels" in given and given.keys().isdisjoint(_DECODED):
         given["decoder_input_ids"] = shift(given["labels"])
     return {name: given[name] for name in inputs if name in given}, found
@@ -315,8 +319,10 @@ def _loss_of_class(model: PreTrainedModel, loader: Iterable[Any], unpack: Unpack
     tried: list[str] = []
     with undisturbed(), torch.no_grad(), evaluating(model), _as_configured(model):
         labels = dict(targets) if isinstance(targets, Mapping) else {"labels": targets}
+        labels = {_CONTRASTIVE: True} if _CONTRASTIVE in _arguments(type(model))[1] else labels
         output = model(*args, **kwargs, **labels)
-        for function in dict.fromkeys((model.loss_function, *(LOSS_MAPPING[name] for name in _TASKS), _forecast)):
+        tasks = (LOSS_MAPPING[name] for name in _TASKS)
+        for function in dict.fromkeys((model.loss_function, *tasks, _forecast, _matched, _paired)):
             loss = partial(_called, function, model.config)
             name = getattr(function, "__name__", type(function).__name__)
             try:
@@ -348,6 +354,18 @@ def _as_configured(model: nn.Module) -> Iterator[None]:
 def _forecast(prediction_outputs: Tensor, future_values: Tensor) -> Tensor:
     """The loss of most models of time series."""
     return F.mse_loss(prediction_outputs, future_values)
+
+
+def _matched(logits_per_text: Tensor) -> Tensor:
+    """The loss of CLIP: of each text among the images, and of each image among the texts."""
+    numbers = torch.arange(len(logits_per_text), device=logits_per_text.device)
+    return (F.cross_entropy(logits_per_text, numbers) + F.cross_entropy(logits_per_text.T, numbers)) / 2
+
+
+def _paired(logits_per_text: Tensor) -> Tensor:
+    """The loss of SigLIP: whether each text belongs to each image."""
+    signs = 2 * torch.eye(len(logits_per_text), device=logits_per_text.device) - 1
+    return -F.logsigmoid(signs * logits_per_text).sum(-1).mean()
 
 
 def _called(function: Any, config: PretrainedConfig, output: Any, targets: Any) -> Any:

@@ -248,7 +248,8 @@ def built(model: PreTrainedModel, small: nn.Module, changes: Sequence[Change], p
         own: Any = type(model)(config)
         own.to(device_of(small))
     _fill(own, small)
-    own.generation_config = copy.deepcopy(model.generation_config)
+    if hasattr(model, "generation_config"):
+        own.generation_config = copy.deepcopy(model.generation_config)
     return own  # type: ignore[no-any-return]
 
 

@@ -9,11 +9,12 @@ import keyword
 import linecache
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx import graph_module as fx_internals
 from torch.utils import _pytree as pytree
@@ -96,6 +97,30 @@ class ModelGraph(OwnSource):
         if _PLACE in vars(root):
             vars(self)[_PLACE] = vars(root)[_PLACE]
         vars(self).update({name: value for name, value in plain_attributes(root).items() if name not in vars(self)})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph. Raises CaptureError where a call fails that leaves out an input which the example gives."""
+        if torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        except Exception as error:
+            if (name := self._left_out(args, kwargs)) is None or isinstance(error, CaptureError):
+                raise
+            raise CaptureError(
+                f"the graph was made for an example that gives {name}, and this call leaves it out: give it, or capture "
+                "the model with an example that leaves it out"
+            ) from error
+
+    def _left_out(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """The first input that the graph uses, and that a call gives as None, the default of the model's forward."""
+        inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
+        given = dict(zip([str(node.target) for node in inputs], args, strict=False)) | dict(kwargs)
+        for node in inputs:
+            used = any(user.target is not must_be for user in node.users)
+            if used and node.args == (None,) and given.get(str(node.target)) is None:
+                return str(node.target)
+        return None
 
     def take_place_of(self, part: nn.Module) -> None:
         """Have the methods, properties and attributes of another module, for those that ask for them.
