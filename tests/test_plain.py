@@ -197,7 +197,15 @@ def test_half_of_an_encoder(name: str, tmp_path: Path) -> None:
     assert torch.equal(found.loss, wanted.loss)
     whole = own.config.to_dict()
     for part in (whole["text_config"], whole["vision_config"]) if options else (whole,):
-        assert part.get("intermediate_size", 24) == 24
+        assert part["mlp_ratio"] == 2 if name == "dinov2" else part["intermediate_size"] == 24
+
+
+def test_a_ratio_that_has_to_be_whole() -> None:
+    """The configuration of DINOv2 takes whole ratios alone, so that its layers keep multiples of their inputs."""
+    model, told = encoder("dinov2")
+    own: Any = compress_pretrained(model, [told], ratios={"*.fc1": 0.3}, **HOW)
+    assert own.config.mlp_ratio == 3
+    assert own.dinov2.encoder.layer[0].mlp.fc1.out_features == 96
 
 
 PARTS = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}

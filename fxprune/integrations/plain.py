@@ -34,12 +34,14 @@ FIELDS: dict[str, tuple[str, ...]] = {
     HIDDEN: (
         "intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner", "d_ff", "ffn_hidden_size",
         "hidden_dim", "mlp_dim", "encoder_intermediate_size", "shared_expert_intermediate_size",
-        "moe_intermediate_size",
+        "moe_intermediate_size", "mlp_ratio",
     ),
     EXPERTS: ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
     EXPERT_UNITS: ("moe_intermediate_size", "intermediate_size", "expert_ffn_hidden_size", "expert_dim"),
 }  # fmt: skip
+RATIOS = ("mlp_ratio",)  # fields that hold a share of another width
 _STEPS = (1, 2, 4, 8, 16, 32, 64, 128)  # numbers of units that are removed at once, where a class has a rule
+_PARTS = range(2, 9)  # shares of all units that are tried, too
 _REMEDY = "use own_class=True in place of plain=True, and save_pretrained of fxprune.integrations.huggingface"
 _TOGETHER = 2  # fields that change together, such as the numbers of query heads and of key/value heads
 
@@ -66,13 +68,31 @@ class Change:
         """Change a configuration to so many kept units; False where its fields are no multiples of the units."""
         own = _inner(config, self.path)
         for name in self.names:
-            value = getattr(own, name)
-            if value is not None and value % self.units:
+            new = _share(name, getattr(own, name), kept, self.units)
+            if new is None:
                 return False
-            setattr(own, name, kept if value is None else value // self.units * kept)
+            setattr(own, name, new)
         for name, value in self.pins:
             setattr(own, name, value)
         return True
+
+
+def _share(name: str, value: float | None, kept: int, units: int) -> float | None:
+    """The value of a field for so many kept units; None where it is no multiple of all units.
+
+    Of a ratio, the least that gives the number of kept units when it is cut to a whole number.
+
+    >>> _share("d_ff", 48, 9, 12), _share("d_ff", None, 9, 12), _share("n_head", 5, 2, 4), _share("mlp_ratio", 4, 9, 12)
+    (36, 9, None, 3)
+    """
+    if value is None:
+        return kept
+    if name not in RATIOS:
+        return None if value % units else int(value) // units * kept
+    exact = value * kept / units
+    if exact.is_integer():
+        return int(exact)  # some configurations take whole ratios alone
+    return exact if int(exact * units / value) == kept else math.nextafter(exact, math.inf)
 
 
 def changes_of(model: PreTrainedModel, coupling: Coupling) -> tuple[Change, ...]:
@@ -116,7 +136,7 @@ def _candidates(config: PretrainedConfig, coupling: Coupling) -> Iterator[Change
 def _held(config: PretrainedConfig, names: Sequence[str]) -> list[str]:
     """Those names of fields that a configuration has, with a number or None."""
     held = config.to_dict()
-    return [name for name in names if isinstance(held.get(name, ""), int | None)]
+    return [name for name in names if isinstance(held.get(name, ""), (float if name in RATIOS else int) | int | None)]
 
 
 def _pins(kind: str, config: PretrainedConfig) -> list[tuple[tuple[str, int], ...]]:
@@ -132,8 +152,8 @@ def _pins(kind: str, config: PretrainedConfig) -> list[tuple[tuple[str, int], ..
 
 def _tried(model: PreTrainedModel, change: Change, coupling: Coupling, whole: Shapes) -> Change | None:
     """A candidate with the groups whose widths it says, and the step; None where it says those of no groups."""
-    for step in _STEPS:
-        if change.units % step or step >= change.units:
+    for step in sorted({*_STEPS, *(change.units // parts for parts in _PARTS)}):
+        if step < 1 or change.units % step or step >= change.units:
             continue
         config = copy.deepcopy(model.config)
         try:

@@ -108,8 +108,8 @@ class ModelGraph(OwnSource):
             if (name := self._left_out(args, kwargs)) is None or isinstance(error, CaptureError):
                 raise
             raise CaptureError(
-                f"the graph was made for an example that gives {name}, and this call leaves it out: give it, or capture "
-                "the model with an example that leaves it out"
+                f"the graph was made for an example that gives {name}, and this call leaves it out: give it, or "
+                "capture the model with an example that leaves it out"
             ) from error
 
     def _left_out(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
