@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import pickle
 import subprocess
@@ -334,3 +335,76 @@ def test_a_model_narrowed_to_its_own_class_is_never_saved_in_silence(llama: Any,
     assert fxprune.report(again) == fxprune.report(own)
     with pytest.raises(ArtifactError, match="LlamaForCausalLM is no plain model: pass model="):
         save_pretrained(own, tmp_path / "ours")
+
+
+def test_a_gguf_file_of_a_plain_folder(plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The widths and the tensors of a file for llama.cpp, which transformers reads again."""
+    gguf = pytest.importorskip("gguf")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    write = importlib.import_module("gguf_file").write
+    plain.save_pretrained(tmp_path)
+    write(tmp_path, tmp_path / "small.gguf")
+    reader = gguf.GGUFReader(tmp_path / "small.gguf")
+    config = plain.config
+    assert reader.fields["llama.feed_forward_length"].contents() == config.intermediate_size
+    assert reader.fields["llama.attention.head_count_kv"].contents() == config.num_key_value_heads
+    shapes = {tensor.name: tuple(int(n) for n in tensor.shape) for tensor in reader.tensors}
+    assert shapes["blk.1.ffn_gate.weight"] == (config.hidden_size, config.intermediate_size)
+    assert shapes["blk.0.attn_q.weight"] == (config.hidden_size, config.num_attention_heads * config.head_dim)
+    assert len(shapes) == len(plain.state_dict())
+    again = T.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="small.gguf").eval()
+    assert torch.equal(generated(again), generated(plain))
+
+
+def test_what_vllm_looks_for(plain: Any, tmp_path: Path) -> None:
+    """Its LLaMA makes all shapes of the configuration, and loads tensors by these names; others are errors there."""
+    from safetensors import safe_open
+
+    plain.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    width, hidden = config["hidden_size"], config["intermediate_size"]
+    queries, keys = (config[name] * config["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))
+    wanted = {"model.embed_tokens": (config["vocab_size"], width), "model.norm": (width,)}
+    wanted["lm_head"] = (config["vocab_size"], width)
+    for layer in range(config["num_hidden_layers"]):
+        attention = {"q_proj": (queries, width), "k_proj": (keys, width), "v_proj": (keys, width)}
+        attention["o_proj"] = (width, queries)
+        mlp = {"gate_proj": (hidden, width), "up_proj": (hidden, width), "down_proj": (width, hidden)}
+        for part, shapes in (("self_attn", attention), ("mlp", mlp)):
+            wanted |= {f"model.layers.{layer}.{part}.{name}": shape for name, shape in shapes.items()}
+        wanted |= {f"model.layers.{layer}.{norm}": (width,) for norm in ("input_layernorm", "post_attention_layernorm")}
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert found == {f"{name}.weight": shape for name, shape in wanted.items()}
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["num_attention_heads"] % config["num_key_value_heads"] == 0
+
+
+def vision_language(name: str) -> Any:
+    """A model of images and texts with a language model of two layers."""
+    torch.manual_seed(0)
+    words = {**TOLD, "num_key_value_heads": 2}
+    if name == "llava":
+        vision = T.CLIPVisionConfig(**IMAGE, projection_dim=16)
+        config = T.LlavaConfig(vision_config=vision, text_config=T.LlamaConfig(**words), image_token_index=49)
+        return T.LlavaForConditionalGeneration(config).eval()
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 4}
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    config = T.Qwen2VLConfig(
+        text_config={**words, "rope_parameters": rope}, vision_config=vision, image_token_id=49, video_token_id=48,
+        vision_start_token_id=47, vision_end_token_id=46,
+    )  # fmt: skip
+    return T.Qwen2VLForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.wide) for name in ("llava", "qwen2_vl")])
+def test_the_language_part_of_a_model_of_images_and_texts(name: str, tmp_path: Path) -> None:
+    """Batches of texts prune what these run through; the part for images is kept."""
+    model = vision_language(name)
+    own: Any = compress_pretrained(model, [batch(), batch(3, 5)], ratios={"*": 0.5}, **HOW)
+    assert own.config.text_config.intermediate_size == 24
+    assert own.config.vision_config.to_dict() == model.config.vision_config.to_dict()
+    own.save_pretrained(tmp_path)
+    again = T.AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    assert type(again) is type(model)
+    assert torch.equal(generated(again), generated(own))
