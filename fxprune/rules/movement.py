@@ -19,7 +19,7 @@ from fxprune.rules.fills import reads_channels
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, unemptied, varying_axes, vector_plane
 from fxprune.rules.picking import BY_INDEX, axes_picked, beside_picked, chosen_as, constant, dtype_of
 from fxprune.rules.table import rule, takes_index, takes_ragged
-from fxprune.rules.vocabulary import Slot
+from fxprune.rules.vocabulary import Meeting, Slot
 
 _VIEWS = {"view": "reshape", "view_as": "reshape_as"}
 
@@ -91,6 +91,9 @@ def _moved(ctx: Context, x: Labels, args: Any, kwargs: Any, result: Any) -> Any:
 
     bare = run(torch.zeros(()).expand(x.shape))
     moved = [pytree.tree_leaves(run(plane.over(x.shape))) for plane in planes]
+    if len(planes) == 2 and ctx.remember("joined", int(_flattens(*moved))):
+        planes = [*filter(None, [_joined(ctx, x, planes)])]
+        moved = [pytree.tree_leaves(run(plane.over(x.shape))) for plane in planes]
     ragged = [plane.ragged and _moves_rows(run, x) for plane in planes]
     for plane, by_row in zip(planes, ragged, strict=True):
         if plane.ragged and not by_row:
@@ -101,6 +104,18 @@ def _moved(ctx: Context, x: Labels, args: Any, kwargs: Any, result: Any) -> Any:
         found = ctx.settle(labels, part.shape, i, ragged=ragged)
         parts.append(found if x.index_of is None else replace(found, index_of=x.index_of))
     return parts[0] if isinstance(bare, Tensor) else tuple(parts)
+
+
+def _flattens(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    """Whether two planes lie along one axis of a result, as where heads that share values meet the places in them."""
+    return any(set(varying_axes(a)) & set(varying_axes(b)) for a, b in zip(one, other, strict=True))
+
+
+def _joined(ctx: Context, x: Labels, planes: Sequence[Plane]) -> Plane | None:
+    """Two planes as a grid, of which whole slices along an axis of one are removed, or along an axis of the other."""
+    axes = tuple(sorted(axis for plane in planes for axis in plane.axes))
+    sizes = [[size if axis in plane.axes else 1 for axis, size in enumerate(x.shape)] for plane in planes]
+    return ctx.merge(Meeting(axes, [[plane] for plane in planes], sizes, tag="joined", by_heads=ctx.by_heads))
 
 
 def _empty(ctx: Context, planes: Sequence[Plane], x: Labels, run: Callable[[Tensor], Any], part: int) -> list[Tensor]:
