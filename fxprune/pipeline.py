@@ -62,6 +62,7 @@ def compress(
     unknown: Unknown = "error",
     inexact: bool = False,
     head_dim: bool = False,
+    query_heads: bool = False,
     min_keep: int = 1,
     round_to: RoundTo = 1,
     equal_blocks: bool = False,
@@ -103,7 +104,7 @@ def compress(
         max_samples, loss, unpack, classes, seed, device, progress, run, scoring: see `score`.
         exclude: module names, glob patterns of names, or module types whose outputs are not pruned.
         unknown: "error", or "freeze" to keep all channels that an operation without a rule touches.
-        inexact, head_dim: see `couple`.
+        inexact, head_dim, query_heads: see `couple`.
         min_keep, round_to, equal_blocks: see `Scores.plan`.
         submodule: path of the part to prune instead of the whole model, where that cannot be captured in one piece.
             The part's outputs are not pruned, so the rest of the model fits; `exclude` takes names in the part.
@@ -138,7 +139,9 @@ def compress(
         with_captured_part, loader=loader, path=submodule, exclude=exclude, unpack=unpack, run=run, prove=verify
     )
     original = small = captured(model)
-    coupled: Any = {"exclude": exclude, "unknown": unknown, "inexact": inexact, "head_dim": head_dim}
+    coupled: Any = {
+        "exclude": exclude, "unknown": unknown, "inexact": inexact, "head_dim": head_dim, "query_heads": query_heads
+    }  # fmt: skip
     graph: Any = part_of(original, submodule)
     limits = limits_of(part_of(model, submodule), graph, **coupled) if own_class else captured_of(graph).limits
     schedule = Schedule(asked, rounds)

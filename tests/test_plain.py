@@ -408,3 +408,22 @@ def test_the_language_part_of_a_model_of_images_and_texts(name: str, tmp_path: P
     again = T.AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     assert type(again) is type(model)
     assert torch.equal(generated(again), generated(own))
+
+
+@pytest.mark.parametrize(
+    ("keys", "attention"),
+    [(1, "sdpa"), pytest.param(2, "sdpa", marks=pytest.mark.wide), pytest.param(2, "eager", marks=pytest.mark.wide)],
+)
+def test_queries_that_share_keys_and_values(keys: int, attention: str, tmp_path: Path) -> None:
+    """Of each group of queries the same are removed; a single head of keys leaves no other choice."""
+    torch.manual_seed(0)
+    sizes = {**TEXT, "num_attention_heads": 8, "num_key_value_heads": keys, "head_dim": 8}
+    model = T.LlamaForCausalLM(T.LlamaConfig(**sizes, attn_implementation=attention)).eval()
+    options = {"ratios": {"*.q_proj": 0.5}, "plain": True, "compensate": "none", "progress": False}
+    own: Any = compress_pretrained(model, [batch(), batch(3, 5)], query_heads=keys > 1, **options)
+    assert changed(own, model) == {"num_attention_heads": 4}
+    report = fxprune.report(own)
+    assert report.error < 1e-5
+    assert [(group.before, group.after) for group in report.groups[:1]] == [(8 // keys, 4 // keys)]
+    own.save_pretrained(tmp_path)
+    check_generation(own, T.AutoModelForCausalLM.from_pretrained(tmp_path).eval())

@@ -223,7 +223,10 @@ def _each(names: str, check: Check) -> dict[str, Check]:
     return dict.fromkeys(names.split(), check)
 
 
-_FLAGS = "inexact head_dim verify prove build progress note dynamic_batch resume own_class new_biases equal_blocks"
+_FLAGS = (
+    "inexact head_dim query_heads verify prove build progress note dynamic_batch resume own_class new_biases "
+    "equal_blocks"
+)
 CHECKS |= {
     "alpha": _number(lambda x: 0 <= x <= 1, "it is a share of units and lies between 0 and 1", PlanError),
     **{name: _share(what) for name, what in (("params", "parameters"), ("macs", "MACs"), ("latency", "latency"))},

@@ -7,7 +7,7 @@ import re
 _SAME = (
     "allocate", "alpha", "checkpoint", "classes", "compensate", "device", "equal_blocks", "every", "exclude",
     "head_dim", "inexact", "latency", "loss", "macs", "min_keep", "new_biases", "params", "propose", "protect",
-    "round_to", "rounds", "run", "scores", "seed", "submodule", "unknown", "unpack", "verify",
+    "query_heads", "round_to", "rounds", "run", "scores", "seed", "submodule", "unknown", "unpack", "verify",
 )  # fmt: skip
 OPTIONS = {name: f"--{name.replace('_', '-')}" for name in _SAME} | {
     "max_samples": "--samples", "loader": "--data", "ratios": "--ratio",

@@ -67,6 +67,10 @@ class CouplingOptions:
         bool, _Coupling("--inexact", help="Also prune channels over which a statistic such as LayerNorm is taken.")
     ] = False
     head_dim: Annotated[bool, _Coupling("--head-dim", help="Prune within attention heads, not whole heads.")] = False
+    query_heads: Annotated[
+        bool,
+        _Coupling("--query-heads", help="Where queries share keys, prune queries of each group, not whole groups."),
+    ] = False
     unknown: Annotated[
         str,
         _Coupling(
@@ -78,7 +82,8 @@ class CouplingOptions:
     def coupling(self) -> dict[str, Any]:
         """The options as arguments of `couple`."""
         return {
-            "exclude": tuple(self.exclude), "unknown": self.unknown, "inexact": self.inexact, "head_dim": self.head_dim
+            "exclude": tuple(self.exclude), "unknown": self.unknown, "inexact": self.inexact, "head_dim": self.head_dim,
+            "query_heads": self.query_heads,
         }  # fmt: skip
 
 

@@ -25,11 +25,12 @@ class Collector(Context):
     """Gives out labels and collects the facts that rules state about them."""
 
     def __init__(
-        self, graph: ModelGraph, exclude: Exclude = (), *, inexact: bool = False, head_dim: bool = False
-    ) -> None:
+        self, graph: ModelGraph, exclude: Exclude = (), *, inexact: bool = False, head_dim: bool = False,
+        query_heads: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(graph)
         self.exclude, self.allow_inexact, self.by_heads = listed(exclude), inexact, not head_dim
-        self.limits = captured_of(graph).limits
+        self.query_heads, self.limits = query_heads, captured_of(graph).limits
         self.statistics: list[tuple[Tensor, str, str]] = []
         self.matched: set[int] = set()
         self.modules = dict(graph.named_modules(remove_duplicate=False))

@@ -33,6 +33,7 @@ def couple(
     unknown: Unknown = "error",
     inexact: bool = False,
     head_dim: bool = False,
+    query_heads: bool = False,
 ) -> tuple[Group, ...]:
     """The groups of coupled channels of a captured graph, prunable ones and frozen ones.
 
@@ -42,6 +43,7 @@ def couple(
         unknown: "error", or "freeze" to keep all channels that an operation without a rule touches.
         inexact: also remove channels over which a statistic is taken (LayerNorm, say), although it changes.
         head_dim: in attention, remove the same dimensions of every head instead of whole heads.
+        query_heads: where queries share keys and values, remove the same ones of each group instead of whole groups.
 
     Raises:
         UnsupportedOpError: an operation has no rule.
@@ -59,8 +61,9 @@ def couple(
       2: 2 of 2 channels
     """
     check(couple, locals())
+    how: dict[str, Any] = {"inexact": inexact, "head_dim": head_dim, "query_heads": query_heads}
     with undisturbed():
-        return analyse(graph, exclude=exclude, unknown=unknown, inexact=inexact, head_dim=head_dim).groups
+        return analyse(graph, exclude=exclude, unknown=unknown, **how).groups
 
 
 def analyse(
@@ -70,10 +73,11 @@ def analyse(
     unknown: Unknown = "error",
     inexact: bool = False,
     head_dim: bool = False,
+    query_heads: bool = False,
 ) -> Coupling:
     """Everything behind `couple`: groups, sites, edges, and the labels that rewriting and verifying need."""
     register_torchvision()
-    collector = Collector(graph, exclude, inexact=inexact, head_dim=head_dim)
+    collector = Collector(graph, exclude, inexact=inexact, head_dim=head_dim, query_heads=query_heads)
     with torch.no_grad(), computing():
         for node in collector.graph.graph.nodes:
             with explained(collector, node):

@@ -118,7 +118,9 @@ def _plain(
     for name, value in {"submodule": "", "equal_blocks": True, "new_biases": False}.items():
         if options.pop(name, value) != value:
             raise NarrowError(f"plain=True needs {name}={value!r}: {_WHY[name]}")
-    coupled = {name: options[name] for name in ("exclude", "unknown", "inexact", "head_dim") if name in options}
+    coupled = {
+        name: options[name] for name in ("exclude", "unknown", "inexact", "head_dim", "query_heads") if name in options
+    }
     asked = {name: options.get(name) for name in ("unpack", "run")}
     graph: Any = with_captured_part(own, loader, "", options.get("exclude", ()), **asked)  # type: ignore[arg-type]
     with stage("coupling"), undisturbed():

@@ -117,6 +117,7 @@ class Plan:
         unknown: Unknown = "error",
         inexact: bool = False,
         head_dim: bool = False,
+        query_heads: bool = False,
         submodule: str = "",
     ) -> Plan:
         """The plan that keeps channels of the caller's choice, for instance by a criterion of one's own.
@@ -127,7 +128,7 @@ class Plan:
             model: the model to prune; it is not changed.
             example: a batch as the model (or its part) takes it.
             kept: for each layer that is to lose channels, those to keep: {"layer1.0.conv1": [0, 1, 5]}.
-            exclude, unknown, inexact, head_dim, submodule: see `compress`.
+            exclude, unknown, inexact, head_dim, query_heads, submodule: see `compress`.
 
         Raises:
             PlanError: there is no such layer or channel, a channel cannot be removed, two layers contradict each other,
@@ -140,7 +141,7 @@ class Plan:
           0: 2 of 3
         """
         check(cls.from_kept, locals())
-        options = {"inexact": inexact, "head_dim": head_dim}
+        options = {"inexact": inexact, "head_dim": head_dim, "query_heads": query_heads}
         graph = capture_around(exclude, part_of(model, submodule), example)
         with undisturbed():
             coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
@@ -259,5 +260,5 @@ def kept_units(plan: Plan, coupling: Coupling) -> Flags:
 
 def coupling_of(graph: ModelGraph, plan: Plan) -> Coupling:
     """The coupling that `plan` was made for, with its exclusions and its options for grids and statistics."""
-    options = {name: bool(plan.settings.get(name, False)) for name in ("inexact", "head_dim")}
+    options = {name: bool(plan.settings.get(name, False)) for name in ("inexact", "head_dim", "query_heads")}
     return analyse(graph, exclude=plan.frozen.get(EXCLUDED, ()), unknown="freeze", **options)

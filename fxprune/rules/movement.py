@@ -115,7 +115,9 @@ def _joined(ctx: Context, x: Labels, planes: Sequence[Plane]) -> Plane | None:
     """Two planes as a grid, of which whole slices along an axis of one are removed, or along an axis of the other."""
     axes = tuple(sorted(axis for plane in planes for axis in plane.axes))
     sizes = [[size if axis in plane.axes else 1 for axis, size in enumerate(x.shape)] for plane in planes]
-    return ctx.merge(Meeting(axes, [[plane] for plane in planes], sizes, tag="joined", by_heads=ctx.by_heads))
+    first = min(planes, key=lambda plane: len(plane.axes)).axes
+    met = Meeting(axes, [[plane] for plane in planes], sizes, tag="joined", by_heads=ctx.by_heads, first=first)
+    return ctx.merge(met)
 
 
 def _empty(ctx: Context, planes: Sequence[Plane], x: Labels, run: Callable[[Tensor], Any], part: int) -> list[Tensor]:
@@ -307,7 +309,8 @@ def _literal_axes(ctx: Context, x: Labels, shape: Sequence[int], before: Sequenc
     """Labels for the axes after the first that `expand` expands to a number in the code, or to that of channels."""
     given: Any = ctx.node.kwargs.get("size", ctx.node.args[1:])
     flat = given[0] if isinstance(given, tuple) and len(given) == 1 else given
-    if any(len(plane.axes) > 1 for plane in x.planes) or not isinstance(flat, (tuple, list)):
+    grouped = any(len(plane.axes) > 1 for plane in x.planes)
+    if (grouped and not ctx.remember("queries", int(ctx.query_heads))) or not isinstance(flat, (tuple, list)):
         return
     for axis, number in enumerate(flat):
         is_node = isinstance(number, fx.Node) and reads_channels(ctx, number)

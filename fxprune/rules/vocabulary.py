@@ -33,7 +33,7 @@ class Meeting:
     `inputs` holds all planes of each input, also those outside `axes`, and `sizes` its shape. `summed` are axes that
     the node sums over, and `tag` names the labels of the result. `by_heads` says whether the axes of a grid that
     several inputs share are tried first (heads) or last (places in heads); None chooses the axis that frees more units.
-    `coarse` gives the result labels along the axes that all planes share only, as where a grid would be very large.
+    Of these, the axes `first` come first. `coarse` gives the result labels along the axes that all planes share only, as where a grid would be very large.
     """
 
     axes: tuple[int, ...]
@@ -42,6 +42,7 @@ class Meeting:
     summed: frozenset[int] = frozenset()
     tag: str = ""
     by_heads: bool | None = None
+    first: tuple[int, ...] = ()
     coarse: bool = False
 
     @property
@@ -74,7 +75,11 @@ class Meeting:
         heads = {axis for axis in self.axes if sum(axis in plane.axes for plane in self.planes) > 1}
         if self.summed & set(self.axes):
             heads = set(self.axes) - self.summed
-        return sorted(self.axes, key=lambda axis: self.by_heads is not None and (axis in heads) != self.by_heads)
+
+        def late(axis: int) -> tuple[bool, bool]:
+            return axis not in self.first, self.by_heads is not None and (axis in heads) != self.by_heads
+
+        return sorted(self.axes, key=late)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

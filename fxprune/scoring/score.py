@@ -49,6 +49,7 @@ def score(
     unknown: Unknown = "error",
     inexact: bool = False,
     head_dim: bool = False,
+    query_heads: bool = False,
     min_keep: int = 1,
     round_to: RoundTo = 1,
     equal_blocks: bool = False,
@@ -91,7 +92,7 @@ def score(
             projection on the number of samples of a class.
         exclude: module names, glob patterns of names, or module types whose outputs are kept whole.
         unknown: "error", or "freeze" to keep all channels that an operation without a rule touches.
-        inexact, head_dim: see `couple`.
+        inexact, head_dim, query_heads: see `couple`.
         min_keep, round_to, equal_blocks: defaults for the plans that are made of the scores, see `Scores.plan`.
         classes: callable(targets) -> (samples,) integers, where the targets are not class numbers themselves; or the
             classes of positions, (samples, ...) integers: of steps, (N, T), or pixels, (N, H, W). Negative ones are
@@ -119,7 +120,7 @@ def score(
     samples_per_class, projections, sample_memory, seed = map(
         int, (samples_per_class, projections, sample_memory, seed)
     )
-    options: dict[str, Any] = {"inexact": inexact, "head_dim": head_dim}
+    options: dict[str, Any] = {"inexact": inexact, "head_dim": head_dim, "query_heads": query_heads}
     with stage("scoring"), seeded(seed), full_float32():
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         graph: Any = part_of(whole, submodule)

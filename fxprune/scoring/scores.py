@@ -341,6 +341,7 @@ class Scores(ScoreData):
         unknown: Unknown = "error",
         inexact: bool = False,
         head_dim: bool = False,
+        query_heads: bool = False,
         submodule: str = "",
     ) -> Scores:
         """Seeded random scores, for baselines, for tests that need no data, and for models without numbers.
@@ -349,7 +350,7 @@ class Scores(ScoreData):
         """
         check(cls.random, locals())
         graph = capture_around(exclude, part_of(model, submodule), example)
-        options = {"inexact": inexact, "head_dim": head_dim}
+        options = {"inexact": inexact, "head_dim": head_dim, "query_heads": query_heads}
         with undisturbed():
             coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
             drawn = np.random.default_rng(seed).random((2, coupling.units))
