@@ -410,10 +410,10 @@ def test_the_language_part_of_a_model_of_images_and_texts(name: str, tmp_path: P
     assert torch.equal(generated(again), generated(own))
 
 
-@pytest.mark.parametrize(
-    ("keys", "attention"),
-    [(1, "sdpa"), pytest.param(2, "sdpa", marks=pytest.mark.wide), pytest.param(2, "eager", marks=pytest.mark.wide)],
-)
+WIDE = [pytest.param(2, attention, marks=pytest.mark.wide) for attention in ("sdpa", "eager")]
+
+
+@pytest.mark.parametrize(("keys", "attention"), [(1, "sdpa"), *WIDE])
 def test_queries_that_share_keys_and_values(keys: int, attention: str, tmp_path: Path) -> None:
     """Of each group of queries the same are removed; a single head of keys leaves no other choice."""
     torch.manual_seed(0)

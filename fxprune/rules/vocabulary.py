@@ -32,8 +32,9 @@ class Meeting:
 
     `inputs` holds all planes of each input, also those outside `axes`, and `sizes` its shape. `summed` are axes that
     the node sums over, and `tag` names the labels of the result. `by_heads` says whether the axes of a grid that
-    several inputs share are tried first (heads) or last (places in heads); None chooses the axis that frees more units.
-    Of these, the axes `first` come first. `coarse` gives the result labels along the axes that all planes share only, as where a grid would be very large.
+    several inputs share are tried first (heads) or last (places in heads), but for the axes `first`, which come before
+    all; None chooses the axis that frees more units. `coarse` gives the result labels along the axes that all planes
+    share only, as where a grid would be very large.
     """
 
     axes: tuple[int, ...]
