@@ -124,8 +124,10 @@ def test_python_of_language_models_runs() -> None:
     found = executed(ROOT / "docs" / "prune" / "llm.md")
     assert type(found["own"]).__name__ == "LlamaForCausalLM"
     assert found["logits"].shape == (8, 9, 50)
-    budget = fxprune.report(found["small"]).budget
-    assert budget.asked == 0.8 >= budget.achieved
+    assert type(found["again"]).__name__ == "LlamaForCausalLM"
+    for name in ("small", "free"):
+        budget = fxprune.report(found[name]).budget
+        assert budget.asked == 0.8 >= budget.achieved
 
 
 def test_python_of_yolos_is_that_of_the_script() -> None:

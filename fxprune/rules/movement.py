@@ -92,7 +92,7 @@ def _moved(ctx: Context, x: Labels, args: Any, kwargs: Any, result: Any) -> Any:
     bare = run(torch.zeros(()).expand(x.shape))
     moved = [pytree.tree_leaves(run(plane.over(x.shape))) for plane in planes]
     if len(planes) == 2 and ctx.remember("joined", int(_flattens(*moved))):
-        planes = [*filter(None, [_joined(ctx, x, planes)])]
+        planes = tuple(filter(None, [_joined(ctx, x, planes)]))
         moved = [pytree.tree_leaves(run(plane.over(x.shape))) for plane in planes]
     ragged = [plane.ragged and _moves_rows(run, x) for plane in planes]
     for plane, by_row in zip(planes, ragged, strict=True):
