@@ -234,13 +234,13 @@ def trace(
     Raises whatever stops the tracer, and CaptureError where the forward caught that.
     """
     register_torchvision()
-    register_constants(model)
+    _register_constants(model)
     own = tracer or SymbolicTracer(example, concrete_args, leaves)
     with _opened_functions(), _variables_passed(), _attributes_kept(model):
         graph = own.trace(model)
     if own.refused:
         raise CaptureError(f"{own.refused[0]}, and it catches the error that says so")
-    register_constants(model)
+    _register_constants(model)
     _drop_unused_attention_weights(graph)
     for node in list(graph.nodes):
         if node.op == "get_attr" and not node.users:  # the forward may have replaced it since
@@ -337,7 +337,7 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
         remove_hooks(model)
 
 
-def register_constants(model: nn.Module) -> None:
+def _register_constants(model: nn.Module) -> None:
     """Make buffers outside the state_dict of tensors kept as plain attributes: they move and narrow with the rest."""
     for module in model.modules():
         for name, value in list(vars(module).items()):
