@@ -11,9 +11,7 @@ from steps import KINDS
 
 import fxprune
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*upsample.* is deprecated", "ignore:.*deprecated signature"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.*upsample.* is deprecated", "ignore:.*deprecated signature")
 AT_ONCE = 40  # kinds in one network
 NONE = {"F.batch_norm", "F.instance_norm", "torch.native_channel_shuffle"}  # with weights of six channels
 BOXES = {name for name in KINDS if "roi_" in name}  # whose numbers of samples a sum that is added makes wrong
