@@ -236,7 +236,7 @@ def trace(
     register_torchvision()
     _register_constants(model)
     own = tracer or SymbolicTracer(example, concrete_args, leaves)
-    with _opened_functions(), _variables_passed(), _attributes_kept(model):
+    with _opened_functions(), _opened_scripts(), _variables_passed(), _attributes_kept(model):
         graph = own.trace(model)
     if own.refused:
         raise CaptureError(f"{own.refused[0]}, and it catches the error that says so")
@@ -303,6 +303,25 @@ def _opened_functions() -> Iterator[None]:
     finally:
         table.clear()
         table.update(before)
+
+
+@contextmanager
+def _opened_scripts() -> Iterator[None]:
+    """Trace into functions that torch.jit compiled: given symbols, they call the Python function of their source."""
+    kind = torch.jit.ScriptFunction
+    compiled = kind.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        source = getattr(self, "_torchdynamo_inline", None)
+        if source is None or not _is_traced((args, kwargs)):
+            return compiled(self, *args, **kwargs)
+        return source(*args, **kwargs)
+
+    kind.__call__ = call
+    try:
+        yield
+    finally:
+        kind.__call__ = compiled
 
 
 @contextmanager
