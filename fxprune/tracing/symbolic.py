@@ -308,7 +308,7 @@ def _opened_functions() -> Iterator[None]:
 @contextmanager
 def _opened_scripts() -> Iterator[None]:
     """Trace into functions that torch.jit compiled: given symbols, they call the Python function of their source."""
-    kind = torch.jit.ScriptFunction
+    kind: Any = torch.jit.ScriptFunction
     compiled = kind.__call__
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
