@@ -127,7 +127,8 @@ def _information(
         known = float(_terms(chances, logs).sum())
         sums.append(chances.sum(0).cpu())
         facts.append([rows, known, known + rows * math.log(classes), 1, classes, classes**2])
-    rows, known, gained, batches, total, square = summed(torch.tensor(facts, dtype=torch.float64).sum(0)).tolist()
+    facts_of_all: list[float] = summed(torch.tensor(facts, dtype=torch.float64).sum(0)).tolist()
+    rows, known, gained, batches, total, square = facts_of_all
     if batches * square != total**2:
         return gained / rows
     mean = summed(torch.stack(sums).sum(0)) / rows
