@@ -123,12 +123,12 @@ def _information(
     sums, facts = [], []
     for output in outputs:
         logs = _logs(output, axis or 0, logits=logits).movedim(axis or 0, -1).flatten(0, -2)
-        chances, (rows, classes) = logs.exp(), logs.shape
-        known = float(_terms(chances, logs).sum())
+        chances, (count, classes) = logs.exp(), logs.shape
+        own = float(_terms(chances, logs).sum())
         sums.append(chances.sum(0).cpu())
-        facts.append([rows, known, known + rows * math.log(classes), 1, classes, classes**2])
-    facts_of_all: list[float] = summed(torch.tensor(facts, dtype=torch.float64).sum(0)).tolist()
-    rows, known, gained, batches, total, square = facts_of_all
+        facts.append([count, own, own + count * math.log(classes), 1, classes, classes**2])
+    totals: list[float] = summed(torch.tensor(facts, dtype=torch.float64).sum(0)).tolist()
+    rows, known, gained, batches, total, square = totals
     if batches * square != total**2:
         return gained / rows
     mean = summed(torch.stack(sums).sum(0)) / rows
