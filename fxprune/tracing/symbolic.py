@@ -146,6 +146,8 @@ class SymbolicTracer(fx.Tracer):
             given = {field.name: getattr(a, field.name) for field in fields(a)}
             some = {name: self.create_arg(value) for name, value in given.items() if value is not None}
             return self.create_node("call_function", type(a), (), some)
+        if isinstance(a, nn.Parameter) and not any(a is own for own in self.root.parameters()):
+            return super().create_arg(a.detach())  # of a layer that the model does not own: a constant
         return super().create_arg(a)
 
     def create_args_for_root(
