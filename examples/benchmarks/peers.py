@@ -32,7 +32,7 @@ from zoo import SIZES, USUAL, example_of, family_of, run, timed
 
 import fxprune
 
-LIMIT = 60.0
+LIMIT = 120.0
 RATIO = 1 / 3
 MEMBERS = (
     "alexnet", "vgg11_bn", "resnet18", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "densenet161",

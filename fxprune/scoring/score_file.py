@@ -104,6 +104,7 @@ def read_scores(path: str | PathLike[str]) -> dict[str, Any]:
             )
         fields = _fields(header, arrays)
         _check_consistent(ScoreData(**fields))
+        check_settings(fields["settings"], path)
         return fields
     except OSError as error:
         raise PlanError(f"{path} cannot be read ({error})") from error
@@ -187,7 +188,6 @@ def _check_consistent(scores: ScoreData) -> None:
         _check(curves.order.ndim == 1 and np.array_equal(np.sort(curves.order), np.arange(units)), "curves")
         _check(len(curves.starts) <= len(scores.groups) + 1 and curves.starts[-1:] == [len(curves.depths)], "curves")
     _check_limits(scores)
-    check_settings(scores.settings)
     check_example(scores.example)
 
 
