@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import language
+import transformers_small
 import torch
 from measure import CONSOLE, DOCS, Table, child, parser, show, write
 from peers import MEMBERS, floats, member
@@ -25,7 +25,7 @@ import fxprune
 from fxprune.tracing.capture import RUNGS
 
 LIMIT = 600.0
-NAMES = (*MEMBERS, "mvit_v2_s", *language.MODELS)
+NAMES = (*MEMBERS, "mvit_v2_s", *transformers_small.MODELS)
 QUICK = ("resnet18", "swin_t", "BERT")
 NOTE = (
     "Each graph was captured in that way alone, on two small samples. Cells: the largest difference between the "

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import language
+import transformers_small
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -25,9 +25,9 @@ def build(name: str, size: int, example: Any) -> nn.Module:
 
     `example` is what the model takes, or the backbone of a detector.
     """
-    if name in language.MODELS:
+    if name in transformers_small.MODELS:
         torch.manual_seed(0)
-        return language.MODELS[name][0]().eval()
+        return transformers_small.MODELS[name][0]().eval()
     torch.manual_seed(0)
     with skipped_initialisation() if name in GIANTS else nullcontext():
         model: nn.Module = torchvision.models.get_model(name, weights=None, **options_of(name, size)).eval()

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import language
+import transformers_small
 import torch
 import torchvision
 from measure import CONSOLE, DOCS, Table, child, environment, millions, parser, percent, seconds, short
@@ -37,7 +37,7 @@ _MODULES = {
     "optical flow": optical_flow, "detection": detection,
 }  # fmt: skip
 FAMILIES = {family: torchvision.models.list_models(module=module) for family, module in _MODULES.items()}
-FAMILIES["transformers"] = list(language.MODELS)
+FAMILIES["transformers"] = list(transformers_small.MODELS)
 QUICK = ("mobilenet_v3_small", "lraspp_mobilenet_v3_large", "ssdlite320_mobilenet_v3_large")
 Result = TypeVar("Result")
 ALPHA = 0.1
@@ -89,7 +89,7 @@ def example_of(name: str, size: int) -> Any:
     """Two samples as the model, or the backbone of a detector, takes them; one of the heavy video models."""
     generator, family = torch.Generator().manual_seed(1), family_of(name)
     if family == "transformers":
-        return language.MODELS[name][1]()
+        return transformers_small.MODELS[name][1]()
     if family == "video":
         return torch.randn(1 if size > 112 else 2, 3, FRAMES, size, size, generator=generator)
     images = torch.randn(2, 2, 3, size, size, generator=generator)
