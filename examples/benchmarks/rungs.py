@@ -14,12 +14,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import transformers_small
 import torch
-from measure import CONSOLE, DOCS, Table, child, parser, show, write
-from peers import MEMBERS, floats, member
+import transformers_small
+from measure import CONSOLE, DOCS, Table, child, parser, run, show, write
+from peers import floats, member
 from rich.progress import track
-from zoo import run
+from weights import MEMBERS
 
 import fxprune
 from fxprune.tracing.capture import RUNGS
