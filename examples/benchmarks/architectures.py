@@ -65,7 +65,8 @@ def tried(make: Make, compress: Callable[..., nn.Module], row: dict[str, Any], r
         model.eval()
         with torch.no_grad():
             roughen(model)
-            floats(run(model, inputs(2)))
+            if not all(bool(t.isfinite().all()) for t in floats(run(model, inputs(2)))):
+                raise ValueError("its own outputs are not finite")
     except Exception as error:  # noqa: BLE001 - the page says why
         report({"unbuilt": text_of(error)})
         return

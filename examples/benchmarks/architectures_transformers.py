@@ -77,8 +77,8 @@ def small(kind: type[PretrainedConfig], *, widths: bool = True) -> PretrainedCon
             options[name] = new
     if getattr(default, "kv_lora_rank", None):
         options["num_key_value_heads"] = options.get("num_attention_heads", default.num_attention_heads)
-    if getattr(default, "layer_types", None) and "layer_types" not in options and default.layer_types:
-        kinds = list(dict.fromkeys(default.layer_types))
+    if vars(default).get("layer_types"):
+        kinds = list(dict.fromkeys(vars(default)["layer_types"]))
         options |= {"layer_types": kinds, "num_hidden_layers": len(kinds)}
     return kind(**options | CORRECTIONS.get(kind.__name__, {}))
 
@@ -234,7 +234,7 @@ def inputs_for(model: Any, way: str, tokens: int, batch: int) -> dict[str, Tenso
         found["input_features"] = found["input_features"].mT.contiguous()
     if "input_ids" in found and "attention_mask" in names:
         found["attention_mask"] = torch.ones_like(found["input_ids"])
-        found["attention_mask"][0, -1] = 0  # a batch with padding; without, models leave masks out
+        found["attention_mask"][:, -1] = 0  # samples with padding; without, models leave masks out
     return found
 
 
