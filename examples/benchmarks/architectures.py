@@ -1,6 +1,6 @@
 """Architectures of ten libraries, small and with random weights: captured, pruned, verified, run as their own class.
 
-    python examples/benchmarks/architectures.py [--only "timm/*" "*/swin*"] [--resume]
+    python examples/benchmarks/architectures.py [--only "timm/*" "*/swin*"] [--resume] [--quick]
 
 Each runs in a process of its own, a fork of this one, with a time limit. What is tried here is the coupling and the
 rewriting, not the choice of channels: accuracy.py tries the choice. Libraries that are not installed are left out.
@@ -214,7 +214,8 @@ def main() -> None:
     names = [name for pattern in patterns for name in known if fnmatch.fnmatch(name, pattern)]
     if options.again:
         results = {name: row for name, row in results.items() if not architectures_page.is_bad(row)}
-    for wanted in (lambda row: not row, lambda row: is_pruned(row) and not {"own", "own_failed"} & set(row)):
+    stages = [lambda row: not row, lambda row: is_pruned(row) and not {"own", "own_failed"} & set(row)]
+    for wanted in stages[: 1 if options.quick else 2]:
         chosen = [name for name in dict.fromkeys(names) if wanted(results.get(name, {}))]
         for index, name in enumerate(track(chosen, description="architectures", console=CONSOLE)):
             row = results.get(name, {"model": name})

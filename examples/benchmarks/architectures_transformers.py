@@ -54,12 +54,15 @@ NUMBERS: tuple[tuple[str, int], ...] = (  # the first pattern that matches a who
     (r".*num_mel_bins|feature_size|num_mel.*", 16),
     (r".*num_queries", 8),
     (r".*frames", FRAMES),
+    (r"patch_size", 8),
+    (r"mm_tokens_per_image", 16),
 )
 MOST, MOST_TOKENS = 40_000_000, 600
 WAYS = ("plain", "tokens", "image", "channel", "frames first", "text")  # of giving a model its inputs
 SERIES = ("past_values", "past_observed_mask", "future_values", "future_time_features")
-KEPT = (
-    r"num_channels|in_channels|.*kernel.*|.*stride.*|num_labels|.*window.*|.*chunk.*|.*patch.*|.*type_.*|.*norm.*dim.*"
+KEPT = (  # which are not made smaller
+    r"num_channels|in_channels|.*kernel.*|.*stride.*|num_labels|.*window.*|.*chunk.*|.+_patch.*|.*type_.*|"
+    r".*patch_.+(?<!patch_size)|.*norm.*dim.*|num_feat_extract_layers"
 )
 
 
@@ -128,6 +131,11 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         "lsh_attn_chunk_length": 4,
         "local_attn_chunk_length": 4,
     },
+    **dict.fromkeys(
+        ("SwinConfig", "Swinv2Config", "DonutSwinConfig", "MaskFormerSwinConfig"),
+        {"image_size": 64, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
+    ),
+    "EfficientNetConfig": {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280},
     "XmodConfig": {"default_language": "en_XX"},
 }
 

@@ -14,6 +14,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
@@ -146,7 +147,7 @@ class SymbolicTracer(fx.Tracer):
             given = {field.name: getattr(a, field.name) for field in fields(a)}
             some = {name: self.create_arg(value) for name, value in given.items() if value is not None}
             return self.create_node("call_function", type(a), (), some)
-        return super().create_arg(a)
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def create_args_for_root(
         self,
