@@ -116,6 +116,7 @@ DEPTHS = (
     r".*experts"
 )
 _SERIES = {"prediction_length": 8, "context_length": 16, "lags_sequence": [1, 2], "num_time_features": 1}
+_SWIN = {"image_size": 64, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
 CORRECTIONS: dict[str, dict[str, Any]] = {
     "AutoformerConfig": _SERIES,
     "InformerConfig": _SERIES,
@@ -131,10 +132,9 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         "lsh_attn_chunk_length": 4,
         "local_attn_chunk_length": 4,
     },
-    **dict.fromkeys(
-        ("SwinConfig", "Swinv2Config", "DonutSwinConfig", "MaskFormerSwinConfig"),
-        {"image_size": 64, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
-    ),
+    "SwinConfig": _SWIN,
+    "Swinv2Config": _SWIN,
+    "DonutSwinConfig": _SWIN,
     "EfficientNetConfig": {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280},
     "XmodConfig": {"default_language": "en_XX"},
 }
