@@ -15,7 +15,6 @@ from helpers import difference, graph_of, outputs, parameters, rounding, squares
 from numpy.typing import NDArray
 from permuted import permuted
 from random_nets import BATCHES, RandomNet
-from steps import KINDS
 from torch import Tensor, fx, nn
 
 import fxprune
@@ -32,15 +31,11 @@ CLOSE = {torch.float64: 1e-7, torch.float32: 1e-3}  # of two scores, in shares o
 
 @dataclass(frozen=True)
 class Trial:
-    """A network, and the plan that a random ranking of its units gives at a level.
-
-    `exports` asks for torch.export, which takes longer than all else together, among the ways of capture.
-    """
+    """A network, and the plan that a random ranking of its units gives at a level."""
 
     net: RandomNet
     seed: int
     alpha: float
-    exports: bool = True
 
     @cached_property
     def graph(self) -> ModelGraph:
@@ -57,12 +52,6 @@ class Trial:
     @cached_property
     def scores(self) -> fxprune.Scores:
         return scored(self.net)
-
-    @property
-    def ways(self) -> tuple[str, ...]:
-        """The ways of capture beside the first."""
-        exports = self.exports and all(KINDS[step.kind].exports for step in self.net.steps)
-        return ("values", "export") if exports else ("values",)
 
 
 def made(graph: ModelGraph, plan: fxprune.Plan) -> ModelGraph:
@@ -119,19 +108,15 @@ def the_empty_plan_is_the_identity(trial: Trial) -> bool:
 
 
 def two_ways_of_capture_agree(trial: Trial) -> bool:
-    """The graphs of tracing and of torch.export, where it takes the model, and what the same plan makes of them.
-
-    A layer that torch.export opens up, such as a cell that runs twice, has no site of its own there: another plan.
-    """
+    """The graphs of symbolic tracing and of tracing with values, and what the same plan makes of them."""
     example = trial.net.example(3)
-    for method in trial.ways:
-        other = graph_of(trial.net, trial.net.example(), method=method)
-        assert difference(outputs(trial.graph, example), outputs(other, example)) < 1e-9
-        own = fxprune.Scores.random(other, trial.net.example(), seed=trial.seed).plan(alpha=trial.alpha)
-        assert fxprune.verify(other, own, made(other, own), example) < 1e-9
-        if own.widths == trial.plan.widths:
-            plan = replace(trial.plan, settings={**trial.plan.settings, "method": method})
-            assert difference(outputs(trial.small, example), outputs(made(other, plan), example)) < 1e-9
+    other = graph_of(trial.net, trial.net.example(), method="values")
+    assert difference(outputs(trial.graph, example), outputs(other, example)) < 1e-9
+    own = fxprune.Scores.random(other, trial.net.example(), seed=trial.seed).plan(alpha=trial.alpha)
+    assert fxprune.verify(other, own, made(other, own), example) < 1e-9
+    assert own.widths == trial.plan.widths
+    plan = replace(trial.plan, settings={**trial.plan.settings, "method": "values"})
+    assert difference(outputs(trial.small, example), outputs(made(other, plan), example)) < 1e-9
     return True
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch._guards
-import torch.export._trace
 from torch.fx import _symbolic_trace, traceback
 from torch.fx.experimental import proxy_tensor, symbolic_shapes
 from torch.nn.modules import module as modules
@@ -21,8 +20,6 @@ from torch.utils import _python_dispatch
 
 _PATCHED = ("torch", "torchvision", "builtins", "math", "operator", "zoo", "test_interrupts", "mynets")
 _OF_MODULES: tuple[tuple[Any, str], ...] = (
-    (torch.compiler, "_is_compiling_flag"), (torch.compiler, "_is_exporting_flag"),
-    (torch.export._trace, "_EXPORT_FLAGS"), (torch.export._trace, "_EXPORT_MODULE_HIERARCHY"),
     (proxy_tensor, "_CURRENT_MAKE_FX_TRACER"), (traceback, "current_meta"), (traceback, "should_preserve_node_meta"),
     (_python_dispatch, "_is_in_torch_dispatch_mode"), (_symbolic_trace, "CURRENT_PATCHER"),
     (_symbolic_trace, "_is_fx_tracing_flag"), (_symbolic_trace, "_wrapped_fns_to_patch"),

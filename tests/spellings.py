@@ -19,7 +19,7 @@ from fxprune.rules.table import RULES, key_of
 
 Values = dict[fx.Node, Any]
 Way = Callable[[fx.GraphModule, fx.Node, Values], bool]
-REFUSED = (TypeError, ValueError, RuntimeError, IndexError, AssertionError)
+REFUSED = (TypeError, ValueError, RuntimeError, IndexError, AssertionError, UserWarning)
 
 
 def respelled(net: RandomNet, way: Way) -> fx.GraphModule | None:

@@ -76,7 +76,7 @@ def AsksForGradients(self, x: Tensor) -> Tensor:
     return self.second(self.first(x).requires_grad_().view(-1, 2, 4)).sum(1)
 
 
-@pytest.mark.parametrize("method", ["fx", "values", "export"])
+@pytest.mark.parametrize("method", ["fx", "values"])
 def test_a_view_of_a_value_that_needs_gradients(method: str) -> None:
     model, x = AsksForGradients(), tensors(6)(2)
     graph = fxprune.capture(model, x, method=method)

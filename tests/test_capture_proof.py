@@ -30,7 +30,7 @@ from fxprune.errors import CaptureError, FxpruneError, FxpruneWarning
 from fxprune.tracing.agreement import agree, apart
 
 Forward = Callable[..., Tensor]
-RUNGS = ("fx", "values", pytest.param("export", marks=pytest.mark.wide))  # the slowest
+RUNGS = ("fx", "values")
 
 
 class Net(nn.Module):
@@ -506,10 +506,9 @@ class Several(Nested):
         return self.b(torch.stack([self.a(x).relu() for x in xs]).sum(0))
 
 
-@pytest.mark.parametrize("rung", ["values", "export"])
-def test_none_and_text_inside_of_an_input_are_checked(rung: str) -> None:
+def test_none_and_text_inside_of_an_input_are_checked() -> None:
     x, model = torch.randn(3, 6), Nested()
-    graph = fxprune.capture(model, ({"x": torch.randn(4, 6), "mask": None, "mode": "a"},), method=rung)
+    graph = fxprune.capture(model, ({"x": torch.randn(4, 6), "mask": None, "mode": "a"},), method="values")
     given = {"x": x, "mask": None, "mode": "a"}
     assert torch.allclose(model(given), graph(given), atol=1e-6)
     for other in (given | {"mask": torch.full((3, 1), 0.3)}, given | {"mode": "b"}):
@@ -517,11 +516,10 @@ def test_none_and_text_inside_of_an_input_are_checked(rung: str) -> None:
             graph(other)
 
 
-@pytest.mark.parametrize("rung", ["values", "export"])
 @pytest.mark.parametrize("kind", [list, tuple])
-def test_the_length_of_an_input_is_checked(kind: Any, rung: str) -> None:
+def test_the_length_of_an_input_is_checked(kind: Any) -> None:
     x, model = torch.randn(3, 6), Several()
-    graph = fxprune.capture(model, (kind([torch.randn(4, 6)] * 2),), method=rung)
+    graph = fxprune.capture(model, (kind([torch.randn(4, 6)] * 2),), method="values")
     assert torch.allclose(model(kind([x, x])), graph(kind([x, x])), atol=1e-6)
     for count in (1, 3):
         with pytest.raises(CaptureError, match=r"the graph was made for len\(xs\)=2"):
@@ -547,10 +545,9 @@ class Switched(nn.Module):
         return self.layer(x) * (2 if options[0] else 1)
 
 
-@pytest.mark.parametrize("rung", ["values", "export"])
-def test_a_truth_in_a_list_is_checked(rung: str) -> None:
+def test_a_truth_in_a_list_is_checked() -> None:
     x, model = torch.randn(4, 6), Switched()
-    graph = fxprune.capture(model, (x, [True]), method=rung)
+    graph = fxprune.capture(model, (x, [True]), method="values")
     assert torch.allclose(model(x, [True]), graph(x, [True]), atol=1e-6)
     with pytest.raises(CaptureError, match="the graph was made for"):
         graph(x, [False])
@@ -610,17 +607,16 @@ FREE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("rung", ["values", "export"])
 @pytest.mark.parametrize("name", FIXED)
-def test_a_length_that_is_fixed_is_told(name: str, rung: str) -> None:
+def test_a_length_that_is_fixed_is_told(name: str) -> None:
     model, told = Sequences(FIXED[name]).eval(), r"holds for 5 entries along axis 1 of its input of shape \(2, 5, 6\)"
     with pytest.warns(FxpruneWarning, match=told):
-        graph = fxprune.capture(model, torch.randn(8, 5, 6), method=rung)
+        graph = fxprune.capture(model, torch.randn(8, 5, 6), method="values")
     x = torch.randn(3, 5, 6)
     assert torch.allclose(model(x), graph(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("rung", ["auto", "values", "export"])
+@pytest.mark.parametrize("rung", ["auto", "values"])
 @pytest.mark.parametrize("name", FREE)
 def test_a_length_that_is_not_fixed_is_not_told(name: str, rung: str) -> None:
     model = Sequences(FREE[name]).eval()
@@ -662,13 +658,11 @@ BY_SAMPLES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("rung", ["auto", "values", "export"])
+@pytest.mark.parametrize("rung", ["auto", "values"])
 @pytest.mark.parametrize("name", BY_SAMPLES)
 def test_numbers_of_samples_beside_which_a_forward_decides_are_tried(name: str, rung: str) -> None:
     model = Sequences(BY_SAMPLES[name]).eval()
-    with pytest.raises(
-        CaptureError, match=r"gives other outputs than the model on a batch of \d+ samples|Could not guard"
-    ):
+    with pytest.raises(CaptureError, match=r"gives other outputs than the model on a batch of \d+ samples"):
         fxprune.capture(model, torch.randn(8, 6), method=rung)
 
 
@@ -713,7 +707,7 @@ def test_numbers_of_samples_that_are_too_large_to_try_are_told() -> None:
         fxprune.capture(model, torch.randn(8, 6))
 
 
-@pytest.mark.parametrize("rung", ["auto", "values", "export"])
+@pytest.mark.parametrize("rung", ["auto", "values"])
 def test_a_decision_by_the_layout_in_memory_is_refused(rung: str) -> None:
     model = Sequences(lambda h: h).eval()
     forward = model.forward

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import call, difference, outputs, tensors_of
+import torchvision
+from helpers import call, difference, graph_of, outputs, part_of, tensors_of
 from nets import layers
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as fx_internals
@@ -119,6 +120,27 @@ def test_the_graph_computes_the_same(forward: Forward) -> None:
     graph = fxprune.capture(model, images()(2), method="values")
     for batch in (2, 1, 5):
         assert difference(outputs(model, images()(batch)), outputs(graph, images()(batch))) == 0
+
+
+# A tensor that the forward makes of numbers is a constant for symbols, and a node without channels here.
+@pytest.mark.parametrize("name", part_of((name for name in ZOO if name != "constants_of_channels"), 16))
+def test_the_zoo_is_captured_as_by_symbolic_tracing(name: str) -> None:
+    case = ZOO[name]
+    model = case.build().eval()
+    first, graph = (graph_of(model, case.example(2), method=method) for method in ("auto", "values"))
+    assert list(graph.state_dict()) == list(model.state_dict())
+    assert list(map(str, fxprune.couple(graph))) == list(map(str, fxprune.couple(first)))
+    examples = [case.example(batch) for batch in (1, 2, 5) if case.any_batch or batch == 2]
+    for example in examples + ([case.example(2, size=11)] if case.any_size else []):
+        assert difference(outputs(model, example), outputs(graph, example)) < 1e-6
+
+
+@pytest.mark.parametrize("name", part_of(["shufflenet_v2_x0_5", "mobilenet_v2"], 2))
+def test_groups_are_those_of_symbolic_tracing(name: str) -> None:
+    torch.manual_seed(0)
+    model, example = torchvision.models.get_model(name).eval(), torch.randn(2, 3, 32, 32)
+    first, graph = (fxprune.capture(model, example, method=method, prove=False) for method in ("fx", "values"))
+    assert list(map(str, fxprune.couple(graph))) == list(map(str, fxprune.couple(first)))
 
 
 MADE: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -439,6 +461,34 @@ def test_what_is_excluded_is_kept_whole_where_it_cannot_be_captured() -> None:
     assert (small.a.out_channels < 8, small.b.out_channels, small.c.out_channels < 8) == (True, 8, True)
     loader = [(images()(8), torch.arange(8) % 5)]
     assert fxprune.compress(model, loader, alpha=1.0, exclude=["hard"], progress=False).b.out_channels == 8
+
+
+@layers(lambda: dict(a=nn.Linear(6, 8), b=nn.Linear(8, 8), head=nn.Linear(8, 5)))
+def Options(
+    self, pair: tuple[Tensor, Tensor], scale: float = 0.5, mask: Tensor | None = None, *, extra: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Arguments of all kinds: nested, by keyword, left out."""
+    x = self.b(self.a(pair[0] + pair[1]).relu() * scale).relu()
+    if mask is not None:
+        x = x * mask
+    return {"logits": self.head(x + extra["shift"]), "sizes": [x.shape[0], None], "pair": (x, "name")}
+
+
+def options(batch: int = 2) -> dict[str, Any]:
+    return {"extra": {"shift": torch.ones(batch, 1)}, "pair": (tensors(6)(batch), tensors(6)(batch + 1)[1:])}
+
+
+@pytest.mark.parametrize("method", ["fx", "values"])
+def test_arguments_and_outputs_keep_their_structure(method: str) -> None:
+    model = Options().eval()
+    graph = fxprune.capture(model, options(), method=method)
+    with torch.no_grad():
+        expected, found = model(**options(3)), graph(**options(3))
+    assert difference(tensors_of(expected), tensors_of(found)) < 1e-6
+    assert [found["sizes"], found["pair"][1]] == [[3, None], "name"]
+    assert isinstance(found["pair"], tuple)
+    with pytest.raises(CaptureError, match=r"the graph was made for mask=None"):
+        graph(**options(), mask=torch.ones(2, 1))
 
 
 @layers(lambda: dict(a=nn.Linear(6, 8), b=nn.Linear(8, 4)))

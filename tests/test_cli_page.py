@@ -16,6 +16,7 @@ def test_every_command_has_a_session():
     assert set(files(TEXT)) == {"digits.py", "train.py"}
 
 
+@pytest.mark.wide
 @pytest.mark.filterwarnings("ignore")  # of the other libraries
 def test_sessions_run(project):
     pytest.importorskip("timm")

@@ -41,6 +41,7 @@ def test_ranks_score_and_compress_as_one_does(project: Path) -> None:
     assert fxprune.report(small).compensation.after < fxprune.report(small).compensation.before
 
 
+@pytest.mark.wide
 def test_what_cannot_be_shared_says_so(project: Path) -> None:
     done = ran(*RANKS, "inspect", "mynets:build")
     assert done.returncode == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,15 @@ def test_other_outputs_differ_by_shares_of_their_variance() -> None:
     scaled = Divergence().scaled([wanted[:1], wanted[1:]])  # the variance of both batches, not of each
     assert scaled(wanted[:1], found[:1]) == pytest.approx(0.5 / 5)
     assert Divergence()({"a": wanted, "b": wanted}, {"a": found, "b": wanted}) == pytest.approx(0.1)
+
+
+def test_positions_as_classes_may_differ_from_batch_to_batch() -> None:
+    """As the first and the last word of an answer do: what is known of them is that they are not any word alike."""
+    batches = [[1e3 * torch.eye(classes)[:2] for _ in range(2)] for classes in (4, 8)]
+    judge = Divergence(logits=((0, 1), (1, 1))).scaled(batches)
+    assert judge.scales == pytest.approx([(math.log(4) + math.log(8)) / 2] * 2)
+    alike = [torch.zeros_like(batch) for batch in batches[1]]
+    assert judge(batches[1], alike) == pytest.approx(2 * math.log(8) / judge.scales[0])
 
 
 def test_numbers_that_are_not_finite_do_not_count() -> None:

@@ -100,9 +100,17 @@ def name_of(page: Path) -> str:
 
 
 OF_OTHER_LIBRARIES = ("integrations.md", "llm.md", "yolo.md")
+LONG = ("deployment.md", "experts.md", "recipes.md", "transformer.md")
 
 
-@pytest.mark.parametrize("page", [p for p in WITH_CODE if p.name not in OF_OTHER_LIBRARIES], ids=name_of)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=name_of(page), marks=pytest.mark.wide if page.name in LONG else ())
+        for page in WITH_CODE
+        if page.name not in OF_OTHER_LIBRARIES
+    ],
+)
 def test_python_of_a_page_runs(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = executed(page)
     models = [value for value in found.values() if isinstance(value, nn.Module)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 import threading
 from pathlib import Path
 from typing import Any
@@ -24,31 +23,26 @@ import fxprune
 from fxprune.caller.isolation import isolated_copy
 from fxprune.errors import CaptureError, FxpruneWarning
 
-RUNGS = ("fx", "values", "export")
+RUNGS = ("fx", "values")
 LOADER = [(images(6, seed), torch.arange(6) % 3) for seed in range(2)]
 NOT_BY_FX = {"forward_on_batchnorm", "forward_on_attention", "hook_that_may_return"}  # they ask for values or shapes
-NOT_BY_EXPORT = {"hook_that_may_return"}
 PRUNED = (
     "weight_that_a_pre_hook_left",
     "hook_on_a_layer", "hook_by_a_module_of_the_model", "hook_by_what_another_noted", "hooks_at_the_root",
     "pre_hook_that_computes_a_weight", "forward_as_a_partial", "forward_closing_over_the_old_one",
     "DoubleWeight", "DoubleCall", "CalledNet",
 )  # fmt: skip
-SLOW = ("hook_on_an_lstm", "hook_on_attention", "forward_on_attention")  # through torch.export
 DECIDING = "ignore:.* decides by the values:fxprune.FxpruneWarning"
 
 
-def slow(name: str, rung: str) -> Any:
-    return pytest.param(name, rung, marks=[pytest.mark.slow] if rung == "export" and name in SLOW else [])
-
-
 @pytest.mark.filterwarnings(DECIDING)
-@pytest.mark.parametrize(("name", "rung"), list(itertools.starmap(slow, itertools.product(HOOKED, RUNGS))))
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("name", HOOKED)
 def test_the_graph_equals_the_model_with_its_hooks(name: str, rung: str) -> None:
     model, x = HOOKED[name]().eval(), images(5, seed=7)
     seen, before = (list(hooked.SEEN), hooked.CALLS), picture(model)
-    if name in {"fx": NOT_BY_FX, "export": NOT_BY_EXPORT}.get(rung, ()):
-        with pytest.raises(CaptureError, match=rf"(?s)cannot be captured:\n  {rung}.*depends on the forward"):
+    if rung == "fx" and name in NOT_BY_FX:
+        with pytest.raises(CaptureError, match=r"(?s)cannot be captured:\n  fx.*depends on the forward"):
             fxprune.capture(model, images(2), method=rung)
         return
     graph = fxprune.capture(model, images(2), method=rung)

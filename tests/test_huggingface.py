@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,15 @@ def test_classes_of_the_callers_are_kept_otherwise(tmp_path: Path) -> None:
         save_pretrained(small, tmp_path, model)
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a smaller BERT."""
+    folder = tmp_path_factory.mktemp("bert")
+    model, loader = made("bert")
+    save_pretrained(compress_pretrained(model, loader, params=0.85), folder, model)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -206,9 +216,8 @@ def test_classes_of_the_callers_are_kept_otherwise(tmp_path: Path) -> None:
         (lambda described: described.update(intermediate_size=40), "does not fit the BertForSequenceClassification"),
     ],
 )
-def test_an_altered_configuration(change: Any, message: str, tmp_path: Path) -> None:
-    model, loader = made("bert")
-    save_pretrained(compress_pretrained(model, loader, params=0.85), tmp_path, model)
+def test_an_altered_configuration(change: Any, message: str, saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     described = json.loads((tmp_path / "config.json").read_text())
     change(described)
     (tmp_path / "config.json").write_text(json.dumps(described))

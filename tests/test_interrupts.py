@@ -51,7 +51,7 @@ SCORES = fxprune.score(MODEL, BATCHES, progress=False)
 PLAN = SCORES.plan(alpha=0.5)
 SMALL = fxprune.apply(MODEL, PLAN)
 CALLS: dict[str, Callable[[], Any]] = {
-    **{f"capture by {rung}": partial(fxprune.capture, MODEL, X, method=rung) for rung in ("fx", "values", "export")},
+    **{f"capture by {rung}": partial(fxprune.capture, MODEL, X, method=rung) for rung in ("fx", "values")},
     "score": partial(fxprune.score, MODEL, BATCHES, progress=False),
     "apply": partial(fxprune.apply, MODEL, PLAN),
     "verify": partial(fxprune.verify, MODEL, PLAN, SMALL, X),

@@ -23,7 +23,6 @@ from fxprune.rules.table import describe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*upsample.* is deprecated")
 GRAPHS, FIRST = (int(os.environ.get(f"FXPRUNE_{name}", default)) for name, default in (("GRAPHS", 10_000), ("SEED", 0)))
-EXPORTED = "captured by torch.export, too"
 EXAMPLES = {
     "zeroing a unit equals deleting it": 40,
     "shapes and literals agree": 25,
@@ -33,12 +32,11 @@ EXAMPLES = {
     "scoring twice is bit-equal": 10,
     "precisions agree away from ties": 12,
 }
-ALWAYS, RARELY = st.just(value=True), st.sampled_from([True] + [False] * 9)
 
 
-def trials(*, alike: bool = False, exports: st.SearchStrategy[bool] = ALWAYS) -> st.SearchStrategy[Trial]:
+def trials(*, alike: bool = False) -> st.SearchStrategy[Trial]:
     levels = st.sampled_from([0.2, 0.5, 0.8, 1.0])
-    return st.builds(Trial, nets(alike=alike), st.integers(0, 100), levels, exports)
+    return st.builds(Trial, nets(alike=alike), st.integers(0, 100), levels)
 
 
 def test_every_invariant_is_tried() -> None:
@@ -107,7 +105,7 @@ def test_it_holds_for_random_graphs(name: str, share: float) -> None:
 
 @pytest.mark.many
 def test_all_of_it_holds_for_many_random_graphs(capsys: pytest.CaptureFixture[str]) -> None:
-    """FXPRUNE_GRAPHS of them, from FXPRUNE_SEED on: another seed, other graphs; torch.export takes one in ten."""
+    """FXPRUNE_GRAPHS of them, from FXPRUNE_SEED on: another seed, other graphs."""
     seen: Counter[str] = Counter()
 
     def say(text: str) -> None:
@@ -116,9 +114,9 @@ def test_all_of_it_holds_for_many_random_graphs(capsys: pytest.CaptureFixture[st
 
     @seed(FIRST)
     @settings(max_examples=GRAPHS, derandomize=False, database=None, suppress_health_check=list(HealthCheck))
-    @given(trial=st.booleans().flatmap(lambda alike: trials(alike=alike, exports=RARELY)))
+    @given(trial=st.booleans().flatmap(lambda alike: trials(alike=alike)))
     def check(trial: Trial) -> None:
-        seen.update(["graphs", *[EXPORTED] * ("export" in trial.ways), *map(describe, keys_of(trial.graph))])
+        seen.update(["graphs", *map(describe, keys_of(trial.graph))])
         seen.update(name for name, holds in INVARIANTS.items() if holds(trial))
         if seen["graphs"] % 100 == 0:
             say(f"{seen['graphs']} graphs")
@@ -130,9 +128,8 @@ def test_all_of_it_holds_for_many_random_graphs(capsys: pytest.CaptureFixture[st
 
 def summary(seen: Counter[str]) -> str:
     """How many graphs there were, on how many each invariant was compared, and how many held each operation."""
-    told = [*INVARIANTS, EXPORTED]
-    found = [(name, count) for name, count in seen.most_common() if name not in ("graphs", *told)]
+    found = [(name, count) for name, count in seen.most_common() if name not in ("graphs", *INVARIANTS)]
     lines = [f"{seen['graphs']} graphs; there was something to compare in so many of them:"]
-    lines += [f"{seen[name]:8} {name}" for name in told]
+    lines += [f"{seen[name]:8} {name}" for name in INVARIANTS]
     lines += [f"with {len(found)} operations, each in so many of them:"]
     return "\n".join(lines + [f"{count:8} {name}" for name, count in found])

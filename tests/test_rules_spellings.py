@@ -11,11 +11,10 @@ from steps import KINDS
 
 import fxprune
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*upsample.* is deprecated", "ignore:.*degrees of freedom is <= 0", "ignore:.*deprecated signature"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.*upsample.* is deprecated", "ignore:.*deprecated signature")
 AT_ONCE = 40  # kinds in one network
 NONE = {"F.batch_norm", "F.instance_norm", "torch.native_channel_shuffle"}  # with weights of six channels
+BOXES = {name for name in KINDS if "roi_" in name}  # whose numbers of samples a sum that is added makes wrong
 
 
 def chunks() -> list[list[str]]:
@@ -55,7 +54,7 @@ def fails(name: str, way: Way) -> str | None:
     ids=lambda part: f"{KINDS[part[0]].family}: {part[0]}" if isinstance(part, list) else part.__name__,
 )
 def test_every_step_in_another_spelling(names: list[str], way: Way) -> None:
-    names = [name for name in names if way is not with_empty or name not in NONE]
+    names = [name for name in names if way is not with_empty or name not in NONE | BOXES]
     if KINDS[names[0]].family == "pointwise" and way is not by_keyword:
         names = names[::8]  # one rule has nearly all of them
     try:

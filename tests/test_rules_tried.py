@@ -18,11 +18,6 @@ from fxprune.tracing import symbolic
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*upsample.* is deprecated")
 AT_ONCE = 16  # kinds in one network; one by one they take three times as long
-OPENED = {  # torch.export shows what they are made of: more of it may go, or less
-    "F.multi_head_attention_forward", "nn.RNNCell", "nn.LSTMCell", "nn.GRUCell",
-    *(name for name in KINDS if name.startswith("F.fractional")),
-}  # fmt: skip
-EXPORTED = ("F.batch_norm",)  # kinds for which there is a rule of its own in what torch.export gives
 ELSEWHERE = {"cuda", "tolist", expert_linear, sum_of_experts}  # need another device; test_experts has the others
 
 
@@ -45,8 +40,7 @@ def prove(net: RandomNet, method: str = "auto") -> None:
         for source in step.sources:
             if source and net.steps[source - 1].kind == "conv":
                 kept, of = len(plan.keep[f"layers.{source - 1}"]), plan.widths[f"layers.{source - 1}"]
-                opened = method == "export" and step.kind in OPENED
-                assert (kept == of) == KINDS[step.kind].whole or opened, f"{step.kind} keeps {kept} of {of}"
+                assert (kept == of) == KINDS[step.kind].whole, f"{step.kind} keeps {kept} of {of}"
 
 
 def fails(name: str, method: str) -> str | None:
@@ -58,25 +52,17 @@ def fails(name: str, method: str) -> str | None:
     return None
 
 
-def taken(names: list[str], method: str) -> bool:
-    """Whether a method takes any of the kinds."""
-    return method != "export" or any(KINDS[name].exports for name in names)
-
-
 @pytest.mark.parametrize(
     ("names", "method"),
     [
         *((names, "auto") for names in chunks()),
-        *part_of([(names, method) for names in chunks() for method in ("values", "export") if taken(names, method)], 9),
+        *part_of([(names, "values") for names in chunks()], 5),
     ],
     ids=lambda part: part if isinstance(part, str) else f"{KINDS[part[0]].family}: {part[0]}",
 )
 def test_every_step_is_verified(names: list[str], method: str) -> None:
-    names = [name for name in names if KINDS[name].exports or method != "export"]
-    at_once = 1 if method == "export" and KINDS[names[0]].family == "recurrent" else AT_ONCE  # which takes minutes
     try:
-        for start in range(0, len(names), at_once):
-            prove(one_of_each(names[start : start + at_once]), method)
+        prove(one_of_each(names), method)
     except Exception as error:
         raise AssertionError([found for n in names if (found := fails(n, method))] or "only together") from error
 
@@ -92,28 +78,12 @@ def test_every_step_is_scored(names: list[str]) -> None:
     assert fxprune.verify(graph, plan, made(graph, plan), net.example(3)) < 1e-9
 
 
-@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if not kind.exports])
-def test_what_torch_export_may_not_take_is_an_error_or_right(name: str) -> None:
-    try:
-        prove(one_of_each([name]), "export")
-    except (fxprune.CaptureError, fxprune.UnsupportedOpError, fxprune.CalibrationError) as error:
-        assert "export" in str(error) or "the original fails on the example" in str(error)  # noqa: PT017
-
-
-@pytest.mark.parametrize("name", EXPORTED)
-def test_what_torch_export_spells_in_its_own_way_is_verified(name: str) -> None:
-    prove(one_of_each([name]), method="export")
-
-
 def test_every_operation_of_the_table_is_in_a_step() -> None:
     """What is registered and in no step, and so never tried, is named: a step for it goes into `steps`."""
     missing = set(RULES) - set(symbolic._DROPOUTS) - ELSEWHERE
     for names in chunks():
         net = one_of_each(names)
         missing -= keys_of(fxprune.capture(net, net.example(), prove=False))
-    for name in EXPORTED:
-        net = one_of_each([name])
-        missing -= keys_of(fxprune.capture(net, net.example(), method="export", prove=False))
     assert not sorted(map(describe, missing))
 
 

@@ -275,6 +275,21 @@ def test_versions_to_come(kind: str, files: dict[str, bytes], tmp_path: Path) ->
 
 
 @every_kind
+def test_a_way_of_capture_that_was_removed(kind: str, files: dict[str, bytes], tmp_path: Path) -> None:
+    def change(notes: Any) -> Any:
+        settings = notes["parts"][0]["plans"][0]["settings"] if kind == "model" else notes["settings"]
+        assert settings["method"] == "fx"
+        settings["method"] = "export"
+        return notes
+
+    (tmp_path / kind).write_bytes(with_notes(kind, files[kind], change))
+    with pytest.raises(
+        FxpruneError, match=f'{kind} was made with method="export", a way of capture that was removed: score the model'
+    ):
+        READ[kind](tmp_path / kind)
+
+
+@every_kind
 def test_files_that_are_not_there(kind: str, tmp_path: Path) -> None:
     with pytest.raises(FxpruneError, match="nothing cannot be read"):
         READ[kind](tmp_path / "nothing")

@@ -13,7 +13,7 @@ from typing import Any
 
 import oneshot_language as language
 import oneshot_peers as peers
-from oneshot_models import CIFAR, MODELS, Workload
+from oneshot_models import CIFAR, DIGITS, MODELS, Workload
 from oneshot_search import AtBudget
 from torch import nn
 
@@ -26,6 +26,7 @@ ALLOCATIONS = ("tod-by-group", "uniform", "global")
 LEVELS = ("none", "bias", "ridge")
 RESNETS = ("resnet20", "resnet56")
 PEERS = tuple(name for name in MODELS if name not in ("speaker", "language"))
+TRAINED = (*CIFAR, *DIGITS)
 RESIDUAL = ("resnet20", "resnet56", "vit")
 
 
@@ -79,16 +80,28 @@ CONFIGURATIONS: dict[str, Options] = {
     **{f"fxprune, allocate {way}": replace(DEFAULT, plan={"allocate": way}) for way in ALLOCATIONS},
     **{f"fxprune, propose {signal}": replace(DEFAULT, score={"propose": signal}) for signal in PROPOSE},
     **{f"fxprune, protect {signal}": replace(DEFAULT, score={"protect": signal}) for signal in PROTECT},
+    "fxprune, propose magnitude, allocate uniform": replace(
+        DEFAULT, score={"propose": "magnitude"}, plan={"allocate": "uniform"}
+    ),
+    "fxprune, propose taylor-by-sample, allocate global": replace(
+        DEFAULT, score={"propose": "taylor-by-sample"}, plan={"allocate": "global"}
+    ),
     "fxprune, as published": PUBLISHED,
 }
+ONE_SIGNAL = tuple(
+    f"fxprune, {kind} {signal}" for kind, of in (("propose", PROPOSE), ("protect", PROTECT)) for signal in of
+)
 DRAWN = ("fxprune, allocate tod", "fxprune, compensate none", "fxprune, compensate ridge", "fxprune, as published")
 
 METHODS: dict[str, Method] = {
     WHOLE: Method(lambda work: lambda budget: (copy.deepcopy(work.model), budget)),
     "fxprune": Method(compressed, drawn=True, bold=True),
-    **{name: Method(ours(options), drawn=name in DRAWN) for name, options in CONFIGURATIONS.items()},
     **{
-        f"torch-pruning, {signal}{ranks}, stream kept, our refit": Method(
+        name: Method(ours(options), TRAINED if name in ONE_SIGNAL else MODELS, drawn=name in DRAWN)
+        for name, options in CONFIGURATIONS.items()
+    },
+    **{
+        f"refit of torch-pruning, {signal}{ranks}, stream kept": Method(
             peers.refitted(signal, scope=scope), (*CIFAR, "face"), drawn=True
         )
         for signal, scope, ranks in (("L2", "local", ""), ("Taylor", "global", ", global"))

@@ -31,7 +31,7 @@ from weights import MEMBERS, SIZES, USUAL, build, example_of, family_of
 
 import fxprune
 
-LIMIT = 60.0
+LIMIT = 120.0
 RATIO = 1 / 3
 NOTE = (
     "\n\n- analysis: of fxprune, capture without its proof, and coupling; of torch-pruning, the dependency graph and "

@@ -51,7 +51,7 @@ def reason(error: Exception) -> str:
     """The line of an error that names this way's reason, with paths from the package on."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[1] if isinstance(error, fxprune.CaptureError) and len(lines) > 1 else lines[0]
-    return re.sub(r"/\S*/(?=site-packages/)", "", re.sub(r"^(fx|values|export): ", "", line))
+    return re.sub(r"/\S*/(?=site-packages/)", "", re.sub(r"^(fx|values): ", "", line))
 
 
 def table(results: Sequence[dict[str, Any]]) -> Table:

@@ -11,13 +11,11 @@ import threading
 import time
 import weakref
 from inspect import CO_GENERATOR
-from types import CodeType, FrameType
-from typing import Any, TypeVar
+from types import FrameType
+from typing import Any
 
 from torch._library import simple_registry
 from torch.utils import weak
-
-Function = TypeVar("Function", bound=Any)
 
 _BUSY = frozenset({
     "__enter__", "__exit__", "enter_context", "callback",  # half of a context
@@ -25,14 +23,7 @@ _BUSY = frozenset({
 })  # fmt: skip
 _BY_C = (weakref, _weakrefset, weak, simple_registry)  # called by C, where an error is lost or ends the process
 _FILES = frozenset(module.__file__ for module in _BY_C)
-_WHOLE: set[CodeType] = set()  # code of functions that are never interrupted
 _PAUSE = 0.001  # seconds until a deferred interrupt is sent again
-
-
-def uninterrupted(function: Function) -> Function:
-    """Let interrupts wait for the end of the decorated function, called by C++ where an error ends the process."""
-    _WHOLE.add(function.__code__)
-    return function
 
 
 class DeferredInterrupts:
@@ -85,14 +76,13 @@ class DeferredInterrupts:
             self.lock = None
             self.before(number, frame)
 
-    _WHOLE.add(__call__.__code__)
-
     def _is_busy(self, frame: FrameType | None) -> bool:
         """Whether any frame of the work enters or leaves a context, or is called where errors are lost."""
         lost = {getattr(callback, "__code__", None) for callback in gc.callbacks}
         while frame is not None and frame is not self.frame:
             code = frame.f_code
-            if code.co_name in _BUSY or code.co_filename in _FILES or code in _WHOLE or code in lost:
+            is_own = code is DeferredInterrupts.__call__.__code__
+            if is_own or code.co_name in _BUSY or code.co_filename in _FILES or code in lost:
                 return self.frame is not None
             frame = frame.f_back
         return False

@@ -197,7 +197,7 @@ class Plan:
             file = from_plain(_PlanFile, content)
             for name, site in file.sites.items():
                 check_indices(name, site.of, site.keep)
-            check_settings(file.settings)
+            check_settings(file.settings, source)
             check_example(file.example)
             keep = {name: site.keep for name, site in file.sites.items()}
             widths = {name: site.of for name, site in file.sites.items()}

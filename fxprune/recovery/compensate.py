@@ -39,8 +39,8 @@ from fxprune.tracing.part import Run, part_of, with_part
 Level = Literal["none", "bias", "ridge", "sequential"]
 NOTHING = 1e-3  # of an output's variance, or nats: less is not worth a warning
 LEVELS: tuple[str, ...] = get_args(Level)
-MANY = 512  # samples, of which some are set apart to judge by
-ONE_IN = 8  # of them; of fewer, each part of that size judges once
+ONE_IN = 8  # samples are set apart to judge by
+ENOUGH = 512  # samples judge, or all of fewer
 LIGHT = 3e11  # flops of one pass over all samples, up to which that is done, and several plans are compared
 CHECKS["compensate"] = chosen(LEVELS, PlanError)
 
@@ -125,17 +125,18 @@ def judged(
 ) -> tuple[ModelGraph, Compensation]:
     """A copy of a narrowed graph, compensated, and how far its outputs are from the original's on fresh samples.
 
-    Of many samples, some are set apart for that. Of fewer, the compensation is repeated without each of some parts,
-    which judge it: all of them are fitted to in the end. That takes too long for large models: they do without.
+    A part of the samples is set apart for that. Where it is small, the compensation is repeated without another part,
+    until enough samples have judged; all are fitted to in the end. Large models, for which that takes too long, do
+    without.
     """
     if data is None or not data.judges:
         return _compensated(planned, small, options, None)
     count = int(data.summed(torch.tensor(sum(map(len, data.held)))))
-    few = count < MANY and is_light(planned.graph, count) and data.ranks == 1
-    if few and not options.final:
+    light = is_light(planned.graph, count) and data.ranks == 1
+    times = -(-ENOUGH * ONE_IN // count) if light else 1
+    if times > 1 and not options.final:
         return _compensated(planned, small, options, data)
-    pairs = data.folds(planned.graph, ONE_IN)
-    pairs = [pair for pair in pairs[: None if few else 1] if pair[0].judges]
+    pairs = [pair for pair in data.folds(planned.graph, ONE_IN)[:times] if pair[0].judges]
     if not in_all(bool(pairs)):
         return _compensated(planned, small, options, data)
     if not options.final:
@@ -145,7 +146,7 @@ def judged(
         best, done = _compensated(planned, small, options, rest)
         error = OutputError(planned.graph, apart, options.divergence)
         total += error.samples * np.array([error(small), error(best), 1])
-    if few:
+    if times > 1:
         best, done = _compensated(planned, small, options, data)
     before, after = (total[:2] / total[2]).tolist()
     return best, replace(done, before=before, after=after)

@@ -222,8 +222,8 @@ class ReportRecord:
     Parameters are numbers before and after, MACs are per sample. `alpha` is the level of the plan, and `budget` what
     was asked for in its place. `error` is that of `verify` on the plain removal, before compensation and fine-tuning,
     or None where it did not run. `whole` are the parameters of the whole model, before and after, where only a part of
-    it was pruned; all else is then about that part. `captured` says how the model was captured: "fx", "values" or
-    "export". `params_after` includes the biases that `compensation` created.
+    it was pruned; all else is then about that part. `captured` says how the model was captured: "fx" or
+    "values". `params_after` includes the biases that `compensation` created.
 
     `weight_bytes` counts all parameters and buffers, before and after. `layers` are the largest that remain. `signals`
     names the signals that proposed and protected units. `latency` is what `measure_latency` found for the whole model.

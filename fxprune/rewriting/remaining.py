@@ -146,10 +146,10 @@ class Checker(Context):
         return labels
 
     def remember(self, what: str, value: int) -> int:
-        key = self.original.name, what
-        if key not in self.coupling.remembered:
+        found = self.coupling.remembered.get((self.original.name, what), 1 if value == 1 else None)
+        if found is None:
             raise MismatchError(f"the original has no {what} of {self.describe()}")
-        return self.coupling.remembered[key]
+        return found
 
     def is_given_up(self) -> bool:
         return (self.original.name, GIVEN_UP) in self.coupling.remembered

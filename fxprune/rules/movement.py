@@ -297,11 +297,9 @@ def _literal_axes(ctx: Context, x: Labels, shape: Sequence[int], before: Sequenc
     flat = given[0] if isinstance(given, tuple) and len(given) == 1 else given
     if any(len(plane.axes) > 1 for plane in x.planes) or not isinstance(flat, (tuple, list)):
         return
-    for axis, number in enumerate(flat):
-        is_node = isinstance(number, fx.Node) and reads_channels(ctx, number)
-        if axis == 0 or not (is_node or (isinstance(number, int) and number > 0)):
-            continue
-        if ctx.remember(f"spread{axis}", shape[axis] if before[axis] == 1 else 1) > 1:
+    for axis, number in tuple(enumerate(flat))[1:]:
+        named = reads_channels(ctx, number) if isinstance(number, fx.Node) else isinstance(number, int) and number > 0
+        if ctx.remember(f"spread{axis}", shape[axis] if named and before[axis] == 1 else 1) > 1:
             labels = ctx.fresh(Slot(ctx.node.name, f"spread{axis}"), shape[axis])
             yield vector_plane(labels, axis, len(shape))
 

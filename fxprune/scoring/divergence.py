@@ -119,16 +119,20 @@ def _variance(outputs: Sequence[Tensor], summed: Callable[[Tensor], Tensor]) -> 
 def _information(
     outputs: Sequence[Tensor], summed: Callable[[Tensor], Tensor], *, axis: int | None, logits: bool
 ) -> float:
-    """The mean divergence of distributions from their mean."""
-    sums = []
+    """The mean divergence of distributions from their mean, or from equal chances where batches differ in classes."""
+    sums, facts = [], []
     for output in outputs:
         logs = _logs(output, axis or 0, logits=logits).movedim(axis or 0, -1).flatten(0, -2)
-        chances = logs.exp()
-        own = [logs.new_tensor([len(logs)]), _terms(chances, logs).sum()[None], chances.sum(0)]
-        sums.append(torch.cat(own).cpu())
-    total = summed(torch.stack(sums).sum(0))
-    mean = total[2:] / total[0]
-    return float(total[1] / total[0] - _terms(mean, mean.log()).sum())
+        chances, (count, classes) = logs.exp(), logs.shape
+        own = float(_terms(chances, logs).sum())
+        sums.append(chances.sum(0).cpu())
+        facts.append([count, own, own + count * math.log(classes), 1, classes, classes**2])
+    totals: list[float] = summed(torch.tensor(facts, dtype=torch.float64).sum(0)).tolist()
+    rows, known, gained, batches, total, square = totals
+    if batches * square != total**2:
+        return gained / rows
+    mean = summed(torch.stack(sums).sum(0)) / rows
+    return known / rows - float(_terms(mean, mean.log()).sum())
 
 
 def _logs(values: Tensor, axis: int, *, logits: bool) -> Tensor:

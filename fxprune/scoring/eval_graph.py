@@ -12,9 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fxprune.caller.example import TensorSpec
 from fxprune.caller.isolation import evaluating
-from fxprune.tracing.batchnorm import FollowingBatchNorm
 
-NORM_LAYERS = (nn.modules.batchnorm._NormBase, FollowingBatchNorm)
 NORM_FUNCTIONS = (F.batch_norm, F.instance_norm)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -52,7 +50,7 @@ def keep_layouts(graph: fx.GraphModule) -> None:
     modules = dict(graph.named_modules(remove_duplicate=False))
     for node in list(graph.graph.nodes):
         called = modules[str(node.target)] if node.op == "call_module" else None
-        if node.target in NORM_FUNCTIONS or isinstance(called, NORM_LAYERS):
+        if node.target in NORM_FUNCTIONS or isinstance(called, nn.modules.batchnorm._NormBase):
             with graph.graph.inserting_after(node):
                 same = graph.graph.call_function(laid_out, (node,))
             node.replace_all_uses_with(same, delete_user_cb=lambda user, same=same: user is not same)

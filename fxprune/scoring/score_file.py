@@ -99,6 +99,7 @@ def read_scores(path: str | PathLike[str]) -> dict[str, Any]:
             )
         fields = _fields(header, arrays)
         _check_consistent(ScoreData(**fields))
+        check_settings(fields["settings"], path)
         return fields
     except OSError as error:
         raise PlanError(f"{path} cannot be read ({error})") from error
@@ -180,7 +181,6 @@ def _check_consistent(scores: ScoreData) -> None:
         _check(curves.order.ndim == 1 and np.array_equal(np.sort(curves.order), np.arange(units)), "curves")
         _check(len(curves.starts) <= len(scores.groups) + 1 and curves.starts[-1:] == [len(curves.depths)], "curves")
     _check(is_whole(scores.min_keep, below=_MANY) and is_whole(scores.round_to, below=_MANY), "min_keep and round_to")
-    check_settings(scores.settings)
     check_example(scores.example)
 
 

@@ -37,7 +37,6 @@ from fxprune.tracing.checks import (
     listed,
 )
 from fxprune.tracing.choices import MOST, ChoiceError, as_made
-from fxprune.tracing.export import trace as exported
 from fxprune.tracing.facts import annotate
 from fxprune.tracing.graph import RECORD, ModelGraph, captured_of, history_of, is_captured
 from fxprune.tracing.hook_effects import computing_hooks
@@ -46,7 +45,7 @@ from fxprune.tracing.proof.reference import DisagreementError, Reference
 from fxprune.tracing.proof.trials import Original
 from fxprune.tracing.settings import example_for
 
-RUNGS = {"fx": symbolic.trace, "values": values.trace, "export": exported.trace}
+RUNGS = {"fx": symbolic.trace, "values": values.trace}
 METHODS = ("auto", *RUNGS)
 CHECKS["method"] = chosen(METHODS, CaptureError)
 
@@ -69,8 +68,7 @@ def capture(
             named ones. It is moved to the model's device; its first two samples are enough, and are taken where the
             model runs on them.
         method: the way to the graph: "fx" traces symbolically; "values" traces with the example's values beside the
-            symbols, for models that branch on shapes; "export" takes the program of torch.export; "auto" is the first
-            of these that works.
+            symbols, for models that branch on shapes; "auto" is the first of these that works.
         concrete_args: named arguments of the forward that are fixed at a value and removed from its signature.
         leaves: module names, glob patterns of names, or module types that are not traced into: each is one node, whose
             inputs and outputs keep their channels.

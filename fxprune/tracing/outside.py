@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.meta import has_numbers
@@ -26,7 +25,6 @@ from fxprune.tracing.agreement import same_value
 from fxprune.tracing.value_proxies import is_symbol
 
 _CONTAINERS = (list, dict, set, deque)
-_TRACED = (FakeTensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 _CODE = (type, ModuleType, FunctionType, property, nn.Module)
 _DEEPEST = 3  # containers inside of containers that are looked into
 _LARGEST = 1 << 22  # numbers of a tensor that is put back
@@ -37,7 +35,7 @@ _MISSING = object()
 
 @contextmanager
 def outside_restored(model: nn.Module, *, symbols: bool = False) -> Iterator[Outside]:
-    """Put back afterwards what is outside of a model; with `symbols`, only what holds symbols or fake tensors then."""
+    """Put back afterwards what is outside of a model; with `symbols`, only what holds symbols then."""
     outside = Outside(model)
     try:
         yield outside
@@ -197,15 +195,11 @@ def _names(code: CodeType) -> set[str]:
 
 
 def _is_traced(value: Any) -> bool:
-    """Whether a value is a symbol or a fake tensor, or a container of some."""
-    if is_symbol(value) or issubclass(type(value), _TRACED):
-        return True
+    """Whether a value is a symbol, or a container of some."""
     if issubclass(type(value), (set, deque)):
         return any(map(_is_traced, value))
-    return any(
-        is_symbol(leaf) or issubclass(type(leaf), _TRACED)
-        for leaf in (pytree.tree_leaves(value) if issubclass(type(value), (list, tuple, dict)) else ())
-    )
+    is_container = issubclass(type(value), (list, tuple, dict))
+    return any(map(is_symbol, pytree.tree_leaves(value) if is_container else (value,)))
 
 
 def _refill(container: Any, old: list[Any]) -> None:

@@ -30,11 +30,18 @@ def settings_of(graph: ModelGraph) -> dict[str, Any]:
     return {"method": record.method} | {name: value for name, value in settings.items() if value}
 
 
-def check_settings(settings: Any) -> None:
-    """Raise TypeError where settings are no mapping, or one has another type than it should."""
+def check_settings(settings: Any, source: object) -> None:
+    """Raise TypeError where settings are no mapping, or one has another type than it should.
+
+    Raises PlanError where they name a way of capture that was removed; `source` is their file in the message.
+    """
     from_plain(Mapping[str, Any], settings, "settings")  # type: ignore[type-abstract]
     for name, value in settings.items():
         from_plain(SETTINGS.get(name, Any), value, f"settings.{name}")
+    if settings.get("method") == "export":
+        raise PlanError(
+            f'{source} was made with method="export", a way of capture that was removed: score the model again'
+        )
 
 
 def example_for(model: nn.Module, description: Any) -> Any:

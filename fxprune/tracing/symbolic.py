@@ -147,6 +147,8 @@ class SymbolicTracer(fx.Tracer):
             given = {field.name: getattr(a, field.name) for field in fields(a)}
             some = {name: self.create_arg(value) for name, value in given.items() if value is not None}
             return self.create_node("call_function", type(a), (), some)
+        if isinstance(a, nn.Parameter) and not any(a is own for own in self.root.parameters()):
+            return super().create_arg(a.detach())  # of a layer that the model does not own: a constant
         return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def create_args_for_root(
@@ -235,13 +237,13 @@ def trace(
     Raises whatever stops the tracer, and CaptureError where the forward caught that.
     """
     register_torchvision()
-    register_constants(model)
+    _register_constants(model)
     own = tracer or SymbolicTracer(example, concrete_args, leaves)
-    with _opened_functions(), _variables_passed(), _attributes_kept(model):
+    with _opened_functions(), _opened_scripts(), _variables_passed(), _attributes_kept(model):
         graph = own.trace(model)
     if own.refused:
         raise CaptureError(f"{own.refused[0]}, and it catches the error that says so")
-    register_constants(model)
+    _register_constants(model)
     _drop_unused_attention_weights(graph)
     for node in list(graph.nodes):
         if node.op == "get_attr" and not node.users:  # the forward may have replaced it since
@@ -307,6 +309,25 @@ def _opened_functions() -> Iterator[None]:
 
 
 @contextmanager
+def _opened_scripts() -> Iterator[None]:
+    """Trace into functions that torch.jit compiled: given symbols, they call the Python function of their source."""
+    kind: Any = torch.jit.ScriptFunction
+    compiled = kind.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        source = getattr(self, "_torchdynamo_inline", None)
+        if source is None or not _is_traced((args, kwargs)):
+            return compiled(self, *args, **kwargs)
+        return source(*args, **kwargs)
+
+    kind.__call__ = call
+    try:
+        yield
+    finally:
+        kind.__call__ = compiled
+
+
+@contextmanager
 def _variables_passed() -> Iterator[None]:
     """Let the old `Variable(x)` of torch, which makes a tensor anew, be `x` where that is a symbol."""
     kind = type(torch.autograd.Variable)
@@ -338,7 +359,7 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
         remove_hooks(model)
 
 
-def register_constants(model: nn.Module) -> None:
+def _register_constants(model: nn.Module) -> None:
     """Make buffers outside the state_dict of tensors kept as plain attributes: they move and narrow with the rest."""
     for module in model.modules():
         for name, value in list(vars(module).items()):

@@ -173,6 +173,9 @@ class ValueProxy(_Recording):
     def __index__(self) -> int:
         return operator.index(self.tracer.fixed(self))
 
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
     def __round__(self, ndigits: int | None = None) -> Any:
         return self._call(round) if ndigits is None else self._call(round, ndigits)
 

@@ -48,12 +48,15 @@ def ignored(a: Tensor) -> Tensor:
 
 JIT: dict[str, Callable[[Tensor], Tensor]] = {
     "jit_function": lambda x: scripted(fused)(x),
-    "jit_function_that_branches": lambda x: scripted(branching)(x),
     "jit_traced_function": lambda x: traced()(x),
+    "jit_ignored": lambda x: ignored(x) + x,
+}
+JIT_OF_VALUES: dict[str, Callable[[Tensor], Tensor]] = {
+    "jit_function_that_branches": lambda x: scripted(branching)(x),
     "jit_fork": lambda x: torch.jit.wait(torch.jit.fork(fused, x)),
 }
-middles(KIND, JIT, wanted="any")
-middles(KIND, {"jit_ignored": lambda x: ignored(x) + x})
+middles(KIND, JIT)
+middles(KIND, JIT_OF_VALUES, wanted="any")
 
 
 @middle(KIND, wanted="any", layers=lambda: {"g": torch.jit.script(nn.Sequential(conv(8, 8), nn.ReLU()))})

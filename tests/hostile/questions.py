@@ -97,7 +97,8 @@ def _doubled_where(question: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 MAY = (
     "isinstance_float_tensor", "type_representation", "dir", "torch_function_attribute", "identity_after_contiguous",
-    "representation", "type_is", "type_name", "class_is", "dispatch_table", "memory",
+    "representation", "type_is", "type_name", "class_is", "dispatch_table", "memory", "isinstance_proxy",
+    "identity_after_in_place",
 )  # fmt: skip
 for questions in (OF_TYPES, OF_ATTRIBUTES, OF_THE_RUN):
     middles(KIND, {name: _doubled_where(question) for name, question in questions.items()}, MAY)
@@ -174,10 +175,13 @@ BY_SIZE: Any = {
     "layer_by_the_text_of_a_size": lambda self, x: (
         getattr(self, f"for_{x.shape[-1]}", nn.Identity())(x) * self.factors[str(x.shape[1])]
     ),
-    "layer_by_the_size": lambda self, x: {8: self.for_8, 16: self.c2}[x.shape[1]](x),
     "layer_that_is_no_child": lambda self, x: self.for_8(x) + self.depth[1](x),
 }
-with_layers(KIND, lambda: dict(for_8=conv(8, 8), factors={"8": 2.0, "16": 3.0}, depth={1: conv(8, 8)}), BY_SIZE)
+OF_SIZES = partial(
+    with_layers, KIND, lambda: dict(for_8=conv(8, 8), factors={"8": 2.0, "16": 3.0}, depth={1: conv(8, 8)})
+)
+OF_SIZES(BY_SIZE)
+OF_SIZES({"layer_by_the_size": lambda self, x: {8: self.for_8, 16: self.c2}[x.shape[1]](x)}, wanted="any")
 
 
 @functools.lru_cache(maxsize=4)
@@ -196,7 +200,7 @@ OF_IDENTITY: dict[str, Callable[[Any], Any]] = {
     "identity_of_a_view": partial(_same_after, lambda x: x.view_as(x)),
     "layer_given_in_place_and_identity": partial(_same_after, lambda x: F.relu(x, inplace=True)),
 }
-middles(KIND, OF_IDENTITY)
+middles(KIND, OF_IDENTITY, ["cached_by_sizes", "layer_given_in_place_and_identity"])
 middles(KIND, {"attributes_of_its_own": lambda x: x * 2 if vars(x + 0) else x}, wanted="any")
 
 
@@ -224,7 +228,7 @@ TRIED: dict[str, tuple[Any, ...]] = {  # an attempt, and what is done if it fail
     "to_iterate": (lambda x: torch.stack(list(x)) * 2, lambda x: x, "any"),
     "numpy": (lambda x: x * (1 + x.detach().numpy().shape[1]), lambda x: x, "any"),
     "an_attribute": (lambda x: x * x.some_attribute_of_ours, lambda x: x * 2, "exact"),
-    "a_wrong_call": (lambda x: torch.matmul(x, torch.ones(3, 3)), lambda x: x * 2, "exact"),
+    "a_wrong_call": (lambda x: torch.matmul(x, torch.ones(3, 3)), lambda x: x * 2, "any"),
     "a_hash": (lambda x: x * (1 + {x: 1}[x]), lambda x: x, "exact"),
     "a_deep_copy": (lambda x: copy.deepcopy(x.detach()) * 2, lambda x: x, "any"),
 }

@@ -74,7 +74,7 @@ def _repeated(x: Tensor) -> Tensor:
     return x
 
 
-middles(KIND, SHAPES, may=["strides"])
+middles(KIND, SHAPES, may=["strides", "reshape_of_a_size_made_anew"])
 middles(KIND, BATCHES, may=["scatter_by_sample"])
 middles(KIND, BY_PYTHON, wanted="any")
 

@@ -201,7 +201,7 @@ class BufferMadeAtFirst(Net):
         return x * self.ramp
 
 
-@middle(KIND, lambda: dict(grids={}))
+@middle(KIND, lambda: dict(grids={}), wanted="any")
 def cache_by_size(self: Any, x: Tensor) -> Tensor:
     key = (x.shape[2], x.shape[3])
     if key not in self.grids:
@@ -225,7 +225,7 @@ def cache_that_grows(self: Any, x: Tensor) -> Tensor:
     return x + self.positions[: x.shape[2]]
 
 
-@hostile(KIND)
+@hostile(KIND, wanted="any")
 class CacheByFunction(Net):
     def between(self, x: Tensor) -> Tensor:
         return x * _ramp(x.shape[-1]) + self.offset

@@ -124,7 +124,7 @@ _OF_ALL: dict[str, Callable[[Tensor], Tensor]] = {
 }
 add("torch.linalg.cross", lambda _, x: x * torch.linalg.cross(x[:, :3], x[:, 1:4], dim=1).mean(), alike=False)
 for _title, _call in _OF_ALL.items():
-    add(_title, lambda _, x, call=_call: call(x), whole=True, exports=False)
+    add(_title, lambda _, x, call=_call: call(x), whole=True)
 add("torch.kron", lambda _, x: torch.kron(pooled(x)[:1], x.mean((0, 2, 3))[None]).mean() * x, whole=True)
 add(
     "torch.tensordot",

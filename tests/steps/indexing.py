@@ -68,7 +68,7 @@ _ORDERED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "index_select by computed numbers": lambda x, at: x.index_select(1, at),
 }
 for _title, _call in _WRITTEN.items():
-    add(_title, lambda _, x, call=_call: _by_rows(call, x), exports="mask" not in _title)
+    add(_title, lambda _, x, call=_call: _by_rows(call, x))
 for _title, _call in _ORDERED.items():
     add(_title, lambda _, x, call=_call: _by_rows(lambda y, at: call(y, at[0, :, 0]), x))
 add("index_select", lambda own, x: x.index_select(2, own.weight), _order)
@@ -83,7 +83,7 @@ def _segments(x: Tensor) -> Tensor:
     return torch.segment_reduce(rows(x).transpose(0, 1).contiguous(), "mean", lengths=lengths, axis=0).sum(0)
 
 
-add("torch.segment_reduce", lambda _, x: x + _segments(x)[:, :, None, None], exports=False)
+add("torch.segment_reduce", lambda _, x: x + _segments(x)[:, :, None, None])
 _COUNTED: dict[str, Callable[[Tensor], Any]] = {
     "masked_scatter": lambda x: x.masked_scatter(x > 0, 2 * x),
     "masked_scatter_": lambda x: x.clone().masked_scatter_(x > 0, 2 * x),
@@ -95,4 +95,4 @@ _COUNTED: dict[str, Callable[[Tensor], Any]] = {
     "put_": lambda x: x.clone().put_(torch.arange(3), torch.ones(3, dtype=x.dtype)),
 }
 for _title, _counted in _COUNTED.items():
-    add(_title, lambda _, x, call=_counted: call(x), whole=True, alike=False, exports="select" not in _title)
+    add(_title, lambda _, x, call=_counted: call(x), whole=True, alike=False)

@@ -22,8 +22,8 @@ class Kind:
     """What a step is: the layer that it makes of its input width, the width that it gives, and how it runs.
 
     ``width`` and ``layer`` take the input width and the drawn width; ``run`` takes the layer and the inputs, images of
-    one width. ``alike`` says that it treats all channels alike, so that their order is nothing to it, ``whole`` that
-    the channels that it reads have to stay, and ``exports`` that torch.export takes it, for other batch sizes, too.
+    one width. ``alike`` says that it treats all channels alike, so that their order is nothing to it, and ``whole``
+    that the channels that it reads have to stay.
     """
 
     family: str
@@ -34,7 +34,6 @@ class Kind:
     inputs: int = 1
     alike: bool = True
     whole: bool = False
-    exports: bool = True
 
 
 KINDS: dict[str, Kind] = {}

@@ -185,7 +185,7 @@ _MOVES: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, Any]]] = {
     "torch.channel_shuffle": (lambda x: torch.channel_shuffle(x, 2), EVEN),
     "F.channel_shuffle": (lambda x: F.channel_shuffle(x, 2), EVEN),
     "torch.native_channel_shuffle": (  # has no gradient
-        lambda x: torch.native_channel_shuffle(x.detach(), 2), EVEN | dict(exports=False)
+        lambda x: torch.native_channel_shuffle(x.detach(), 2), EVEN
     ),
     "repeat": (lambda x: x.repeat(1, 2, 1, 1), DOUBLE),
     "repeat_interleave": (lambda x: x.repeat_interleave(2, 1), DOUBLE),
@@ -213,7 +213,7 @@ _CUT: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "channels cut at a computed place": (lambda x: x[:, : _end(x, 4)].mean(1, keepdim=True) + x, True),
 }
 for _title, (_cut, _whole) in _CUT.items():
-    add(_title, lambda _, x, cut=_cut: cut(x), whole=_whole, alike=not _whole, needs=lambda i: i > 4, exports=False)
+    add(_title, lambda _, x, cut=_cut: cut(x), whole=_whole, alike=not _whole, needs=lambda i: i > 4)
 
 add("index by numbers", lambda own, x: x[:, own.weight], _any_order, alike=False)
 add("nn.ChannelShuffle", lambda layer, x: layer(x), lambda i, o: nn.ChannelShuffle(2), **EVEN)
@@ -234,7 +234,6 @@ add(
     "torch.broadcast_tensors",
     lambda _, x, y: sum(torch.broadcast_tensors(x, y.mean((2, 3), keepdim=True))),
     inputs=2,
-    exports=False,
 )
 add("torch.view_as_real", lambda _, x, y: torch.view_as_real(torch.complex(x, y)).sum(-1), inputs=2)
 add("torch.view_as_complex", lambda _, x, y: torch.view_as_complex(torch.stack([x, y], -1)).abs(), inputs=2)

@@ -51,5 +51,5 @@ for _home, _name in ((F, "F"), (torch, "torch")):
 add("nn.GroupNorm", apply, _group_norm, needs=even, alike=False)
 add("one group", apply, lambda i, o: nn.GroupNorm(1, i), whole=True)
 add("nn.LocalResponseNorm", apply, lambda i, o: nn.LocalResponseNorm(3), alike=False, whole=True)
-add("nn.CrossMapLRN2d", apply, lambda i, o: nn.CrossMapLRN2d(3), alike=False, whole=True, exports=False)
+add("nn.CrossMapLRN2d", apply, lambda i, o: nn.CrossMapLRN2d(3), alike=False, whole=True)
 add("F.local_response_norm", lambda _, x: F.local_response_norm(x, 3), alike=False, whole=True)

@@ -115,11 +115,10 @@ for _nd in (2, 3):
         f"nn.{_class.__name__}",
         lambda own, x, nd=_nd: _image(own(_positions(_still(x), nd)), nd),
         lambda i, o, c=_class, k=_kernel, s=_shape: c(tuple(k), output_size=tuple(s)),
-        exports=_nd == 2,
     )
     _own = f"fractional_max_pool{_nd}d"
     _call = getattr(F, _own)
-    add(f"F.{_own}", _random(lambda x, f=_call, k=_kernel, s=_shape: f(x, k, output_size=s), _nd), exports=False)
+    add(f"F.{_own}", _random(lambda x, f=_call, k=_kernel, s=_shape: f(x, k, output_size=s), _nd))
     _call = getattr(F, f"{_own}_with_indices")
     add(
         f"F.{_own}_with_indices",
@@ -128,7 +127,6 @@ for _nd in (2, 3):
             _nd,
             True,
         ),
-        exports=False,
     )
 
     _call = getattr(torch._C._nn, _own)
@@ -137,7 +135,7 @@ for _nd in (2, 3):
         samples = x.flatten(2)[:, :, :n].detach().sigmoid()
         return exactly(f, x, k, s, samples)
 
-    add(f"torch._C._nn.{_own}", _random(_native_fractional, _nd, True), exports=_nd == 2)
+    add(f"torch._C._nn.{_own}", _random(_native_fractional, _nd, True))
     add(
         f"torch._C._nn.max_unpool{_nd}d",
         _unpooled(

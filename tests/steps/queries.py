@@ -31,6 +31,6 @@ for _name in ("is_floating_point", "is_complex", "get_device"):
     add(_name, lambda _, x, name=_name: x * (getattr(x, name)() + 2))
 add("is_contiguous", lambda _, x: x + 0 * x.is_contiguous())  # a single channel lies in any order
 add("torch.is_floating_point", lambda _, x: x * (torch.is_floating_point(x) + 2))
-add("attributes", lambda _, x: x.data * x.ndim + torch.zeros(1, dtype=x.dtype, device=x.device), exports=False)
+add("attributes", lambda _, x: x.data * x.ndim + torch.zeros(1, dtype=x.dtype, device=x.device))
 add("T", lambda _, x: x * spread(pooled(x).T.mT))
 add("torch._assert", _asserted)

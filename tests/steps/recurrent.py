@@ -61,7 +61,7 @@ for _class in (nn.RNN, nn.LSTM, nn.GRU):
         alike=False,
     )
     _made = partial(lambda c, i, o: Packed(c(i, o, 2, batch_first=True)), _class)
-    add(f"packed {_name}", apply, _made, width=drawn, exports=False)
+    add(f"packed {_name}", apply, _made, width=drawn)
 for _cell in (nn.RNNCell, nn.LSTMCell, nn.GRUCell):
     add(f"nn.{_cell.__name__}", _step, lambda i, o, c=_cell: c(i, o), width=drawn)
 for _cell, _name in (

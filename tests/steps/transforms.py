@@ -30,10 +30,10 @@ def _and_back(there: Callable[..., Tensor], back: Callable[..., Tensor], axes: d
 for _nd, _axes in _SIZES.items():
     for _there, _back in (("fft", "ifft"), ("rfft", "irfft"), ("ihfft", "hfft")):
         _pair = [getattr(torch.fft, f"{name}{_nd}") for name in (_there, _back)]
-        add(f"torch.fft.{_there}{_nd}", lambda _, x, p=_pair, a=_axes: _spectrum(p[0], a, x), exports=False)
-        add(f"torch.fft.{_back}{_nd}", lambda _, x, p=_pair, a=_axes: _and_back(*p, a, x), exports=False)
-add("torch.fft.fft of channels", lambda _, x: torch.fft.fft(x, dim=1).real, whole=True, alike=False, exports=False)
-add("torch.fft.fftn of all", lambda _, x: torch.fft.fftn(x).real, whole=True, alike=False, exports=False)
+        add(f"torch.fft.{_there}{_nd}", lambda _, x, p=_pair, a=_axes: _spectrum(p[0], a, x))
+        add(f"torch.fft.{_back}{_nd}", lambda _, x, p=_pair, a=_axes: _and_back(*p, a, x))
+add("torch.fft.fft of channels", lambda _, x: torch.fft.fft(x, dim=1).real, whole=True, alike=False)
+add("torch.fft.fftn of all", lambda _, x: torch.fft.fftn(x).real, whole=True, alike=False)
 add("torch.fft.fftshift", lambda _, x: torch.fft.fftshift(x, dim=(2, 3)))
 add("torch.fft.ifftshift", lambda _, x: torch.fft.ifftshift(x, dim=3))
 add("torch.diff", lambda _, x: torch.diff(x, dim=3, append=x[..., :1]))
@@ -57,12 +57,12 @@ def _strength(call: Callable[..., Tensor], x: Tensor) -> Tensor:
 
 
 for _title, _call in (("torch.stft", torch.stft), ("stft", partial(exactly, "stft"))):
-    add(_title, lambda _, x, call=_call: _strength(call, x), exports=False)
+    add(_title, lambda _, x, call=_call: _strength(call, x))
 for _title, _call in (("torch.istft", torch.istft), ("istft", partial(exactly, "istft"))):
-    add(_title, lambda _, x, call=_call: _back(call, x), exports=False)
+    add(_title, lambda _, x, call=_call: _back(call, x))
 add(
     "torch.stft of channels", lambda _, x: x * torch.stft(x.mean((2, 3)), 4, 2, return_complex=True).abs().mean(),
-    whole=True, alike=False, exports=False,
+    whole=True, alike=False,
 )  # fmt: skip
 
 # -- windows and diagonals ---------------------------------------------------------------------------------------------
@@ -122,14 +122,13 @@ _MATRICES |= {
 _MATRICES |= {f"torch.{name}": getattr(torch, name) for name in ("inverse", "det", "logdet", "matrix_exp")}
 _MATRICES |= {name: partial(exactly, name) for name in ("inverse", "det", "logdet", "matrix_exp")}
 for _title, _matrix in _MATRICES.items():
-    add(_title, lambda _, x, call=_matrix: _scaled(call, x), exports=False)
+    add(_title, lambda _, x, call=_matrix: _scaled(call, x))
 
 
 add(
     "torch.linalg.inv of channels",
     lambda _, x: x + torch.linalg.inv(rows(x).mT @ rows(x) + rows(x).mT[:, :, :1]).mean(),
     whole=True,
-    exports=False,
 )
 
 
@@ -139,6 +138,6 @@ def _solved(call: Callable[..., Tensor], x: Tensor) -> Tensor:
     return x + call(triangle, x[:, :, 0].mT).mT[..., None]
 
 
-add("torch.linalg.solve", lambda _, x: _solved(torch.linalg.solve, x), exports=False)
+add("torch.linalg.solve", lambda _, x: _solved(torch.linalg.solve, x))
 _lower = partial(torch.linalg.solve_triangular, upper=False)
-add("torch.linalg.solve_triangular", lambda _, x: _solved(_lower, x), exports=False)
+add("torch.linalg.solve_triangular", lambda _, x: _solved(_lower, x))

@@ -11,7 +11,7 @@ from torchvision import ops
 
 from steps.kind import SIZE, drawn, exactly, kind
 
-add = partial(kind, "vision", exports=False)
+add = partial(kind, "vision")
 _ALIGNED, _POOLED = torch.ops.torchvision.roi_align, torch.ops.torchvision.roi_pool
 _MOVED = torch.ops.torchvision.deform_conv2d
 

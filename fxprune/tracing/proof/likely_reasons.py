@@ -14,7 +14,6 @@ _PATTERNS = (
     (r"\btype\(|\.__class__\b", "asks for the exact type of a value; ask with isinstance"),
     (r"\bnp\.|numpy\.|\.numpy\(", "computes with NumPy, which no graph holds; use torch's functions"),
     (r"vmap|torch\.func|functorch|\bjit\.", "calls a function that torch.fx cannot look into; write it with tensors"),
-    (r"is_tracing|is_compiling|is_exporting|is_scripting", "asks whether it is traced"),
     (r"\bcallable\(|\bhasattr\(|\bgetattr\(", "asks what a value can do; ask with isinstance"),
     (r"\bexcept\b", "catches errors; decide before, by a size or an argument"),
     (r"\.item\(|\.tolist\(|\bfloat\(|\bint\(", "makes a Python number of a value, which the graph then holds fixed"),
