@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import re
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -132,7 +132,8 @@ def reasons(small: nn.Module) -> list[tuple[str, int]]:
     sizes = {layer.name: layer.params[0] for layer in found.layers}
     counts: dict[str, int] = {}
     for frozen in found.frozen:
-        counts[frozen.reason] = counts.get(frozen.reason, 0) + sum(sizes.get(site, 0) for site in frozen.sites)
+        reason = with_short_paths(frozen.reason)
+        counts[reason] = counts.get(reason, 0) + sum(sizes.get(site, 0) for site in frozen.sites)
     return sorted(((reason[:300], count) for reason, count in counts.items()), key=lambda pair: -pair[1])[:3]
 
 
@@ -143,7 +144,14 @@ def failure(stage: str, error: Exception) -> dict[str, Any]:
 
 def text_of(error: Exception) -> str:
     """An error's class and message, with paths from the package on."""
-    return re.sub(r"/\S*/(?=site-packages/)", "", f"{type(error).__name__}: {error}")[:2500]
+    return with_short_paths(f"{type(error).__name__}: {error}")[:2500]
+
+
+def with_short_paths(text: str) -> str:
+    """Text in which the paths of files begin with their package."""
+    for home in sorted(filter(None, sys.path), key=len, reverse=True):
+        text = text.replace(f"{home}/", "")
+    return text
 
 
 def compressed(model: nn.Module, inputs: Inputs, **options: Any) -> nn.Module:

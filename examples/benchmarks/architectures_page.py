@@ -44,6 +44,11 @@ def is_own(row: Row) -> bool:
     return bool(row.get("own")) and (row["own_after"] < WHOLE * row["before"] or share_left(row) > WHOLE)
 
 
+def is_tried_as_own(row: Row) -> bool:
+    """Whether it is known if an architecture runs as its own class."""
+    return "own" in row or "own_failed" in row
+
+
 def is_done(row: Row) -> bool:
     """Whether an architecture is pruned and verified."""
     return "failed" not in row and "unbuilt" not in row
@@ -69,10 +74,11 @@ def _total(name: str, rows: Sequence[Row]) -> tuple[str, ...]:
     rows = [row for row in rows if "unbuilt" not in row]
     done = [row for row in rows if is_done(row)]
     installed = "" if name == "all" else version(DISTRIBUTIONS.get(name, name))
-    counts = (done, [r for r in done if r["second"] is True], [r for r in done if is_own(r)])
+    second = sum(row["second"] is True for row in done)
+    own = f"{sum(map(is_own, done))} of {sum(map(is_tried_as_own, done))}"
     shares = [statistics.median(each(row) for row in done) if done else 0.0 for each in (_reach, share_left)]
     whole = sum(share_left(row) > WHOLE for row in done)
-    return (name, installed, str(len(rows)), *(str(len(c)) for c in counts), *map(percent, shares), str(whole))
+    return (name, installed, str(len(rows)), str(len(done)), str(second), own, *map(percent, shares), str(whole))
 
 
 def _reach(row: Row) -> float:
@@ -81,7 +87,7 @@ def _reach(row: Row) -> float:
 
 def cells(row: Row) -> tuple[str, ...]:
     """One row of a library's table."""
-    own = percent(row["own_after"] / row["before"]) if row.get("own") else "no"
+    own = percent(row["own_after"] / row["before"]) if row.get("own") else "no" if is_tried_as_own(row) else ""
     return (
         row["model"].partition("/")[2], row["class"], row["rung"], millions(row["before"]), percent(row["share"]),
         percent(share_left(row)), f"{row['error']:.0e}", "yes" if row["second"] is True else "no", own,
@@ -99,7 +105,8 @@ NOTE = (
     "- left: the share of the parameters that is left.\n"
     "- error: that of `verify`, in float32.\n"
     "- another batch size: whether `verify` holds on a batch of another size.\n"
-    "- left in its class: the same share with `own_class=True`, where what the class cannot run narrower is kept."
+    "- left in its class: the same share with `own_class=True`, where what the class cannot run narrower is kept; "
+    "empty where that was not tried."
 )
 
 
@@ -111,17 +118,23 @@ def listing(title: str, note: str, rows: Sequence[Row], reason: Callable[[Row], 
     return "\n".join([f"## {title}", "", note, "", *lines, ""])
 
 
+def shortened(error: str) -> str:
+    """An error without its remedies."""
+    return error.partition("Keep the submodule")[0].strip()[:900]
+
+
 def held(row: Row) -> str:
     """Why an architecture keeps nearly all of its parameters."""
-    why = row["held"][0][0] if row["held"] else "no group has units that are proposed and not protected at this alpha"
+    nothing = "no group has units that are proposed and not protected at this alpha"
+    why = row.get("no_rule") or (row["held"][0][0] if row["held"] else nothing)
     return f"{percent(share_left(row))} left; {why}"
 
 
 def why_not_own(row: Row) -> str:
     """Why an architecture does not run narrower as its own class."""
     if "own_failed" in row:
-        return str(row["own_failed"])
-    return f"all is kept; {row['own_held'][0][0]}" if row.get("own_held") else "not tried"
+        return shortened(row["own_failed"])
+    return f"all is kept; {row['own_held'][0][0]}"
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -129,10 +142,10 @@ def summary(rows: Sequence[Row]) -> str:
     rows = [row for row in rows if "unbuilt" not in row]
     done = [row for row in rows if is_done(row)]
     foreign = sum(bool(row.get("failed_foreign")) for row in rows)
-    own = sum(map(is_own, done))
+    tried, own = sum(map(is_tried_as_own, done)), sum(map(is_own, done))
     return (
         f"{len(done)} of {len(rows)} architectures are pruned and verified ({len(done) / max(len(rows), 1):.1%}). "
-        f"{own} of them ({own / max(len(done), 1):.1%}) run narrower as their own class. "
+        f"{own} of the {tried} of them that were tried run narrower as their own class ({own / max(tried, 1):.1%}). "
         f"{foreign} end in an error that is not one of fxprune's."
     )
 
@@ -145,18 +158,18 @@ def write(results: Mapping[str, Row], folder: Path | None) -> None:
     done = [row for row in rows if is_done(row)]
     sections = [
         totals(rows).markdown(),
-        listing("What fails", "", [r for r in rows if "failed" in r], lambda r: r["failed"]),
+        listing("What fails", "With the error.", [r for r in rows if "failed" in r], lambda r: shortened(r["failed"])),
         listing(
             "What keeps over 97 % of its parameters", "With the reason for most of them.",
             [r for r in done if share_left(r) > WHOLE], held,
         ),
         listing(
             "What does not run as its own class", "The graph that `compress` gives without `own_class` works.",
-            [r for r in done if not is_own(r)], why_not_own,
+            [r for r in done if is_tried_as_own(r) and not is_own(r)], why_not_own,
         ),
         listing(
-            "What does not run at another batch size", "", [r for r in done if r["second"] is not True],
-            lambda r: r["second"] or "the outputs differ",
+            "What does not run at another batch size", "With the error.",
+            [r for r in done if r["second"] is not True], lambda r: shortened(r["second"] or "the outputs differ"),
         ),
         *(_library(name, done) for name in dict.fromkeys(map(library_of, done))),
         listing(

@@ -111,7 +111,7 @@ def roughen(model: nn.Module) -> None:
         if isinstance(module, Norms) and module.affine:
             module.weight.uniform_(0.5, 1.5)
             module.bias.normal_(0, 0.2)
-        elif isinstance(bias := getattr(module, "bias", None), Tensor):
+        elif isinstance(bias := getattr(module, "bias", None), nn.Parameter):
             bias.normal_(0, 0.05)
     for name, parameter in model.named_parameters():
         if "layer_scale" in name:
