@@ -8,7 +8,7 @@ from typing import Any
 
 
 def _models() -> dict[str, Any]:
-    path = Path(__file__).parents[1] / "examples" / "benchmarks" / "language.py"
+    path = Path(__file__).parents[1] / "examples" / "benchmarks" / "transformers_small.py"
     spec = importlib.util.spec_from_file_location("examples_language", path)
     assert spec is not None
     assert spec.loader is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import pickle
 import warnings
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,7 @@ from zoo import ZOO, conv, head, images, tensors
 import fxprune
 from fxprune.errors import CaptureError, FxpruneWarning
 from fxprune.scoring.scores import Scores
-from fxprune.tracing.values import ValueTracer
+from fxprune.tracing.values import ValueTracer, trace
 
 Forward = Callable[..., Any]
 
@@ -188,6 +190,50 @@ def test_other_image_sizes(forward: Forward) -> None:
     for size in (7, 10, 5):
         x = images(size=size)(3)
         assert difference(outputs(model, x), outputs(graph, x)) == 0
+
+
+@functools.lru_cache(maxsize=4)
+def _ramp(height: int, shape: torch.Size) -> Tensor:
+    return torch.arange(height * shape[-1]).reshape(height, -1) / height
+
+
+class Tables:
+    """Holds cached functions as a class does."""
+
+    ramp = staticmethod(_ramp)
+    bare = functools.lru_cache(maxsize=4)(lambda height, shape: _ramp.__wrapped__(height, shape))
+
+
+CACHED: dict[str, Forward] = {
+    "by name": lambda net, x: net.b(net.a(x) * _ramp(x.shape[2], x.shape)),
+    "of a class": lambda net, x: net.b(net.a(x) * Tables.bare(x.shape[2], x.shape)),
+    "packed": lambda net, x: net.b(net.a(x) * _ramp(*(x.shape[2], x.shape))),
+}
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_cached_functions_of_sizes_are_run_on_symbols_that_do_not_outlive_the_trace(name: str) -> None:
+    model = Net(CACHED[name]).eval()
+    _ramp.cache_clear()
+    Tables.bare.cache_clear()
+    graph = trace(model, images()(2))
+    assert _ramp.cache_info().currsize == Tables.bare.cache_info().currsize == 0
+    for other in (images()(3), images(size=6)(2)):
+        assert difference(outputs(graph, other), outputs(model, other)) == 0
+
+
+def test_sizes_are_no_keys_of_a_dict() -> None:
+    text = r"unhashable while it is traced: int \(at .*\{2: 3.0\}\[x.shape\[0\]\]"
+    with pytest.raises(CaptureError, match=text):
+        fxprune.capture(Net(lambda net, x: net.b(net.a(x)) * {2: 3.0}[x.shape[0]]).eval(), images()(2), method="values")
+
+
+@pytest.mark.parametrize("method", ["fx", "values"])
+def test_numbers_of_numpy_are_plain_ones_in_a_graph(method: str) -> None:
+    model = Net(lambda net, x: net.b(net.a(x) * np.sqrt(2.0)).clamp(np.float32(-0.5), np.int64(3))).eval()
+    graph = fxprune.capture(model, images()(2), method=method)
+    assert {type(arg) for node in graph.graph.nodes for arg in node.args} <= {fx.Node, float, int}
+    assert difference(outputs(graph, images()(3)), outputs(model, images()(3))) == 0
 
 
 def test_the_model_and_torch_are_left_alone() -> None:

@@ -306,6 +306,7 @@ def test_comparison_says_what_was_measured() -> None:
 
 RUNS = json.loads(text_of("benchmarks/oneshot.json"))
 NETWORKS = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "vgg": "VGG"}
+SHARES = (100, 90, 70, 50, 30)
 
 
 def measured(network: str, budget: float) -> dict[str, float]:
@@ -326,7 +327,7 @@ def test_the_comparison_gives_the_accuracies_that_were_measured() -> None:
     table = text[text.index("| MACs left |") :].split("\n\n")[0].splitlines()
     names, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table if "---" not in line)
     assert names[1:] == list(NETWORKS.values())
-    assert [row[0] for row in rows] == [f"{share} %" for share in range(100, 20, -10)]
+    assert [row[0] for row in rows] == [f"{share} %" for share in SHARES]
     for column, network in enumerate(NETWORKS, start=1):
         assert rows[0][column] == f"{measured(network, 1)['not pruned']:.1%}".replace("%", " %")
         for share, *cells in rows[1:]:
@@ -359,7 +360,7 @@ def corners(group: ET.Element) -> list[tuple[float, float]]:
 def accuracies(network: str, tool: str) -> dict[int, float]:
     """What a line shows: percent right by percent of the MACs, of fxprune by default, or of the best of a tool's."""
     found = {}
-    for budget in range(100, 20, -10):
+    for budget in SHARES:
         values = measured(network, budget / 100)
         named = [name for name in values if name in (tool, "not pruned") or name.startswith(f"{tool},")]
         shown = [name for name in named if tool != "fxprune" or "," not in name]

@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 from scipy.stats import wasserstein_distance
-from torch import Tensor
+from torch import Tensor, nn
 
+import fxprune
+from fxprune.coupling.couple import analyse
 from fxprune.scoring.signals.diameter import FEW, diameter
 from fxprune.scoring.signals.separability import directions, separability
+from fxprune.scoring.signals.table import magnitudes
 from fxprune.scoring.signals.taylor import inner_products
 
 
@@ -117,3 +120,24 @@ def test_inner_products_sum_over_all_other_axes(name: str) -> None:
     found = inner_products(x, grad, dim, samples, times)
     assert found.shape == (expected.shape if expected.ndim == 2 else (1, *expected.shape))
     assert torch.allclose(found, expected.reshape(found.shape))
+
+
+class WithTokens(nn.Module):
+    """Puts learned rows in front of its input; here there are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.zeros(1, 0, 6))
+        self.lift, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.cat([self.tokens.expand(len(x), -1, -1), self.lift(x)], 1)
+        found: Tensor = self.head(rows.relu().mean(1))
+        return found
+
+
+def test_parameters_without_entries_have_no_magnitude() -> None:
+    graph = fxprune.capture(model := WithTokens().eval(), torch.zeros(2, 5, 4))
+    lift, head = (layer.weight.detach().double() for layer in (model.lift, model.head))
+    squares = lift.square().sum(1) + model.lift.bias.detach().double().square() + head.square().sum(0)
+    np.testing.assert_allclose(magnitudes(graph, analyse(graph)), squares.sqrt().numpy())

@@ -6,24 +6,30 @@ import argparse
 import datetime as dt
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
+import resource
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
 from rich.table import Table as RichTable
+from torch import nn
 
 import fxprune
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 MIB = 2**20
+Result = TypeVar("Result")
 CONSOLE = Console(width=None if sys.stdout.isatty() else 160)
 
 
@@ -75,6 +81,13 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def timed(call: Callable[[], Result]) -> tuple[Result, float]:
+    """A result and the seconds that it took."""
+    results: list[Result] = []
+    spent = seconds(lambda: results.append(call()))
+    return results[0], spent
+
+
 def interleaved(jobs: dict[str, Callable[[], object]], *, repeats: int, warmups: int = 1) -> dict[str, list[float]]:
     """Seconds of each run of each job; the jobs take turns, so that a busy moment of the machine meets all."""
     for _ in range(warmups):
@@ -122,6 +135,43 @@ def child(script: str, *arguments: str, limit: float) -> dict[str, Any]:
         return {"failed": _last_line(done.stderr) or f"exit status {done.returncode}"}
     result: dict[str, Any] = json.loads(_last_line(done.stdout))
     return result
+
+
+def run(model: nn.Module, inputs: Any) -> Any:
+    """The output for a tensor, several of them, or named ones."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def forked(job: Callable[[Callable[[dict[str, Any]], None]], None], limit: float) -> dict[str, Any]:
+    """Run a job in a fork of this process: its last report, with "over" where it died or was over a limit.
+
+    The job is called with a function that takes a report. The limit is one of processor time; ten times as long may
+    pass. Importing costs a fork nothing; the parent must not have run a backward pass, whose threads a fork lacks.
+    """
+    receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_silently, args=(job, sender.send, int(limit)))
+    process.start()
+    sender.close()
+    end, found = time.monotonic() + 10 * limit, dict[str, Any]()
+    with suppress(EOFError):
+        while receiver.poll(max(end - time.monotonic(), 0)):
+            found = receiver.recv()
+        process.kill()
+    process.join()
+    if process.exitcode:
+        slow = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
+        found["over"] = f"over the limit of {limit:.0f} s" if slow else f"the process died with {process.exitcode}"
+    return found
+
+
+def _silently(job: Callable[[Any], None], report: Callable[[dict[str, Any]], None], limit: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 10))
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+        job(report)
 
 
 def _last_line(text: str) -> str:

@@ -23,25 +23,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from measure import CONSOLE, DOCS, Table, child, parser, short, show, version, write
+from measure import CONSOLE, DOCS, Table, child, parser, run, short, show, timed, version, write
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from weights import build
-from zoo import SIZES, USUAL, example_of, family_of, run, timed
+from weights import MEMBERS, SIZES, USUAL, build, example_of, family_of
 
 import fxprune
 
 LIMIT = 120.0
 RATIO = 1 / 3
-MEMBERS = (
-    "alexnet", "vgg11_bn", "resnet18", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "densenet161",
-    "inception_v3", "googlenet", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5",
-    "efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf", "regnet_y_400mf", "shufflenet_v2_x0_5", "convnext_tiny",
-    "vit_b_32", "swin_t", "swin_v2_t", "maxvit_t", "fcn_resnet50", "deeplabv3_mobilenet_v3_large",
-    "lraspp_mobilenet_v3_large", "r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t", "mvit_v1_b", "raft_small",
-    "fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large",
-)  # fmt: skip
 NOTE = (
     "\n\n- analysis: of fxprune, capture without its proof, and coupling; of torch-pruning, the dependency graph and "
     "all of its groups.\n- its proof: the additional time in which capture runs the model and its graph on other "

@@ -14,18 +14,18 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import language
 import torch
-from measure import CONSOLE, DOCS, Table, child, parser, show, write
-from peers import MEMBERS, floats, member
+import transformers_small
+from measure import CONSOLE, DOCS, Table, child, parser, run, show, write
+from peers import floats, member
 from rich.progress import track
-from zoo import run
+from weights import MEMBERS
 
 import fxprune
 from fxprune.tracing.capture import RUNGS
 
 LIMIT = 600.0
-NAMES = (*MEMBERS, "mvit_v2_s", *language.MODELS)
+NAMES = (*MEMBERS, "mvit_v2_s", *transformers_small.MODELS)
 QUICK = ("resnet18", "swin_t", "BERT")
 NOTE = (
     "Each graph was captured in that way alone, on two small samples. Cells: the largest difference between the "

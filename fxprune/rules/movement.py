@@ -17,7 +17,7 @@ from fxprune.rules.choices import apart
 from fxprune.rules.context import Context, grid_options, labels_in
 from fxprune.rules.fills import reads_channels
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, unemptied, varying_axes, vector_plane
-from fxprune.rules.picking import BY_INDEX, axes_picked, beside_picked, chosen_as, constant, dtype_of
+from fxprune.rules.picking import BY_INDEX, axes_picked, beside_picked, chosen_as, constant, dtype_of, with_plain_slices
 from fxprune.rules.table import rule, takes_index, takes_ragged
 from fxprune.rules.vocabulary import Meeting, Slot
 
@@ -64,6 +64,9 @@ def move(ctx: Context, *args: Any, **kwargs: Any) -> Any:
         return call(ctx.node, ctx.graph, args, kwargs)
     if any(isinstance(value, torch.dtype) for value in args):
         return _bits(ctx, x)
+    if ctx.node.target in (operator.getitem, "__getitem__"):
+        args = with_plain_slices(ctx, x, args[1])
+        x = args[0]
     table = args[1] if len(args) > 1 and isinstance(args[1], Labels) and x.ndim else None
     ctx.freeze_numbered([value for value in labels_in((args, kwargs)) if value is not x and value is not table])
     if table is not None:

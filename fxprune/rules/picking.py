@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import TensorSpec
-from fxprune.rules.context import Context
+from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels, Plane
 
 BY_INDEX = (operator.getitem, "__getitem__", operator.setitem, "index_put", "index_put_", torch.index_put)
@@ -31,6 +32,22 @@ def axes_picked(ctx: Context, x: Labels, index: Any, computed: Sequence[Labels])
     masks = sum(dtype_of(ctx, value) is torch.bool for value in computed)
     known = all(any(entry is value for entry in entries) for value in computed)
     return picked if known and masks < 2 else None
+
+
+def with_plain_slices(ctx: Context, x: Labels, index: Any) -> tuple[Labels, Any]:
+    """`x`, and an index without computed bounds of slices; the channels along an axis that these cut are kept."""
+    entries, plain = index if isinstance(index, tuple) else (index,), []
+    for place, entry in enumerate(entries):
+        bounds = labels_in((entry.start, entry.stop, entry.step)) if isinstance(entry, slice) else []
+        if bounds:
+            behind = any(other is Ellipsis for other in entries[:place])
+            others = [other for other in (entries[place + 1 :] if behind else entries[:place]) if other is not Ellipsis]
+            axis, out = sum(_axes_taken(ctx, e) for e in others), sum(not isinstance(e, int) for e in others)
+            axis, out = (x.ndim - 1 - axis, len(ctx.spec().shape) - 1 - out) if behind else (axis, out)
+            x = replace(x, planes=beside_picked(ctx, x, {axis}, bounds))
+            entry = slice(0, ctx.spec().shape[out])  # noqa: PLW2901 - of the size that the example had
+        plain.append(entry)
+    return x, tuple(plain) if isinstance(index, tuple) else plain[0]
 
 
 def _axes_taken(ctx: Context, entry: Any) -> int:

@@ -62,6 +62,21 @@ def windows(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     return move(ctx, Labels(x.shape, planes), *args, **kwargs)
 
 
+@rule(*_named(torch, "stft", "istft"))
+def spectrogram(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
+    """A sequence, the last axis, becomes bins and frames, or these a sequence; a batch of sequences lies in front."""
+    batch = x.ndim - (1 if ctx.node.target in ("stft", torch.stft) else 2)
+    shape = (*x.shape[:batch], *ctx.spec().shape[batch:])
+    for window in labels_in((args, kwargs)):
+        passed(ctx, window, range(window.ndim))
+    return Labels(shape, tuple(_beside(p, batch, len(shape)) for p in passed(ctx, x, range(batch, x.ndim))))
+
+
+def _beside(plane: Plane, batch: int, ndim: int) -> Plane:
+    """A plane with labels along the first `batch` axes only, of a tensor of another rank."""
+    return Plane(plane.core.reshape(*plane.core.shape[:batch], *(1,) * (ndim - batch)), plane.axes)
+
+
 @rule(*_named(torch, "quantile", "nanquantile"))
 def quantile(ctx: Context, x: Labels, q: Any, *args: Any, **kwargs: Any) -> Any:
     """A statistic along one axis, or all; of several quantiles, each has a row of its own in front."""

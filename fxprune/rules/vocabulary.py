@@ -10,7 +10,10 @@ from torch import Tensor, fx
 
 from fxprune.rules.labels import Plane
 
-CASTS = ("to", "type", "type_as", "float", "double", "half", "bfloat16", "long", "int", "contiguous", "clone", "detach")
+CASTS = (
+    "to", "type", "type_as", "float", "double", "half", "bfloat16", "long", "int", "short", "char", "byte",
+    "contiguous", "clone", "detach",
+)  # fmt: skip
 FILLS = frozenset({
     torch.zeros, torch.ones, torch.empty, torch.full, "new_zeros", "new_ones", "new_empty", "new_full",
 })  # fmt: skip

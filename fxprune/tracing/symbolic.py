@@ -14,6 +14,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
@@ -148,7 +149,7 @@ class SymbolicTracer(fx.Tracer):
             return self.create_node("call_function", type(a), (), some)
         if isinstance(a, nn.Parameter) and not any(a is own for own in self.root.parameters()):
             return super().create_arg(a.detach())  # of a layer that the model does not own: a constant
-        return super().create_arg(a)
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def create_args_for_root(
         self,

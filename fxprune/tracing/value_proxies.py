@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import inspect
 import operator
 import sys
 import types
@@ -93,6 +94,18 @@ def _asked_by_user(depth: int = 2) -> bool:
     return is_users(frame.f_code.co_filename)
 
 
+def _caches_called(frame: types.FrameType) -> list[functools._lru_cache_wrapper[Any]]:
+    """The cached functions that a frame may be calling: those that its code names, bare or as an attribute."""
+    code = frame.f_code
+    if not dis.opname[code.co_code[frame.f_lasti]].startswith("CALL"):
+        return []
+    names, known = (*code.co_names, *code.co_varnames, *code.co_freevars), frame.f_globals | frame.f_locals
+    bare = [known[name] for name in names if name in known]
+    homes = [value if isinstance(value, (type, types.ModuleType)) else type(value) for value in bare]
+    found = bare + [inspect.getattr_static(home, name, None) for home in homes for name in code.co_names]
+    return [value for value in found if isinstance(value, functools._lru_cache_wrapper)]
+
+
 if TYPE_CHECKING:
     _Recording = fx.Proxy
 else:  # without __call__, which would make every value callable
@@ -176,10 +189,17 @@ class ValueProxy(_Recording):
         return repr(self.tracer.fixed(self)) if _asked_by_user() else fx.Proxy.__repr__(self)  # type: ignore[arg-type]
 
     def __hash__(self) -> int:
-        """The value's; numbers and shapes have none, because as keys of a cache they would outlive the trace."""
+        """The value's; numbers and shapes have none, because as keys of a cache they would outlive the trace.
+
+        Where the caller calls a cached function, that is run on the symbol, and the tracer empties the cache.
+        """
         if isinstance(self.concrete, (int, float, tuple)):
-            raise TypeError(f"unhashable while it is traced: {type(self.concrete).__name__}")
-        return id(self) if isinstance(self.concrete, Tensor) else hash(self.concrete)
+            if not (caches := _caches_called(sys._getframe(1))):
+                raise TypeError(f"unhashable while it is traced: {type(self.concrete).__name__}")
+            self.tracer.caches.update(dict.fromkeys(caches))
+        elif not isinstance(self.concrete, Tensor):
+            return hash(self.concrete)
+        return id(self)
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, *args), {})

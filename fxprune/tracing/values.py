@@ -59,11 +59,16 @@ class ValueTracer(symbolic.SymbolicTracer):
         self.inputs: dict[str, Any] = {}
         self.given: dict[fx.Node, str] = {}
         self.guarded: set[fx.Node] = set()
+        self.caches: dict[Any, None] = {}  # of functions that were run on symbols
         self.running, self.thread = False, threading.get_ident()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with self._symbols_understood():
-            graph = super().trace(root, concrete_args)
+        try:
+            with self._symbols_understood():
+                graph = super().trace(root, concrete_args)
+        finally:
+            for cache in self.caches:
+                cache.cache_clear()
         self._drop_unused(graph)
         return graph
 

@@ -52,6 +52,7 @@ _FROM: dict[str, Callable[[Tensor], Tensor]] = dict.fromkeys(
     _inside,
 )
 _FROM |= {"acosh": _beyond, "arccosh": _beyond, "poisson": _beyond, "float_power": lambda x: _inside(x).double()}
+_FROM["byte"] = lambda x: 200 * _inside(x)
 _FROM |= dict.fromkeys(
     _names("bitwise_and bitwise_or bitwise_xor bitwise_not and_ or_ xor inv invert iand ior ixor"), _truth
 )

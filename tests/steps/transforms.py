@@ -41,6 +41,30 @@ add("diff", lambda _, x: x.diff(dim=2, prepend=x.new_zeros(x.shape[0], x.shape[1
 add("diff of channels", lambda _, x: x.diff(dim=1, prepend=x[:, :1]), whole=True, alike=False)
 add("torch.cumulative_trapezoid", lambda _, x: x + torch.cumulative_trapezoid(x, dim=3).mean(3, keepdim=True))
 
+
+def _frames(call: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """The spectrogram of every channel's rows behind each other."""
+    return call(x.flatten(2).flatten(0, 1), 4, window=torch.ones(4, dtype=x.dtype), return_complex=True)
+
+
+def _back(call: Callable[..., Tensor], x: Tensor) -> Tensor:
+    found: Tensor = call(_frames(torch.stft, x), 4, window=torch.ones(4, dtype=x.dtype), length=SIZE * SIZE)
+    return found.unflatten(0, x.shape[:2]).unflatten(2, (SIZE, SIZE))
+
+
+def _strength(call: Callable[..., Tensor], x: Tensor) -> Tensor:
+    return x * _frames(call, x).abs().mean((1, 2)).unflatten(0, x.shape[:2])[:, :, None, None]
+
+
+for _title, _call in (("torch.stft", torch.stft), ("stft", partial(exactly, "stft"))):
+    add(_title, lambda _, x, call=_call: _strength(call, x))
+for _title, _call in (("torch.istft", torch.istft), ("istft", partial(exactly, "istft"))):
+    add(_title, lambda _, x, call=_call: _back(call, x))
+add(
+    "torch.stft of channels", lambda _, x: x * torch.stft(x.mean((2, 3)), 4, 2, return_complex=True).abs().mean(),
+    whole=True, alike=False,
+)  # fmt: skip
+
 # -- windows and diagonals ---------------------------------------------------------------------------------------------
 
 _WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {

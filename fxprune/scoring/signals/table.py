@@ -113,7 +113,7 @@ def magnitudes(graph: ModelGraph, coupling: Coupling) -> Scalars:
     for name, parameter in graph.named_parameters():
         for axis in range(parameter.ndim):
             start, size = coupling.slots.get(Slot(name, axis), (0, 0))
-            if size == parameter.shape[axis]:
+            if 0 < size == parameter.shape[axis]:
                 squares = parameter.detach().double().square().movedim(axis, 0).reshape(size, -1).sum(1)
                 units = coupling.unit_of[start : start + size]
                 np.add.at(result, np.where(units < coupling.units, units, -1), squares.cpu().numpy())
