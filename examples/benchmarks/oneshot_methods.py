@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import oneshot_language as language
@@ -65,10 +66,10 @@ def ours(options: Options) -> Callable[[Workload], AtBudget]:
     return prepare
 
 
-def compressed(work: Workload) -> AtBudget:
+def compressed(work: Workload, **options: Any) -> AtBudget:
     """The call that users make."""
     return lambda budget: (
-        fxprune.compress(work.model, work.calibration, **work.budget(budget), **work.options), None
+        fxprune.compress(work.model, work.calibration, **work.budget(budget), **work.options, **options), None
     )  # fmt: skip
 
 
@@ -106,6 +107,9 @@ METHODS: dict[str, Method] = {
         )
         for signal, scope, ranks in (("L2", "local", ""), ("Taylor", "global", ", global"))
     },
+    "fxprune, equal blocks and no new biases": Method(
+        partial(compressed, equal_blocks=True, new_biases=False), ("language",)
+    ),
     "magnitude, uniform": Method(language.ranked("magnitude", "uniform", "none"), ("language",)),
     "Wanda-sp, uniform": Method(language.ranked(language.wanda_sp, "uniform", "none"), ("language",)),
     "FLAP": Method(language.ranked(language.flap, language.in_one_ranking, "bias"), ("language",)),
