@@ -59,6 +59,8 @@ def tried(graph: fx.GraphModule, node: fx.Node, values: Values, args: Any, kwarg
 def by_keyword(graph: fx.GraphModule, node: fx.Node, values: Values) -> bool:
     """All arguments by their names, the last first; of a method, all but the tensor that it is called on."""
     module = node.op == "call_module"
+    if str(node.target).startswith("__"):  # an operator, which is not called by names
+        return False
     key = type(graph.get_submodule(str(node.target))) if module else key_of(node, graph)
     own = int(node.op == "call_method")
     for signature in signatures(key):

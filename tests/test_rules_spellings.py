@@ -13,8 +13,11 @@ import fxprune
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*upsample.* is deprecated", "ignore:.*deprecated signature")
 AT_ONCE = 40  # kinds in one network
-NONE = {"F.batch_norm", "F.instance_norm", "torch.native_channel_shuffle"}  # with weights of six channels
-BOXES = {name for name in KINDS if "roi_" in name}  # whose numbers of samples a sum that is added makes wrong
+NONE = {
+    "F.batch_norm", "F.instance_norm", "torch.native_channel_shuffle", # with weights of six channels
+    "torch.istft", "istft", "one head of keys", # what is reshaped as if there were samples or heads
+}  # fmt: skip
+BOXES = {name for name in KINDS if "roi_" in name}  # whose numbers of samples and sizes no other tensor gives
 
 
 def chunks() -> list[list[str]]:
@@ -54,7 +57,7 @@ def fails(name: str, way: Way) -> str | None:
     ids=lambda part: f"{KINDS[part[0]].family}: {part[0]}" if isinstance(part, list) else part.__name__,
 )
 def test_every_step_in_another_spelling(names: list[str], way: Way) -> None:
-    names = [name for name in names if way is not with_empty or name not in NONE | BOXES]
+    names = [name for name in names if way is by_keyword or name not in (NONE | BOXES if way is with_empty else BOXES)]
     if KINDS[names[0]].family == "pointwise" and way is not by_keyword:
         names = names[::8]  # one rule has nearly all of them
     try:
@@ -65,5 +68,5 @@ def test_every_step_in_another_spelling(names: list[str], way: Way) -> None:
 
 @pytest.mark.parametrize("name", sorted(NONE))
 def test_calls_on_no_channels_that_no_rule_can_take(name: str) -> None:
-    with pytest.raises(fxprune.FxpruneError, match=r"cannot take node|does not run on the example"):
+    with pytest.raises(fxprune.FxpruneError, match=r"cannot take node|does not run on the example|cannot be narrowed"):
         prove(one_of_each([name]), with_empty)
