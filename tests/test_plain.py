@@ -18,7 +18,7 @@ from helpers import parameters
 from torch import Tensor
 
 import fxprune
-from fxprune.errors import ArtifactError, FxpruneWarning, NarrowError
+from fxprune.errors import ArtifactError, FxpruneWarning, NarrowError, PlanError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of transformers
@@ -290,6 +290,18 @@ def test_a_folder_that_does_not_load_is_an_error(plain: Any, tmp_path: Path) -> 
         own.save_pretrained(tmp_path)
 
 
+def test_a_plain_folder_is_not_one_of_ours(plain: Any, tmp_path: Path) -> None:
+    save_pretrained(plain, tmp_path)
+    with pytest.raises(ArtifactError, match="holds a plain checkpoint: load it with transformers, AutoModel"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [1.5, "8", {"hidden": 1.5}])
+def test_multiples_of_a_plain_model_are_whole(llama: Any, value: Any) -> None:
+    with pytest.raises(PlanError, match=r"round_to.* it is a whole number, at least 1"):
+        compress_pretrained(llama, [batch()], params=0.8, round_to=value, **HOW)
+
+
 def test_what_a_plain_model_cannot_have(llama: Any) -> None:
     for name, value in {"submodule": "model", "equal_blocks": False, "new_biases": True}.items():
         with pytest.raises(NarrowError, match=rf"plain=True needs {name}=.*: the c"):
@@ -336,6 +348,10 @@ def test_a_model_narrowed_to_its_own_class_is_never_saved_in_silence(llama: Any,
     assert fxprune.report(again) == fxprune.report(own)
     with pytest.raises(ArtifactError, match="LlamaForCausalLM is no plain model: pass model="):
         save_pretrained(own, tmp_path / "ours")
+    with pytest.raises(ArtifactError, match=r"model\.safetensors holds the weights of another checkpoint"):
+        save_pretrained(own, tmp_path / "theirs", llama)
+    with pytest.raises(ArtifactError, match=r"fxprune\.safetensors holds the weights of another checkpoint"):
+        own.save_pretrained(tmp_path / "ours")
 
 
 def test_a_gguf_file_of_a_plain_folder(plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from fxprune.caller.source_lines import warn
 from fxprune.caller.tensors import named_tensors
 from fxprune.errors import ArtifactError, error_text
 
-CONFIG = "config.json"
+CONFIG, WEIGHTS = "config.json", "fxprune.safetensors"
 WIDTHS = "pruned_shapes"  # in the configuration of a model whose widths its other fields do not say
 
 
@@ -41,6 +42,7 @@ class Saving:
         self.plain = plain
 
     def __call__(self, save_directory: str | PathLike[str], **options: Any) -> Any:
+        check_weights(save_directory, plain=True)
         done = type(self.own).save_pretrained(self.own, save_directory, **options)
         if self.plain:
             check_folder(self.own, save_directory)
@@ -57,6 +59,20 @@ class Saving:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self.own, "save_pretrained")
+
+
+def check_weights(folder: str | PathLike[str], *, plain: bool) -> None:
+    """Look for the weights of a checkpoint of the other kind, plain or fxprune's own, in a folder to be written.
+
+    Raises:
+        ArtifactError: there are such, which would be loaded in place of those that are written.
+    """
+    for path in sorted((*Path(folder).glob("*.safetensors"), *Path(folder).glob("pytorch_model*.bin"))):
+        if (path.name == WEIGHTS) == plain:
+            raise ArtifactError(
+                f"{path} holds the weights of another checkpoint, which could be loaded in place of these: name an "
+                "empty folder, or remove it"
+            )
 
 
 def check_folder(own: PreTrainedModel, folder: str | PathLike[str]) -> None:

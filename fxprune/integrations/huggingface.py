@@ -29,7 +29,7 @@ from fxprune.caller.tensors import named_tensors, put
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling
 from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, NarrowError, a, error_text, stage
-from fxprune.integrations.class_saving import CONFIG, Saving, narrowed_class
+from fxprune.integrations.class_saving import CONFIG, WEIGHTS, Saving, check_weights, narrowed_class
 from fxprune.integrations.plain import Change, built, changes_of, limits_by, multiples
 from fxprune.pipeline import apply, compress
 from fxprune.planning.plan import kept_units
@@ -46,7 +46,6 @@ from fxprune.tracing.part import with_captured_part
 
 __all__ = ["compress_pretrained", "from_pretrained", "narrow_pretrained", "save_pretrained"]
 
-WEIGHTS = "fxprune.safetensors"
 _WHY = {
     "submodule": "the configuration is that of the whole model",
     "equal_blocks": "the classes of transformers build all layers by one configuration",
@@ -180,7 +179,8 @@ def save_pretrained(small: nn.Module, folder: str | PathLike[str], model: PreTra
         model: the model that `small` was made from, for its class and configuration; a plain model needs none.
 
     Raises:
-        ArtifactError: the class is none of transformers' own, `small` has no plan, or a file cannot be written.
+        ArtifactError: the class is none of transformers' own, `small` has no plan, the folder holds the weights of a
+            checkpoint of the other kind, or a file cannot be written.
     """
     saving = vars(small).get("save_pretrained")
     if isinstance(saving, Saving) and saving.plain:
@@ -197,6 +197,7 @@ def save_pretrained(small: nn.Module, folder: str | PathLike[str], model: PreTra
             f"fxprune.load with model= {a(name)}"
         )
     place = made_folder(folder, ArtifactError)
+    check_weights(place, plain=False)
     save(small, place / WEIGHTS)
     described = json.loads(model.config.to_json_string())
     how = {"attn_implementation": model.config._attn_implementation, "dtype": str(model.dtype).removeprefix("torch.")}
@@ -383,6 +384,10 @@ def _architecture(path: Path, device: str) -> Any:
     regular(path, ArtifactError, "read")
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
+        if "fxprune" not in described and not (path.parent / WEIGHTS).exists():
+            raise ArtifactError(
+                f"{path.parent} holds a plain checkpoint: load it with transformers, AutoModel.from_pretrained"
+            )
         how, name = described["fxprune"], str(described["architectures"][0])
         attention, dtype = how["attn_implementation"], getattr(torch, how["dtype"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

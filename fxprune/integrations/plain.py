@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from fxprune.caller.arguments import CHECKS
 from fxprune.caller.isolation import device_of, undisturbed
 from fxprune.caller.tensors import named_tensors, put
 from fxprune.coupling.groups import Coupling, Group
@@ -241,6 +242,7 @@ def _names(group: Group) -> list[str]:
 
 def multiples(changes: Sequence[Change], round_to: RoundTo) -> RoundTo:
     """The multiples that a caller asks for, raised to those that a class needs."""
+    CHECKS["round_to"]("round_to", round_to)
     kinds = dict(round_to) if isinstance(round_to, Mapping) else dict.fromkeys(FIELDS, round_to)
     for change in changes:
         kinds[change.kind] = math.lcm(kinds.get(change.kind, 1), change.step)
