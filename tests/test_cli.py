@@ -120,7 +120,7 @@ def test_an_error_is_json_too(project):
         (["compress", "mynets:build", "--data", "mynets:loader", "--alpha", "2"], "Invalid value for '--alpha'"),
         (
             ["compress", "mynets:build", "--data", "mynets:loader", "--round-to", "heds=2"],
-            "'heds=2' is no multiple such as 8, or heads=1,hidden=128: --round-to: there is no kind of units 'heds'",
+            "'heds=2' is no multiple such as 8, or heads=1,hidden=128: there is no kind of units 'heds'",
         ),
         (
             ["compress", "mynets:build", "--data", "mynets:loader", "--alpha", "0.1", "--macs", "0.5"],

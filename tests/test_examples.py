@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-SHARED = {"digits.py"}
+SHARED = {"digits.py", "gguf_file.py"}  # of the others, and run by test_plain
 
 SHARE = r"accuracy ([\d.]+)\n"
 # script: what its output has to have, with numbers in groups, and the least of each

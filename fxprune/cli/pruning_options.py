@@ -204,7 +204,7 @@ def _multiples(text: str) -> int | dict[str, int]:
         )
         check_value("round_to", found)
     except (ValueError, PlanError) as error:
-        why = f": {as_options(str(error))}" if isinstance(error, PlanError) else ""
+        why = f": {as_options(str(error).removeprefix('round_to: '))}" if isinstance(error, PlanError) else ""
         raise typer.BadParameter(
             f"{text!r} is no multiple such as 8, or heads=1,hidden=128{why}", param_hint="--round-to"
         ) from None

@@ -237,6 +237,10 @@ class MappingProxy(ValueProxy):
             return getattr(self._opened(), k)
         return super().__getattr__(k)
 
+    def keys(self) -> Any:
+        """Those of the dict; a proxy has such a method of its own."""
+        return super().keys() if self.written is None else self.written.keys()
+
     def __iter__(self) -> Iterator[Any]:
         return super().__iter__() if self.written is None else iter(self.written)
 
