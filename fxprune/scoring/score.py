@@ -66,11 +66,12 @@ def score(
     """Score every prunable unit of `model` in one pass over a small calibration loader.
 
     The model runs in eval mode. One signal proposes the units of each group for removal, another protects them. By
-    default units are proposed first that the others replace best ("reconstruction"), and units are protected that the
-    samples' losses depend on most to first order ("taylor-by-sample", arXiv 1611.06440, eq. 8). The R-Score of arXiv
-    2508.02291 is "taylor", the same for the loss of all samples. Its U-Score is "separability": the largest
-    1-Wasserstein distance of a unit's activations between two classes, sliced over seeded directions for maps and
-    sequences; only it needs classes. All are measured where a unit is read, and summed over its readers.
+    default the units that the others replace best are proposed first ("reconstruction"), and the units on which the
+    samples' losses depend most, to first order, are protected ("taylor-by-sample", arXiv 1611.06440, eq. 8). The
+    R-Score of arXiv 2508.02291, "taylor", uses the loss of all samples together. Its U-Score, "separability", is the
+    largest 1-Wasserstein distance between a unit's activations on two classes, sliced over seeded directions for maps
+    and sequences; only this signal needs classes. All signals are measured where a unit is read, and summed over its
+    readers.
 
     On the way, the model's mean loss is measured, and its accuracy where it gives logits (N, classes, *positions) for
     class numbers (N, *positions), negative ones left out: `about` of the scores has both.
@@ -85,11 +86,11 @@ def score(
         samples_per_class: number of samples of each class that the U-Score compares: the first in the loader; where
             positions have classes, positions drawn from the whole loader by `seed`.
         projections: number of directions of the sliced distance.
-        max_classes: of more classes than this, so many are drawn by `seed`.
+        max_classes: the most classes that are compared; if there are more, this many are drawn by `seed`.
         max_samples: read no further batch after so many samples. Without it, a loader without a length may have 10,000
             batches at most.
-        sample_memory: bytes for the stored samples; to stay below, the number of projections is halved, and from one
-            projection on the number of samples of a class.
+        sample_memory: bytes for the stored samples; to stay below, the number of projections is halved as often as
+            needed, then the number of samples per class.
         exclude: module names, glob patterns of names, or module types whose outputs are kept whole.
         unknown: "error", or "freeze" to keep all channels that an operation without a rule touches.
         inexact, head_dim, query_heads: see `couple`.
