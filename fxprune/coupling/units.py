@@ -104,7 +104,7 @@ def resolve(collector: Collector) -> Coupling:
 def units_along(values: dict[str, Any], unit_of: Index, node: str, output: int, axis: int) -> tuple[int, ...] | None:
     """The unit of each index along an axis of a value, -1 for an index that is always kept.
 
-    None where an index holds several units, so that it is no unit that removes it.
+    None where an index holds several units, so that no single unit removes it.
     """
     planes = labels_in(values[node])[output].along(axis)
     rows = [np.unique(row) for plane in planes for row in units_at(unit_of, plane.slices(axis).long().numpy())]
@@ -113,7 +113,7 @@ def units_along(values: dict[str, Any], unit_of: Index, node: str, output: int, 
 
 
 def _first_to_choose(choice: tuple[Sequence[Option], bool]) -> tuple[bool, int]:
-    """Heads first, then where most grids meet: what is chosen there decides for each of them, in front and behind."""
+    """The order of choices: heads first, then where most grids meet, because a choice there decides for all of them."""
     options, ordered = choice
     return not ordered, -len(options[0].ties)
 
