@@ -83,7 +83,7 @@ class Context(ABC):
 
     @abstractmethod
     def choose_by_number(self, labels: Tensor) -> None:
-        """Say that these are experts: the layers that they number read nothing of the others."""
+        """Say that these are experts: a row reads nothing of the experts that it has not chosen."""
 
     @abstractmethod
     def tell_apart(self, expert: Tensor) -> None:
@@ -211,7 +211,7 @@ class Context(ABC):
         return pytree.tree_map_only(TensorSpec, lambda spec: Labels(spec.shape), self.spec())
 
     def freeze_numbered(self, values: Any) -> None:
-        """Freeze the experts that numbers among `values` choose: the current node does more with these than look up."""
+        """Freeze the experts that numbers among `values` choose: the current node does more than look up by these."""
         for x in labels_in(values):
             if x.index_of is not None:
                 self.freeze(x.index_of, f"told apart by number in {self.describe()}")
