@@ -33,7 +33,7 @@ class Context(ABC):
         self.node: fx.Node = next(iter(graph.graph.nodes))
         self.call = Call("", (), {})  # of the current node
         self.owners = first_names(all_tensors(graph))
-        self.query_heads = False  # of heads that share keys, the same of each group are removed, not whole groups
+        self.query_heads = False  # single heads of queries are removed, the same of each group that shares keys
         self.by_heads = True  # whole heads of an attention grid are removed; otherwise the same places of every head
         self._dynamic = _that_follow(graph, lambda node: node.op == "placeholder" or node.target in FILLS)
         self._touching = _that_follow(graph, partial(_brings_channels, graph), unless=_only_asks)

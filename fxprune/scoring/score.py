@@ -20,7 +20,7 @@ from fxprune.coupling.couple import analyse
 from fxprune.coupling.interpreter import Unknown
 from fxprune.errors import stage
 from fxprune.planning.allocation import RoundTo
-from fxprune.scoring.evidence import evidence_of, usage_of_experts
+from fxprune.scoring.evidence import Evidence, evidence_of, usage_of_experts
 from fxprune.scoring.loader_pass import ScoringPass
 from fxprune.scoring.objective import Loss
 from fxprune.scoring.original import warn_near_chance
@@ -125,9 +125,7 @@ def score(
     with stage("scoring"), seeded(seed), full_float32():
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         graph: Any = part_of(whole, submodule)
-        if rank_and_size()[1] > 1:
-            told = f"one whose weights and buffers have the checksum {fingerprint(whole):08x}"
-            check_same("the model", told, "load the same weights on all ranks")
+        _check_same_model(whole)
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         compares = "separability" in (propose, protect)
         sampler = Sampler(samples_per_class, max_classes, sample_memory, projections, seed, compares)
@@ -148,15 +146,10 @@ def score(
             scoring.run(classes, file, progress=progress)
         evidence = evidence_of(graph, coupling, scoring.state.probes, scoring.state.totals, sampler)
         scores = ranked(propose, evidence), ranked(protect, evidence)
+        by_class = run is None and (loss is None or compares_classes(loss))
         about = {"samples": sampler.seen, "propose": name_of_signal(propose), "protect": name_of_signal(protect)}
-        about |= {"seed": seed} | scoring.state.original.about(
-            sampler.seen, by_class=run is None and (loss is None or compares_classes(loss))
-        )
-        if usage := usage_of_experts(coupling, evidence.moments):
-            about |= {"experts": usage}
-        if compares:
-            about |= {"classes": len(sampler.counts), "samples_per_class": sampler.per_class}
-            about |= {"projections": sampler.projections}
+        about |= {"seed": seed} | scoring.state.original.about(sampler.seen, by_class=by_class)
+        about |= _about_experts_and_classes(evidence, sampler)
         result = scores_of(graph, coupling, scores, options | {"submodule": submodule}, about)
     if file is not None:
         file.path.unlink(missing_ok=True)
@@ -165,3 +158,21 @@ def score(
     return replace(
         result, moments=evidence.moments, min_keep=int(min_keep), round_to=rounded, equal_blocks=bool(equal_blocks)
     )
+
+
+def _check_same_model(model: nn.Module) -> None:
+    """Raise DistributedError where the ranks have models with different numbers."""
+    if rank_and_size()[1] > 1:
+        told = f"one whose weights and buffers have the checksum {fingerprint(model):08x}"
+        check_same("the model", told, "load the same weights on all ranks")
+
+
+def _about_experts_and_classes(evidence: Evidence, sampler: Sampler) -> dict[str, Any]:
+    """Entries of `Scores.about`: the use of experts, if there are any, and what the U-Score compared, if it did."""
+    about: dict[str, Any] = {}
+    if usage := usage_of_experts(evidence.coupling, evidence.moments):
+        about["experts"] = usage
+    if sampler.compares:
+        about |= {"classes": len(sampler.counts), "samples_per_class": sampler.per_class}
+        about["projections"] = sampler.projections
+    return about

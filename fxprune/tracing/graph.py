@@ -237,8 +237,8 @@ def must_be(value: Any, fixed: Any, name: str) -> None:
     known = len(known) if isinstance(known, (list, tuple, Mapping, Tensor)) else known
     if known is not fixed and known != fixed:
         raise CaptureError(
-            f"the graph was made for {name}={fixed!r}, as the example has it or leaves it out: "
-            f"capture the model with an example that gives {name} as it is to be"
+            f"the graph was made for {name}={fixed!r}, as in the example or by default: "
+            f"capture the model with an example that gives {name} the value that you need"
         )
 
 
