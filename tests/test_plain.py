@@ -427,6 +427,15 @@ def test_the_language_part_of_a_model_of_images_and_texts(name: str, tmp_path: P
     assert torch.equal(generated(again), generated(own))
 
 
+@pytest.mark.filterwarnings("error::fxprune.FxpruneWarning")
+@pytest.mark.parametrize("name", ["llama", pytest.param("qwen2_vl", marks=pytest.mark.wide)])
+def test_lengths_of_a_decoder_are_free(name: str) -> None:
+    """Its words and mask are changed together: a mask of another length than the words is none that a user gives."""
+    model = decoder(name) if name in DECODERS else vision_language(name)
+    small = compress_pretrained(model, [batch(), batch(3, 5)], ratios={"*": 0.5}, progress=False, compensate="none")
+    assert fxprune.report(small).error < 1e-5
+
+
 @pytest.mark.wide
 @pytest.mark.parametrize(("keys", "attention"), [(1, "sdpa"), (2, "sdpa"), (2, "eager")])
 def test_queries_that_share_keys_and_values(keys: int, attention: str, tmp_path: Path) -> None:
