@@ -254,6 +254,62 @@ def test_loops_are_scored_compensated_and_pruned_twice(kind: type[Loop]) -> None
     assert set(router.kept) == set(np.argsort(router.usage)[2:].tolist())
 
 
+class Dense(nn.Module):
+    """All experts compute every row; their weights lie in a dense matrix, which `written` makes of the scores."""
+
+    def __init__(self, written: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.router, self.written = nn.Linear(5, 6), written
+        self.experts = nn.ModuleList(nn.Linear(5, 3) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, out = self.written(self.router(x)), torch.zeros(len(x), 3)
+        for number, expert in enumerate(self.experts):
+            out = out + weights[:, number : number + 1] * expert(x)
+        return out
+
+
+def dense_zeros(scores: Tensor) -> Tensor:
+    weights, chosen = scores.softmax(-1).topk(2)
+    return torch.zeros(len(scores), 6).scatter(1, chosen, weights)
+
+
+def dense_in_place(scores: Tensor) -> Tensor:
+    weights, chosen = scores.topk(2)
+    zeros = torch.zeros_like(scores)
+    zeros.scatter_(1, chosen, weights.softmax(-1))
+    return zeros
+
+
+def dense_mask(scores: Tensor) -> Tensor:
+    chosen = scores.topk(2)[1]
+    mask = scores.new_zeros(scores.shape).scatter(-1, chosen, 1.0)
+    return mask * scores.exp()
+
+
+@pytest.mark.parametrize("written", [dense_zeros, dense_in_place, dense_mask])
+def test_experts_whose_weights_are_written_into_zeros(written: Callable[[Tensor], Tensor]) -> None:
+    model, example = Dense(written), rows(6)
+    (group,) = (group for group in fxprune.couple(fxprune.capture(model, example)) if group.kind == "experts")
+    assert (group.name, len(group), group.frozen) == ("router", 6, None)
+    plan = fxprune.Plan.from_kept(model, example, {"router": [0, 1, 5]})  # neighbours are removed
+    small: Any = fxprune.apply(model, plan)
+    assert list(small.experts._modules) == ["0", "1", "5"]
+    assert small.router.out_features == 3
+    assert fxprune.verify(model, plan, small, example) < 1e-6
+
+
+def test_experts_whose_weights_are_written_into_another_number_are_kept_with_the_reason() -> None:
+    def written(scores: Tensor) -> Tensor:
+        weights, chosen = scores.topk(2)
+        return torch.full_like(scores, -10.0).scatter(1, chosen, weights).softmax(-1)
+
+    groups = fxprune.couple(fxprune.capture(Dense(written), rows(6)))
+    reasons = {str(group.frozen) for group in groups if group.name.startswith("router")}
+    assert all(reason.startswith("a single channel is taken out by getitem") for reason in reasons)
+
+
 # -- what plans keep ---------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,8 @@ from fxprune.rules.labels import Labels, Plane
 from fxprune.rules.movement import assign, move
 from fxprune.rules.table import rule, takes_index
 
+_ZEROS = frozenset({torch.zeros, torch.zeros_like, "new_zeros"})
+
 
 @rule("scatter", "scatter_add", "scatter_reduce", "scatter_", "scatter_add_", "scatter_reduce_")
 @rule(torch.scatter, torch.scatter_add, torch.scatter_reduce)
@@ -20,11 +22,15 @@ from fxprune.rules.table import rule, takes_index
 def scatter(ctx: Context, x: Labels, dim: int, index: Labels, *args: Any, **kwargs: Any) -> Labels:
     """The places along `dim` are computed; along every other axis the tensors meet.
 
-    Where they are the numbers of experts, the axis is theirs.
+    Where they are the numbers of experts, the axis is theirs: of zeros, a place is another number only in rows that
+    have chosen its expert.
     """
     rest = apart(ctx, x, dim % x.ndim, index)
     if index.index_of is not None and rest is not x:
         ctx.choose_by_number(index.index_of)  # in zeros like the scores, too
+        source = ctx.source(x)
+        if source is not None and source.target in _ZEROS:
+            ctx.mark_numbers(ctx.vector(x, dim % x.ndim), index.index_of)
     planes = _met_beside(ctx, dim, rest, index, *labels_in((args, kwargs)))
     return Labels(x.shape, planes if rest is x else (*x.along(dim % x.ndim), *planes))
 
