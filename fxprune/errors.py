@@ -40,7 +40,7 @@ class PlanError(FxpruneError):
 
 
 class UnreachableError(PlanError):
-    """A budget below all that can be reached: what was `asked`, with the least share, and the `remedies`."""
+    """No plan is within a budget: what was `asked`, with the least share that can be reached, and the `remedies`."""
 
     def __init__(self, asked: str, remedies: Sequence[str] = ()) -> None:
         super().__init__(f"{asked}: {either(remedies)}" if remedies else asked)
