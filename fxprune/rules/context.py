@@ -18,7 +18,7 @@ from fxprune.caller.example import TensorSpec
 from fxprune.caller.tensors import all_tensors, attribute_at, first_names
 from fxprune.rules.arguments import Call
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, slices, vector_plane
-from fxprune.rules.vocabulary import CASTS, FILLS, LIKES, ChannelRead, Comparison, Meeting, Option, Slot
+from fxprune.rules.vocabulary import CASTS, FILLS, INDEX_SELECT, LIKES, ChannelRead, Comparison, Meeting, Option, Slot
 
 _MATRIX = 2  # axes of a weight; with fewer than one more, a lookup gives vectors, as of words
 LARGEST_GRID = 1 << 20  # labels of a product of channels with others
@@ -339,7 +339,7 @@ def _brings_channels(graph: fx.GraphModule, node: fx.Node) -> bool:
 def _is_lookup(node: fx.Node) -> bool:
     """Whether a node picks slices out of a tensor by one number, or by computed ones."""
     by_item = node.target in (operator.getitem, "__getitem__") and isinstance(node.args[1], int | fx.Node)
-    return by_item or node.target in (torch.index_select, "index_select")
+    return by_item or node.target == "index_select" or node.target in INDEX_SELECT
 
 
 def _only_asks(node: fx.Node) -> bool:

@@ -12,6 +12,7 @@ from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels, Plane
 from fxprune.rules.movement import assign, move
 from fxprune.rules.table import rule, takes_index
+from fxprune.rules.vocabulary import INDEX_SELECT
 
 _ZEROS = frozenset({torch.zeros, torch.zeros_like, "new_zeros"})
 
@@ -65,7 +66,7 @@ def gather(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     return Labels(tuple(sizes.get(axis, size) for axis, size in enumerate(ctx.spec().shape)), planes)
 
 
-@rule("index_select", torch.index_select)
+@rule("index_select", *INDEX_SELECT)
 @takes_index
 def index_select(ctx: Context, x: Labels, dim: int, index: Labels) -> Any:
     """As `gather`, with one number for each slice along `dim`."""
