@@ -14,9 +14,10 @@ from fxprune.caller.arguments import check
 from fxprune.caller.batches import Classes, Unpack
 from fxprune.caller.isolation import undisturbed
 from fxprune.caller.source_lines import warn
+from fxprune.coupling.branch_units import WHOLE
 from fxprune.coupling.collector import Exclude
 from fxprune.coupling.interpreter import Unknown
-from fxprune.errors import stage
+from fxprune.errors import PlanError, stage
 from fxprune.planning.allocation import MEASURED, Allocate, RoundTo
 from fxprune.planning.budgets import given, nothing_prunable
 from fxprune.planning.plan import BUDGETS, Plan
@@ -66,6 +67,7 @@ def compress(
     min_keep: int = 1,
     round_to: RoundTo = 1,
     equal_blocks: bool = False,
+    blocks: bool | str = False,
     max_samples: int | None = None,
     verify: bool = True,
     unpack: Unpack | None = None,
@@ -105,6 +107,9 @@ def compress(
         exclude: module names, glob patterns of names, or module types whose outputs are not pruned.
         unknown: "error", or "freeze" to keep all channels that an operation without a rule touches.
         inexact, head_dim, query_heads: see `couple`.
+        blocks: whether residual branches (an attention, an MLP, the inner branch of a block of a ResNet) can be removed
+            whole, beside units of layers, within a budget; "only" they where it is "only". With `own_class`, these are
+            whole blocks: entries of an `nn.ModuleList`, which gets shorter.
         min_keep, round_to, equal_blocks: see `Scores.plan`.
         submodule: path of the part to prune instead of the whole model, where that cannot be captured in one piece.
             The part's outputs are not pruned, so the rest of the model fits; `exclude` takes names in the part.
@@ -133,7 +138,8 @@ def compress(
     if finetune is not None:
         check_options(finetune := shared | dict(finetune))
     asked: Asked = {"alpha": alpha, "params": params, "macs": macs, "latency": latency}
-    given(**asked)
+    if given(**asked) in (None, ("alpha", alpha)) and blocks:
+        raise PlanError(f"blocks={blocks!r} removes branches within a budget: give params=, macs= or latency=")
     check_level(compensate, None, loader)
     captured = partial(
         with_captured_part, loader=loader, path=submodule, exclude=exclude, unpack=unpack, run=run, prove=verify
@@ -143,7 +149,9 @@ def compress(
         "exclude": exclude, "unknown": unknown, "inexact": inexact, "head_dim": head_dim, "query_heads": query_heads
     }  # fmt: skip
     graph: Any = part_of(original, submodule)
-    limits = limits_of(part_of(model, submodule), graph, **coupled) if own_class else captured_of(graph).limits
+    limits = captured_of(graph).limits
+    if own_class:
+        limits = limits_of(part_of(model, submodule), graph, **coupled, blocks=WHOLE if blocks else "")
     schedule = Schedule(asked, rounds)
     for index in range(rounds):
         whole = captured(small, prove=verify and not index)  # the one that there is, in the first round
@@ -152,13 +160,14 @@ def compress(
             scores = score(
                 whole, loader, loss, **coupled, unpack=unpack, classes=classes, seed=seed, device=device,
                 progress=progress, submodule=submodule, run=run, propose=propose, protect=protect,
-                max_samples=max_samples, min_keep=min_keep, round_to=round_to, equal_blocks=equal_blocks, **scoring,
+                max_samples=max_samples, min_keep=min_keep, round_to=round_to, equal_blocks=equal_blocks,
+                blocks=blocks, metric=metric, **scoring,
             )  # fmt: skip
             scores = scores if latency is None else scores.with_latency(whole)
             if index == 0:
                 first = scores
             compares = allocate is None and any(target[budget] is not None for budget in BUDGETS)
-            if compares or allocate == MEASURED:
+            if scores.curves is None and (compares or allocate == MEASURED):
                 scores = scores.with_curves(
                     whole, loader, loss=loss, unpack=unpack, run=run, metric=metric, max_samples=max_samples,
                     device=device, seed=seed,

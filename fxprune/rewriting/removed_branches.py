@@ -1,4 +1,4 @@
-"""Branches of removed experts, which a rewritten graph leaves out with their layers; numbers of the kept ones."""
+"""Removed branches, of experts and residual ones, which a rewritten graph leaves out; numbers of the kept experts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxprune.caller.arrays import Flags
-from fxprune.coupling.groups import Branch, Coupling
+from fxprune.coupling.groups import Branch, Coupling, Residual
+from fxprune.coupling.left_out import left_out, roots_of
 from fxprune.errors import RewriteError
 from fxprune.rewriting.mending import mends, preserves
 from fxprune.rewriting.node_mending import Mending
@@ -23,9 +24,23 @@ def removed_branches(coupling: Coupling, keep: Flags) -> list[Branch]:
     return [branch for branch in coupling.branches if branch.expert >= 0 and not keep[branch.expert]]
 
 
-def removed_nodes(coupling: Coupling, keep: Flags) -> set[str]:
-    """The names of the nodes that work for removed experts alone."""
-    return {name for branch in removed_branches(coupling, keep) for name in branch.nodes}
+def removed_residuals(coupling: Coupling, keep: Flags) -> list[Residual]:
+    """The residual branches that are not kept."""
+    return [residual for residual in coupling.residuals if residual.unit >= 0 and not keep[residual.unit]]
+
+
+def removed_nodes(graph: ModelGraph, coupling: Coupling, keep: Flags) -> dict[str, str | None]:
+    """The names of the nodes that a rewritten graph lacks, and of those in whose place others are read, these."""
+    by_name = {node.name: node for node in graph.graph.nodes}
+    found: dict[str, str | None] = {}
+    for branch in removed_branches(coupling, keep):
+        found |= {name: branch.through.get(name) for name in branch.nodes}
+    removed = {by_name[own.total]: own for own in removed_residuals(coupling, keep)}
+    if removed:
+        cut = {total: by_name[own.branch] for total, own in removed.items()}
+        found |= {node.name: None for node in left_out(graph, cut, roots_of(graph))}
+        found |= {total.name: total.args[own.place].name for total, own in removed.items()}  # type: ignore[union-attr]
+    return found
 
 
 def compared_without(coupling: Coupling, keep: Flags) -> list[str]:
@@ -35,15 +50,17 @@ def compared_without(coupling: Coupling, keep: Flags) -> list[str]:
 
 
 def leave_out(small: ModelGraph, coupling: Coupling, keep: Flags) -> None:
-    """Remove the branches of removed experts, and the layers and parameters that only these use, from a graph."""
+    """Remove the branches that are not kept, and the layers and parameters that only these use, from a graph."""
     by_name = {node.name: node for node in small.graph.nodes}
+    removed = removed_nodes(small, coupling, keep)
     used: dict[str, None] = {}
-    for branch in removed_branches(coupling, keep):
-        for name in branch.nodes:
-            if name in branch.through:
-                by_name[name].replace_all_uses_with(by_name[branch.through[name]])
-        for name in reversed(branch.nodes):
-            node = by_name[name]
+    for name, instead in removed.items():
+        while removed.get(str(instead)) is not None:
+            instead = removed[str(instead)]  # noqa: PLW2901 - the one in the place of that
+        if instead is not None:
+            by_name[name].replace_all_uses_with(by_name[instead])
+    for name, node in reversed(by_name.items()):
+        if name in removed:
             used |= {str(node.target): None} if node.op in ("call_module", "get_attr") else {}
             small.graph.erase_node(node)
     left = {str(node.target) for node in small.graph.nodes if node.op in ("call_module", "get_attr")}
