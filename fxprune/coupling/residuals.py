@@ -67,9 +67,7 @@ def _is_sum(node: fx.Node) -> bool:
     specs = [arg.meta["spec"] for arg in node.args if isinstance(arg, fx.Node)]
     if len(specs) < 2 or node.args[0] is node.args[1]:
         return False
-    kinds = {
-        (spec.shape, spec.dtype) if isinstance(spec, TensorSpec) else None for spec in (*specs, node.meta["spec"])
-    }
+    kinds = {(spec.shape, spec.dtype) if isinstance(spec, TensorSpec) else None for spec in (*specs, node.meta["spec"])}
     return len(kinds) == 1 and None not in kinds and specs[0].dtype.is_floating_point
 
 
@@ -101,10 +99,12 @@ def _of_projection(graph: ModelGraph, total: fx.Node, roots: Roots) -> ResidualN
         ResidualNodes(total, branch, shortcut, left_out(graph, {total: branch}, roots))
         for branch, shortcut in (total.args, reversed(total.args))  # type: ignore[misc]
     )
-    entries = [{source for node in each.nodes for source in node.all_input_nodes} - set(each.nodes) for each in (one, other)]
-    shared = [node for node in entries[0] & entries[1] if node.op != "get_attr" and _has_floats(node)]
+    entries = [
+        {source for node in each.nodes for source in node.all_input_nodes if _has_floats(source)} - set(each.nodes)
+        for each in (one, other)
+    ]
     counts = [len(_weights(graph, each.nodes)) for each in (one, other)]
-    if not shared or counts[0] == counts[1]:
+    if entries[0] != entries[1] or len(entries[0]) != 1 or counts[0] == counts[1]:
         return None
     return one if counts[0] > counts[1] else other
 
@@ -190,33 +190,44 @@ def named(graph: ModelGraph, found: Iterable[ResidualNodes]) -> dict[str, Residu
     """The branches by the names of their layers, as in "layer1.0.conv1+conv2" or "layers.0.self_attn"."""
     names: dict[str, ResidualNodes] = {}
     for own in found:
-        name = _name_of(_weights(graph, own.nodes))
+        name = _name_of(_weights(graph, own.nodes), own.paths())
         count = sum(other == name or other.startswith(f"{name}#") for other in names)
         names[f"{name}#{count + 1}" if count else name] = own
     return names
 
 
-def _name_of(paths: list[str]) -> str:
-    """The name of a branch with these layers.
+def _name_of(layers: list[str], paths: list[str]) -> str:
+    """The name of a branch with these layers, among the modules and parameters at `paths`.
 
-    >>> _name_of(["a.0.conv1", "a.0.conv2"]), _name_of(["a.0.attn.q", "a.0.attn.proj"]), _name_of(["fc"])
-    ('a.0.conv1+conv2', 'a.0.attn.q+proj', 'fc')
+    >>> _name_of(["a.0.conv1", "a.0.conv2"], ["a.0.bn1"]), _name_of(["a.0.attn.q", "a.0.attn.proj"], ["a.0.norm"])
+    ('a.0.conv1+conv2', 'a.0.attn')
     """
-    parts = [path.split(".") for path in paths]
-    common = [names[0] for names in takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False))]
-    rest = list(dict.fromkeys(path[len(common)] for path in parts if len(path) > len(common)))
-    if len(rest) > _NAMED and common:
-        rest = []
-    return ".".join([*common, "+".join(rest)] if rest else common)
+    common = _common(layers)
+    rest = list(dict.fromkeys(path.split(".")[len(common)] for path in layers if len(path.split(".")) > len(common)))
+    is_module = len(_common([*layers, *paths])) < len(common)
+    return ".".join(
+        [*common, *(["+".join(rest)] if rest and not (common and (is_module or len(rest) > _NAMED)) else [])]
+    )
+
+
+def _common(paths: Iterable[str]) -> list[str]:
+    """The names with which all of some paths begin.
+
+    >>> _common(["a.0.conv1", "a.0.conv2"])
+    ['a', '0']
+    """
+    parts = zip(*(path.split(".") for path in paths), strict=False)
+    return [names[0] for names in takewhile(lambda names: len(set(names)) == 1, parts)]
 
 
 def blocks_of(graph: ModelGraph, found: Iterable[ResidualNodes]) -> dict[str, list[ResidualNodes]]:
     """The blocks, entries of an `nn.ModuleList`, of which nothing is left without their branches, and these."""
     modules, held = dict(graph.named_modules(remove_duplicate=False)), dict[str, list[ResidualNodes]]()
     for own in found:
-        paths = [path.split(".") for path in own.paths()]
-        common = [names[0] for names in takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))]
-        ends = [end for end in range(1, len(common) + 1) if type(modules.get(".".join(common[: end - 1]))) is nn.ModuleList]
+        common = _common(own.paths())
+        ends = [
+            end for end in range(1, len(common) + 1) if type(modules.get(".".join(common[: end - 1]))) is nn.ModuleList
+        ]
         if ends:
             held.setdefault(".".join(common[: ends[-1]]), []).append(own)
     return {path: branches for path, branches in held.items() if _is_whole(graph, path, branches)}
@@ -226,5 +237,7 @@ def _is_whole(graph: ModelGraph, path: str, branches: Iterable[ResidualNodes]) -
     """Whether nothing of a block is left without some branches."""
     cut = {own.total: own.branch for own in branches if own.blocked is None}
     gone = left_out(graph, cut, roots_of(graph))
-    inside = (n for n in graph.graph.nodes if n.op in ("call_module", "get_attr") and f"{n.target}.".startswith(f"{path}."))
+    inside = (
+        n for n in graph.graph.nodes if n.op in ("call_module", "get_attr") and f"{n.target}.".startswith(f"{path}.")
+    )
     return all(node in gone for node in inside)

@@ -215,7 +215,10 @@ class Allocation:
         number = np.repeat(np.arange(len(sizes)), sizes)
         by_kind = self.round_to if isinstance(self.round_to, Mapping) else dict.fromkeys(KINDS, self.round_to)
         kinds = self.kinds or (HIDDEN,) * len(sizes)
-        multiples, least = [by_kind.get(kind, 1) for kind in kinds], [self.min_keep * (kind != BRANCHES) for kind in kinds]
+        multiples, least = (
+            [by_kind.get(kind, 1) for kind in kinds],
+            [self.min_keep * (kind != BRANCHES) for kind in kinds],
+        )
         object.__setattr__(self, "multiples", np.array(multiples, dtype=np.int64))
         object.__setattr__(self, "least", np.array(least, dtype=np.int64))
         object.__setattr__(self, "sizes", sizes)

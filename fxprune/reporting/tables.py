@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from fxprune.coupling.branch_units import SITE
 from fxprune.errors import plural, visible
 from fxprune.planning.budgets import DEFAULT_ALPHA
 from fxprune.planning.plan import BUDGETS
@@ -88,6 +89,10 @@ def summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:
     for name, pair in counts:
         if pair:
             yield name, f"{pair[0]:,}", f"{pair[1]:,}", f"{pair[1] / max(pair[0], 1):.1%}"
+    if branches := {name.removeprefix(SITE): n for name, (_, n) in report.widths.items() if name.startswith(SITE)}:
+        removed = [name for name, kept in branches.items() if not kept]
+        names = ", ".join(removed[:SHOWN]) + (f" and {len(removed) - SHOWN} more" if len(removed) > SHOWN else "")
+        yield "branches", f"{len(branches)}", f"{len(branches) - len(removed)}", f"without {names}" if names else ""
     if report.latency:
         where = f"on {report.latency.device}, {plural(report.latency.threads, 'thread')}"
         for timed in report.latency.batches:
@@ -120,6 +125,8 @@ def _time(timing: Timing) -> str:
 
 def _widths(report: ReportRecord) -> Iterator[tuple[str, ...]]:
     for group in report.groups:
+        if all(name.startswith(SITE) for name in group.sites):
+            continue  # branches are in the summary
         sites = ", ".join(f"{name} {before}->{after}" for name, (before, after) in group.sites.items())
         yield group.name, f"{group.before} -> {group.after}", sites
         if group.inexact:

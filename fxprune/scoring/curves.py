@@ -165,7 +165,8 @@ def _depths(
     return [
         list(range(1, len(units) + 1))
         if int(units[0]) in branches
-        else sorted({min(max(1, round(share * len(units) / n)) * n, end // n * n) for share in shares} - {0}) * (not alone)
+        else sorted({min(max(1, round(share * len(units) / n)) * n, end // n * n) for share in shares} - {0})
+        * (not alone)
         for units, n, end in zip(found, each, most, strict=True)
     ]
 

@@ -176,7 +176,9 @@ class Scores(ScoreData):
         """
         ways = {allocate: (self, allocate) for allocate in (MEASURED, "tod", "uniform", "global")}
         if self.blocks == BESIDE and BRANCHES in self.kinds:
-            ways |= {f"{MEASURED}, blocks={how!r}": (replace(self, blocks=blocks_of(how)), MEASURED) for how in (False, ONLY)}
+            ways |= {
+                f"{MEASURED}, blocks={how!r}": (replace(self, blocks=blocks_of(how)), MEASURED) for how in (False, ONLY)
+            }
         if self.magnitudes is not None and self.about.get("propose") == "reconstruction":
             by_size = replace(self, propose=self.magnitudes, about={**self.about, "propose": "magnitude"})
             ways["tod, propose=magnitude"] = by_size, "tod"
@@ -261,7 +263,10 @@ class Scores(ScoreData):
         if self.costs is None:
             return np.ones(len(self.propose))
         count, keep = len(self.propose), np.ones(len(self.propose), dtype=bool)
-        params, macs = (self.costs.unit_params(count), self.costs.parameters(keep)), (self.costs.unit_macs(count), self.costs.macs(keep))
+        params, macs = (
+            (self.costs.unit_params(count), self.costs.parameters(keep)),
+            (self.costs.unit_macs(count), self.costs.macs(keep)),
+        )
         return sum(units / max(whole, 1) for units, whole in (params, macs))
 
     def _coupled(self, model: nn.Module, part: nn.Module) -> tuple[ModelGraph, Coupling]:
@@ -336,7 +341,9 @@ class Scores(ScoreData):
         blocks = self.blocks if asked is None else blocks_of(asked)
         if blocks not in ("", self.blocks) and (not self.blocks or blocks == BESIDE):
             made = "without blocks" if not self.blocks else 'with blocks="only"'
-            raise PlanError(f"the plan is asked for with blocks={asked!r}, and the scores were made {made}: score with it")
+            raise PlanError(
+                f"the plan is asked for with blocks={asked!r}, and the scores were made {made}: score with it"
+            )
         return blocks
 
     def _levels(self, allocate: str | Allocate, propose: Scalars, per: str, blocks: str) -> Scalars:
