@@ -43,7 +43,7 @@ from fxprune.tracing.graph import captured_of
 from fxprune.tracing.part import Run, part_of, with_captured_part, with_part
 
 
-def compress(
+def compress(  # noqa: C901, PLR0915 - the list of stages
     model: nn.Module,
     loader: Iterable[Any],
     alpha: float | None = None,
@@ -138,8 +138,7 @@ def compress(
     if finetune is not None:
         check_options(finetune := shared | dict(finetune))
     asked: Asked = {"alpha": alpha, "params": params, "macs": macs, "latency": latency}
-    if given(**asked) in (None, ("alpha", alpha)) and blocks:
-        raise PlanError(f"blocks={blocks!r} removes branches within a budget: give params=, macs= or latency=")
+    check_budget(asked, blocks)
     check_level(compensate, None, loader)
     captured = partial(
         with_captured_part, loader=loader, path=submodule, exclude=exclude, unpack=unpack, run=run, prove=verify
@@ -149,9 +148,9 @@ def compress(
         "exclude": exclude, "unknown": unknown, "inexact": inexact, "head_dim": head_dim, "query_heads": query_heads
     }  # fmt: skip
     graph: Any = part_of(original, submodule)
-    limits = captured_of(graph).limits
-    if own_class:
-        limits = limits_of(part_of(model, submodule), graph, **coupled, blocks=WHOLE if blocks else "")
+    pieces = WHOLE if blocks else ""
+    known = captured_of(graph).limits
+    limits = limits_of(part_of(model, submodule), graph, **coupled, blocks=pieces) if own_class else known
     schedule = Schedule(asked, rounds)
     for index in range(rounds):
         whole = captured(small, prove=verify and not index)  # the one that there is, in the first round
@@ -167,7 +166,7 @@ def compress(
             if index == 0:
                 first = scores
             compares = allocate is None and any(target[budget] is not None for budget in BUDGETS)
-            if scores.curves is None and (compares or allocate == MEASURED):
+            if (compares or allocate == MEASURED) and scores.curves is None:
                 scores = scores.with_curves(
                     whole, loader, loss=loss, unpack=unpack, run=run, metric=metric, max_samples=max_samples,
                     device=device, seed=seed,
@@ -254,6 +253,12 @@ def apply(
     )  # fmt: skip
     note_call(small, call, loader, plan.submodule)
     return small
+
+
+def check_budget(asked: Asked, blocks: bool | str) -> None:
+    """Raise PlanError where branches can be removed, and no budget says how many."""
+    if blocks and all(asked[name] is None for name in BUDGETS):
+        raise PlanError(f"blocks={blocks!r} removes branches within a budget: give params=, macs= or latency=")
 
 
 def in_own_class(model: nn.Module, plan: Plan, original: nn.Module, small: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Residual branches as units: what is found, that removal is exact, budgets beside widths, and the model's own class."""
+"""Residual branches as units: which are found, exact removal, budgets beside widths, and the model's own class."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def found(model: nn.Module, example: Any, **options: Any) -> tuple[list[str], di
 
 @pytest.mark.parametrize("name", NETS)
 def test_every_branch_is_removed_exactly(name: str) -> None:
-    """Alone and with others, beside widths: equal to the original with the branch at zero, and nothing of it is left."""
+    """Alone and with others: equal to the original with the branch at zero, and nothing of it is left."""
     model, x = made(name)
     names, _ = found(model, x)
     assert names == NETS[name][2]
@@ -285,7 +285,7 @@ def test_budgets_and_plans_from_stored_scores(name: str, tmp_path: Path) -> None
 
 
 def test_the_curve_is_measured_with_the_branches_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every value is the divergence of the emitted model on the samples held out; the next is the best of those left."""
+    """Every value is the divergence of the emitted model on the samples held out; the best goes first."""
     monkeypatch.setattr("fxprune.scoring.curves.MOST", 1000)
     model, _ = made("vit")
     data = loader("vit")
@@ -346,11 +346,11 @@ def test_compensation_by_moments_does_not_look_at_branches(level: str) -> None:
 
 
 def test_a_latency_budget_counts_no_node_of_a_removed_branch() -> None:
-    model, x = made("vit")
+    model, _ = made("vit")
     scores = fxprune.score(model, loader("vit"), blocks="only", progress=False).with_latency(model, repeats=2)
     keep = np.ones(len(scores.propose), dtype=bool)
     whole = scores.times.estimate(keep)
-    start = dict((name, start) for name, start, _ in scores.groups)["branches"]
+    start = next(start for name, start, _ in scores.groups if name == "branches")
     keep[start:] = False
     assert 0 < scores.times.estimate(keep) < whole
     plan = scores.plan(latency=0.9)
@@ -402,7 +402,7 @@ def test_a_class_that_counts_its_blocks_keeps_them() -> None:
 def test_a_single_branch_is_not_for_the_models_own_class() -> None:
     model, x = made("vit")
     plan = fxprune.Plan.from_kept(model, x, {"branch:layers.0.mlp": []}, blocks=True)
-    with pytest.raises(NarrowError, match="which is removed alone: .*own_class=True removes whole blocks"):
+    with pytest.raises(NarrowError, match=r"which is removed alone: .*own_class=True removes whole blocks"):
         fxprune.narrow(model, plan)
 
 
@@ -426,3 +426,38 @@ def test_messages() -> None:
         alone.plan(params=0.5, blocks=True)
     with pytest.raises(PlanError, match='blocks="only" removes branches within a budget'):
         alone.plan(0.1)
+
+
+# -- models of transformers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.wide
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", ["plain", "own_class"])
+def test_a_language_model_has_fewer_layers(way: str, tmp_path: Path) -> None:
+    """A folder that transformers loads alone; the layers know their new numbers, and it generates with its cache."""
+    kinds = pytest.importorskip("transformers")
+    from fxprune.integrations.huggingface import compress_pretrained
+
+    torch.manual_seed(0)
+    config = kinds.Qwen2Config(
+        vocab_size=40, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, max_position_embeddings=64, use_sliding_window=True, sliding_window=4,
+        max_window_layers=1, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = kinds.Qwen2ForCausalLM(config).double().eval()
+    words = torch.randint(3, 40, (4, 9))
+    texts = [{"input_ids": words, "attention_mask": torch.ones_like(words), "labels": words} for _ in range(4)]
+    own = compress_pretrained(model, texts, blocks="only", params=0.8, compensate="none", progress=False, **{way: True})
+    removed = [int(name.rpartition(".")[2]) for name in pruned_of(own).plan.removed_branches]
+    kept = [number for number in range(3) if number not in removed]
+    assert removed
+    assert len(own.model.layers) == own.config.num_hidden_layers == len(kept)
+    assert own.config.layer_types == [config.layer_types[number] for number in kept]
+    assert [layer.self_attn.layer_idx for layer in own.model.layers] == list(range(len(kept)))
+    assert torch.equal(own.model.layers[-1].mlp.up_proj.weight, model.model.layers[kept[-1]].mlp.up_proj.weight)
+    own.save_pretrained(tmp_path)
+    again = kinds.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.double)
+    assert torch.equal(again(words).logits, own(words).logits)
+    options = {"max_new_tokens": 5, "do_sample": False, "attention_mask": torch.ones_like(words)}
+    assert torch.equal(own.generate(words, **options), own.generate(words, use_cache=False, **options))

@@ -133,7 +133,7 @@ def _check_blocks(name: str, value: Any) -> None:
         raise PlanError(f'{name} is {shown(value)}; it is True, False, or "only" to keep all widths')
 
 
-def blocks_of(value: bool | str) -> str:
+def blocks_of(value: bool | str) -> str:  # noqa: FBT001 - the argument itself
     """How branches are removed by the argument `blocks`; empty where they are not."""
     return ONLY if value == ONLY else BESIDE if value else ""
 

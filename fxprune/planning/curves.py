@@ -43,7 +43,8 @@ class Curves(Arrays):
     def only(self, bundles: Sequence[bool]) -> Curves:
         """The curves with the points of some bundles, one bool per bundle.
 
-        >>> Curves(np.array([0, 1, 3]), np.array([1, 1, 2]), np.array([0.1, 0.2, 0.3]), np.arange(4)).only([0, 1]).starts
+        >>> curves = Curves(np.array([0, 1, 3]), np.array([1, 1, 2]), np.array([0.1, 0.2, 0.3]), np.arange(4))
+        >>> curves.only([False, True]).starts
         array([0, 0, 2])
         """
         sizes, taken = np.diff(self.starts), np.array(bundles, dtype=bool)

@@ -89,10 +89,7 @@ def summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:
     for name, pair in counts:
         if pair:
             yield name, f"{pair[0]:,}", f"{pair[1]:,}", f"{pair[1] / max(pair[0], 1):.1%}"
-    if branches := {name.removeprefix(SITE): n for name, (_, n) in report.widths.items() if name.startswith(SITE)}:
-        removed = [name for name, kept in branches.items() if not kept]
-        names = ", ".join(removed[:SHOWN]) + (f" and {len(removed) - SHOWN} more" if len(removed) > SHOWN else "")
-        yield "branches", f"{len(branches)}", f"{len(branches) - len(removed)}", f"without {names}" if names else ""
+    yield from _branches(report)
     if report.latency:
         where = f"on {report.latency.device}, {plural(report.latency.threads, 'thread')}"
         for timed in report.latency.batches:
@@ -116,6 +113,15 @@ def summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:
         name, values = tuned.judged_by
         best = f"epoch {tuned.best} of {tuned.ran}"
         yield f"fine-tuning: {name}", f"{values[0]:.4g}", f"{values[tuned.best]:.4g}", best
+
+
+def _branches(report: ReportRecord) -> Iterator[tuple[str, ...]]:
+    """The number of residual branches before and after, and those that were removed, where they are units."""
+    branches = {name.removeprefix(SITE): kept for name, (_, kept) in report.widths.items() if name.startswith(SITE)}
+    removed = [name for name, kept in branches.items() if not kept]
+    names = ", ".join(removed[:SHOWN]) + (f" and {len(removed) - SHOWN} more" if len(removed) > SHOWN else "")
+    if branches:
+        yield "branches", f"{len(branches)}", f"{len(branches) - len(removed)}", f"without {names}" if names else ""
 
 
 def _time(timing: Timing) -> str:

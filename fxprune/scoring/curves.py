@@ -126,7 +126,7 @@ def measured_curves(
     fuse(gated, coupling.specs)
     found, count = bundles(allocation), int(data.summed(torch.tensor(sum(map(len, data.held)))))
     branches = {own.unit for own in coupling.residuals}
-    depths_of = partial(_depths, allocation, found, branches, alone)
+    depths_of = partial(_depths, allocation, found, branches, alone=alone)
     a_sample = sum(flops_of(graph).values()) / sample_count(example_of(graph))
     passes = max(WORK * count, FLOPS / max(a_sample, 1.0))  # of a sample
     shares, tried = next(
@@ -153,7 +153,7 @@ def measured_curves(
 
 
 def _depths(
-    allocation: Allocation, found: Sequence[Index], branches: Collection[int], alone: bool, shares: Sequence[float]
+    allocation: Allocation, found: Sequence[Index], branches: Collection[int], shares: Sequence[float], *, alone: bool
 ) -> list[list[int]]:  # fmt: skip
     """For each bundle the numbers of units that are removed, which leave one, or as many as are chosen at once.
 

@@ -336,7 +336,7 @@ class Scores(ScoreData):
         """The number of units that are no branches, which come last."""
         return self.groups[-1][1] if BRANCHES in self.kinds else len(self.propose)
 
-    def _blocks(self, asked: bool | str | None) -> str:
+    def _blocks(self, asked: bool | str | None) -> str:  # noqa: FBT001 - the argument itself
         """How branches are removed by the argument `blocks`. Raises PlanError where the scores do not tell."""
         blocks = self.blocks if asked is None else blocks_of(asked)
         if blocks not in ("", self.blocks) and (not self.blocks or blocks == BESIDE):
