@@ -43,7 +43,7 @@ from fxprune.tracing.graph import captured_of
 from fxprune.tracing.part import Run, part_of, with_captured_part, with_part
 
 
-def compress(  # noqa: C901, PLR0915 - the list of stages
+def compress(  # noqa: PLR0915 - the list of stages
     model: nn.Module,
     loader: Iterable[Any],
     alpha: float | None = None,
@@ -138,7 +138,7 @@ def compress(  # noqa: C901, PLR0915 - the list of stages
     if finetune is not None:
         check_options(finetune := shared | dict(finetune))
     asked: Asked = {"alpha": alpha, "params": params, "macs": macs, "latency": latency}
-    check_budget(asked, blocks)
+    check_asked(asked, blocks)
     check_level(compensate, None, loader)
     captured = partial(
         with_captured_part, loader=loader, path=submodule, exclude=exclude, unpack=unpack, run=run, prove=verify
@@ -255,8 +255,9 @@ def apply(
     return small
 
 
-def check_budget(asked: Asked, blocks: bool | str) -> None:
-    """Raise PlanError where branches can be removed, and no budget says how many."""
+def check_asked(asked: Asked, blocks: bool | str) -> None:  # noqa: FBT001 - the argument of compress
+    """Raise PlanError where several levels and budgets are given, or branches can be removed without a budget."""
+    given(**asked)
     if blocks and all(asked[name] is None for name in BUDGETS):
         raise PlanError(f"blocks={blocks!r} removes branches within a budget: give params=, macs= or latency=")
 

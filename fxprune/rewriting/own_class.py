@@ -335,7 +335,7 @@ def _take(attempt: Attempt, own: nn.Module, given: nn.Module, plan: Plan) -> Non
     have = named_tensors(own)
     if missing := without_place(own, [name for name in tensors if name in needed and name not in have]):
         raise NarrowError(f"weights has {missing[0]}, which {type(own).__name__} has no place for: {_REMEDY}")
-    for name in tensors:
+    for name, tensor in tensors.items():
         if name in have or name in needed:
-            put(own, name, tensors[name])
+            put(own, name, tensor)
     compare(own, given, example_of(attempt.graph))
