@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +23,9 @@ Unit = tuple[str, Sequence[ResidualNodes]]
 
 def with_branches(coupling: Coupling, collector: Collector, found: Sequence[ResidualNodes], how: str) -> Coupling:
     """A coupling with the residual branches of its graph as units, or its blocks where `how` is `WHOLE`."""
-    blocks = blocks_of(collector.graph, found) if how == WHOLE else {}
-    single = {} if how == WHOLE else named(collector.graph, found)
+    graph: Any = collector.graph
+    blocks = blocks_of(graph, found) if how == WHOLE else {}
+    single = {} if how == WHOLE else named(graph, found)
     units: list[Unit] = [*blocks.items(), *((name, (own,)) for name, own in single.items())]
     why = {name: _reason(name, own, coupling, collector) for name, own in units}
     free = [name for name in why if why[name] is None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -95,9 +96,10 @@ def _of_identity(
 
 def _of_projection(graph: ModelGraph, total: fx.Node, roots: Roots) -> ResidualNodes | None:
     """The branch of a sum of which both terms are computed from one value; None where that is not so."""
+    terms: Any = total.args
     one, other = (
         ResidualNodes(total, branch, shortcut, left_out(graph, {total: branch}, roots))
-        for branch, shortcut in (total.args, reversed(total.args))  # type: ignore[misc]
+        for branch, shortcut in (terms, reversed(terms))
     )
     entries = [
         {source for node in each.nodes for source in node.all_input_nodes if _has_floats(source)} - set(each.nodes)
