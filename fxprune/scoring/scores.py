@@ -325,12 +325,12 @@ class Scores(ScoreData):
         if curves is None:
             return found
         cost, parts = self._cost("macs" if per == "alpha" else per), bundles(found)
-        branches = [int(part[0]) >= self._layer_units for part in parts]
+        branches = [int(part[0]) >= self.layer_units for part in parts]
         curves = curves.only([by_blocks != "" if own else by_blocks != ONLY for own in branches])
         return replace(found, level=measured_levels(curves, parts, lambda keep: cost(found.settled(keep))))
 
     @property
-    def _layer_units(self) -> int:
+    def layer_units(self) -> int:
         """The number of units that are no branches, which come last."""
         return self.groups[-1][1] if BRANCHES in self.kinds else len(self.propose)
 
@@ -346,7 +346,7 @@ class Scores(ScoreData):
 
     def _levels(self, allocate: str | Allocate, propose: Scalars, per: str, blocks: str) -> Scalars:
         """The levels of the units by an allocation that does not look at curves: it keeps all branches."""
-        count, found = self._layer_units, np.full(len(propose), np.inf)
+        count, found = self.layer_units, np.full(len(propose), np.inf)
         if blocks != ONLY:
             worth, groups = self.worth(allocate, per=per), tuple(g for g in self.groups if g[1] < count)
             of_layers = None if worth is None else worth[:count]
