@@ -261,11 +261,9 @@ class Scores(ScoreData):
         if self.costs is None:
             return np.ones(len(self.propose))
         count, keep = len(self.propose), np.ones(len(self.propose), dtype=bool)
-        params, macs = (
-            (self.costs.unit_params(count), self.costs.parameters(keep)),
-            (self.costs.unit_macs(count), self.costs.macs(keep)),
-        )
-        return sum(units / max(whole, 1) for units, whole in (params, macs))
+        params = self.costs.unit_params(count) / max(self.costs.parameters(keep), 1)
+        macs = self.costs.unit_macs(count) / max(self.costs.macs(keep), 1)
+        return params + macs
 
     def _coupled(self, model: nn.Module, part: nn.Module) -> tuple[ModelGraph, Coupling]:
         """The graph of the scored part and its coupling. Raises PlanError where the scores are not of it."""
@@ -411,7 +409,7 @@ class Scores(ScoreData):
         """
         check(cls.random, locals())
         graph = capture_around(exclude, part_of(model, submodule), example)
-        options = {"inexact": inexact, "head_dim": head_dim, "query_heads": query_heads}
+        options: dict[str, Any] = {"inexact": inexact, "head_dim": head_dim, "query_heads": query_heads}
         with undisturbed():
             coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
             drawn = np.random.default_rng(seed).random((2, coupling.units))
