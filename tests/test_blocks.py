@@ -239,7 +239,6 @@ class Late(nn.Module):
     [
         (Leaky, "a value inside it, relu, is read elsewhere, by other"),
         (Writing, "relu_ in it writes into a tensor that stays"),
-        (Late, "relu_ would write into stem, which is read later"),
     ],
 )
 def test_a_branch_that_may_not_be_removed(kind: type[nn.Module], reason: str) -> None:
@@ -250,6 +249,17 @@ def test_a_branch_that_may_not_be_removed(kind: type[nn.Module], reason: str) ->
     assert list(reasons.values()) == [reason]
     with pytest.raises(PlanError, match="which cannot be removed"):
         fxprune.Plan.from_kept(model, x, {next(iter(reasons)): []}, blocks=True)
+
+
+def test_a_sum_that_is_changed_in_place_is_a_copy_of_its_shortcut() -> None:
+    """The shortcut keeps its values, and gradients flow."""
+    torch.manual_seed(0)
+    model, x = Late().double(), torch.randn(4, 5).double()
+    plan = fxprune.Plan.from_kept(model, x, {"branch:a": []}, blocks=True)
+    small = fxprune.apply(model, plan)
+    assert fxprune.verify(model, plan, small, x) <= EXACT
+    assert [node.target for node in small.graph.nodes if node.op == "call_method"] == ["clone", "relu_"]
+    small(x).sum().backward()
 
 
 def test_an_excluded_layer_keeps_its_branch() -> None:

@@ -58,7 +58,7 @@ def residuals_of(graph: ModelGraph) -> list[ResidualNodes]:
         own = own or _of_projection(graph, node, roots)
         if own is not None and _weights(graph, own.nodes):
             found.append(_unless_writing(own, changes))
-    return [_unless_overwritten(graph, own, found, roots, changes) for own in found]
+    return found
 
 
 def _is_sum(node: fx.Node) -> bool:
@@ -158,34 +158,6 @@ def _has_floats(node: fx.Node) -> bool:
     """Whether the value of a node is or holds a tensor of floats."""
     specs = (leaf for leaf in pytree.tree_leaves(node.meta["spec"]) if isinstance(leaf, TensorSpec))
     return any(spec.dtype.is_floating_point for spec in specs)
-
-
-def _unless_overwritten(
-    graph: ModelGraph, own: ResidualNodes, found: Iterable[ResidualNodes], roots: Roots, changes: Changes
-) -> ResidualNodes:
-    """A branch; blocked where a later node would write into an input, or into a shortcut that is read after it.
-
-    `found` are all branches, of which others may be left out as well.
-    """
-    place = {node: index for index, node in enumerate(graph.graph.nodes)}
-    shortcuts = {roots[other.total]: other.shortcut for other in found}
-
-    def storage(node: fx.Node) -> fx.Node:
-        """The root of a value where all branches are left out."""
-        root = roots[node]
-        while root in shortcuts and roots[shortcuts[root]] is not root:
-            root = roots[shortcuts[root]]
-        return root
-
-    root, base = roots[own.total], storage(own.total)
-    writer = next((node for node in changes.get(root, ()) if place[node] > place[own.total]), None)
-    if writer is None or base is root or own.blocked:
-        return own
-    if base.op in ("placeholder", "get_attr"):
-        return replace(own, blocked=f"{writer.name} would write into {base.name}")
-    others = (n for n in place if roots[n] is not root and place[n] < place[writer] and storage(n) is base)
-    late = [n for n in others if any(place[user] > place[writer] and user not in own.nodes for user in n.users)]
-    return replace(own, blocked=f"{writer.name} would write into {late[0].name}, which is read later") if late else own
 
 
 def named(graph: ModelGraph, found: Iterable[ResidualNodes]) -> dict[str, ResidualNodes]:

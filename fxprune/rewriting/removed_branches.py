@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import fx, nn
 
 from fxprune.caller.arrays import Flags
 from fxprune.coupling.groups import Branch, Coupling, Residual
-from fxprune.coupling.left_out import left_out, roots_of
+from fxprune.coupling.left_out import changes_of, left_out, roots_of
 from fxprune.errors import RewriteError
 from fxprune.rewriting.mending import mends, preserves
 from fxprune.rewriting.node_mending import Mending
@@ -30,16 +31,24 @@ def removed_residuals(coupling: Coupling, keep: Flags) -> list[Residual]:
 
 
 def removed_nodes(graph: ModelGraph, coupling: Coupling, keep: Flags) -> dict[str, str | None]:
-    """The names of the nodes that a rewritten graph lacks, and of those in whose place others are read, these."""
+    """The names of the nodes that a rewritten graph lacks, and of those in whose place others are read, these.
+
+    A sum that is changed in place later stays, as a copy of its shortcut.
+    """
     by_name = {node.name: node for node in graph.graph.nodes}
     found: dict[str, str | None] = {}
     for branch in removed_branches(coupling, keep):
         found |= {name: branch.through.get(name) for name in branch.nodes}
     removed = {by_name[own.total]: own for own in removed_residuals(coupling, keep)}
     if removed:
-        cut = {total: by_name[own.branch] for total, own in removed.items()}
-        found |= {node.name: None for node in left_out(graph, cut, roots_of(graph))}
-        found |= {total.name: total.args[own.place].name for total, own in removed.items()}  # type: ignore[union-attr]
+        cut, roots = {total: by_name[own.branch] for total, own in removed.items()}, roots_of(graph)
+        found |= {node.name: None for node in left_out(graph, cut, roots)}
+        changes, place = changes_of(graph, roots), {node: index for index, node in enumerate(graph.graph.nodes)}
+        for total, own in removed.items():
+            shortcut: Any = total.args[own.place]
+            written = any(place[node] > place[total] for node in changes.get(roots[total], ()))
+            if total.name in found or not written or roots[shortcut] is roots[total]:
+                found[total.name] = shortcut.name
     return found
 
 
@@ -54,6 +63,10 @@ def leave_out(small: ModelGraph, coupling: Coupling, keep: Flags) -> None:
     by_name = {node.name: node for node in small.graph.nodes}
     removed = removed_nodes(small, coupling, keep)
     used: dict[str, None] = {}
+    for own in removed_residuals(coupling, keep):
+        if own.total not in removed:
+            node = by_name[own.total]
+            node.op, node.target, node.args = "call_method", "clone", (node.args[own.place],)
     for name, instead in removed.items():
         while removed.get(str(instead)) is not None:
             instead = removed[str(instead)]  # noqa: PLW2901 - the one in the place of that
@@ -63,6 +76,11 @@ def leave_out(small: ModelGraph, coupling: Coupling, keep: Flags) -> None:
         if name in removed:
             used |= {str(node.target): None} if node.op in ("call_module", "get_attr") else {}
             small.graph.erase_node(node)
+    _remove_unused(small, used)
+
+
+def _remove_unused(small: ModelGraph, used: Collection[str]) -> None:
+    """Remove the modules and tensors at some paths that no node names any more, and the modules that held them."""
     left = {str(node.target) for node in small.graph.nodes if node.op in ("call_module", "get_attr")}
     for path in used:
         while path and not any(other == path or other.startswith(f"{path}.") for other in left):
