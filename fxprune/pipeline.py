@@ -14,9 +14,10 @@ from fxprune.caller.arguments import check
 from fxprune.caller.batches import Classes, Unpack
 from fxprune.caller.isolation import undisturbed
 from fxprune.caller.source_lines import warn
+from fxprune.coupling.branch_units import WHOLE
 from fxprune.coupling.collector import Exclude
 from fxprune.coupling.interpreter import Unknown
-from fxprune.errors import stage
+from fxprune.errors import PlanError, stage
 from fxprune.planning.allocation import MEASURED, Allocate, RoundTo
 from fxprune.planning.budgets import given, nothing_prunable
 from fxprune.planning.plan import BUDGETS, Plan
@@ -66,6 +67,7 @@ def compress(
     min_keep: int = 1,
     round_to: RoundTo = 1,
     equal_blocks: bool = False,
+    blocks: bool | str = False,
     max_samples: int | None = None,
     verify: bool = True,
     unpack: Unpack | None = None,
@@ -105,6 +107,9 @@ def compress(
         exclude: module names, glob patterns of names, or module types whose outputs are not pruned.
         unknown: "error", or "freeze" to keep all channels that an operation without a rule touches.
         inexact, head_dim, query_heads: see `couple`.
+        blocks: whether residual branches (an attention, an MLP, the inner branch of a block of a ResNet) can be removed
+            whole, beside units of layers, within a budget; "only" they where it is "only". With `own_class`, these are
+            whole blocks: entries of an `nn.ModuleList`, which gets shorter.
         min_keep, round_to, equal_blocks: see `Scores.plan`.
         submodule: path of the part to prune instead of the whole model, where that cannot be captured in one piece.
             The part's outputs are not pruned, so the rest of the model fits; `exclude` takes names in the part.
@@ -133,7 +138,7 @@ def compress(
     if finetune is not None:
         check_options(finetune := shared | dict(finetune))
     asked: Asked = {"alpha": alpha, "params": params, "macs": macs, "latency": latency}
-    given(**asked)
+    check_asked(asked, blocks)
     check_level(compensate, None, loader)
     captured = partial(
         with_captured_part, loader=loader, path=submodule, exclude=exclude, unpack=unpack, run=run, prove=verify
@@ -143,7 +148,9 @@ def compress(
         "exclude": exclude, "unknown": unknown, "inexact": inexact, "head_dim": head_dim, "query_heads": query_heads
     }  # fmt: skip
     traced: Any = part_of(original, submodule)
-    limits = limits_of(part_of(model, submodule), traced, **coupled) if own_class else captured_of(traced).limits
+    pieces = WHOLE if blocks else ""
+    known = captured_of(traced).limits
+    limits = limits_of(part_of(model, submodule), traced, **coupled, blocks=pieces) if own_class else known
     schedule = Schedule(asked, rounds)
     for index in range(rounds):
         whole = captured(small, prove=verify and not index)  # the one that there is, in the first round
@@ -153,7 +160,8 @@ def compress(
             scores = score(
                 whole, loader, loss, **coupled, unpack=unpack, classes=classes, seed=seed, device=device,
                 progress=progress, submodule=submodule, run=run, propose=propose, protect=protect,
-                max_samples=max_samples, min_keep=min_keep, round_to=round_to, equal_blocks=equal_blocks, **scoring,
+                max_samples=max_samples, min_keep=min_keep, round_to=round_to, equal_blocks=equal_blocks,
+                blocks=blocks, metric=metric, **scoring,
             )  # fmt: skip
             scores = scores if latency is None else scores.with_latency(whole)
             if index == 0:
@@ -238,6 +246,13 @@ def apply(
     return small
 
 
+def check_asked(asked: Asked, blocks: bool | str) -> None:  # noqa: FBT001 - the argument of compress
+    """Raise PlanError where several levels and budgets are given, or branches can be removed without a budget."""
+    given(**asked)
+    if blocks and all(asked[name] is None for name in BUDGETS):
+        raise PlanError(f"blocks={blocks!r} removes branches within a budget: give params=, macs= or latency=")
+
+
 def ways(
     scores: Scores,
     graph: ModelGraph,
@@ -248,7 +263,7 @@ def ways(
 ) -> dict[str, tuple[Scores, Plan]]:
     """The plans to choose from, with the scores that they come from: several for a budget, of a graph that is light."""
     compares = allocate is None and any(wanted[budget] is not None for budget in BUDGETS)
-    if compares or allocate == MEASURED:
+    if (compares or allocate == MEASURED) and scores.curves is None:
         scores = measured()
     light = is_light(graph, min(scores.about["samples"], COMPARED))
     if compares and compensate != "none" and scores.curves is not None and light:

@@ -86,6 +86,24 @@ def for_language_models() -> dict[str, Any]:
     return {"llama": llama, "texts": [batch, batch], "words": words, "mask": batch["attention_mask"]}
 
 
+@layers(lambda: dict(norm=nn.LayerNorm(8), fc1=nn.Linear(8, 16), fc2=nn.Linear(16, 8)))
+def Residual(self, x: Tensor) -> Tensor:
+    return x + self.fc2(self.fc1(self.norm(x)).relu())
+
+
+@layers(lambda: dict(stem=nn.Linear(5, 8), blocks=nn.ModuleList(Residual() for _ in range(4)), head=nn.Linear(8, 3)))
+def Residuals(self, x: Tensor) -> Tensor:
+    x = self.stem(x)
+    for block in self.blocks:
+        x = block(x)
+    logits: Tensor = self.head(x)
+    return logits
+
+
+def for_blocks() -> dict[str, Any]:
+    return for_language_models() | {"model": Residuals().eval(), "loader": labelled(5)}
+
+
 def for_parts() -> dict[str, Any]:
     return {"detector": detector(), "loader": BATCHES, "run": run, "classes": classes_of}
 
@@ -154,6 +172,7 @@ def for_checkpoints() -> dict[str, Any]:
 
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "recipes.md": for_recipes,
+    "blocks.md": for_blocks,
     "cnn.md": for_recipes,
     "transformer.md": for_recipes,
     "lstm.md": for_recipes,

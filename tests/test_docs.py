@@ -99,7 +99,7 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-OF_OTHER_LIBRARIES = ("integrations.md", "llm.md", "yolo.md")
+OF_OTHER_LIBRARIES = ("blocks.md", "integrations.md", "llm.md", "yolo.md")
 LONG = ("cnn.md", "deployment.md", "experts.md", "finetuning.md", "recipes.md", "reports.md", "transformer.md")
 
 
@@ -129,6 +129,13 @@ def test_python_of_the_integrations_runs() -> None:
 
 
 @pytest.mark.wide
+@pytest.mark.filterwarnings("ignore")  # of transformers
+def test_python_of_whole_blocks_runs() -> None:
+    found = executed(ROOT / "docs" / "prune" / "blocks.md")
+    assert len(found["own"].blocks) < 4
+    assert found["small"].config.num_hidden_layers == len(found["small"].model.layers) == 1
+
+
 @pytest.mark.filterwarnings("ignore")  # of transformers
 def test_python_of_language_models_runs() -> None:
     found = executed(ROOT / "docs" / "prune" / "llm.md")

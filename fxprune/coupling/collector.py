@@ -72,7 +72,7 @@ class Collector(Context):
 
     def produce(self, labels: Tensor, site: str) -> None:
         self.produced.append((labels.reshape(-1), site))
-        if any(self._matches(pattern, site) for pattern in range(len(self.exclude))):
+        if self.is_excluded(site):
             self.freeze(labels, EXCLUDED)
         elif site in self.limits.held:
             self.freeze(labels, self.limits.held[site])
@@ -142,8 +142,12 @@ class Collector(Context):
 
     def freeze_excluded(self, node: fx.Node) -> None:
         """Freeze the outputs of a module that the caller excluded."""
-        if node.op == "call_module" and any(self._matches(i, str(node.target)) for i in range(len(self.exclude))):
+        if node.op == "call_module" and self.is_excluded(str(node.target)):
             self.opaque(EXCLUDED, self.env[node])
+
+    def is_excluded(self, path: str) -> bool:
+        """Whether the caller excluded the module at a path, or one that holds it."""
+        return any(self._matches(index, path) for index in range(len(self.exclude)))
 
     def _matches(self, index: int, path: str) -> bool:
         """Whether entry `index` of `exclude` names the module at `path` or one that holds it."""

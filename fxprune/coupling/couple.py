@@ -14,9 +14,11 @@ from fxprune.caller.arguments import check
 from fxprune.caller.example import TensorSpec
 from fxprune.caller.isolation import undisturbed
 from fxprune.caller.meta import computing, lacking_numbers
+from fxprune.coupling.branch_units import shortcut_places, with_branches
 from fxprune.coupling.collector import Collector, Exclude
 from fxprune.coupling.groups import Coupling, Group
 from fxprune.coupling.interpreter import Unknown, named, step
+from fxprune.coupling.residuals import residuals_of
 from fxprune.coupling.units import resolve
 from fxprune.errors import CaptureError, FxpruneError, UnsupportedOpError, first_line, is_out_of_memory
 from fxprune.rules.context import labels_in
@@ -75,18 +77,26 @@ def analyse(
     inexact: bool = False,
     head_dim: bool = False,
     query_heads: bool = False,
+    blocks: str = "",
 ) -> Coupling:
-    """Everything behind `couple`: groups, sites, edges, and the labels that rewriting and verifying need."""
+    """Everything behind `couple`: groups, sites, edges, and the labels that rewriting and verifying need.
+
+    With `blocks`, residual branches are units, too, or whole blocks of a list, where it is `WHOLE`.
+    """
     register_torchvision()
+    residuals = residuals_of(graph) if blocks else []
     collector = Collector(graph, exclude, inexact=inexact, head_dim=head_dim, query_heads=query_heads)
+    collector.shortcuts = shortcut_places(residuals)
     with torch.no_grad(), computing():
         for node in collector.graph.graph.nodes:
             with explained(collector, node):
                 collector.env[node] = _value(collector, node, unknown)
             collector.freeze_excluded(node)
-    collector.check_exclude()
     with computing():
-        return resolve(collector)
+        coupling = resolve(collector)
+    coupling = with_branches(coupling, collector, residuals, blocks) if blocks else coupling
+    collector.check_exclude()
+    return coupling
 
 
 def _value(collector: Collector, node: fx.Node, unknown: Unknown) -> Any:

@@ -6,16 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+import numpy as np
 from torch import Tensor, fx, nn
 
 from fxprune.caller.example import PackedSpec
 from fxprune.coupling.expert_gates import RoutedGate
 from fxprune.coupling.groups import Coupling, Edge, key_of_edge
+from fxprune.coupling.left_out import changes_of, roots_of
 from fxprune.coupling.recurrent_gates import PackedGate, gated_module
-from fxprune.rules.movement import move
-from fxprune.rules.table import RULES, key_of
 from fxprune.tracing.graph import ModelGraph, OwnSource
-from fxprune.tracing.in_place import works_in_place
 
 
 class Gate(nn.Module, ABC):
@@ -39,12 +38,14 @@ class Gate(nn.Module, ABC):
 
 
 def insert(
-    graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate], *, compared: bool = True
-) -> tuple[fx.GraphModule, list[Gate]]:
+    graph: ModelGraph, coupling: Coupling, make: Callable[[Edge], Gate], *, compared: bool = True,
+    branches: bool = False,
+) -> tuple[fx.GraphModule, list[Gate]]:  # fmt: skip
     """A graph with the same modules as `graph` and a gate on every edge that reads a prunable unit.
 
     Consumers that read the same axis of the same node share a gate. Edges on which units are `compared` may be left
-    out: those are read in other places, too.
+    out: those are read in other places, too. With `branches`, the outputs of residual branches have gates, too, on
+    edges whose one unit is that of all positions.
     """
     copied = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}
@@ -68,6 +69,10 @@ def insert(
         consumers = dict.fromkeys(by_name[edge.consumer] for edge in edges)
         inputs = (by_name[source], *(() if chosen is None else (by_name[chosen],)))
         _insert_gate(copied, inputs, name, consumers, changes.get(source, ()))
+    for edge in branch_edges(coupling) if branches else ():
+        gates.append(make(edge))
+        gated.add_module(name := f"gate_{edge.source}_of_{edge.consumer}", gates[-1])
+        _insert_gate(copied, (by_name[edge.source],), name, (by_name[edge.consumer],), ())
     for index, (path, inner) in enumerate(_inside(coupling, graph).items()):
         own = {parameter: make(edge) for parameter, edge in inner.items()}
         gates += own.values()
@@ -78,6 +83,13 @@ def insert(
     copied.lint()
     gated.recompile()
     return gated, gates
+
+
+def branch_edges(coupling: Coupling) -> list[Edge]:
+    """The edges on which sums read the residual branches that can be removed."""
+    return [
+        Edge(own.total, own.branch, 0, np.array([own.unit]), whole=True) for own in coupling.residuals if own.unit >= 0
+    ]
 
 
 def _shared(coupling: Coupling, *, compared: bool) -> dict[tuple[str, int, bool], list[Edge]]:
@@ -124,13 +136,6 @@ def _insert_gate(
 
 def _changes(graph: ModelGraph) -> dict[str, list[str]]:
     """Node -> the nodes that change its storage in place."""
-    roots: dict[fx.Node, fx.Node] = {}
-    changes: dict[fx.Node, list[str]] = {}
-    for node in graph.graph.nodes:
-        in_place = works_in_place(node, graph)
-        inputs = node.all_input_nodes
-        aliases = inputs and (in_place or (key_of(node, graph) in RULES and RULES[key_of(node, graph)] is move))
-        roots[node] = roots[inputs[0]] if aliases else node
-        if in_place and inputs:
-            changes.setdefault(roots[node], []).append(node.name)
-    return {node.name: changes[root] for node, root in roots.items() if root in changes}
+    roots = roots_of(graph)
+    changes = changes_of(graph, roots)
+    return {node.name: [other.name for other in changes[root]] for node, root in roots.items() if root in changes}

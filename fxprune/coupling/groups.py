@@ -41,7 +41,7 @@ class Group:
     `units` are consecutive numbers, `sites` the layers that produce the channels, `consumers` the nodes that read them.
     `frozen` says why the group is not pruned, or is None; `inexact` says why removal changes more than the zeros that
     are read, or is None. `kind` is one of "heads", "head_dim" (places in heads), "experts", "expert_units" (hidden
-    units of experts), and "hidden" for all others.
+    units of experts), "branches" (residual branches, whole), and "hidden" for all others.
     """
 
     name: str
@@ -88,6 +88,7 @@ class Edge:
     With a `parameter`, the two are one node, whose module reads the units internally, through axis `dim` of that
     parameter. With a `chosen` node, the units are experts: their outputs are rows of `source`, and the numbers of that
     node say which expert gave each row. A removed unit is read as zero, or as minus infinity where it is `compared`.
+    A `whole` edge has one unit, that of all positions.
     """
 
     consumer: str
@@ -97,6 +98,7 @@ class Edge:
     parameter: str | None = None
     chosen: str | None = None
     compared: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,6 +123,23 @@ class Branch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Residual:
+    """A residual branch: without its `unit` (-1: always kept), the sum `total` reads its other term alone.
+
+    `branch` is the term that is removed, `place` that of the other one among the arguments, `nodes` are those that only
+    the branch needs. `block` is the path of the module, an entry of a list, of which nothing is left without the unit;
+    empty where that is not so.
+    """
+
+    unit: int
+    total: str
+    branch: str
+    place: int
+    nodes: tuple[str, ...]
+    block: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Coupling:
     """All that the label interpreter finds out about a graph.
 
@@ -131,7 +150,8 @@ class Coupling:
     are sets of sites of equal width, `larger` pairs whose first site is wider than the second. `even` are sets of axes,
     each given by the unit of every index, that keep equal numbers of indices. `floors` are sets of units, each with the
     least number that is kept, `routers` the layers that choose among experts, and `branches` the parts of the graph
-    that work for one.
+    that work for one. `residuals` are the branches that can be removed whole; each of their units is a site of one
+    channel.
     """
 
     groups: tuple[Group, ...]
@@ -152,6 +172,7 @@ class Coupling:
     floors: tuple[tuple[Index, int], ...] = ()
     routers: tuple[Router, ...] = ()
     branches: tuple[Branch, ...] = ()
+    residuals: tuple[Residual, ...] = ()
 
     def __repr__(self) -> str:
         frozen = len(self.groups) - len(self.prunable)

@@ -17,6 +17,7 @@ from fxprune.coupling.grids import present_labels, units_at
 from fxprune.coupling.groups import Coupling, Group
 
 HEADS, HEAD_DIM, EXPERTS, EXPERT_UNITS, HIDDEN = "heads", "head_dim", "experts", "expert_units", "hidden"
+BRANCHES = "branches"  # whole ones, whose numbers no multiple rounds
 KINDS = (HEADS, HEAD_DIM, HIDDEN, EXPERTS, EXPERT_UNITS)
 _BLOCKS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 

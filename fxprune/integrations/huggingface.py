@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING
 
+from fxprune.caller.arguments import CHECKS
 from fxprune.caller.batches import Unpack, batch_to_device, batches, split
 from fxprune.caller.example import as_call
 from fxprune.caller.files import folder as folder_at
 from fxprune.caller.files import made_folder, regular, replacing
 from fxprune.caller.isolation import device_of, evaluating, isolated_copy, undisturbed
 from fxprune.caller.tensors import named_tensors, put
+from fxprune.coupling.branch_units import WHOLE
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling
 from fxprune.errors import (
@@ -41,6 +43,7 @@ from fxprune.integrations.class_saving import CONFIG, WEIGHTS, Saving, check_wei
 from fxprune.integrations.plain import Change, built, changes_of, limits_by
 from fxprune.integrations.plain_options import advised, check_inexact, inexact_helps, multiples, others
 from fxprune.pipeline import apply, compress
+from fxprune.planning.allocation import ONLY
 from fxprune.planning.budgets import INEXACT
 from fxprune.planning.plan import kept_units
 from fxprune.planning.planned import Planned
@@ -49,6 +52,7 @@ from fxprune.reporting.provenance import call_of
 from fxprune.reporting.report import note_in_class, pruned_of
 from fxprune.rewriting.class_limits import keep_to
 from fxprune.rewriting.own_class import compare, narrow
+from fxprune.rewriting.shorter_lists import removed_blocks, renaming
 from fxprune.saving.artifact import load, save
 from fxprune.scoring.objective import Loss
 from fxprune.tracing.graph import RECORD, ClassLimits, ModelGraph, example_of
@@ -87,7 +91,8 @@ def compress_pretrained(
         loss, unpack: those of `compress`, in place of the ones that are chosen here.
         new_biases: whether layers without a bias may get one; classes of transformers have no place for it.
         plain: return a model of the class, built by a configuration that says the new widths. `equal_blocks` is True
-            then; what the configuration cannot say is kept whole, and the report says why. `save_pretrained` of the
+            then; what the configuration cannot say is kept whole, and the report says why. With `blocks`, whole
+            blocks of the list of layers can be removed, and the configuration has fewer. `save_pretrained` of the
             result writes a folder that transformers loads without fxprune.
         options: all others of `compress`.
 
@@ -123,18 +128,19 @@ def _plain(
         name: options[name] for name in ("exclude", "unknown", "inexact", "head_dim", "query_heads") if name in options
     }
     asked = {name: options.get(name) for name in ("unpack", "run")}
+    CHECKS["blocks"]("blocks", blocks := options.get("blocks", False))
     graph: Any = with_captured_part(own, loader, "", options.get("exclude", ()), **asked)  # type: ignore[arg-type]
     with stage("coupling"), undisturbed():
         check_inexact(model, graph, coupled)
-        coupling = analyse(graph, **coupled)
-        changes = changes_of(model, coupling)
+        coupling = analyse(graph, **coupled, blocks=WHOLE if blocks else "")
+        changes = () if blocks == ONLY else changes_of(model, coupling)
         limits = limits_by(changes, coupling, model.config)
-        keep_to(graph, limits)
+        keep_to(graph, replace(limits, blocks=WHOLE) if blocks else limits)
     rounded = {"round_to": multiples(changes, coupling, options.get("round_to", 1))}
     try:
         small = compress(graph, loader, alpha, new_biases=False, equal_blocks=True, **options | rounded)
     except UnreachableError as error:
-        keep_to(graph, ClassLimits())
+        keep_to(graph, ClassLimits(blocks=WHOLE if blocks else ""))
         inexact = INEXACT in error.remedies and inexact_helps(model, graph, coupled)
         raise advised(error, options, held=bool(limits.held), inexact=inexact) from error
     note_call(small, call, loader, "")
@@ -177,11 +183,12 @@ def narrow_pretrained(small: nn.Module, model: PreTrainedModel) -> PreTrainedMod
             "fxprune gave"
         )
     own = _with_cache_of(model, narrow(_without_cache(model), record.plan, weights=small))
-    modes = {name: module.training for name, module in small.named_modules()}
+    rename = renaming(removed_blocks(record.plan))
+    modes = {rename(name): module.training for name, module in small.named_modules()}
     for name, module in own.named_modules():
         module.training = modes.get(name, small.training)
     for name, parameter in small.named_parameters():
-        own.get_parameter(name).requires_grad_(parameter.requires_grad)
+        own.get_parameter(rename(name)).requires_grad_(parameter.requires_grad)
     note_in_class(own, small)
     return narrowed_class(own, model)  # type: ignore[no-any-return]
 
@@ -229,14 +236,17 @@ def _graph_of(own: nn.Module, model: PreTrainedModel) -> nn.Module:
     if record is None:
         raise ArtifactError(f"{type(own).__name__} has no plan: it was copied or loaded without fxprune's record")
     small: Any = apply(_without_cache(model), record.plan)
-    for name, tensor in named_tensors(own).items():
+    rename = renaming(removed_blocks(record.plan))
+    names = {rename(name): name for name in (*named_tensors(small), *dict(small.named_modules()))}
+    for here, tensor in named_tensors(own).items():
+        name = names.get(here, here)
         if name in named_tensors(small) or name in record.history.biases:
             put(small, name, tensor)
     for name, parameter in own.named_parameters():
-        small.get_parameter(name).requires_grad_(parameter.requires_grad)
+        small.get_parameter(names[name]).requires_grad_(parameter.requires_grad)
     modes = {name: module.training for name, module in own.named_modules()}
     for name, module in small.named_modules():
-        module.training = modes.get(name, own.training)
+        module.training = modes.get(rename(name), own.training)
     small.meta[RECORD] = replace(record, history=replace(small.meta[RECORD].history, biases=record.history.biases))
     return small  # type: ignore[no-any-return]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -17,9 +17,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 from fxprune.caller.isolation import device_of, undisturbed
 from fxprune.caller.tensors import named_tensors, put
 from fxprune.coupling.groups import Coupling, Group
-from fxprune.coupling.kinds import EXPERT_UNITS, EXPERTS, HEAD_DIM, HEADS, HIDDEN
+from fxprune.coupling.kinds import BRANCHES, EXPERT_UNITS, EXPERTS, HEAD_DIM, HEADS, HIDDEN
 from fxprune.errors import NarrowError, error_text
 from fxprune.planning.planned import Planned
+from fxprune.rewriting.removed_branches import removed_residuals
+from fxprune.rewriting.shorter_lists import depth_fields, entries_of, renaming, shorten_config
 from fxprune.rules.vocabulary import Slot
 from fxprune.tracing.graph import ClassLimits
 
@@ -229,7 +231,12 @@ def limits_by(changes: Sequence[Change], coupling: Coupling, config: PretrainedC
     """What can be pruned where the configuration has to say it: the groups of the changes, by equal numbers."""
     groups, said = coupling.prunable, {number for change in changes for number in change.groups}
     reason = f"no field of {type(config).__name__} says its width alone, so that a plain model keeps it"
-    held = {site.name: reason for number, group in enumerate(groups) if number not in said for site in group.sites}
+    held = {
+        site.name: reason
+        for number, group in enumerate(groups)
+        if number not in said and group.kind != BRANCHES
+        for site in group.sites
+    }
     spared = {site.name for number in said for site in groups[number].sites}
     repeats = tuple(tuple(site for n in change.groups for site in _names(groups[n])) for change in changes)
     return ClassLimits({site: why for site, why in held.items() if site not in spared}, repeats=repeats)
@@ -243,7 +250,8 @@ def built(model: PreTrainedModel, small: nn.Module, changes: Sequence[Change], p
     """The class of `model` built by the configuration of a plan's widths, with the weights of `small`.
 
     Raises:
-        NarrowError: groups that a field counts keep different numbers, or the class has no place for a weight.
+        NarrowError: groups that a field counts keep different numbers, the class has no place for a weight, or no field
+            says the number of blocks.
     """
     config, groups = copy.deepcopy(model.config), planned.coupling.prunable
     for change in changes:
@@ -256,29 +264,54 @@ def built(model: PreTrainedModel, small: nn.Module, changes: Sequence[Change], p
             )
         if kept != {change.units}:
             change.written(config, kept.pop())
+    blocks = {own.block for own in removed_residuals(planned.coupling, planned.keep)}
+    for path, removed in entries_of(blocks).items():
+        config = _shorter(model, config, path, removed)
     with undisturbed():
         own: Any = type(model)(config)
         own.to(device_of(small))
-    _fill(own, small)
+    _fill(own, small, renaming(blocks))
     if hasattr(model, "generation_config"):
         own.generation_config = copy.deepcopy(model.generation_config)
     return own  # type: ignore[no-any-return]
 
 
-def _fill(own: PreTrainedModel, small: nn.Module) -> None:
-    """Give a model the tensors of a graph, and its modes."""
+def _shorter(model: PreTrainedModel, config: PretrainedConfig, path: str, removed: Sequence[int]) -> PretrainedConfig:
+    """A configuration by which a class builds a list of modules without some entries, found by trying."""
+    count = len(model.get_submodule(path))  # type: ignore[arg-type]
+    kept = [number for number in range(count) if number not in removed]
+    for where, _ in _inside(config):
+        for name in depth_fields(_inner(config, where), path, count):
+            tried = copy.deepcopy(config)
+            shorten_config(_inner(tried, where), name, count, kept)
+            shapes = _shapes(type(model), tried)
+            if not isinstance(shapes, str) and _entries(shapes, path) == len(kept):
+                return tried
+    raise NarrowError(
+        f"no field of {type(config).__name__} says the {count} entries of {path}, of which {len(removed)} are removed: "
+        f"{_REMEDY}"
+    )
+
+
+def _entries(names: Iterable[str], path: str) -> int:
+    """The number of entries of a list of modules that some parameters lie in."""
+    return len({name.removeprefix(f"{path}.").partition(".")[0] for name in names if name.startswith(f"{path}.")})
+
+
+def _fill(own: PreTrainedModel, small: nn.Module, rename: Callable[[str], str]) -> None:
+    """Give a model the tensors of a graph, and its modes; `rename` gives the names that these have in the model."""
     have, given = named_tensors(own), named_tensors(small)
     needed = dict(small.named_parameters(remove_duplicate=False)).keys() | small.state_dict().keys()
-    for name in (name for name in given if name in needed):
-        if name not in have or have[name].shape != given[name].shape:
-            there = f"of shape {tuple(have[name].shape)}" if name in have else "missing"
+    for there, name in ((rename(name), name) for name in given if name in needed):
+        if there not in have or have[there].shape != given[name].shape:
+            found = f"of shape {tuple(have[there].shape)}" if there in have else "missing"
             raise NarrowError(
-                f"{name} has shape {tuple(given[name].shape)} after pruning, and is {there} in {type(own).__name__} "
+                f"{there} has shape {tuple(given[name].shape)} after pruning, and is {found} in {type(own).__name__} "
                 "built by its configuration: leave out plain=True, and use own_class=True"
             )
-        have[name].data = have[name].data.to(given[name].dtype)
-        put(own, name, given[name])
-        have[name].requires_grad_(given[name].requires_grad)
-    modes = {name: module.training for name, module in small.named_modules()}
+        have[there].data = have[there].data.to(given[name].dtype)
+        put(own, there, given[name])
+        have[there].requires_grad_(given[name].requires_grad)
+    modes = {rename(name): module.training for name, module in small.named_modules()}
     for name, module in own.named_modules():
         module.training = modes.get(name, small.training)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fxprune.caller.arguments import CHECKS, check_value, chosen, is_whole, shown
 from fxprune.caller.arrays import Flags, Index, Scalars
-from fxprune.coupling.kinds import HIDDEN, KINDS
+from fxprune.coupling.kinds import BRANCHES, HIDDEN, KINDS
 from fxprune.errors import PlanError, close_names, error_text
 from fxprune.planning.tod import LARGEST_SHARE, balanced, ranks, tod_curve
 
@@ -125,6 +125,21 @@ def _check_round_to(name: str, value: Any) -> None:
 
 
 CHECKS["round_to"] = _check_round_to
+BESIDE, ONLY = "beside", "only"  # how residual branches are removed: beside units of layers, or alone
+
+
+def _check_blocks(name: str, value: Any) -> None:
+    """Raise where a value is neither True, False nor "only"."""
+    if not isinstance(value, (bool, np.bool_)) and value != ONLY:
+        raise PlanError(f'{name} is {shown(value)}; it is True, False, or "only" to keep all widths')
+
+
+def blocks_of(value: bool | str) -> str:  # noqa: FBT001 - the argument itself
+    """How branches are removed by the argument `blocks`; empty where they are not."""
+    return ONLY if value == ONLY else BESIDE if value else ""
+
+
+CHECKS["blocks"] = _check_blocks
 
 
 def jointly(level: Scalars, propose: Scalars, groups: Groups, repeats: Sequence[Sequence[int]]) -> Scalars:
@@ -177,9 +192,9 @@ class Allocation:
     """The level of every unit, and the constraints that hold at any level.
 
     A group keeps at least `min_keep` units, and a multiple of `round_to`, which may be given by the `kinds` of the
-    groups' units. `pieces` are sets of units of which at least one is kept; `equal`, `larger` and `floors` are those of
-    `balanced`. Units of a group are removed by rising level, and at equal levels by rising `propose`. `groups` follow
-    each other and hold all units.
+    groups' units; branches may all be removed. `pieces` are sets of units of which at least one is kept; `equal`,
+    `larger` and `floors` are those of `balanced`. Units of a group are removed by rising level, and at equal levels by
+    rising `propose`. `groups` follow each other and hold all units.
     """
 
     level: Scalars
@@ -193,6 +208,7 @@ class Allocation:
     round_to: RoundTo = 1
     kinds: tuple[str, ...] = ()
     multiples: Index = field(init=False)
+    least: Index = field(init=False)
     sizes: Index = field(init=False)
     order: Index = field(init=False)
 
@@ -200,8 +216,13 @@ class Allocation:
         sizes = np.array([end - start for _, start, end in self.groups], dtype=np.int64)
         number = np.repeat(np.arange(len(sizes)), sizes)
         by_kind = self.round_to if isinstance(self.round_to, Mapping) else dict.fromkeys(KINDS, self.round_to)
-        multiples = [by_kind.get(kind, 1) for kind in self.kinds or (HIDDEN,) * len(sizes)]
+        kinds = self.kinds or (HIDDEN,) * len(sizes)
+        multiples, least = (
+            [by_kind.get(kind, 1) for kind in kinds],
+            [self.min_keep * (kind != BRANCHES) for kind in kinds],
+        )
         object.__setattr__(self, "multiples", np.array(multiples, dtype=np.int64))
+        object.__setattr__(self, "least", np.array(least, dtype=np.int64))
         object.__setattr__(self, "sizes", sizes)
         object.__setattr__(self, "order", np.lexsort((self.propose, self.level, number)))
 
@@ -241,7 +262,7 @@ class Allocation:
         removed = ~keep[self.order]
         ends = np.cumsum(np.append(0, removed))[np.append(0, np.cumsum(self.sizes))]
         kept = self.sizes - np.diff(ends)
-        wanted = -(-np.maximum(kept, self.min_keep) // self.multiples) * self.multiples
+        wanted = -(-np.maximum(kept, self.least) // self.multiples) * self.multiples
         restored = np.minimum(wanted, self.sizes) - kept
         from_last = np.repeat(ends[1:], self.sizes) - np.cumsum(removed) + 1  # 1 at the unit of a group removed last
         rounded = np.empty_like(keep)

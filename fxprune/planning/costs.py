@@ -74,14 +74,14 @@ class Costs:
 def costs_of(graph: ModelGraph, coupling: Coupling) -> Costs:
     """The parameters of `graph` and the flops of each of its nodes, written as products of widths."""
     ruler, counted = Ruler(coupling), flops_of(graph)
-    experts, owners = _experts_of(graph, coupling), first_names(all_tensors(graph))
+    needed, owners = owners_of(graph, coupling), first_names(all_tensors(graph))
     params = [
-        ruler.product((*ruler.parameter(name, p.shape), *map(ruler.expert, experts.get(owners[name], ()))))
+        ruler.product((*ruler.parameter(name, p.shape), *map(ruler.unit, needed.get(owners[name], ()))))
         for name, p in graph.named_parameters()
     ]
     accounts = Accounts(graph, ruler)
     flops = [
-        replace(row, axes=(*row.axes, *map(ruler.expert, experts.get(node.name, ()))))
+        replace(row, axes=(*row.axes, *map(ruler.unit, needed.get(node.name, ()))))
         for node in graph.graph.nodes
         if counted[node.name]
         for row in accounts.rows(node, counted[node.name])
@@ -90,20 +90,22 @@ def costs_of(graph: ModelGraph, coupling: Coupling) -> Costs:
     return Costs(ruler.widths(), products(params), products(flops), samples, tuple(accounts.inexact))
 
 
-def _experts_of(graph: ModelGraph, coupling: Coupling) -> dict[str, tuple[int]]:
-    """Name of a node or parameter -> the expert that it serves, if it serves a single one."""
-    found: dict[str, tuple[int]] = {}
+def owners_of(graph: ModelGraph, coupling: Coupling) -> dict[str, tuple[int, ...]]:
+    """The units, experts and residual branches, that a node or a parameter needs all of, by their names."""
+    found: dict[str, tuple[int, ...]] = {}
+    pairs = [(own.expert, own.nodes) for own in coupling.branches]
+    pairs += [(own.unit, (*own.nodes, own.total)) for own in coupling.residuals]
+    for unit, names in pairs:
+        found |= {name: (*found.get(name, ()), unit) for name in names if unit >= 0 and unit not in found.get(name, ())}
     held: dict[str, set[int]] = {}
-    expert_of = {name: branch.expert for branch in coupling.branches for name in branch.nodes if branch.expert >= 0}
     for node in graph.graph.nodes:
-        if node.name in expert_of:
-            found[node.name] = (expert_of[node.name],)
         if node.op in ("call_module", "get_attr"):
-            held.setdefault(str(node.target), set()).add(expert_of.get(node.name, -1))
-    for path, experts in held.items():
-        if len(experts) == 1 and min(experts) >= 0:
-            owned = all_tensors(graph.get_submodule(path)) if path in dict(graph.named_modules()) else {"": None}
-            found |= {f"{path}.{name}".rstrip("."): (min(experts),) for name in owned}
+            own = found.get(node.name, ())
+            held[str(node.target)] = held.get(str(node.target), set(own)) & set(own)
+    modules = dict(graph.named_modules())
+    for path, units in held.items():
+        owned = all_tensors(modules[path]) if path in modules else {"": None}
+        found |= {f"{path}.{name}".rstrip("."): tuple(sorted(units)) for name in owned if units}
     return found
 
 

@@ -41,6 +41,18 @@ class Curves(Arrays):
         own = slice(self.starts[bundle], self.starts[bundle + 1])
         return np.append(0, self.depths[own]), np.maximum.accumulate(np.append(0.0, self.values[own]))
 
+    def only(self, bundles: Sequence[bool]) -> Curves:
+        """The curves with the points of some bundles, one bool per bundle.
+
+        >>> curves = Curves(np.array([0, 1, 3]), np.array([1, 1, 2]), np.array([0.1, 0.2, 0.3]), np.arange(4))
+        >>> curves.only([False, True]).starts
+        array([0, 0, 2])
+        """
+        sizes, taken = np.diff(self.starts), np.array(bundles, dtype=bool)
+        points = np.repeat(taken, sizes)
+        starts = np.append(0, np.cumsum(sizes * taken))
+        return Curves(starts, self.depths[points], self.values[points], self.order)
+
     def late(self) -> Scalars:
         """The place of each unit in `order`: a ranking of the units of every group."""
         late = np.empty(len(self.order))

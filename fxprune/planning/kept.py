@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from fxprune.caller.arrays import Flags, Index
+from fxprune.coupling.branch_units import SITE
 from fxprune.coupling.groups import Coupling, Site
 from fxprune.errors import PlanError
 
@@ -20,7 +21,7 @@ def check_indices(name: str, width: int, kept: Sequence[int]) -> None:
         raise PlanError(
             f"the plan's channels of {name!r} are not rising indices below its width {width}: {kept[:8]}..."
         )
-    if not kept:
+    if not kept and not name.startswith(SITE):
         raise PlanError(f"the plan keeps 0 of {width} channels of {name!r}: a layer keeps at least one")
 
 

@@ -19,7 +19,7 @@ class Latency:
 
     Product i of `work` is a part of the work of `node[i]`: its flops, or the entries of its output where it has none.
     `works` and `seconds` (nodes, widths) hold every node's work and time at the widths that were timed. Below the
-    narrowest, the time is constant.
+    narrowest, the time is constant; that of a node of a removed branch, whose work is zero, is zero.
     """
 
     widths: Widths
@@ -40,7 +40,8 @@ class Latency:
     def estimate(self, keep: Flags) -> float:
         """Seconds of one run where the units `keep` are kept."""
         work = work_by_node(self.work.of(self.widths.under(keep)), self.node, len(self.seconds))
-        return self.rest + float(_interpolated(work, self.works, self.seconds).sum())
+        here = (work > 0) | (self.works[:, -1] == 0)
+        return self.rest + float(_interpolated(work, self.works, self.seconds)[here].sum())
 
     def arrays(self) -> dict[str, Any]:
         """The numbers, as arrays by their names."""

@@ -17,10 +17,12 @@ from fxprune.caller.file_kinds import check_kind
 from fxprune.caller.files import regular, replacing
 from fxprune.caller.isolation import undisturbed
 from fxprune.caller.typed_json import from_plain
+from fxprune.coupling.branch_units import SITE
 from fxprune.coupling.collector import EXCLUDED, Exclude
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import Unknown
+from fxprune.coupling.kinds import BRANCHES
 from fxprune.errors import PlanError, plural, visible
 from fxprune.planning.bars import bars
 from fxprune.planning.chosen import Channels, indices, others, remaining, with_coupled
@@ -88,22 +90,30 @@ class Plan:
         """The path of the part of the model that the plan is for; empty where it is for the whole."""
         return str(self.settings.get("submodule", ""))
 
+    @property
+    def removed_branches(self) -> tuple[str, ...]:
+        """The residual branches, or blocks, that the plan removes whole."""
+        return tuple(site.removeprefix(SITE) for site, kept in self.keep.items() if site.startswith(SITE) and not kept)
+
     def __str__(self) -> str:
         level = "" if self.alpha is None else f" at alpha {self.alpha:g}"
-        total, kept = sum(self.widths.values()), sum(map(len, self.keep.values()))
+        layers = {site: kept for site, kept in self.keep.items() if not site.startswith(SITE)}
+        total, kept = sum(self.widths[site] for site in layers), sum(map(len, layers.values()))
         level += "" if self.budget is None else f" ({self.budget})"
-        lost = {site: self.widths[site] - len(channels) for site, channels in self.keep.items()}
+        lost = {site: self.widths[site] - len(channels) for site, channels in layers.items()}
         most = sorted(filter(lost.get, lost), key=lambda site: -lost[site] / self.widths[site])
-        layers = f"{len(most)} of {plural(len(self.keep), 'layer')} narrowed"
-        lines = [f"plan{level}: {kept} of {total} channels kept, {layers}"]
+        narrowed = f"{len(most)} of {plural(len(layers), 'layer')} narrowed"
+        lines = [f"plan{level}: {kept} of {total} channels kept, {narrowed}"]
         lines += [f"  {site}: {len(self.keep[site])} of {self.widths[site]}" for site in lost if site in most[:SHOWN]]
         lines += [f"  and {len(most) - SHOWN} more"] * (len(most) > SHOWN)
+        if removed := self.removed_branches:
+            lines.append(f"  {len(removed)} of {len(self.keep) - len(layers)} branches removed: {', '.join(removed)}")
         return visible("\n".join(lines))
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        layers = [(site, len(kept), self.widths[site]) for site, kept in self.keep.items()]
+        layers = [(site.removeprefix(SITE), len(kept), self.widths[site]) for site, kept in self.keep.items()]
         return visible(bars(str(self).partition("\n")[0], layers))
 
     @classmethod
@@ -118,6 +128,7 @@ class Plan:
         inexact: bool = False,
         head_dim: bool = False,
         query_heads: bool = False,
+        blocks: bool | str = False,
         submodule: str = "",
     ) -> Plan:
         """The plan that keeps channels of the caller's choice, for instance by a criterion of one's own.
@@ -129,6 +140,7 @@ class Plan:
             example: a batch as the model (or its part) takes it.
             kept: for each layer that is to lose channels, those to keep: {"layer1.0.conv1": [0, 1, 5]}.
             exclude, unknown, inexact, head_dim, query_heads, submodule: see `compress`.
+            blocks: whether residual branches can be named, too: {"branch:layers.3.mlp": []} removes that one whole.
 
         Raises:
             PlanError: there is no such layer or channel, a channel cannot be removed, two layers contradict each other,
@@ -141,7 +153,8 @@ class Plan:
           0: 2 of 3
         """
         check(cls.from_kept, locals())
-        options = {"inexact": inexact, "head_dim": head_dim, "query_heads": query_heads}
+        options: dict[str, Any] = {"inexact": inexact, "head_dim": head_dim, "query_heads": query_heads}
+        options["blocks"] = BRANCHES if blocks else ""
         graph = capture_around(exclude, part_of(model, submodule), example)
         with undisturbed():
             coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
@@ -260,5 +273,8 @@ def kept_units(plan: Plan, coupling: Coupling) -> Flags:
 
 def coupling_of(graph: ModelGraph, plan: Plan) -> Coupling:
     """The coupling that `plan` was made for, with its exclusions and its options for grids and statistics."""
-    options = {name: bool(plan.settings.get(name, False)) for name in ("inexact", "head_dim", "query_heads")}
+    options: dict[str, Any] = {
+        name: bool(plan.settings.get(name, False)) for name in ("inexact", "head_dim", "query_heads")
+    }
+    options["blocks"] = str(plan.settings.get("blocks", ""))
     return analyse(graph, exclude=plan.frozen.get(EXCLUDED, ()), unknown="freeze", **options)

@@ -145,8 +145,8 @@ class Ruler:
         """The axes of an activation."""
         return tuple(self._axis(x, axis) for axis in range(x.ndim))
 
-    def expert(self, unit: int) -> int:
-        """A width of 1 where an expert is kept, and of 0 without it."""
+    def unit(self, unit: int) -> int:
+        """A width of 1 where a unit is kept, and of 0 without it."""
         return self._width(np.array([unit], dtype=np.int64))
 
     def size(self, axes: Iterable[int]) -> int:

@@ -75,16 +75,17 @@ def with_rankings(groups: Iterable[GroupReport], found: Mapping[str, Ranking]) -
 
 
 def rankings(scores: Scores, plan: Plan) -> dict[str, Ranking]:
-    """The ranking of every group of scores, by its name, and the units that a plan keeps.
+    """The ranking of every group of scores but that of branches, by its name, and the units that a plan keeps.
 
     Protection is ranked as the plan's allocation ranked it: for "tod" over the whole network, per cost that a unit
     saves; for all others within the group.
     """
     whole = plan.allocate == "tod"
     protect = weighed(scores.protect, scores.worth(plan.allocate, per=plan.budget.of if plan.budget else "macs"))
+    protect = protect[: scores.layer_units]
     over_network, kept = ranks(protect), _kept(scores, plan)
     found = {}
-    for name, start, end in scores.groups:
+    for name, start, end in (group for group in scores.groups if group[1] < scores.layer_units):
         protected = over_network[start:end] if whole else ranks(protect[start:end])
         among = len(protect) if whole else end - start
         found[name] = _ranking(scores.propose[start:end], protected, among, kept[start:end], plan.allocate)

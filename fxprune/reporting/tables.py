@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from fxprune.coupling.branch_units import SITE
 from fxprune.errors import plural, visible
 from fxprune.planning.budgets import DEFAULT_ALPHA
 from fxprune.planning.plan import BUDGETS
@@ -88,6 +89,7 @@ def summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:
     for name, pair in counts:
         if pair:
             yield name, f"{pair[0]:,}", f"{pair[1]:,}", f"{pair[1] / max(pair[0], 1):.1%}"
+    yield from _branches(report)
     if report.latency:
         where = f"on {report.latency.device}, {plural(report.latency.threads, 'thread')}"
         for timed in report.latency.batches:
@@ -113,6 +115,15 @@ def summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:
         yield f"fine-tuning: {name}", f"{values[0]:.4g}", f"{values[tuned.best]:.4g}", best
 
 
+def _branches(report: ReportRecord) -> Iterator[tuple[str, ...]]:
+    """The number of residual branches before and after, and those that were removed, where they are units."""
+    branches = {name.removeprefix(SITE): kept for name, (_, kept) in report.widths.items() if name.startswith(SITE)}
+    removed = [name for name, kept in branches.items() if not kept]
+    names = ", ".join(removed[:SHOWN]) + (f" and {len(removed) - SHOWN} more" if len(removed) > SHOWN else "")
+    if branches:
+        yield "branches", f"{len(branches)}", f"{len(branches) - len(removed)}", f"without {names}" if names else ""
+
+
 def _time(timing: Timing) -> str:
     """The median, and half the distance of the quartiles."""
     return f"{milliseconds(timing.median)} ± {milliseconds((timing.high - timing.low) / 2)}"
@@ -120,6 +131,8 @@ def _time(timing: Timing) -> str:
 
 def _widths(report: ReportRecord) -> Iterator[tuple[str, ...]]:
     for group in report.groups:
+        if all(name.startswith(SITE) for name in group.sites):
+            continue  # branches are in the summary
         sites = ", ".join(f"{name} {before}->{after}" for name, (before, after) in group.sites.items())
         yield group.name, f"{group.before} -> {group.after}", sites
         if group.inexact:

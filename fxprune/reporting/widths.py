@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fxprune.coupling.branch_units import SITE
 from fxprune.reporting.records import ReportRecord
 
 BLOCK = 8  # channels; kernels work in multiples
@@ -36,7 +37,8 @@ class LayerWidth:
 def layer_widths(report: ReportRecord) -> list[LayerWidth]:
     """The widths of all layers, front to back; in a report of an older version those of the groups, by group."""
     prunable = {name: pair for group in report.groups for name, pair in group.sites.items()}
-    return [LayerWidth(name, *pair, name in prunable) for name, pair in (report.widths or prunable).items()]
+    found = (report.widths or prunable).items()
+    return [LayerWidth(name, *pair, name in prunable) for name, pair in found if not name.startswith(SITE)]
 
 
 def odd_widths(widths: list[LayerWidth]) -> str:

@@ -42,7 +42,7 @@ def limits_of(part: nn.Module, graph: Any, **options: Any) -> ClassLimits:
         for seed in range(_TRIALS):
             while (failure := search.failure(seed)) is not None:
                 search.limit(failure, seed)
-        return captured_of(graph).limits
+        return replace(captured_of(graph).limits, blocks=str(options.get("blocks", "")))
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class _Search:
             groups = dict.fromkeys(self.failing([g.name for g in coupling.prunable], seed, labels=labels), why)
         reasons = {name: f"its own class does not run with fewer ({why})" for name, why in groups.items()}
         sites = {site.name: reasons[g.name] for g in coupling.prunable if g.name in reasons for site in g.sites}
-        keep_to(self.graph, ClassLimits({**limits.held, **sites}, tuple(even)))
+        keep_to(self.graph, replace(limits, held={**limits.held, **sites}, even=tuple(even)))
 
     def line_of(self, node: fx.Node) -> str:
         """The user's line at a node; its name where only layers of torch made it."""

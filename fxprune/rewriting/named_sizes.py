@@ -191,7 +191,9 @@ class Calls:
         return bool(pairs) and all(isinstance(old, NamedSize) and isinstance(new, int) for old, new in changed)
 
     def _pairs(self, name: str) -> list[tuple[Any, Any]]:
-        """The arguments of two calls, side by side, nodes by their names; none where one has more than the other."""
+        """The arguments of two calls, side by side, nodes by their names; none where one has more, or was removed."""
+        if name not in self.after:
+            return []
         before, after = self.before[name], self.after[name]
         if before.target in SPLITS and len(before.args) > 1:
             old, new = self._sizes_of_pieces(before), list(_leaves(after.args[1]))
@@ -221,7 +223,7 @@ class Calls:
         if value.target in _ARITHMETIC:
             numbers = [self._computed(number) for number in value.args]
             return value.target(*numbers) if all(isinstance(number, int) for number in numbers) else None  # type: ignore[operator]
-        before, after = value.meta["spec"], self.specs[value.name]
+        before, after = value.meta["spec"], self.specs.get(value.name)
         return NamedSize.of(before, frozenset(), lambda _: after) if type(before) is type(after) is int else None
 
     def _number(self, value: Any) -> Any:

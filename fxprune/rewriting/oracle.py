@@ -22,11 +22,11 @@ from fxprune.tracing.graph import ModelGraph
 
 
 def oracle(graph: ModelGraph, coupling: Coupling, keep: Flags) -> fx.GraphModule:
-    """A graph with a mask on every edge that reads a unit without `keep`.
+    """A graph with a mask on every edge that reads a unit without `keep`, residual branches among them.
 
     Statistics over removed units are recomputed over the kept ones.
     """
-    gated, _ = insert(graph, coupling, lambda edge: Mask(edge, keep))
+    gated, _ = insert(graph, coupling, lambda edge: Mask(edge, keep), branches=True)
     nodes = {node.name: node for node in gated.graph.nodes}
     for name in reversed(coupling.statistics):  # the last first, so that each finds the inputs that it had
         _on_kept(gated, nodes[name], Checker(graph, coupling, keep))

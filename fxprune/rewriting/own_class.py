@@ -35,8 +35,9 @@ from fxprune.rewriting.named_sizes import (
 from fxprune.rewriting.node_mending import is_inserted
 from fxprune.rewriting.proof import outputs_of, relative_error
 from fxprune.rewriting.remaining import MismatchError
-from fxprune.rewriting.removed_branches import compared_without
+from fxprune.rewriting.removed_branches import compared_without, removed_residuals
 from fxprune.rewriting.rewrite import check_labels, rewrite
+from fxprune.rewriting.shorter_lists import removed_blocks, removed_entries, renaming, shorten
 from fxprune.tracing.agreement import TOLERANCES
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.graph import ModelGraph, example_of, history_of, plain_attributes
@@ -143,6 +144,14 @@ class Attempt:
                 f"{type(self.part).__name__} does not run as its own class with the kept layers: its forward goes "
                 f"through all experts, some of which are removed ({line}): {_REMEDY}", comparing,
             )  # fmt: skip
+        lists = removed_entries(planned)
+        if lists is None:
+            single = removed_residuals(planned.coupling, planned.keep)[0].total
+            raise UnfitError(
+                f"{type(self.part).__name__} does not run as its own class with the kept layers: its forward calls the "
+                f"branch that {single} added, which is removed alone: {_REMEDY}; own_class=True removes whole blocks",
+                [single],
+            )
         own = self._with_tensors(small)
         mended = _mended(self.graph, small)
         calls = Calls(self.named, small) if mended and self.named else None
@@ -150,8 +159,9 @@ class Attempt:
         set_sizes(own, values := solved(uses))
         if compared := self._compared(own):
             set_sizes(own, values := solved([*uses, *compared]))
+        shorten(own, lists)
         try:
-            if labels:
+            if labels and not lists:
                 check_labels(self._captured(own, prove=prove), planned.coupling, planned.keep, self.graph)
             compare(own, small, example_of(self.graph))
             if self.trained is not None and _shapes_in_training(own, self.graph) != self.trained:
@@ -159,6 +169,8 @@ class Attempt:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
+            if lists:  # whatever else failed is found without removed blocks
+                raise UnfitError(_blamed(own, self.graph, [], summary(error))) from error
             missed = unsolved(uses, values)
             odd = {node.name for node in mended if not (calls and calls.are_named(node.name))}
             odd |= {use.node for use in missed}
@@ -202,8 +214,9 @@ class Attempt:
                     raise UnfitError(_of_attention(path := name.rpartition(".")[0], module), self._nodes_of(path))
                 instead[id(held)] = new[name]
         own = isolated_copy(self.part, instead)
+        kept = dict(small.named_modules(remove_duplicate=False))
         for path, module in own.named_modules():
-            if path:
+            if path and path in kept:
                 before, after = (plain_attributes(graph.get_submodule(path)) for graph in (self.graph, small))
                 vars(module).update({k: value for k, value in after.items() if k in before and before[k] != value})
                 if isinstance(module, nn.RNNBase):
@@ -316,12 +329,13 @@ def _take(attempt: Attempt, own: nn.Module, given: nn.Module, plan: Plan) -> Non
             f"weights is {a_kind(given)} that was not made by this plan: give what apply or compress "
             "made of the model by it"
         )
-    tensors = named_tensors(given)
-    needed = {name for name, _ in given.named_parameters()} | set(given.state_dict())
+    rename = renaming(removed_blocks(plan))
+    tensors = {rename(name): tensor for name, tensor in named_tensors(given).items()}
+    needed = {rename(name) for name in (*dict(given.named_parameters()), *given.state_dict())}
     have = named_tensors(own)
     if missing := without_place(own, [name for name in tensors if name in needed and name not in have]):
         raise NarrowError(f"weights has {missing[0]}, which {type(own).__name__} has no place for: {_REMEDY}")
-    for name in tensors:
+    for name, tensor in tensors.items():
         if name in have or name in needed:
-            put(own, name, tensors[name])
+            put(own, name, tensor)
     compare(own, given, example_of(attempt.graph))

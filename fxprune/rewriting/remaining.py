@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fxprune.caller.arrays import Flags
 from fxprune.caller.isolation import ready_copies
 from fxprune.caller.tensors import FORMATS, laid_out, memory_format_of
+from fxprune.coupling.branch_units import shortcuts_of
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import step
 from fxprune.errors import FxpruneError
@@ -78,11 +79,15 @@ class Checker(Context):
         self.kept_labels = torch.from_numpy(np.append(keep, True)[np.append(coupling.unit_of, -1)])
         self.merged = torch.from_numpy(np.append(coupling.merged, -1))
         self.original = self.node
+        self.shortcuts = shortcuts_of(coupling)
         self.expected_values: dict[str, Any] = {}
         self.restricted: dict[tuple[Shape, Planes], tuple[Shape, Planes]] = {}
 
     def spec(self, node: fx.Node | None = None) -> Any:
         return self.coupling.specs[(node or self.original).name]
+
+    def name(self) -> str:
+        return self.original.name
 
     def kept(self, slot: Slot) -> Tensor | None:
         """The kept indices of a slot, or None where the slot has no labels."""

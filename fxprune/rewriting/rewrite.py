@@ -54,7 +54,8 @@ def check_labels(small: ModelGraph, coupling: Coupling, keep: Flags, graph: Mode
     checker = Checker(small, coupling, keep)
     known = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     known |= {node.name for node in graph.graph.nodes}
-    own, gone = [node for node in small.graph.nodes if not is_inserted(node, known)], removed_nodes(coupling, keep)
+    own = [node for node in small.graph.nodes if not is_inserted(node, known)]
+    gone = removed_nodes(graph, coupling, keep)
     kept = [node for node in graph.graph.nodes if node.name not in gone]
     if [_kind(node) for node in own] != [_kind(node) for node in kept]:
         raise MismatchError("the rewritten graph has other nodes than the original")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ class Context(ABC):
         self.call = Call("", (), {})  # of the current node
         self.owners = first_names(all_tensors(graph))
         self.query_heads = False  # single heads of queries are removed, the same of each group that shares keys
+        self.shortcuts: Mapping[str, int] = {}  # sums, and the place of the term whose labels they have
         self.by_heads = True  # whole heads of an attention grid are removed; otherwise the same places of every head
         self._dynamic = _that_follow(graph, lambda node: node.op == "placeholder" or node.target in FILLS)
         self._touching = _that_follow(graph, partial(_brings_channels, graph), unless=_only_asks)
@@ -210,6 +211,10 @@ class Context(ABC):
             if not self.is_live(node.name):
                 return len(self.spec(node).shape) > _MATRIX
         return False
+
+    def name(self) -> str:
+        """The name of the current node in the original graph."""
+        return self.node.name
 
     # -- building values -------------------------------------------------------------------------------------------
 

@@ -91,6 +91,8 @@ def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     if (found := told_apart(ctx, args)) is not None:
         return found
     ctx.freeze_numbered(inputs)
+    if ctx.shortcuts.get(ctx.name()):  # the second of two
+        inputs = inputs[::-1]
     shapes = [x.shape for x in inputs]
     return ctx.meet(inputs, shapes[0] if shapes.count(shapes[0]) == len(shapes) else torch.broadcast_shapes(*shapes))
 

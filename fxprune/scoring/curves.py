@@ -5,7 +5,7 @@ Layers that read removed units read a prediction from the kept units instead, as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -40,6 +40,7 @@ MOST, FEWEST = 64, 4  # samples that the outputs are compared on
 WORK = 3  # forward passes over all samples that the curves may take, or `FLOPS` if these are more
 FLOPS = 3e11
 WIDEST = 2048  # channels of an edge that are predicted from the others; on wider edges, means replace them
+EPSILON = 1e-12  # of the model's cost, which a unit saves at least
 MEMORY = 1 << 30  # bytes for all values of a graph on those samples
 
 
@@ -48,16 +49,16 @@ class PredictionGate(Gate):
 
     def __init__(self, edge: Edge, moments: Mapping[Key, Moments]) -> None:
         super().__init__(edge)
-        self.moments = moments.get(self.key)
+        self.moments, self.whole, self.gone = moments.get(self.key), edge.whole, False
         self.map: Tensor | None = None
         self.offset: Tensor | None = None
 
     def remove(self, keep: Flags) -> bool:
         """Replace the units without `keep` from now on; returns whether there are any."""
         kept = np.append(keep, True)[self.units]
-        self.map = self.offset = None
-        if kept.all():
-            return False
+        self.map, self.offset, self.gone = None, None, self.whole and not kept.all()
+        if kept.all() or self.whole:
+            return self.gone
         by_kept, offset = np.diag(kept.astype(np.float64)), np.zeros(len(kept))
         if self.moments is not None:
             found = prediction(self.moments, kept, linear=len(kept) <= WIDEST)
@@ -66,6 +67,8 @@ class PredictionGate(Gate):
         return True
 
     def forward(self, x: Tensor, *, padded: bool = False) -> Tensor:
+        if self.gone:
+            return torch.zeros_like(x)
         if self.map is None or self.offset is None:
             return x
         if self.compared:
@@ -111,17 +114,19 @@ class Suffixes:
 
 def measured_curves(
     graph: ModelGraph, coupling: Coupling, moments: Mapping[Key, Moments], allocation: Allocation,
-    signals: Sequence[Scalars], data: Calibration, divergence: Divergence,
+    signals: Sequence[Scalars], data: Calibration, divergence: Divergence, *, alone: bool = False, saved: Scalars,
 ) -> Curves:  # fmt: skip
     """The divergence of a graph's outputs for every bundle of groups, pruned alone to a few depths.
 
     From each depth to the next, each of the `signals` proposes the remaining units that it ranks lowest, and the
     proposal that moves the outputs least is removed. Only the first signal is used where several would take too long.
+    Residual branches are removed one by one, see `_greedy`; with `alone`, only they are.
     """
-    gated, gates = insert(graph, coupling, lambda edge: PredictionGate(edge, moments))
+    gated, gates = insert(graph, coupling, lambda edge: PredictionGate(edge, moments), branches=True)
     fuse(gated, coupling.specs)
     found, count = bundles(allocation), int(data.summed(torch.tensor(sum(map(len, data.held)))))
-    depths_of = partial(_depths, allocation, found)
+    branches = {own.unit for own in coupling.residuals}
+    depths_of = partial(_depths, allocation, found, branches, alone=alone)
     a_sample = sum(flops_of(graph).values()) / sample_count(example_of(graph))
     passes = max(WORK * count, FLOPS / max(a_sample, 1.0))  # of a sample
     shares, tried = next(
@@ -136,7 +141,10 @@ def measured_curves(
     with torch.no_grad(), evaluating(gated):
         judge = Judge(gated, gates, coupling.units, data.with_fewer(samples), divergence)
         for units, ends in zip(found, depths_of(shares), strict=True):
-            own, curve = _curve(judge, allocation, units, ends, signals[:tried])
+            is_branch = int(units[0]) in branches
+            own, curve = (
+                _greedy(judge, units, saved) if is_branch else _curve(judge, allocation, units, ends, signals[:tried])
+            )
             order.append(own)
             depths += [depth for depth, _ in curve]
             values += [value for _, value in curve]
@@ -144,15 +152,20 @@ def measured_curves(
     return Curves(starts, np.array(depths, dtype=np.int64), np.array(values, dtype=np.float64), np.concatenate(order))
 
 
-def _depths(allocation: Allocation, found: Sequence[Index], shares: Sequence[float]) -> list[list[int]]:
+def _depths(
+    allocation: Allocation, found: Sequence[Index], branches: Collection[int], shares: Sequence[float], *, alone: bool
+) -> list[list[int]]:
     """For each bundle the numbers of units to remove: one unit is left, or as many as are chosen at once.
 
-    Groups that keep equal numbers lose equal numbers.
+    Groups that keep equal numbers lose equal numbers. All branches are removed, or no others where they are `alone`.
     """
     each = [allocation.at_once(units) for units in found]
     most = [len(units) - max(n, allocation.fewest(units)) for units, n in zip(found, each, strict=True)]
     return [
-        sorted({min(max(1, round(share * len(units) / n)) * n, end // n * n) for share in shares} - {0})
+        list(range(1, len(units) + 1))
+        if int(units[0]) in branches
+        else sorted({min(max(1, round(share * len(units) / n)) * n, end // n * n) for share in shares} - {0})
+        * (not alone)
         for units, n, end in zip(found, each, most, strict=True)
     ]
 
@@ -175,6 +188,26 @@ def _curve(
         curve.append((depth, found[best]))
     rest = _next(allocation, units, removed, len(units), signals[0])
     return np.append(removed, rest), curve
+
+
+def _greedy(judge: Judge, units: Index, saved: Scalars) -> tuple[Index, list[tuple[int, float]]]:
+    """The order in which residual branches are removed, and the divergence after each.
+
+    The next is the one whose removal, beside those before it, moves the outputs least for what it saves. Branches are
+    measured again only while their last figure, with fewer others removed, was the lowest: most figures rise.
+    """
+    removed, now, curve = units[:0], 0.0, list[tuple[int, float]]()
+    figures = {int(unit): (-np.inf, 0.0, -1) for unit in units}  # the rise, the divergence, and the depth they are of
+    while figures:
+        unit = min(figures, key=lambda unit: figures[unit][0])
+        if figures[unit][2] < len(removed):
+            value = judge(np.append(removed, unit))
+            figures[unit] = (value - now) / max(float(saved[unit]), EPSILON), value, len(removed)
+            continue
+        now = figures.pop(unit)[1]
+        removed = np.append(removed, unit)
+        curve.append((len(removed), now))
+    return removed, curve
 
 
 def _next(allocation: Allocation, units: Index, removed: Index, depth: int, signal: Scalars) -> Index:
@@ -208,7 +241,7 @@ class Judge:
         changed = {self.names[id(gate)] for gate in self.gates if gate.remove(keep)}
         parts = [[n * self.divergence(part.output(), part.output(changed)), n] for part, n in self.batches]
         for gate in self.gates:
-            gate.map = gate.offset = None
+            gate.map, gate.offset, gate.gone = None, None, False
         total, count = self.data.summed(torch.tensor(parts, dtype=torch.float64).sum(0)).tolist()
         return float(total / count)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from fxprune.caller.timing import timed
 from fxprune.coupling.groups import Coupling
 from fxprune.errors import blaming
 from fxprune.planning.allocation import Allocation
-from fxprune.planning.costs import Accounts
+from fxprune.planning.costs import Accounts, owners_of
 from fxprune.planning.latency import Latency, work_by_node
 from fxprune.planning.widths import Product, Products, Ruler, Widths, products
 from fxprune.rewriting.rewrite import rewrite
@@ -55,12 +56,13 @@ def _work(graph: ModelGraph, coupling: Coupling) -> tuple[Widths, Products, Inde
     """The work of every node as products of widths, and the node of each product."""
     ruler, counted = Ruler(coupling), flops_of(graph)
     accounts = Accounts(graph, ruler)
-    rows: list[Product] = []
+    rows, needed = list[Product](), owners_of(graph, coupling)
     owner: list[int] = []
     for index, node in enumerate(graph.graph.nodes):
         entries = (ruler.product(ruler.tensor(x)) for x in labels_in(coupling.values[node.name]))
         found = accounts.rows(node, counted[node.name]) if counted[node.name] else list(entries)
-        rows += found
+        units = tuple(map(ruler.unit, needed.get(node.name, ())))
+        rows += [replace(row, axes=(*row.axes, *units)) for row in found]
         owner += [index] * len(found)
     return ruler.widths(), products(rows), np.array(owner, dtype=np.int64)
 

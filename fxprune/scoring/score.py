@@ -18,8 +18,10 @@ from fxprune.caller.tensors import fingerprint
 from fxprune.coupling.collector import Exclude
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.interpreter import Unknown
+from fxprune.coupling.kinds import BRANCHES
 from fxprune.errors import stage
-from fxprune.planning.allocation import RoundTo
+from fxprune.planning.allocation import RoundTo, blocks_of
+from fxprune.scoring.divergence import Metric
 from fxprune.scoring.evidence import Evidence, evidence_of, usage_of_experts
 from fxprune.scoring.loader_pass import ScoringPass
 from fxprune.scoring.objective import Loss
@@ -29,7 +31,7 @@ from fxprune.scoring.sampler import Sampler
 from fxprune.scoring.scores import Scores, scores_of
 from fxprune.scoring.signals.table import Signal, name_of_signal, ranked
 from fxprune.scoring.wrong_targets import compares_classes
-from fxprune.tracing.graph import history_of
+from fxprune.tracing.graph import captured_of, history_of
 from fxprune.tracing.part import Run, name_of, part_of, with_captured_part
 
 
@@ -53,6 +55,8 @@ def score(
     min_keep: int = 1,
     round_to: RoundTo = 1,
     equal_blocks: bool = False,
+    blocks: bool | str = False,
+    metric: Metric | None = None,
     unpack: Unpack | None = None,
     classes: Classes | None = None,
     submodule: str = "",
@@ -95,6 +99,10 @@ def score(
         unknown: "error", or "freeze" to keep all channels that an operation without a rule touches.
         inexact, head_dim, query_heads: see `couple`.
         min_keep, round_to, equal_blocks: defaults for the plans that are made of the scores, see `Scores.plan`.
+        blocks: whether residual branches (an attention, an MLP, the inner branch of a block of a ResNet) can be removed
+            whole, beside units of layers; "only" they where it is "only", and all widths are kept. Their curve is
+            measured at once, see `Scores.with_curves`, on samples of the loader that are held out.
+        metric: of that curve, see `compress`.
         classes: callable(targets) -> (samples,) integers, where the targets are not class numbers themselves; or the
             classes of positions, (samples, ...) integers: of steps, (N, T), or pixels, (N, H, W). Negative ones are
             left out. `fxprune.classes` has ready-made ones.
@@ -121,10 +129,11 @@ def score(
     samples_per_class, projections, sample_memory, seed = map(
         int, (samples_per_class, projections, sample_memory, seed)
     )
-    options: dict[str, Any] = {"inexact": inexact, "head_dim": head_dim, "query_heads": query_heads}
+    options: dict[str, Any] = {"inexact": inexact, "head_dim": head_dim, "query_heads": query_heads, "blocks": ""}
     with stage("scoring"), seeded(seed), full_float32():
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         graph: Any = part_of(whole, submodule)
+        options["blocks"] = (captured_of(graph).limits.blocks or BRANCHES) if blocks else ""
         _check_same_model(whole)
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         compares = "separability" in (propose, protect)
@@ -155,9 +164,16 @@ def score(
         file.path.unlink(missing_ok=True)
     warn_near_chance(about, pruned=bool(history_of(graph).plans))
     rounded = {kind: int(n) for kind, n in round_to.items()} if isinstance(round_to, Mapping) else int(round_to)
-    return replace(
-        result, moments=evidence.moments, min_keep=int(min_keep), round_to=rounded, equal_blocks=bool(equal_blocks)
-    )
+    result = replace(
+        result, moments=evidence.moments, min_keep=int(min_keep), round_to=rounded, equal_blocks=bool(equal_blocks),
+        blocks=blocks_of(blocks),
+    )  # fmt: skip
+    if not blocks:
+        return result
+    return result.with_curves(
+        whole, loader, loss=loss, unpack=unpack, run=run, metric=metric, max_samples=max_samples, device=device,
+        seed=seed,
+    )  # fmt: skip
 
 
 def _check_same_model(model: nn.Module) -> None:

@@ -18,7 +18,9 @@ from fxprune.caller.file_kinds import check_kind
 from fxprune.caller.files import regular
 from fxprune.caller.typed_json import from_plain
 from fxprune.coupling.groups import Key, Site
+from fxprune.coupling.kinds import BRANCHES
 from fxprune.errors import PlanError
+from fxprune.planning.allocation import BESIDE, ONLY
 from fxprune.planning.costs import Costs
 from fxprune.planning.curves import Curves
 from fxprune.planning.latency import Latency
@@ -29,9 +31,9 @@ from fxprune.tracing.settings import check_settings
 FORMAT = 3
 _IN_HEADER = (
     "groups", "example", "frozen", "settings", "about", "balanced", "larger", "even", "min_keep", "round_to",
-    "kinds", "repeats", "equal_blocks",
+    "kinds", "repeats", "equal_blocks", "blocks",
 )  # fmt: skip
-_LATER = ("kinds", "repeats", "equal_blocks")  # which the first files of this format lack
+_LATER = ("kinds", "repeats", "equal_blocks", "blocks")  # which the first files of this format lack
 _MANY = 1 << 31
 
 
@@ -63,6 +65,7 @@ class ScoreData:
     kinds: tuple[str, ...] = ()
     repeats: tuple[tuple[int, ...], ...] = ()
     equal_blocks: bool = False
+    blocks: str = ""
 
 
 def write_scores(path: str | PathLike[str], scores: ScoreData) -> None:
@@ -208,6 +211,7 @@ def _check_limits(scores: ScoreData) -> None:
     _check(whole, "min_keep and round_to")
     sizes = dict(enumerate(end - start for _, start, end in scores.groups))
     _check(len(scores.kinds) in (0, len(sizes)), "kinds")
+    _check(scores.blocks in ("", BESIDE, ONLY) and BRANCHES not in scores.kinds[:-1], "blocks")
     _check(all(len({sizes[number] for number in numbers}) == 1 for numbers in scores.repeats), "repeats")
 
 

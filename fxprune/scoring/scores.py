@@ -23,9 +23,20 @@ from fxprune.coupling.collector import Exclude
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling
 from fxprune.coupling.interpreter import Unknown
-from fxprune.coupling.kinds import repeated
+from fxprune.coupling.kinds import BRANCHES, repeated
 from fxprune.errors import PlanError, plural, stage, visible
-from fxprune.planning.allocation import EVEN, MEASURED, Allocate, Allocation, RoundTo, jointly, levels
+from fxprune.planning.allocation import (
+    BESIDE,
+    EVEN,
+    MEASURED,
+    ONLY,
+    Allocate,
+    Allocation,
+    RoundTo,
+    blocks_of,
+    jointly,
+    levels,
+)
 from fxprune.planning.budgets import DEFAULT_ALPHA, NOTHING, Cost, given, meet, remedies
 from fxprune.planning.costs import costs_of
 from fxprune.planning.curves import bundles, measured_levels
@@ -57,6 +68,7 @@ class Scores(ScoreData):
     groups that blocks repeat, which keep equal numbers with `equal_blocks`. `costs` are the model's under any plan, and
     `times`, from `with_latency`, its latency. `moments` are those of every edge's activations, and `channels` the
     number of channels that are removed with each unit. `curves` and `magnitudes` are from `with_curves`.
+    `blocks` says whether residual branches, whose units are the last, are removed "beside" others, or "only" they.
     """
 
     def __str__(self) -> str:
@@ -85,6 +97,7 @@ class Scores(ScoreData):
         round_to: RoundTo | None = None,
         equal_blocks: bool | None = None,
         ratios: Ratios | None = None,
+        blocks: bool | str | None = None,
     ) -> Plan:
         """The plan at level alpha, or at the lowest level that keeps to a budget.
 
@@ -115,10 +128,13 @@ class Scores(ScoreData):
                 less than 1: {"layer1.0.conv1": 0.5, "layer2.*": 0.25}. The units proposed first are removed, and with
                 them the channels of coupled layers. A name counts more than a pattern. All other groups lose what the
                 level or the budget says, and nothing where neither is given.
+            blocks: whether residual branches are removed whole beside units of layers, by their measured curve, or
+                "only" they; by default as given to `score`.
 
         Raises:
             PlanError: several of alpha and the budgets are given, the budget is below all that can be reached, or
-                `ratios` names no layer that can lose channels or gives coupled layers different ratios.
+                `ratios` names no layer that can lose channels or gives coupled layers different ratios; the scores
+                lack what `blocks` asks for.
         """
         check(Scores.plan, locals())
         asked = given(alpha=alpha, params=params, macs=macs, latency=latency)
@@ -126,16 +142,18 @@ class Scores(ScoreData):
         if allocate is None:
             allocate = "tod" if kind == "alpha" or self.curves is None else MEASURED
         allocation = self.allocation(
-            allocate, min_keep=min_keep, round_to=round_to, equal_blocks=equal_blocks, per=kind
+            allocate, min_keep=min_keep, round_to=round_to, equal_blocks=equal_blocks, per=kind, blocks=blocks
         )
         if ratios:
             allocation = replace(allocation, level=self._with_ratios(allocation, ratios))
+        if kind == "alpha" and not ratios and self._blocks(blocks) == ONLY:
+            raise PlanError('blocks="only" removes branches within a budget: give params=, macs= or latency=')
         level = value if asked or not ratios else None
         if kind == "alpha":
             kept, budget = allocation.keep(value + EVEN), None
         else:
             frozen, cost = [(sites, why) for why, sites in self.frozen.items()], self._cost(kind)
-            even = replace(allocation, level=levels("uniform", allocation.propose, self.protect, self.groups))
+            even = replace(allocation, level=self._levels("uniform", allocation.propose, kind, self._blocks(blocks)))
             most = self._with_ratios(even, ratios) if ratios else even.level
             mends = remedies(allocation, cost, value, most, frozen)
             found = meet(allocation, cost, value, kind, chain(mends, ["give larger ratios="] * bool(ratios)), frozen)
@@ -149,12 +167,17 @@ class Scores(ScoreData):
         """Name -> a plan for a budget, made in that way, and the scores that it was made from.
 
         By "measured", "tod", "uniform" and "global", and, where "reconstruction" proposes, by "tod" with "magnitude"
-        instead. `asked` is as for `plan`. Ways that cannot keep to the budget are left out.
+        instead. Where branches may be removed beside units of layers, "measured" is tried with both, and with either
+        alone. `asked` is as for `plan`. Ways that cannot keep to the budget are left out.
 
         Raises:
             PlanError: no way can.
         """
         ways = {allocate: (self, allocate) for allocate in (MEASURED, "tod", "uniform", "global")}
+        if self.blocks == BESIDE and BRANCHES in self.kinds:
+            ways |= {
+                f"{MEASURED}, blocks={how!r}": (replace(self, blocks=blocks_of(how)), MEASURED) for how in (False, ONLY)
+            }
         if self.magnitudes is not None and self.about.get("propose") == "reconstruction":
             by_size = replace(self, propose=self.magnitudes, about={**self.about, "propose": "magnitude"})
             ways["tod, propose=magnitude"] = by_size, "tod"
@@ -203,7 +226,8 @@ class Scores(ScoreData):
         Each group alone is pruned to up to nine depths; layers that read removed units read a prediction from the kept
         ones instead. A curve holds the divergence of the outputs on a few held-out samples from the original's: the
         Kullback-Leibler divergence for logits and distributions, the squared error as a share of the variance for
-        others. Only nodes behind the group run again.
+        others. Only nodes behind the group run again. Residual branches have one curve for all: the next to
+        be removed is the one that, beside those before it, moves the outputs least for what it saves.
 
         Args:
             model: the scored model.
@@ -228,15 +252,24 @@ class Scores(ScoreData):
                 curves = measured_curves(
                     graph, coupling, self.moments, within,
                     (self.propose, self.protect, sizes, activations(coupling, self.moments)), data,
-                    Divergence(logits, metric),
+                    Divergence(logits, metric), alone=self.blocks == ONLY, saved=self._saved(),
                 )  # fmt: skip
                 return replace(self, curves=curves, magnitudes=sizes)
+
+    def _saved(self) -> Scalars:
+        """What each unit saves, as the sum of its shares of the parameters and of the MACs."""
+        if self.costs is None:
+            return np.ones(len(self.propose))
+        count, keep = len(self.propose), np.ones(len(self.propose), dtype=bool)
+        params = self.costs.unit_params(count) / max(self.costs.parameters(keep), 1)
+        macs = self.costs.unit_macs(count) / max(self.costs.macs(keep), 1)
+        return params + macs
 
     def _coupled(self, model: nn.Module, part: nn.Module) -> tuple[ModelGraph, Coupling]:
         """The graph of the scored part and its coupling. Raises PlanError where the scores are not of it."""
         with undisturbed():
             graph = captured(self.settings, part, self.example)
-            coupling = coupling_of(graph, self.plan(0))
+            coupling = coupling_of(graph, self.plan(0, blocks=False))
         if [(s.name, s.units.tolist()) for s in coupling.sites] != [(s.name, s.units.tolist()) for s in self.sites]:
             raise PlanError(
                 f"the scores are not of {type(model).__name__}: score it, or give the model that was scored"
@@ -251,6 +284,7 @@ class Scores(ScoreData):
         round_to: RoundTo | None = None,
         equal_blocks: bool | None = None,
         per: str = "macs",
+        blocks: bool | str | None = None,
     ) -> Allocation:
         """The level at which each unit is removed, and the constraints at every level; arguments as of `plan`.
 
@@ -271,8 +305,9 @@ class Scores(ScoreData):
                 f"the curves of these scores were measured with equal_blocks={self.equal_blocks}, and the plan is "
                 f"asked for with equal_blocks={equal_blocks}: score with that, too, or pass another allocate="
             )
+        by_blocks = self._blocks(blocks)
         propose, by = (self.propose, allocate) if curves is None else (curves.late(), "uniform")
-        level = levels(by, propose, self.protect, self.groups, self.worth(by, per=per))
+        level = self._levels(by, propose, per, by_blocks)
         units = {site.name: site.units for site in self.sites}
         equal, larger = (
             tuple(tuple(units[n] for n in names) for names in sets) for sets in (self.balanced, self.larger)
@@ -287,9 +322,34 @@ class Scores(ScoreData):
         )
         if curves is None:
             return found
-        cost = self._cost("macs" if per == "alpha" else per)
-        by_curves = measured_levels(curves, bundles(found), lambda keep: cost(found.settled(keep)))
-        return replace(found, level=by_curves)
+        cost, parts = self._cost("macs" if per == "alpha" else per), bundles(found)
+        branches = [int(part[0]) >= self.layer_units for part in parts]
+        curves = curves.only([by_blocks != "" if own else by_blocks != ONLY for own in branches])
+        return replace(found, level=measured_levels(curves, parts, lambda keep: cost(found.settled(keep))))
+
+    @property
+    def layer_units(self) -> int:
+        """The number of units that are no branches, which come last."""
+        return self.groups[-1][1] if BRANCHES in self.kinds else len(self.propose)
+
+    def _blocks(self, asked: bool | str | None) -> str:  # noqa: FBT001 - the argument itself
+        """How branches are removed by the argument `blocks`. Raises PlanError where the scores do not tell."""
+        blocks = self.blocks if asked is None else blocks_of(asked)
+        if blocks not in ("", self.blocks) and (not self.blocks or blocks == BESIDE):
+            made = "without blocks" if not self.blocks else 'with blocks="only"'
+            raise PlanError(
+                f"the plan is asked for with blocks={asked!r}, and the scores were made {made}: score with it"
+            )
+        return blocks
+
+    def _levels(self, allocate: str | Allocate, propose: Scalars, per: str, blocks: str) -> Scalars:
+        """The levels of the units by an allocation that does not look at curves: it keeps all branches."""
+        count, found = self.layer_units, np.full(len(propose), np.inf)
+        if blocks != ONLY:
+            worth, groups = self.worth(allocate, per=per), tuple(g for g in self.groups if g[1] < count)
+            of_layers = None if worth is None else worth[:count]
+            found[:count] = levels(allocate, propose[:count], self.protect[:count], groups, of_layers)
+        return found
 
     def _with_ratios(self, allocation: Allocation, ratios: Ratios) -> Scalars:
         """The levels of an allocation, with the groups of some layers decided by ratios."""
@@ -349,7 +409,7 @@ class Scores(ScoreData):
         """
         check(cls.random, locals())
         graph = capture_around(exclude, part_of(model, submodule), example)
-        options = {"inexact": inexact, "head_dim": head_dim, "query_heads": query_heads}
+        options: dict[str, Any] = {"inexact": inexact, "head_dim": head_dim, "query_heads": query_heads}
         with undisturbed():
             coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
             drawn = np.random.default_rng(seed).random((2, coupling.units))

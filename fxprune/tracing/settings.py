@@ -17,7 +17,7 @@ from fxprune.tracing.graph import ModelGraph, captured_of
 FREE = 32 << 20  # bytes that the example of any model may have, beside as many as the model itself has
 SETTINGS: dict[str, Any] = {
     "method": str, "leaves": tuple[str, ...], "concrete_args": Mapping[str, Any], "submodule": str,
-    "inexact": bool, "head_dim": bool, "query_heads": bool, "decisions": tuple[bool | int | float, ...],
+    "inexact": bool, "head_dim": bool, "query_heads": bool, "blocks": str, "decisions": tuple[bool | int | float, ...],
 }  # fmt: skip
 
 
