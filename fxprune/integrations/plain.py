@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fxprune.caller.arguments import CHECKS
+from fxprune.caller.arrays import Flags
 from fxprune.caller.isolation import device_of, undisturbed
 from fxprune.caller.tensors import named_tensors, put
 from fxprune.coupling.groups import Coupling, Group
@@ -249,15 +250,17 @@ def multiples(changes: Sequence[Change], round_to: RoundTo) -> RoundTo:
     return kinds
 
 
-def built(model: PreTrainedModel, small: nn.Module, changes: Sequence[Change], planned: Planned) -> PreTrainedModel:
-    """The class of `model` built by the configuration of a plan's widths, with the weights of `small`.
+def narrowed_config(
+    config: PretrainedConfig, changes: Sequence[Change], coupling: Coupling, keep: Flags
+) -> PretrainedConfig:
+    """A copy of a configuration that says the widths of the kept units.
 
     Raises:
-        NarrowError: groups that a field counts keep different numbers, or the class has no place for a weight.
+        NarrowError: groups that a field counts keep different numbers.
     """
-    config, groups = copy.deepcopy(model.config), planned.coupling.prunable
+    config, groups = copy.deepcopy(config), coupling.prunable
     for change in changes:
-        kept = {int(planned.keep[groups[n].units.start : groups[n].units.stop].sum()) for n in change.groups}
+        kept = {int(keep[groups[n].units.start : groups[n].units.stop].sum()) for n in change.groups}
         if len(kept) > 1:
             raise NarrowError(
                 f"{', '.join(change.names)} of {type(config).__name__} counts the units of "
@@ -266,6 +269,16 @@ def built(model: PreTrainedModel, small: nn.Module, changes: Sequence[Change], p
             )
         if kept != {change.units}:
             change.written(config, kept.pop())
+    return config
+
+
+def built(model: PreTrainedModel, small: nn.Module, changes: Sequence[Change], planned: Planned) -> PreTrainedModel:
+    """The class of `model` built by the configuration of a plan's widths, with the weights of `small`.
+
+    Raises:
+        NarrowError: groups that a field counts keep different numbers, or the class has no place for a weight.
+    """
+    config = narrowed_config(model.config, changes, planned.coupling, planned.keep)
     with undisturbed():
         own: Any = type(model)(config)
         own.to(device_of(small))

@@ -111,25 +111,27 @@ class Suffixes:
 
 def measured_curves(
     graph: ModelGraph, coupling: Coupling, moments: Mapping[Key, Moments], allocation: Allocation,
-    signals: Sequence[Scalars], data: Calibration, divergence: Divergence,
+    signals: Sequence[Scalars], data: Calibration, divergence: Divergence, *, work: float = WORK, flops: float = FLOPS,
+    memory: int = MEMORY,
 ) -> Curves:  # fmt: skip
     """The divergence of a graph's outputs for every bundle of groups, pruned alone to a few depths.
 
     From each depth to the next, the units are removed that one of the `signals` ranks lowest of those that are left:
-    the one that moves the outputs least. The first alone is followed where several would take too long.
+    the one that moves the outputs least. The first alone is followed where several would take too long: more than
+    `work` forward passes over all samples, and than so many `flops`. All values of a graph take at most `memory` bytes.
     """
     gated, gates = insert(graph, coupling, lambda edge: PredictionGate(edge, moments))
     fuse(gated, coupling.specs)
     found, count = bundles(allocation), int(data.summed(torch.tensor(sum(map(len, data.held)))))
     depths_of = partial(_depths, allocation, found)
     a_sample = sum(flops_of(graph).values()) / sample_count(example_of(graph))
-    passes = max(WORK * count, FLOPS / max(a_sample, 1.0))  # of a sample
+    passes = max(work * count, flops / max(a_sample, 1.0))  # of a sample
     shares, tried = next(
         (shares, tried)
         for shares, tried in [*((s, t) for s in DEPTHS for t in (len(signals), 1)), (DEPTHS[-1], 1)]
         if _work(depths_of, shares) * tried * FEWEST <= passes or (shares is DEPTHS[-1] and tried == 1)
     )
-    at_once = MEMORY * sample_count(example_of(graph)) // max(all_bytes(graph), 1)
+    at_once = memory * sample_count(example_of(graph)) // max(all_bytes(graph), 1)
     samples = max(FEWEST, min(MOST, int(passes / max(_work(depths_of, shares) * tried, 1e-9))))
     samples = max(1, min(-(-samples // data.ranks), at_once))  # of this rank
     order, depths, values = list[Index](), list[int](), list[float]()
