@@ -139,9 +139,9 @@ def _inputs(block: Block, stream: Stream, most: int) -> list[Inputs]:
 
 
 def pruned(
-    block: Block, keep: Flags, stream: Stream, other: Stream, *, seed: int, memory: int
+    block: Block, keep: Flags, stream: Stream, other: Stream, *, level: str, seed: int, memory: int
 ) -> tuple[ModelGraph, float, Compensation]:
-    """A block with the units `keep` alone, refitted; the error of its proof, and the refit.
+    """A block with the units `keep` alone, compensated; the error of its proof, and the compensation.
 
     `stream` enters the original, and `other` the pruned block: the refit makes up for the blocks before it, too.
     """
@@ -151,6 +151,6 @@ def pruned(
     error = error_of(Plan({}, {}, None, settings=settings_of(block.graph)), planned, small)
     with stage("compensating"), seeded(seed), full_float32():
         data = calibration(block, stream, memory, other)
-        options = Options("sequential", {}, Divergence(metric=relative_error), seed, new_biases=False)
+        options = Options(level, {}, Divergence(metric=relative_error), seed, new_biases=False)
         small, done = compensated(planned, small, options, data if data.judges else None)
     return small, error, done

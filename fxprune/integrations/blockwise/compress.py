@@ -24,6 +24,7 @@ from fxprune.planning.allocation import RoundTo
 from fxprune.planning.plan import kept_units
 from fxprune.saving.sharded.staging import staged
 
+LEVELS = ("sequential", "none")
 CHECKS["memory"] = wanted(is_whole, "it is a whole number of bytes, at least 1")
 
 
@@ -37,6 +38,7 @@ def compress_folder(
     round_to: RoundTo = 1,
     min_keep: int = 1,
     query_heads: bool = False,
+    compensate: str = "sequential",
     seed: int = 0,
     memory: int = 1 << 30,
     resume: bool = True,
@@ -58,6 +60,7 @@ def compress_folder(
         params, macs: the share of the parameters or of the multiply-accumulates to keep; one of them.
         round_to, min_keep: see `Scores.plan`.
         query_heads: see `couple`.
+        compensate: "sequential" refits every layer to the original's values, "none" leaves the plain removal.
         seed: of the random projections and of the rows that are fitted.
         memory: bytes for the hidden states between two blocks, which are kept in a file beyond that, and for the values
             inside a block: as many samples are fitted to as they allow.
@@ -78,15 +81,17 @@ def compress_folder(
     asked = {"params": params, "macs": macs}
     if sum(value is not None for value in asked.values()) != 1:
         raise PlanError("compress_folder takes one budget: pass params= or macs=, a share of the original's")
+    if compensate not in LEVELS:
+        raise PlanError(f"compensate is {compensate!r}; block by block it is one of {', '.join(LEVELS)}")
     goal = folder_at(target, CheckpointError, "written")
     own = source_of(folder_at(source, CheckpointError, "read"))
     identity = {
-        "options": [params, macs, round_to, min_keep, query_heads, seed, memory], "samples": _digest(own, loader),
+        "options": [params, macs, round_to, min_keep, query_heads, compensate, seed, memory], "samples": _digest(own, loader),
         "sources": {shard.name: shard.identity for shard in own.shards},
     }  # fmt: skip
-    with staged(goal, identity, by="compress_folder", of="other arguments or another source", resume=resume) as staging:
+    with staged(goal, identity, by="compress_folder", of="other arguments, other samples or another source", resume=resume) as staging:
         whole = whole_of(own, loader, round_to, {"query_heads": True} if query_heads else {})
-        run = Run(own, whole, loader, staging, seed, memory)
+        run = Run(own, whole, loader, staging, compensate, seed, memory)
         plan = plan_of(run, {**asked, "min_keep": min_keep})
         keep = kept_units(plan, whole.coupling)
         config = narrowed_config(own.config, whole.changes, whole.coupling, keep)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from fxprune.caller.arrays import Flags
+from fxprune.caller.isolation import full_float32, undisturbed
 from fxprune.errors import stage
 from fxprune.integrations.blockwise.block import block_of, pruned, scored
 from fxprune.integrations.blockwise.joint import joint_scores, units_in
@@ -39,6 +40,7 @@ class Run:
     whole: Whole
     loader: Iterable[Any]
     staging: Staging
+    level: str
     seed: int
     memory: int
 
@@ -91,14 +93,16 @@ def prune(run: Run, keep: Flags, config: PretrainedConfig) -> None:
         if path in left:
             block = block_of(path, number, module, streams[0], run.whole.limits, run.whole.coupled)
             units = units_in(run.whole.scores.sites, path, block.coupling.sites, block.coupling.units)
-            small, proof, done = pruned(block, keep[units], *streams, seed=run.seed, memory=run.memory)
+            how: Any = {"level": run.level, "seed": run.seed, "memory": run.memory}
+            small, proof, done = pruned(block, keep[units], *streams, **how)
             state = _rounded(run.source, path, small)
             records = read_blocks(run.staging.folder)
             records[path] = BlockRecord(path, proof, *(done.chosen or (None, None)))
             write_blocks(run.staging.folder, records)
-            write_tensors(run.staging, names[path], state)
-            with stage("narrowing"):
+            write_tensors(run.staging.folder / names[path], state)
+            with stage("narrowing"), undisturbed(), full_float32():
                 compare(filled(own, path, written), small, example_of(block.graph))
+            run.staging.finish(names[path])
             _LOG.info("wrote %s", path)
         if path != left[-1]:
             for each, passed in zip(streams, (module, filled(own, path, written)), strict=True):

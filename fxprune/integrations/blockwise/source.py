@@ -62,6 +62,8 @@ def source_of(folder: Path) -> Source:
     """
     shards = shards_of(folder)
     config, kind = _class_of(folder)
+    if getattr(config, "quantization_config", None) is not None:
+        raise CheckpointError(f"{folder} holds quantized weights: prune the model before it is quantized")
     model = without_numbers(kind, config)
     files = {name: shard.path for shard in shards for name in shard.tensors}
     held = model.state_dict(keep_vars=True)
@@ -71,8 +73,8 @@ def source_of(folder: Path) -> Source:
     if lost:
         raise CheckpointError(
             f"{folder} lacks {lost[0]} {tuple(held[lost[0]].shape)}, which {kind.__name__} has ({len(lost)} of "
-            f"{len(held)} tensors are missing): load the model with transformers and save it again, so that the files "
-            "have the names of the class"
+            f"{len(held)} tensors are missing): block by block, the files need the names of the class; where they have "
+            "others, use compress_pretrained on the whole model"
         )
     for shard in shards:
         for name, stored in shard.tensors.items():

@@ -30,18 +30,18 @@ def file_names(source: Source) -> tuple[dict[str, str], dict[str, str]]:
     return dict(zip(others, names, strict=False)), dict(zip(source.blocks, names[len(others) :], strict=True))
 
 
-def write_tensors(staging: Staging, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write a file of tensors in one step, and note it as finished."""
-    with replacing(staging.folder / name, CheckpointError) as unfinished:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file of tensors in one step."""
+    with replacing(path, CheckpointError) as unfinished:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, unfinished, {"format": "pt"})
-    staging.finish(name)
 
 
 def write_others(source: Source, staging: Staging, names: Mapping[str, str]) -> None:
     """Copy the tensors outside of the blocks, each into a file of its own."""
     for tensor, name in names.items():
         if staging.finished(name) is None:
-            write_tensors(staging, name, dict(tensors_of(source.files, [tensor])))
+            write_tensors(staging.folder / name, dict(tensors_of(source.files, [tensor])))
+            staging.finish(name)
 
 
 def write_index(folder: Path, files: Iterable[str]) -> None:
