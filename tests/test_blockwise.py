@@ -1,4 +1,4 @@
-"""Folders with decoders, pruned one block at a time: equal to the whole-model way, resumable, and loaded as any other."""
+"""Folders with decoders, pruned one block at a time: equal to the whole model's removal, resumable, plain."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ pytestmark = [
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     T = pytest.importorskip("transformers")
-    from fxprune.integrations.blockwise import compress_folder
     from fxprune.integrations.blockwise import compress as driver
+    from fxprune.integrations.blockwise import compress_folder
     from fxprune.integrations.blockwise.source import Source, source_of
     from fxprune.integrations.blockwise.stream import keeper, stream_into
 
@@ -79,7 +79,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["llama", *(pytest.param(n, marks=pytest.mark.wide) for n in FAMILIES if n != "llama")])
+OTHERS = [pytest.param(name, marks=pytest.mark.wide) for name in FAMILIES if name != "llama"]
+
+
+@pytest.mark.parametrize("name", ["llama", *OTHERS])
 def test_the_plain_removal_is_that_of_the_whole_model(name: str, tmp_path: Path) -> None:
     model = saved(tmp_path / "whole", name, **FAMILIES[name])
     given = batches(padded=name == "llama")
@@ -209,19 +212,19 @@ def test_what_enters_the_blocks(whole: Path) -> None:
 def test_hidden_states_that_change_between_blocks(whole: Path) -> None:
     own = source(whole)
     own.model.model.layers[1].register_forward_pre_hook(lambda _, given: (2 * given[0],))  # type: ignore[union-attr, index, operator]
-    with pytest.raises(CaptureError, match="LlamaForCausalLM does not hand the output of model.layers.0 to model.layers.1"):
+    with pytest.raises(CaptureError, match=r"does not hand the output of model\.layers\.0 to model\.layers\.1"):
         stream_into(own, batches(), keeper(whole, 1 << 20))
 
 
 def test_a_block_that_is_not_run(whole: Path) -> None:
     own = source(whole)
     own.model.config.num_hidden_layers = 1
-    with pytest.raises(CaptureError, match="does not run model.layers.1 on batch 0"):
+    with pytest.raises(CaptureError, match=r"does not run model\.layers\.1 on batch 0"):
         stream_into(own, batches(), keeper(whole, 1 << 20))
 
 
 def test_padding_in_some_batches_alone(whole: Path) -> None:
-    with pytest.raises(CalibrationError, match="batch 3 of the loader gives model.layers.0 other kinds of arguments"):
+    with pytest.raises(CalibrationError, match=r"batch 3 of the loader gives model\.layers\.0 other kinds"):
         stream_into(source(whole), [*batches(padded=True), *batches(1)], keeper(whole, 1 << 20))
 
 
@@ -233,11 +236,13 @@ def test_a_folder_of_another_class(whole: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=message):
             source(tmp_path / "other")
     config = json.loads(path.read_text()) | {"architectures": ["LlamaForCausalLM"]}
-    path.write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}))
+    path.write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}})
+    )
     with pytest.raises(CheckpointError, match="holds quantized weights: prune the model before it is quantized"):
         source(tmp_path / "other")
     path.write_text("{")
-    with pytest.raises(CheckpointError, match="config.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
         source(tmp_path / "other")
 
 
@@ -283,7 +288,7 @@ def test_weights_that_accelerate_offloaded() -> None:
     model = T.LlamaForCausalLM(T.LlamaConfig(**SIZES)).eval()
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     for call in (fxprune.score, fxprune.compress):
-        with pytest.raises(CaptureError, match="model.embed_tokens.weight of LlamaForCausalLM is offloaded by accelerate.*comp"):
+        with pytest.raises(CaptureError, match=r"embed_tokens\.weight of LlamaForCausalLM is offloaded by accelerate"):
             call(model, batches())
 
 
@@ -291,5 +296,5 @@ def test_weights_without_numbers() -> None:
     with torch.device("meta"):
         model = T.LlamaForCausalLM(T.LlamaConfig(**SIZES)).eval()
     for call in (fxprune.score, fxprune.compress):
-        with pytest.raises(CalibrationError, match="load the weights first.*compress_folder prunes a folder block by block"):
+        with pytest.raises(CalibrationError, match=r"load the weights first.*compress_folder prunes a folder"):
             call(model, batches())

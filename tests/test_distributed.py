@@ -116,8 +116,12 @@ def test_models_of_which_each_rank_has_a_part(tmp_path: Path) -> None:
     for rank in range(2):
         found = told(tmp_path, rank)
         for name in ("score", "compress"):
-            assert found[name].startswith("CaptureError: 0.weight of FSDPSequential is a DTensor: each rank holds a part")
+            assert found[name].startswith(
+                "CaptureError: 0.weight of FSDPSequential is a DTensor: each rank holds a part"
+            )
         assert found["parallel"].startswith("CaptureError: 7.weight of Sequential is a DTensor: each rank holds a part")
-        assert found["wrapped"].startswith("CaptureError: the model is wrapped in FullyShardedDataParallel, and each rank")
+        assert found["wrapped"].startswith(
+            "CaptureError: the model is wrapped in FullyShardedDataParallel, and each rank"
+        )
         assert all("get_model_state_dict" in found[name] for name in ("score", "compress", "parallel", "wrapped"))
         assert found["gathered"] == "20"  # the units of the plain model

@@ -157,7 +157,8 @@ def perplexity(shares: list[float], ways: list[str]) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 if way == "blocks":
                     model.save_pretrained(f"{folder}/whole")
-                    compress_folder(f"{folder}/whole", f"{folder}/small", [x for x, _ in task.calibration], params=params)
+                    words = [x for x, _ in task.calibration]
+                    compress_folder(f"{folder}/whole", f"{folder}/small", words, params=params)
                     small: Any = AutoModelForCausalLM.from_pretrained(f"{folder}/small")
                 else:
                     told = [{"input_ids": x, "labels": x} for x, _ in task.calibration]
@@ -165,7 +166,10 @@ def perplexity(shares: list[float], ways: list[str]) -> None:
             found, seconds = task.measure(oneshot_real.NextToken(small).eval()), time.perf_counter() - start
             kept = sum(p.numel() for p in small.parameters()) - embedding
             widths = small.config.num_key_value_heads, small.config.intermediate_size
-            print(f"{share} {way}: {found:.2f}, {kept / (whole - embedding):.3f} kept, {widths}, {seconds:.0f} s", flush=True)
+            print(
+                f"{share} {way}: {found:.2f}, {kept / (whole - embedding):.3f} kept, {widths}, {seconds:.0f} s",
+                flush=True,
+            )
 
 
 def main() -> None:

@@ -86,10 +86,11 @@ def compress_folder(
     goal = folder_at(target, CheckpointError, "written")
     own = source_of(folder_at(source, CheckpointError, "read"))
     identity = {
-        "options": [params, macs, round_to, min_keep, query_heads, compensate, seed, memory], "samples": _digest(own, loader),
-        "sources": {shard.name: shard.identity for shard in own.shards},
+        "options": [params, macs, round_to, min_keep, query_heads, compensate, seed, memory],
+        "samples": _digest(own, loader), "sources": {shard.name: shard.identity for shard in own.shards},
     }  # fmt: skip
-    with staged(goal, identity, by="compress_folder", of="other arguments, other samples or another source", resume=resume) as staging:
+    of = "other arguments, other samples or another source"
+    with staged(goal, identity, by="compress_folder", of=of, resume=resume) as staging:
         whole = whole_of(own, loader, round_to, {"query_heads": True} if query_heads else {})
         run = Run(own, whole, loader, staging, compensate, seed, memory)
         plan = plan_of(run, {**asked, "min_keep": min_keep})

@@ -77,7 +77,7 @@ def _curves_of(part: Scores, units: Index) -> list[_Curve]:
 
 
 def _joined(curves: Sequence[_Curve]) -> _Curve:
-    """The sum of several curves, at equal shares of their units; the first depth and value, at nothing, are left out."""
+    """The sum of several curves, at equal shares of their units, without the depth 0 at which they begin."""
     shares = curves[0].depths[1:] / len(curves[0].order)
     depths = sum((np.rint(shares * len(own.order)).astype(np.int64) for own in curves), np.zeros(len(shares), np.int64))
     values = sum((np.interp(shares * len(own.order), own.depths, own.values) for own in curves), np.zeros(len(shares)))

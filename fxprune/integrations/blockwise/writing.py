@@ -61,5 +61,6 @@ def write_rest(source: Source, config: PretrainedConfig, folder: Path) -> None:
     """Write the configuration, and copy the tokenizer and all other files that hold no weights."""
     config.save_pretrained(folder)
     for path in sorted(source.folder.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and path.name != CONFIG and not path.name.endswith(_WEIGHTS):
+        other = path.name == CONFIG or path.name.startswith(".") or path.name.endswith(_WEIGHTS)
+        if path.is_file() and not other:
             shutil.copyfile(path, folder / path.name)

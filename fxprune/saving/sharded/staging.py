@@ -103,9 +103,7 @@ def _earlier(
             return from_plain(dict[str, FileRecord], content["done"], "done")
     except (OSError, ValueError, TypeError, KeyError, RecursionError, CheckpointError) as error:
         raise CheckpointError(f"{folder} is no unfinished run of {by} ({error}): remove it") from error
-    raise CheckpointError(
-        f"{folder} is of an unfinished run with {of}: resume=False deletes it and starts anew"
-    )
+    raise CheckpointError(f"{folder} is of an unfinished run with {of}: resume=False deletes it and starts anew")
 
 
 def _remove(folder: Path, by: str) -> None:
