@@ -119,7 +119,9 @@ def test_the_refit_makes_up_for_the_blocks_before(tmp_path: Path) -> None:
 @pytest.mark.wide
 def test_a_small_memory_gives_files_of_hidden_states_and_the_dtype_of_the_source(tmp_path: Path) -> None:
     saved(tmp_path / "whole", dtype=torch.bfloat16)
-    found = compress_folder(tmp_path / "whole", tmp_path / "small", batches(), macs=0.8, memory=4096)
+    found = compress_folder(
+        tmp_path / "whole", tmp_path / "small", batches(), macs=0.8, memory=4096, allocate="uniform"
+    )
     own = T.AutoModelForCausalLM.from_pretrained(tmp_path / "small", dtype="auto")
     assert {p.dtype for p in own.parameters()} == {torch.bfloat16}
     assert found.plan.budget is not None
@@ -274,6 +276,8 @@ def test_arguments(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             compress_folder(whole, tmp_path / "small", batches(), **wrong)
     with pytest.raises(PlanError, match="compensate is 'ridge'; block by block it is one of sequential, none"):
         compress_folder(whole, tmp_path / "small", batches(), params=0.5, compensate="ridge")
+    with pytest.raises(PlanError, match="allocate is 'tod'; block by block it is one of measured, uniform"):
+        compress_folder(whole, tmp_path / "small", batches(), params=0.5, allocate="tod")
     with pytest.raises(fxprune.FxpruneError, match="memory is 0; it is a whole number of bytes"):
         compress_folder(whole, tmp_path / "small", batches(), params=0.5, memory=0)
     with pytest.raises(CheckpointError, match="whole exists"):

@@ -69,7 +69,7 @@ def batches() -> list[torch.Tensor]:
     return list(words.split(4))
 
 
-def prune(folder: Path) -> None:
+def prune(folder: Path, compensate: str) -> None:
     """Prune the checkpoint to half, and print the times of the blocks and the peak of resident memory as JSON."""
     from fxprune.integrations import blockwise
 
@@ -90,7 +90,9 @@ def prune(folder: Path) -> None:
     handler.addFilter(note)
     handler.handle = note  # type: ignore[method-assign, assignment]
     logger.addHandler(handler)
-    blockwise.compress_folder(folder / "whole", folder / "half", batches(), params=0.5, memory=1 << 28)
+    blockwise.compress_folder(
+        folder / "whole", folder / "half", batches(), params=0.5, memory=1 << 28, compensate=compensate
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"peak": peak, "times": {name: sorted(t)[len(t) // 2] for name, t in times.items()}}))
 
@@ -108,7 +110,7 @@ def forward_time() -> float:
     return time.perf_counter() - start
 
 
-def memory(blocks: int, limit: float, folder: Path) -> None:
+def memory(blocks: int, limit: float, folder: Path, compensate: str) -> None:
     """Write, prune under a limit, check, and print."""
     from transformers import AutoModelForCausalLM
 
@@ -124,7 +126,7 @@ def memory(blocks: int, limit: float, folder: Path) -> None:
     join = f"import os;open('{GROUP}/tasks','w').write(str(os.getpid()));" if limited else ""
     code = f"{join}import sys;sys.path.insert(0,{str(Path(__file__).parent)!r});import blockwise,pathlib;"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", f"{code}blockwise.prune(pathlib.Path({str(folder)!r}))"],
+        [sys.executable, "-W", "ignore", "-c", f"{code}blockwise.prune(pathlib.Path({str(folder)!r}), {compensate!r})"],
         stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     found = json.loads(done.stdout.splitlines()[-1])
@@ -138,7 +140,7 @@ def memory(blocks: int, limit: float, folder: Path) -> None:
     print(f"loaded again: {sum(p.numel() for p in small.parameters()):,} parameters")
 
 
-def perplexity(shares: list[float], ways: list[str]) -> None:
+def perplexity(shares: list[float], ways: list[str], allocate: str) -> None:
     """Perplexity of the small LLaMA at shares of its parameters outside of the embedding, by both ways."""
     import oneshot_real
     from transformers import AutoModelForCausalLM
@@ -158,7 +160,7 @@ def perplexity(shares: list[float], ways: list[str]) -> None:
                 if way == "blocks":
                     model.save_pretrained(f"{folder}/whole")
                     words = [x for x, _ in task.calibration]
-                    compress_folder(f"{folder}/whole", f"{folder}/small", words, params=params)
+                    compress_folder(f"{folder}/whole", f"{folder}/small", words, params=params, allocate=allocate)
                     small: Any = AutoModelForCausalLM.from_pretrained(f"{folder}/small")
                 else:
                     told = [{"input_ids": x, "labels": x} for x, _ in task.calibration]
@@ -182,11 +184,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "blockwise")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.8, 0.5])
     parser.add_argument("--ways", nargs="+", default=["blocks", "whole"], choices=("blocks", "whole"))
+    parser.add_argument("--allocate", default="measured", choices=("measured", "uniform"))
+    parser.add_argument("--compensate", default="sequential", choices=("sequential", "none"))
     given = parser.parse_args()
     if given.what == "perplexity":
-        return perplexity(given.shares, given.ways)
+        return perplexity(given.shares, given.ways, given.allocate)
     try:
-        memory(given.blocks, given.limit, given.folder)
+        memory(given.blocks, given.limit, given.folder, given.compensate)
     finally:
         shutil.rmtree(given.folder, ignore_errors=True)
 

@@ -20,11 +20,11 @@ from fxprune.integrations.blockwise.whole import whole_of
 from fxprune.integrations.blockwise.writing import file_names, write_index, write_rest
 from fxprune.integrations.huggingface import arguments_of, columns
 from fxprune.integrations.plain import narrowed_config
-from fxprune.planning.allocation import RoundTo
+from fxprune.planning.allocation import MEASURED, RoundTo
 from fxprune.planning.plan import kept_units
 from fxprune.saving.sharded.staging import staged
 
-LEVELS = ("sequential", "none")
+LEVELS, WAYS = ("sequential", "none"), (MEASURED, "uniform")
 CHECKS["memory"] = wanted(is_whole, "it is a whole number of bytes, at least 1")
 
 
@@ -35,6 +35,7 @@ def compress_folder(
     *,
     params: float | None = None,
     macs: float | None = None,
+    allocate: str = MEASURED,
     round_to: RoundTo = 1,
     min_keep: int = 1,
     query_heads: bool = False,
@@ -58,6 +59,7 @@ def compress_folder(
         loader: re-iterable batches of token numbers: tensors, or dicts as a Trainer takes them, whose labels are not
             looked at. Either all batches have padding or none. The hidden states of all are kept.
         params, macs: the share of the parameters or of the multiply-accumulates to keep; one of them.
+        allocate: "measured", by the sum of the curves, or "uniform", the same share of heads and of hidden units.
         round_to, min_keep: see `Scores.plan`.
         query_heads: see `couple`.
         compensate: "sequential" refits every layer to the original's values, "none" leaves the plain removal.
@@ -81,19 +83,21 @@ def compress_folder(
     asked = {"params": params, "macs": macs}
     if sum(value is not None for value in asked.values()) != 1:
         raise PlanError("compress_folder takes one budget: pass params= or macs=, a share of the original's")
+    if allocate not in WAYS:
+        raise PlanError(f"allocate is {allocate!r}; block by block it is one of {', '.join(WAYS)}")
     if compensate not in LEVELS:
         raise PlanError(f"compensate is {compensate!r}; block by block it is one of {', '.join(LEVELS)}")
     goal = folder_at(target, CheckpointError, "written")
     own = source_of(folder_at(source, CheckpointError, "read"))
     identity = {
-        "options": [params, macs, round_to, min_keep, query_heads, compensate, seed, memory],
+        "options": [params, macs, allocate, round_to, min_keep, query_heads, compensate, seed, memory],
         "samples": _digest(own, loader), "sources": {shard.name: shard.identity for shard in own.shards},
     }  # fmt: skip
     of = "other arguments, other samples or another source"
     with staged(goal, identity, by="compress_folder", of=of, resume=resume) as staging:
         whole = whole_of(own, loader, round_to, {"query_heads": True} if query_heads else {})
         run = Run(own, whole, loader, staging, compensate, seed, memory)
-        plan = plan_of(run, {**asked, "min_keep": min_keep})
+        plan = plan_of(run, {**asked, "allocate": allocate, "min_keep": min_keep})
         keep = kept_units(plan, whole.coupling)
         config = narrowed_config(own.config, whole.changes, whole.coupling, keep)
         prune(run, keep, config)

@@ -21,7 +21,6 @@ from fxprune.integrations.blockwise.source import DTYPE, Source, filled, without
 from fxprune.integrations.blockwise.stream import Stream, keeper, stream_into
 from fxprune.integrations.blockwise.whole import Whole
 from fxprune.integrations.blockwise.writing import file_names, write_others, write_tensors
-from fxprune.planning.allocation import MEASURED
 from fxprune.planning.plan import Plan
 from fxprune.rewriting.own_class import compare
 from fxprune.saving.sharded.staging import Staging
@@ -73,7 +72,7 @@ def plan_of(run: Run, asked: Mapping[str, Any]) -> Plan:
             stream.through(module, number)
     parts = [(path, Scores.load(folder / name)) for path, name in names.items()]
     scores = joint_scores(run.whole.scores, parts)
-    plan = scores.plan(**asked, allocate="uniform" if scores.curves is None else MEASURED)
+    plan = scores.plan(**{**asked, **({"allocate": "uniform"} if scores.curves is None else {})})
     plan.save(folder / PLAN)
     staging.finish(PLAN)
     return plan

@@ -69,7 +69,9 @@ def source_of(folder: Path) -> Source:
     held = model.state_dict(keep_vars=True)
     aliases = aliases_of(held)
     known = {aliases.get(name, name) for name in files}
-    lost = [name for name in held if aliases.get(name, name) not in known]
+    head: Any = model.get_output_embeddings()  # it is copied, under any name, and not run
+    unused = {id(tensor) for tensor in ([] if head is None else head.parameters())}
+    lost = [name for name, t in held.items() if aliases.get(name, name) not in known and id(t) not in unused]
     if lost:
         raise CheckpointError(
             f"{folder} lacks {lost[0]} {tuple(held[lost[0]].shape)}, which {kind.__name__} has ({len(lost)} of "

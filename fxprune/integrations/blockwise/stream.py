@@ -116,7 +116,7 @@ def _without_blocks(source: Source) -> nn.Module:
     held = model.state_dict(keep_vars=True)
     aliases = aliases_of(held)
     stored = {aliases.get(name, name): name for name in source.files}
-    names = [name for name in held if not name.startswith(f"{source.path}.")]
+    names = [name for name in held if not name.startswith(f"{source.path}.") and aliases.get(name, name) in stored]
     found = dict(tensors_of(source.files, {stored[aliases.get(name, name)] for name in names}))
     state = {name: found[stored[aliases.get(name, name)]] for name in names}
     model.load_state_dict(state, strict=False, assign=True)
