@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -38,7 +38,7 @@ from fxprune.scoring.objective import Loss
 from fxprune.scoring.score import score
 from fxprune.scoring.scores import Scores
 from fxprune.scoring.signals.table import Signal
-from fxprune.tracing.graph import captured_of
+from fxprune.tracing.graph import ModelGraph, captured_of
 from fxprune.tracing.part import Run, part_of, with_captured_part, with_part
 
 
@@ -142,12 +142,13 @@ def compress(
     coupled: Any = {
         "exclude": exclude, "unknown": unknown, "inexact": inexact, "head_dim": head_dim, "query_heads": query_heads
     }  # fmt: skip
-    graph: Any = part_of(original, submodule)
-    limits = limits_of(part_of(model, submodule), graph, **coupled) if own_class else captured_of(graph).limits
+    traced: Any = part_of(original, submodule)
+    limits = limits_of(part_of(model, submodule), traced, **coupled) if own_class else captured_of(traced).limits
     schedule = Schedule(asked, rounds)
     for index in range(rounds):
         whole = captured(small, prove=verify and not index)  # the one that there is, in the first round
-        keep_to(part_of(whole, submodule), limits)
+        graph: Any = part_of(whole, submodule)
+        keep_to(graph, limits)
         with schedule.round(index) as target:
             scores = score(
                 whole, loader, loss, **coupled, unpack=unpack, classes=classes, seed=seed, device=device,
@@ -157,23 +158,13 @@ def compress(
             scores = scores if latency is None else scores.with_latency(whole)
             if index == 0:
                 first = scores
-            compares = allocate is None and any(target[budget] is not None for budget in BUDGETS)
-            if compares or allocate == MEASURED:
-                scores = scores.with_curves(
-                    whole, loader, loss=loss, unpack=unpack, run=run, metric=metric, max_samples=max_samples,
-                    device=device, seed=seed,
-                )  # fmt: skip
-            graph = part_of(whole, submodule)
-            compares = compares and scores.curves is not None and is_light(graph, scores.about["samples"])
+            measured = partial(
+                scores.with_curves, whole, loader, loss=loss, unpack=unpack, run=run, metric=metric,
+                max_samples=max_samples, device=device, seed=seed,
+            )  # fmt: skip
             wanted: Any = {**target, "ratios": schedule.shares_of(ratios)}
-            if compares and compensate != "none":
-                found = scores.candidates(**wanted)
-            else:
-                found = {"": (scores, scores.plan(**wanted, allocate=allocate))}
-            plans = {
-                name: (source, schedule.fitted(plan, part_of(original, submodule)))  # type: ignore[arg-type]
-                for name, (source, plan) in found.items()
-            }
+            found = ways(scores, graph, wanted, allocate, compensate, measured)
+            plans = {name: (source, schedule.fitted(plan, traced)) for name, (source, plan) in found.items()}
             best = nearest(
                 whole, plans,
                 partial(
@@ -245,6 +236,23 @@ def apply(
     )  # fmt: skip
     note_call(small, call, loader, plan.submodule)
     return small
+
+
+def ways(
+    scores: Scores,
+    graph: ModelGraph,
+    wanted: Mapping[str, Any],
+    allocate: str | Allocate | None,
+    compensate: Level,
+    measured: Callable[[], Scores],
+) -> dict[str, tuple[Scores, Plan]]:
+    """The plans to choose from, with the scores that they come from: several for a budget, of a graph that is light."""
+    compares = allocate is None and any(wanted[budget] is not None for budget in BUDGETS)
+    if compares or allocate == MEASURED:
+        scores = measured()
+    if compares and compensate != "none" and scores.curves is not None and is_light(graph, scores.about["samples"]):
+        return scores.candidates(**wanted)
+    return {"": (scores, scores.plan(**wanted, allocate=allocate))}
 
 
 def in_own_class(model: nn.Module, plan: Plan, original: nn.Module, small: nn.Module) -> nn.Module:

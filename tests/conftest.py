@@ -18,6 +18,7 @@ from torch import fx
 settings.register_profile("fxprune", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("fxprune")
 torch.set_num_threads(1)  # the tests run in one process a core
+torch.set_warn_always(True)  # what torch says once a process would hit whichever test comes first
 
 
 @pytest.fixture(autouse=True)

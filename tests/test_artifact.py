@@ -391,6 +391,15 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_who_reads_a_file_while_it_is_replaced_reads_the_old_one(path: Path) -> None:
+    fxprune.save(pruned()[1], path)
+    before = path.read_bytes()
+    with path.open("rb") as reader:
+        fxprune.save(pruned(alpha=0.9)[1], path)
+        assert reader.read() == before
+    assert path.read_bytes() != before
+
+
 def test_a_file_has_the_usual_rights_and_a_link_stays_one(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     link, real, plain = tmp_path / "link", tmp_path / "real" / "file", tmp_path / "plain"

@@ -472,6 +472,20 @@ def test_what_a_forward_changes_outside_of_its_model_is_told_and_put_back(rung: 
     assert float(_SUMS) == 0
 
 
+@pytest.mark.parametrize("rung", ["fx", "values"])
+def test_what_a_forward_counts_in_a_closure_is_told_and_put_back(rung: str) -> None:
+    count = 0
+
+    def counted(self: Net, x: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return x
+
+    with pytest.warns(FxpruneWarning, match="the forward of Net changes .*count of .*counted: the graph"):
+        fxprune.capture(Net(counted), images()(4), method=rung)
+    assert count == 0
+
+
 def test_switches_of_torch_that_a_forward_sets_are_put_back() -> None:
     def middle(self: Net, x: Tensor) -> Tensor:
         torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call]

@@ -69,7 +69,10 @@ def interrupted(*arguments):
     [
         (None, ["compress", "mynets:build", "--data", "mynets:Stuck", "-o", "out.safetensors"]),
         (TORN_DISK, ["compress", "user:build", "--data", "user:loader", "-o", "out.safetensors", "--quiet"]),
-        (TORN_SCORES, ["score", "user:build", "--data", "user:loader", "-o", "out.safetensors", "--json"]),
+        pytest.param(
+            *(TORN_SCORES, ["score", "user:build", "--data", "user:loader", "-o", "out.safetensors", "--json"]),
+            marks=pytest.mark.wide,
+        ),
     ],
     ids=["while data is read", "while the artefact is written", "while scores are written"],
 )

@@ -60,7 +60,7 @@ def errors(model: nn.Module, plan: fxprune.Plan, scores: fxprune.Scores, loader:
     }
 
 
-@pytest.mark.parametrize("case", part_of(list(ZOO.values())[::5], 3, list(ZOO)[::5]))
+@pytest.mark.parametrize("case", part_of(list(ZOO.values())[::5], 6, list(ZOO)[::5]))
 def test_every_level_holds_what_is_promised(case: Case) -> None:
     model = case.build()
     for index, module in enumerate(model.modules()):
@@ -83,7 +83,9 @@ def test_every_level_holds_what_is_promised(case: Case) -> None:
         assert all(modes[name] == m.training for name, m in model.named_modules() if name in modes)
 
 
-@pytest.mark.parametrize("name", ["residual", "multihead_no_bias", "grouped_transposed", "words_and_places"])
+@pytest.mark.parametrize(
+    "name", part_of(["residual", "multihead_no_bias", "grouped_transposed", "words_and_places"], 4)
+)
 def test_the_result_is_repeatable_and_can_be_copied(name: str) -> None:
     model, example = ZOO[name].build(), ZOO[name].example(2)
     loader = batches(ZOO[name].example, CLASSES, SIZES)
@@ -106,7 +108,7 @@ def test_the_result_is_repeatable_and_can_be_copied(name: str) -> None:
     assert difference(outputs(first, example), outputs(second, example)) == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float64, marks=pytest.mark.wide), torch.bfloat16])
 def test_the_dtype_stays(dtype: torch.dtype) -> None:
     model = ZOO["residual"].build().to(dtype)
     loader = [(x.to(dtype), y) for x, y in batches(ZOO["residual"].example, CLASSES, SIZES)]

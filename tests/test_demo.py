@@ -41,6 +41,7 @@ def test_training_is_seeded_and_leaves_the_global_generator():
     assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
 
 
+@pytest.mark.wide
 def test_run_through_the_command_line(tmp_path):
     """One test, so that the demo runs once however many processes the tests are spread over."""
     out = tmp_path / "results"

@@ -41,7 +41,11 @@ def detection_batch(name: str) -> Batch:
 
 
 @pytest.mark.parametrize(
-    "name", [LIGHT[1], *(pytest.param(name, marks=pytest.mark.slow) for name in (LIGHT[0], *HEAVY))]
+    "name",
+    [
+        pytest.param(LIGHT[1], marks=pytest.mark.wide),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in (LIGHT[0], *HEAVY)),
+    ],
 )
 def test_torchvisions_detectors(name: str) -> None:
     model = torchvision_detector(name)

@@ -100,7 +100,7 @@ def name_of(page: Path) -> str:
 
 
 OF_OTHER_LIBRARIES = ("integrations.md", "llm.md", "yolo.md")
-LONG = ("deployment.md", "experts.md", "recipes.md", "transformer.md")
+LONG = ("cnn.md", "deployment.md", "experts.md", "finetuning.md", "recipes.md", "reports.md", "transformer.md")
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,7 @@ def test_python_of_a_page_runs(page: Path, capsys: pytest.CaptureFixture[str]) -
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.wide
 @pytest.mark.filterwarnings("ignore")  # of the other libraries
 def test_python_of_the_integrations_runs() -> None:
     found = executed(ROOT / "docs" / "integrations.md")
@@ -127,6 +128,7 @@ def test_python_of_the_integrations_runs() -> None:
     assert isinstance(found["trained_module"].model, torch.fx.GraphModule)
 
 
+@pytest.mark.wide
 @pytest.mark.filterwarnings("ignore")  # of transformers
 def test_python_of_language_models_runs() -> None:
     found = executed(ROOT / "docs" / "prune" / "llm.md")
@@ -204,6 +206,7 @@ def test_the_table_of_rules_is_as_long_as_pages_say() -> None:
     assert "over 1,000 operations" in " ".join(README.split())
 
 
+@pytest.mark.wide
 def test_recipes_save_scores_and_plans(tmp_path: Path) -> None:
     names = executed(ROOT / "docs" / "recipes.md")
     scores, plan = fxprune.Scores.load(tmp_path / "scores.npz"), fxprune.Plan.load(tmp_path / "plan.json")

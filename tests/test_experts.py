@@ -241,7 +241,7 @@ def test_the_own_class_of_a_loop_keeps_its_experts(kind: type[Loop]) -> None:
         fxprune.narrow(model, plan)
 
 
-@pytest.mark.parametrize("kind", [Always, Single])
+@pytest.mark.parametrize("kind", [Always, pytest.param(Single, marks=pytest.mark.wide)])
 def test_loops_are_scored_compensated_and_pruned_twice(kind: type[Loop]) -> None:
     model = loop(kind)
     batches = [(rows(24, seed), torch.arange(24) % 3) for seed in range(3)]

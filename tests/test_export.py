@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import difference, outputs, picture, same_picture
+from helpers import difference, outputs, part_of, picture, same_picture
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2, VisionTransformer
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -36,7 +36,7 @@ BUILDS: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=list(BUILDS), scope="module")
+@pytest.fixture(params=part_of(BUILDS, 3), scope="module")
 def small(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
     model = randomise(BUILDS[request.param]()).eval()

@@ -323,6 +323,7 @@ def one_batch(change: Callable[[Tensor], Any], **options: Any) -> nn.Module:
     return fxprune.compress(model(), [(change(BATCHES[0][0]), BATCHES[0][1])], 0.3, progress=False, **options)
 
 
+@pytest.mark.wide
 def test_odd_lengths_of_a_loader_count_as_none_and_classes_of_tensors_as_tensors(expected: nn.Module) -> None:
     for size in (-1, 10**30, "a"):
         loader = Unsized(BATCHES)

@@ -86,7 +86,7 @@ TASKS: dict[str, tuple[str, Callable[[nn.Module], nn.Module]]] = {
 }
 
 
-@pytest.mark.parametrize("pair", [(0, 1), (3, 2), (4, 5)], ids=str)
+@pytest.mark.parametrize("pair", [pytest.param((0, 1), marks=pytest.mark.wide), (3, 2), (4, 5)], ids=str)
 def test_two_threads_at_once_give_what_one_gives_alone(pair: tuple[int, int]) -> None:
     tasks = [list(TASKS.values())[index] for index in pair]
     alone = [task(model(name)) for name, task in tasks]

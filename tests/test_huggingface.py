@@ -103,7 +103,7 @@ def heads_of(output: Any) -> Tensor:
     return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits])
 
 
-@pytest.mark.parametrize("name", part_of(MODELS, 4))
+@pytest.mark.parametrize("name", part_of(MODELS, 6))
 def test_pruned_by_the_loss_of_its_class_and_kept(name: str, tmp_path: Path) -> None:
     model, loader = made(name)
     before = picture(model)
@@ -135,7 +135,7 @@ def test_pruned_by_the_loss_of_its_class_and_kept(name: str, tmp_path: Path) -> 
         torch.testing.assert_close(heads_of(found), heads_of(expected), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("own_class", [False, True])
+@pytest.mark.parametrize("own_class", [pytest.param(False, marks=pytest.mark.wide), True])
 def test_a_narrowed_language_model_generates(own_class: bool) -> None:
     model, loader = made("llama")
     small = compress_pretrained(model, loader, params=0.85, own_class=own_class)

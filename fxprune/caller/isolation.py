@@ -1,4 +1,4 @@
-"""Copies of models, and contexts that restore what work on a model changes in it and in the process."""
+"""Copies of models, and contexts that undo the changes that work on a model makes to it and to the process."""
 
 from __future__ import annotations
 
@@ -189,8 +189,8 @@ if hasattr(os, "register_at_fork"):  # a child process has none of the threads t
 def undisturbed(seed: int | None = None) -> Iterator[None]:
     """Work alone with gradients enabled, outside inference mode, autocast, FakeTensorMode and the meta device.
 
-    Other threads wait for their turn, all random generators get their states back, as does torch's deterministic mode
-    and its fast path through transformer layers, and an interrupt is raised only where everything is restored, see
+    Other threads wait for their turn. The states of all random generators, torch's deterministic mode and its fast path
+    through transformer layers are restored at the end. An interrupt is raised only where everything is restored, see
     `DeferredInterrupts`.
     """
     with ExitStack() as stack:

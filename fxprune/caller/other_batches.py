@@ -27,9 +27,9 @@ def varied_batch(example: Any, samples: int) -> Any:
     """A batch of `samples` samples with the form of `example` and other values.
 
     The rows of every tensor whose first axis has the batch length are repeated, rolled by one. Fractions are mixed with
-    the next row and scaled by a factor below 1 for each row; whole numbers, such as those of a mask, keep their values,
-    but for a first tensor of zeros or ones, which is drawn anew. Other parts are kept; where they may number rows, no
-    samples are removed.
+    the next row, and each row is scaled by a factor below 1. Whole numbers, such as those of a mask, keep their values,
+    except that a first tensor of zeros or ones is drawn anew. Other parts are kept; if they may number rows, no samples
+    are removed.
 
     >>> varied_batch((torch.tensor([[1, 2], [3, 4]]), torch.tensor([0.5, 1.5]), torch.zeros(3)), 3)
     (tensor([[3, 4],

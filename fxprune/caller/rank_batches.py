@@ -25,9 +25,9 @@ class RankBatches:
     """This rank's batches of a loader: those with number % ranks == rank.
 
     Every rank gets the same loader, over all samples. A DataLoader reads the rank's own samples only; other loaders are
-    read whole, and the batches of other ranks are dropped. No batch is read after `most` samples. After the iteration,
-    `samples` is their number on all ranks, where `count(inputs, targets)` is that of a batch. A single rank reads all
-    batches; the number of a first sample is None then.
+    read whole, and the batches of other ranks are dropped. No batch is read after `most` samples. `count(inputs,
+    targets)` gives the number of samples of a batch; after the iteration, `samples` is the number on all ranks. A
+    single rank reads all batches, and the number of a first sample is then None.
     """
 
     def __init__(

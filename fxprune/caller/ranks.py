@@ -1,4 +1,4 @@
-"""Work on several ranks: what a rank reads of a loader, and how what all ranks saw is put together.
+"""Work on several ranks: sums and collections over all ranks, and errors that all ranks share.
 
 Where no process group is initialised there is one rank, and nothing here communicates.
 """

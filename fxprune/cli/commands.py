@@ -1,4 +1,4 @@
-"""From a function that takes groups of options to a command of typer, which wants every option by itself."""
+"""From a function that takes groups of options to a command of typer, where every option is an argument of its own."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def apply(
         str | None,
         Level(
             help="How the removed units are made up for; by default sequential with --data, ridge with --scores alone, "
-            "and none without both."
+            "and none without either."
         ),
     ] = None,
     new_biases: NewBiases = True,

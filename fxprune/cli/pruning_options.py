@@ -69,7 +69,7 @@ class CouplingOptions:
     head_dim: Annotated[bool, _Coupling("--head-dim", help="Prune within attention heads, not whole heads.")] = False
     query_heads: Annotated[
         bool,
-        _Coupling("--query-heads", help="Where queries share keys, prune queries of each group, not whole groups."),
+        _Coupling("--query-heads", help="Where heads of queries share keys, prune single heads, not whole groups."),
     ] = False
     unknown: Annotated[
         str,

@@ -30,8 +30,8 @@ _ADDING = frozenset({"add", "iadd", "add_", "sub", "isub", "sub_"})
 class ExpertNodes:
     """The nodes that work for one expert alone, in the order of the graph.
 
-    `through` maps those of them that add to a value of others to that value. `leak` is a node that uses a value of the
-    branch in another way, or None: without one, the branch can be left out.
+    `through` maps each of them that adds to a value of other nodes to that value. `leak` is a node that uses a value of
+    the branch in another way; if there is none, the branch can be left out.
     """
 
     nodes: dict[fx.Node, None] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class ExpertNodes:
     leak: fx.Node | None = None
 
 
-Kinds = dict[fx.Node, tuple[int, str]]  # the expert that a value is of, and what it is without it
+Kinds = dict[fx.Node, tuple[int, str]]  # the expert of a value, and `ROWS` or `ZERO`
 
 
 def branches_of(graph: fx.GraphModule, told: Mapping[fx.Node, int]) -> dict[int, ExpertNodes]:
@@ -73,7 +73,7 @@ def _enter(graph: fx.GraphModule, node: fx.Node, branches: Sequence[ExpertNodes]
 
 
 def _kind(graph: fx.GraphModule, node: fx.Node, kinds: Kinds) -> str | None:
-    """What the value of a node is without the expert that some of its inputs are of; None where it is neither."""
+    """`ROWS` or `ZERO`: the value of a node without the expert of some of its inputs; None where it is neither."""
     name, first = name_of(node), node.args[0] if node.args else None
     rule = RULES.get(key_of(node, graph)) if node.op.startswith("call") else None
     home = getattr(rule, "__module__", getattr(getattr(rule, "func", None), "__module__", ""))

@@ -43,7 +43,8 @@ def couple(
         unknown: "error", or "freeze" to keep all channels that an operation without a rule touches.
         inexact: also remove channels over which a statistic is taken (LayerNorm, say), although it changes.
         head_dim: in attention, remove the same dimensions of every head instead of whole heads.
-        query_heads: where queries share keys and values, remove the same ones of each group instead of whole groups.
+        query_heads: where several heads of queries share keys and values, remove single heads of queries, the same ones
+            of each group, instead of whole groups.
 
     Raises:
         UnsupportedOpError: an operation has no rule.

@@ -1,4 +1,4 @@
-"""Gates on the outputs of experts, whose rows say by number which expert they are of."""
+"""Gates on the outputs of experts, where a tensor of numbers says which expert gave each row."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class RoutedGate(nn.Module):
         self.gate, self.experts = gate, experts
 
     def forward(self, rows: Tensor, chosen: Tensor) -> Tensor:
-        """The gated rows, of the shape of `chosen`, the numbers of their experts, and of one width where that is not 1.
+        """The gated `rows`: one for each entry of `chosen`, the numbers of their experts, in the same order.
 
-        Rows may be flattened before the width.
+        They may have one more axis, the width, and their other axes may be flattened.
         """
         numbers = chosen.reshape(-1, 1)
         flat = rows.reshape(len(numbers), -1)

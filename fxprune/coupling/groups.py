@@ -83,11 +83,11 @@ def _some(names: Sequence[str], shown: int = 3) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edge:
-    """Node `consumer` reads, along axis `dim` of what node `source` gives, channels of the units `units` (-1: none).
+    """Node `consumer` reads channels of the units `units` (-1: none) along axis `dim` of the output of `source`.
 
-    Where it names a `parameter`, the two are one node, whose module reads the units inside, through axis `dim` of that
-    parameter of its own. Where it names a `chosen` node, the units are experts, whose outputs are rows of `source`, and
-    that node's numbers say whose each is. A removed unit is read as zero, or as minus infinity where it is `compared`.
+    With a `parameter`, the two are one node, whose module reads the units internally, through axis `dim` of that
+    parameter. With a `chosen` node, the units are experts: their outputs are rows of `source`, and the numbers of that
+    node say which expert gave each row. A removed unit is read as zero, or as minus infinity where it is `compared`.
     """
 
     consumer: str
@@ -101,7 +101,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Router:
-    """A layer whose channels are experts, of which each row has so many `chosen`; `key` is that of their moments."""
+    """A layer whose channels are experts: `chosen` is the number chosen for each row, `key` that of their moments."""
 
     site: str
     chosen: int
@@ -112,7 +112,7 @@ class Router:
 class Branch:
     """The nodes that work for one expert alone, the unit `expert` (-1: always kept), in the order of the graph.
 
-    `through` maps those of them that add to the value of another node to that one.
+    `through` maps each of them that adds to the value of another node to that node.
     """
 
     expert: int
@@ -129,8 +129,9 @@ class Coupling:
     keep; `slots` the first label and the size of every slot. `pieces` are sets of units that make up a whole axis of
     some tensor: one of each is kept. `statistics` are nodes that take a statistic over prunable channels; `balanced`
     are sets of sites of equal width, `larger` pairs whose first site is wider than the second. `even` are sets of axes,
-    each the unit of every index, that keep equal numbers. `floors` are sets of units, and how many of each are kept at
-    least, `routers` the layers that choose among experts, and `branches` the parts of the graph that work for one.
+    each given by the unit of every index, that keep equal numbers of indices. `floors` are sets of units, each with the
+    least number that is kept, `routers` the layers that choose among experts, and `branches` the parts of the graph
+    that work for one.
     """
 
     groups: tuple[Group, ...]

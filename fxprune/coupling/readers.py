@@ -169,7 +169,7 @@ def _recurrent(module: nn.Module, edge: Edge) -> list[str]:
 
 
 def experts_on(graph: fx.GraphModule, edge: Edge) -> list[Reader]:
-    """The experts that read the channels of an edge, all as one layer: for what their weights make of these."""
+    """The experts that read the channels of an edge, with all of their weights as one layer."""
     node = next((node for node in graph.graph.nodes if node.name == edge.consumer), None)
     weight = _parameter(graph, node.args[2]) if node is not None and node.target is expert_linear else None
     if weight is None:

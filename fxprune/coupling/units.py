@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fxprune.caller.arrays import Flags, Index
+from fxprune.coupling.branches import ExpertNodes
 from fxprune.coupling.collector import Collector
 from fxprune.coupling.experts import (
     clean_branches,
@@ -32,12 +33,45 @@ from fxprune.coupling.grids import (
 from fxprune.coupling.groups import Branch, Coupling, Edge, Group, Site
 from fxprune.coupling.kinds import with_kinds
 from fxprune.rules.context import labels_in
-from fxprune.rules.vocabulary import ChannelRead, Option
+from fxprune.rules.vocabulary import ChannelRead, Comparison, Option
 
 
 def resolve(collector: Collector) -> Coupling:
     """The units, groups and edges that follow from what was collected."""
     branches = clean_branches(collector)
+    merged, frozen, compared = _classes(collector)
+    groups, sites, unit_of = _grouped(collector, merged, _reasons(collector, merged, np.flatnonzero(frozen)))
+    collector.edges += weights_of(compared, collector.edges, merged)
+    values = {node.name: value for node, value in collector.env.items()}
+    edges = _edges(collector, compared, unit_of, merged)
+    read = _with_inexactness(_with_consumers(groups, edges), collector, unit_of)
+    return Coupling(
+        groups=with_kinds(read, collector, merged, unit_of, branches.values()),
+        sites=sites,
+        edges=edges,
+        unit_of=unit_of,
+        merged=merged,
+        values=values,
+        slots=dict(collector.slots),
+        axes=dict(collector.axes),
+        remembered=dict(collector.remembered),
+        specs={node.name: node.meta["spec"] for node in collector.env},
+        pieces=_pieces(values, unit_of, groups),
+        statistics=_statistics(collector, unit_of),
+        balanced=tuple(collector.balanced),
+        larger=tuple(collector.larger),
+        floors=floors_of(compared, unit_of),
+        branches=tuple(_branch(int(unit_of[expert]), own) for expert, own in branches.items()),
+        routers=routers_of(collector, compared, _site_channels(collector, merged), merged),
+        even=tuple(
+            tuple(units for place in places if (units := units_along(values, unit_of, *place)) is not None)
+            for places in collector.limits.even
+        ),
+    )
+
+
+def _classes(collector: Collector) -> tuple[Index, Flags, list[Comparison]]:
+    """The class of every label once all options are chosen, the frozen classes, and the comparisons of experts."""
     left, right = _tied(collector)
     merged = components(collector.size, left, right)
     compared = comparisons_of_experts(collector, merged)
@@ -50,61 +84,38 @@ def resolve(collector: Collector) -> Coupling:
     merged = classes.of(np.arange(collector.size))
     _freeze_summed_weights(collector, frozen, merged)
     _freeze_balanced(collector, frozen, merged)
-    groups, sites, unit_of = _grouped(collector, merged, _reasons(collector, merged, np.flatnonzero(frozen)))
-    collector.edges += weights_of(compared, collector.edges, merged)
-    values = {node.name: value for node, value in collector.env.items()}
-    edges = tuple(
+    return merged, frozen, compared
+
+
+def _edges(collector: Collector, compared: Sequence[Comparison], unit_of: Index, merged: Index) -> tuple[Edge, ...]:
+    """The edges on which units are read, and those on which experts are compared."""
+    reads = (
         Edge(r.consumer, r.source, r.dim, units_at(unit_of, flat_labels(r.labels)), r.parameter, r.chosen)
         for r in collector.edges
         if not _passes(r, merged)
-    ) + tuple(
+    )
+    comparisons = (
         Edge(c.consumer.name, c.source.name, c.dim, units_at(unit_of, flat_labels(c.labels)), compared=True)
         for c in compared
     )
-    return Coupling(
-        groups=with_kinds(
-            _with_inexactness(_with_consumers(groups, edges), collector, unit_of),
-            collector,
-            merged,
-            unit_of,
-            branches.values(),
-        ),
-        sites=sites,
-        edges=edges,
-        unit_of=unit_of,
-        merged=merged,
-        values=values,
-        slots=dict(collector.slots),
-        axes=dict(collector.axes),
-        remembered=dict(collector.remembered),
-        specs={node.name: node.meta["spec"] for node in collector.env},
-        pieces=_pieces(values, unit_of, groups),
-        statistics=tuple(
-            dict.fromkeys(
-                name for labels, name, _ in collector.statistics if (units_at(unit_of, flat_labels(labels)) >= 0).any()
-            )
-        ),
-        balanced=tuple(collector.balanced),
-        larger=tuple(collector.larger),
-        floors=floors_of(compared, unit_of),
-        branches=tuple(
-            Branch(
-                int(unit_of[expert]), tuple(n.name for n in own.nodes), {n.name: x.name for n, x in own.through.items()}
-            )
-            for expert, own in branches.items()
-        ),
-        routers=routers_of(collector, compared, _site_channels(collector, merged), merged),
-        even=tuple(
-            tuple(units for place in places if (units := units_along(values, unit_of, *place)) is not None)
-            for places in collector.limits.even
-        ),
-    )
+    return (*reads, *comparisons)
+
+
+def _statistics(collector: Collector, unit_of: Index) -> tuple[str, ...]:
+    """The nodes that take a statistic over channels of some unit."""
+    found = ((name, units_at(unit_of, flat_labels(labels))) for labels, name, _ in collector.statistics)
+    return tuple(dict.fromkeys(name for name, units in found if (units >= 0).any()))
+
+
+def _branch(expert: int, own: ExpertNodes) -> Branch:
+    """The branch of an expert, with its nodes by name."""
+    return Branch(expert, tuple(node.name for node in own.nodes), {n.name: x.name for n, x in own.through.items()})
 
 
 def units_along(values: dict[str, Any], unit_of: Index, node: str, output: int, axis: int) -> tuple[int, ...] | None:
     """The unit of each index along an axis of a value, -1 for an index that is always kept.
 
-    None where an index holds several units, so that it is no unit that removes it.
+    None where an index holds several units, so that no single unit removes it.
     """
     planes = labels_in(values[node])[output].along(axis)
     rows = [np.unique(row) for plane in planes for row in units_at(unit_of, plane.slices(axis).long().numpy())]
@@ -113,7 +124,7 @@ def units_along(values: dict[str, Any], unit_of: Index, node: str, output: int, 
 
 
 def _first_to_choose(choice: tuple[Sequence[Option], bool]) -> tuple[bool, int]:
-    """Heads first, then where most grids meet: what is chosen there decides for each of them, in front and behind."""
+    """The order of choices: heads first, then where most grids meet, because a choice there decides for all of them."""
     options, ordered = choice
     return not ordered, -len(options[0].ties)
 

@@ -23,14 +23,15 @@ EVEN = 1e-9  # levels that differ by less are equal for alpha; a budget tells th
 def tod(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
     """The tolerance of difference, with protected units chosen over the whole network.
 
-    As `tod_by_group`, but a unit is protected at depth k of its group of n where it is among the k / n of the network's
-    units that are highest by `protect`: a group that the network needs more keeps more of its units.
+    Like `tod_by_group`, but protection is ranked over the network: at depth k of a group of n, a unit is protected if
+    it is among the k / n of all units that are highest by `protect`. So a group that the network needs more keeps more
+    of its units.
 
     >>> tod(np.array([0.1, 0.2, 0.1, 0.2]), np.array([1.0, 2.0, 3.0, 4.0]), [("a", 0, 2), ("b", 2, 4)]).round(3)
     array([ 0., inf,  1., inf])
     """
     level = np.full(len(propose), np.inf)
-    share = ranks(protect) / max(len(protect), 1)  # of the network's units that are lower
+    share = ranks(protect) / max(len(protect), 1)  # of the network's units that rank lower
     for _, start, end in groups:
         most = int(LARGEST_SHARE * (end - start))
         order = np.argsort(propose[start:end], kind="stable")[:most]
@@ -41,7 +42,7 @@ def tod(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
 
 
 def curve_within(propose: Scalars, share: Scalars) -> Scalars:
-    """ToD(k) for k = 1 .. n of a group; `share` is that of the network's units which each unit ranks above.
+    """ToD(k) for k = 1 .. n of a group; `share` is, for each unit, the share of all units that rank below it.
 
     A unit is protected at depth k where its share is at least 1 - k / n. With shares of the group, this is `tod_curve`.
 
@@ -58,7 +59,7 @@ def curve_within(propose: Scalars, share: Scalars) -> Scalars:
 def tod_by_group(propose: Scalars, protect: Scalars, groups: Groups) -> Scalars:
     """The tolerance of difference of each group (arXiv 2508.02291): the k-th unit is removed at min ToD(j), j >= k.
 
-    Only j <= 0.99 n count, and the units behind them are never removed.
+    Only j <= 0.99 n count; later units are never removed.
 
     >>> tod_by_group(np.array([0.1, 0.2, 0.3, 0.4]), np.array([1.0, 2.0, 4.0, 3.0]), [("conv", 0, 4)])
     array([0.        , 0.        , 0.66666667,        inf])
@@ -108,7 +109,7 @@ ALLOCATIONS: dict[str, Allocate] = {
     "uniform": uniform,
     "global": network_wide,
 }
-MEASURED = "measured"  # by curves, which functions of two rankings do not see
+MEASURED = "measured"  # by curves: it is no function of two rankings
 _FUNCTION = "a function (propose, protect, groups) -> levels"
 CHECKS["allocate"] = chosen((*ALLOCATIONS, MEASURED), PlanError, _FUNCTION)
 
@@ -127,9 +128,10 @@ CHECKS["round_to"] = _check_round_to
 
 
 def jointly(level: Scalars, propose: Scalars, groups: Groups, repeats: Sequence[Sequence[int]]) -> Scalars:
-    """The levels with those of repeated groups, of equal sizes, made equal: the k-th units of all are removed at once.
+    """The levels, made equal across repeated groups of one size: the k-th units of all are removed at once.
 
-    Their level is the median of theirs, the higher one of two. `repeats` are sets of the numbers of groups.
+    Their common level is the median of the groups' levels (the higher middle one of an even number). `repeats` are sets
+    of group numbers.
 
     >>> jointly(np.array([0.1, 0.5, 0.9, 0.3]), np.zeros(4), [("a", 0, 2), ("b", 2, 4)], [(0, 1)])
     array([0.3, 0.9, 0.9, 0.3])
@@ -175,9 +177,9 @@ class Allocation:
     """The level of every unit, and the constraints that hold at any level.
 
     A group keeps at least `min_keep` units, and a multiple of `round_to`, which may be given by the `kinds` of the
-    groups' units. `pieces` are sets of units of which at least
-    one is kept; `equal`, `larger` and `floors` are those of `balanced`. Units of a group are removed by rising level,
-    and at equal levels by rising `propose`. `groups` follow each other and hold all units.
+    groups' units. `pieces` are sets of units of which at least one is kept; `equal`, `larger` and `floors` are those of
+    `balanced`. Units of a group are removed by rising level, and at equal levels by rising `propose`. `groups` follow
+    each other and hold all units.
     """
 
     level: Scalars

@@ -25,7 +25,7 @@ _SHOWN = 3  # layers of one reason in a message
 
 
 class UnreachableError(PlanError):
-    """A budget below all that can be reached: what was `asked`, with the least share, and the `remedies`."""
+    """No plan is within a budget: what was `asked`, with the least share that can be reached, and the `remedies`."""
 
     def __init__(self, asked: str, remedies: Sequence[str] = ()) -> None:
         super().__init__(f"{asked}: {either(remedies)}" if remedies else asked)
@@ -46,11 +46,11 @@ def meet(
 ) -> WithinBudget:
     """Find, by bisection, the lowest level at which the kept units cost at most `share` of the whole.
 
-    Where more than 1 % of the budget is left, units that the level before keeps are restored: those removed last, as a
-    share of their group, first.
+    If more than 1 % of the budget is left unspent, units of the last level are restored as long as they fit. Those
+    removed last, relative to their group, come first.
 
-    Raises UnreachableError where no level is within the budget; `remedies` are what its message suggests, and `frozen`
-    the layers that it names where there are no units at all.
+    Raises UnreachableError where no level is within the budget. Its message suggests the `remedies`, or names the
+    `frozen` layers if there are no units at all.
     """
     steps = allocation.level[allocation.level <= 1 + EVEN]
     levels = np.unique(np.append(steps, NOTHING))
@@ -88,7 +88,8 @@ def percentages(first: float, second: float) -> tuple[str, str]:
 def _filled(allocation: Allocation, cost: Cost, limit: float, keep: Flags, before: Flags) -> Flags:
     """The units `keep`, and as many of those in `before` as the limit allows, until less than 1 % of it is left.
 
-    Where layers keep equal numbers, units of all levels follow, because steps of several layers leave much.
+    Where layers keep equal numbers, units of lower levels may be restored, too: several layers lose units at once
+    there, so the level before may be far away.
     """
     late, level = allocation.late(), allocation.level
     keep = _restored(allocation, cost, limit, keep, np.flatnonzero(before & ~keep), -late)

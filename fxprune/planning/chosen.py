@@ -91,7 +91,7 @@ def others(layers: Mapping[str, Index], widths: Mapping[str, int]) -> dict[str, 
 
 
 def with_coupled(removed: Mapping[str, Index], coupling: Coupling) -> dict[str, Index]:
-    """The channels to remove of each layer, and those of its channels that are coupled to the ones of another layer."""
+    """For each layer, the channels to remove, and its channels that are coupled to those to remove of other layers."""
     sites = {site.name: site.units for site in coupling.sites}
     units = {layer: sites[layer][channels] for layer, channels in removed.items()}
     found = {}

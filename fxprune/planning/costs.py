@@ -91,7 +91,7 @@ def costs_of(graph: ModelGraph, coupling: Coupling) -> Costs:
 
 
 def _experts_of(graph: ModelGraph, coupling: Coupling) -> dict[str, tuple[int]]:
-    """The expert for which alone a node works, or a parameter is there, by the names of nodes and parameters."""
+    """Name of a node or parameter -> the expert that it serves, if it serves a single one."""
     found: dict[str, tuple[int]] = {}
     held: dict[str, set[int]] = {}
     expert_of = {name: branch.expert for branch in coupling.branches for name in branch.nodes if branch.expert >= 0}

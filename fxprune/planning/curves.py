@@ -22,8 +22,9 @@ CHUNKS = 32  # steps in which the units of a group are removed
 class Curves(Arrays):
     """Measured divergences of the outputs, for groups that are pruned alone.
 
-    Curve i has the points `starts[i]` to `starts[i + 1]`: after the removal of its first `depths` units the outputs
-    have moved by `values`. It is that of `bundles(...)[i]`, whose units `order` holds in the order of their removal.
+    Curve i is that of `bundles(...)[i]` and has the points `starts[i]` to `starts[i + 1]`: after the removal of its
+    first `depths` units, the outputs have moved by `values`. `order` holds the units of all curves, each curve's in the
+    order of their removal.
     """
 
     starts: Index
@@ -32,7 +33,7 @@ class Curves(Arrays):
     order: Index
 
     def of(self, bundle: int) -> tuple[Index, Scalars]:
-        """The depths and the divergences of one curve, from the unpruned model on; the latter never fall.
+        """The depths and the divergences of one curve, from the unpruned model on; divergences never fall.
 
         >>> Curves(np.array([0, 2]), np.array([2, 3]), np.array([0.3, 0.2]), np.arange(4)).of(0)
         (array([0, 2, 3]), array([0. , 0.3, 0.3]))
@@ -48,9 +49,9 @@ class Curves(Arrays):
 
 
 def bundles(allocation: Allocation) -> list[Index]:
-    """The units of each group in the order of their removal.
+    """The bundles of groups: for each bundle its units, in the order of their removal.
 
-    Groups whose layers keep equal numbers, or of which one keeps more than another, are one bundle.
+    A bundle is a single group, or all groups whose layers must keep equal numbers, or one more than another.
     """
     number = np.repeat(np.arange(len(allocation.sizes)), allocation.sizes)
     ends = [np.zeros((2, 0), dtype=np.int64)]
@@ -68,9 +69,9 @@ def bundles(allocation: Allocation) -> list[Index]:
 def measured_levels(curves: Curves, found: Sequence[Index], cost: Callable[[Flags], float]) -> Scalars:
     """The place of each unit in the order of removal, from 0 to 1, inf where it is never removed.
 
-    The next units to be removed are those of the curve that rises least for what they save. Curves are taken as
-    additive, and convex between the depths at which they are: this is the way of Lagrange multipliers, with what a unit
-    saves counted anew after each step. `found` are the bundles of the curves.
+    The units removed next are those of the curve that rises least per cost that they save. Curves are taken as additive
+    and convex, as in the method of Lagrange multipliers; savings are counted anew after each step. `found` are the
+    bundles of the curves.
     """
     order, units = np.split(curves.order, np.cumsum([len(own) for own in found])[:-1]), len(curves.order)
     level, keep, places = np.full(units, np.inf), np.ones(units, dtype=np.bool_), 0
@@ -78,7 +79,7 @@ def measured_levels(curves: Curves, found: Sequence[Index], cost: Callable[[Flag
     now = cost(keep)
 
     def rate(bundle: int) -> float:
-        """What the next steps move for what they save; several, where constraints keep the units of the first."""
+        """Movement per cost saved: of a bundle's next step, or of several if constraints keep the first one's units."""
         less, moved, saved = keep.copy(), 0.0, 0.0
         for step, slope in waiting[bundle]:
             less[step] = False

@@ -27,7 +27,7 @@ def check_indices(name: str, width: int, kept: Sequence[int]) -> None:
 def units_of(keep: Keep, widths: Mapping[str, int], coupling: Coupling, given: Collection[str] = ()) -> Flags:
     """The units of which every channel is kept, one bool per unit; `keep` and `widths` are those of a `Plan`.
 
-    Of layers that contradict each other, the message names those that were `given`, if they are among them.
+    If layers contradict each other, the message names those of them that were `given`, if there are any.
 
     Raises PlanError where they name layers that the model lacks or give them other widths, drop a channel that cannot
     be removed, drop only a part of a unit, leave a layer without channels or inputs, keep different numbers in layers

@@ -49,8 +49,8 @@ def balanced(
     """The kept units once all sites of each set in `equal` keep as many channels as the widest of them.
 
     A site is given by the unit of each of its channels (-1: always kept). In each pair of `larger`, the first keeps
-    more channels than the second, to the next multiple of `round_to`. Of each set of units in `floors`, so many are
-    kept at least. Units high by `propose` are restored first.
+    more channels than the second, to the next multiple of `round_to`. `floors` are sets of units, each with the least
+    number that is kept. Units high by `propose` are restored first.
 
     >>> sites = np.array([0, 1, 2]), np.array([3, 4, 5])
     >>> balanced(np.array([True, True, False, True, False, False]), np.arange(6.0), [sites])

@@ -40,8 +40,8 @@ Level = Literal["none", "bias", "ridge", "sequential"]
 NOTHING = 1e-3  # of an output's variance, or nats: less is not worth a warning
 LEVELS: tuple[str, ...] = get_args(Level)
 ONE_IN = 8  # samples are set apart to judge by
-ENOUGH = 512  # samples judge, or all of fewer
-LIGHT = 3e11  # flops of one pass over all samples, up to which that is done, and several plans are compared
+ENOUGH = 512  # samples are enough to judge by
+LIGHT = 3e11  # flops of one pass over all samples; with more, nothing is repeated, and only one plan is made
 CHECKS["compensate"] = chosen(LEVELS, PlanError)
 
 
@@ -65,8 +65,8 @@ def with_compensation(
 ) -> nn.Module:  # fmt: skip
     """`small`, which a plan made of `model`, compensated, with an entry in its report.
 
-    `by_class` says that the loss is the cross-entropy of the first output. What is `final` is fitted to all samples but
-    those that judge it; otherwise the samples that choose are left out, too, and nothing judges. Without
+    `by_class` says that the loss is the cross-entropy of the first output. A `final` model gets an error on samples
+    that are set apart, see `judged`. One that is not final gets none; it is only to be compared with others. Without
     `new_biases`, layers that have no bias get none.
     """
     moments = scores.moments if scores else {}
@@ -128,9 +128,9 @@ def judged(
 ) -> tuple[ModelGraph, Compensation]:
     """A copy of a narrowed graph, compensated, and how far its outputs are from the original's on fresh samples.
 
-    A part of the samples is set apart for that. Where it is small, the compensation is repeated without another part,
-    until enough samples have judged; all are fitted to in the end. Large models, for which that takes too long, do
-    without.
+    A part of the samples is set apart for this. If the part is small, the compensation is repeated with other parts set
+    apart, until enough samples have judged; the result is then fitted to all samples. Large models, for which this
+    takes too long, are compensated once.
     """
     if data is None or not data.judges:
         return compensated(planned, small, options, None)

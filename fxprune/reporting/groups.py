@@ -41,7 +41,7 @@ def site_widths(sites: Iterable[Site], keep: Flags) -> dict[str, tuple[int, int]
 
 
 def frozen_reports(frozen: Mapping[str, tuple[str, ...]], graph: nn.Module, part: str) -> tuple[FrozenReport, ...]:
-    """The layers of a graph, of the part at `part`, left whole, by reason; one reason is that weights are computed."""
+    """The layers of a graph (of the part at `part`) that are left whole, by reason, with layers of computed weights."""
     return tuple(FrozenReport(sites, why) for why, sites in (dict(frozen) | parametrized(graph, part)).items())
 
 

@@ -68,10 +68,10 @@ class FrozenReport:
 class RouterReport:
     """A layer that routes tokens to experts.
 
-    `experts` is their number before, `kept` the numbers of those that are kept, `chosen` how many each token is given
-    to. `usage` says how much each expert of the original is used on the calibration data: the mean over the tokens of
-    the expert's weight times the norm of its output, zero for tokens of others, as shares of the sum. It is None where
-    the scores were not at hand, or measure nothing of the kind.
+    `experts` is their number before, `kept` the numbers of those that are kept, `chosen` how many each token uses.
+    `usage` says how much each expert of the original is used on the calibration data: its weight times the norm of its
+    output, as a mean over all tokens (zero for tokens of other experts), divided by the sum over the experts. It is
+    None where the scores were not at hand, or measure nothing of the kind.
     """
 
     router: str
@@ -136,12 +136,11 @@ class Compensation:
     """How the removal was compensated for.
 
     `before` and `after` say how far the outputs are from the original's, by the `measure`, after plain removal and
-    after compensation: on calibration samples to which nothing was fitted and by which nothing was chosen. They are
-    None where too few samples could be set apart. `chosen` are the same two on the samples that chose what was kept.
-    `compared` are the ways of planning that were tried, each with the error of its model on those samples, to which
-    nothing was fitted then.
-    `layers` are those that were refitted, `filled` the nodes into whose weights the removed units were folded, and
-    `norms` the number of BatchNorms whose statistics were recomputed.
+    after compensation: on calibration samples that played no part in any fit or choice. They are None where too few
+    samples could be set apart. `chosen` are the same two on the samples that chose which steps to keep. `compared` are
+    the ways of planning that were tried, each with the error of its model on those samples, before anything was fitted
+    to them. `layers` are those that were refitted, `filled` the nodes into whose weights the removed units were folded,
+    and `norms` the number of BatchNorms whose statistics were recomputed.
     """
 
     level: str

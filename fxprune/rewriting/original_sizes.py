@@ -16,7 +16,7 @@ from fxprune.rules.labels import Labels
 
 
 def original(mending: Mending, node: fx.Node, kinds: tuple[type, ...]) -> Any:
-    """The node, or one that gives the original's number (or shape, of these kinds) for any input where that changed.
+    """The node; if its value, of these `kinds` (numbers, shapes), changed, one that gives the original's for any input.
 
     A size is in fixed proportion to the original's; a number computed from sizes is computed from the original's sizes.
     """

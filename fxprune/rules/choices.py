@@ -1,4 +1,4 @@
-"""Choices of the largest channels, such as those of experts by a router, and lookups by their numbers."""
+"""Choices of the largest channels, such as a router's choice of experts, and lookups by the chosen numbers."""
 
 from __future__ import annotations
 
@@ -97,10 +97,10 @@ def one_hot(ctx: Context, numbers: Labels, num_classes: int = -1) -> Any:
 
 
 def apart(ctx: Context, x: Labels, dim: int, index: Labels) -> Labels:
-    """`x` without its channels along axis `dim`, of which `index` chooses: experts, where it numbers these.
+    """`x` without its channels along axis `dim`, from which `index` chooses; they are experts if it numbers these.
 
-    Channels that are chosen by other numbers are left as they are. A lookup in the compared channels themselves, such
-    as that of a weight among the scores, makes these no experts: it may be a statistic over channels, as `max` is.
+    Channels that are chosen by other numbers are left as they are. If the compared channels themselves are looked up,
+    such as a weight among the scores, they are no experts: it may be a statistic over channels, such as `max`.
     """
     if index.index_of is None or x.shape[dim] != len(index.index_of):
         ctx.freeze_numbered(index)

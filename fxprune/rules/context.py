@@ -33,7 +33,7 @@ class Context(ABC):
         self.node: fx.Node = next(iter(graph.graph.nodes))
         self.call = Call("", (), {})  # of the current node
         self.owners = first_names(all_tensors(graph))
-        self.query_heads = False  # of heads that share keys, the same of each group are removed, not whole groups
+        self.query_heads = False  # single heads of queries are removed, the same of each group that shares keys
         self.by_heads = True  # whole heads of an attention grid are removed; otherwise the same places of every head
         self._dynamic = _that_follow(graph, lambda node: node.op == "placeholder" or node.target in FILLS)
         self._touching = _that_follow(graph, partial(_brings_channels, graph), unless=_only_asks)
@@ -83,7 +83,7 @@ class Context(ABC):
 
     @abstractmethod
     def choose_by_number(self, labels: Tensor) -> None:
-        """Say that these are experts: the layers that they number read nothing of the others."""
+        """Say that these are experts: a row reads nothing of the experts that it has not chosen."""
 
     @abstractmethod
     def tell_apart(self, expert: Tensor) -> None:
@@ -211,7 +211,7 @@ class Context(ABC):
         return pytree.tree_map_only(TensorSpec, lambda spec: Labels(spec.shape), self.spec())
 
     def freeze_numbered(self, values: Any) -> None:
-        """Freeze the experts that numbers among `values` choose: the current node does more with these than look up."""
+        """Freeze the experts that numbers among `values` choose: the current node does more than look up by these."""
         for x in labels_in(values):
             if x.index_of is not None:
                 self.freeze(x.index_of, f"told apart by number in {self.describe()}")

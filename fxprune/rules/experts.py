@@ -122,7 +122,7 @@ def experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top
 
 
 def has_stacked_experts(module: Any) -> bool:
-    """Whether a module is one of experts that transformers runs in one of several ways, all on this machine."""
+    """Whether a module holds experts that transformers can run in several ways, and all of them are on this machine."""
     home, code = sys.modules.get("transformers.integrations.moe"), getattr(type(module).forward, "__code__", None)
     decorated = home is not None and code is not None and code.co_filename == home.__file__
     return decorated and not module._is_expert_parallel

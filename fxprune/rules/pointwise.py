@@ -1,4 +1,4 @@
-"""Element-wise operations: labels that meet are tied, and the result has them."""
+"""Element-wise operations: labels that meet are tied, and the result carries them."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def resize(module: nn.Module, x: Any = None, output: Any = None) -> None:
 
 
 def experts(module: Any, x: Any, output: Any) -> None:
-    """The number of experts, of a module whose class takes it for the length of its weights."""
+    """The number of experts, for a module whose class takes it as the length of its weights."""
     module.num_experts = len(module.down_proj)
 
 

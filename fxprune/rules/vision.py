@@ -1,4 +1,4 @@
-"""Operations of torchvision, which has them registered where it is imported, as it is for every model that has them."""
+"""Operations of torchvision, which exist only once it is imported; a model that uses them has imported it."""
 
 from __future__ import annotations
 

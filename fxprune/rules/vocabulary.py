@@ -35,9 +35,9 @@ class Meeting:
 
     `inputs` holds all planes of each input, also those outside `axes`, and `sizes` its shape. `summed` are axes that
     the node sums over, and `tag` names the labels of the result. `by_heads` says whether the axes of a grid that
-    several inputs share are tried first (heads) or last (places in heads), but for the axes `first`, which come before
-    all; None chooses the axis that frees more units. `coarse` gives the result labels along the axes that all planes
-    share only, as where a grid would be very large.
+    several inputs share are tried first (heads) or last (places in heads); None chooses the axis that frees more units.
+    The axes `first` always come first. With `coarse`, as for a very large grid, the result has labels only along the
+    axes that all planes share.
     """
 
     axes: tuple[int, ...]
@@ -102,7 +102,8 @@ class ChannelRead:
     `labels`, as in a depthwise convolution, the channel passes and is read further on. `across` (channels, n) are the
     labels in the slice of each channel of a grid: slices along this axis are removed only if they are tied to `labels`.
     `parameter` names the module's own parameter whose columns read them inside the module. Where `chosen` names a node,
-    the rows of `source` are outputs of experts, whose labels these are, and that node's numbers say of which.
+    `labels` are those of experts: the rows of `source` are their outputs, and that node's numbers say which expert gave
+    each.
     """
 
     consumer: str

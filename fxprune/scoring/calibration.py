@@ -35,8 +35,8 @@ class Calibration:
     """The inputs of a graph for each batch, and for each batch a mask (samples,) of the samples that are held out.
 
     Every fifth sample is; of fewer than five the last, and of one none. `samples` are the sample axes of the graph's
-    nodes. Each of `ranks` has a share of the batches; `summed` and `gathered` combine them. `numbers` are those of the
-    batches in the loader, where they are not the first ones. `targets` are those of the first batch. `rewritten` are
+    nodes. Each of `ranks` has a share of the batches; `summed` and `gathered` combine them. `numbers` are the batches'
+    numbers in the loader, if they are not the first ones. `targets` are those of the first batch. `rewritten` are
     the inputs of the rewritten graph, where other parts of the model that were pruned before make them differ.
     """
 
@@ -144,9 +144,10 @@ class Calibration:
         return found
 
     def folds(self, graph: fx.GraphModule, count: int) -> list[tuple[Calibration, Calibration]]:
-        """The data in two, `count` times: without a share of the samples, and those alone, all of them held out.
+        """`count` splits of the data: all but a share of the samples, and that share alone, all of it held out.
 
-        Each sample is among the latter once. Where batches cannot be split, whole ones are; empty where there is one.
+        Each sample is in one of the shares. Batches that cannot be split are set apart whole; a single such batch gives
+        no splits.
         """
         sizes = [len(held) for held in self.held]
         count = min(count, sum(sizes))
@@ -163,7 +164,7 @@ class Calibration:
         ]
 
     def _part(self, graph: fx.GraphModule, masks: Sequence[Tensor], *, judged: bool = False) -> Calibration:
-        """The samples that masks choose, all of them held out or some as always."""
+        """The samples that masks choose; all of them are held out, or some as usual."""
         known = range(len(self.inputs)) if self.numbers is None else self.numbers
         own = [batch for batch, mask in enumerate(masks) if bool(mask.any())]
         sizes = [int(masks[batch].sum()) for batch in own]
@@ -231,9 +232,9 @@ def calibration_of(
 ) -> Calibration:  # fmt: skip
     """The inputs of a graph, a capture of the part of `model` at `submodule`, for the batches of a loader.
 
-    As many batches, at least one, as the values of two graphs take no more than `memory` bytes for, and none after
-    `max_samples` samples. A part that is called several times for a batch gives as many batches. Of several ranks, each
-    reads its share, if every share has samples to fit to and samples to hold out; otherwise each reads all.
+    Batches are read until the values of two graphs would take more than `memory` bytes, but at least one is, and none
+    after `max_samples` samples. A part that is called several times per batch gives that many batches. With several
+    ranks, each reads its share if every share has samples to fit to and samples to hold out; otherwise each reads all.
     """
     a_sample = 2 * live_bytes(graph) / max(sample_count(example_of(graph)), 1)
     whole = not submodule and run is None

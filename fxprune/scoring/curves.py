@@ -1,6 +1,6 @@
 """Measured curves: each group is pruned alone to a few depths, and the outputs are compared with the original's.
 
-What reads removed units reads their prediction from the kept ones instead, as after a refit of the layers behind them.
+Layers that read removed units read a prediction from the kept units instead, as after a refit of these layers.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from fxprune.scoring.prediction import prediction
 from fxprune.tracing.graph import ModelGraph, example_of, flops_of
 from fxprune.tracing.in_place import works_in_place
 
-DEPTHS = (  # shares of a group that are removed; the last leaves one unit. The first that is not too much is taken.
+DEPTHS = (  # shares of a group that are removed; the last leaves one unit. The first row that is fast enough is used.
     (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1.0),
     (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0),
     (1 / 4, 1 / 2, 1.0),
 )
 MOST, FEWEST = 64, 4  # samples that the outputs are compared on
-WORK = 3  # forward passes over all samples that the curves may take, or `FLOPS` where that is more
+WORK = 3  # forward passes over all samples that the curves may take, or `FLOPS` if these are more
 FLOPS = 3e11
-WIDEST = 2048  # channels that are predicted from others; of wider edges, by their means
+WIDEST = 2048  # channels of an edge that are predicted from the others; on wider edges, means replace them
 MEMORY = 1 << 30  # bytes for all values of a graph on those samples
 
 
@@ -79,7 +79,7 @@ class PredictionGate(Gate):
 
 
 class Suffixes:
-    """The values of all nodes of a graph on one batch, and what becomes of its output when some modules change."""
+    """The values of all nodes of a graph on one batch, and the graph's output after some modules changed."""
 
     def __init__(self, graph: fx.GraphModule, values: Inputs) -> None:
         self.graph: Any = graph
@@ -100,7 +100,7 @@ class Suffixes:
         return new.get(node, self.values[node])
 
     def _value(self, node: fx.Node, inputs: Mapping[fx.Node, Any]) -> Any:
-        """The value of a node; what it changes in place is a copy."""
+        """The value of a node; it works in place only on copies."""
         env = {source: inputs[source] for source in node.all_input_nodes}
         first = node.args[0] if node.args else None
         if isinstance(first, fx.Node) and works_in_place(node, self.graph):
@@ -116,9 +116,10 @@ def measured_curves(
 ) -> Curves:  # fmt: skip
     """The divergence of a graph's outputs for every bundle of groups, pruned alone to a few depths.
 
-    From each depth to the next, the units are removed that one of the `signals` ranks lowest of those that are left:
-    the one that moves the outputs least. The first alone is followed where several would take too long: more than
-    `work` forward passes over all samples, and than so many `flops`. All values of a graph take at most `memory` bytes.
+    From each depth to the next, each of the `signals` proposes the remaining units that it ranks lowest, and the
+    proposal that moves the outputs least is removed. Only the first signal is used where several would take too long:
+    more than `work` forward passes over all samples, and than so many `flops`. All values of a graph take at most
+    `memory` bytes.
     """
     gated, gates = insert(graph, coupling, lambda edge: PredictionGate(edge, moments))
     fuse(gated, coupling.specs)
@@ -147,9 +148,9 @@ def measured_curves(
 
 
 def _depths(allocation: Allocation, found: Sequence[Index], shares: Sequence[float]) -> list[list[int]]:
-    """For each bundle the numbers of units that are removed, which leave one, or as many as are chosen at once.
+    """For each bundle the numbers of units to remove: one unit is left, or as many as are chosen at once.
 
-    Of groups that keep equal numbers, equal numbers are removed.
+    Groups that keep equal numbers lose equal numbers.
     """
     each = [allocation.at_once(units) for units in found]
     most = [len(units) - max(n, allocation.fewest(units)) for units, n in zip(found, each, strict=True)]

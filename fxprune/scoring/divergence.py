@@ -1,8 +1,8 @@
-"""The divergence of a model's outputs from the original's: what users lose, without labels.
+"""The divergence of a model's outputs from the original's, measured without labels.
 
-Outputs that are distributions, and the logits of distributions, differ by the Kullback-Leibler divergence, a position;
-all others by the squared error, in shares of the variance of the original's. Of several outputs each counts in shares
-of what it would lose if it were the same for all samples.
+For distributions and the logits of distributions it is the Kullback-Leibler divergence, per position. For all other
+outputs it is the squared error, as a share of the variance of the original's output. Of several outputs, the divergence
+of each is divided by that of an output that is the same for all samples.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ SUMS = 1e-3  # how far the sums of a distribution may be from 1
 class Divergence:
     """The divergence of outputs from the original's, summed over the floating outputs.
 
-    `logits` are the (place, axis) of outputs that are the logits of classes along that axis. `scaled` gives the others:
-    the axis of the classes for each output that is a distribution or its logits, and what an output that is the same
-    for all samples would lose (the variance, or the mutual information of sample and class). Squared errors are divided
-    by that, and divergences where there are several outputs. A `metric` of the caller's, of the original's outputs and
-    the others, is taken in place of all of it.
+    `logits` are the (place, axis) of outputs that are the logits of classes along that axis. `scaled` fills in the
+    other fields: for each output the axis of the classes, if it is a distribution or its logits, and the divergence of
+    an output that is the same for all samples (the variance, or the mutual information of sample and class). Squared
+    errors are divided by it, and so are Kullback-Leibler divergences where there are several outputs. A `metric` of the
+    caller's, of the original's outputs and the others, replaces all of this.
     """
 
     logits: tuple[tuple[int, int], ...] = ()

@@ -40,7 +40,7 @@ def fuse(graph: fx.GraphModule, specs: Mapping[str, Any]) -> None:
 
 
 def _can_fuse(conv: Any, norm: Any, between: Any) -> bool:
-    """Whether one convolution can do both: not on an unbatched input, of which the norm takes another axis."""
+    """Whether one convolution can replace both: not on an unbatched input, where the norm works along another axis."""
     plain = type(conv) in CONVOLUTIONS and type(norm) in NORMS and norm.running_mean is not None
     return plain and isinstance(between, TensorSpec) and len(between.shape) == conv.weight.ndim
 

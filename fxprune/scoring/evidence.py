@@ -21,12 +21,13 @@ from fxprune.tracing.graph import ModelGraph
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """What the scoring pass measured; a signal makes one number for each unit of it.
+    """What the scoring pass measured; a signal computes one number for each unit from it.
 
-    `taylor` (units,) is the size of the derivative of the loss, summed over the samples, by a factor on the unit's
-    values as one reader sees them, summed over its readers. `taylor_by_sample` (units,) sums the sizes of each sample's
-    derivative instead. `separability` (units,) is the U-Score, or None where no signal of that name was asked for.
-    `moments` are those of every edge that sees activations.
+    For each reader of a unit, take the derivative of the loss with respect to a factor on the unit's values that this
+    reader sees. `taylor` (units,) is the absolute derivative of the loss of all samples, summed over the readers.
+    `taylor_by_sample` (units,) sums the absolute derivatives of the samples' losses instead. `separability` (units,) is
+    the U-Score, or None where no signal of that name was asked for. `moments` are those of every edge that sees
+    activations.
     """
 
     graph: ModelGraph

@@ -28,9 +28,9 @@ BATCH_ROWS = 1024  # of a batch whose samples cannot be told apart, or two for e
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """The mean (P,) and covariance (P, P) of P channels; of more than 16,384, the variances (P,) alone.
+    """The mean (P,) and covariance (P, P) of P channels; above 16,384 channels the variances (P,) instead.
 
-    That of more than 4,096 is of single precision, in a temporary file that is mapped to memory.
+    Above 4,096 channels the covariance is in single precision, in a temporary file that is mapped to memory.
     """
 
     mean: Scalars

@@ -22,9 +22,10 @@ from fxprune.scoring.signals.taylor import Through
 class Probe(Gate):
     """The gate of one edge: takes samples and moments in the forward pass, the R-Score's sums in the backward pass.
 
-    `weight` is one for every position along the axis, and behind these for every unit of the edge, in `own`. Its
-    gradient is that of the loss by a factor on the position; for units, the sum of the sizes of each sample's gradient.
-    `axis` is that of the samples, None where the tensor does not depend on them.
+    `weight` is a vector of ones: an entry for each position along the axis, followed by one for each unit of the edge,
+    in `own`. The gradient of a position's entry is the derivative of the loss with respect to a factor on the position;
+    that of a unit's entry is the sum of the absolute derivatives of the samples' losses. `axis` is that of the samples,
+    None where the tensor does not depend on them.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ class PassState:
 
 @dataclass(slots=True)
 class PassCheckpoint:
-    """The file of one rank, replaced after `every` so many batches of a pass with certain `settings`.
+    """The file of one rank, replaced whenever `every` more batches of a pass with these `settings` were read.
 
     `batches` were read so far, and `sum` is a digest of them.
     """

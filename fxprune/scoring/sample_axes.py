@@ -36,8 +36,8 @@ class SampleAxis:
 def sample_axes(graph: ModelGraph) -> dict[str, SampleAxis | None]:
     """The axis of the samples in the value of every node, by its shapes on one sample and on two.
 
-    None for values that do not depend on the number of samples. Nodes whose shapes do not show it are left out; all
-    are where the model does not run on one sample.
+    None for values that do not depend on the number of samples. Nodes whose shapes do not show the axis are left out,
+    and all nodes if the model does not run on one sample.
     """
     one, two = (pytree.tree_map_only(Tensor, partial(_samples, count=n), example_of(graph)) for n in (1, 2))
     try:

@@ -20,7 +20,7 @@ from fxprune.coupling.couple import analyse
 from fxprune.coupling.interpreter import Unknown
 from fxprune.errors import stage
 from fxprune.planning.allocation import RoundTo
-from fxprune.scoring.evidence import evidence_of, usage_of_experts
+from fxprune.scoring.evidence import Evidence, evidence_of, usage_of_experts
 from fxprune.scoring.loader_pass import ScoringPass
 from fxprune.scoring.objective import Loss
 from fxprune.scoring.original import warn_near_chance
@@ -66,11 +66,12 @@ def score(
     """Score every prunable unit of `model` in one pass over a small calibration loader.
 
     The model runs in eval mode. One signal proposes the units of each group for removal, another protects them. By
-    default units are proposed first that the others replace best ("reconstruction"), and units are protected that the
-    samples' losses depend on most to first order ("taylor-by-sample", arXiv 1611.06440, eq. 8). The R-Score of arXiv
-    2508.02291 is "taylor", the same for the loss of all samples. Its U-Score is "separability": the largest
-    1-Wasserstein distance of a unit's activations between two classes, sliced over seeded directions for maps and
-    sequences; only it needs classes. All are measured where a unit is read, and summed over its readers.
+    default the units that the others replace best are proposed first ("reconstruction"), and the units on which the
+    samples' losses depend most, to first order, are protected ("taylor-by-sample", arXiv 1611.06440, eq. 8). The
+    R-Score of arXiv 2508.02291, "taylor", uses the loss of all samples together. Its U-Score, "separability", is the
+    largest 1-Wasserstein distance between a unit's activations on two classes, sliced over seeded directions for maps
+    and sequences; only this signal needs classes. All signals are measured where a unit is read, and summed over its
+    readers.
 
     On the way, the model's mean loss is measured, and its accuracy where it gives logits (N, classes, *positions) for
     class numbers (N, *positions), negative ones left out: `about` of the scores has both.
@@ -85,11 +86,11 @@ def score(
         samples_per_class: number of samples of each class that the U-Score compares: the first in the loader; where
             positions have classes, positions drawn from the whole loader by `seed`.
         projections: number of directions of the sliced distance.
-        max_classes: of more classes than this, so many are drawn by `seed`.
+        max_classes: the most classes that are compared; if there are more, this many are drawn by `seed`.
         max_samples: read no further batch after so many samples. Without it, a loader without a length may have 10,000
             batches at most.
-        sample_memory: bytes for the stored samples; to stay below, the number of projections is halved, and from one
-            projection on the number of samples of a class.
+        sample_memory: bytes for the stored samples; to stay below, the number of projections is halved as often as
+            needed, then the number of samples per class.
         exclude: module names, glob patterns of names, or module types whose outputs are kept whole.
         unknown: "error", or "freeze" to keep all channels that an operation without a rule touches.
         inexact, head_dim, query_heads: see `couple`.
@@ -124,9 +125,7 @@ def score(
     with stage("scoring"), seeded(seed), full_float32():
         whole = with_captured_part(model, loader, submodule, exclude, unpack=unpack, run=run)
         graph: Any = part_of(whole, submodule)
-        if rank_and_size()[1] > 1:
-            told = f"one whose weights and buffers have the checksum {fingerprint(whole):08x}"
-            check_same("the model", told, "load the same weights on all ranks")
+        _check_same_model(whole)
         coupling = analyse(graph, exclude=exclude, unknown=unknown, **options)
         compares = "separability" in (propose, protect)
         sampler = Sampler(samples_per_class, max_classes, sample_memory, projections, seed, compares)
@@ -147,15 +146,10 @@ def score(
             scoring.run(classes, file, progress=progress)
         evidence = evidence_of(graph, coupling, scoring.state.probes, scoring.state.totals, sampler)
         scores = ranked(propose, evidence), ranked(protect, evidence)
+        by_class = run is None and (loss is None or compares_classes(loss))
         about = {"samples": sampler.seen, "propose": name_of_signal(propose), "protect": name_of_signal(protect)}
-        about |= {"seed": seed} | scoring.state.original.about(
-            sampler.seen, by_class=run is None and (loss is None or compares_classes(loss))
-        )
-        if usage := usage_of_experts(coupling, evidence.moments):
-            about |= {"experts": usage}
-        if compares:
-            about |= {"classes": len(sampler.counts), "samples_per_class": sampler.per_class}
-            about |= {"projections": sampler.projections}
+        about |= {"seed": seed} | scoring.state.original.about(sampler.seen, by_class=by_class)
+        about |= _about_experts_and_classes(evidence, sampler)
         result = scores_of(graph, coupling, scores, options | {"submodule": submodule}, about)
     if file is not None:
         file.path.unlink(missing_ok=True)
@@ -164,3 +158,21 @@ def score(
     return replace(
         result, moments=evidence.moments, min_keep=int(min_keep), round_to=rounded, equal_blocks=bool(equal_blocks)
     )
+
+
+def _check_same_model(model: nn.Module) -> None:
+    """Raise DistributedError where the ranks have models with different numbers."""
+    if rank_and_size()[1] > 1:
+        told = f"one whose weights and buffers have the checksum {fingerprint(model):08x}"
+        check_same("the model", told, "load the same weights on all ranks")
+
+
+def _about_experts_and_classes(evidence: Evidence, sampler: Sampler) -> dict[str, Any]:
+    """Entries of `Scores.about`: the use of experts, if there are any, and what the U-Score compared, if it did."""
+    about: dict[str, Any] = {}
+    if usage := usage_of_experts(evidence.coupling, evidence.moments):
+        about["experts"] = usage
+    if sampler.compares:
+        about |= {"classes": len(sampler.counts), "samples_per_class": sampler.per_class}
+        about["projections"] = sampler.projections
+    return about

@@ -174,21 +174,31 @@ def _check_consistent(scores: ScoreData) -> None:
     if scores.costs is not None:
         _check_products(scores.costs.widths, (scores.costs.params, scores.costs.flops), units)
         _check(0 < scores.costs.samples < _MANY, "costs")
-    if (times := scores.times) is not None:
-        _check_products(times.widths, (times.work,), units)
-        _check_range(times.node, 0, len(times.seconds), "times")
-        _check(len(times.node) == len(times.work.factor), "times")
-        _check(times.seconds.ndim == 2 and times.seconds.shape == times.works.shape and times.seconds.size, "times")
-        _check(times.seconds.dtype == times.works.dtype == np.float64, "times")
-    if (curves := scores.curves) is not None:
-        _check_range(curves.starts, 0, len(curves.depths) + 1, "curves")
-        _check_range(curves.depths, 1, units, "curves")
-        _check(curves.values.shape == curves.depths.shape and curves.values.dtype == np.float64, "curves")
-        _check(bool(np.isfinite(curves.values).all() and (np.diff(curves.starts) >= 0).all()), "curves")
-        _check(curves.order.ndim == 1 and np.array_equal(np.sort(curves.order), np.arange(units)), "curves")
-        _check(len(curves.starts) <= len(scores.groups) + 1 and curves.starts[-1:] == [len(curves.depths)], "curves")
+    if scores.times is not None:
+        _check_times(scores.times, units)
+    if scores.curves is not None:
+        _check_curves(scores.curves, units, len(scores.groups))
     _check_limits(scores)
     check_example(scores.example)
+
+
+def _check_times(times: Latency, units: int) -> None:
+    """Raise where the times of nodes are not those of one table."""
+    _check_products(times.widths, (times.work,), units)
+    _check_range(times.node, 0, len(times.seconds), "times")
+    _check(len(times.node) == len(times.work.factor), "times")
+    _check(times.seconds.ndim == 2 and times.seconds.shape == times.works.shape and times.seconds.size, "times")
+    _check(times.seconds.dtype == times.works.dtype == np.float64, "times")
+
+
+def _check_curves(curves: Curves, units: int, groups: int) -> None:
+    """Raise where curves are not those of at most so many groups with so many units."""
+    _check_range(curves.starts, 0, len(curves.depths) + 1, "curves")
+    _check_range(curves.depths, 1, units, "curves")
+    _check(curves.values.shape == curves.depths.shape and curves.values.dtype == np.float64, "curves")
+    _check(bool(np.isfinite(curves.values).all() and (np.diff(curves.starts) >= 0).all()), "curves")
+    _check(curves.order.ndim == 1 and np.array_equal(np.sort(curves.order), np.arange(units)), "curves")
+    _check(len(curves.starts) <= groups + 1 and curves.starts[-1:] == [len(curves.depths)], "curves")
 
 
 def _check_limits(scores: ScoreData) -> None:

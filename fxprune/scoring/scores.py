@@ -52,11 +52,11 @@ class Scores(ScoreData):
     of units of which at least one is kept. `frozen` gives the reasons why layers are kept whole, `settings` how the
     model was captured and coupled, and `about` how the scores were made. `balanced` are sets of sites that keep the
     same number of channels, and `larger` pairs of which the first keeps more than the second; `even` are sets of axes,
-    each the unit of every index, that keep the same number, and `floors` sets of units with the number of them that is
-    kept at least. `kinds` are those of the groups' units, and `repeats` sets of the numbers of groups that blocks
-    repeat, which keep equal numbers with `equal_blocks`. `costs` are the model's
-    under any plan, and `times`, from `with_latency`, its latency. `moments` are those of every edge's activations, and
-    `channels` the number of channels that are removed with each unit. `curves` and `magnitudes` are from `with_curves`.
+    each given by the unit of every index, that keep the same number of indices, and `floors` are sets of units, each
+    with the least number that is kept. `kinds` are those of the groups' units, and `repeats` sets of the numbers of
+    groups that blocks repeat, which keep equal numbers with `equal_blocks`. `costs` are the model's under any plan, and
+    `times`, from `with_latency`, its latency. `moments` are those of every edge's activations, and `channels` the
+    number of channels that are removed with each unit. `curves` and `magnitudes` are from `with_curves`.
     """
 
     def __str__(self) -> str:
@@ -98,13 +98,12 @@ class Scores(ScoreData):
             macs: the share of the multiply-accumulates to keep; exact.
             latency: the share of the time to keep, as estimated from the times that `with_latency` took.
             allocate: by default "measured" for a budget on scores that have curves, and "tod" otherwise. "measured"
-                (those units are removed next that move the outputs least for what they save, by the curves that
-                `with_curves` measured), "tod" (every group loses the units proposed first, to the largest depth at
-                which the share of them that the whole network protects, weighted by their cost a channel, is at most
-                alpha), "tod-by-group"
-                (the group alone protects, as published), "uniform" (the same share of every group), "global" (one
-                ranking of all units), or a function (propose, protect, groups) -> the lowest level at which each unit
-                is removed, inf for never.
+                (the units removed next are those that move the outputs least per cost that they save, by the curves of
+                `with_curves`), "tod" (every group loses the units proposed first, to the largest depth at which the
+                protected share of them is at most alpha; units are protected over the whole network, by `protect` per
+                cost of a channel), "tod-by-group" (protected within the group, as published), "uniform" (the same share
+                of every group), "global" (one ranking of all units), or a function (propose, protect, groups) -> the
+                lowest level at which each unit is removed, inf for never.
             min_keep: the fewest units that a group keeps; by default as given to `score`, or 1.
             round_to: the number of kept units of a group is rounded up to a multiple of this; by default likewise. A
                 dict has multiples for kinds of units, and 1 for all others: {"heads": 1, "hidden": 128}. The kinds are
@@ -147,7 +146,7 @@ class Scores(ScoreData):
         return Plan(keep, widths, self.example, level, self.frozen, self.settings, budget, name)
 
     def candidates(self, **asked: Any) -> dict[str, tuple[Scores, Plan]]:
-        """Plans for a budget in several ways, by their names, each with the scores that it is from.
+        """Name -> a plan for a budget, made in that way, and the scores that it was made from.
 
         By "measured", "tod", "uniform" and "global", and, where "reconstruction" proposes, by "tod" with "magnitude"
         instead. `asked` is as for `plan`. Ways that cannot keep to the budget are left out.
@@ -201,10 +200,10 @@ class Scores(ScoreData):
     ) -> Scores:
         """These scores, with a curve for each group for `plan(allocate="measured")`.
 
-        Each group alone is pruned to up to nine depths, in the order of `propose`; layers that read removed units read
-        their prediction from the kept ones instead. A curve holds how far the outputs of a few held-out samples then
-        are from the original's: the Kullback-Leibler divergence for logits and distributions, the squared error in
-        shares of the variance for others. Only what lies behind a group runs again.
+        Each group alone is pruned to up to nine depths; layers that read removed units read a prediction from the kept
+        ones instead. A curve holds the divergence of the outputs on a few held-out samples from the original's: the
+        Kullback-Leibler divergence for logits and distributions, the squared error as a share of the variance for
+        others. Only nodes behind the group run again.
 
         Args:
             model: the scored model.

@@ -15,8 +15,8 @@ from fxprune.errors import CaptureError, a_kind
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _PLAIN = (bool, int, float, complex, str, bytes, range, slice, type(None))
-_LOOSER, _ROUNDING = 100.0, 1000.0  # how much more a slice may be off, of its own scale, or than others are
-_FILLS, _FAR = 2, 100.0  # constants beside the numbers of an output, such as those of a mask, and how far off
+_LOOSER, _ROUNDING = 100.0, 1000.0  # how far a slice may be off: times its own tolerance, times the others
+_FILLS, _FAR = 2, 100.0  # constants in an output, such as those of a mask, and how many times larger they are
 
 
 def agree(wanted: Any, found: Any) -> bool:
@@ -37,7 +37,7 @@ def difference(wanted: Any, found: Any) -> str | None:
 
 
 def check_comparable(output: Any) -> None:
-    """Raise CaptureError where an output holds tensors inside something that cannot be as_fields."""
+    """Raise CaptureError where an output holds tensors inside an object that cannot be compared by its fields."""
     for leaf in pytree.tree_leaves(as_fields(output)):
         held = leaf if isinstance(leaf, (set, frozenset)) else getattr(leaf, "__dict__", {}).values()
         if not isinstance(leaf, (Tensor, type)) and any(isinstance(value, Tensor) for value in held):

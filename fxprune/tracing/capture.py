@@ -108,7 +108,7 @@ def _capture(
     prove: bool = True,
     again: bool = False,
 ) -> ModelGraph:
-    """As `capture`; where it is done `again`, without what the first time warned of: lengths and gradients."""
+    """As `capture`; `again` leaves out the checks of lengths and gradients, which warned the first time."""
     check(capture, locals())
     if is_captured(model):
         return cast("ModelGraph", model)
@@ -157,9 +157,9 @@ def capture_as(
 ) -> ModelGraph:  # fmt: skip
     """Capture a model by the `settings` of scores or a plan; see `settings_of`. `other` is as for `capture`.
 
-    With `prove`, the graph is compared with the model, except where it decides as the scores' example did, on which it
-    was compared, or where the example was `made` of a plan's description and has numbers that the model does not run
-    on.
+    With `prove`, the graph is compared with the model, with two exceptions. A graph that follows the decisions of the
+    scores' example was compared on that example. An example that was `made` from a plan's description may have numbers
+    on which the model does not run.
     """
     decisions, concrete = settings.get("decisions", ()), settings.get("concrete_args")
     prove = prove and not decisions and (not made or _runs_on(model, example, concrete or {}))
@@ -195,9 +195,9 @@ def capture_around(
 def _with_choices(
     traced: Callable[[nn.Module, Any], ModelGraph], own: nn.Module, prepared: Callable[[], nn.Module], example: Any
 ) -> ModelGraph:
-    """The graph of `own`, or of a copy afresh: traced on more samples, where the choices of a forward need them.
+    """The graph of `own`; of a fresh copy, traced on more samples, if the choices of the forward need them.
 
-    Where these are of no use, the graph goes the way of the example's own choices.
+    If more samples do not help, the graph follows the example's own choices.
     """
     try:
         return traced(own, example)

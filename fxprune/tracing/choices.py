@@ -1,7 +1,7 @@
-"""Choices among a few, such as the experts of a token: a trace takes every one of them as chosen by some row.
+"""Choices, such as those of experts for a token: a trace is made as if some row had chosen each option.
 
-A forward that leaves out what no row has chosen is traced as if nothing were left out: a part without rows adds
-nothing.
+A forward that skips options that no row has chosen is then traced in full. This is right, because an option without
+rows adds nothing.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from fxprune.errors import CaptureError
 from fxprune.tracing.dependence import name_of, tensors_of
 
 _PLACE_OF_DIM = {"topk": 2, "argmax": 1, "max": 1}  # among the arguments by position
-MOST = 1024  # among more than so many, choices are left as they are
+MOST = 1024  # options; choices among more are left as they are
 
 
 _SPREADS: ContextVar[bool] = ContextVar("whether choices are spread", default=True)
 
 
 class ChoiceError(CaptureError):
-    """A trace that took choices as spread over all that there is cannot be used.
+    """A trace in which choices were spread over all options cannot be used.
 
-    With `times` as many rows it can; where that is 0, choices must be as they are in the example.
+    With `times` as many rows, it can. If `times` is 0, choices must be left as they are in the example.
     """
 
     def __init__(self, times: int = 0) -> None:
@@ -50,8 +50,8 @@ def as_made() -> Iterator[None]:
 class Choices:
     """The choices of a trace, and the nodes that `follow` from their numbers alone, such as masks and counts.
 
-    `values` are those of all nodes on the example, kept by the tracer. `short` is how many times as many rows a choice
-    needs so that each of those to choose from is chosen, 1 where all are; and `decide` says that Python decides by one.
+    `values` are those of all nodes on the example, kept by the tracer. `short` is the factor on the number of rows that
+    a choice needs for each option to be chosen, 1 if all are chosen. `decide` says that Python decides by a choice.
     """
 
     def __init__(self, values: Mapping[fx.Node, Any]) -> None:
@@ -61,9 +61,9 @@ class Choices:
         self.decide = False
 
     def decided(self, node: fx.Node, *, length: bool = False) -> bool:
-        """Whether Python decides by choices in asking for the value of a node: by their being there, not by a number.
+        """Whether Python, when it asks for the value of a node, decides by whether there are choices.
 
-        Raises ChoiceError where it asks for a number that was chosen.
+        Raises ChoiceError where it asks for the number of a chosen option.
         """
         if node not in self.follow:
             return False

@@ -45,7 +45,7 @@ _DRAWN = frozenset({
 _COMPARISONS = frozenset({operator.lt, operator.le, operator.eq, operator.ne, operator.gt, operator.ge})
 _ON_LAYOUT = frozenset({"is_contiguous", "stride", "view"})
 PIECES = frozenset({"split", "chunk", "unbind", "tensor_split", "split_with_sizes", "tolist"})
-_LARGEST = 1 << 24  # of which a number is worth a try that a forward compares with a size
+_LARGEST = 1 << 24  # the largest number that is tried where a forward compares a size with it
 
 
 class Dependence:

@@ -31,8 +31,8 @@ _PLAIN = (Tensor, bool, int, float, str, type(None))
 class Facts:
     """The specs of a graph's values, and their flops on the whole example, by node name.
 
-    Choices among a few, such as experts, are even. Where some are made by no row, and values are empty for that,
-    `short` is how many times as many rows are enough; otherwise 1.
+    Choices, such as those of experts, are spread evenly over the options. If no row has chosen some option, so that
+    values are empty, `short` is the factor on the number of rows that would be enough; otherwise it is 1.
     """
 
     specs: dict[str, Any]

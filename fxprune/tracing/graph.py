@@ -139,7 +139,7 @@ class ModelGraph(OwnSource):
         vars(self)[_PLACE] = type(part), copies
 
     def __getattr__(self, name: str) -> Any:
-        """What the module has in whose place this stands, where it has it not itself."""
+        """An attribute of the module in whose place this stands, if the graph has none of that name."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -229,7 +229,7 @@ def _restore(class_name: str, body: dict[str, Any], nodes: list[tuple[Any, ...]]
 
 
 def must_be(value: Any, fixed: Any, name: str) -> None:
-    """Check in a graph that an argument, or the length of a container, is that at which tracing has fixed the graph.
+    """Check, inside a graph, that an argument or the length of a container is the one that tracing has fixed.
 
     Raises CaptureError where it is another.
     """
@@ -237,8 +237,8 @@ def must_be(value: Any, fixed: Any, name: str) -> None:
     known = len(known) if isinstance(known, (list, tuple, Mapping, Tensor)) else known
     if known is not fixed and known != fixed:
         raise CaptureError(
-            f"the graph was made for {name}={fixed!r}, as the example has it or leaves it out: "
-            f"capture the model with an example that gives {name} as it is to be"
+            f"the graph was made for {name}={fixed!r}, as in the example or by default: "
+            f"capture the model with an example that gives {name} the value that you need"
         )
 
 
@@ -291,10 +291,10 @@ class Captured(Record):
 
     `method` names the way to the graph, `example` is the batch that shapes and flops are of, and `description` the
     same in JSON. `leaves` are the modules kept as single nodes. `decisions` are the values that control flow was
-    decided by. `by_batch` and `by_length` say beside which numbers of samples and other lengths the forward decides:
-    how many times as large as in the example these are, and 1.0 where this is not known. `by_layout`
-    says that the forward may decide by how a tensor lies in memory. `changed` names
-    buffers and attributes that the forward changes. `limits` say what the model's own class can run narrower.
+    decided by. `by_batch` and `by_length` are the numbers of samples and the other lengths near which the forward
+    decides, as multiples of those in the example, or 1.0 where they are not known. `by_layout` says that the forward
+    may decide by how a tensor lies in memory. `changed` names buffers and attributes that the forward changes. `limits`
+    say what the model's own class can run narrower.
     """
 
     method: str = ""

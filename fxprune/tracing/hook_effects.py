@@ -77,8 +77,8 @@ def computing_hooks(model: nn.Module, example: Any, concrete: Mapping[str, Any])
 class _WatchedRun(TorchFunctionMode):
     """A run of a copy of a model with its hooks.
 
-    `computing` are the hooks that computed; `inside` are those that run at the moment, within None for the forward;
-    `uses` says which of them, at which line, worked with what belongs to the caller.
+    `computing` are the hooks that computed. `inside` are those that run at the moment, after None for the forward.
+    `uses` says which of them worked with tensors of the caller's, and at which line.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -251,7 +251,7 @@ def _value(expression: ast.expr, function: Any) -> Any:
 
 
 def _handed(call: ast.Call, called: Any, given: Collection[str]) -> set[str]:
-    """The parameters of a function that a call gives what it computes from variables that are `given`."""
+    """The parameters of a function to which a call passes values that are computed from the `given` variables."""
     code = _opened(called)[0].__code__
     names = [name for name in _parameters(code) if name != _own_name(called)]
     if isinstance(called, partial) or any(isinstance(arg, ast.Starred) for arg in call.args):

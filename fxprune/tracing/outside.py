@@ -35,7 +35,7 @@ _MISSING = object()
 
 @contextmanager
 def outside_restored(model: nn.Module, *, symbols: bool = False) -> Iterator[Outside]:
-    """Put back afterwards what is outside of a model; with `symbols`, only what holds symbols then."""
+    """Restore, at the end, values outside of a model; with `symbols`, only those that then hold symbols."""
     outside = Outside(model)
     try:
         yield outside
@@ -44,9 +44,9 @@ def outside_restored(model: nn.Module, *, symbols: bool = False) -> Iterator[Out
 
 
 class Outside:
-    """The attributes of the classes of a model's modules, and what the code of these names, as they were.
+    """The attributes of the classes of a model's modules, and the variables that their code names, as they were.
 
-    The latter are the variables, containers and tensors of modules of Python and of enclosing functions.
+    These are variables, containers and tensors of Python modules and of enclosing functions.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -112,7 +112,7 @@ class Outside:
                 self.add(cell.cell_contents)
 
     def _add_global(self, value: Any, names: set[str]) -> None:
-        """Note a variable of a module of Python: of classes and modules of the user's own, what code names of them."""
+        """Note a variable of a Python module; of the user's own classes and modules, also what code names in them."""
         if isinstance(value, type) and _is_own(value.__module__):
             self._add_class(value)
         elif isinstance(value, ModuleType) and _is_own(value.__name__):

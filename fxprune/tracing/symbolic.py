@@ -373,7 +373,7 @@ def _register_constants(model: nn.Module) -> None:
 
 @functools.cache
 def _reading(kind: type[nn.Module], name: str) -> type[nn.Module]:
-    """A subclass of modules whose class has an attribute of the name of a buffer: it gives the buffer in its place."""
+    """A subclass for modules whose class has an attribute with the name of a buffer: it gives the buffer instead."""
 
     def reduced(self: nn.Module, protocol: Any) -> Any:  # copies and pickles name the class of the user's
         return _instance, (kind, name), vars(self)

@@ -1,4 +1,4 @@
-"""The symbols of nodes while a forward is traced: those of values unknown, and those with the example's values."""
+"""The symbols of nodes while a forward is traced: without values, or with the values of the example."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class _Unknown:
         return self._told(spec, fx.Proxy.__str__)
 
     def _told(self, spec: str, text: Callable[[Any], str]) -> str:
-        """The text of a symbol, but for the user's code, where it is no message of an assertion or an error."""
+        """The text of a symbol. The user's code gets it only for the message of an assertion or an error."""
         if _asked_by_user(3) and (frame := users_frame()) is not None and deciding_line(frame):
             self.tracer.refuse("the forward makes a text of a value")
         return format(text(self), spec)
@@ -87,7 +87,7 @@ class SymbolAttribute(_Unknown, fx.proxy.Attribute):  # type: ignore[misc]
 
 
 def _asked_by_user(depth: int = 2) -> bool:
-    """Whether the user's code asks for what the caller returns, directly or through a frozen part of Python (abc)."""
+    """Whether the user's code called the caller of this, directly or through a frozen part of Python (abc)."""
     frame = sys._getframe(depth)
     while frame.f_back is not None and frame.f_code.co_filename.startswith("<frozen"):
         frame = frame.f_back
@@ -125,8 +125,8 @@ def _also_proxy(kind: type) -> type:
 class ValueProxy(_Recording):
     """A symbol that answers with its value wherever Python needs a number, and records all else as nodes.
 
-    Its class is the value's, so that the user's checks of types hold, and a proxy's, by which libraries know that they
-    are traced and must not decide by values.
+    It is an instance of the value's class, so that type checks of the user hold, and of a proxy's class, by which
+    libraries know that they are traced and must not decide by values.
     """
 
     tracer: Any

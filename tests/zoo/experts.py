@@ -23,7 +23,7 @@ def ExpertsInOneProduct(self, x: Tensor) -> Tensor:
     """All experts compute all rows, and those that are not chosen weigh nothing."""
     x = self.inputs(x)
     weights, chosen = torch.topk(self.router(x).softmax(-1), 2)
-    spread = torch.zeros(len(x), 4, dtype=x.dtype).scatter(1, chosen, weights)
+    spread = x.new_zeros(len(x), 4).scatter(1, chosen, weights)
     hidden = F.gelu(torch.einsum("bd,ndh->bnh", x, self.up))
     return self.outputs(torch.einsum("bnh,nhd->bd", hidden * spread.unsqueeze(-1), self.down))
 
@@ -53,7 +53,7 @@ def ExpertsInGroups(self, x: Tensor) -> Tensor:
     scores = self.router(x).sigmoid()
     choices = scores + self.bias
     best = choices.view(-1, 2, 4).topk(2, dim=-1)[0].sum(-1).topk(1, dim=-1)[1]
-    allowed = torch.zeros(len(x), 2).scatter_(1, best, 1).unsqueeze(-1).expand(-1, 2, 4).reshape(-1, 8)
+    allowed = x.new_zeros(len(x), 2).scatter_(1, best, 1).unsqueeze(-1).expand(-1, 2, 4).reshape(-1, 8)
     chosen = choices.masked_fill(~allowed.bool(), -torch.inf).topk(2, dim=-1)[1]
     weights = scores.gather(1, chosen)
     weights = weights / weights.sum(-1, keepdim=True)

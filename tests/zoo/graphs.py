@@ -24,7 +24,7 @@ def MessagePassing(self, x: Tensor) -> Tensor:
     h = self.a(x).relu()
     index = target[..., None]
     sent = h.gather(1, source[..., None].expand(-1, -1, h.size(-1)))
-    h = torch.zeros(x.shape[0], 6, 12, dtype=x.dtype).scatter_add_(1, index.expand_as(sent), sent)
+    h = torch.zeros(x.shape[0], 6, 12, dtype=x.dtype, device=x.device).scatter_add_(1, index.expand_as(sent), sent)
     h = self.b(h).relu() * self.att(x).sigmoid()
     sent = h[torch.arange(x.shape[0])[:, None], source]
     best = h.scatter_reduce(1, index.repeat(1, 1, h.shape[2]), sent, "amax")
@@ -64,6 +64,6 @@ def AlongPositions(self, x: Tensor) -> Tensor:
     """Windows, products that run along, quantiles and triangular systems over positions."""
     h = self.a(x).unfold(1, 3, 1).mean(-1)
     h = self.b(h.sigmoid().cumprod(1) - h.quantile(0.25, dim=1, keepdim=True))
-    lower = torch.tril(x[:, :4, :4]) / 4 + torch.eye(4, dtype=x.dtype)
+    lower = torch.tril(x[:, :4, :4]) / 4 + torch.eye(4, dtype=x.dtype, device=x.device)
     h = torch.linalg.solve_triangular(lower, torch.diff(h, dim=1, prepend=h[:, :1]), upper=False)
     return self.head(self.c(h.tanh()).mean(1))

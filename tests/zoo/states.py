@@ -13,7 +13,7 @@ from zoo.case import CLASSES, case, conv, tensors
 @layers(lambda: dict(a=conv(3, 6), gates=conv(6 + 8, 4 * 8), head=nn.Linear(8, CLASSES)))
 def ConvLSTM(self, x: Tensor) -> Tensor:
     """(N, steps, channels, 6, 6): the gates read the hidden state of the step before."""
-    h = torch.zeros(x.shape[0], 8, 6, 6, dtype=x.dtype)
+    h = torch.zeros(x.shape[0], 8, 6, 6, dtype=x.dtype, device=x.device)
     c = x.new_zeros(x.shape[0], 8, *x.shape[3:])
     for step in range(3):
         i, f, o, g = self.gates(torch.cat([self.a(x[:, step]).relu(), h], 1)).split(8, 1)
@@ -25,7 +25,7 @@ def ConvLSTM(self, x: Tensor) -> Tensor:
 @case(tensors(3, 3, 6, 6), shrinks=("new",))
 @layers(lambda: dict(gates=conv(3 + 8, 16), new=conv(3 + 8, 8), head=nn.Linear(8, CLASSES)))
 def ConvGRU(self, x: Tensor) -> Tensor:
-    h = torch.full((x.shape[0], 8, 6, 6), 0.5, dtype=x.dtype)
+    h = torch.full((x.shape[0], 8, 6, 6), 0.5, dtype=x.dtype, device=x.device)
     for step in range(3):
         z, r = self.gates(torch.cat([x[:, step], h], 1)).sigmoid().chunk(2, 1)
         h = (1 - z) * h + z * self.new(torch.cat([x[:, step], r * h], 1)).tanh()
@@ -36,7 +36,7 @@ def ConvGRU(self, x: Tensor) -> Tensor:
 @layers(lambda: dict(i=nn.Linear(6, 36), u=nn.Linear(12, 36), head=nn.Linear(12, CLASSES)))
 def OwnGRU(self, x: Tensor) -> Tensor:
     """The equations of a GRU, written out; its state is one row for all samples."""
-    h = torch.zeros(1, 12, dtype=x.dtype).expand(x.size(0), -1)
+    h = torch.zeros(1, 12, dtype=x.dtype, device=x.device).expand(x.size(0), -1)
     for step in range(5):
         (xr, xz, xn), (hr, hz, hn) = self.i(x[:, step]).chunk(3, -1), self.u(h).chunk(3, -1)
         z = (xz + hz).sigmoid()
@@ -52,7 +52,7 @@ def OwnGRU(self, x: Tensor) -> Tensor:
 def SelectiveScan(self, x: Tensor) -> Tensor:
     """The recurrence of Mamba: a state of 4 numbers for each of 16 channels."""
     u, delta, b, c = self.i(x).relu(), self.delta(x).sigmoid(), self.b(x), self.c(x)
-    state, out = torch.zeros((x.shape[0], 16, 4), dtype=x.dtype), []
+    state, out = torch.zeros((x.shape[0], 16, 4), dtype=x.dtype, device=x.device), []
     for step in range(4):
         decay = torch.exp(-delta[:, step, :, None] * self.log.exp())
         state = decay * state + (delta[:, step] * u[:, step])[:, :, None] * b[:, step, None]
@@ -69,7 +69,7 @@ def Sums(self, x: Tensor) -> Tensor:
     total = x.new_zeros(x.size(0), 8)
     for step in range(5):
         total += self.a(x[:, step]).tanh()
-    rows = torch.empty(x.shape[0], x.shape[1], 8, dtype=x.dtype)
+    rows = torch.empty(x.shape[0], x.shape[1], 8, dtype=x.dtype, device=x.device)
     rows[:, :] = self.b(x)
     wide = torch.cat([x, x[..., :2]], -1)
     like = torch.zeros_like(wide) + self.d(x)

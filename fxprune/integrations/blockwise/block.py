@@ -37,7 +37,7 @@ from fxprune.tracing.graph import ClassLimits, ModelGraph, example_of
 from fxprune.tracing.settings import settings_of
 
 TINY = 1e-12
-WORK = 1  # forward passes over all samples that the curves of a block may take
+WORK, FLOPS = 1, 3e10  # forward passes over all samples that the curves of a block may take, or flops if that is more
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +112,7 @@ def scored(block: Block, stream: Stream, *, coupled: Mapping[str, Any], seed: in
         ranks = scores.propose, scores.protect, sizes, activations(block.coupling, scores.moments)
         curves = measured_curves(
             graph, block.coupling, scores.moments, scores.allocation("uniform"), ranks, data,
-            Divergence(metric=relative_error), work=WORK, memory=memory,
+            Divergence(metric=relative_error), work=WORK, flops=FLOPS, memory=memory,
         )  # fmt: skip
     return replace(scores, curves=curves, magnitudes=sizes, moments={})
 

@@ -45,7 +45,7 @@ class Rectified:
         return Rectified(scale, shift)
 
     def aim(self, wanted: Tensor, found: Tensor) -> Tensor:
-        """The outputs nearest to those found that are as good as those wanted."""
+        """Of all outputs as good as those wanted, the nearest to those found."""
         goal, given = (z * self.scale + self.shift for z in (wanted, found))
         nearest = torch.where(goal > 0, goal, torch.minimum(given, torch.zeros_like(given)))
         steep = self.scale.abs() > TINY

@@ -31,8 +31,8 @@ FEWEST_PLACES = 4  # of a sample, where there are more samples than rows
 class GraphPair:
     """The runs of the original and of the rewritten graph, and which channels of the original's values are kept.
 
-    With `all_rows` the samples held out are fitted to, too, once they chose how. Without `new_biases`, layers that have
-    no bias get none.
+    With `all_rows`, a fit is repeated on all samples once the held-out ones have chosen its strength. Without
+    `new_biases`, layers that have no bias get none.
     """
 
     whole: Stepper

@@ -37,8 +37,8 @@ def refit(
     """Refit, in place, every layer of `small` whose inputs differ from those in the original graph, front to back.
 
     Both graphs are in eval mode. `seed` is that of the sampled positions. The samples held out choose the strength of
-    each fit, and are fitted to after that with `all_rows`. Without `new_biases`, layers that have no bias get none.
-    With an `error`, a few layers at a time are kept only if it does not grow; where it does, they are tried one by one.
+    each fit; with `all_rows`, the fit then includes them. Without `new_biases`, layers that have no bias get none. With
+    an `error`, a few refits at a time are kept, if it does not grow; if it does, they are tried one by one.
     """
     graph, coupling, keep = planned
     steps = [Stepper(own, each.inputs, data.numbers) for own, each in ((graph, data), (small, data.of_rewritten))]
@@ -58,7 +58,7 @@ def refit(
 
 @dataclass(slots=True, eq=False)
 class _Refitting:
-    """The walk over a pair of graphs: the nodes of which inputs changed, the refits that were kept, and the error."""
+    """The walk over a pair of graphs: the nodes whose inputs changed, the refits that were kept, and the error."""
 
     pair: GraphPair
     consumers: frozenset[str]
@@ -69,7 +69,7 @@ class _Refitting:
     found: list[Refit] = field(default_factory=list)
 
     def over(self, nodes: Sequence[fx.Node], at_once: int) -> None:
-        """Refit the layers of some nodes, so many before the error is looked at."""
+        """Refit the layers of some nodes; after every `at_once` of them, the error says whether to keep these."""
         start = 0
         while start < len(nodes):
             restore = [self.pair.whole.saved(), self.pair.small.saved()]

@@ -69,7 +69,7 @@ def _of_candidates(points: Tensor, reach: Tensor, best: Tensor) -> Tensor:
 
 
 def _pairs(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Each index, once for so many of the indices after it, and these.
+    """All pairs of an index i and one of the `counts[i]` indices after it.
 
     >>> _pairs(torch.tensor([2, 1, 0]))
     (tensor([0, 0, 1]), tensor([1, 2, 2]))

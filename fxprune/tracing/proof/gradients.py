@@ -16,12 +16,12 @@ from fxprune.tracing.graph import ModelGraph
 from fxprune.tracing.proof.trials import Original, run_under_seed
 
 _APART = {torch.float16: 0.2, torch.bfloat16: 0.5}  # how far, of its norm, the gradient of a tensor may be off
-_NOISE = 1e-4  # of the largest norm: what is less may be rounding, as that of a bias before a softmax
+_NOISE = 1e-4  # of the largest norm: a smaller gradient may be rounding, as that of a bias before a softmax
 _LARGE, _MOST = 1 << 20, 1 << 24  # numbers of a parameter, and of all together
 
 
 def other_gradients(original: Original, graph: ModelGraph, batch: Any) -> list[str]:
-    """The names of parameters, and "its input", whose gradients a graph has otherwise than the model.
+    """The names of parameters, and "its input", whose gradients in the graph differ from the model's.
 
     The loss is the sum of the outputs, each times a random number. Nothing is compared where the model has no backward.
     """

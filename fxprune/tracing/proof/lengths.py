@@ -19,7 +19,7 @@ _SINGLE = 4  # places of one length, at most, that are also changed one by one
 
 
 def numbers_beside(size: int, ratios: Collection[float]) -> set[int]:
-    """Sizes beside which a forward may decide otherwise; `ratios` are those of `Captured`, or of products of two sizes.
+    """Sizes near which a forward may decide otherwise; `ratios` are those of `Captured`, or of products of two sizes.
 
     >>> sorted(numbers_beside(8, {2.0}))
     [10, 11, 12, 14, 15, 16, 17, 19]
@@ -66,7 +66,7 @@ def _difference_at_other_lengths(
 def _lengths(example: Any, size: int, ratios: Collection[float]) -> Iterator[tuple[int, bool]]:
     """Other lengths to try: one more and half, and where the forward decides by sizes, further ones.
 
-    At last, and marked so, come lengths that many models take that are for patches, windows or strides.
+    Last, and marked as such, come lengths that many models with patches, windows or strides accept.
     """
     tensors = [leaf for leaf in leaves_of(example) if isinstance(leaf, Tensor)]
     on_accelerator = any(tensor.device.type != "cpu" for tensor in tensors)

@@ -1,4 +1,4 @@
-"""What the source of a forward does that a graph may not hold: the likely reasons for a graph with other outputs."""
+"""Likely reasons why a graph gives other outputs: code in a forward that a graph may not hold."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PATTERNS = (
 
 
 def likely_reasons(model: nn.Module) -> Iterator[str]:
-    """What the user's classes do that a graph may not hold, the likeliest first, with the lines."""
+    """Code of the user's classes that a graph may not hold, with its lines; the likeliest first."""
     lines = []
     for kind in dict.fromkeys(type(module) for module in model.modules()):
         try:

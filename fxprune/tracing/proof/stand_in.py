@@ -24,10 +24,10 @@ Call = Callable[[nn.Module, Any], Any]
 
 
 def check_stands_in(model: nn.Module, whole: nn.Module, path: str, batches: Sequence[Any], call: Call) -> None:
-    """Raise DisagreementError where `whole`, in which a graph replaces the part at `path`, is not what `model` is.
+    """Raise DisagreementError where `whole`, in which a graph replaces the part at `path`, differs from `model`.
 
     `call` gives the result of a model on a batch; batches that `model` does not take are left out. Both are run with
-    the graph's outputs, so that what the rest decides by their last bits is the same.
+    the graph's outputs, so that decisions of the rest by their last bits are the same.
     """
     for batch in batches:
         for cut, grad in product(cuts(batch), (False, True)):

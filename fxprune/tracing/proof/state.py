@@ -52,7 +52,7 @@ def state_of(model: nn.Module, outside: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    """The names of the values that are others in the first state than in the second; floats in tensors may be near."""
+    """The names of the values of the first state that differ in the second; floats in tensors may differ slightly."""
     for name in before.keys() & after.keys():
         a, b = before[name], after[name]
         if a is not b and not (same_value(a, b) if type(a) in _PLAIN and type(b) in _PLAIN else agree(a, b)):

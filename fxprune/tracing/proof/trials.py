@@ -121,9 +121,9 @@ class Original:
 
 
 def other_sizes(example: Any, batch: Any) -> Iterator[Any]:
-    """The whole example, and one sample like it, where these have another number of samples than its part, `batch`.
+    """The whole example and one sample of it, where their numbers of samples differ from that of its part `batch`.
 
-    The whole also where it holds one tensor twice: a forward may ask for it, and the part has two.
+    The whole is also tried if it holds one tensor twice: the part holds two, and a forward may ask for that.
     """
     one, length = varied_batch(example, 1), batch_length(batch)
     if batch_length(example) != length or has_twins(example):
