@@ -110,7 +110,8 @@ def without_numbers(kind: type[PreTrainedModel], config: PretrainedConfig) -> An
     own = copy.deepcopy(config)
     own.dtype = DTYPE
     with undisturbed(), _parameters_on_meta():
-        model = kind(own).to(DTYPE)
+        model: Any = kind(own)
+        model.to(DTYPE)
     for each in configurations(model):
         each.update({"use_cache": False} if "use_cache" in each.to_dict() else {})
     return model.eval().requires_grad_(requires_grad=False)
@@ -125,7 +126,8 @@ def _parameters_on_meta() -> Iterator[None]:
             return parameter
         return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
 
-    handle = register_module_parameter_registration_hook(moved)
+    hook: Any = moved  # which torch declares without a result
+    handle = register_module_parameter_registration_hook(hook)
     try:
         yield
     finally:
@@ -143,7 +145,7 @@ def _path_of_blocks(model: PreTrainedModel) -> str:
             f"{type(model).__name__} has {len(outer)} lists of {count} blocks ({', '.join(outer) or 'none'}), and is "
             "pruned block by block only with one: use compress_pretrained on the whole model, with plain=True"
         )
-    return outer[0]
+    return str(outer[0])
 
 
 def tensors_of(files: Mapping[str, Path], names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:

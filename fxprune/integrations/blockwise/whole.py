@@ -53,5 +53,5 @@ def whole_of(source: Source, loader: Iterable[Any], round_to: RoundTo, coupled: 
         coupling = analyse(graph, **coupled)
         zeros, about = np.zeros(coupling.units), {"propose": "reconstruction", "protect": "taylor-by-sample"}
         scores = scores_of(graph, coupling, (zeros, zeros), coupled, about)
-    scores = replace(scores, equal_blocks=True, round_to=multiples(changes, round_to))
+    scores = replace(scores, equal_blocks=True, round_to=dict(multiples(changes, round_to)))  # type: ignore[arg-type]
     return Whole(coupling, captured_of(graph).limits, changes, scores, coupled)

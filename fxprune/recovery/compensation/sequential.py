@@ -41,7 +41,7 @@ def refit(
     an `error`, a few refits at a time are kept, if it does not grow; if it does, they are tried one by one.
     """
     graph, coupling, keep = planned
-    steps = [Stepper(own, each.inputs, data.numbers) for own, each in ((graph, data), (small, data.of_rewritten))]
+    steps = Stepper(graph, data.inputs, data.numbers), Stepper(small, data.of_rewritten.inputs, data.numbers)
     generator = torch.Generator().manual_seed(seed)
     pair = GraphPair(*steps, Checker(graph, coupling, keep), data, generator, all_rows, new_biases)
     changed = set() if data.rewritten is None else {node for node in pair.small.nodes if node.op == "placeholder"}
