@@ -28,9 +28,11 @@ from fxprune.tracing.graph import ClassLimits, captured_of
 class Whole:
     """The coupling of a model, what its class can run narrower, the changes of its configuration, and empty scores.
 
-    `coupled` are the options of the coupling.
+    `free` is the coupling before the class limits it, whose groups the changes number. `coupled` are the options of
+    both.
     """
 
+    free: Coupling
     coupling: Coupling
     limits: ClassLimits
     changes: Sequence[Change]
@@ -48,10 +50,10 @@ def whole_of(source: Source, loader: Iterable[Any], round_to: RoundTo, coupled: 
     example = next(iter(batches(loader, unpack)))[0]
     graph: Any = capture(source.model, example)
     with stage("coupling"), undisturbed():
-        changes = changes_of(source.model, first := analyse(graph, **coupled))
-        keep_to(graph, limits_by(changes, first, source.model.config))
+        changes = changes_of(source.model, free := analyse(graph, **coupled))
+        keep_to(graph, limits_by(changes, free, source.model.config))
         coupling = analyse(graph, **coupled)
         zeros, about = np.zeros(coupling.units), {"propose": "reconstruction", "protect": "taylor-by-sample"}
         scores = scores_of(graph, coupling, (zeros, zeros), coupled, about)
     scores = replace(scores, equal_blocks=True, round_to=dict(multiples(changes, round_to)))  # type: ignore[arg-type]
-    return Whole(coupling, captured_of(graph).limits, changes, scores, coupled)
+    return Whole(free, coupling, captured_of(graph).limits, changes, scores, coupled)
