@@ -57,22 +57,23 @@ class Stream:
 
 
 def keeper(folder: Path, memory: int) -> Keep:
-    """A function that copies tensors: into memory up to so many bytes, and from then on into a file in `folder`.
+    """A function that copies tensors: into memory up to so many bytes, and from then on into files in `folder`.
 
-    The file vanishes with the tensors.
+    Each file vanishes with its tensor.
     """
-    file, used, end = TemporaryFile(dir=folder), 0, 0  # noqa: SIM115 - the tensors hold it
+    used = 0
 
     def kept(tensor: Tensor) -> Tensor:
-        nonlocal used, end
+        nonlocal used
         used += tensor.nbytes
         if used <= memory:
             return tensor.detach().clone()
-        start, end = end, end + tensor.nbytes
-        file.truncate(end)
-        with blaming("keeping the hidden states", f"a file of {end:,} bytes in {folder}", ": is there room?"):
-            place = np.memmap(file, np.float32, "r+", start, tuple(tensor.shape))
-            return torch.from_numpy(place).copy_(tensor.detach())
+        with (
+            blaming("keeping the hidden states", f"a file of {tensor.nbytes:,} bytes in {folder}", ": is there room?"),
+            TemporaryFile(dir=folder) as file,
+        ):
+            file.truncate(tensor.nbytes)
+            return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=tuple(tensor.shape))).copy_(tensor)
 
     return kept
 
