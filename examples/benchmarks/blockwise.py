@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "blockwise")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.8, 0.5])
     parser.add_argument("--ways", nargs="+", default=["blocks", "whole"], choices=("blocks", "whole"))
-    parser.add_argument("--allocate", default="measured", choices=("measured", "uniform"))
+    parser.add_argument("--allocate", default="uniform", choices=("measured", "uniform"))
     parser.add_argument("--compensate", default="sequential", choices=("sequential", "none"))
     given = parser.parse_args()
     if given.what == "perplexity":

@@ -35,7 +35,7 @@ def compress_folder(
     *,
     params: float | None = None,
     macs: float | None = None,
-    allocate: str = MEASURED,
+    allocate: str = "uniform",
     round_to: RoundTo = 1,
     min_keep: int = 1,
     query_heads: bool = False,
@@ -59,7 +59,7 @@ def compress_folder(
         loader: re-iterable batches of token numbers: tensors, or dicts as a Trainer takes them, whose labels are not
             looked at. Either all batches have padding or none. The hidden states of all are kept.
         params, macs: the share of the parameters or of the multiply-accumulates to keep; one of them.
-        allocate: "measured", by the sum of the curves, or "uniform", the same share of heads and of hidden units.
+        allocate: "uniform", the same share of heads and of hidden units, or "measured", by the sum of the curves.
         round_to, min_keep: see `Scores.plan`.
         query_heads: see `couple`.
         compensate: "sequential" refits every layer to the original's values, "none" leaves the plain removal.
