@@ -23,7 +23,7 @@ from fxprune.planning.plan import BUDGETS, Plan
 from fxprune.planning.planned import planned_by
 from fxprune.planning.ratios import Ratios
 from fxprune.recovery.candidates import nearest, rewritten
-from fxprune.recovery.compensate import Level, check_level, is_light, with_compensation
+from fxprune.recovery.compensate import COMPARED, Level, check_level, is_light, with_compensation
 from fxprune.recovery.finetune import check_options
 from fxprune.recovery.finetune import finetune as tune
 from fxprune.reporting.attach import note, note_call, note_compensation, note_error, note_original, note_scores
@@ -250,7 +250,8 @@ def ways(
     compares = allocate is None and any(wanted[budget] is not None for budget in BUDGETS)
     if compares or allocate == MEASURED:
         scores = measured()
-    if compares and compensate != "none" and scores.curves is not None and is_light(graph, scores.about["samples"]):
+    light = is_light(graph, min(scores.about["samples"], COMPARED))
+    if compares and compensate != "none" and scores.curves is not None and light:
         return scores.candidates(**wanted)
     return {"": (scores, scores.plan(**wanted, allocate=allocate))}
 

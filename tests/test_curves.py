@@ -16,11 +16,15 @@ from torch import Tensor, nn
 from zoo import images, randomise
 
 import fxprune
+from fxprune import pipeline
 from fxprune.planning.allocation import Allocation
 from fxprune.planning.curves import Curves, bundles, measured_levels
+from fxprune.recovery import compensate
 from fxprune.recovery.compensation.best_graph import OutputError
 from fxprune.reporting.report import pruned_of
+from fxprune.scoring.calibration import calibration_of
 from fxprune.scoring.divergence import Divergence
+from fxprune.tracing.graph import flops_of
 
 
 @layers(lambda: dict(
@@ -178,6 +182,27 @@ def test_compress_hands_over_the_nearest_of_several_plans() -> None:
     again = fxprune.apply(model, taken, scores=own, loader=data, compensate="sequential")
     assert difference(outputs(small, data[0][0]), outputs(again, data[0][0])) < 1e-9
     assert f"plan by {best}" in str(handed)
+
+
+def test_plans_are_compared_on_some_of_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = randomise(Net()).double().eval(), []
+
+    def noted(*args: Any, max_samples: int | None, **options: Any) -> Any:
+        seen.append(max_samples)
+        return calibration_of(*args, max_samples=max_samples, **options)
+
+    monkeypatch.setattr(compensate, "calibration_of", noted)
+    monkeypatch.setattr(compensate, "COMPARED", 20)
+    monkeypatch.setattr(pipeline, "COMPARED", 20)
+    graph = fxprune.capture(model, images(size=8)(2).double())
+    flops = sum(flops_of(graph).values()) / 2
+    monkeypatch.setattr(compensate, "LIGHT", 25 * flops)
+    handed = fxprune.report(fxprune.compress(graph, loader(), macs=0.6, progress=False))
+    assert handed.compensation is not None
+    assert len(handed.compensation.compared) == 5
+    assert seen == [20] * 5 + [None]
+    monkeypatch.setattr(compensate, "LIGHT", 15 * flops)
+    assert not fxprune.report(fxprune.compress(graph, loader(), macs=0.6, progress=False)).compensation.compared
 
 
 def test_refits_that_do_not_help_are_said_to_be_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

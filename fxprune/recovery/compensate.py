@@ -41,6 +41,7 @@ NOTHING = 1e-3  # of an output's variance, or nats: less is not worth a warning
 LEVELS: tuple[str, ...] = get_args(Level)
 ONE_IN = 8  # samples are set apart to judge by
 ENOUGH = 512  # samples are enough to judge by
+COMPARED = 1024  # samples are enough to compare plans by
 LIGHT = 3e11  # flops of one pass over all samples; with more, nothing is repeated, and only one plan is made
 CHECKS["compensate"] = chosen(LEVELS, PlanError)
 
@@ -81,8 +82,9 @@ def with_compensation(
         with on_device(device, graph, part), kept_buffers(graph):
             data, divergence = None, Divergence(metric=metric)
             if loader is not None:
+                most = max_samples if final else min(max_samples or COMPARED, COMPARED)
                 data = calibration_of(
-                    model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run, max_samples=max_samples
+                    model, graph, loader, submodule=plan.submodule, unpack=unpack, run=run, max_samples=most
                 )
                 if not plan.submodule and metric is None:
                     divergence = Divergence(logits_of(graph, data, by_class=by_class))
