@@ -16,6 +16,7 @@ from fxprune.errors import (
     NarrowError,
     PlanError,
     RewriteError,
+    UnreachableError,
     UnsupportedOpError,
     VerificationError,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "ArtifactError", "Budget", "CalibrationError", "CaptureError", "CheckpointError", "Comparison", "Compensation",
     "Coupling", "DistributedError", "Evidence", "ExportError", "Finetuning", "FxpruneError", "FxpruneWarning", "Group",
     "Manifest", "MeasuredLatency", "NarrowError", "Plan", "PlanError", "Report", "RewriteError", "Scores", "Site",
-    "UnsupportedOpError", "VerificationError", "apply", "capture", "classes", "compress", "couple", "export",
-    "finetune", "load", "measure_latency", "narrow", "report", "rewrite_checkpoint", "save", "score", "verify",
+    "UnreachableError", "UnsupportedOpError", "VerificationError", "apply", "capture", "classes", "compress", "couple",
+    "export", "finetune", "load", "measure_latency", "narrow", "report", "rewrite_checkpoint", "save", "score",
+    "verify",
 ]  # fmt: skip

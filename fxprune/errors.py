@@ -39,6 +39,14 @@ class PlanError(FxpruneError):
     """A plan contradicts the model, or a plan or score file cannot be read."""
 
 
+class UnreachableError(PlanError):
+    """No plan is within a budget: what was `asked`, with the least share that can be reached, and the `remedies`."""
+
+    def __init__(self, asked: str, remedies: Sequence[str] = ()) -> None:
+        super().__init__(f"{asked}: {either(remedies)}" if remedies else asked)
+        self.asked, self.remedies = asked, tuple(remedies)
+
+
 class RewriteError(FxpruneError):
     """The graph cannot be rewritten so that its labels hold."""
 

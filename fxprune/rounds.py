@@ -12,8 +12,8 @@ import numpy as np
 from fxprune.caller.arrays import Flags
 from fxprune.caller.source_lines import warn
 from fxprune.coupling.groups import Coupling
-from fxprune.errors import PlanError, either
-from fxprune.planning.budgets import ROUNDS, UnreachableError, percentages
+from fxprune.errors import PlanError, UnreachableError
+from fxprune.planning.budgets import ROUNDS, percentages
 from fxprune.planning.plan import BUDGETS, Budget, Plan, coupling_of
 from fxprune.planning.ratios import Ratios
 from fxprune.reporting.report import Report
@@ -46,11 +46,12 @@ class Schedule:
             yield {**self.asked, self.what: min(1.0, share / self.remaining)} if self.what else self.asked
         except PlanError as error:
             left = f"which should leave {percentages(share, 1.0)[0]} of the original's {BUDGETS.get(self.what)}"
-            said, why = left if self.what else "of the level given", str(error)
+            where = f"round {index + 1} of {self.rounds}, {left if self.what else 'of the level given'}"
             if isinstance(error, UnreachableError):
                 others = [remedy for remedy in error.remedies if remedy != ROUNDS and not remedy.startswith("raise ")]
-                why = f"{error.asked}: {either([*others, f'raise {self.what}={self.goal:g}'])}"
-            raise PlanError(f"round {index + 1} of {self.rounds}, {said}: {why}") from error
+                raised = [*others, f"raise {self.what}={self.goal:g}"]
+                raise UnreachableError(f"{where}: {error.asked}", raised) from error
+            raise PlanError(f"{where}: {error}") from error
 
     def shares_of(self, ratios: Ratios | None) -> Ratios | None:
         """The ratios of one round, which all rounds together make those given."""

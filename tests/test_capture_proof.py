@@ -648,6 +648,39 @@ def test_lengths_that_inputs_share_are_also_changed_one_by_one() -> None:
         fxprune.capture(Pair(torch.relu).eval(), (torch.randn(4, 5, 6), torch.randn(4, 5, 6)))
 
 
+@pytest.mark.parametrize("words", [1, 3, 7])
+def test_an_input_that_is_broadcast_along_another_has_no_other_length(words: int) -> None:
+    """As masks of decoders: where one has ones alone, their attention runs without it."""
+
+    class Masked(Sequences):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+            h = self.a(x).relu()
+            if mask.shape[1] == x.shape[1]:
+                h = h * mask.unsqueeze(-1)
+            return self.b(h.sum(1))
+
+    model = Masked(torch.relu).eval()
+    mask = torch.ones(4, words).cumsum(0) / 4  # of which a single entry counts
+    graph = fxprune.capture(model, (torch.randn(4, words, 6), mask), method="values")  # warnings are errors
+    x = torch.randn(3, 9, 6), torch.rand(3, 9)
+    assert torch.allclose(model(*x), graph(*x), atol=1e-5)
+
+
+@pytest.mark.parametrize("longer", [False, True])
+def test_lengths_beside_a_mask_of_one_entry_are_told(longer: bool) -> None:
+    """A decision by a length that several inputs share is told, whether one of them has it or all."""
+
+    class Deciding(Sequences):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+            short = x.shape[1] < 5 if longer else x.shape[1] == 1
+            return self.b((self.a(x).relu() * mask.unsqueeze(-1)).sum(1)) * (2 if short else 1)
+
+    size = 5 if longer else 4
+    told = rf"holds for {size} entries along axis 1 of its input of shape \(2, {size}"
+    with pytest.warns(FxpruneWarning, match=told):
+        fxprune.capture(Deciding(torch.relu).eval(), (torch.randn(4, size, 6), torch.ones(4, size)), method="values")
+
+
 def test_lengths_that_inputs_share_are_changed_together() -> None:
     model = Sequences(FIXED["unbind"]).eval()
     with pytest.warns(

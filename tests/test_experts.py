@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,62 @@ def test_loops_are_scored_compensated_and_pruned_twice(kind: type[Loop]) -> None
     assert set(router.kept) == set(np.argsort(router.usage)[2:].tolist())
 
 
+class Dense(nn.Module):
+    """All experts compute every row; their weights lie in a dense matrix, which `written` makes of the scores."""
+
+    def __init__(self, written: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.router, self.written = nn.Linear(5, 6), written
+        self.experts = nn.ModuleList(nn.Linear(5, 3) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, out = self.written(self.router(x)), torch.zeros(len(x), 3)
+        for number, expert in enumerate(self.experts):
+            out = out + weights[:, number : number + 1] * expert(x)
+        return out
+
+
+def dense_zeros(scores: Tensor) -> Tensor:
+    weights, chosen = scores.softmax(-1).topk(2)
+    return torch.zeros(len(scores), 6).scatter(1, chosen, weights)
+
+
+def dense_in_place(scores: Tensor) -> Tensor:
+    weights, chosen = scores.topk(2)
+    zeros = torch.zeros_like(scores)
+    zeros.scatter_(1, chosen, weights.softmax(-1))
+    return zeros
+
+
+def dense_mask(scores: Tensor) -> Tensor:
+    chosen = scores.topk(2)[1]
+    mask = scores.new_zeros(scores.shape).scatter(-1, chosen, 1.0)
+    return mask * scores.exp()
+
+
+@pytest.mark.parametrize("written", [dense_zeros, dense_in_place, dense_mask])
+def test_experts_whose_weights_are_written_into_zeros(written: Callable[[Tensor], Tensor]) -> None:
+    model, example = Dense(written), rows(6)
+    (group,) = (group for group in fxprune.couple(fxprune.capture(model, example)) if group.kind == "experts")
+    assert (group.name, len(group), group.frozen) == ("router", 6, None)
+    plan = fxprune.Plan.from_kept(model, example, {"router": [0, 1, 5]})  # neighbours are removed
+    small: Any = fxprune.apply(model, plan)
+    assert list(small.experts._modules) == ["0", "1", "5"]
+    assert small.router.out_features == 3
+    assert fxprune.verify(model, plan, small, example) < 1e-6
+
+
+def test_experts_whose_weights_are_written_into_another_number_are_kept_with_the_reason() -> None:
+    def written(scores: Tensor) -> Tensor:
+        weights, chosen = scores.topk(2)
+        return torch.full_like(scores, -10.0).scatter(1, chosen, weights).softmax(-1)
+
+    groups = fxprune.couple(fxprune.capture(Dense(written), rows(6)))
+    reasons = {str(group.frozen) for group in groups if group.name.startswith("router")}
+    assert all(reason.startswith("a single channel is taken out by getitem") for reason in reasons)
+
+
 # -- what plans keep ---------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +335,46 @@ def test_as_many_experts_are_kept_as_are_chosen_at_once() -> None:
     assert fxprune.verify(model, plan, fxprune.apply(model, plan), example) < 1e-6
     with pytest.raises(PlanError, match="keeps 2 of 6 units of 'router', of which 3 are chosen at once: keep at least"):
         fxprune.Plan.from_kept(model, example, {"router": [0, 4]})
+
+
+class ByKind(nn.Module):
+    """A weight for each kind of row, which every row looks up, as layers of graphs for several relations do."""
+
+    def __init__(self, look_up: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.look_up = nn.Linear(5, 8), nn.Linear(6, 3), look_up
+        self.weight = nn.Parameter(torch.randn(4, 8, 6))
+
+    def forward(self, x: Tensor, kinds: Tensor) -> Tensor:
+        weights = self.look_up(self.weight, kinds)
+        return self.last(torch.bmm(self.first(x).unsqueeze(1), weights).squeeze(1).relu())
+
+
+@pytest.mark.parametrize("name", ["index_select", "torch.index_select", "getitem"])
+def test_weights_that_rows_look_up_are_pruned(name: str) -> None:
+    ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "index_select": lambda w, at: w.index_select(0, at),
+        "torch.index_select": lambda w, at: torch.index_select(w, 0, at),
+        "getitem": lambda w, at: w[at],
+    }
+    model, example = ByKind(ways[name]), (rows(7), torch.arange(7) % 4)
+    groups = fxprune.couple(fxprune.capture(model, example))
+    assert [len(group) for group in groups if group.frozen is None] == [8, 6]
+    plan = fxprune.Scores.random(model, example).plan(ratios={"*": 0.5})
+    small: Any = fxprune.apply(model, plan)
+    assert small.weight.shape == (4, 4, 3)
+    assert fxprune.verify(model, plan, small, example) < 1e-6
+    batches = [((rows(9, seed), torch.arange(9) % 4), torch.arange(9) % 3) for seed in range(2)]
+    assert fxprune.report(fxprune.compress(model, batches, params=0.6, progress=False)).budget.achieved <= 0.6
+
+
+def test_hidden_units_of_experts_whose_weights_are_looked_up() -> None:
+    model, example = Looked(), rows(4)
+    plan = fxprune.Plan.from_kept(model, example, {"router": [0, 1, 3, 4], "up": [0, 2, 3]})
+    small: Any = fxprune.apply(model, plan)
+    assert (small.up.shape, small.down.shape) == ((4, 5, 3), (4, 3, 3))
+    assert fxprune.verify(model, plan, small, example) < 1e-6
 
 
 def test_floors_are_saved_with_scores(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import importlib
 import json
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -18,7 +19,7 @@ from helpers import parameters
 from torch import Tensor
 
 import fxprune
-from fxprune.errors import ArtifactError, FxpruneWarning, NarrowError, PlanError
+from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, NarrowError, PlanError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of transformers
@@ -302,9 +303,90 @@ def test_multiples_of_a_plain_model_are_whole(llama: Any, value: Any) -> None:
         compress_pretrained(llama, [batch()], params=0.8, round_to=value, **HOW)
 
 
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({"experts": 2}, r"round_to: the model has no prunable units of the kind 'experts'; it has 48 'hidden', 2 'h"),
+        (
+            {"heads": 3},
+            r"round_to: 3 is more than the 2 'heads' of a layer, none of which could be removed; .*'heads': 1",
+        ),
+        (16, r"round_to: 16 is more than the 2 'heads' .* has 48 'hidden', 2 'heads': give a multiple for each kind"),
+        ({"hidden": 64}, r"round_to: 64 is more than the 48 'hidden' of a layer"),
+    ],
+)
+def test_multiples_of_a_plain_model_fit_its_layers(llama: Any, value: Any, told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        compress_pretrained(llama, [batch()], params=0.8, round_to=value, **HOW)
+
+
+def test_the_steps_of_a_class_count_in_multiples() -> None:
+    model, told = encoder("dinov2")
+    with pytest.raises(
+        PlanError, match=r"round_to: 5 \(with the steps of its class, 160\) is more than the 128 'hidden'"
+    ):
+        compress_pretrained(model, [told], ratios={"*": 0.5}, round_to={"hidden": 5}, **HOW)
+
+
+def budget_of(model: Any, told: Any = None, **options: Any) -> str:
+    """The message for a budget that cannot be reached."""
+    with pytest.raises(fxprune.UnreachableError) as error:
+        compress_pretrained(model, told or [batch(), batch(3, 5)], **{**HOW, "params": 0.05, **options})
+    return str(error.value)
+
+
+def test_advice_for_a_budget_that_a_plain_model_cannot_reach(llama: Any) -> None:
+    """What is advised can be done: nothing that a plain model refuses, and no multiple that its class needs."""
+    assert fxprune.UnreachableError is fxprune.errors.UnreachableError
+    assert re.search(
+        r"35\.4% is the least that can be reached: raise params=0\.05 to at least 0\.354$", budget_of(llama)
+    )
+    rounded = budget_of(llama, params=0.3, round_to={"hidden": 16})
+    assert re.search(r"reached: lower round_to={'hidden': 16} or raise params=0\.3 to at least 0\.5", rounded)
+    at_least = re.search(r"at least (\S+)$", rounded)
+    assert at_least is not None
+    share = float(at_least[1])
+    own: Any = compress_pretrained(llama, [batch(), batch(3, 5)], params=share, round_to={"hidden": 16}, **HOW)
+    assert parameters(own) <= share * parameters(llama)
+
+
+@pytest.mark.wide
+def test_advice_that_leads_out_of_plain_models() -> None:
+    model = decoder("gpt2")  # whose heads no configuration can have fewer of
+    told = budget_of(model, params=0.4)
+    assert "reached: use own_class=True in place of plain=True or raise params=0.4" in told
+    own: Any = compress_pretrained(model, [batch()], params=0.4, **{**HOW, "plain": False, "own_class": True})
+    assert parameters(own) <= 0.4 * parameters(model)
+    assert "score with inexact=True" in budget_of(decoder("olmo2"))  # whose norm runs over all heads
+    model, batches = encoder("dinov2")
+    assert "round_to" not in budget_of(model, [batches])
+    assert "round 1 of 2" in budget_of(decoder("llama"), rounds=2)
+
+
+def test_inexact_where_it_frees_nothing_that_a_configuration_says(llama: Any) -> None:
+    told = r"inexact=True prunes nothing more of a plain model: no field of LlamaConfig says .* leave out plain=True"
+    with pytest.raises(NarrowError, match=told):
+        compress_pretrained(llama, [batch()], params=0.8, inexact=True, **HOW)
+
+
+@pytest.mark.wide
+def test_inexact_where_a_norm_runs_over_all_heads() -> None:
+    model = decoder("olmo2")
+    own: Any = compress_pretrained(model, [batch(), batch(3, 5)], ratios={"*": 0.5}, inexact=True, **HOW)
+    assert HALF.items() <= changed(own, model).items()
+
+
+def test_a_plain_model_is_narrow_already(llama: Any, plain: Any) -> None:
+    with pytest.raises(FxpruneError, match=r"LlamaForCausalLM is a model of its own class already, by plain=True"):
+        narrow_pretrained(plain, llama)
+    with pytest.raises(FxpruneError, match=r"LlamaForCausalLM has no plan: give the graph that compress_pretrained or"):
+        narrow_pretrained(llama, llama)
+
+
 def test_what_a_plain_model_cannot_have(llama: Any) -> None:
-    for name, value in {"submodule": "model", "equal_blocks": False, "new_biases": True}.items():
-        with pytest.raises(NarrowError, match=rf"plain=True needs {name}=.*: the c"):
+    others = {"submodule": "model", "equal_blocks": False, "new_biases": True, "own_class": False}
+    for name, value in others.items():
+        with pytest.raises(NarrowError, match=rf"plain=True needs {name}=.*: (the c|a plain model is one of its own)"):
             compress_pretrained(llama, [batch()], params=0.8, **{**HOW, name: value})
 
 
@@ -425,6 +507,15 @@ def test_the_language_part_of_a_model_of_images_and_texts(name: str, tmp_path: P
     again = T.AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     assert type(again) is type(model)
     assert torch.equal(generated(again), generated(own))
+
+
+@pytest.mark.filterwarnings("error::fxprune.FxpruneWarning")
+@pytest.mark.parametrize("name", ["llama", pytest.param("qwen2_vl", marks=pytest.mark.wide)])
+def test_lengths_of_a_decoder_are_free(name: str) -> None:
+    """Its words and mask are changed together: a mask of another length than the words is none that a user gives."""
+    model = decoder(name) if name in DECODERS else vision_language(name)
+    small = compress_pretrained(model, [batch(), batch(3, 5)], ratios={"*": 0.5}, progress=False, compensate="none")
+    assert fxprune.report(small).error < 1e-5
 
 
 @pytest.mark.wide

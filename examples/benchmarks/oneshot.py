@@ -21,7 +21,7 @@ from typing import Any
 
 import cifar
 from measure import CONSOLE, DOCS, Table, child, parser, percent, show, version, write
-from oneshot_methods import METHODS, WHOLE
+from oneshot_methods import METHODS, WHOLE, Method
 from oneshot_models import (
     DIGITS,
     MODELS,
@@ -92,11 +92,15 @@ Run = dict[str, Any]
 
 def measured(stage: str, model: str, method: str, budgets: Sequence[float], weights: Path, *, quick: bool) -> Run:
     """In a child: a row for every budget of one method on one model, and the model's own."""
-    work = workload(model, weights, quick=quick)
+    return measured_on(workload(model, weights, quick=quick), METHODS[method], stage, budgets, quick=quick)
+
+
+def measured_on(work: Workload, method: Method, stage: str, budgets: Sequence[float], *, quick: bool) -> Run:
+    """A row for every budget of a method on a model, and the model's own."""
     full = {"macs": macs(work.model, work.example), "params": params(work.model)}
     full["cost"] = work.size(work.model)
     start = time.perf_counter()
-    at = METHODS[method].prepare(work)
+    at = method.prepare(work)
     prepared = time.perf_counter() - start
     rows: list[dict[str, Any]] = []
     for budget in budgets:

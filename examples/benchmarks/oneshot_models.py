@@ -16,7 +16,7 @@ from typing import Any
 import cifar
 import torch
 import torch.nn.functional as F
-from oneshot_real import TASKS, Batches
+from oneshot_real import TASKS, Batches, Task
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -171,16 +171,18 @@ def workload(name: str, weights: Path, *, quick: bool) -> Workload:
         measure = partial(cifar.accuracy, batches=test)
         return Workload(model, calibration, measure, others.split(250), writers(model))
     if name in TASKS:
-        task = TASKS[name]()
-        cost = "params" if task.unit == "perplexity" else "macs"
-        return Workload(
-            task.model, task.calibration, task.measure, task.fresh, loss=task.loss, unit=task.unit, cost=cost
-        )
+        return of_task(TASKS[name]())
     model = DIGITS[name][0]().eval()
     model.load_state_dict(torch.load(weights / f"{name}.pt", weights_only=True))
     (images, labels), held_out = digits(name)
     measure = partial(cifar.accuracy, batches=cifar.batches_of(*held_out))
     return Workload(model, cifar.batches_of(images, labels), measure, [], writers(model))
+
+
+def of_task(task: Task) -> Workload:
+    """A real network; language models come down to shares of their parameters."""
+    cost = "params" if task.unit == "perplexity" else "macs"
+    return Workload(task.model, task.calibration, task.measure, task.fresh, loss=task.loss, unit=task.unit, cost=cost)
 
 
 def writers(model: nn.Module) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 FACE = 0.6  # the probability from which on a place is a face
 CONTEXT, WINDOWS, TESTED = 128, 128, 64  # tokens; windows of the calibration, and of the perplexity
 Batches = Sequence[tuple[Any, Any]]
+Tokens = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +142,19 @@ def language() -> Task:
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     model.load_state_dict(_weights("lm/llama.pt"))
-    train, test = (_windows(name, count) for name, count in (("train", WINDOWS), ("val", TESTED)))
+    return task_of_windows(model, *(np.load(cifar.data_folder() / "lm" / f"{name}.npy") for name in ("train", "val")))
+
+
+def task_of_windows(model: nn.Module, train: Tokens, test: Tokens) -> Task:
+    """The perplexity of a model of transformers on windows of `test`; those of `train` are its calibration."""
+    calibration, fresh = _windows(train, WINDOWS), _windows(test, TESTED)
 
     @torch.no_grad()
     def perplexity(net: nn.Module) -> float:
-        return float(torch.stack([next_token_loss(net(x), x) for x in test.split(16)]).mean().exp())
+        return float(torch.stack([next_token_loss(net(x), x) for x in fresh.split(16)]).mean().exp())
 
-    calibration = [(x, x) for x in train.split(16)]
-    return Task(NextToken(model).eval(), calibration, next_token_loss, perplexity, test.split(16), "perplexity")
+    batches = [(x, x) for x in calibration.split(16)]
+    return Task(NextToken(model).eval(), batches, next_token_loss, perplexity, fresh.split(16), "perplexity")
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -156,10 +162,9 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def _windows(name: str, count: int) -> Tensor:
-    tokens = np.load(cifar.data_folder() / "lm" / f"{name}.npy").astype(np.int64)
+def _windows(tokens: Tokens, count: int) -> Tensor:
     starts = np.random.default_rng(0).integers(0, len(tokens) - CONTEXT - 1, count)
-    return torch.stack([torch.from_numpy(tokens[start : start + CONTEXT]) for start in starts])
+    return torch.stack([torch.from_numpy(tokens[start : start + CONTEXT].astype(np.int64)) for start in starts])
 
 
 TASKS: dict[str, Callable[[], Task]] = {"speaker": speaker, "face": face, "language": language}

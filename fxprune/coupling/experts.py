@@ -120,7 +120,7 @@ def _reads(choice: Comparison, others: Sequence[Comparison]) -> list[ChannelRead
 
 def _part(choice: fx.Node, name: str, place: int) -> fx.Node | None:
     """The node that takes the values, or the numbers, out of the result of a choice."""
-    parts = {(operator.getitem, place), (getattr, name)}
+    parts = [(operator.getitem, place), (getattr, name)]  # a slice cannot be in a set
     return next((user for user in choice.users if len(user.args) == 2 and (user.target, user.args[1]) in parts), None)
 
 

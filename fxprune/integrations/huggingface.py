@@ -28,10 +28,20 @@ from fxprune.caller.isolation import device_of, evaluating, isolated_copy, undis
 from fxprune.caller.tensors import named_tensors, put
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling
-from fxprune.errors import ArtifactError, CalibrationError, FxpruneError, NarrowError, a, error_text, stage
+from fxprune.errors import (
+    ArtifactError,
+    CalibrationError,
+    FxpruneError,
+    UnreachableError,
+    a,
+    error_text,
+    stage,
+)
 from fxprune.integrations.class_saving import CONFIG, WEIGHTS, Saving, check_weights, narrowed_class
-from fxprune.integrations.plain import Change, built, changes_of, limits_by, multiples
+from fxprune.integrations.plain import Change, built, changes_of, limits_by
+from fxprune.integrations.plain_options import advised, check_inexact, inexact_helps, multiples, others
 from fxprune.pipeline import apply, compress
+from fxprune.planning.budgets import INEXACT
 from fxprune.planning.plan import kept_units
 from fxprune.planning.planned import Planned
 from fxprune.reporting.attach import note_call
@@ -41,16 +51,11 @@ from fxprune.rewriting.class_limits import keep_to
 from fxprune.rewriting.own_class import compare, narrow
 from fxprune.saving.artifact import load, save
 from fxprune.scoring.objective import Loss
-from fxprune.tracing.graph import RECORD, ModelGraph, example_of
+from fxprune.tracing.graph import RECORD, ClassLimits, ModelGraph, example_of
 from fxprune.tracing.part import with_captured_part
 
 __all__ = ["compress_pretrained", "from_pretrained", "narrow_pretrained", "save_pretrained"]
 
-_WHY = {
-    "submodule": "the configuration is that of the whole model",
-    "equal_blocks": "the classes of transformers build all layers by one configuration",
-    "new_biases": "the class has no place for them",
-}
 _TASKS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "ForCausalLM")
 _MISFITS = (  # the errors of a loss of another task
     TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ImportError,
@@ -113,21 +118,25 @@ def _plain(
     options: dict[str, Any],
 ) -> PreTrainedModel:  # fmt: skip
     """`compress_pretrained` where a configuration has to say the widths; `own` is a copy without a cache."""
-    options.pop("own_class", None)
-    for name, value in {"submodule": "", "equal_blocks": True, "new_biases": False}.items():
-        if options.pop(name, value) != value:
-            raise NarrowError(f"plain=True needs {name}={value!r}: {_WHY[name]}")
-    coupled = {
+    options = others(options)
+    coupled: dict[str, Any] = {
         name: options[name] for name in ("exclude", "unknown", "inexact", "head_dim", "query_heads") if name in options
     }
     asked = {name: options.get(name) for name in ("unpack", "run")}
     graph: Any = with_captured_part(own, loader, "", options.get("exclude", ()), **asked)  # type: ignore[arg-type]
     with stage("coupling"), undisturbed():
+        check_inexact(model, graph, coupled)
         coupling = analyse(graph, **coupled)
         changes = changes_of(model, coupling)
-        keep_to(graph, limits_by(changes, coupling, model.config))
-    options["round_to"] = multiples(changes, options.get("round_to", 1))
-    small = compress(graph, loader, alpha, new_biases=False, equal_blocks=True, **options)
+        limits = limits_by(changes, coupling, model.config)
+        keep_to(graph, limits)
+    rounded = {"round_to": multiples(changes, coupling, options.get("round_to", 1))}
+    try:
+        small = compress(graph, loader, alpha, new_biases=False, equal_blocks=True, **options | rounded)
+    except UnreachableError as error:
+        keep_to(graph, ClassLimits())
+        inexact = INEXACT in error.remedies and inexact_helps(model, graph, coupled)
+        raise advised(error, options, held=bool(limits.held), inexact=inexact) from error
     note_call(small, call, loader, "")
     return plain_model(model, small, graph, coupling, changes)
 
@@ -156,9 +165,17 @@ def narrow_pretrained(small: nn.Module, model: PreTrainedModel) -> PreTrainedMod
     Raises:
         NarrowError: the class does not run with narrower layers, see `fxprune.narrow`.
     """
-    record = pruned_of(small)
+    record, saving = pruned_of(small), vars(small).get("save_pretrained")
+    if isinstance(saving, Saving):
+        raise FxpruneError(
+            f"{type(small).__name__} is a model of its own class already, by {'plain' if saving.plain else 'own_class'}"
+            "=True or narrow_pretrained: use it as it is"
+        )
     if record is None or not isinstance(small, ModelGraph):
-        raise FxpruneError(f"{type(small).__name__} has no plan: give what compress_pretrained or from_pretrained gave")
+        raise FxpruneError(
+            f"{type(small).__name__} has no plan: give the graph that compress_pretrained or from_pretrained of "
+            "fxprune gave"
+        )
     own = _with_cache_of(model, narrow(_without_cache(model), record.plan, weights=small))
     modes = {name: module.training for name, module in small.named_modules()}
     for name, module in own.named_modules():

@@ -14,14 +14,12 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fxprune.caller.arguments import CHECKS
 from fxprune.caller.arrays import Flags
 from fxprune.caller.isolation import device_of, undisturbed
 from fxprune.caller.tensors import named_tensors, put
 from fxprune.coupling.groups import Coupling, Group
 from fxprune.coupling.kinds import EXPERT_UNITS, EXPERTS, HEAD_DIM, HEADS, HIDDEN
 from fxprune.errors import NarrowError, error_text
-from fxprune.planning.allocation import RoundTo
 from fxprune.planning.planned import Planned
 from fxprune.rules.vocabulary import Slot
 from fxprune.tracing.graph import ClassLimits
@@ -44,7 +42,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
 RATIOS = ("mlp_ratio",)  # fields that hold a share of another width
 _STEPS = (1, 2, 4, 8, 16, 32, 64, 128)  # numbers of units that are removed at once, where a class has a rule
 _PARTS = range(2, 9)  # shares of all units that are tried, too
-_REMEDY = "use own_class=True in place of plain=True, and save_pretrained of fxprune.integrations.huggingface"
+OWN_CLASS = "use own_class=True in place of plain=True"
+_REMEDY = f"{OWN_CLASS}, and save_pretrained of fxprune.integrations.huggingface"
 _TOGETHER = 2  # fields that change together, such as the numbers of query heads and of key/value heads
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -239,15 +238,6 @@ def limits_by(changes: Sequence[Change], coupling: Coupling, config: PretrainedC
 
 def _names(group: Group) -> list[str]:
     return [site.name for site in group.sites]
-
-
-def multiples(changes: Sequence[Change], round_to: RoundTo) -> RoundTo:
-    """The multiples that a caller asks for, raised to those that a class needs."""
-    CHECKS["round_to"]("round_to", round_to)
-    kinds = dict(round_to) if isinstance(round_to, Mapping) else dict.fromkeys(FIELDS, round_to)
-    for change in changes:
-        kinds[change.kind] = math.lcm(kinds.get(change.kind, 1), change.step)
-    return kinds
 
 
 def narrowed_config(

@@ -11,7 +11,7 @@ import numpy as np
 from fxprune.caller.arguments import check_value
 from fxprune.caller.arrays import Flags, Index, Scalars
 from fxprune.coupling.collector import EXCLUDED, STATISTIC
-from fxprune.errors import PlanError, either
+from fxprune.errors import PlanError, UnreachableError
 from fxprune.planning.allocation import EVEN, Allocation
 from fxprune.planning.plan import BUDGETS
 
@@ -21,15 +21,8 @@ DEFAULT_ALPHA = 0.05  # where neither a level nor a budget is given
 NOTHING = -1.0  # the level at which every unit is kept
 Frozen = Iterable[tuple[Sequence[str], str]]  # layers that are kept whole, and why
 ROUNDS = "run compress with rounds=2 or more"
+INEXACT = "score with inexact=True"
 _SHOWN = 3  # layers of one reason in a message
-
-
-class UnreachableError(PlanError):
-    """No plan is within a budget: what was `asked`, with the least share that can be reached, and the `remedies`."""
-
-    def __init__(self, asked: str, remedies: Sequence[str] = ()) -> None:
-        super().__init__(f"{asked}: {either(remedies)}" if remedies else asked)
-        self.asked, self.remedies = asked, remedies
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +128,7 @@ def remedies(allocation: Allocation, cost: Cost, share: float, even: Scalars, fr
     if _least(replace(allocation, level=even), cost) <= share * cost(np.ones(len(even), dtype=bool)):
         yield from (ROUNDS, 'pass allocate="uniform"')
     if any(why.endswith(STATISTIC) for _, why in frozen):
-        yield "score with inexact=True"
+        yield INEXACT
     if any(EXCLUDED in why for _, why in frozen):
         yield "exclude less"
 

@@ -38,10 +38,13 @@ def leave_out(small: ModelGraph, coupling: Coupling, keep: Flags) -> None:
     """Remove the branches of removed experts, and the layers and parameters that only these use, from a graph."""
     by_name = {node.name: node for node in small.graph.nodes}
     used: dict[str, None] = {}
+    through = {name: other for branch in removed_branches(coupling, keep) for name, other in branch.through.items()}
     for branch in removed_branches(coupling, keep):
-        for name in branch.nodes:
-            if name in branch.through:
-                by_name[name].replace_all_uses_with(by_name[branch.through[name]])
+        for name in (name for name in branch.nodes if name in through):
+            other = through[name]
+            while other in through:  # of another removed expert
+                other = through[other]
+            by_name[name].replace_all_uses_with(by_name[other])
         for name in reversed(branch.nodes):
             node = by_name[name]
             used |= {str(node.target): None} if node.op in ("call_module", "get_attr") else {}

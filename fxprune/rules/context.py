@@ -18,8 +18,9 @@ from fxprune.caller.example import TensorSpec
 from fxprune.caller.tensors import all_tensors, attribute_at, first_names
 from fxprune.rules.arguments import Call
 from fxprune.rules.labels import NO_CHANNEL, Labels, Plane, core_of, has_channels, slices, vector_plane
-from fxprune.rules.vocabulary import CASTS, FILLS, LIKES, ChannelRead, Comparison, Meeting, Option, Slot
+from fxprune.rules.vocabulary import CASTS, FILLS, INDEX_SELECT, LIKES, ChannelRead, Comparison, Meeting, Option, Slot
 
+_MATRIX = 2  # axes of a weight; with fewer than one more, a lookup gives vectors, as of words
 LARGEST_GRID = 1 << 20  # labels of a product of channels with others
 Test = Callable[[fx.Node], bool]
 
@@ -195,11 +196,20 @@ class Context(ABC):
             return str(self.node.target)
         for node in self.node.all_input_nodes:
             source = node
-            while source.target in CASTS or (source.target is operator.getitem and isinstance(source.args[1], int)):
+            while source.target in CASTS or _is_lookup(source):
                 source = source.all_input_nodes[0]
             if source.op == "get_attr" and any(self.env[node] is parameter for parameter in parameters):
                 return str(source.target).removesuffix(".weight")
         return self.node.name
+
+    def is_looked_up(self, x: Labels) -> bool:
+        """Whether `x`, an argument of the current node, is a weight of several: each row of the input picks its own."""
+        node = self.source(x)
+        while node is not None and (node.target in CASTS or _is_lookup(node)):
+            node = node.all_input_nodes[0]
+            if not self.is_live(node.name):
+                return len(self.spec(node).shape) > _MATRIX
+        return False
 
     # -- building values -------------------------------------------------------------------------------------------
 
@@ -324,6 +334,12 @@ def _brings_channels(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node gives values of the model's input, or of its layers and weights."""
     is_weight = node.op == "get_attr" and isinstance(attribute_at(graph, str(node.target)), nn.Parameter)
     return node.op in ("placeholder", "call_module") or is_weight
+
+
+def _is_lookup(node: fx.Node) -> bool:
+    """Whether a node picks slices out of a tensor by one number, or by computed ones."""
+    by_item = node.target in (operator.getitem, "__getitem__") and isinstance(node.args[1], int | fx.Node)
+    return by_item or node.target == "index_select" or node.target in INDEX_SELECT
 
 
 def _only_asks(node: fx.Node) -> bool:

@@ -78,9 +78,11 @@ def contract(
 
     Summed axes are read. Where heads and the places in them form a grid, either whole heads are removed from all inputs
     or the same places of every head; a head that is left after the sum has a label of its own. `constant` says which
-    inputs depend on no input of the model, where they are not values of nodes.
+    inputs depend on no input of the model, where they are not values of nodes; those that are looked up among several
+    are weights, too.
     """
     constant = constant or [ctx.is_constant(x) for x in inputs]
+    weights = [fixed or ctx.is_looked_up(x) for x, fixed in zip(inputs, constant, strict=True)]
     letters = output + "".join(sorted(set("".join(terms)) - set(output)))
     if any(len(set(term)) < len(term) for term in terms):
         kept: Labels = ctx.opaque(f"a diagonal is taken by {ctx.describe()}", list(inputs))
@@ -97,12 +99,12 @@ def contract(
         if merged is not None:  # the summed axes have size 1 in it
             planes.append(Plane(merged.core.reshape(merged.core.shape[:rank]), merged.axes))
         for axis in summed & set(axes):
-            _read(ctx, meeting, axis, [(x, term.find(letters[axis])) for term, x in pairs], constant)
-    if sum(not fixed for fixed in constant) > 1:
+            _read(ctx, meeting, axis, [(x, term.find(letters[axis])) for term, x in pairs], constant, weights)
+    if sum(not is_weight for is_weight in weights) > 1:
         for plane in (plane for planes in aligned for plane in planes):
             ctx.attend(plane.core.reshape(-1))
-    for x, own, fixed in zip(inputs, aligned, constant, strict=True):
-        if fixed and x.planes:  # a weight produces its channels along the axes that are not summed
+    for x, own, is_weight in zip(inputs, aligned, weights, strict=True):
+        if is_weight and x.planes:  # a weight produces its channels along the axes that are not summed
             cores = [plane.core.reshape(-1) for plane in own if not summed & set(plane.axes)]
             ctx.produce(torch.cat([torch.empty(0, dtype=torch.float64), *cores]), ctx.site(x))
     widths = [[size[axis] for size in sizes] for axis in range(rank)]
@@ -122,12 +124,12 @@ def _aligned(x: Labels, term: str, letters: str) -> list[Plane]:
 
 
 def _read(
-    ctx: Context, meeting: Meeting, axis: int, places: Sequence[tuple[Labels, int]], constant: Sequence[bool]
+    ctx: Context, meeting: Meeting, axis: int, places: Sequence[tuple[Labels, int]], *orders: Sequence[bool]
 ) -> None:
-    """Read a summed axis on the first input that depends on the model's inputs."""
+    """Read a summed axis on the first input that depends on the model's inputs, and is no weight if there is one."""
     holders = [
-        (fixed, plane, place)
-        for planes, place, fixed in zip(meeting.inputs, places, constant, strict=True)
+        (order, plane, place)
+        for planes, place, *order in zip(meeting.inputs, places, *orders, strict=True)
         for plane in planes
         if axis in plane.axes
     ]

@@ -12,6 +12,9 @@ from fxprune.rules.context import Context, labels_in
 from fxprune.rules.labels import Labels, Plane
 from fxprune.rules.movement import assign, move
 from fxprune.rules.table import rule, takes_index
+from fxprune.rules.vocabulary import INDEX_SELECT
+
+_ZEROS = frozenset({torch.zeros, torch.zeros_like, "new_zeros"})
 
 
 @rule("scatter", "scatter_add", "scatter_reduce", "scatter_", "scatter_add_", "scatter_reduce_")
@@ -20,11 +23,15 @@ from fxprune.rules.table import rule, takes_index
 def scatter(ctx: Context, x: Labels, dim: int, index: Labels, *args: Any, **kwargs: Any) -> Labels:
     """The places along `dim` are computed; along every other axis the tensors meet.
 
-    Where they are the numbers of experts, the axis is theirs.
+    Where they are the numbers of experts, the axis is theirs: of zeros, a place is another number only in rows that
+    have chosen its expert.
     """
     rest = apart(ctx, x, dim % x.ndim, index)
     if index.index_of is not None and rest is not x:
         ctx.choose_by_number(index.index_of)  # in zeros like the scores, too
+        source = ctx.source(x)
+        if source is not None and source.target in _ZEROS:
+            ctx.mark_numbers(ctx.vector(x, dim % x.ndim), index.index_of)
     planes = _met_beside(ctx, dim, rest, index, *labels_in((args, kwargs)))
     return Labels(x.shape, planes if rest is x else (*x.along(dim % x.ndim), *planes))
 
@@ -59,7 +66,7 @@ def gather(ctx: Context, x: Labels, *args: Any, **kwargs: Any) -> Any:
     return Labels(tuple(sizes.get(axis, size) for axis, size in enumerate(ctx.spec().shape)), planes)
 
 
-@rule("index_select", torch.index_select)
+@rule("index_select", *INDEX_SELECT)
 @takes_index
 def index_select(ctx: Context, x: Labels, dim: int, index: Labels) -> Any:
     """As `gather`, with one number for each slice along `dim`."""

@@ -18,6 +18,7 @@ FILLS = frozenset({
     torch.zeros, torch.ones, torch.empty, torch.full, "new_zeros", "new_ones", "new_empty", "new_full",
 })  # fmt: skip
 LIKES = frozenset({torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like})
+INDEX_SELECT = frozenset({torch.index_select, torch._C._VariableFunctions.index_select})  # some libraries replace it
 GIVEN_UP = "given up"  # remembered of nodes that are handled as if their operation had no rule
 
 

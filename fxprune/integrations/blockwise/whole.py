@@ -16,7 +16,8 @@ from fxprune.coupling.groups import Coupling
 from fxprune.errors import stage
 from fxprune.integrations.blockwise.source import Source
 from fxprune.integrations.huggingface import arguments_of, columns
-from fxprune.integrations.plain import Change, changes_of, limits_by, multiples
+from fxprune.integrations.plain import Change, changes_of, limits_by
+from fxprune.integrations.plain_options import multiples
 from fxprune.planning.allocation import RoundTo
 from fxprune.rewriting.class_limits import keep_to
 from fxprune.scoring.scores import Scores, scores_of
@@ -55,5 +56,5 @@ def whole_of(source: Source, loader: Iterable[Any], round_to: RoundTo, coupled: 
         coupling = analyse(graph, **coupled)
         zeros, about = np.zeros(coupling.units), {"propose": "reconstruction", "protect": "taylor-by-sample"}
         scores = scores_of(graph, coupling, (zeros, zeros), coupled, about)
-    scores = replace(scores, equal_blocks=True, round_to=dict(multiples(changes, round_to)))  # type: ignore[arg-type]
+    scores = replace(scores, equal_blocks=True, round_to=multiples(changes, free, round_to))
     return Whole(free, coupling, captured_of(graph).limits, changes, scores, coupled)

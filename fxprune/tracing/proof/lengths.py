@@ -34,22 +34,26 @@ def fixed_lengths(
     """The places in an example whose lengths are fixed in a graph without an error; each with the difference.
 
     A place is named where the model runs at another length, and the graph gives another output.
-    Places of one length are changed together, and one by one. `ratios` are those of `numbers_beside`.
+    Places of one length are changed together, and one by one, but then not to or from a length of one: such an input,
+    say a mask beside words, is broadcast along the others, which is no other length. `ratios` are those of
+    `numbers_beside`.
     """
     for size, places in lengths_of(example).items():
-        for together in (places, *([place] for place in places[:_SINGLE] if len(places) > 1)):
-            if found := _difference_at_other_lengths(original, graph, example, together, size, ratios):
+        alone = [[place] for place in places[:_SINGLE]] if len(places) > 1 < size else []
+        for together in (places, *alone):
+            least = 2 if together in alone else 1
+            if found := _difference_at_other_lengths(original, graph, example, together, size, ratios, least):
                 yield together[0], found
                 break
 
 
 def _difference_at_other_lengths(
-    original: Original, graph: ModelGraph, example: Any, places: Sequence[Place], size: int, ratios: Any
+    original: Original, graph: ModelGraph, example: Any, places: Sequence[Place], size: int, ratios: Any, least: int
 ) -> str | None:
     """The first difference between the outputs of a model and its graph at other lengths than `size`, in words."""
     taken = set[bool]()  # whether the model runs at a shorter length, and at a longer one
     for length, last in _lengths(example, size, ratios):
-        if last and (length > size) in taken:
+        if length < least or (last and (length > size) in taken):
             continue
         batch = resized(example, places, length)
         for trial in original.tried_afresh(batch, grads=(False,)):
