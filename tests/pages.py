@@ -83,6 +83,7 @@ def for_language_models() -> dict[str, Any]:
     words = torch.randint(2, 48, (8, 9))
     batch = {"input_ids": words, "attention_mask": torch.ones_like(words), "labels": words}
     llama = transformers.LlamaForCausalLM(config).eval()
+    llama.save_pretrained("llama")  # a folder, for the way block by block
     return {"llama": llama, "texts": [batch, batch], "words": words, "mask": batch["attention_mask"]}
 
 

@@ -233,6 +233,35 @@ def killed(rank: int) -> str:
     return "nothing"
 
 
+def spread() -> dict[str, str]:
+    """What is said of models of which each rank has a part, and what the way out gives."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+    sharded = network()
+    fully_shard(sharded, mesh=mesh)
+    columns = parallelize_module(network(), mesh, {"7": ColwiseParallel()})
+    wrapped = FullyShardedDataParallel(network(), device_id=torch.device("cpu"))
+    tried: dict[str, Callable[[], object]] = {
+        "score": lambda: scored(parts(10, 10), sharded),
+        "compress": lambda: fxprune.compress(sharded, parts(10, 10), macs=0.6, progress=False),
+        "parallel": lambda: scored(parts(10, 10), columns),
+        "wrapped": lambda: scored(parts(10, 10), wrapped),
+    }
+    found = {}
+    for name, call in tried.items():
+        try:
+            call()
+        except FxpruneError as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    plain = network()
+    plain.load_state_dict(get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True)))
+    found["gathered"] = str(len(scored(parts(10, 10), plain).propose))
+    return found
+
+
 def record_of(small: nn.Module) -> dict[str, Any]:
     """The weights of a compensated network, and its errors before and after."""
     done = fxprune.report(small).compensation
@@ -252,7 +281,10 @@ def main(folder: Path, rank: int, size: int, what: str) -> None:
             torch.save(record_of(compensated(level)), folder / f"{level}-{rank}.pt")
         torch.save(record_of(compressed()), folder / f"compressed-{rank}.pt")
     else:
-        found = failures(rank) if what == "failures" else {"killed": killed(rank)}
+        told: dict[str, Callable[[], dict[str, str]]] = {
+            "failures": lambda: failures(rank), "killed": lambda: {"killed": killed(rank)}, "spread": spread,
+        }  # fmt: skip
+        found = told[what]()
         (folder / f"told-{rank}.txt").write_text("\n".join(f"{name}|{text}" for name, text in found.items()))
     if what == "killed":
         os._exit(0)  # a group that has lost a rank cannot be taken down in good order

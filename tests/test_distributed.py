@@ -108,3 +108,20 @@ def test_a_rank_that_dies_ends_the_others_with_an_error_of_ours(tmp_path: Path) 
     assert started(tmp_path, 2, "killed") == [0, 3]
     assert told(tmp_path, 0)["killed"].startswith("DistributedError: rank 0 of 2 lost another rank, which ended or")
     assert not (tmp_path / "told-1.txt").exists()
+
+
+@pytest.mark.wide
+def test_models_of_which_each_rank_has_a_part(tmp_path: Path) -> None:
+    assert started(tmp_path, 2, "spread") == [0, 0]
+    for rank in range(2):
+        found = told(tmp_path, rank)
+        for name in ("score", "compress"):
+            assert found[name].startswith(
+                "CaptureError: 0.weight of FSDPSequential is a DTensor: each rank holds a part"
+            )
+        assert found["parallel"].startswith("CaptureError: 7.weight of Sequential is a DTensor: each rank holds a part")
+        assert found["wrapped"].startswith(
+            "CaptureError: the model is wrapped in FullyShardedDataParallel, and each rank"
+        )
+        assert all("get_model_state_dict" in found[name] for name in ("score", "compress", "parallel", "wrapped"))
+        assert found["gathered"] == "20"  # the units of the plain model

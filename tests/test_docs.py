@@ -142,6 +142,7 @@ def test_python_of_language_models_runs() -> None:
     assert type(found["own"]).__name__ == "LlamaForCausalLM"
     assert found["logits"].shape == (8, 9, 50)
     assert type(found["again"]).__name__ == "LlamaForCausalLM"
+    assert [block.path for block in found["done"].blocks] == ["model.layers.0", "model.layers.1"]
     for name in ("small", "free"):
         budget = fxprune.report(found[name]).budget
         assert budget.asked == 0.8 >= budget.achieved

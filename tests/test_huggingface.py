@@ -281,7 +281,7 @@ def test_future_values_are_what_a_forecast_is_compared_with() -> None:
 
 
 def test_the_labels_of_a_prompt_are_inputs() -> None:
-    inputs, labels = huggingface._arguments(T.SamModel)
+    inputs, labels = huggingface.arguments_of(T.SamModel)
     assert "input_labels" in inputs
     assert labels == []
 

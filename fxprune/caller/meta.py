@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from fxprune.caller.example import each_tensor, to_device
+from fxprune.caller.model_checks import if_in_folder
 from fxprune.errors import FxpruneError
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -34,6 +35,7 @@ def need_numbers(model: nn.Module, what: str, error: type[FxpruneError] = Fxprun
         raise error(
             f"{what} needs numbers, and {name} of {type(model).__name__} has a shape only (meta device or "
             "FakeTensorMode): load the weights first; capture, couple, Scores.random, their plans and apply need none"
+            + if_in_folder(model)
         )
 
 

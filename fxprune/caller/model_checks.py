@@ -22,6 +22,8 @@ _STORES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pr
 def check_made(model: nn.Module) -> None:
     """Raise CaptureError where a module is not initialised, is lazy, or overrides a listing of its contents wrongly.
 
+    Or where its numbers are on other ranks, or offloaded by accelerate.
+
     >>> check_made(nn.LazyLinear(3))
     Traceback (most recent call last):
     fxprune.errors.CaptureError: weight of LazyLinear has no shape yet: run the model once on a batch, model(x), before
@@ -29,15 +31,36 @@ def check_made(model: nn.Module) -> None:
     name = type(model).__name__
     for path, module in list(_modules(model)):
         _check_lookup(module, f"{path} of {name}" if path else name)
+        if type(module).__name__ == "FullyShardedDataParallel":
+            raise CaptureError(f"{path or 'the model'} is wrapped in {type(module).__name__}, and {_SPREAD}")
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and is_lazy(tensor):
                 whole = f"{path}.{leaf}" if path else leaf
                 raise CaptureError(
                     f"{whole} of {name} has no shape yet: run the model once on a batch, model(x), before"
                 )
+            if tensor is not None and (where := _elsewhere(module, tensor)):
+                raise CaptureError(f"{path}.{leaf} of {name} ".removeprefix(".") + where)
         for method, kind in _LISTS.items():
             if module is model or getattr(type(module), method) is not getattr(nn.Module, method):
                 _check_list(module, method, kind)
+
+
+_FOLDER = "or save it, and prune the folder with fxprune.integrations.blockwise.compress_folder"
+_SPREAD = (
+    "each rank holds a part of its weights: gather them with get_model_state_dict of "
+    "torch.distributed.checkpoint.state_dict and StateDictOptions(full_state_dict=True), and load them into a plain "
+    f"model; {_FOLDER}"
+)
+
+
+def _elsewhere(module: nn.Module, tensor: Tensor) -> str:
+    """Why this process does not have all numbers of a tensor of a module, and the remedy; empty where it has."""
+    if any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__):
+        return f"is a DTensor: {_SPREAD}"
+    if tensor.is_meta and "_hf_hook" in vars(module):
+        return f"is offloaded by accelerate: load the model without a device map; {_FOLDER}"
+    return ""
 
 
 def check_forward(model: nn.Module) -> None:
@@ -59,11 +82,22 @@ define forward(self, ...) in Python
 
 def if_of_transformers(value: Any) -> str:
     """The end of a message about a model of Hugging Face transformers, or its output; empty for others."""
-    if not any(kind.__module__.startswith("transformers.") for kind in type(value).__mro__):
+    if not _is_of_transformers(value):
         return ""
     return (
         "; for a model of transformers, call fxprune.integrations.huggingface.compress_pretrained(model, loader, ...)"
     )
+
+
+def if_in_folder(model: nn.Module) -> str:
+    """The end of a message about a model of transformers that has no numbers yet; empty for others."""
+    if not _is_of_transformers(model):
+        return ""
+    return "; fxprune.integrations.blockwise.compress_folder prunes a folder block by block"
+
+
+def _is_of_transformers(value: Any) -> bool:
+    return any(kind.__module__.startswith("transformers.") for kind in type(value).__mro__)
 
 
 def _modules(model: nn.Module, path: str = "", around: tuple[nn.Module, ...] = ()) -> Iterator[tuple[str, nn.Module]]:

@@ -108,7 +108,7 @@ def compress_pretrained(
     """
     call = call_of(compress_pretrained, locals())
     own = _without_cache(model)
-    unpack = unpack or partial(_columns, *_arguments(type(model)), _shift_of(model))
+    unpack = unpack or partial(columns, *arguments_of(type(model)), _shift_of(model))
     loss = loss or _loss_of_class(own, loader, unpack)
     chosen: dict[str, Any] = {"loss": loss, "unpack": unpack, "new_biases": new_biases}
     if plain:
@@ -275,19 +275,19 @@ def _without_cache(model: PreTrainedModel) -> PreTrainedModel:
     if not isinstance(model, PreTrainedModel):
         raise FxpruneError(f"{type(model).__name__} is no PreTrainedModel of transformers: use fxprune.compress")
     own: Any = isolated_copy(model)
-    for config in _configs(own):
+    for config in configurations(own):
         config.update({"use_cache": False} if "use_cache" in config.to_dict() else {})
     return own  # type: ignore[no-any-return]
 
 
 def _with_cache_of(model: nn.Module, own: nn.Module) -> nn.Module:
     """A narrowed copy of a model, which is changed, with the cache that the model has."""
-    for mine, theirs in zip(_configs(own), _configs(model), strict=True):
+    for mine, theirs in zip(configurations(own), configurations(model), strict=True):
         mine.update({"use_cache": theirs.use_cache} if "use_cache" in theirs.to_dict() else {})
     return own
 
 
-def _configs(model: nn.Module) -> list[PretrainedConfig]:
+def configurations(model: nn.Module) -> list[PretrainedConfig]:
     """The configurations that the modules of a model hold, each once."""
     held = {id(config): config for module in model.modules() for config in [vars(module).get("config")]}
     return [config for config in held.values() if isinstance(config, PretrainedConfig)]
@@ -298,7 +298,7 @@ _DECODED = ("decoder_input_ids", "decoder_inputs_embeds")
 _TARGETS = ("start_positions", "end_positions", "future_values")  # what a loss compares with, under other names
 
 
-def _arguments(kind: type[PreTrainedModel]) -> tuple[list[str], list[str]]:
+def arguments_of(kind: type[PreTrainedModel]) -> tuple[list[str], list[str]]:
     """The names of the forward's arguments that are inputs, and of those that are labels."""
     names = list(inspect.signature(kind.forward).parameters)[1:]
     labels = [n for n in names if ("label" in n and n != "input_labels") or n in _TARGETS]  # input_labels: of a prompt
@@ -318,7 +318,7 @@ def _shift_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
     return lambda labels: shift(labels, config.pad_token_id, config.decoder_start_token_id)
 
 
-def _columns(
+def columns(
     inputs: list[str], labels: list[str], shift: Callable[[Tensor], Tensor] | None, batch: Any
 ) -> tuple[Any, Any]:
     """The inputs and the labels of a batch: the one column of labels, or a dict of several, or None.
@@ -343,13 +343,13 @@ def _loss_of_class(model: PreTrainedModel, loader: Iterable[Any], unpack: Unpack
     if targets is None:
         raise CalibrationError(
             f"the batches have no labels that {type(model).__name__}.forward takes "
-            f"({', '.join(_arguments(type(model))[1]) or 'it takes none'}): give them, or pass loss="
+            f"({', '.join(arguments_of(type(model))[1]) or 'it takes none'}): give them, or pass loss="
         )
     args, kwargs = as_call(inputs)
     tried: list[str] = []
     with undisturbed(), torch.no_grad(), evaluating(model), _as_configured(model):
         labels = dict(targets) if isinstance(targets, Mapping) else {"labels": targets}
-        labels = {_CONTRASTIVE: True} if _CONTRASTIVE in _arguments(type(model))[1] else labels
+        labels = {_CONTRASTIVE: True} if _CONTRASTIVE in arguments_of(type(model))[1] else labels
         output = model(*args, **kwargs, **labels)
         tasks = (LOSS_MAPPING[name] for name in _TASKS)
         for function in dict.fromkeys((model.loss_function, *tasks, _forecast, _matched, _paired)):
@@ -372,7 +372,7 @@ def _loss_of_class(model: PreTrainedModel, loader: Iterable[Any], unpack: Unpack
 @contextmanager
 def _as_configured(model: nn.Module) -> Iterator[None]:
     """Restore the fields of configurations, which some losses and forwards set, such as `problem_type`."""
-    before = [(config, dict(vars(config))) for config in _configs(model)]
+    before = [(config, dict(vars(config))) for config in configurations(model)]
     try:
         yield
     finally:

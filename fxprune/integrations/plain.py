@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from fxprune.caller.arrays import Flags
 from fxprune.caller.isolation import device_of, undisturbed
 from fxprune.caller.tensors import named_tensors, put
 from fxprune.coupling.groups import Coupling, Group
@@ -246,16 +247,17 @@ def _names(group: Group) -> list[str]:
     return [site.name for site in group.sites]
 
 
-def built(model: PreTrainedModel, small: nn.Module, changes: Sequence[Change], planned: Planned) -> PreTrainedModel:
-    """The class of `model` built by the configuration of a plan's widths, with the weights of `small`.
+def narrowed_config(
+    config: PretrainedConfig, changes: Sequence[Change], coupling: Coupling, keep: Flags
+) -> PretrainedConfig:
+    """A copy of a configuration that says the widths of the kept units.
 
     Raises:
-        NarrowError: groups that a field counts keep different numbers, the class has no place for a weight, or no field
-            says the number of blocks.
+        NarrowError: groups that a field counts keep different numbers.
     """
-    config, groups = copy.deepcopy(model.config), planned.coupling.prunable
+    config, groups = copy.deepcopy(config), coupling.prunable
     for change in changes:
-        kept = {int(planned.keep[groups[n].units.start : groups[n].units.stop].sum()) for n in change.groups}
+        kept = {int(keep[groups[n].units.start : groups[n].units.stop].sum()) for n in change.groups}
         if len(kept) > 1:
             raise NarrowError(
                 f"{', '.join(change.names)} of {type(config).__name__} counts the units of "
@@ -264,6 +266,17 @@ def built(model: PreTrainedModel, small: nn.Module, changes: Sequence[Change], p
             )
         if kept != {change.units}:
             change.written(config, kept.pop())
+    return config
+
+
+def built(model: PreTrainedModel, small: nn.Module, changes: Sequence[Change], planned: Planned) -> PreTrainedModel:
+    """The class of `model` built by the configuration of a plan's widths, with the weights of `small`.
+
+    Raises:
+        NarrowError: groups that a field counts keep different numbers, the class has no place for a weight, or no field
+            says the number of blocks.
+    """
+    config = narrowed_config(model.config, changes, planned.coupling, planned.keep)
     blocks = {own.block for own in removed_residuals(planned.coupling, planned.keep)}
     for path, removed in entries_of(blocks).items():
         config = _shorter(model, config, path, removed)

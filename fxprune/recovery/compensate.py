@@ -135,29 +135,29 @@ def judged(
     takes too long, are compensated once.
     """
     if data is None or not data.judges:
-        return _compensated(planned, small, options, None)
+        return compensated(planned, small, options, None)
     count = int(data.summed(torch.tensor(sum(map(len, data.held)))))
     light = is_light(planned.graph, count) and data.ranks == 1
     times = -(-ENOUGH * ONE_IN // count) if light else 1
     if times > 1 and not options.final:
-        return _compensated(planned, small, options, data)
+        return compensated(planned, small, options, data)
     pairs = [pair for pair in data.folds(planned.graph, ONE_IN)[:times] if pair[0].judges]
     if not in_all(bool(pairs)):
-        return _compensated(planned, small, options, data)
+        return compensated(planned, small, options, data)
     if not options.final:
-        return _compensated(planned, small, options, pairs[0][0])
+        return compensated(planned, small, options, pairs[0][0])
     total = np.zeros(3)
     for rest, apart in pairs:
-        best, done = _compensated(planned, small, options, rest)
+        best, done = compensated(planned, small, options, rest)
         error = OutputError(planned.graph, apart, options.divergence)
         total += error.samples * np.array([error(small), error(best), 1])
     if times > 1:
-        best, done = _compensated(planned, small, options, data)
+        best, done = compensated(planned, small, options, data)
     before, after = (total[:2] / total[2]).tolist()
     return best, replace(done, before=before, after=after)
 
 
-def _compensated(
+def compensated(
     planned: Planned, small: ModelGraph, options: Options, data: Calibration | None
 ) -> tuple[ModelGraph, Compensation]:
     """A copy of a narrowed graph, compensated; a step is kept only if its outputs are nearer to the original's.

@@ -36,7 +36,8 @@ class Calibration:
 
     Every fifth sample is; of fewer than five the last, and of one none. `samples` are the sample axes of the graph's
     nodes. Each of `ranks` has a share of the batches; `summed` and `gathered` combine them. `numbers` are the batches'
-    numbers in the loader, if they are not the first ones. `targets` are those of the first batch.
+    numbers in the loader, if they are not the first ones. `targets` are those of the first batch. `rewritten` are
+    the inputs of the rewritten graph, where other parts of the model that were pruned before make them differ.
     """
 
     inputs: Sequence[Inputs]
@@ -45,6 +46,12 @@ class Calibration:
     ranks: int = 1
     numbers: Sequence[int] | None = None
     targets: Any = None
+    rewritten: Sequence[Inputs] | None = None
+
+    @property
+    def of_rewritten(self) -> Calibration:
+        """The same samples with the inputs of the rewritten graph."""
+        return self if self.rewritten is None else replace(self, inputs=self.rewritten, rewritten=None)
 
     def summed(self, tensor: Tensor) -> Tensor:
         """The sum over all shares of a tensor that has the same shape for each."""
@@ -116,7 +123,8 @@ class Calibration:
                 inputs.append(self.inputs[batch] if found is None else found)
                 masks.append(held if found is None else held[chosen])
                 numbers.append(known[batch])
-        return replace(self, inputs=inputs, held=masks, numbers=numbers)
+        others = None if self.rewritten is None else self.of_rewritten.fitted(graph, most).inputs
+        return replace(self, inputs=inputs, held=masks, numbers=numbers, rewritten=others)
 
     def _selected(self, graph: fx.GraphModule, batch: int, chosen: Tensor) -> Inputs | None:
         """Some samples of a batch, by a mask, or None where an input does not show its samples."""
@@ -165,7 +173,9 @@ class Calibration:
             self.inputs[batch] if bool(masks[batch].all()) else self._selected(graph, batch, masks[batch]) or []
             for batch in own
         ]
-        return replace(self, inputs=values, held=held.split(sizes), numbers=[known[batch] for batch in own])
+        others = None if self.rewritten is None else self.of_rewritten._part(graph, masks).inputs
+        numbers = [known[batch] for batch in own]
+        return replace(self, inputs=values, held=held.split(sizes), numbers=numbers, rewritten=others)
 
     def mask(self, node: str, values: Tensor, batch: int, channels: int) -> Tensor:
         """The held-out places in the value of a node, as a mask that broadcasts to its shape.

@@ -42,6 +42,7 @@ FLOPS = 3e11
 WIDEST = 2048  # channels of an edge that are predicted from the others; on wider edges, means replace them
 EPSILON = 1e-12  # of the model's cost, which a unit saves at least
 MEMORY = 1 << 30  # bytes for all values of a graph on those samples
+NO_BRANCHES: Scalars = np.zeros(0)  # what the removal of each branch saves, where there is none
 
 
 class PredictionGate(Gate):
@@ -114,13 +115,16 @@ class Suffixes:
 
 def measured_curves(
     graph: ModelGraph, coupling: Coupling, moments: Mapping[Key, Moments], allocation: Allocation,
-    signals: Sequence[Scalars], data: Calibration, divergence: Divergence, *, alone: bool = False, saved: Scalars,
+    signals: Sequence[Scalars], data: Calibration, divergence: Divergence, *, alone: bool = False,
+    saved: Scalars = NO_BRANCHES, work: float = WORK, flops: float = FLOPS, memory: int = MEMORY,
 ) -> Curves:  # fmt: skip
     """The divergence of a graph's outputs for every bundle of groups, pruned alone to a few depths.
 
     From each depth to the next, each of the `signals` proposes the remaining units that it ranks lowest, and the
-    proposal that moves the outputs least is removed. Only the first signal is used where several would take too long.
-    Residual branches are removed one by one, see `_greedy`; with `alone`, only they are.
+    proposal that moves the outputs least is removed. Only the first signal is used where several would take too long:
+    more than `work` forward passes over all samples, and than so many `flops`. All values of a graph take at most
+    `memory` bytes. Residual branches are removed one by one, see `_greedy`, by what each has `saved`; with `alone`,
+    only they are.
     """
     gated, gates = insert(graph, coupling, lambda edge: PredictionGate(edge, moments), branches=True)
     fuse(gated, coupling.specs)
@@ -128,13 +132,13 @@ def measured_curves(
     branches = {own.unit for own in coupling.residuals}
     depths_of = partial(_depths, allocation, found, branches, alone=alone)
     a_sample = sum(flops_of(graph).values()) / sample_count(example_of(graph))
-    passes = max(WORK * count, FLOPS / max(a_sample, 1.0))  # of a sample
+    passes = max(work * count, flops / max(a_sample, 1.0))  # of a sample
     shares, tried = next(
         (shares, tried)
         for shares, tried in [*((s, t) for s in DEPTHS for t in (len(signals), 1)), (DEPTHS[-1], 1)]
         if _work(depths_of, shares) * tried * FEWEST <= passes or (shares is DEPTHS[-1] and tried == 1)
     )
-    at_once = MEMORY * sample_count(example_of(graph)) // max(all_bytes(graph), 1)
+    at_once = memory * sample_count(example_of(graph)) // max(all_bytes(graph), 1)
     samples = max(FEWEST, min(MOST, int(passes / max(_work(depths_of, shares) * tried, 1e-9))))
     samples = max(1, min(-(-samples // data.ranks), at_once))  # of this rank
     order, depths, values = list[Index](), list[int](), list[float]()

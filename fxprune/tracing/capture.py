@@ -152,9 +152,10 @@ def _capture(
 
 
 def capture_as(
-    settings: Mapping[str, Any], model: nn.Module, example: Any, *, made: bool = False, prove: bool = True
-) -> ModelGraph:
-    """Capture a model by the `settings` of scores or a plan; see `settings_of`.
+    settings: Mapping[str, Any], model: nn.Module, example: Any, *, made: bool = False, prove: bool = True,
+    other: Any = None,
+) -> ModelGraph:  # fmt: skip
+    """Capture a model by the `settings` of scores or a plan; see `settings_of`. `other` is as for `capture`.
 
     With `prove`, the graph is compared with the model, with two exceptions. A graph that follows the decisions of the
     scores' example was compared on that example. An example that was `made` from a plan's description may have numbers
@@ -164,7 +165,7 @@ def capture_as(
     prove = prove and not decisions and (not made or _runs_on(model, example, concrete or {}))
     method, leaves = str(settings.get("method", "auto")), tuple(settings.get("leaves", ()))
     with values.replaying(decisions):
-        return _capture(model, example, method, concrete, leaves, prove=prove, again=True)
+        return _capture(model, example, method, concrete, leaves, other=other, prove=prove, again=True)
 
 
 def _runs_on(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -> bool:

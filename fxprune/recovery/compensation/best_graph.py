@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.caller.isolation import evaluating, in_eval_mode, ready_copies
 from fxprune.errors import blaming
-from fxprune.scoring.calibration import Calibration
+from fxprune.scoring.calibration import Calibration, Inputs
 from fxprune.scoring.divergence import Divergence
 from fxprune.tracing.finite import outputs
 from fxprune.tracing.graph import ModelGraph
@@ -25,8 +25,9 @@ class OutputError:
     """The divergence of a graph's outputs from those of an original, on the samples of its data that are held out."""
 
     def __init__(self, original: ModelGraph, data: Calibration, divergence: Divergence) -> None:
-        self.data, self.batches = data, data.judged(original)
-        self.goals = [self._outputs(original, index) for index in range(len(self.batches))]
+        self.data, self.batches = data, data.of_rewritten.judged(original)
+        wanted = self.batches if data.rewritten is None else data.judged(original)
+        self.goals = [_outputs(original, batch, index) for index, batch in enumerate(wanted)]
         self.divergence = divergence.scaled(self.goals, data.summed)
 
     @property
@@ -39,15 +40,10 @@ class OutputError:
         total = torch.zeros(2, dtype=torch.float64)
         for index, (goal, (_, mask)) in enumerate(zip(self.goals, self.batches, strict=True)):
             samples = max(int(mask.sum()), 1)
-            apart = self.divergence(goal, self._outputs(graph, index))
+            apart = self.divergence(goal, _outputs(graph, self.batches[index], index))
             total += torch.tensor([samples * apart, samples], dtype=torch.float64)
         value, count = self.data.summed(total).tolist()
         return float(value) / max(float(count), 1.0)
-
-    def _outputs(self, graph: fx.GraphModule, index: int) -> Any:
-        values, mask = self.batches[index]
-        with blaming("the model", f"the samples held out, batch {index} of them"):
-            return pytree.tree_map_only(Tensor, partial(_held, mask=mask), outputs(graph, values))
 
 
 class BestGraph:
@@ -71,6 +67,13 @@ class BestGraph:
             self.error = error
         self.graph = tried
         return done
+
+
+def _outputs(graph: fx.GraphModule, batch: tuple[Inputs, Tensor], index: int) -> Any:
+    """The outputs of a graph for the samples of a batch that are held out."""
+    values, mask = batch
+    with blaming("the model", f"the samples held out, batch {index} of them"):
+        return pytree.tree_map_only(Tensor, partial(_held, mask=mask), outputs(graph, values))
 
 
 def _held(output: Tensor, mask: Tensor) -> Tensor:

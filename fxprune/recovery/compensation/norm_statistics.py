@@ -36,7 +36,7 @@ def re_estimate(graph: fx.GraphModule, data: Calibration) -> int:
     norms = norms_of(graph)
     if not norms:
         return 0
-    data = data.fitted(graph, math.ceil(SAMPLES / data.ranks))
+    data = data.of_rewritten.fitted(graph, math.ceil(SAMPLES / data.ranks))
     steps = Stepper(graph, data.inputs, data.numbers)
     with stage("re-estimating the BatchNorms"), torch.no_grad(), in_eval_mode(graph):
         for node in steps.nodes:

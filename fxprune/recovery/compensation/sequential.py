@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from torch import fx
@@ -42,16 +41,17 @@ def refit(
     an `error`, a few refits at a time are kept, if it does not grow; if it does, they are tried one by one.
     """
     graph, coupling, keep = planned
-    steps = partial(Stepper, inputs=data.inputs, numbers=data.numbers)
+    steps = Stepper(graph, data.inputs, data.numbers), Stepper(small, data.of_rewritten.inputs, data.numbers)
     generator = torch.Generator().manual_seed(seed)
-    pair = GraphPair(steps(graph), steps(small), Checker(graph, coupling, keep), data, generator, all_rows, new_biases)
+    pair = GraphPair(*steps, Checker(graph, coupling, keep), data, generator, all_rows, new_biases)
+    changed = set() if data.rewritten is None else {node for node in pair.small.nodes if node.op == "placeholder"}
     consumers = frozenset(edge.consumer for edge in coupling.edges)
     with torch.no_grad():
         if error is None:
-            walk = _Refitting(pair, consumers, uses(small), lambda graph: 0.0, 0.0)
+            walk = _Refitting(pair, consumers, uses(small), lambda graph: 0.0, 0.0, changed)
             walk.over(pair.small.nodes, len(pair.small.nodes))
         else:
-            walk = _Refitting(pair, consumers, uses(small), error, error(small))
+            walk = _Refitting(pair, consumers, uses(small), error, error(small), changed)
             walk.over(pair.small.nodes, max(1, -(-len(consumers) // CHUNKS)))
     return tuple(walk.found)
 

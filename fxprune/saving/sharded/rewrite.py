@@ -15,7 +15,7 @@ from fxprune.caller.arguments import check
 from fxprune.caller.files import folder, replacing
 from fxprune.errors import CheckpointError
 from fxprune.planning.plan import Plan
-from fxprune.saving.sharded.manifest import FORMAT, FileRecord, Manifest, TensorChange
+from fxprune.saving.sharded.manifest import FORMAT, FileRecord, Manifest, TensorChange, digest_of_plan
 from fxprune.saving.sharded.narrowing import Kept, Narrowing, narrowing_of, shape_of
 from fxprune.saving.sharded.shards import Shard, shards_of, write_shard
 from fxprune.saving.sharded.staging import Staging, staged
@@ -59,7 +59,15 @@ def rewrite_checkpoint(
     shards = shards_of(source)
     narrowing = narrowing_of(model, plan)
     left_out = _checked(shards, narrowing, ignore, type(model).__name__)
-    with staged(target, plan, shards, left_out, resume=resume) as staging:
+    digest = digest_of_plan(plan)
+    identity = {"plan": digest, "left_out": left_out, "sources": {shard.name: shard.identity for shard in shards}}
+
+    def complete(folder: Path) -> dict[str, FileRecord]:
+        manifest = Manifest.load(folder / "manifest.json")
+        return dict(manifest.files) if manifest.plan == digest else {}
+
+    of = "another plan, other ignored tensors or another source"
+    with staged(target, identity, by="rewrite_checkpoint", of=of, resume=resume, complete=complete) as staging:
         files: dict[str, FileRecord] = {}
         tensors: dict[str, TensorChange] = {}
         total = 0
@@ -73,7 +81,7 @@ def rewrite_checkpoint(
                 tensors[name] = TensorChange(shard.name, stored.dtype, stored.shape, after)
                 total += math.prod(after) * stored.itemsize
         manifest = Manifest(
-            FORMAT, type(model).__name__, staging.identity["plan"], files, tensors, tuple(left_out),
+            FORMAT, type(model).__name__, digest, files, tensors, tuple(left_out),
             _other_names(narrowing, tensors),
         )  # fmt: skip
         if shards[0].index is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,16 +14,15 @@ from typing import Any
 from fxprune.caller.files import replacing, to_disk
 from fxprune.caller.typed_json import from_plain
 from fxprune.errors import CheckpointError
-from fxprune.planning.plan import Plan
-from fxprune.saving.sharded.manifest import FileRecord, Manifest, digest_of_plan
-from fxprune.saving.sharded.shards import Shard
+from fxprune.saving.sharded.manifest import FileRecord
 
 PROGRESS = "progress.json"
+Complete = Callable[[Path], dict[str, FileRecord]]
 
 
 @dataclass(slots=True)
 class Staging:
-    """An unfinished checkpoint: its folder, its plan and sources, and the finished files."""
+    """An unfinished checkpoint: its folder, what it is made of, and the finished files."""
 
     folder: Path
     identity: Mapping[str, Any]
@@ -41,7 +40,7 @@ class Staging:
         return self.done[name]
 
     def write(self) -> None:
-        """Write the plan and sources, and the finished files."""
+        """Write what the checkpoint is made of, and the finished files."""
         content = {"of": self.identity, "done": {file: asdict(known) for file, known in self.done.items()}}
         with replacing(self.folder / PROGRESS, CheckpointError) as unfinished:
             unfinished.write_text(json.dumps(content), encoding="utf-8")
@@ -57,9 +56,13 @@ def _record(path: Path) -> FileRecord:
 
 @contextmanager
 def staged(
-    target: Path, plan: Plan, shards: Sequence[Shard], left_out: Sequence[str], *, resume: bool
+    target: Path, identity: Mapping[str, Any], *, by: str, of: str, resume: bool, complete: Complete | None = None
 ) -> Iterator[Staging]:
     """A folder to make a checkpoint in, renamed to `target` at the end; after an error it is kept for the next run.
+
+    `identity` is what the checkpoint is made of, in JSON. Messages name the function that makes it, `by`, and what an
+    earlier run may have had other ones `of`. `complete` gives the finished files of a folder whose run was killed
+    before the renaming alone.
 
     Raises CheckpointError where the target exists, or the folder is of other arguments.
     """
@@ -67,13 +70,11 @@ def staged(
         raise CheckpointError(f"{target} exists: name a folder that does not, or remove it")
     if not target.resolve().parent.is_dir():
         raise CheckpointError(f"{target} cannot be made: there is no folder {target.resolve().parent}; make it first")
-    sources = {shard.name: shard.identity for shard in shards}
-    identity = {"plan": digest_of_plan(plan), "left_out": left_out, "sources": sources}
     folder = target.resolve().with_name(f".{target.name}.unfinished")
     try:
         if folder.exists() and not resume:
-            _remove(folder)
-        staging = Staging(folder, identity, _earlier(folder, identity))
+            _remove(folder, by)
+        staging = Staging(folder, identity, _earlier(folder, identity, by, of, complete))
         folder.mkdir(exist_ok=True)
         for unfinished in (*folder.glob(".*.part"), *folder.glob(".*.young")):  # of a run that was killed
             shutil.rmtree(unfinished)
@@ -88,27 +89,25 @@ def staged(
         ) from error
 
 
-def _earlier(folder: Path, identity: Mapping[str, Any]) -> dict[str, FileRecord]:
+def _earlier(
+    folder: Path, identity: Mapping[str, Any], by: str, of: str, complete: Complete | None
+) -> dict[str, FileRecord]:
     """The files that an earlier run finished. Raises CheckpointError where it had other arguments."""
     if not folder.exists() or not any(folder.iterdir()):
         return {}
     try:
-        if not (folder / PROGRESS).exists():  # killed in its last step
-            manifest = Manifest.load(folder / "manifest.json")
-            return dict(manifest.files) if manifest.plan == identity["plan"] else {}
+        if complete is not None and not (folder / PROGRESS).exists():  # killed in its last step
+            return complete(folder)
         content = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         if content["of"] == identity:
             return from_plain(dict[str, FileRecord], content["done"], "done")
-    except (ValueError, TypeError, KeyError, RecursionError, CheckpointError) as error:
-        raise CheckpointError(f"{folder} is no unfinished run of rewrite_checkpoint ({error}): remove it") from error
-    raise CheckpointError(
-        f"{folder} is of an unfinished run with another plan, other ignored tensors or another source: "
-        "resume=False deletes it and starts anew"
-    )
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, CheckpointError) as error:
+        raise CheckpointError(f"{folder} is no unfinished run of {by} ({error}): remove it") from error
+    raise CheckpointError(f"{folder} is of an unfinished run with {of}: resume=False deletes it and starts anew")
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, by: str) -> None:
     """Delete the folder of an earlier run. Raises CheckpointError where it is another."""
     if any(folder.iterdir()) and not ((folder / PROGRESS).exists() or (folder / "manifest.json").exists()):
-        raise CheckpointError(f"{folder} is no unfinished run of rewrite_checkpoint: remove it")
+        raise CheckpointError(f"{folder} is no unfinished run of {by}: remove it")
     shutil.rmtree(folder)
