@@ -121,6 +121,20 @@ def test_a_part_in_rounds() -> None:
     assert fxprune.report(small).whole == (parameters(model), parameters(small))
 
 
+@layers(lambda: dict(a=nn.Linear(6, 12), b=nn.Linear(12, 8), head=nn.Linear(8, CLASSES)))
+def SaysShapes(self: Any, x: torch.Tensor) -> torch.Tensor:
+    x = self.a(x).relu()
+    torch._assert(x.dim() == 2, f"expected two axes, got {x.shape}")
+    return self.head(self.b(x).relu())
+
+
+def test_shapes_that_only_a_message_reads() -> None:
+    model, batch = SaysShapes().eval(), torch.randn(20, 6)
+    data = [(batch, torch.arange(20) % CLASSES)]
+    small = fxprune.compress(model, data, params=0.5, rounds=2, compensate="none", progress=False)
+    assert fxprune.verify(model, plan_in(small), small, batch) < 1e-6
+
+
 def test_places_of_a_last_head_stay_with_it() -> None:
     """Once one head is left, a round by itself would take its places apart, which the original cannot."""
     case = ZOO["attention_chunk_matmul"]

@@ -245,10 +245,10 @@ def trace(
         raise CaptureError(f"{own.refused[0]}, and it catches the error that says so")
     _register_constants(model)
     _drop_unused_attention_weights(graph)
-    for node in list(graph.nodes):
-        if node.op == "get_attr" and not node.users:  # the forward may have replaced it since
-            graph.erase_node(node)
-        if node.target in own.whole:
+    for node in reversed(list(graph.nodes)):
+        if not node.users and (node.op == "get_attr" or node.target is getattr):
+            graph.erase_node(node)  # the forward may have replaced it since; later traces would not find it
+        elif node.target in own.whole:
             node.meta.pop("is_wrapped", None)  # fx would wrap it under a dotted name, and later traces would fail
     captured = ModelGraph(model, graph, type(model).__name__)
     captured.meta[RECORD] = Captured(leaves=tuple(own.kept))
