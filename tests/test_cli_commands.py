@@ -20,6 +20,21 @@ from fxprune.cli.sweeping import ALPHAS
 from fxprune.errors import FxpruneWarning
 
 DATA = ["--data", "mynets:loader"]
+RESIDUAL = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+        self.one, self.two, self.three = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        for layer in (self.one, self.two, self.three):
+            x = x + layer(x).relu()
+        return self.head(x.mean((2, 3)))
+"""
 
 
 def test_compress_writes_an_artifact_that_can_be_rebuilt(project):
@@ -97,6 +112,19 @@ def test_options_of_an_evaluation_need_one(project):
         result = invoke(*EVALUATED[:-2], *options)
         assert result.exit_code == 2
         assert "does nothing without --eval-data" in flat(result.stderr)
+
+
+def test_compress_removes_residual_branches(project):
+    (project / "residual.py").write_text(RESIDUAL)
+    command = ["compress", "residual:Net", "--data", "mynets:dataset", "--params", 0.6, "--blocks", "only"]
+    done(*command, "-o", "s.safetensors")
+    plan = fxprune.load(project / "s.safetensors", build=True).meta["fxprune"].plan
+    removed = [f"branch:{name}" for name in plan.removed_branches]
+    assert removed
+    assert all(len(kept) == plan.widths[site] for site, kept in plan.keep.items() if site not in removed)
+    alone = invoke(*command[:4], "--alpha", 0.1, "--blocks", "only")
+    assert "--blocks only removes branches within a budget: give --params, --macs or --latency" in flat(alone.stderr)
+    assert "'off' is none of beside, only" in flat(invoke(*command[:-1], "off").stderr)
 
 
 def test_compress_takes_a_metric(project):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+from fxprune.planning.allocation import BESIDE, ONLY
+
 _SAME = (
-    "allocate", "alpha", "checkpoint", "classes", "compensate", "device", "equal_blocks", "every", "exclude",
+    "allocate", "alpha", "blocks", "checkpoint", "classes", "compensate", "device", "equal_blocks", "every", "exclude",
     "head_dim", "inexact", "latency", "loss", "macs", "min_keep", "new_biases", "params", "propose", "protect",
     "query_heads", "round_to", "rounds", "run", "scores", "seed", "submodule", "unknown", "unpack", "verify",
 )  # fmt: skip
@@ -31,6 +33,8 @@ def _option(found: re.Match[str]) -> str:
     name, value = found.groups()
     if name is None:
         return found[0]
+    if name == "blocks":
+        return f"{OPTIONS[name]} {BESIDE if value == 'True' else ONLY}"
     if value == "lambda":  # options name functions
         return f"{OPTIONS[name]} MODULE:FUNCTION, where FUNCTION is lambda"
     if value in ("True", "False"):

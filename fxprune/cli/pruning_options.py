@@ -15,7 +15,7 @@ from fxprune.cli.named_objects import did_you_mean, object_of
 from fxprune.cli.option_names import as_options
 from fxprune.coupling.kinds import KINDS
 from fxprune.errors import PlanError
-from fxprune.planning.allocation import ALLOCATIONS, MEASURED
+from fxprune.planning.allocation import ALLOCATIONS, BESIDE, MEASURED, ONLY
 from fxprune.planning.budgets import given
 from fxprune.recovery.compensate import LEVELS
 from fxprune.scoring.signals.table import SIGNALS
@@ -185,11 +185,20 @@ class LimitOptions:
         _Bound(help="Let blocks that repeat keep equal numbers of units of each kind.", show_default=False),
     ] = None
     min_keep: Annotated[int | None, _Bound(min=1, help="Keep at least so many units per group; 1 by default.")] = None
+    blocks: Annotated[
+        str | None,
+        _Bound(
+            callback=one_of((BESIDE, ONLY)),
+            metavar=f"{BESIDE}|{ONLY}",
+            help="Within a budget, also remove whole residual branches: beside units of layers, or only these.",
+        ),
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """The limits that were given."""
         found = {name: value for name, value in asdict(self).items() if value is not None}
-        return found | ({"round_to": _multiples(self.round_to)} if self.round_to is not None else {})
+        found |= {"round_to": _multiples(self.round_to)} if self.round_to is not None else {}
+        return found | ({"blocks": self.blocks == BESIDE or ONLY} if self.blocks is not None else {})
 
 
 def _multiples(text: str) -> int | dict[str, int]:
