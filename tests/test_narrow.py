@@ -53,7 +53,7 @@ def test_the_class_is_kept_and_the_outputs_are_those_of_apply(name: str) -> None
 @pytest.mark.parametrize("name", [name for name in ZOO if name.startswith(REFUSED)][::5])
 def test_a_forward_that_names_sizes_is_refused_and_apply_is_named(name: str) -> None:
     model = ZOO[name].build().eval()
-    plan = planned(model, ZOO[name].example(2))
+    plan = planned(model, ZOO[name].example(2), alpha=1.0)
     with pytest.raises(NarrowError, match=r"use fxprune\.apply, whose graph mends that"):
         fxprune.narrow(model, plan)
 

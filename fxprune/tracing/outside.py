@@ -60,7 +60,7 @@ class Outside:
         for kind in dict.fromkeys(cls for module in model.modules() for cls in type(module).__mro__):
             self._add_class(kind)
         for module in model.modules():
-            for name in vars(module).keys() - _OF_MODULES:
+            for name in [name for name in vars(module) if name not in _OF_MODULES]:
                 self.add(vars(module)[name], arrays=False)
 
     def values(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Outside:
         if id(scope) not in self.used:
             self.names.append((scope, dict(scope)))
         self.used.setdefault(id(scope), set()).update(names)
-        for name in names & scope.keys():
+        for name in sorted(names & scope.keys()):
             self._add_global(scope[name], names)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             if cell != CellType():  # which is empty

@@ -126,7 +126,7 @@ class Reference:
             )
 
     def _changed_in_words(self) -> str:
-        return ", ".join(self.changed[:4]) or "something that its later outputs depend on"
+        return ", ".join(sorted(self.changed)[:4]) or "something that its later outputs depend on"
 
     def warn_of_lengths(self, graph: ModelGraph) -> None:
         """Warn of lengths of the inputs at which the graph is fixed, though the model takes others.
