@@ -38,7 +38,9 @@ def alone() -> dict[str, fxprune.Scores]:
     return {name: make() for name, make in ranks.JOBS.items()}
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=[pytest.param(2, marks=pytest.mark.wide), pytest.param(4, marks=pytest.mark.slow)]
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
     assert started(folder, request.param, "jobs") == [0] * request.param
