@@ -181,6 +181,7 @@ def test_windows_are_no_steps() -> None:
 # -- texts -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.filterwarnings("ignore")  # of transformers
 def test_a_language_model_is_compressed_by_the_frequency_of_the_next_token() -> None:
     T = pytest.importorskip("transformers")

@@ -127,6 +127,7 @@ def test_compress_removes_residual_branches(project):
     assert "'off' is none of beside, only" in flat(invoke(*command[:-1], "off").stderr)
 
 
+@pytest.mark.wide
 def test_compress_takes_a_metric(project):
     evaluation = done(*EVALUATED, "--metric", "mynets:negative_loss")["report"]["evaluation"]
     assert evaluation["name"] == "mynets:negative_loss"

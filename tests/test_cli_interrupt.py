@@ -67,7 +67,10 @@ def interrupted(*arguments):
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
-        (None, ["compress", "mynets:build", "--data", "mynets:Stuck", "-o", "out.safetensors"]),
+        pytest.param(
+            *(None, ["compress", "mynets:build", "--data", "mynets:Stuck", "-o", "out.safetensors"]),
+            marks=pytest.mark.wide,
+        ),
         (TORN_DISK, ["compress", "user:build", "--data", "user:loader", "-o", "out.safetensors", "--quiet"]),
         pytest.param(
             *(TORN_SCORES, ["score", "user:build", "--data", "user:loader", "-o", "out.safetensors", "--json"]),

@@ -69,6 +69,7 @@ def test_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.wide
 def test_the_scores_find_what_a_real_network_can_miss(data: Path) -> None:
     """ResNet-20 on CIFAR-10, inner channels of the blocks, 400 images, no training: worst first is chance."""
     model = cifar.load(cifar.resnet20, data)

@@ -85,6 +85,7 @@ def test_compensation_is_the_same_on_all_ranks_and_as_good_as_on_one(level: str,
     assert after == pytest.approx(after_alone, rel=0.5)
 
 
+@pytest.mark.wide
 def test_all_ranks_are_told_what_is_wrong_on_one(tmp_path: Path) -> None:
     assert started(tmp_path, 2, "failures") == [0, 0]
     zero, one = told(tmp_path, 0), told(tmp_path, 1)

@@ -136,6 +136,7 @@ def test_python_of_whole_blocks_runs() -> None:
     assert found["small"].config.num_hidden_layers == len(found["small"].model.layers) == 1
 
 
+@pytest.mark.wide
 @pytest.mark.filterwarnings("ignore")  # of transformers
 def test_python_of_language_models_runs() -> None:
     found = executed(ROOT / "docs" / "prune" / "llm.md")

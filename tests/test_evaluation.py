@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from functools import partial
@@ -30,11 +31,17 @@ def accuracy(model: nn.Module, targets: Tensor = BATCHES[0][1]) -> float:
     return float((model(BATCHES[0][0]).argmax(1) == targets).float().mean())
 
 
-@pytest.fixture
-def pruned() -> tuple[nn.Module, nn.Module]:
+@pytest.fixture(scope="module")
+def once() -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     model = ZOO["residual"].build().train()
     return model, fxprune.compress(model, BATCHES, macs=0.5, progress=False)
+
+
+@pytest.fixture
+def pruned(once: tuple[nn.Module, nn.Module]) -> tuple[nn.Module, nn.Module]:
+    """A model and its smaller one, which no other test has had in its hands."""
+    return copy.deepcopy(once)
 
 
 def test_before_and_after_stay_in_the_report(pruned: tuple[nn.Module, nn.Module], tmp_path: Path) -> None:

@@ -242,6 +242,7 @@ def test_the_own_class_of_a_loop_keeps_its_experts(kind: type[Loop]) -> None:
         fxprune.narrow(model, plan)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("kind", [Always, pytest.param(Single, marks=pytest.mark.wide)])
 def test_loops_are_scored_compensated_and_pruned_twice(kind: type[Loop]) -> None:
     model = loop(kind)
@@ -421,6 +422,7 @@ def test_experts_are_proposed_by_how_often_and_how_strongly_they_are_used() -> N
 # -- the report --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_the_report_lists_the_routed_experts(tmp_path: Path) -> None:
     model, batch = family("mixtral"), words(6, 8)
     small = fxprune.compress(

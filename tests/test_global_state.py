@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import picture, same_picture, same_state, squares
+from helpers import part_of, picture, same_picture, same_state, squares
 from nets import layers
 from torch import Tensor, nn
 from torch.fx import graph_module as fx_internals
@@ -86,7 +86,11 @@ TASKS: dict[str, tuple[str, Callable[[nn.Module], nn.Module]]] = {
 }
 
 
-@pytest.mark.parametrize("pair", [pytest.param((0, 1), marks=pytest.mark.wide), (3, 2), (4, 5)], ids=str)
+@pytest.mark.parametrize(
+    "pair",
+    [pytest.param((0, 1), marks=pytest.mark.wide), (3, 2), pytest.param((4, 5), marks=pytest.mark.wide)],
+    ids=str,
+)
 def test_two_threads_at_once_give_what_one_gives_alone(pair: tuple[int, int]) -> None:
     tasks = [list(TASKS.values())[index] for index in pair]
     alone = [task(model(name)) for name, task in tasks]
@@ -205,7 +209,8 @@ WORLDS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize(
-    ("world", "task"), [*((world, compress) for world in WORLDS), ("inference mode", tune), ("autocast", tune)]
+    ("world", "task"),
+    part_of([*((world, compress) for world in WORLDS), ("inference mode", tune), ("autocast", tune)], 2),
 )
 def test_what_torch_is_told_makes_no_difference(world: str, task: Callable[[nn.Module], nn.Module]) -> None:
     given = model()

@@ -103,7 +103,7 @@ def heads_of(output: Any) -> Tensor:
     return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits])
 
 
-@pytest.mark.parametrize("name", part_of(MODELS, 6))
+@pytest.mark.parametrize("name", part_of(MODELS, 12))
 def test_pruned_by_the_loss_of_its_class_and_kept(name: str, tmp_path: Path) -> None:
     model, loader = made(name)
     before = picture(model)
@@ -149,6 +149,7 @@ def test_a_narrowed_language_model_generates(own_class: bool) -> None:
     assert torch.equal(cached, plain)
 
 
+@pytest.mark.wide
 def test_layers_of_a_transformer_get_new_biases_only_where_asked() -> None:
     model, loader = made("llama")
     small = compress_pretrained(model, loader, params=0.85)
@@ -157,6 +158,7 @@ def test_layers_of_a_transformer_get_new_biases_only_where_asked() -> None:
     assert with_biases.state_dict().keys() > model.state_dict().keys()
 
 
+@pytest.mark.wide
 def test_a_narrowed_class_trains_under_a_trainer(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     model, loader = made("bert")
@@ -193,6 +195,7 @@ def test_a_loss_that_is_not_the_one_of_the_class() -> None:
         compress_pretrained(model, [text(classes)])
 
 
+@pytest.mark.wide
 def test_classes_of_the_callers_are_kept_otherwise(tmp_path: Path) -> None:
     class MineForSequenceClassification(T.BertForSequenceClassification):
         pass
@@ -267,6 +270,7 @@ def test_compress_points_to_compress_pretrained_where_capture_fails() -> None:
         fxprune.capture(model, (batches[0]["input_ids"],) * 30)
 
 
+@pytest.mark.wide
 def test_future_values_are_what_a_forecast_is_compared_with() -> None:
     torch.manual_seed(0)
     config = T.PatchTSTConfig(

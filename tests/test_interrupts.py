@@ -99,7 +99,7 @@ def durations() -> dict[str, float]:
 
 @pytest.mark.usefixtures("no_callbacks")
 @pytest.mark.parametrize(
-    "times", [50, pytest.param(200, marks=pytest.mark.wide), pytest.param(2000, marks=pytest.mark.slow)]
+    "times", [20, pytest.param(200, marks=pytest.mark.wide), pytest.param(2000, marks=pytest.mark.slow)]
 )
 def test_an_interrupt_at_any_moment_leaves_nothing_behind(times: int) -> None:
     draw, taken = random.Random(times), durations()

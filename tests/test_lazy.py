@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from helpers import part_of
 
 import fxprune
 from fxprune.rules import vision
@@ -37,6 +38,7 @@ def test_errors_need_no_torch() -> None:
     assert not any(modules_after("import fxprune; fxprune.FxpruneError", *HEAVY).values())
 
 
+@pytest.mark.wide
 def test_a_model_of_ones_own_needs_no_library_that_it_does_not_use() -> None:
     code = (
         "import fxprune\nfrom torch import nn, ones\nnet = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))\n"
@@ -54,15 +56,18 @@ def test_the_list_of_commands_needs_no_torch() -> None:
     assert found == {"torch": False, "numpy": False, "scipy": False, "typer": True}
 
 
-@pytest.mark.parametrize("code", [
+SPELLINGS = [
+    "from fxprune import *; Plan",
     "import fxprune; fxprune.rules.rule",
     "import fxprune.rules; fxprune.rules.rule",
-    "from fxprune import rules; rules.rule",
-    "from fxprune import *; Plan",
     "from fxprune.pipeline import compress; import fxprune; assert fxprune.compress is compress",
+    "from fxprune import rules; rules.rule",
     "from fxprune import classes; import fxprune.caller.classes as home; assert classes is home",
     "import fxprune.planning.plan; assert fxprune.planning.plan.Plan is fxprune.Plan",
-])  # fmt: skip
+]
+
+
+@pytest.mark.parametrize("code", part_of(SPELLINGS, 3))
 def test_names_are_there_however_they_are_imported(code: str) -> None:
     assert modules_after(code, "torch") == {"torch": True}
 
@@ -95,6 +100,7 @@ def test_a_stage_brings_all_rules() -> None:
     assert modules_after(code, "torchvision") == {"torchvision": False}
 
 
+@pytest.mark.wide
 def test_operations_of_torchvision_have_rules_where_it_is_imported() -> None:
     code = (
         "from torch import nn, ones\nimport fxprune\nnet = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))\n"
@@ -115,6 +121,7 @@ def test_a_pickled_plan_opens_in_a_fresh_process(tmp_path: Path) -> None:
     assert modules_after(code, "fxprune.planning.plan") == {"fxprune.planning.plan": True}
 
 
+@pytest.mark.wide
 def test_type_checkers_see_the_names(tmp_path: Path) -> None:
     mypy = pytest.importorskip("mypy.api")
     (tmp_path / "user.py").write_text(

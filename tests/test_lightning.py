@@ -88,6 +88,7 @@ def test_batches_pass_the_modules_hooks_and_only_so_many_are_taken() -> None:
     assert set(sizes) == {3.0}
 
 
+@pytest.mark.wide
 def test_the_same_for_the_same_seed_and_training_is_not_disturbed() -> None:
     weights = []
     for callback in (Compress(macs=0.7), Compress(macs=0.7), Compress(macs=1.0, when="end")):

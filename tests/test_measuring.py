@@ -189,6 +189,7 @@ def test_a_verdict_needs_a_gain_and_times_that_lie_apart(after: tuple[float, flo
     )
 
 
+@pytest.mark.wide
 def test_the_benchmark_writes_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(__file__).parents[1] / "examples" / "benchmarks"
     monkeypatch.syspath_prepend(folder)

@@ -335,6 +335,7 @@ def budget_of(model: Any, told: Any = None, **options: Any) -> str:
     return str(error.value)
 
 
+@pytest.mark.wide
 def test_advice_for_a_budget_that_a_plain_model_cannot_reach(llama: Any) -> None:
     """What is advised can be done: nothing that a plain model refuses, and no multiple that its class needs."""
     assert fxprune.UnreachableError is fxprune.errors.UnreachableError

@@ -48,6 +48,7 @@ def test_compress_notes_its_call_its_data_and_the_versions() -> None:
     assert (found.model, found.weights, found.file) == (None, None, None)
 
 
+@pytest.mark.wide
 def test_several_rounds_and_parts_note_the_call_once() -> None:
     options = {"rounds": 2, "macs": 0.7, "progress": False}
     found = provenance(fxprune.compress(ZOO["residual"].build(), BATCHES, **options))

@@ -302,6 +302,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return float((outputs(model, x)[0].argmax(1) == y).double().mean())
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("kind", [nn.LSTM, pytest.param(nn.GRU, marks=pytest.mark.wide)])
 def test_a_trained_classifier_keeps_its_accuracy(kind: type[nn.RNNBase]) -> None:
     """Digits of 8 rows of 8 pixels, without any training after pruning.

@@ -56,7 +56,7 @@ def fails(name: str, method: str) -> str | None:
     ("names", "method"),
     [
         *((names, "auto") for names in chunks()),
-        *part_of([(names, "values") for names in chunks()], 5),
+        *part_of([(names, "values") for names in chunks()], 8),
     ],
     ids=lambda part: part if isinstance(part, str) else f"{KINDS[part[0]].family}: {part[0]}",
 )
@@ -67,7 +67,7 @@ def test_every_step_is_verified(names: list[str], method: str) -> None:
         raise AssertionError([found for n in names if (found := fails(n, method))] or "only together") from error
 
 
-@pytest.mark.parametrize("names", part_of(chunks(), 5), ids=lambda names: f"{KINDS[names[0]].family}: {names[0]}")
+@pytest.mark.parametrize("names", part_of(chunks(), 9), ids=lambda names: f"{KINDS[names[0]].family}: {names[0]}")
 def test_every_step_is_scored(names: list[str]) -> None:
     net = one_of_each(names)
     scores, single = scored(net), scored(copy.deepcopy(net).float())
@@ -78,6 +78,7 @@ def test_every_step_is_scored(names: list[str]) -> None:
     assert fxprune.verify(graph, plan, made(graph, plan), net.example(3)) < 1e-9
 
 
+@pytest.mark.wide
 def test_every_operation_of_the_table_is_in_a_step() -> None:
     """What is registered and in no step, and so never tried, is named: a step for it goes into `steps`."""
     missing = set(RULES) - set(symbolic._DROPOUTS) - ELSEWHERE

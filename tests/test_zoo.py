@@ -47,8 +47,9 @@ from fxprune.tracing import facts
 from fxprune.tracing.facts import facts_on, macs
 from fxprune.tracing.graph import ModelGraph, example_of
 
-every_case = pytest.mark.parametrize("case", part_of(ZOO.values(), 3, ZOO), scope="module")  # all tests of one in a row
-some_cases = pytest.mark.parametrize("case", part_of(ZOO.values(), 6, ZOO), scope="module")
+every_case = pytest.mark.parametrize("case", part_of(ZOO.values(), 4, ZOO), scope="module")  # all tests of one in a row
+some_cases = pytest.mark.parametrize("case", part_of(ZOO.values(), 8, ZOO), scope="module")
+few_cases = pytest.mark.parametrize("case", part_of(ZOO.values(), 16, ZOO), scope="module")
 
 
 def others(case: Case) -> list[Any]:
@@ -244,7 +245,7 @@ def trains_as_the_model_does(case: Case, model: nn.Module, small: nn.Module) -> 
     assert {name: p.grad is not None for name, p in small.named_parameters()} == reached
 
 
-@pytest.mark.parametrize("case", part_of(list(ZOO.values())[::4], 3, list(ZOO)[::4]), scope="module")
+@pytest.mark.parametrize("case", part_of(list(ZOO.values())[::4], 4, list(ZOO)[::4]), scope="module")
 def test_it_can_be_pruned_again(case: Case) -> None:
     """Its plan verifies against itself, and the keys are still the first model's."""
     model, once = case.build(), case.small(0.5)
@@ -263,7 +264,7 @@ def is_clean(case: Case, small: Any) -> None:
     assert dtypes <= {torch.float64, torch.int64, torch.bool}
 
 
-@some_cases
+@few_cases
 def test_compress_leaves_the_model_alone(case: Case) -> None:
     """The whole pipeline with real scores; the model has odd modes, gradients and flags, which must all survive."""
     model = case.build()

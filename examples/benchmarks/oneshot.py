@@ -148,16 +148,21 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         budgets = tuple(f"{budget:g}" for budget in BUDGETS[stage])
         if rows:
             found.append(Table(title, ("model", "method", *budgets), tuple(rows), NOTES[stage].format(**facts)))
-    honest = [
+    return [*found, honest(runs, MODELS, HONEST)]
+
+
+def honest(runs: Sequence[Run], models: Sequence[str], note: str) -> Table:
+    """The errors in the reports of fxprune's models, beside those on fresh samples."""
+    rows = [
         (run["model"], f"{row['budget']:g}", f"{row['reported']:.3g}", f"{row['fresh']:.3g}",
          f"{row['reported'] / row['fresh']:.2f}", least(row["compared"]))
-        for run in sorted(runs, key=lambda run: MODELS.index(run["model"]))
+        for run in sorted(runs, key=lambda run: models.index(run["model"]))
         if (run["stage"], run["method"]) == ("pruned", "fxprune")
         for row in run.get("rows", ())
         if row.get("fresh")
     ]  # fmt: skip
     columns = ("model", "budget", "reported", "fresh", "ratio", "plan")
-    return [*found, Table("The error in the report, and that on fresh samples", columns, tuple(honest), HONEST)]
+    return Table("The error in the report, and that on fresh samples", columns, tuple(rows), note)
 
 
 def least(compared: dict[str, float]) -> str:

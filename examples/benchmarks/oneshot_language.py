@@ -73,17 +73,10 @@ def short_gpt(work: Workload) -> AtBudget:
     blocks = list(work.model.model.model.layers)
     near = np.zeros(len(blocks))
 
-    def noted(index: int) -> Callable[..., None]:
-        def hook(_: nn.Module, given: Any, found: Any) -> None:
-            near[index] += float(torch.cosine_similarity(given[0], found, -1).mean())
+    def noted(index: int, given: Tensor, found: Tensor) -> None:
+        near[index] += float(torch.cosine_similarity(given, found, -1).mean())
 
-        return hook
-
-    handles = [block.register_forward_hook(noted(index)) for index, block in enumerate(blocks)]
-    for inputs, _ in work.calibration:
-        work.model(inputs)
-    for handle in handles:
-        handle.remove()
+    watched(work, blocks, noted)
     order = [int(index) for index in np.argsort(near)[::-1]]
 
     def at(budget: float) -> tuple[nn.Module, float]:
@@ -127,19 +120,24 @@ def covariances(work: Workload, norms: list[nn.Module]) -> list[Tensor]:
     """The second moments of the inputs of norms over the calibration, in float64."""
     found = [torch.zeros((), dtype=torch.float64) for _ in norms]
 
-    def noted(index: int) -> Callable[..., None]:
-        def hook(_: nn.Module, given: Any) -> None:
-            rows = given[0].flatten(0, 1).double()
-            found[index] = found[index] + rows.T @ rows
+    def noted(index: int, given: Tensor, _: Tensor) -> None:
+        rows = given.flatten(0, 1).double()
+        found[index] = found[index] + rows.T @ rows
 
-        return hook
+    watched(work, norms, noted)
+    return found
 
-    handles = [norm.register_forward_pre_hook(noted(index)) for index, norm in enumerate(norms)]
+
+def watched(work: Workload, modules: Sequence[nn.Module], note: Callable[[int, Tensor, Tensor], None]) -> None:
+    """Call `note` with the number, the input and the output of each module, over the calibration."""
+    handles = [
+        module.register_forward_hook(lambda _, given, found, index=index: note(index, given[0], found))
+        for index, module in enumerate(modules)
+    ]
     for inputs, _ in work.calibration:
         work.model(inputs)
     for handle in handles:
         handle.remove()
-    return found
 
 
 class Turned(nn.Module):

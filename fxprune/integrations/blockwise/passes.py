@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ def plan_of(run: Run, asked: Mapping[str, Any]) -> Plan:
             found.save(folder / names[path])
             staging.finish(names[path])
             _LOG.info("scored %s", path)
+            del block, found
+            gc.collect()  # graphs hold each other, and with them the numbers of the block
         if path != left[-1]:
             stream.through(module, number)
     parts = [(path, Scores.load(folder / name)) for path, name in names.items()]
@@ -103,6 +106,8 @@ def prune(run: Run, keep: Flags, config: PretrainedConfig) -> None:
                 compare(filled(own, path, written), small, example_of(block.graph))
             run.staging.finish(names[path])
             _LOG.info("wrote %s", path)
+            del block, small, state
+            gc.collect()  # graphs hold each other, and with them the numbers of the block
         if path != left[-1]:
             for each, passed in zip(streams, (module, filled(own, path, written)), strict=True):
                 each.through(passed, number)
