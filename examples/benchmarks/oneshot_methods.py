@@ -107,6 +107,9 @@ METHODS: dict[str, Method] = {
         )
         for signal, scope, ranks in (("L2", "local", ""), ("Taylor", "global", ", global"))
     },
+    "fxprune, allocate measured": Method(
+        partial(compressed, allocate="measured"), ("resnet20", "speaker", "face", "language")
+    ),
     "fxprune, equal blocks and no new biases": Method(
         partial(compressed, equal_blocks=True, new_biases=False), ("language",)
     ),
