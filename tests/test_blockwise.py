@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import CalibrationError, CaptureError, CheckpointError, DistributedError, NarrowError, PlanError
@@ -27,8 +29,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     T = pytest.importorskip("transformers")
     from fxprune.integrations.blockwise import compress as driver
-    from fxprune.integrations.blockwise import compress_folder
-    from fxprune.integrations.blockwise.source import Source, source_of
+    from fxprune.integrations.blockwise import compress_folder, passes
+    from fxprune.integrations.blockwise.source import Source, filled, source_of
     from fxprune.integrations.blockwise.stream import keeper, stream_into
 
 SIZES: dict[str, Any] = {
@@ -305,3 +307,24 @@ def test_weights_without_numbers() -> None:
     for call in (fxprune.score, fxprune.compress):
         with pytest.raises(CalibrationError, match=r"load the weights first.*compress_folder prunes a folder"):
             call(model, batches())
+
+
+@pytest.mark.parametrize("level", ["sequential", pytest.param("none", marks=pytest.mark.wide)])
+def test_no_block_outlives_the_next(level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs that hold each other in circles are freed, though nothing else starts the collection of garbage."""
+    made, alive = list[weakref.ref[nn.Module]](), list[int]()
+
+    def noted(*given: Any) -> nn.Module:
+        made.append(weakref.ref(module := filled(*given)))
+        alive.append(sum(ref() is not None for ref in made))
+        return module
+
+    saved(tmp_path / "whole", num_hidden_layers=4)
+    monkeypatch.setattr(passes, "filled", noted)
+    gc.disable()
+    try:
+        compress_folder(tmp_path / "whole", tmp_path / "small", batches(), params=0.7, compensate=level)
+    finally:
+        gc.enable()
+    assert len(made) == 4 + 4 * 3 - 1  # scored; pruned, compared as written, and passed but for the last
+    assert max(alive) <= 4

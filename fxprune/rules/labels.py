@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 NO_CHANNEL = -1.0
+SMALL = 4  # times smaller than its storage, labels are copied out of it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,11 +142,11 @@ def unemptied(tensor: Tensor) -> Tensor | None:
 
 
 def core_of(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """`tensor` with every axis outside `axes` narrowed to its first index."""
+    """`tensor` with every axis outside `axes` narrowed to its first index; a copy where that is a small part of it."""
     for dim in range(tensor.ndim):
         if dim not in axes:
             tensor = tensor.narrow(dim, 0, 1)
-    return tensor
+    return tensor.clone() if tensor.nbytes < tensor.untyped_storage().nbytes() // SMALL else tensor
 
 
 def is_constant_beside(tensor: Tensor, axes: tuple[int, ...]) -> bool:

@@ -13,7 +13,7 @@ from fxprune.caller.files import folder as folder_at
 from fxprune.caller.rank_batches import digest
 from fxprune.caller.ranks import rank_and_size
 from fxprune.errors import CheckpointError, DistributedError, PlanError
-from fxprune.integrations.blockwise.passes import Run, plan_of, prune
+from fxprune.integrations.blockwise.passes import Run, plan_of, prune, release
 from fxprune.integrations.blockwise.record import FolderReport, read_blocks
 from fxprune.integrations.blockwise.source import Source, source_of
 from fxprune.integrations.blockwise.whole import whole_of
@@ -96,6 +96,7 @@ def compress_folder(
     of = "other arguments, other samples or another source"
     with staged(goal, identity, by="compress_folder", of=of, resume=resume) as staging:
         whole = whole_of(own, loader, round_to, {"query_heads": True} if query_heads else {})
+        release()
         run = Run(own, whole, loader, staging, compensate, seed, memory)
         plan = plan_of(run, {**asked, "allocate": allocate, "min_keep": min_keep})
         config = narrowed_config(own.config, whole.changes, whole.free, kept_units(plan, whole.free))

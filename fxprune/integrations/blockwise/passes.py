@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +72,7 @@ def plan_of(run: Run, asked: Mapping[str, Any]) -> Plan:
             staging.finish(names[path])
             _LOG.info("scored %s", path)
             del block, found
-            gc.collect()  # graphs hold each other, and with them the numbers of the block
+            release()
         if path != left[-1]:
             stream.through(module, number)
     parts = [(path, Scores.load(folder / name)) for path, name in names.items()]
@@ -107,10 +109,20 @@ def prune(run: Run, keep: Flags, config: PretrainedConfig) -> None:
             run.staging.finish(names[path])
             _LOG.info("wrote %s", path)
             del block, small, state
-            gc.collect()  # graphs hold each other, and with them the numbers of the block
+            release()
         if path != left[-1]:
             for each, passed in zip(streams, (module, filled(own, path, written)), strict=True):
                 each.through(passed, number)
+
+
+def release() -> None:
+    """Give back the memory of what is no longer used.
+
+    Graphs hold each other in circles, and with them the numbers of a block; the allocator of glibc keeps freed pages.
+    """
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _end(run: Run, left: list[str]) -> int:
