@@ -21,16 +21,37 @@ from measure import CONSOLE, DOCS, Table, parser, write
 from oneshot import Run, cells, honest, joined, measured_on, missing
 from oneshot_methods import METHODS, WHOLE, Method
 from oneshot_models import Workload, of_task
-from oneshot_real import Task
+from oneshot_real import NextToken, Task
 from oneshot_real import language as prose
+from oneshot_search import AtBudget
 from rich.progress import track
+from torch import nn
+
+from fxprune.integrations.huggingface import compress_pretrained
 
 MODELS: dict[str, Callable[[], Task]] = {"prose": prose, "docstrings": docstrings}
-SAME = (
-    "fxprune", "fxprune, equal blocks and no new biases", "magnitude, uniform", "Wanda-sp, uniform", "FLAP", "ShortGPT",
-)  # fmt: skip
+OURS = ("fxprune", "fxprune, equal blocks and no new biases")
+OTHERS = ("magnitude, uniform", "Wanda-sp, uniform", "FLAP", "ShortGPT")
+BLOCKS = "fxprune, plain, whole blocks too"
+
+
+def with_blocks(work: Workload) -> AtBudget:
+    """A plain checkpoint that may have fewer blocks."""
+    told = [{"input_ids": words, "labels": words} for words, _ in work.calibration]
+
+    def at(budget: float) -> tuple[nn.Module, None]:
+        small = compress_pretrained(
+            work.model.model, told, **work.budget(budget), plain=True, blocks=True, progress=False
+        )
+        return NextToken(small).eval(), None
+
+    return at
+
+
 ROWS: dict[str, Method] = {
-    **{name: METHODS[name] for name in (WHOLE, *SAME)},
+    **{name: METHODS[name] for name in (WHOLE, *OURS)},
+    BLOCKS: Method(with_blocks),
+    **{name: METHODS[name] for name in OTHERS},
     "LLM-Pruner-style Taylor, uniform": Method(language.ranked("taylor", "uniform", "none")),
     "SliceGPT-like": Method(partial(language.slice_gpt, shared=False)),
     "SliceGPT-like, one rotation": Method(partial(language.slice_gpt, shared=True)),
@@ -45,7 +66,7 @@ NOTE = (
     "- Calibration, for all methods: 128 windows of 128 tokens of the text that was trained on. Measure: 64 windows of "
     "text that was not: for docstrings, of other files.\n"
     "- fxprune is `compress` with a budget; equal blocks and no new biases is what `compress_pretrained(plain=True)` "
-    "does.\n"
+    "does; with whole blocks too, it is `compress_pretrained(plain=True, blocks=True)`.\n"
     "- The other rows follow their papers on the units that fxprune finds prunable: magnitude, Wanda-sp, FLAP with its "
     "biases, and the first-order importance of LLM-Pruner, summed over each unit. ShortGPT drops the nearest number of "
     "blocks.\n"
