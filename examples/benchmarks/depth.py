@@ -1,101 +1,36 @@
 """Depth against width: quality and latency where branches are removed whole, where layers get narrower, or both.
 
-The small LLaMA and the ResNet-56 of the data folder (``FXPRUNE_DATA``, see cifar.py), at shares of the
-multiply-accumulates, each allocated by measured curves and refitted.
-Run as ``python examples/benchmarks/depth.py llama resnet --shares 0.8 0.5``.
+    FXPRUNE_DATA=... python examples/benchmarks/depth.py [--quick] [--only language] [--shares 0.8 0.5]
+
+Every row is `compress` at a share of the multiply-accumulates, by measured curves, and refitted. Latencies are measured
+in turns, and are ratios to the original's.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
 from typing import Any
 
-import cifar
-import numpy as np
 import torch
-import torch.nn.functional as F
-from measure import CONSOLE, Table
+from measure import CONSOLE, Table, parser, publish
+from oneshot import shown
+from oneshot_models import Workload, macs, workload
 from torch import Tensor, nn
 
 import fxprune
 
+MODELS = {"language": "a LLaMA of 6 layers", "resnet56": "ResNet-56, CIFAR-10"}
 WAYS: dict[str, Any] = {"width": False, "depth": "only", "both": True}
-BATCHES = (1, 32)
-WINDOW = 128  # tokens
-
-
-class Logits(nn.Module):
-    """A language model that gives logits alone, without a cache."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, words: Tensor) -> Tensor:
-        """(n, tokens) to (n, tokens, vocabulary)."""
-        logits: Tensor = self.model(input_ids=words, use_cache=False).logits
-        return logits
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A model, its calibration batches and options, the figure of its quality, and the inputs that are timed."""
-
-    model: nn.Module
-    calibration: Sequence[tuple[Tensor, Tensor]]
-    options: dict[str, Any]
-    quality: Callable[[nn.Module], float]
-    measure: str
-    inputs: Callable[[int], Tensor]
-
-
-def next_token(logits: Tensor, words: Tensor) -> Tensor:
-    """The mean loss of predicting each next token."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), words[:, 1:].flatten())
-
-
-def llama(windows: int = 128) -> Case:
-    """The small LLaMA; the quality is the perplexity on 64 windows."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = Path(os.environ["FXPRUNE_DATA"]) / "lm"
-    config = LlamaConfig(
-        vocab_size=1024, hidden_size=128, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4,
-        intermediate_size=384, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
-        pad_token_id=0,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    model.load_state_dict(torch.load(folder / "llama.pt", weights_only=True), strict=False)
-    train, held = (torch.from_numpy(np.load(folder / f"{name}.npy").astype(np.int64)) for name in ("train", "val"))
-    words = train[: windows * WINDOW].view(-1, 16, WINDOW)
-    texts = held[: 64 * WINDOW].view(-1, 16, WINDOW)
-
-    @torch.no_grad()
-    def perplexity(small: nn.Module) -> float:
-        return math.exp(float(np.mean([float(next_token(small(text), text)) for text in texts])))
-
-    batches = [(batch, batch) for batch in words]
-    options = {"loss": next_token, "new_biases": False}
-    return Case(
-        Logits(model).eval(), batches, options, perplexity, "perplexity", lambda n: train[: n * WINDOW].view(n, WINDOW)
-    )
-
-
-def resnet(per_class: int = 50) -> Case:
-    """The CIFAR ResNet-56; the quality is the accuracy on 2000 images of the test set."""
-    batches = cifar.batches_of(*cifar.calibration_set(per_class))
-    images, labels = cifar.load_images("test", range(2000))
-    held = cifar.batches_of(images, labels, 250)
-    return Case(
-        cifar.trained("resnet56").eval(), batches, {}, lambda small: cifar.accuracy(small, held), "accuracy",
-        lambda n: images[:n],
-    )  # fmt: skip
+BATCHES, ROUNDS = (1, 32), 30
+NOTE = (
+    '- width: `blocks=False`; depth: `blocks="only"`; both: `blocks=True`; all with `allocate="measured"`.\n'
+    "- Branches are an attention, an MLP, or the inner branch of a block of the ResNet.\n"
+    "- Times as fast: the original's lowest time over that of the row, of {rounds} each in turns, on one thread."
+)
 
 
 @torch.no_grad()
@@ -110,46 +45,61 @@ def latencies(models: dict[str, nn.Module], inputs: Tensor, rounds: int) -> dict
     return found
 
 
-def compared(name: str, case: Case, shares: Sequence[float], rounds: int) -> Table:
-    """A table of all ways at all shares of the multiply-accumulates."""
-    models: dict[str, nn.Module] = {"original": fxprune.capture(case.model, case.calibration[0][0])}
-    for share in shares:
+def of_size(work: Workload, count: int) -> Tensor:
+    """A batch of so many inputs."""
+    found: Tensor = torch.cat([inputs for inputs, _ in work.calibration])[:count]
+    return found
+
+
+def compared(name: str, work: Workload, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The figures of all ways at all shares, and of the original."""
+    original = fxprune.capture(work.model, work.example)
+    models: dict[str, nn.Module] = {"original": original}
+    for share in options.shares:
         for way, blocks in WAYS.items():
             small = fxprune.compress(
-                case.model,
-                case.calibration,
-                macs=share,
-                blocks=blocks,
-                allocate="measured",
-                progress=False,
-                **case.options,
+                work.model, work.calibration, macs=share, blocks=blocks, allocate="measured", **work.options
             )
-            models[f"{way}, {share:g} of the MACs"] = small.eval()
-            CONSOLE.print(f"{name} {way} {share:g}: {small.meta['fxprune'].plan.removed_branches}")
-    times = {n: latencies(models, case.inputs(n), rounds) for n in BATCHES}
-    rows = []
-    for label, model in models.items():
-        macs = fxprune.report(model).macs_after if label != "original" else None
-        before = fxprune.report(models[next(reversed(models))]).macs_before
-        left = "100 %" if macs is None else f"{macs / before:.0%}"
-        faster = [f"{times[n]['original'] / times[n][label]:.2f}" for n in BATCHES]
-        rows.append((label, left, f"{case.quality(model):.4g}", *faster))
-    columns = ("", "MACs", case.measure, *(f"times as fast, batch {n}" for n in BATCHES))
-    return Table(name, columns, tuple(rows))
+            models[f"{way}, {share:g}"] = small.eval()
+            CONSOLE.print(f"{name}, {way}, {share:g}: {small.meta['fxprune'].plan.removed_branches}")
+    times = {n: latencies(models, of_size(work, n), 3 if options.quick else ROUNDS) for n in BATCHES}
+    return [
+        {
+            "model": name, "way": label, "left": macs(model, work.example) / macs(work.model, work.example),
+            "accuracy": work.measure(model), "unit": work.unit,
+            "branches": len(model.meta["fxprune"].plan.removed_branches) if model is not original else 0,
+            "faster": [times[n]["original"] / times[n][label] for n in BATCHES],
+        }
+        for label, model in models.items()
+    ]  # fmt: skip
+
+
+def tables(rows: list[dict[str, Any]]) -> list[Table]:
+    """A table for each model."""
+    columns = ("branches and share of the MACs", "left", "quality", "branches removed",
+               *(f"times as fast, batch {n}" for n in BATCHES))  # fmt: skip
+    return [
+        Table(
+            title, columns,
+            tuple((r["way"], f"{r['left']:.2f}", shown(r), str(r["branches"]), *(f"{x:.2f}" for x in r["faster"]))
+                  for r in rows if r["model"] == name),
+            NOTE.format(rounds=ROUNDS),
+        )
+        for name, title in MODELS.items() if any(r["model"] == name for r in rows)
+    ]  # fmt: skip
 
 
 def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", default=["llama", "resnet"], choices=["llama", "resnet"])
-    parser.add_argument("--shares", nargs="*", type=float, default=[0.8, 0.6, 0.5])
-    parser.add_argument("--rounds", type=int, default=30)
-    given = parser.parse_args()
-    torch.manual_seed(0)
-    for name in given.cases:
-        table = compared(name, {"llama": llama, "resnet": resnet}[name](), given.shares, given.rounds)
-        CONSOLE.print(table.rich())
-        print(table.markdown())
+    """Write depth.md and .json."""
+    options = parser("depth against width", "depth")
+    options.add_argument("--only", nargs="+", metavar="MODEL", choices=MODELS, default=list(MODELS))
+    options.add_argument("--shares", nargs="+", type=float, default=[0.8, 0.5])
+    given = options.parse_args()
+    warnings.simplefilter("ignore")
+    rows: list[dict[str, Any]] = []
+    for name in given.only:
+        rows += compared(name, workload(name, Path(), quick=given.quick), given)
+        publish("depth", "Depth against width", tables(rows), rows, given)
 
 
 if __name__ == "__main__":
