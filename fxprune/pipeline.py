@@ -156,16 +156,17 @@ def compress(
         whole = captured(small, prove=verify and not index)  # the one that there is, in the first round
         graph: Any = part_of(whole, submodule)
         keep_to(graph, limits)
+        scores = score(
+            whole, loader, loss, **coupled, unpack=unpack, classes=classes, seed=seed, device=device,
+            progress=progress, submodule=submodule, run=run, propose=propose, protect=protect,
+            max_samples=max_samples, min_keep=min_keep, round_to=round_to, equal_blocks=equal_blocks,
+            blocks=blocks, metric=metric, **scoring,
+        )  # fmt: skip
+        scores = scores if latency is None else scores.with_latency(whole)
+        if index == 0:
+            first = scores
+            schedule.check(first)
         with schedule.round(index) as target:
-            scores = score(
-                whole, loader, loss, **coupled, unpack=unpack, classes=classes, seed=seed, device=device,
-                progress=progress, submodule=submodule, run=run, propose=propose, protect=protect,
-                max_samples=max_samples, min_keep=min_keep, round_to=round_to, equal_blocks=equal_blocks,
-                blocks=blocks, metric=metric, **scoring,
-            )  # fmt: skip
-            scores = scores if latency is None else scores.with_latency(whole)
-            if index == 0:
-                first = scores
             measured = partial(
                 scores.with_curves, whole, loader, loss=loss, unpack=unpack, run=run, metric=metric,
                 max_samples=max_samples, device=device, seed=seed,

@@ -17,6 +17,7 @@ from fxprune.planning.budgets import ROUNDS, percentages
 from fxprune.planning.plan import BUDGETS, Budget, Plan, coupling_of
 from fxprune.planning.ratios import Ratios
 from fxprune.reporting.report import Report
+from fxprune.scoring.scores import Scores
 from fxprune.tracing.graph import ModelGraph
 
 ROUNDING = 1e-9
@@ -52,6 +53,11 @@ class Schedule:
                 raised = [*others, f"raise {self.what}={self.goal:g}"]
                 raise UnreachableError(f"{where}: {error.asked}", raised) from error
             raise PlanError(f"{where}: {error}") from error
+
+    def check(self, scores: Scores) -> None:
+        """Raise UnreachableError where no number of rounds meets the budget, by the scores of the first."""
+        if self.what and self.rounds > 1:
+            scores.plan(**self.asked, allocate="uniform")
 
     def shares_of(self, ratios: Ratios | None) -> Ratios | None:
         """The ratios of one round, which all rounds together make those given."""

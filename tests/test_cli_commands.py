@@ -108,7 +108,7 @@ def test_an_evaluation_near_chance_is_told():
 
 
 def test_options_of_an_evaluation_need_one(project):
-    for options in (["--eval-arg", "count=3"], ["--eval-samples", "3"], ["--metric", "mynets:negative_loss"]):
+    for options in (["--eval-arg", "count=3"], ["--eval-samples", "3"], ["--eval-metric", "mynets:negative_loss"]):
         result = invoke(*EVALUATED[:-2], *options)
         assert result.exit_code == 2
         assert "does nothing without --eval-data" in flat(result.stderr)
@@ -129,7 +129,7 @@ def test_compress_removes_residual_branches(project):
 
 @pytest.mark.wide
 def test_compress_takes_a_metric(project):
-    evaluation = done(*EVALUATED, "--metric", "mynets:negative_loss")["report"]["evaluation"]
+    evaluation = done(*EVALUATED, "--eval-metric", "mynets:negative_loss")["report"]["evaluation"]
     assert evaluation["name"] == "mynets:negative_loss"
     assert evaluation["before"] < 0
     assert evaluation["after"] < 0
@@ -137,7 +137,7 @@ def test_compress_takes_a_metric(project):
 
 
 def test_a_metric_that_fails_is_said_before_anything_is_pruned(project):
-    result = invoke(*EVALUATED, "--metric", "mynets:loss")
+    result = invoke(*EVALUATED, "--eval-metric", "mynets:loss")
     assert result.exit_code == 1
     assert "Error: Net cannot be evaluated: TypeError" in result.stderr
     assert not list(project.glob("*.safetensors"))
@@ -299,7 +299,7 @@ def test_sweep(scored, project):
 
 def test_sweep_by_default_and_by_a_metric(scored, project):
     pytest.importorskip("matplotlib")
-    result = invoke(*SWEEP, "--metric", "mynets:negative_loss", "--time-batch", "0", "--round-to", "3")
+    result = invoke(*SWEEP, "--eval-metric", "mynets:negative_loss", "--time-batch", "0", "--round-to", "3")
     assert result.exit_code == 0, result.stderr
     document = json.loads((project / "fxprune-sweep" / "results.json").read_text())
     assert [row["name"] for row in document["rows"][1:]] == [f"alpha {alpha}" for alpha in ALPHAS.split(",")]

@@ -42,7 +42,7 @@ def test_accuracy_leaves_the_mode():
     ("batch", "message"),
     [
         ((torch.eye(3), torch.zeros(3, 2).long()), r"the model gives float32 \(3, 3\) for targets int64 \(3, 2\)"),
-        ((torch.eye(3), torch.zeros(3)), r"accuracy needs \(N, classes\) for \(N,\) class numbers: pass --metric"),
+        ((torch.eye(3), torch.zeros(3)), r"accuracy needs \(N, classes\) for \(N,\) class numbers: pass --eval-metric"),
         ((torch.eye(3), None), "for targets NoneType"),
         (
             (torch.eye(3), torch.tensor([0, 1, 3])),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import difference, outputs, parameters
@@ -13,7 +14,7 @@ from torch import nn
 from zoo import CLASSES, ZOO, conv, head, images
 
 import fxprune
-from fxprune.errors import FxpruneWarning, PlanError
+from fxprune.errors import FxpruneWarning, PlanError, UnreachableError
 from fxprune.rounds import composed
 from fxprune.tracing.facts import macs
 from fxprune.tracing.graph import example_of
@@ -144,15 +145,22 @@ def test_places_of_a_last_head_stay_with_it() -> None:
     assert all(torch.equal(t, again.state_dict()[key]) for key, t in small.state_dict().items())
 
 
-def test_the_round_that_falls_short_says_so() -> None:
-    with pytest.raises(PlanError, match=r"round \d of 2, which should leave .*% of the original"):
-        compress("residual", macs=0.01, rounds=2)
-
-
-def test_a_round_does_not_advise_rounds() -> None:
-    with pytest.raises(PlanError, match=r"leave 0.01% .*least that can be reached: .*raise macs=1e-12$") as raised:
+def test_what_no_number_of_rounds_reaches_is_said_of_the_whole() -> None:
+    message = (
+        r"^macs=1e-12 asks for 0.0+1% of the MACs, but 2.57\d+% is the least .*: raise macs=1e-12 to at least 0.0258$"
+    )
+    with pytest.raises(UnreachableError, match=message):
         compress("residual", macs=1e-12, rounds=3)
-    assert "rounds=" not in str(raised.value)
+    assert fxprune.report(compress("residual", macs=0.0258, rounds=3)).budget.achieved <= 0.0258
+
+
+def test_the_round_that_falls_short_says_so_and_does_not_advise_rounds() -> None:
+    message = (
+        r"round 1 of 2, which should leave 22.4% of the original's MACs: macs=0.223607 asks for 22.4% of the MACs, but "
+        r'100.0% is the least that can be reached: pass allocate="uniform" or raise macs=0.05$'
+    )
+    with pytest.raises(UnreachableError, match=message):
+        compress("residual", macs=0.05, rounds=2, allocate=lambda propose, _, __: np.full(len(propose), np.inf))
 
 
 def test_plans_that_do_not_follow() -> None:

@@ -79,7 +79,7 @@ def accuracy(
                 forms = [_form(value) for value in (output, targets)]
                 raise FxpruneError(
                     f"the model gives {forms[0]} for targets {forms[1]}, and accuracy needs (N, classes) for (N,) "
-                    "class numbers: pass --metric, a function (model, loader) -> number"
+                    "class numbers: pass --eval-metric, a function (model, loader) -> number"
                 )
             if int(targets.max()) >= output.shape[1]:
                 raise FxpruneError(

@@ -224,7 +224,7 @@ class EvalOptions:
         field(default_factory=list)
     )
     eval_samples: Annotated[int, _Eval(min=0, help="Take so many samples, of all classes alike; 0 takes all.")] = 0
-    metric: Annotated[
+    eval_metric: Annotated[
         str | None,
         _Eval(
             metavar="MODULE:FUNCTION",
@@ -240,12 +240,13 @@ class EvalOptions:
         source = Source(self.eval_data, "--eval-data", arguments, data.data_root, training=False)
         loader = data.open(source, self.eval_samples or None, built, output, seed)
         counts = dict[str, int]()
-        metric = object_of(self.metric, "--metric") or partial(accuracy, unpack=data.unpacking(), counts=counts)
-        return HeldOut(self.metric or "accuracy", metric, loader, counts)
+        by_classes = partial(accuracy, unpack=data.unpacking(), counts=counts)
+        metric = object_of(self.eval_metric, "--eval-metric") or by_classes
+        return HeldOut(self.eval_metric or "accuracy", metric, loader, counts)
 
     def check_given(self) -> None:
         """Wrong usage where options say how to evaluate, and no data are named."""
-        for option in ("eval_arg", "eval_samples", "metric"):
+        for option in ("eval_arg", "eval_samples", "eval_metric"):
             if self.eval_data is None and getattr(self, option):
                 raise typer.BadParameter("does nothing without --eval-data", param_hint=f"--{option.replace('_', '-')}")
 
