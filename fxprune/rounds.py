@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -57,7 +57,8 @@ class Schedule:
     def check(self, scores: Scores) -> None:
         """Raise UnreachableError where no number of rounds meets the budget, by the scores of the first."""
         if self.what and self.rounds > 1:
-            scores.plan(**self.asked, allocate="uniform")
+            budget: dict[str, Any] = {self.what: self.goal}
+            scores.plan(**budget, allocate="uniform")
 
     def shares_of(self, ratios: Ratios | None) -> Ratios | None:
         """The ratios of one round, which all rounds together make those given."""
