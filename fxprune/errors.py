@@ -133,7 +133,7 @@ def close_names(name: str, known: Iterable[str]) -> str:
     >>> close_names("conv11", ["conv1", "bn1"]), close_names("fc", ["conv1"])
     ("; close names: 'conv1'", '')
     """
-    close = get_close_matches(name, [entry for entry in known if entry], n=3)
+    close = get_close_matches(name, dict.fromkeys(entry for entry in known if entry), n=3)
     return f"; close names: {', '.join(map(repr, close))}" if close else ""
 
 

@@ -46,6 +46,7 @@ PER_NAME: dict[str, tuple[Any, type[FxpruneError], str]] = {
     "alpha": ("0.3", PlanError, "alpha is '0.3'; it is a share of units and lies between 0 and 1"),
     "latency=": (10**400, PlanError, "latency is a whole number of 1,329 bits; it is a share of the original's laten"),
     "params": (True, PlanError, "params is True; it is a share of the original's parameters: more than 0, at most 1"),
+    "params=": (50, PlanError, r"params is 50; it is a share .* more than 0, at most 1; for 50 % pass 0\.5$"),
     "macs": (torch.tensor(0.5), PlanError, "macs is a Tensor; it is a share of the original's MACs"),
     "latency": (float("nan"), PlanError, "latency is nan; it is a share of the original's latency"),
     "macs=": (10**5000, PlanError, "macs is a whole number of 16,610 bits; it is a share"),

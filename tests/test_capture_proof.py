@@ -1181,3 +1181,18 @@ def test_the_rest_may_ask_a_part_for_its_layers() -> None:
     loss = lambda output, target: F.cross_entropy(output.flatten(0, 1), target.flatten())  # noqa: E731
     small = fxprune.compress(Regularised(), batches, 0.3, submodule="part", loss=loss, progress=False)
     assert small(torch.randn(3, 5, 8)).shape == (3, 5, 4)
+
+
+@pytest.mark.parametrize("rung", ["fx", "values"])
+def test_what_the_forward_of_a_class_counts_in_a_closure_is_put_back(rung: str) -> None:
+    count = 0
+
+    class Counting(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            nonlocal count
+            count += 1
+            return super().forward(x)
+
+    with pytest.warns(FxpruneWarning, match=r"the forward of Counting changes count of .*Counting\.forward"):
+        fxprune.capture(Counting(lambda self, x: x), images()(4), method=rung)
+    assert count == 0

@@ -237,3 +237,12 @@ def test_a_channel_that_meets_the_input_stays() -> None:
     reasons = frozen(groups_of(ZOO["inputs_join"].build()))
     assert "meets values without channels in add" in str(reasons["back"])
     assert reasons["a"] is None
+
+
+@pytest.mark.parametrize("how", ["expand", "interleave", "function"])
+def test_heads_of_keys_go_with_the_queries_that_share_them(how: str) -> None:
+    units = units_of(f"shared_keys_2_{how}")
+    keys, queries = units["attention.k"], units["attention.q"]
+    assert keys == units["attention.v"]
+    assert len(set(keys)) == 2
+    assert queries == [unit for unit in keys for _ in range(2)]

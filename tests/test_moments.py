@@ -211,3 +211,15 @@ def test_padding_does_not_count() -> None:
         if len(known.mean) == 4:
             assert np.allclose(known.mean, states.mean(0))
             assert np.allclose(known.covariance, np.cov(states.T, bias=True))
+
+
+@pytest.mark.parametrize("widest", [16384, 4])
+def test_merged_over_a_single_rank_they_stay(widest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "WIDEST", widest)
+    x, sums = torch.randn(30, 5, dtype=torch.float64), moments.MomentSums(seed=0)
+    for batch, rows in enumerate((x[:10], x[10:] + 3)):  # whose mean is far from that of the first batch
+        sums.add(rows, 1, batch=batch)
+    before = sums.moments()
+    sums.merge_ranks(5)
+    assert np.allclose(sums.moments().mean, before.mean)
+    assert np.allclose(sums.moments().covariance, before.covariance)

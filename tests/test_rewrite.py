@@ -12,7 +12,7 @@ from helpers import difference, double, outputs
 from nets import layers
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from zoo import CLASSES, ZOO, conv, head, images, tensors
+from zoo import CLASSES, ZOO, conv, head, images, randomise, tensors
 
 import fxprune
 from fxprune.coupling.couple import analyse
@@ -198,3 +198,15 @@ def test_only_sizes_that_do_not_fit_are_mended(monkeypatch: pytest.MonkeyPatch, 
     plan = fxprune.Scores.random(model, tensors(6)(2)).plan(alpha=0.5)
     with pytest.raises(RewriteError, match=message):
         fxprune.apply(model, plan)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(8, 12), (8, 8)])
+def test_transposed_convolutions_in_groups_lose_the_same_slots_of_every_group(inputs: int, outputs: int) -> None:
+    middle = nn.ConvTranspose2d(inputs, outputs, 3, padding=1, groups=2)
+    model = randomise(nn.Sequential(conv(3, inputs), nn.ReLU(), middle, nn.ReLU(), conv(outputs, 4), head(4)))
+    model, x = model.double().eval(), images()(2).double()
+    for alpha in (0.5, 1.0):
+        plan = fxprune.Scores.random(model, x).plan(alpha=alpha)
+        small = fxprune.apply(model, plan)
+        assert fxprune.verify(model, plan, small, x) < 1e-9
+    assert small.get_submodule("2").weight.shape[:2] == (2, 1)

@@ -263,3 +263,14 @@ def test_a_plan_that_removes_nothing_is_proved_against_the_model_itself(monkeypa
         model.get_submodule("4").bias.add_(1)
     with pytest.raises(VerificationError, match=r"differs from the model that it was made from by .* on the example"):
         fxprune.verify(model, plan, small, x)
+
+
+def test_the_tolerance_is_also_that_against_the_model_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = ZOO["mlp"].build().eval(), tensors(6)(2)
+    graph = fxprune.capture(model, x)
+    plan = fxprune.Scores.random(model, x).plan(params=1.0)
+    small = fxprune.apply(model, plan)
+    monkeypatch.setattr(sys.modules["fxprune.rewriting.proof"], "capture_as", lambda settings, model, example: graph)
+    with torch.no_grad():
+        model.get_submodule("4").bias.add_(1)
+    assert 0.01 < fxprune.verify(model, plan, small, x, tolerance=1e3) < 1e3

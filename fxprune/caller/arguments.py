@@ -163,7 +163,15 @@ def _number(fits: Callable[[Any], bool], what: str, error: type[FxpruneError] = 
 
 
 def _share(what: str) -> Check:
-    return _number(lambda x: 0 < x <= 1, f"it is a share of the original's {what}: more than 0, at most 1", PlanError)
+    """The check for a share, which is no percentage."""
+
+    def check_share(name: str, value: Any) -> None:
+        if not (is_number(value) and 0 < value <= 1):
+            percent = f"; for {value:g} % pass {value / 100:g}" if is_number(value) and 1 < value <= 100 else ""
+            what_fits = f"it is a share of the original's {what}: more than 0, at most 1"
+            raise PlanError(f"{name} is {shown(value)}; {what_fits}{percent}")
+
+    return check_share
 
 
 def _names(*, types: str = "") -> Check:

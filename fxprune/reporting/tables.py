@@ -108,7 +108,7 @@ def summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:
             yield f"  by the {done.measure}", "", "", ""
         for name, error in done.compared.items():
             taken = "taken" if error == min(done.compared.values()) else ""
-            yield f"  plan by {name}, before the last refit, on the samples that choose", "", done.shown(error), taken
+            yield f"  plan by {name}", "", done.shown(error), taken
     if tuned := report.finetuned:
         name, values = tuned.judged_by
         best = f"epoch {tuned.best} of {tuned.ran}"

@@ -8,12 +8,14 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from fxprune.caller.example import as_call, batch_length, check_dense, trim
 from fxprune.caller.model_checks import if_of_transformers
+from fxprune.caller.tensors import dtype_name
 from fxprune.errors import CaptureError, error_text, known_names
 from fxprune.tracing.graph import ModelGraph, OwnSource
 
@@ -37,6 +39,7 @@ def check_names(model: nn.Module) -> None:
             )
 
 
+_SHOWN = 3  # tensors of an example in a message
 _KEPT = {"self", *vars(OwnSource(nn.Module(), fx.Graph()))} - vars(nn.Module()).keys()
 
 
@@ -121,9 +124,13 @@ def first_running(model: nn.Module, batches: Iterable[Any], run: Callable[[Any],
 
 def does_not_run(model: nn.Module, failure: Exception | None, example: Any = None) -> CaptureError:
     """The error of a model that fails on the example."""
+    tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+    given = ", ".join(f"{tuple(tensor.shape)} {dtype_name(tensor)}" for tensor in tensors[:_SHOWN])
+    held = f", which holds {given}{', ...' * (len(tensors) > _SHOWN)}" if tensors else ""
+    bytes_ = "; of images as bytes, x.float() / 255" if any(t.dtype == torch.uint8 for t in tensors) else ""
     return CaptureError(
-        f"{type(model).__name__} does not run on the example ({error_text(failure)}): "
-        f"give one batch as its forward takes it{if_batches(example)}"
+        f"{type(model).__name__} does not run on the example ({error_text(failure)}){held}: "
+        f"give one batch as its forward takes it{bytes_}{if_batches(example)}"
     )
 
 
