@@ -30,18 +30,16 @@ from torch import nn
 from fxprune.integrations.huggingface import compress_pretrained
 
 MODELS: dict[str, Callable[[], Task]] = {"prose": prose, "docstrings": docstrings}
-OURS = ("fxprune", "fxprune, equal blocks and no new biases")
 OTHERS = ("magnitude, uniform", "Wanda-sp, uniform", "FLAP", "ShortGPT")
-BLOCKS = "fxprune, plain, whole blocks too"
 
 
-def with_blocks(work: Workload) -> AtBudget:
-    """A plain checkpoint that may have fewer blocks."""
+def plain(work: Workload, *, blocks: bool) -> AtBudget:
+    """A checkpoint like any other, which may have fewer blocks."""
     told = [{"input_ids": words, "labels": words} for words, _ in work.calibration]
 
     def at(budget: float) -> tuple[nn.Module, None]:
         small = compress_pretrained(
-            work.model.model, told, **work.budget(budget), plain=True, blocks=True, progress=False
+            work.model.model, told, **work.budget(budget), plain=True, blocks=blocks, progress=False
         )
         return NextToken(small).eval(), None
 
@@ -49,8 +47,9 @@ def with_blocks(work: Workload) -> AtBudget:
 
 
 ROWS: dict[str, Method] = {
-    **{name: METHODS[name] for name in (WHOLE, *OURS)},
-    BLOCKS: Method(with_blocks),
+    **{name: METHODS[name] for name in (WHOLE, "fxprune")},
+    "fxprune, plain": Method(partial(plain, blocks=False)),
+    "fxprune, plain, whole blocks too": Method(partial(plain, blocks=True)),
     **{name: METHODS[name] for name in OTHERS},
     "LLM-Pruner-style Taylor, uniform": Method(language.ranked("taylor", "uniform", "none")),
     "SliceGPT-like": Method(partial(language.slice_gpt, shared=False)),
@@ -65,8 +64,8 @@ NOTE = (
     "1.2 million parameters, which the script trains on the docstrings of Python's standard library.\n"
     "- Calibration, for all methods: 128 windows of 128 tokens of the text that was trained on. Measure: 64 windows of "
     "text that was not: for docstrings, of other files.\n"
-    "- fxprune is `compress` with a budget; equal blocks and no new biases is what `compress_pretrained(plain=True)` "
-    "does; with whole blocks too, it is `compress_pretrained(plain=True, blocks=True)`.\n"
+    "- fxprune is `compress` with a budget, plain is `compress_pretrained(plain=True)`: one width for all layers that a "
+    "configuration can say, and no new biases; whole blocks too: the same with `blocks=True`.\n"
     "- The other rows follow their papers on the units that fxprune finds prunable: magnitude, Wanda-sp, FLAP with its "
     "biases, and the first-order importance of LLM-Pruner, summed over each unit. ShortGPT drops the nearest number of "
     "blocks.\n"

@@ -142,7 +142,7 @@ def _plain(
     except UnreachableError as error:
         keep_to(graph, ClassLimits(blocks=WHOLE if blocks else ""))
         inexact = INEXACT in error.remedies and inexact_helps(model, graph, coupled)
-        raise advised(error, options, held=bool(limits.held), inexact=inexact) from error
+        raise advised(error, options, held=bool(limits.held or limits.counts), inexact=inexact) from error
     note_call(small, call, loader, "")
     return plain_model(model, small, graph, coupling, changes)
 

@@ -55,8 +55,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Change:
     """Fields `names` of the configuration at `path` in a model's, which say how many units some groups keep.
 
-    Each of these `groups`, all of one kind, has so many `units`; they keep equal numbers, multiples of `step`. `pins`
-    are other fields that have to be written out, because the class computes them from these.
+    Each of these `groups`, all of one kind, has so many `units`; they keep equal numbers, multiples of `step`, or one
+    of `counts` where a rule of the class leaves no others. `pins` are other fields that have to be written out, because
+    the class computes them from these.
     """
 
     kind: str
@@ -66,6 +67,7 @@ class Change:
     units: int
     step: int
     pins: tuple[tuple[str, int], ...] = ()
+    counts: tuple[int, ...] = ()
 
     def written(self, config: PretrainedConfig, kept: int) -> bool:
         """Change a configuration to so many kept units; False where its fields are no multiples of the units."""
@@ -169,9 +171,37 @@ def _tried(model: PreTrainedModel, change: Change, coupling: Coupling, whole: Sh
             return None
         groups = _touched(change, coupling, whole, shapes)
         if groups and shapes == _without(coupling, whole, groups, step):
-            return replace(change, groups=groups, step=step)
+            return _with_counts(model, replace(change, groups=groups, step=step))
         return None
     return None
+
+
+def _with_counts(model: PreTrainedModel, change: Change) -> Change:
+    """A change with the numbers of heads or experts that the class takes, if they are not the multiples of its step."""
+    if change.kind not in (HEADS, EXPERTS):
+        return change
+
+    def takes(count: int) -> bool:
+        config = copy.deepcopy(model.config)
+        if not change.written(config, count) or _broken(config):
+            return False
+        return count % change.step == 0 or not isinstance(_shapes(type(model), config), str)
+
+    counts = tuple(filter(takes, range(1, change.units + 1)))
+    alike = counts == tuple(range(change.step, change.units + 1, change.step))
+    return change if alike else replace(change, step=1, counts=counts)
+
+
+def _broken(config: PretrainedConfig) -> str:
+    """What a configuration's own checks say against it; empty for nothing."""
+    for _, own in _inside(config):
+        try:
+            own.validate()
+        except AttributeError:
+            continue  # of transformers before 5
+        except Exception as error:  # noqa: BLE001 - whatever these raise
+            return error_text(error.__cause__ or error)
+    return ""
 
 
 def _touched(change: Change, coupling: Coupling, whole: Shapes, shapes: Shapes) -> tuple[int, ...]:
@@ -206,6 +236,8 @@ def _without(coupling: Coupling, whole: Shapes, groups: Sequence[int], step: int
 
 def _shapes(kind: type[PreTrainedModel], config: PretrainedConfig) -> Shapes | str:
     """The shapes of the parameters of a class built by a configuration; its error where it refuses that."""
+    if broken := _broken(config):
+        return broken
     try:
         with undisturbed(), torch.device("meta"):
             return {name: tuple(p.shape) for name, p in kind(copy.deepcopy(config)).named_parameters()}
@@ -240,7 +272,11 @@ def limits_by(changes: Sequence[Change], coupling: Coupling, config: PretrainedC
     }
     spared = {site.name for number in said for site in groups[number].sites}
     repeats = tuple(tuple(site for n in change.groups for site in _names(groups[n])) for change in changes)
-    return ClassLimits({site: why for site, why in held.items() if site not in spared}, repeats=repeats)
+    counts = {site: change.counts for change in changes for n in change.groups for site in _names(groups[n])}
+    return ClassLimits(
+        {site: why for site, why in held.items() if site not in spared}, repeats=repeats,
+        counts={site: own for site, own in counts.items() if own},
+    )  # fmt: skip
 
 
 def _names(group: Group) -> list[str]:
@@ -253,7 +289,7 @@ def narrowed_config(
     """A copy of a configuration that says the widths of the kept units.
 
     Raises:
-        NarrowError: groups that a field counts keep different numbers.
+        NarrowError: groups that a field counts keep different numbers, or the class's own checks refuse the result.
     """
     config, groups = copy.deepcopy(config), coupling.prunable
     for change in changes:
@@ -266,6 +302,8 @@ def narrowed_config(
             )
         if kept != {change.units}:
             change.written(config, kept.pop())
+    if broken := _broken(config):
+        raise NarrowError(f"{type(config).__name__} refuses the widths of the plan ({broken}): {OWN_CLASS}")
     return config
 
 

@@ -192,7 +192,8 @@ class Allocation:
     """The level of every unit, and the constraints that hold at any level.
 
     A group keeps at least `min_keep` units, and a multiple of `round_to`, which may be given by the `kinds` of the
-    groups' units; branches may all be removed. `pieces` are sets of units of which at least one is kept; `equal`,
+    groups' units; branches may all be removed. `counts` are the numbers that a group can keep, where these are not all.
+    `pieces` are sets of units of which at least one is kept; `equal`,
     `larger` and `floors` are those of `balanced`. Units of a group are removed by rising level, and at equal levels by
     rising `propose`. `groups` follow each other and hold all units.
     """
@@ -207,6 +208,7 @@ class Allocation:
     min_keep: int = 1
     round_to: RoundTo = 1
     kinds: tuple[str, ...] = ()
+    counts: tuple[tuple[int, ...], ...] = ()
     multiples: Index = field(init=False)
     least: Index = field(init=False)
     sizes: Index = field(init=False)
@@ -258,11 +260,14 @@ class Allocation:
         return late
 
     def _rounded(self, keep: Flags) -> Flags:
-        """The kept units once each group keeps enough of them, and a multiple of its number in `multiples`."""
+        """The kept units once each group keeps enough of them: a multiple of its number in `multiples`, a count."""
         removed = ~keep[self.order]
         ends = np.cumsum(np.append(0, removed))[np.append(0, np.cumsum(self.sizes))]
         kept = self.sizes - np.diff(ends)
         wanted = -(-np.maximum(kept, self.least) // self.multiples) * self.multiples
+        for number, counts in enumerate(self.counts):
+            fitting = (n for n in counts if n >= wanted[number] and n % self.multiples[number] == 0)
+            wanted[number] = next(fitting, self.sizes[number]) if counts else wanted[number]
         restored = np.minimum(wanted, self.sizes) - kept
         from_last = np.repeat(ends[1:], self.sizes) - np.cumsum(removed) + 1  # 1 at the unit of a group removed last
         rounded = np.empty_like(keep)

@@ -31,9 +31,9 @@ from fxprune.tracing.settings import check_settings
 FORMAT = 3
 _IN_HEADER = (
     "groups", "example", "frozen", "settings", "about", "balanced", "larger", "even", "min_keep", "round_to",
-    "kinds", "repeats", "equal_blocks", "blocks",
+    "kinds", "repeats", "counts", "equal_blocks", "blocks",
 )  # fmt: skip
-_LATER = ("kinds", "repeats", "equal_blocks", "blocks")  # which the first files of this format lack
+_LATER = ("kinds", "repeats", "counts", "equal_blocks", "blocks")  # which the first files of this format lack
 _MANY = 1 << 31
 
 
@@ -64,6 +64,7 @@ class ScoreData:
     floors: tuple[tuple[Index, int], ...] = ()
     kinds: tuple[str, ...] = ()
     repeats: tuple[tuple[int, ...], ...] = ()
+    counts: tuple[tuple[int, ...], ...] = ()
     equal_blocks: bool = False
     blocks: str = ""
 
@@ -211,6 +212,7 @@ def _check_limits(scores: ScoreData) -> None:
     _check(whole, "min_keep and round_to")
     sizes = dict(enumerate(end - start for _, start, end in scores.groups))
     _check(len(scores.kinds) in (0, len(sizes)), "kinds")
+    _check(len(scores.counts) in (0, len(sizes)), "counts")
     _check(scores.blocks in ("", BESIDE, ONLY) and BRANCHES not in scores.kinds[:-1], "blocks")
     _check(all(len({sizes[number] for number in numbers}) == 1 for numbers in scores.repeats), "repeats")
 

@@ -65,7 +65,8 @@ class Scores(ScoreData):
     same number of channels, and `larger` pairs of which the first keeps more than the second; `even` are sets of axes,
     each given by the unit of every index, that keep the same number of indices, and `floors` are sets of units, each
     with the least number that is kept. `kinds` are those of the groups' units, and `repeats` sets of the numbers of
-    groups that blocks repeat, which keep equal numbers with `equal_blocks`. `costs` are the model's under any plan, and
+    groups that blocks repeat, which keep equal numbers with `equal_blocks`. `counts` are, for each group, the numbers
+    of units that it can keep, empty for all. `costs` are the model's under any plan, and
     `times`, from `with_latency`, its latency. `moments` are those of every edge's activations, and `channels` the
     number of channels that are removed with each unit. `curves` and `magnitudes` are from `with_curves`.
     `blocks` says whether residual branches, whose units are the last, are removed "beside" others, or "only" they.
@@ -318,8 +319,9 @@ class Scores(ScoreData):
             units_of = [np.arange(start, end) for _, start, end in self.groups]
             equal += tuple(tuple(units_of[number] for number in numbers) for numbers in self.repeats)
         found = Allocation(
-            level, propose, self.groups, self.pieces, equal, larger, self.floors, min_keep, round_to, self.kinds
-        )
+            level, propose, self.groups, self.pieces, equal, larger, self.floors, min_keep, round_to, self.kinds,
+            self.counts,
+        )  # fmt: skip
         if curves is None:
             return found
         cost, parts = self._cost("macs" if per == "alpha" else per), bundles(found)
@@ -430,13 +432,16 @@ def scores_of(
     about = {"model": type(graph).__name__} | dict(about)
     example = captured_of(graph).description
     frozen = coupling.frozen() | parametrized(graph, str(options.get("submodule", "")))
+    limits = captured_of(graph).limits
+    counts = (
+        [limits.counts[site.name] for site in group.sites if site.name in limits.counts] for group in coupling.prunable
+    )
     return Scores(
         *scores, groups, coupling.sites, coupling.pieces, example, frozen, settings, about, coupling.balanced,
         coupling.larger, coupling.even, costs_of(graph, coupling), channels=_channels(coupling),
         floors=coupling.floors, kinds=tuple(group.kind for group in coupling.prunable),
-        repeats=repeated(
-            coupling, dict(graph.named_modules(remove_duplicate=False)), captured_of(graph).limits.repeats
-        ),
+        repeats=repeated(coupling, dict(graph.named_modules(remove_duplicate=False)), limits.repeats),
+        counts=tuple(own[0] if own else () for own in counts) if limits.counts else (),
     )  # fmt: skip
 
 

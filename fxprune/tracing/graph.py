@@ -261,13 +261,15 @@ class ClassLimits:
 
     `held` gives the reason for each layer that keeps all its channels. Each set of `even` holds axes of values, as
     (node, number of the output, axis), that keep equal numbers of channels. `repeats` are sets of layers whose groups
-    keep equal numbers of units, in place of those found in blocks that repeat. `blocks` says in which pieces residual
+    keep equal numbers of units, in place of those found in blocks that repeat. `counts` has, for layers whose groups
+    cannot keep any number of units, the numbers that they can keep, rising. `blocks` says in which pieces residual
     branches can be removed: empty for single ones.
     """
 
     held: Mapping[str, str] = field(default_factory=dict)
     even: tuple[tuple[tuple[str, int, int], ...], ...] = ()
     repeats: tuple[tuple[str, ...], ...] = ()
+    counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     blocks: str = ""
 
 
