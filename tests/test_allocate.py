@@ -54,6 +54,14 @@ def test_floor_and_multiple_hold(scores: tuple[Scores, Scores], alpha: float, fl
     assert set(gone.tolist()) == lowest(scores[0], len(gone))
 
 
+@given(rankings(), st.floats(0, 1), st.sets(st.integers(1, 12), min_size=1))
+def test_a_group_keeps_one_of_its_counts(scores: tuple[Scores, Scores], alpha: float, counts: set[int]) -> None:
+    n, free = len(scores[0]), len(scores[0]) - len(removed(*scores, alpha))
+    gone = removed(*scores, alpha, counts=(tuple(sorted(counts)),))
+    assert n - len(gone) == min((count for count in counts if free <= count <= n), default=n)
+    assert set(gone.tolist()) == lowest(scores[0], len(gone))
+
+
 @given(rankings(), st.floats(0, 1), st.floats(0, 1))
 def test_more_tolerance_removes_no_less(scores: tuple[Scores, Scores], one: float, two: float) -> None:
     low, high = sorted((one, two))

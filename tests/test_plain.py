@@ -297,6 +297,26 @@ def test_a_plain_folder_is_not_one_of_ours(plain: Any, tmp_path: Path) -> None:
         from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("share", "heads"), [(0.25, (8, 4)), pytest.param(0.6, (4, 2), marks=pytest.mark.wide), (0.75, (2, 1))]
+)
+def test_heads_are_as_many_as_the_configuration_takes(share: float, heads: tuple[int, int], tmp_path: Path) -> None:
+    """Of four heads of keys, three would make six of queries, and transformers wants a divisor of 32."""
+    config = T.AutoConfig.for_model("llama", **DECODER | {"num_attention_heads": 8, "num_key_value_heads": 4})
+    model = T.AutoModelForCausalLM.from_config(config).eval()
+    own = compress_pretrained(model, [batch()], ratios={"*k_proj": share, "*gate_proj": 0.5}, **HOW)
+    assert (own.config.num_attention_heads, own.config.num_key_value_heads, own.config.head_dim) == (*heads, 4)
+    own.save_pretrained(tmp_path)
+    check_generation(own, T.AutoModelForCausalLM.from_pretrained(tmp_path).eval())
+
+
+def test_a_configuration_that_its_own_checks_refuse_is_none() -> None:
+    model = decoder("llama")
+    model.config.num_attention_heads = 5
+    with pytest.raises(NarrowError, match=r"cannot be built by its configuration alone \(ValueError: The hidden size"):
+        compress_pretrained(model, [batch()], params=0.8, **HOW)
+
+
 @pytest.mark.parametrize("value", [1.5, "8", {"hidden": 1.5}])
 def test_multiples_of_a_plain_model_are_whole(llama: Any, value: Any) -> None:
     with pytest.raises(PlanError, match=r"round_to.* it is a whole number, at least 1"):
