@@ -193,7 +193,7 @@ def compress(
             note_original(small, first, submodule)
             done = report(part_of(small, submodule)).compensation
             if done is not None:  # its errors are those of the last round alone, beside the model that it began with
-                note_compensation(small, replace(done, before=None, after=None), submodule)
+                note_compensation(small, replace(done, before=None, after=None, compared={}), submodule)
     note_call(small, call, loader, submodule)
     warn_if_unpruned(part_of(small, submodule))
     if own_class:

@@ -193,7 +193,7 @@ def test_weights_under_a_key(tmp_path):
     [
         (
             None,
-            r"no state_dict under state_dict, .*: name its place with --weights-key; it has weights \(7 entries\)",
+            r"no state_dict .*: name its place with .*-key, --weights-key weights say; it has weights \(7 entries\)",
         ),
         ("wieghts", "has no wieghts for --weights-key: it has weights, epoch; did you mean weights?"),
         ("weights.ema", "has no ema for --weights-key: it has 0.weight, 0.bias, 1.weight and 4 more"),

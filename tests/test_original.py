@@ -17,7 +17,7 @@ from zoo import CLASSES, ZOO, images
 import fxprune
 from fxprune.errors import FxpruneWarning
 from fxprune.scoring.objective import GatedPart
-from fxprune.scoring.original import classes_of
+from fxprune.scoring.original import chance, classes_of
 
 X = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
 
@@ -179,6 +179,21 @@ def test_near_chance_there_is_a_warning_at_the_callers_line(tmp_path: Path) -> N
     assert caught[0].filename == __file__
     scores.save(tmp_path / "scores.npz")
     assert fxprune.Scores.load(tmp_path / "scores.npz").about == scores.about
+
+
+def test_a_loss_above_that_of_guessing_warns_too() -> None:
+    """As of images in another range, of which a trained network is surely wrong."""
+    x = torch.randn(200, 4)
+    y = torch.where(torch.arange(200) % 3 == 0, x.argmax(1), x.argmin(1))
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.copy_(9 * torch.eye(4))
+            layer.bias.zero_()
+    right = float((model(x).argmax(1) == y).float().mean())
+    with pytest.warns(FxpruneWarning, match=rf"right on {right:.1%} of these 200 .* the 1\.39 of guessing among 4"):
+        fxprune.score(model, [(x, y)], progress=False)
+    assert chance(4, 200) < right < 0.5
 
 
 @pytest.mark.parametrize("right", [110, 160, 290])

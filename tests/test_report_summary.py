@@ -188,7 +188,9 @@ def test_the_provenance_is_shown(report: fxprune.Report) -> None:
     assert found["versions"] == ", ".join(f"{name} {version}" for name, version in made.versions.items())
     assert (found["model"], found["captured by"]) == ("Residual", "fx")
     assert (found["data"], found["scored on"]) == ("Subset of CIFAR10, 1,234 samples", "20 samples, seed 0")
-    assert found["calibration"] == "the original on 20 calibration samples: loss 0.25, right on 95.0%"
+    assert found["calibration"] == (
+        "the original on 20 calibration samples: loss 0.25, right on 95.0%; these are few samples, give some hundred"
+    )
     named = dataclasses.replace(
         made, call="fxprune compress a:b", model="a:b", weights="net.pt", file="out.safetensors"
     )

@@ -269,10 +269,14 @@ BATCHES: dict[str, tuple[Any, str]] = {
     "other sizes": (lambda: [*loader(), (VECTORS.double(), LABELS)], r"the model fails on batch 3 \(RuntimeError"),
     "a number": (lambda: [7], f"a batch is an int, not a pair{TO_UNPACK}"),
     "three": (lambda: [(IMAGES, LABELS, LABELS)], f"a batch is a tuple of length 3, not a pair{TO_UNPACK}"),
-    "no targets": (lambda: [{"x": IMAGES, "y": LABELS}], rf"keys \['x', 'y'\], and 0 of them{TO_UNPACK}"),
+    "no targets": (lambda: [{"x": IMAGES, "y": LABELS}], rf"keys \['x', 'y'\], and none of them{TO_UNPACK}"),
+    "no targets among them": (lambda: [{"y": LABELS, "x": IMAGES}], r"keys.*\(batch\['x'\], batch\['y'\]\)$"),
+    "inputs alone": (
+        lambda: [{"x": IMAGES}], r"none .*: give batches that hold .*\(batch\['x'\], None\), with a loss= .* needs none$"
+    ),
     "two targets": (
         lambda: [{"x": IMAGES, "label": LABELS, "target": LABELS}],
-        f"and 2 of them say that they are the targets{TO_UNPACK}",
+        f"and 2 of them are names of targets{TO_UNPACK}",
     ),
 }  # fmt: skip
 LABELLED: dict[str, tuple[Any, str]] = {

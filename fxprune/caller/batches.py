@@ -129,9 +129,10 @@ def split(batch: Any) -> tuple[Any, Any]:
         named = [key for key in TARGET_KEYS if key in batch]
         if len(named) == 1:
             return {key: value for key, value in batch.items() if key != named[0]}, batch[named[0]]
+        alone = "give batches that hold targets, too, or " if len(batch) == 1 else ""
         raise CalibrationError(
-            f"a batch has the keys {sorted(map(str, batch))}, and {len(named)} of them say that they are the targets "
-            f"({', '.join(TARGET_KEYS)}): {_unpack(*_two_of(list(batch), named))}"
+            f"a batch has the keys {sorted(map(str, batch))}, and {len(named) or 'none'} of them are names of targets "
+            f"({', '.join(TARGET_KEYS)}): {alone}{_unpack(*_two_of(batch, named))}"
         )
     if isinstance(batch, Tensor):
         return batch, None
@@ -144,17 +145,23 @@ def split(batch: Any) -> tuple[Any, Any]:
 
 def _unpack(inputs: Any, targets: Any) -> str:
     """The remedy for batches of another form: an `unpack` by the keys, or the places, of inputs and targets."""
+    second = "None), with a loss= that needs none" if targets is None else f"batch[{targets!r}])"
     return (
         f"pass unpack=, a function from a batch to (inputs, targets), such as "
-        f"unpack=lambda batch: (batch[{inputs!r}], batch[{targets!r}])"
+        f"unpack=lambda batch: (batch[{inputs!r}], {second}"
     )
 
 
-def _two_of(keys: list[Any], named: Sequence[Any]) -> tuple[Any, Any]:
-    """The keys of a batch that are most likely the inputs and the targets."""
-    likely = [*named, *(key for key in keys if any(part in str(key).lower() for part in ("label", "target", "class")))]
-    targets = next(iter(likely), keys[-1] if len(keys) > 1 else "label")
-    return next((key for key in keys if key != targets), "image"), targets
+def _two_of(batch: Mapping[Any, Any], named: Sequence[Any]) -> tuple[Any, Any]:
+    """The keys of a batch that are most likely the inputs, its largest tensor of floats, and the targets, if any."""
+
+    def size(key: Any) -> tuple[bool, int]:
+        value = batch[key]
+        return (value.is_floating_point(), value.numel()) if isinstance(value, Tensor) else (False, 0)
+
+    likely = [*named, *(key for key in batch if any(part in str(key).lower() for part in ("label", "target", "class")))]
+    inputs = max((key for key in batch if key not in likely[:1]), key=size, default=next(iter(batch), "image"))
+    return inputs, next((key for key in [*likely, *reversed(batch)] if key != inputs), None)
 
 
 def _check_collated(batch: Sequence[Any]) -> None:

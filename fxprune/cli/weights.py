@@ -91,8 +91,10 @@ def _states(content: Any, path: Path, key: str | None) -> dict[str, State]:
         raise FxpruneError(f"{path} holds {a_kind(content)} that is no state_dict: save model.state_dict()")
     if key is not None:
         raise FxpruneError(f"--weights-key {key} names no state_dict in {path}, which has {_contents(content)}")
+    inside = [str(name) for name, entry in content.items() if isinstance(entry, Mapping)]
+    like = f", --weights-key {inside[0]} say" if len(inside) == 1 else ""
     raise FxpruneError(
-        f"{path} holds no state_dict under {', '.join(WRAPPERS)}: name its place with --weights-key; it has "
+        f"{path} holds no state_dict under {', '.join(WRAPPERS)}: name its place with --weights-key{like}; it has "
         f"{_contents(content)}"
     )
 

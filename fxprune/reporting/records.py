@@ -13,6 +13,7 @@ from fxprune.reporting.timings import MeasuredLatency
 
 SMALL = 1e-3  # a share below which percent would show nothing
 SAMPLED = 512  # units of a group that a report holds at most
+FEW = 32  # calibration samples, below which a report says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,8 @@ class Calibration:
 
     def __str__(self) -> str:
         right = "" if self.accuracy is None else f", right on {self.accuracy:.1%}"
-        return f"the original on {plural(self.samples, 'calibration sample')}: loss {self.loss:.3g}{right}"
+        few = "; these are few samples, give some hundred" if self.samples < FEW else ""
+        return f"the original on {plural(self.samples, 'calibration sample')}: loss {self.loss:.3g}{right}{few}"
 
 
 @dataclass(frozen=True, slots=True)

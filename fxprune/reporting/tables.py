@@ -106,8 +106,9 @@ def summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:
         yield f"output's error, compensation: {done.level}", done.shown(done.before), after, layers
         if "shares" not in done.measure:
             yield f"  by the {done.measure}", "", "", ""
+        best = min(done.compared, key=lambda name: done.compared[name], default="")
         for name, error in done.compared.items():
-            taken = "taken" if error == min(done.compared.values()) else ""
+            taken = "taken" if name == best else ""
             yield f"  plan by {name}", "", done.shown(error), taken
     if tuned := report.finetuned:
         name, values = tuned.judged_by

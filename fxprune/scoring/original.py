@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
-from math import sqrt
+from math import log, sqrt
 from typing import Any
 
 import torch
@@ -104,11 +104,12 @@ def chance(classes: int, samples: int) -> float:
     return 1 / classes + 2 * sqrt((1 - 1 / classes) / classes / max(samples, 1))
 
 
-def warn_near_chance(about: Mapping[str, Any], *, pruned: bool) -> None:
+def warn_near_chance(about: Mapping[str, Any], *, by_class: bool, pruned: bool) -> None:
     """Warn where the accuracy is not clearly above that of guessing: by two standard errors, of 100 samples or more.
 
-    The positions of a sample depend on each other, so samples are what is counted. `pruned` says whether the model was
-    pruned before.
+    The positions of a sample depend on each other, so samples are what is counted. A model that is right on less than
+    half is no better than guessing, too, where its cross-entropy is larger; `by_class` says that the loss is that one,
+    and `pruned` whether the model was pruned before.
     """
     if "accuracy" not in about or about["samples"] < FEWEST or rank_and_size()[0]:
         return
@@ -120,4 +121,10 @@ def warn_near_chance(about: Mapping[str, Any], *, pruned: bool) -> None:
         warn(
             f"{name} is right on {accuracy:.1%} of these {samples:,} samples, no more than guessing among {classes:,} "
             f"classes would be: {reason}"
+        )
+    elif by_class and not pruned and accuracy < 1 / 2 and about["loss"] > log(classes):
+        warn(
+            f"the original is right on {accuracy:.1%} of these {samples:,} samples, and its loss is "
+            f"{about['loss']:.3g}, more than the {log(classes):.3g} of guessing among {classes:,} classes: wrong "
+            "preprocessing, labels or weights?"
         )

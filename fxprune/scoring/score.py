@@ -162,7 +162,7 @@ def score(
         result = scores_of(graph, coupling, scores, options | {"submodule": submodule}, about)
     if file is not None:
         file.path.unlink(missing_ok=True)
-    warn_near_chance(about, pruned=bool(history_of(graph).plans))
+    warn_near_chance(about, by_class=by_class, pruned=bool(history_of(graph).plans))
     rounded = {kind: int(n) for kind, n in round_to.items()} if isinstance(round_to, Mapping) else int(round_to)
     result = replace(
         result, moments=evidence.moments, min_keep=int(min_keep), round_to=rounded, equal_blocks=bool(equal_blocks),

@@ -80,9 +80,11 @@ def check_example(model: nn.Module, example: Any, concrete: Mapping[str, Any]) -
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
+        keys = f"; it has the keys {list(example)}, of which unpack= can leave some out" * isinstance(example, dict)
+        hints = f"{keys}{if_of_transformers(model)}{if_batches(example)}"
         raise CaptureError(
             f"the example does not fit {type(model).__name__}.forward{signature}: {error}. Give a tensor, a tuple of "
-            f"the positional arguments, or a dict of the named ones{if_of_transformers(model)}{if_batches(example)}"
+            f"the positional arguments, or a dict of the named ones{hints}"
         ) from error
     check_dense(example, "the example", CaptureError, meta=True)
     first = next((t for t in pytree.tree_leaves(example) if isinstance(t, Tensor) and t.ndim), None)
