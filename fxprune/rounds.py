@@ -55,8 +55,8 @@ class Schedule:
             raise PlanError(f"{where}: {error}") from error
 
     def check(self, scores: Scores) -> None:
-        """Raise UnreachableError where no number of rounds meets the budget, by the scores of the first."""
-        if self.what and self.rounds > 1:
+        """Raise UnreachableError where no number of rounds meets a budget for which layers alone get narrower."""
+        if self.what and self.rounds > 1 and not scores.blocks:
             budget: dict[str, Any] = {self.what: self.goal}
             scores.plan(**budget, allocate="uniform")
 

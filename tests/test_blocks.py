@@ -342,6 +342,14 @@ def test_several_rounds() -> None:
     assert fxprune.verify(model, plan, small, x) <= EXACT
 
 
+@pytest.mark.parametrize(("blocks", "share"), [("only", 0.35), pytest.param(True, 0.15, marks=pytest.mark.wide)])
+def test_several_rounds_reach_what_widths_alone_do_not(blocks: bool | str, share: float) -> None:
+    model, _ = made("scalar scale")
+    how: dict[str, Any] = {"compensate": "none", "progress": False, "rounds": 2, "allocate": "measured"}
+    small = fxprune.compress(model, loader("scalar scale"), params=share, blocks=blocks, **how)
+    assert fxprune.report(small).params_after <= share * fxprune.report(small).params_before
+
+
 @pytest.mark.parametrize("level", ["bias", "ridge"])
 def test_compensation_by_moments_does_not_look_at_branches(level: str) -> None:
     model, _ = made("vit")
@@ -403,6 +411,36 @@ def test_a_class_that_counts_its_blocks_keeps_them() -> None:
     assert len(own.blocks) == 3
     reasons = {frozen.reason for frozen in fxprune.report(own).frozen if "branch:blocks.0" in frozen.sites}
     assert any("its own class does not run" in reason for reason in reasons)
+
+
+def test_where_all_blocks_are_kept_the_error_says_why() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(PlanError, match=r"nothing in the model can be pruned: 'branch:blocks.0', .*its own class does"):
+        fxprune.compress(
+            Counting().double().eval(), loader("scalar scale"), macs=0.9, blocks="only", own_class=True, progress=False
+        )
+
+
+class Aliased(Stack):
+    """It holds a block, and a part of another, in a second place."""
+
+    def __init__(self) -> None:
+        super().__init__(count=4)
+        self.last, self.part = self.blocks[3], self.blocks[2].fc1
+
+
+def test_a_block_that_is_held_elsewhere_is_kept() -> None:
+    torch.manual_seed(0)
+    model = Aliased().double().eval()
+    own = fxprune.compress(
+        model, loader("scalar scale"), params=0.8, blocks="only", own_class=True, compensate="none", progress=False
+    )
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, own))
+    assert len(own.blocks) == 3
+    assert after <= 0.8 * before
+    reasons = {frozen.sites: frozen.reason for frozen in fxprune.report(own).frozen}
+    assert reasons["branch:blocks.3",] == "the model also holds blocks.3 as last, outside of its list"
+    assert reasons["branch:blocks.2",] == "the model also holds blocks.2 as part, outside of its list"
 
 
 def test_a_single_branch_is_not_for_the_models_own_class() -> None:

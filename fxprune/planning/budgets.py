@@ -43,7 +43,7 @@ def meet(
     removed last, relative to their group, come first.
 
     Raises UnreachableError where no level is within the budget. Its message suggests the `remedies`, or names the
-    `frozen` layers if there are no units at all.
+    `frozen` layers if nothing can be removed at all.
     """
     steps = allocation.level[allocation.level <= 1 + EVEN]
     levels = np.unique(np.append(steps, NOTHING))
@@ -53,7 +53,8 @@ def meet(
     if least * whole > limit:
         asked, least_possible = percentages(share, least)
         asked = f"{what}={share:g} asks for {asked} of the {BUDGETS[what]}, but "
-        if not len(allocation.level):
+        remedies = list(remedies)
+        if not len(allocation.level) or (least >= 1 and not remedies):
             raise PlanError(asked + nothing_prunable("the model", frozen))
         enough = [f"raise {what}={share:g} to at least {_rounded_up(least)}"] * (least < 1)
         raise UnreachableError(f"{asked}{least_possible} is the least that can be reached", [*remedies, *enough])

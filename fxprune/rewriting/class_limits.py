@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fxprune.caller.arrays import Flags
 from fxprune.caller.isolation import undisturbed
+from fxprune.coupling.branch_units import SITE
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling, Group
 from fxprune.coupling.units import units_along
@@ -39,10 +40,37 @@ def limits_of(part: nn.Module, graph: Any, **options: Any) -> ClassLimits:
     """
     with stage("narrowing"), undisturbed():
         search = _Search(Attempt(part, settings_of(graph), graph), options)
+        limits = captured_of(graph).limits
+        keep_to(graph, replace(limits, held={**limits.held, **_held_twice(part, search.coupling())}))
         for seed in range(_TRIALS):
             while (failure := search.failure(seed)) is not None:
                 search.limit(failure, seed)
         return replace(captured_of(graph).limits, blocks=str(options.get("blocks", "")))
+
+
+def _held_twice(part: nn.Module, coupling: Coupling) -> dict[str, str]:
+    """Blocks that would not vanish with their entry of a list, as a module holds them, or parts of them, elsewhere."""
+    found = dict[str, str]()
+    for site in coupling.sites:
+        path = site.name.removeprefix(SITE)
+        if site.name.startswith(SITE) and (inside := _other_holders(part, path)):
+            found[site.name] = f"the model also holds {path} as {inside[0]}, outside of its list"
+    return found
+
+
+def _other_holders(part: nn.Module, path: str) -> list[str]:
+    """The other paths of a block's modules that do not lead through its list."""
+    entries, own = part.get_submodule(path.rpartition(".")[0]), set(part.get_submodule(path).modules())
+    held = (name for name, module in _outside(part, entries, "") if module in own and dict(module.named_parameters()))
+    return list(held)
+
+
+def _outside(module: nn.Module, entries: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """The paths and modules inside of a module that do not lead through a list."""
+    for name, child in module.named_children():
+        if child is not entries:
+            yield f"{path}{name}", child
+            yield from _outside(child, entries, f"{path}{name}.")
 
 
 @dataclass(slots=True)

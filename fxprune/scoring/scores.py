@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from os import PathLike
@@ -19,6 +19,7 @@ from fxprune.caller.computed_weights import parametrized
 from fxprune.caller.isolation import full_float32, on_device, seeded, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.source_lines import warn
+from fxprune.coupling.branch_units import SITE
 from fxprune.coupling.collector import Exclude
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling
@@ -153,8 +154,9 @@ class Scores(ScoreData):
         if kind == "alpha":
             kept, budget = allocation.keep(value + EVEN), None
         else:
-            frozen, cost = [(sites, why) for why, sites in self.frozen.items()], self._cost(kind)
-            even = replace(allocation, level=self._levels("uniform", allocation.propose, kind, self._blocks(blocks)))
+            by_blocks, cost = self._blocks(blocks), self._cost(kind)
+            frozen = [(own, why) for why, sites in self.frozen.items() if (own := _of_kind(sites, by_blocks))]
+            even = replace(allocation, level=self._levels("uniform", allocation.propose, kind, by_blocks))
             most = self._with_ratios(even, ratios) if ratios else even.level
             mends = remedies(allocation, cost, value, most, frozen)
             found = meet(allocation, cost, value, kind, chain(mends, ["give larger ratios="] * bool(ratios)), frozen)
@@ -443,6 +445,11 @@ def scores_of(
         repeats=repeated(coupling, dict(graph.named_modules(remove_duplicate=False)), limits.repeats),
         counts=tuple(own[0] if own else () for own in counts) if limits.counts else (),
     )  # fmt: skip
+
+
+def _of_kind(sites: Sequence[str], blocks: str) -> Sequence[str]:
+    """Those sites that can be removed by `blocks`: branches alone where it is `ONLY`."""
+    return sites if blocks != ONLY else [name for name in sites if name.startswith(SITE)]
 
 
 def _channels(coupling: Coupling) -> Index:
