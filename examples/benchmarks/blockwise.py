@@ -1,9 +1,9 @@
 """Block by block: the memory and time of a checkpoint larger than memory, and perplexity beside the whole-model way.
 
-    python examples/benchmarks/blockwise.py memory [--blocks 52] [--limit 1.5] [--folder /tmp/blockwise]
+    python examples/benchmarks/blockwise.py memory [--blocks 59] [--limit 1.5] [--folder /tmp/blockwise]
     FXPRUNE_DATA=... python examples/benchmarks/blockwise.py perplexity [--shares 0.8 0.5] [--ways blocks whole]
 
-`memory` writes a random LLaMA of 52 blocks of width 1,280 (3 GB), block by block, and prunes it to half in a process
+`memory` writes a random LLaMA of 59 blocks of width 1,280 (3 GB), block by block, and prunes it to half in a process
 whose peak of resident memory is measured; where the system lets it make a control group, that limits it, too.
 """
 
@@ -179,7 +179,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("memory", "perplexity"))
-    parser.add_argument("--blocks", type=int, default=52)
+    parser.add_argument("--blocks", type=int, default=59)
     parser.add_argument("--limit", type=float, default=1.5, help="GiB")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "blockwise")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.8, 0.5])
