@@ -309,7 +309,8 @@ def test_weights_without_numbers() -> None:
             call(model, batches())
 
 
-@pytest.mark.parametrize("level", ["sequential", pytest.param("none", marks=pytest.mark.wide)])
+@pytest.mark.wide
+@pytest.mark.parametrize("level", ["sequential", "none"])
 def test_no_block_outlives_the_next(level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs that hold each other in circles are freed, though nothing else starts the collection of garbage."""
     made, alive = list[weakref.ref[nn.Module]](), list[int]()

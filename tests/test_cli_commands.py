@@ -281,6 +281,7 @@ def test_report_of_what_is_no_artifact(project):
 SWEEP = ["sweep", *NET, "--scores", "scores.npz", "--eval-data", "mynets:dataset"]
 
 
+@pytest.mark.wide
 def test_sweep(scored, project):
     pytest.importorskip("matplotlib")
     content = done(*SWEEP, "--alphas", "0,0.4", "--macs", "0.8", *DATA, "--time-batch", "4", "--out", "deep/sweep")

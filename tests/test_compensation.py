@@ -257,6 +257,7 @@ def test_what_serves_others_too_is_left_alone() -> None:
         assert torch.equal(small.state_dict()[name], plain.state_dict()[name])
 
 
+@pytest.mark.wide
 def test_levels_differ_in_order_on_a_trained_network() -> None:
     """scikit-learn's digits, a residual network, no training after pruning: each level is nearer to the original."""
     data = pytest.importorskip("sklearn.datasets").load_digits()

@@ -32,6 +32,7 @@ def test_a_third_is_held_out():
     assert all(image.numpy().tobytes() not in seen for image in images)
 
 
+@pytest.mark.wide
 def test_training_is_seeded_and_leaves_the_global_generator():
     digits = demo.split_digits(0)
     state = torch.get_rng_state()

@@ -100,7 +100,17 @@ def name_of(page: Path) -> str:
 
 
 OF_OTHER_LIBRARIES = ("blocks.md", "integrations.md", "llm.md", "yolo.md")
-LONG = ("cnn.md", "deployment.md", "experts.md", "finetuning.md", "recipes.md", "reports.md", "transformer.md")
+LONG = (
+    "cnn.md",
+    "compensation.md",
+    "deployment.md",
+    "experts.md",
+    "finetuning.md",
+    "recipes.md",
+    "reports.md",
+    "transformer.md",
+    "index.md",
+)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +232,7 @@ def test_recipes_save_scores_and_plans(tmp_path: Path) -> None:
     assert plan.keep != names["scores"].plan(macs=0.9).keep
 
 
+@pytest.mark.wide
 def test_stages_on_the_first_page_are_exact() -> None:
     assert executed(ROOT / "docs" / "index.md")["error"] < 1e-4
 

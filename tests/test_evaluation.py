@@ -132,7 +132,9 @@ def test_reports_written_before_there_were_such_figures(pruned: tuple[nn.Module,
 
 
 def test_a_calibration_says_what_was_measured() -> None:
-    assert str(Calibration(1, 2.34567)) == "the original on 1 calibration sample: loss 2.35"
+    assert str(Calibration(1, 2.34567)) == (
+        "the original on 1 calibration sample: loss 2.35; these are few samples, give some hundred"
+    )
     assert str(Calibration(1000, 0.0, 1.0, 10)) == "the original on 1,000 calibration samples: loss 0, right on 100.0%"
 
 

@@ -135,7 +135,8 @@ def test_pruned_by_the_loss_of_its_class_and_kept(name: str, tmp_path: Path) -> 
         torch.testing.assert_close(heads_of(found), heads_of(expected), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("own_class", [pytest.param(False, marks=pytest.mark.wide), True])
+@pytest.mark.wide
+@pytest.mark.parametrize("own_class", [False, True])
 def test_a_narrowed_language_model_generates(own_class: bool) -> None:
     model, loader = made("llama")
     small = compress_pretrained(model, loader, params=0.85, own_class=own_class)

@@ -79,6 +79,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         exec("from fxprune import prune")
 
 
+@pytest.mark.wide
 def test_the_first_use_of_a_name_draws_no_random_number() -> None:
     code = (
         "import random, fxprune\nbefore = random.getstate()\nfxprune.report\n"

@@ -72,7 +72,7 @@ def without_numbers(model: nn.Module, how: str, mode: FakeTensorMode | None = No
 
 
 @every_model
-@pytest.mark.parametrize("ghost", ["example given", "meta", "fake"])
+@pytest.mark.parametrize("ghost", [pytest.param("example given", marks=pytest.mark.wide), "meta", "fake"])
 def test_the_plan_is_that_of_the_model_with_numbers(
     make: Callable[[], nn.Module], example: Callable[[], Any], ghost: str
 ) -> None:

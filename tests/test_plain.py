@@ -426,6 +426,7 @@ def test_layers_cannot_have_configurations_of_their_own(llama: Any) -> None:
         T.LlamaForCausalLM(T.LlamaConfig(**described))
 
 
+@pytest.mark.wide
 def test_a_model_narrowed_to_its_own_class_is_never_saved_in_silence(llama: Any, tmp_path: Path) -> None:
     loader = [batch(), batch(3, 5)]
     own: Any = narrow_pretrained(

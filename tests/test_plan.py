@@ -49,6 +49,7 @@ def test_saved_plans_load_as_they_were(tmp_path: Path, name: str) -> None:
     assert fxprune.Plan.load(tmp_path / "plan.json") == plan
 
 
+@pytest.mark.wide
 def test_a_plan_is_applied_in_another_process(tmp_path: Path) -> None:
     """To a freshly built model, without scores, loader or example."""
     name = "dict_input"

@@ -49,6 +49,7 @@ def test_u_score_is_the_largest_wasserstein_distance(sizes: list[int], units: in
     assert separability(samples, classes).tolist() == pytest.approx(plain_separability(samples, classes), abs=1e-9)
 
 
+@pytest.mark.wide
 def test_u_score_of_a_hundred_classes() -> None:
     classes = torch.arange(330) % 100
     samples = torch.randn(330, 3, 2, dtype=torch.float64)

@@ -53,7 +53,7 @@ def check(name: str, size: int, alpha: float) -> None:
     assert list(small.state_dict()) == list(model.state_dict())
 
 
-@pytest.mark.parametrize(("name", "size"), part_of(SMALL.items(), 4))
+@pytest.mark.parametrize(("name", "size"), part_of(SMALL.items(), 6))
 def test_a_member_of_each_family(name: str, size: int) -> None:
     check(name, size, alpha=0.5)
 
@@ -82,7 +82,7 @@ BACKBONES = [  # transformers, segmentation, video, optical flow: a small member
     pytest.param("convnext_tiny", {}, images(size=64)(2), marks=slow),
     ("lraspp_mobilenet_v3_large", {"weights_backbone": None}, images(size=64)(2)),
     pytest.param("deeplabv3_mobilenet_v3_large", {"weights_backbone": None}, images(size=64)(2), marks=wide),
-    ("r3d_18", {}, videos(32)),
+    pytest.param("r3d_18", {}, videos(32), marks=wide),
     pytest.param("r2plus1d_18", {}, videos(32), marks=slow),
     pytest.param("swin3d_t", {}, videos(32), marks=slow),
     pytest.param("raft_small", {}, pairs(128), marks=wide),

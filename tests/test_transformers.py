@@ -43,7 +43,7 @@ def sentences(batch: int, length: int = 7, padding: int = 0) -> dict[str, torch.
 
 
 @pytest.mark.parametrize("how", ["sdpa", pytest.param("eager", marks=pytest.mark.wide)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", part_of(MODELS, 3))
 def test_captured_pruned_and_proved(name: str, how: str) -> None:
     torch.manual_seed(0)
     model: Any = MODELS[name](how).eval()
@@ -60,7 +60,7 @@ def test_captured_pruned_and_proved(name: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("inexact", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", part_of(SMALL, 5))
+@pytest.mark.parametrize("name", part_of(SMALL, 9))
 def test_a_small_member_of_each_family(name: str, inexact: bool) -> None:
     torch.manual_seed(0)
     make, example = SMALL[name]

@@ -404,6 +404,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 """
 
 
+@pytest.mark.wide
 @pytest.mark.skipif(os.name == "nt", reason="limits of processes")
 def test_files_that_would_take_all_memory_or_time(tmp_path: Path) -> None:
     paths = [str(Path(fxprune.__file__).parents[1])]

@@ -47,7 +47,7 @@ from fxprune.tracing import facts
 from fxprune.tracing.facts import facts_on, macs
 from fxprune.tracing.graph import ModelGraph, example_of
 
-every_case = pytest.mark.parametrize("case", part_of(ZOO.values(), 4, ZOO), scope="module")  # all tests of one in a row
+every_case = pytest.mark.parametrize("case", part_of(ZOO.values(), 5, ZOO), scope="module")  # all tests of one in a row
 some_cases = pytest.mark.parametrize("case", part_of(ZOO.values(), 8, ZOO), scope="module")
 few_cases = pytest.mark.parametrize("case", part_of(ZOO.values(), 16, ZOO), scope="module")
 
