@@ -101,6 +101,9 @@ def name_of(page: Path) -> str:
 
 OF_OTHER_LIBRARIES = ("blocks.md", "integrations.md", "llm.md", "yolo.md")
 LONG = (
+    "cnn.md", "compensation.md", "deployment.md", "experts.md", "finetuning.md", "recipes.md", "reports.md",
+    "transformer.md", "index.md",
+)  # fmt: skip
     "cnn.md",
     "compensation.md",
     "deployment.md",
