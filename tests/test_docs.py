@@ -104,16 +104,6 @@ LONG = (
     "cnn.md", "compensation.md", "deployment.md", "experts.md", "finetuning.md", "recipes.md", "reports.md",
     "transformer.md", "index.md",
 )  # fmt: skip
-    "cnn.md",
-    "compensation.md",
-    "deployment.md",
-    "experts.md",
-    "finetuning.md",
-    "recipes.md",
-    "reports.md",
-    "transformer.md",
-    "index.md",
-)
 
 
 @pytest.mark.parametrize(
