@@ -63,19 +63,14 @@ def interrupted(*arguments):
     return process.returncode, out, err
 
 
+@pytest.mark.wide
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
-        pytest.param(
-            *(None, ["compress", "mynets:build", "--data", "mynets:Stuck", "-o", "out.safetensors"]),
-            marks=pytest.mark.wide,
-        ),
+        (None, ["compress", "mynets:build", "--data", "mynets:Stuck", "-o", "out.safetensors"]),
         (TORN_DISK, ["compress", "user:build", "--data", "user:loader", "-o", "out.safetensors", "--quiet"]),
-        pytest.param(
-            *(TORN_SCORES, ["score", "user:build", "--data", "user:loader", "-o", "out.safetensors", "--json"]),
-            marks=pytest.mark.wide,
-        ),
+        (TORN_SCORES, ["score", "user:build", "--data", "user:loader", "-o", "out.safetensors", "--json"]),
     ],
     ids=["while data is read", "while the artefact is written", "while scores are written"],
 )

@@ -107,6 +107,7 @@ def test_all_ranks_are_told_what_is_wrong_on_one(tmp_path: Path) -> None:
             assert "rank 1" in found[name]
 
 
+@pytest.mark.wide
 def test_a_rank_that_dies_ends_the_others_with_an_error_of_ours(tmp_path: Path) -> None:
     assert started(tmp_path, 2, "killed") == [0, 3]
     assert told(tmp_path, 0)["killed"].startswith("DistributedError: rank 0 of 2 lost another rank, which ended or")

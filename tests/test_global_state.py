@@ -333,7 +333,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("wrapper", part_of(WRAPPERS, 2))
 def test_wrapped_models_are_refused_by_name(wrapper: str) -> None:
     wrapped, inside = WRAPPERS[wrapper](model()), "_orig_mod" if wrapper == "OptimizedModule" else "module"
     message = rf"is wrapped in {wrapper}, .* give what is inside, its \.{inside}, in its place, and wrap what comes"

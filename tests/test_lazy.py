@@ -67,7 +67,7 @@ SPELLINGS = [
 ]
 
 
-@pytest.mark.parametrize("code", part_of(SPELLINGS, 3))
+@pytest.mark.parametrize("code", part_of(SPELLINGS, 7))
 def test_names_are_there_however_they_are_imported(code: str) -> None:
     assert modules_after(code, "torch") == {"torch": True}
 

@@ -95,6 +95,7 @@ def test_the_plan_is_that_of_the_model_with_numbers(
         assert any(len(kept) < plan.widths[site] for site, kept in plan.keep.items())
 
 
+@pytest.mark.wide
 @every_model
 def test_apply_gives_a_small_model_without_numbers(make: Callable[[], nn.Module], example: Callable[[], Any]) -> None:
     torch.manual_seed(0)

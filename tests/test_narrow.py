@@ -107,7 +107,7 @@ def test_a_number_that_follows_from_the_width_is_found_out() -> None:
         fxprune.narrow(model, planned(model, torch.randn(2, 6)))
 
 
-@pytest.mark.parametrize("build", [resnet18, mobilenet_v2])
+@pytest.mark.parametrize("build", part_of([resnet18, mobilenet_v2], 2))
 def test_models_of_torchvision(build: Any) -> None:
     model = build(num_classes=10).eval()
     inputs = images(size=64)(2)

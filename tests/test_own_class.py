@@ -222,7 +222,7 @@ INPUTS: dict[str, Any] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", part_of(MODELS, 3))
+@pytest.mark.parametrize("name", part_of(MODELS, 5))
 def test_models_whose_layers_name_their_widths(name: str) -> None:
     torch.manual_seed(0)
     model = MODELS[name]().eval()

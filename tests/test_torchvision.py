@@ -80,7 +80,7 @@ BACKBONES = [  # transformers, segmentation, video, optical flow: a small member
     pytest.param("swin_t", {}, images(size=64)(2), marks=slow),
     pytest.param("swin_v2_t", {}, images(size=64)(2), marks=wide),
     pytest.param("convnext_tiny", {}, images(size=64)(2), marks=slow),
-    ("lraspp_mobilenet_v3_large", {"weights_backbone": None}, images(size=64)(2)),
+    pytest.param("lraspp_mobilenet_v3_large", {"weights_backbone": None}, images(size=64)(2), marks=wide),
     pytest.param("deeplabv3_mobilenet_v3_large", {"weights_backbone": None}, images(size=64)(2), marks=wide),
     pytest.param("r3d_18", {}, videos(32), marks=wide),
     pytest.param("r2plus1d_18", {}, videos(32), marks=slow),

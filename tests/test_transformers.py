@@ -60,7 +60,7 @@ def test_captured_pruned_and_proved(name: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("inexact", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", part_of(SMALL, 9))
+@pytest.mark.parametrize("name", part_of(SMALL, 18))
 def test_a_small_member_of_each_family(name: str, inexact: bool) -> None:
     torch.manual_seed(0)
     make, example = SMALL[name]
