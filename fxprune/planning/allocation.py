@@ -266,8 +266,9 @@ class Allocation:
         kept = self.sizes - np.diff(ends)
         wanted = -(-np.maximum(kept, self.least) // self.multiples) * self.multiples
         for number, counts in enumerate(self.counts):
-            fitting = (n for n in counts if n >= wanted[number] and n % self.multiples[number] == 0)
-            wanted[number] = next(fitting, self.sizes[number]) if counts else wanted[number]
+            if counts:
+                fitting = (n for n in counts if n >= wanted[number] and n % self.multiples[number] == 0)
+                wanted[number] = next(fitting, self.sizes[number])
         restored = np.minimum(wanted, self.sizes) - kept
         from_last = np.repeat(ends[1:], self.sizes) - np.cumsum(removed) + 1  # 1 at the unit of a group removed last
         rounded = np.empty_like(keep)
