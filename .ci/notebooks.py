@@ -27,7 +27,7 @@ ENVIRONMENT = {
 def run(path: Path, folder: Path) -> Any:
     """The notebook with new outputs, run in a folder; every other line of it is as it was."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(folder)}})
     client.execute(env=os.environ | ENVIRONMENT)
     return plain(notebook)
 

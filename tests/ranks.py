@@ -272,7 +272,7 @@ def record_of(small: nn.Module) -> dict[str, Any]:
 def main(folder: Path, rank: int, size: int, what: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=size, timeout=timedelta(seconds=300)
     )
     if what == "jobs":
         for name, make in JOBS.items():

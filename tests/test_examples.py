@@ -47,7 +47,7 @@ def test_script_runs(name: str, tmp_path: Path) -> None:
     pattern, least = EXPECTED[name]
     command = [sys.executable, str(EXAMPLES / name)]
     env = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr
     found = re.search(pattern, done.stdout)
     assert found, done.stdout

@@ -311,7 +311,7 @@ def test_rankings_of_any_shape_are_drawn(full: fxprune.Report, ranking: Ranking)
 
 @pytest.mark.skipif(not shutil.which("node"), reason="no node to check the script with")
 def test_the_script_is_valid() -> None:
-    done = subprocess.run(["node", "--check", FILES / "page.js"], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["node", "--check", FILES / "page.js"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -347,7 +347,7 @@ def in_browser(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
         "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={path.parent / 'profile'}",
         "--enable-logging=stderr", *options, path.as_uri(),
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.skipif(not BROWSER, reason="no chromium to open the page in")
