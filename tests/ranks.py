@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -262,11 +263,51 @@ def spread() -> dict[str, str]:
     return found
 
 
+def words(count: int = 5) -> list[dict[str, Tensor]]:
+    """Batches of token numbers, the last one smaller."""
+    drawn = torch.randint(3, 40, (4 * count - 1, 9), generator=torch.Generator().manual_seed(1))
+    return [{"input_ids": own, "attention_mask": torch.ones_like(own)} for own in drawn.split(4)]
+
+
+def block_by_block(folder: Path, rank: int) -> dict[str, str]:
+    """What each rank is told of a folder that all of them prune, and where they cannot."""
+    from fxprune.integrations.blockwise import compress_folder
+
+    tried: dict[str, Callable[[], object]] = {
+        "none": lambda: compress_folder(folder / "whole", folder / "none", words(), params=0.6, compensate="none"),
+        "sequential": lambda: compress_folder(folder / "whole", folder / "sequential", words(), params=0.6),
+        "other samples": lambda: compress_folder(folder / "whole", folder / "other", words(5 + rank), params=0.6),
+        "few": lambda: compress_folder(folder / "whole", folder / "few", words(1), params=0.6),
+        "exists": lambda: compress_folder(folder / "whole", folder / "none", words(), params=0.6),
+    }
+    found = {}
+    for name, call in tried.items():
+        try:
+            found[name] = repr(str(call()))
+        except FxpruneError as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
+
+
 def record_of(small: nn.Module) -> dict[str, Any]:
     """The weights of a compensated network, and its errors before and after."""
     done = fxprune.report(small).compensation
     assert done is not None
     return {"weights": dict(small.state_dict()), "errors": (done.before, done.after)}
+
+
+def started(folder: Path, size: int, what: str) -> list[int]:
+    """Run `what` on so many ranks; their exit codes."""
+    script = str(Path(__file__))
+    processes = [
+        subprocess.Popen([sys.executable, script, str(folder), str(rank), str(size), what]) for rank in range(size)
+    ]
+    return [process.wait(timeout=300) for process in processes]
+
+
+def told(folder: Path, rank: int) -> dict[str, str]:
+    lines = (folder / f"told-{rank}.txt").read_text().splitlines()
+    return dict(line.split("|", 1) for line in lines)
 
 
 def main(folder: Path, rank: int, size: int, what: str) -> None:
@@ -283,6 +324,7 @@ def main(folder: Path, rank: int, size: int, what: str) -> None:
     else:
         told: dict[str, Callable[[], dict[str, str]]] = {
             "failures": lambda: failures(rank), "killed": lambda: {"killed": killed(rank)}, "spread": spread,
+            "blocks": lambda: block_by_block(folder, rank),
         }  # fmt: skip
         found = told[what]()
         (folder / f"told-{rank}.txt").write_text("\n".join(f"{name}|{text}" for name, text in found.items()))

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.errors import CalibrationError, CaptureError, CheckpointError, DistributedError, NarrowError, PlanError
+from fxprune.errors import CalibrationError, CaptureError, CheckpointError, NarrowError, PlanError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of transformers
@@ -28,7 +29,6 @@ pytestmark = [
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     T = pytest.importorskip("transformers")
-    from fxprune.integrations.blockwise import compress as driver
     from fxprune.integrations.blockwise import compress_folder, passes
     from fxprune.integrations.blockwise.source import Source, filled, source_of
     from fxprune.integrations.blockwise.stream import keeper, stream_into
@@ -274,7 +274,7 @@ def test_models_without_one_list_of_blocks(tmp_path: Path) -> None:
         source(tmp_path / "bart")
 
 
-def test_arguments(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments(whole: Path, tmp_path: Path) -> None:
     for wrong in ({}, {"params": 0.5, "macs": 0.5}):
         with pytest.raises(PlanError, match="takes one budget: pass params= or macs="):
             compress_folder(whole, tmp_path / "small", batches(), **wrong)
@@ -286,10 +286,29 @@ def test_arguments(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         compress_folder(whole, tmp_path / "small", batches(), params=0.5, memory=0)
     with pytest.raises(CheckpointError, match="whole exists"):
         compress_folder(whole, whole, batches(), params=0.5)
-    monkeypatch.setattr(driver, "rank_and_size", lambda: (0, 2))
-    with pytest.raises(DistributedError, match="compress_folder runs in one process"):
-        compress_folder(whole, tmp_path / "small", batches(), params=0.5)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.wide
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+def test_ranks_share_the_samples(tmp_path: Path) -> None:
+    model = saved(tmp_path / "whole")
+    assert ranks.started(tmp_path, 2, "blocks") == [0, 0]
+    first, second = (ranks.told(tmp_path, rank) for rank in (0, 1))
+    for level in ("none", "sequential"):
+        alone = tmp_path / f"alone-{level}"
+        report = compress_folder(tmp_path / "whole", alone, ranks.words(), params=0.6, compensate=level)
+        assert first[level] == second[level]
+        assert first[level].splitlines()[:2] == repr(str(report)).splitlines()[:2]
+        one, both = (loaded(folder) for folder in (alone, tmp_path / level))
+        assert both.config.to_dict() == one.config.to_dict()
+        assert error(both, model) == pytest.approx(error(one, model), rel=0.1 if level == "sequential" else 1e-4)
+    assert error(loaded(tmp_path / "sequential"), model) < 0.7 * error(loaded(tmp_path / "none"), model)
+    for told in (first, second):
+        assert "the loader has 1 batches for 2 ranks: give at least one" in told["few"]
+        assert "none exists" in told["exists"]
+    assert "the call of compress_folder on rank 1 is one with the digest" in first["other samples"]
+    assert not list(tmp_path.glob("*few*")) + list(tmp_path.glob("*other*"))
 
 
 def test_weights_that_accelerate_offloaded() -> None:

@@ -114,7 +114,7 @@ def test_the_likely_reason_names_the_line_and_the_ways_out() -> None:
     assert "ByType cannot be captured" in text
     assert "Likely: the forward asks for the exact type of a value; ask with isinstance (" in text
     assert "return super().forward(x * 2 if type(x) is Tensor else x))." in text
-    assert "leaves=[its name]" in text
+    assert "leaves= its name" in text
 
 
 # -- random numbers and state ------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +17,6 @@ pytestmark = [
 ]
 
 
-def started(folder: Path, size: int, what: str) -> list[int]:
-    """Run `what` on so many ranks; their exit codes."""
-    script = str(Path(ranks.__file__))
-    processes = [
-        subprocess.Popen([sys.executable, script, str(folder), str(rank), str(size), what]) for rank in range(size)
-    ]
-    return [process.wait(timeout=300) for process in processes]
-
-
-def told(folder: Path, rank: int) -> dict[str, str]:
-    lines = (folder / f"told-{rank}.txt").read_text().splitlines()
-    return dict(line.split("|", 1) for line in lines)
-
-
 @pytest.fixture(scope="module")
 def alone() -> dict[str, fxprune.Scores]:
     return {name: make() for name, make in ranks.JOBS.items()}
@@ -43,7 +27,7 @@ def alone() -> dict[str, fxprune.Scores]:
 )
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
-    assert started(folder, request.param, "jobs") == [0] * request.param
+    assert ranks.started(folder, request.param, "jobs") == [0] * request.param
     return request.param, folder
 
 
@@ -87,8 +71,8 @@ def test_compensation_is_the_same_on_all_ranks_and_as_good_as_on_one(level: str,
 
 @pytest.mark.wide
 def test_all_ranks_are_told_what_is_wrong_on_one(tmp_path: Path) -> None:
-    assert started(tmp_path, 2, "failures") == [0, 0]
-    zero, one = told(tmp_path, 0), told(tmp_path, 1)
+    assert ranks.started(tmp_path, 2, "failures") == [0, 0]
+    zero, one = ranks.told(tmp_path, 0), ranks.told(tmp_path, 1)
     nan = "the loss of batch 0 is nan: the input input holds NaN or infinity"
     assert one["not a number"] == f"CalibrationError: while scoring: {nan}"
     assert zero["not a number"].startswith(
@@ -109,16 +93,18 @@ def test_all_ranks_are_told_what_is_wrong_on_one(tmp_path: Path) -> None:
 
 @pytest.mark.wide
 def test_a_rank_that_dies_ends_the_others_with_an_error_of_ours(tmp_path: Path) -> None:
-    assert started(tmp_path, 2, "killed") == [0, 3]
-    assert told(tmp_path, 0)["killed"].startswith("DistributedError: rank 0 of 2 lost another rank, which ended or")
+    assert ranks.started(tmp_path, 2, "killed") == [0, 3]
+    assert ranks.told(tmp_path, 0)["killed"].startswith(
+        "DistributedError: rank 0 of 2 lost another rank, which ended or"
+    )
     assert not (tmp_path / "told-1.txt").exists()
 
 
 @pytest.mark.wide
 def test_models_of_which_each_rank_has_a_part(tmp_path: Path) -> None:
-    assert started(tmp_path, 2, "spread") == [0, 0]
+    assert ranks.started(tmp_path, 2, "spread") == [0, 0]
     for rank in range(2):
-        found = told(tmp_path, rank)
+        found = ranks.told(tmp_path, rank)
         for name in ("score", "compress"):
             assert found[name].startswith(
                 "CaptureError: 0.weight of FSDPSequential is a DTensor: each rank holds a part"

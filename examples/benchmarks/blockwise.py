@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 WIDTH, HIDDEN, HEADS, WORDS = 1280, 2048, 10, 4096
-SAMPLES, LENGTH = 16, 64
+LENGTH = 64
 GROUP = Path("/sys/fs/cgroup/memory/fxprune-blockwise")
 
 
@@ -63,13 +63,13 @@ def write(folder: Path, blocks: int) -> int:
     return total
 
 
-def batches() -> list[torch.Tensor]:
+def batches(samples: int) -> list[torch.Tensor]:
     """Random words."""
-    words = torch.randint(3, WORDS, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
+    words = torch.randint(3, WORDS, (samples, LENGTH), generator=torch.Generator().manual_seed(0))
     return list(words.split(4))
 
 
-def prune(folder: Path, compensate: str) -> None:
+def prune(folder: Path, compensate: str, samples: int) -> None:
     """Prune the checkpoint to half, and print the times of the blocks and the peak of resident memory as JSON."""
     from fxprune.integrations import blockwise
 
@@ -91,26 +91,26 @@ def prune(folder: Path, compensate: str) -> None:
     handler.handle = note  # type: ignore[method-assign, assignment]
     logger.addHandler(handler)
     blockwise.compress_folder(
-        folder / "whole", folder / "half", batches(), params=0.5, memory=1 << 28, compensate=compensate
+        folder / "whole", folder / "half", batches(samples), params=0.5, memory=1 << 28, compensate=compensate
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"peak": peak, "times": {name: sorted(t)[len(t) // 2] for name, t in times.items()}}))
 
 
 @torch.no_grad()
-def forward_time() -> float:
+def forward_time(samples: int) -> float:
     """The time of one block on the samples."""
     from transformers import LlamaModel
 
     model = LlamaModel(config(1)).eval()
-    model(batches()[0])
+    model(batches(samples)[0])
     start = time.perf_counter()
-    for words in batches():
+    for words in batches(samples):
         model(words)
     return time.perf_counter() - start
 
 
-def memory(blocks: int, limit: float, folder: Path, compensate: str) -> None:
+def memory(blocks: int, limit: float, folder: Path, compensate: str, samples: int) -> None:
     """Write, prune under a limit, check, and print."""
     from transformers import AutoModelForCausalLM
 
@@ -125,17 +125,18 @@ def memory(blocks: int, limit: float, folder: Path, compensate: str) -> None:
         print("no control group can be made here: the peak is measured, and not limited")
     join = f"import os;open('{GROUP}/tasks','w').write(str(os.getpid()));" if limited else ""
     code = f"{join}import sys;sys.path.insert(0,{str(Path(__file__).parent)!r});import blockwise,pathlib;"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", f"{code}blockwise.prune(pathlib.Path({str(folder)!r}), {compensate!r})"],
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
+    code += f"blockwise.prune(pathlib.Path({str(folder)!r}), {compensate!r}, {samples})"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     if limited:
         most = int((GROUP / "memory.max_usage_in_bytes").read_text()) / 2**30
         print(f"limit of the control group: {limit} GiB, of which {most:.2f} were used, file pages included")
         GROUP.rmdir()
     print(f"peak of resident memory: {found['peak']:.2f} GiB")
-    print(f"a block: forward {forward_time():.2f} s, " + ", ".join(f"{n} {t:.2f} s" for n, t in found["times"].items()))
+    print(
+        f"a block: forward {forward_time(samples):.2f} s, "
+        + ", ".join(f"{n} {t:.2f} s" for n, t in found["times"].items())
+    )
     small = AutoModelForCausalLM.from_pretrained(folder / "half")
     print(f"loaded again: {sum(p.numel() for p in small.parameters()):,} parameters")
 
@@ -181,6 +182,7 @@ def main() -> None:
     parser.add_argument("what", choices=("memory", "perplexity"))
     parser.add_argument("--blocks", type=int, default=59)
     parser.add_argument("--limit", type=float, default=1.5, help="GiB")
+    parser.add_argument("--samples", type=int, default=16, help=f"of {LENGTH} tokens")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "blockwise")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.8, 0.5])
     parser.add_argument("--ways", nargs="+", default=["blocks", "whole"], choices=("blocks", "whole"))
@@ -190,7 +192,7 @@ def main() -> None:
     if given.what == "perplexity":
         return perplexity(given.shares, given.ways, given.allocate)
     try:
-        memory(given.blocks, given.limit, given.folder, given.compensate)
+        memory(given.blocks, given.limit, given.folder, given.compensate, given.samples)
     finally:
         shutil.rmtree(given.folder, ignore_errors=True)
 

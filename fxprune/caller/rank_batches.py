@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
@@ -19,6 +20,17 @@ _KEPT = (
     "dataset", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context",
     "generator", "prefetch_factor",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RankShare:
+    """A loader that holds the batches of this rank alone; `samples` is the number on all ranks."""
+
+    own: Sequence[Numbered]
+    samples: int
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return ((inputs, targets) for _, inputs, targets in self.own)
 
 
 class RankBatches:
@@ -43,6 +55,9 @@ class RankBatches:
         rank, size = rank_and_size()
         if size == 1:
             yield from self.whole()
+        elif isinstance(self.loader, RankShare):
+            self.samples = self.loader.samples
+            yield from self.loader.own
         elif isinstance(self.loader, DataLoader) and _splits(self.loader):
             own = _Own(self.loader, rank, size, self.most)
             for inputs, targets in batches(own.loader(), self.unpack, least=0):

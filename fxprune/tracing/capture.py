@@ -266,9 +266,9 @@ def _no_way(model: nn.Module, failures: Mapping[str, CaptureError], beside: str,
         reasons += f"\n  ({lacking} and others have shapes only: where the forward asks for numbers, load the weights)"
     return (
         f"{type(model).__name__} cannot be captured:{reasons}\n"
-        "Keep the submodule that holds the line whole with leaves=[its name] (compress and score do so for what "
-        "exclude= names), register a rule for it with fxprune.rules.rule, fix an argument of the forward with "
-        "concrete_args={name: value}, or use tensor operations in place of Python control flow on tensor values"
+        "Keep the submodule that holds the line whole: exclude= its name, or leaves= its name in fxprune.capture. Or "
+        "use tensor operations in place of Python control flow on tensor values, register a rule for the submodule "
+        "with fxprune.rules.rule, or fix an argument of the forward with concrete_args={name: value} of fxprune.capture"
         + if_of_transformers(model)
     )
 

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fxprune.caller.arrays import Flags
 from fxprune.caller.batches import sample_count
 from fxprune.caller.isolation import full_float32, seeded, undisturbed
+from fxprune.caller.ranks import in_all, rank_and_size
 from fxprune.coupling.couple import analyse
 from fxprune.coupling.groups import Coupling
 from fxprune.errors import stage
@@ -99,15 +100,10 @@ def projected(seed: int, output: Any, numbers: Tensor) -> Tensor:
 def scored(block: Block, stream: Stream, *, coupled: Mapping[str, Any], seed: int, memory: int) -> Scores:
     """The scores of the units of a block by its own output, with curves and without moments."""
     graph, number = block.graph, block.number
-    starts = torch.tensor([len(states) for states in stream.states]).cumsum(0).tolist()
-    loader = [
-        (stream.inputs(number, batch), torch.arange(end - len(states), end))
-        for batch, (states, end) in enumerate(zip(stream.states, starts, strict=True))
-    ]
-    scores = score(graph, loader, partial(projected, seed), seed=seed, progress=False, **coupled)
+    scores = score(graph, stream.share(number), partial(projected, seed), seed=seed, progress=False, **coupled)
     with stage("measuring curves"), seeded(seed), full_float32():
         data, sizes = calibration(block, stream, memory), magnitudes(graph, block.coupling)
-        if not data.judges or not block.coupling.units:
+        if not in_all(data.judges) or not block.coupling.units:
             return replace(scores, moments={})
         ranks = scores.propose, scores.protect, sizes, activations(block.coupling, scores.moments)
         curves = measured_curves(
@@ -124,17 +120,17 @@ def calibration(block: Block, stream: Stream, memory: int, pruned: Stream | None
     """
     samples = max(sample_count(example_of(block.graph)), 1)
     room, most = memory * samples // max(2 * live_bytes(block.graph), 1), 0
-    for states in stream.states:
-        room -= len(states)
+    for batch, _ in stream.own:
+        room -= len(stream.states[batch])
         most += most == 0 or room >= 0
-    data = Calibration.of(block.graph, _inputs(block, stream, most))
+    data = replace(Calibration.of(block.graph, _inputs(block, stream, most)), ranks=rank_and_size()[1])
     return data if pruned is None else replace(data, rewritten=_inputs(block, pruned, most))
 
 
 def _inputs(block: Block, stream: Stream, most: int) -> list[Inputs]:
     """The values of the placeholders of a block's graph on the first batches."""
     nodes = [node for node in block.graph.graph.nodes if node.op == "placeholder"]
-    given = [stream.inputs(block.number, batch) for batch in range(most)]
+    given = [stream.inputs(block.number, batch) for batch, _ in stream.own[:most]]
     return [[each[str(n.target)] if str(n.target) in each else n.args[0] for n in nodes] for each in given]
 
 
@@ -152,5 +148,5 @@ def pruned(
     with stage("compensating"), seeded(seed), full_float32():
         data = calibration(block, stream, memory, other)
         options = Options(level, {}, Divergence(metric=relative_error), seed, new_biases=False)
-        small, done = compensated(planned, small, options, data if data.judges else None)
+        small, done = compensated(planned, small, options, data if in_all(data.judges) else None)
     return small, error, done

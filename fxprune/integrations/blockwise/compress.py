@@ -6,24 +6,27 @@ from collections.abc import Iterable
 from functools import partial
 from os import PathLike
 from typing import Any
+from zlib import crc32
 
 from fxprune.caller.arguments import CHECKS, check, is_whole, wanted
 from fxprune.caller.batches import batches
 from fxprune.caller.files import folder as folder_at
 from fxprune.caller.rank_batches import digest
-from fxprune.caller.ranks import rank_and_size
+from fxprune.caller.ranks import check_same, rank_and_size
 from fxprune.errors import CheckpointError, DistributedError, PlanError
 from fxprune.integrations.blockwise.passes import Run, plan_of, prune, release
 from fxprune.integrations.blockwise.record import FolderReport, read_blocks
 from fxprune.integrations.blockwise.source import Source, source_of
 from fxprune.integrations.blockwise.whole import whole_of
-from fxprune.integrations.blockwise.writing import file_names, write_index, write_rest
+from fxprune.integrations.blockwise.writing import INDEX, file_names, write_index, write_rest
+from fxprune.integrations.class_saving import CONFIG
 from fxprune.integrations.huggingface import arguments_of, columns
 from fxprune.integrations.plain import narrowed_config
 from fxprune.planning.allocation import MEASURED, RoundTo
 from fxprune.planning.plan import kept_units
-from fxprune.saving.sharded.staging import staged
+from fxprune.saving.sharded.staging import staged_together
 
+SAME = "call it on all ranks with the same arguments, and the same loader over all samples"
 LEVELS, WAYS = ("sequential", "none"), (MEASURED, "uniform")
 CHECKS["memory"] = wanted(is_whole, "it is a whole number of bytes, at least 1")
 
@@ -53,6 +56,8 @@ def compress_folder(
     The target appears when everything is written. A run that ends early keeps its files beside it, in
     `.NAME.unfinished`; the next run of the same arguments continues there, with the same result.
 
+    The ranks of a process group share the samples, and the first one writes; all have to see the same folders.
+
     Args:
         source: a folder as `save_pretrained` writes it: config.json, and safetensors files with their index.
         target: the folder to make; the tokenizer and other files of the source are copied into it.
@@ -72,14 +77,13 @@ def compress_folder(
         The plan, and for each block the error of its proof and of its outputs.
 
     Raises:
+        DistributedError: the ranks were called with other arguments, or there are fewer batches than ranks.
         CheckpointError: the source is no checkpoint of a class of transformers, the target exists, or a file cannot be
             written.
         NarrowError: the class has no list of blocks, or no field of its configuration says their widths.
         FxpruneError: one of its children, from the stage that failed.
     """
     check(compress_folder, locals())
-    if rank_and_size()[1] > 1:
-        raise DistributedError("compress_folder runs in one process: call it without a process group, on one rank")
     asked = {"params": params, "macs": macs}
     if sum(value is not None for value in asked.values()) != 1:
         raise PlanError("compress_folder takes one budget: pass params= or macs=, a share of the original's")
@@ -89,12 +93,15 @@ def compress_folder(
         raise PlanError(f"compensate is {compensate!r}; block by block it is one of {', '.join(LEVELS)}")
     goal = folder_at(target, CheckpointError, "written")
     own = source_of(folder_at(source, CheckpointError, "read"))
-    identity = {
+    identity: dict[str, Any] = {
         "options": [params, macs, allocate, round_to, min_keep, query_heads, compensate, seed, memory],
         "samples": _digest(own, loader), "sources": {shard.name: shard.identity for shard in own.shards},
     }  # fmt: skip
     of = "other arguments, other samples or another source"
-    with staged(goal, identity, by="compress_folder", of=of, resume=resume) as staging:
+    if (count := len(identity["samples"])) < (size := rank_and_size()[1]):
+        raise DistributedError(f"the loader has {count} batches for {size} ranks: give at least one a rank")
+    check_same("the call of compress_folder", f"one with the digest {crc32(repr(identity).encode()):08x}", SAME)
+    with staged_together(goal, identity, by="compress_folder", of=of, resume=resume) as staging:
         whole = whole_of(own, loader, round_to, {"query_heads": True} if query_heads else {})
         release()
         run = Run(own, whole, loader, staging, compensate, seed, memory)
@@ -102,11 +109,12 @@ def compress_folder(
         config = narrowed_config(own.config, whole.changes, whole.free, kept_units(plan, whole.free))
         prune(run, kept_units(plan, whole.coupling), config)
         others, blocks = file_names(own)
-        write_index(staging.folder, [*others.values(), *blocks.values()])
-        write_rest(own, config, staging.folder)
         found = tuple(read_blocks(staging.folder).values())
-        for path in staging.folder.glob("scores-*.npz"):
-            path.unlink()
+        staging.put(INDEX, partial(write_index, [*others.values(), *blocks.values()]))
+        staging.put(CONFIG, partial(write_rest, own, config))
+        if staging.writes:
+            for path in staging.folder.glob("scores-*.npz"):
+                path.unlink()
     before, after = own.config.to_dict(), config.to_dict()
     changed = {name: (before.get(name), after[name]) for name in after if before.get(name) != after[name]}
     return FolderReport(plan, changed, found)

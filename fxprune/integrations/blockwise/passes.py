@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from fxprune.caller.isolation import full_float32, undisturbed
 from fxprune.errors import stage
 from fxprune.integrations.blockwise.block import block_of, pruned, scored
 from fxprune.integrations.blockwise.joint import joint_scores, units_in
-from fxprune.integrations.blockwise.record import BlockRecord, read_blocks, write_blocks
+from fxprune.integrations.blockwise.record import BLOCKS, BlockRecord, read_blocks, write_blocks
 from fxprune.integrations.blockwise.source import DTYPE, Source, filled, without_numbers
 from fxprune.integrations.blockwise.stream import Stream, keeper, stream_into
 from fxprune.integrations.blockwise.whole import Whole
@@ -68,7 +69,7 @@ def plan_of(run: Run, asked: Mapping[str, Any]) -> Plan:
         if path in left:
             block = block_of(path, number, module, stream, run.whole.limits, run.whole.coupled)
             found = scored(block, stream, coupled=run.whole.coupled, seed=run.seed, memory=run.memory)
-            found.save(folder / names[path])
+            staging.put(names[path], found.save)
             staging.finish(names[path])
             _LOG.info("scored %s", path)
             del block, found
@@ -78,7 +79,7 @@ def plan_of(run: Run, asked: Mapping[str, Any]) -> Plan:
     parts = [(path, Scores.load(folder / name)) for path, name in names.items()]
     scores = joint_scores(run.whole.scores, parts)
     plan = scores.plan(**{**asked, **({"allocate": "uniform"} if scores.curves is None else {})})
-    plan.save(folder / PLAN)
+    staging.put(PLAN, plan.save)
     staging.finish(PLAN)
     return plan
 
@@ -102,8 +103,8 @@ def prune(run: Run, keep: Flags, config: PretrainedConfig) -> None:
             state = _rounded(run.source, path, small)
             records = read_blocks(run.staging.folder)
             records[path] = BlockRecord(path, proof, *(done.chosen or (None, None)))
-            write_blocks(run.staging.folder, records)
-            write_tensors(run.staging.folder / names[path], state)
+            run.staging.put(BLOCKS, partial(write_blocks, records))
+            run.staging.put(names[path], partial(write_tensors, state))
             with stage("narrowing"), undisturbed(), full_float32():
                 compare(filled(own, path, written), small, example_of(block.graph))
             run.staging.finish(names[path])

@@ -58,7 +58,7 @@ def read_blocks(folder: Path) -> dict[str, BlockRecord]:
     return {block.path: block for block in found}
 
 
-def write_blocks(folder: Path, blocks: Mapping[str, BlockRecord]) -> None:
+def write_blocks(blocks: Mapping[str, BlockRecord], path: Path) -> None:
     """Write the records of the blocks, in one step."""
-    with replacing(folder / BLOCKS, CheckpointError) as unfinished:
+    with replacing(path, CheckpointError) as unfinished:
         unfinished.write_text(json.dumps([asdict(block) for block in blocks.values()], indent=1) + "\n", "utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.caller.batches import batches
+from fxprune.caller.batches import batches, sample_count
 from fxprune.caller.example import as_call
 from fxprune.caller.isolation import full_float32, undisturbed
+from fxprune.caller.rank_batches import RankShare
+from fxprune.caller.ranks import rank_and_size, together
 from fxprune.caller.tensors import aliases_of
 from fxprune.errors import CalibrationError, CaptureError, blaming
 from fxprune.integrations.blockwise.source import DTYPE, Source, tensors_of
@@ -26,6 +28,7 @@ from fxprune.integrations.huggingface import arguments_of, columns
 
 Call = Mapping[str, Any]  # the arguments of a block beside the hidden states
 Keep = Callable[[Tensor], Tensor]
+SHOWN = 2  # batches that blocks are captured on
 SHARED = 32  # different tensors that are looked through for one that calls share
 
 
@@ -34,15 +37,27 @@ class Stream:
     """The hidden states (samples, positions, channels) that enter a block, for each batch.
 
     `name` is that of the block's argument for them, and `calls` the other arguments of every block, for each batch.
+    Each of several ranks has a share of the batches: `own` are their places here, each with the number of its first of
+    all `samples`. The first two batches are on every rank, so that blocks are captured alike.
     """
 
     name: str
     states: list[Tensor]
     calls: list[list[Call]]
+    own: list[tuple[int, int]] = field(default_factory=list)
+    samples: int = 0
 
     def copied(self, keep: Keep) -> Stream:
         """The same, with hidden states of its own."""
-        return Stream(self.name, [keep(each) for each in self.states], self.calls)
+        return replace(self, states=[keep(each) for each in self.states])
+
+    def share(self, block: int) -> RankShare:
+        """The arguments of a block on this rank's batches, each with the numbers of its samples as targets."""
+        batches = [
+            (first, self.inputs(block, batch), torch.arange(first, first + len(self.states[batch])))
+            for batch, first in self.own
+        ]
+        return RankShare(batches, self.samples)
 
     def inputs(self, block: int, batch: int) -> dict[str, Any]:
         """The arguments of a block on a batch."""
@@ -50,7 +65,7 @@ class Stream:
 
     def through(self, module: nn.Module, block: int) -> None:
         """Replace the hidden states by the outputs of a block, in place."""
-        with undisturbed(), full_float32(), torch.no_grad():
+        with together("running a block"), undisturbed(), full_float32(), torch.no_grad():
             for batch, states in enumerate(self.states):
                 with blaming(f"block {block} of the model", f"batch {batch}"):
                     states.copy_(module(**self.inputs(block, batch)))
@@ -89,6 +104,7 @@ def stream_into(source: Source, loader: Iterable[Any], keep: Keep) -> Stream:
         CaptureError: the model does not hand the output of each block to the next one as it is.
         CalibrationError: the model fails on a batch, or batches give the blocks arguments of other kinds.
     """
+    rank, size = rank_and_size()
     unpack = partial(columns, *arguments_of(type(source.model)), None)
     with undisturbed(), full_float32(), torch.no_grad():
         model = _without_blocks(source)
@@ -98,6 +114,11 @@ def stream_into(source: Source, loader: Iterable[Any], keep: Keep) -> Stream:
         for number, block in enumerate(blocks):
             block.forward = partial(_record, stream, source, number, block, passed, shared, keep)
         for batch, (inputs, _) in enumerate(batches(loader, unpack)):
+            first, stream.samples = stream.samples, stream.samples + sample_count(inputs)
+            if batch % size == rank:
+                stream.own.append((len(stream.states), first))
+            elif batch >= SHOWN:
+                continue
             args, kwargs = as_call(inputs)
             with blaming(type(model).__name__, f"batch {batch} of the loader"):
                 try:

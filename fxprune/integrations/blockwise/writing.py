@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from safetensors import safe_open
@@ -30,7 +31,7 @@ def file_names(source: Source) -> tuple[dict[str, str], dict[str, str]]:
     return dict(zip(others, names, strict=False)), dict(zip(source.blocks, names[len(others) :], strict=True))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a file of tensors in one step."""
     with replacing(path, CheckpointError) as unfinished:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, unfinished, {"format": "pt"})
@@ -40,27 +41,27 @@ def write_others(source: Source, staging: Staging, names: Mapping[str, str]) -> 
     """Copy the tensors outside of the blocks, each into a file of its own."""
     for tensor, name in names.items():
         if staging.finished(name) is None:
-            write_tensors(staging.folder / name, dict(tensors_of(source.files, [tensor])))
+            staging.put(name, partial(write_tensors, dict(tensors_of(source.files, [tensor]))))
             staging.finish(name)
 
 
-def write_index(folder: Path, files: Iterable[str]) -> None:
-    """Write the index of some files."""
+def write_index(files: Iterable[str], path: Path) -> None:
+    """Write the index of some files beside it."""
     weight_map, size = dict[str, str](), 0
     for name in files:
-        with safe_open(folder / name, framework="pt") as file:
+        with safe_open(path.with_name(name), framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - it is no mapping
                 weight_map[key] = name
                 size += file.get_tensor(key).nbytes
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    with replacing(folder / INDEX, CheckpointError) as unfinished:
+    with replacing(path, CheckpointError) as unfinished:
         unfinished.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def write_rest(source: Source, config: PretrainedConfig, folder: Path) -> None:
-    """Write the configuration, and copy the tokenizer and all other files that hold no weights."""
-    config.save_pretrained(folder)
-    for path in sorted(source.folder.iterdir()):
-        other = path.name == CONFIG or path.name.startswith(".") or path.name.endswith(_WEIGHTS)
-        if path.is_file() and not other:
-            shutil.copyfile(path, folder / path.name)
+def write_rest(source: Source, config: PretrainedConfig, path: Path) -> None:
+    """Write the configuration, and copy the tokenizer and all other files that hold no weights beside it."""
+    config.save_pretrained(path.parent)
+    for file in sorted(source.folder.iterdir()):
+        other = file.name == CONFIG or file.name.startswith(".") or file.name.endswith(_WEIGHTS)
+        if file.is_file() and not other:
+            shutil.copyfile(file, path.with_name(file.name))

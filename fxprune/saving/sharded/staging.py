@@ -6,12 +6,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fxprune.caller.files import replacing, to_disk
+from fxprune.caller.ranks import rank_and_size, together
 from fxprune.caller.typed_json import from_plain
 from fxprune.errors import CheckpointError
 from fxprune.saving.sharded.manifest import FileRecord
@@ -22,21 +23,32 @@ Complete = Callable[[Path], dict[str, FileRecord]]
 
 @dataclass(slots=True)
 class Staging:
-    """An unfinished checkpoint: its folder, what it is made of, and the finished files."""
+    """An unfinished checkpoint: its folder, what it is made of, and the finished files.
+
+    Of several ranks that make it together, one `writes`.
+    """
 
     folder: Path
     identity: Mapping[str, Any]
     done: dict[str, FileRecord] = field(default_factory=dict)
+    writes: bool = True
 
     def finished(self, name: str) -> FileRecord | None:
         """The record of a file that an earlier run finished and that has not changed since."""
         record, path = self.done.get(name), self.folder / name
         return record if record and path.is_file() and _record(path) == record else None
 
+    def put(self, name: str, write: Callable[[Path], object]) -> None:
+        """Have one rank write a file; all others wait for it."""
+        with together(f"writing {name}"):
+            if self.writes:
+                write(self.folder / name)
+
     def finish(self, name: str) -> FileRecord:
         """Record that a file is finished."""
         self.done[name] = _record(self.folder / name)
-        self.write()
+        if self.writes:
+            self.write()
         return self.done[name]
 
     def write(self) -> None:
@@ -70,7 +82,7 @@ def staged(
         raise CheckpointError(f"{target} exists: name a folder that does not, or remove it")
     if not target.resolve().parent.is_dir():
         raise CheckpointError(f"{target} cannot be made: there is no folder {target.resolve().parent}; make it first")
-    folder = target.resolve().with_name(f".{target.name}.unfinished")
+    folder = _unfinished(target)
     try:
         if folder.exists() and not resume:
             _remove(folder, by)
@@ -87,6 +99,27 @@ def staged(
         raise CheckpointError(
             f"{target} cannot be written ({error}): is there room, and are you allowed to?"
         ) from error
+
+
+@contextmanager
+def staged_together(target: Path, identity: Mapping[str, Any], *, by: str, of: str, resume: bool) -> Iterator[Staging]:
+    """`staged` for all ranks, of which the first one writes."""
+    rank, _ = rank_and_size()
+    with ExitStack() as stack:
+        with together(f"making {target}"):
+            if not rank:
+                staging = stack.enter_context(staged(target, identity, by=by, of=of, resume=resume))
+        if rank:
+            folder = _unfinished(target)
+            staging = Staging(folder, identity, _earlier(folder, identity, by, of, None), writes=False)
+        yield staging
+        with together(f"finishing {target}"):
+            stack.close()
+
+
+def _unfinished(target: Path) -> Path:
+    """The folder in which a checkpoint is made."""
+    return target.resolve().with_name(f".{target.name}.unfinished")
 
 
 def _earlier(
