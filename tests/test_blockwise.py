@@ -299,9 +299,10 @@ def test_ranks_share_the_samples(tmp_path: Path) -> None:
         alone = tmp_path / f"alone-{level}"
         report = compress_folder(tmp_path / "whole", alone, ranks.words(), params=0.6, compensate=level)
         assert first[level] == second[level]
-        assert first[level].splitlines()[:2] == repr(str(report)).splitlines()[:2]
+        plans = {text.partition("model.layers.0")[0] for text in (first[level], repr(str(report)))}
+        assert len(plans) == 1
         one, both = (loaded(folder) for folder in (alone, tmp_path / level))
-        assert both.config.to_dict() == one.config.to_dict()
+        assert len({(folder / "config.json").read_text() for folder in (alone, tmp_path / level)}) == 1
         assert error(both, model) == pytest.approx(error(one, model), rel=0.1 if level == "sequential" else 1e-4)
     assert error(loaded(tmp_path / "sequential"), model) < 0.7 * error(loaded(tmp_path / "none"), model)
     for told in (first, second):

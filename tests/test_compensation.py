@@ -215,7 +215,7 @@ def test_the_mean_stands_in_where_a_linear_map_does_harm() -> None:
 @pytest.mark.parametrize(
     "options", [{"head_dim": True}, {"inexact": True}, {"head_dim": True, "inexact": True}], ids=str
 )
-@pytest.mark.parametrize("name", ["multihead_plain", "shared_keys_2_function"])
+@pytest.mark.parametrize("name", part_of(["multihead_plain", "shared_keys_2_function"], 2))
 def test_columns_of_heads_and_inexact_groups_are_made_up_for(name: str, options: dict[str, bool]) -> None:
     case = ZOO[name]
     model, loader = case.build(), batches(case.example, CLASSES, (20, 20, 7))

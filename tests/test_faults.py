@@ -191,7 +191,7 @@ def untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[nn.Mo
 
 
 @pytest.mark.parametrize("fault", ["interrupt", "error", "memory of a device"])
-@pytest.mark.parametrize("row", part_of(ROWS, 4, [f"{row.stage}-{row.part}-{row.inside}-{row.call}" for row in ROWS]))
+@pytest.mark.parametrize("row", part_of(ROWS, 8, [f"{row.stage}-{row.part}-{row.inside}-{row.call}" for row in ROWS]))
 def test_a_fault(row: Row, fault: str, untouched: nn.Module, expected: nn.Module, monkeypatch: Any) -> None:
     kind, text = FAULTS[fault]
     loader, shared, more = options(row, Trip(row, (kind, text)), monkeypatch)

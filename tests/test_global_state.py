@@ -86,9 +86,10 @@ TASKS: dict[str, tuple[str, Callable[[nn.Module], nn.Module]]] = {
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "pair",
-    [pytest.param((0, 1), marks=pytest.mark.wide), (3, 2), pytest.param((4, 5), marks=pytest.mark.wide)],
+    [(0, 1), (3, 2), (4, 5)],
     ids=str,
 )
 def test_two_threads_at_once_give_what_one_gives_alone(pair: tuple[int, int]) -> None:

@@ -12,7 +12,7 @@ import hooked
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import difference, outputs, picture, same_picture
+from helpers import difference, outputs, part_of, picture, same_picture
 from hooked import HOOKED, Net, conv, images, watched, with_hook
 from nets import layers
 from torch import Tensor, nn
@@ -144,7 +144,7 @@ def zero(keep: Any, model: nn.Module) -> None:
 
 
 @pytest.mark.filterwarnings(DECIDING)
-@pytest.mark.parametrize("name", PRUNED)
+@pytest.mark.parametrize("name", part_of(PRUNED, 3))
 def test_what_is_pruned_equals_the_model_with_those_channels_read_as_zero(name: str, tmp_path: Path) -> None:
     model, x = HOOKED[name]().eval(), images(5, seed=3)
     small = fxprune.compress(model, LOADER, 0.3, compensate="none", progress=False).eval()

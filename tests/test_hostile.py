@@ -17,7 +17,7 @@ ALLOWED = {"exact": ["exact"], "any": ["exact", "refused"], "said": ["exact", "r
 PLAIN = HOSTILE["hooks-hook_removed"]  # any that is exact and becomes smaller
 
 
-@pytest.mark.parametrize("case", part_of(HOSTILE.values(), 6, HOSTILE))
+@pytest.mark.parametrize("case", part_of(HOSTILE.values(), 12, HOSTILE))
 def test_the_graph_is_the_model(case: Hostile) -> None:
     found = judge(case)
     assert found.verdict in ALLOWED[case.wanted], str(found)

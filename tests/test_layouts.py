@@ -92,7 +92,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("form", [lambda norm: norm, Functional], ids=["module", "function"])
-@pytest.mark.parametrize(("kind", "batch", "order"), part_of(CASES, 3))
+@pytest.mark.parametrize(("kind", "batch", "order"), part_of(CASES, 6))
 def test_scores_do_not_depend_on_the_layout(form: Any, kind: Any, batch: int, order: tuple[int, ...]) -> None:
     made, spelled = (randomise(kind(8, affine=True)) for _ in range(2))
     found = protect(form(made), order, batch)

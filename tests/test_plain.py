@@ -258,6 +258,7 @@ def plain(llama: Any) -> Any:
     return compress_pretrained(llama, [batch(), batch(3, 5)], params=0.7, plain=True, progress=False)
 
 
+@pytest.mark.wide
 def test_another_process_loads_it_without_fxprune(llama: Any, plain: Any, tmp_path: Path) -> None:
     report = fxprune.report(plain)
     assert report.error < 1e-5

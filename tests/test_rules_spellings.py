@@ -53,7 +53,7 @@ def fails(name: str, way: Way) -> str | None:
 
 @pytest.mark.parametrize(
     ("names", "way"),
-    part_of([(names, way) for names in chunks() for way in (by_keyword, with_empty, by_shape)], 16),
+    part_of([(names, way) for names in chunks() for way in (by_keyword, with_empty, by_shape)], 25),
     ids=lambda part: f"{KINDS[part[0]].family}: {part[0]}" if isinstance(part, list) else part.__name__,
 )
 def test_every_step_in_another_spelling(names: list[str], way: Way) -> None:

@@ -47,9 +47,9 @@ from fxprune.tracing import facts
 from fxprune.tracing.facts import facts_on, macs
 from fxprune.tracing.graph import ModelGraph, example_of
 
-every_case = pytest.mark.parametrize("case", part_of(ZOO.values(), 5, ZOO), scope="module")  # all tests of one in a row
-some_cases = pytest.mark.parametrize("case", part_of(ZOO.values(), 8, ZOO), scope="module")
-few_cases = pytest.mark.parametrize("case", part_of(ZOO.values(), 16, ZOO), scope="module")
+every_case = pytest.mark.parametrize("case", part_of(ZOO.values(), 7, ZOO), scope="module")  # all tests of one in a row
+some_cases = pytest.mark.parametrize("case", part_of(ZOO.values(), 12, ZOO), scope="module")
+few_cases = pytest.mark.parametrize("case", part_of(ZOO.values(), 24, ZOO), scope="module")
 
 
 def others(case: Case) -> list[Any]:
