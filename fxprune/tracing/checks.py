@@ -129,10 +129,12 @@ def does_not_run(model: nn.Module, failure: Exception | None, example: Any = Non
     tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
     given = ", ".join(f"{tuple(tensor.shape)} {dtype_name(tensor)}" for tensor in tensors[:_SHOWN])
     held = f", which holds {given}{', ...' * (len(tensors) > _SHOWN)}" if tensors else ""
-    bytes_ = "; of images as bytes, x.float() / 255" if any(t.dtype == torch.uint8 for t in tensors) else ""
+    hints = "; of images as bytes, x.float() / 255" if any(t.dtype == torch.uint8 for t in tensors) else ""
+    last = any(t.ndim == 4 and t.shape[3] in (1, 3, 4) and t.shape[1] == t.shape[2] for t in tensors)
+    hints += "; of images whose channels come last, x.permute(0, 3, 1, 2)" * last
     return CaptureError(
         f"{type(model).__name__} does not run on the example ({error_text(failure)}){held}: "
-        f"give one batch as its forward takes it{bytes_}{if_batches(example)}"
+        f"give one batch as its forward takes it{hints}{if_batches(example)}"
     )
 
 
