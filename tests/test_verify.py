@@ -58,6 +58,15 @@ def test_a_compensated_model_is_said_to_be_one() -> None:
     assert fxprune.report(small).error < 1e-4
 
 
+def test_another_plan_is_said_to_be_one() -> None:
+    model, plan, small = pruned("residual")
+    others = {name: kept[:-1] for name, kept in plan.keep.items() if 1 < len(kept) < plan.widths[name]}
+    for other in (fxprune.Plan.from_kept(model, images()(2), {}), fxprune.Plan.from_kept(model, images()(2), others)):
+        with pytest.raises(VerificationError, match=r'was not made by the plan given, but by small\.meta\["fxprune"\]'):
+            fxprune.verify(model, other, small, images()(2))
+    assert fxprune.verify(model, small.meta["fxprune"].plan, small, images()(2)) < 1e-4
+
+
 def test_a_wrong_weight_is_caught() -> None:
     model, plan, small = pruned("residual")
     with torch.no_grad():

@@ -30,7 +30,7 @@ from fxprune.tracing.agreement import TOLERANCES, apart
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.finite import spoiled
-from fxprune.tracing.graph import ModelGraph, example_of, refitted
+from fxprune.tracing.graph import RECORD, ModelGraph, example_of, refitted
 from fxprune.tracing.part import part_of
 
 _LOG = logging.getLogger(__name__)
@@ -70,6 +70,11 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
     try:
         return error_of(plan, planned, small, example, model=model, tolerance=tolerance)
     except VerificationError as error:
+        own = getattr(small.meta.get(RECORD), "plan", None) if isinstance(small, ModelGraph) else None
+        if own is not None and own.keep != plan.keep:
+            raise VerificationError(
+                f'{type(small).__name__} was not made by the plan given, but by small.meta["fxprune"].plan: pass that'
+            ) from error
         if not (changed := refitted(small)) or isinstance(error.__cause__, MismatchError):
             raise
         raise VerificationError(
