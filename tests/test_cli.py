@@ -113,7 +113,7 @@ def test_an_error_is_json_too(project):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compress", "mynets:build"], "--data: is needed"),
+        (["compress", "mynets:build"], "--data: none is given"),
         (["compress", "mynets", "--data", "mynets:loader"], "'mynets' names nothing: write torchvision:NAME, timm"),
         (["compress", "mynets:build", "--model-arg", "width", "--data", "mynets:loader"], "'width' is no key=value"),
         (["compress", "mynets:build", "--data", "nowhere"], "there is no folder 'nowhere'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -147,18 +148,29 @@ def test_options_on_images_that_a_callable_prepares_do_nothing_and_say_so(projec
 
 
 def test_folders_that_are_no_match_for_the_outputs_warn(project: Path, folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir())
     command = ["score", "mynets:build", "--data", folder, "--image-size", "8"]
     warned = done(*command, "--model-arg", "classes=10")["warnings"]
     assert warned == [
-        f"--data {folder} has 3 folders, one a class, but Net has 10 outputs: folders are numbered in "
-        "alphabetical order, so give one for each output"
+        f"--data {folder} has 3 folders ({', '.join(names)}), one a class, but Net has 10 outputs: folders are "
+        "numbered in alphabetical order, so give one for each output"
     ]
     assert done(*command)["warnings"] == []
     assert done(*command, "--model-arg", "classes=10", "--unpack", "mynets:same")["warnings"] == []
     assert done(*command, "--model-arg", "classes=10", "--samples", "5")["warnings"] == warned
     command = ["compress", "mynets:build", "--data", "mynets:loader", "--eval-data", folder, "--image-size", "8"]
     result = invoke(*command, "--model-arg", "classes=4")
-    assert f"Warning: --eval-data {folder} has 3 folders, one a class, but Net has 4 outputs" in result.stderr
+    assert f"Warning: --eval-data {folder} has 3 folders ({', '.join(names)}), one a class, but Net" in result.stderr
+
+
+def test_a_folder_of_splits_is_said_to_be_one(project: Path, folder: Path) -> None:
+    for name in ("test", "train"):
+        shutil.copytree(folder, project / "sets" / name)
+    found = done("score", "mynets:build", "--data", project / "sets", "--image-size", "8")["warnings"]
+    assert found == [
+        f"--data {project / 'sets'} has 2 folders (test, train), one a class, but Net has 3 outputs: give one of "
+        f"them, --data {project / 'sets'}/train"
+    ]
 
 
 def test_a_model_that_fails_on_an_image_is_named_where_it_runs(project: Path, folder: Path) -> None:

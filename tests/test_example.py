@@ -174,6 +174,7 @@ LOADER = [(torch.randn(5, 4), torch.tensor([0, 1, 1, 0, 1]))] * 3
     (torch.ones(5, 3), r"does not run .*\), which holds \(5, 3\) float32: give one batch as its forward takes it$"),
     (torch.ones(5, 4).byte(), r"which holds \(5, 4\) uint8: give one .*; of images as bytes, x\.float\(\) / 255$"),
     (torch.ones(2, 9, 9, 3), r"does not run .*; of images whose channels come last, x\.permute\(0, 3, 1, 2\)$"),
+    (torch.ones(5, 4).double(), r"does not run .*; of the weights' dtype, x\.to\(torch\.float32\), say$"),
     (LOADER[0][0].numpy(), r"the inputs are arrays of NumPy: make tensors of them, torch\.as_tensor\(x\)$"),
 ])  # fmt: skip
 def test_what_is_no_example(example: Any, message: str) -> None:

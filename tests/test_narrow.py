@@ -147,6 +147,16 @@ def test_weights_have_to_be_of_the_plan() -> None:
             fxprune.narrow(model, planned(model, images()(2), 0.9), weights=other)
 
 
+def test_weights_have_to_be_of_the_model() -> None:
+    model, larger = (nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, outputs)) for outputs in (2, 4))
+    plan = fxprune.Plan.from_kept(model, torch.randn(2, 3), {"0": [1, 2, 4]})
+    small = fxprune.apply(model, plan)
+    with pytest.raises(
+        NarrowError, match=r"weights has 2\.weight of shape \(2, 3\), and that of Sequential is \(4, 3\)"
+    ):
+        fxprune.narrow(larger, plan, weights=small)
+
+
 def test_a_plan_of_another_model() -> None:
     model = ZOO["residual"].build()
     with pytest.raises(PlanError, match="the plan names 'a', which has no channels there"):

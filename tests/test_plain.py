@@ -296,6 +296,10 @@ def test_a_plain_folder_is_not_one_of_ours(plain: Any, tmp_path: Path) -> None:
     save_pretrained(plain, tmp_path)
     with pytest.raises(ArtifactError, match="holds a plain checkpoint: load it with transformers, AutoModel"):
         from_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pruned_shapes": {}}))
+    with pytest.raises(ArtifactError, match=r"holds a narrowed class, .*save_pretrained\(model, folder, original\)$"):
+        from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,11 @@ def test_tiles_begin_with_the_summary_and_hold_the_numbers_of_the_record(report:
     assert found["Removal"] == ("proven", f"difference {report.error:.1e}")
     done = report.compensation
     assert done is not None
-    assert found["Output's error"] == (f"{done.after:.1%}", f"compensation: sequential; {done.before:.1%} without")
+    what, without = "compensation: sequential; ", f"{done.shown(done.before)} without"
+    assert found["Output's error"] == (done.shown(done.after), f"{what}{without}; {done.measure}")
+    shares = dataclasses.replace(done, before=0.4, after=0.123, measure="squared error, in shares of the variance")
+    shown = tiles(dataclasses.replace(report, compensation=shares))["Output's error"]
+    assert shown == ("12.3%", f"{what}40.0% without")
 
 
 def test_what_was_not_measured_has_no_tile(report: fxprune.Report) -> None:

@@ -215,6 +215,11 @@ def test_comparing_two_reports(full: fxprune.Report) -> None:
     assert (macs.before, macs.first, macs.second) == (full.macs_before, full.macs_after, other.macs_after)
     assert figures["ms, batch of 32"].cells() == ("ms, batch of 32", "20", "19.5", "", "")
     assert figures["metric, fine-tuned"].first == 0.81
+    done = full.compensation
+    assert done is not None
+    assert done.after is not None
+    shown = f"{done.after:.2%}" if done.is_share else f"{done.after:.3g}"
+    assert figures["output's error"].cells() == ("output's error", "", shown, "", "")
     units = {group.name: (group.before, group.first, group.second) for group in found.groups}
     narrowed = {group.name: (group.before, group.after, group.before) for group in full.groups}
     assert units == {name: entry for name, entry in narrowed.items() if entry[1] != entry[2]}

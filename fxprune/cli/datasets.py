@@ -24,6 +24,8 @@ from fxprune.errors import FxpruneError, a_kind, plural
 
 SAMPLES = 1000  # of calibration, by default
 BATCH = 64
+SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # folders of folders, one a class
+_SHOWN = 6  # names in a message
 HELD_OUT = {"ImageNet": "val", "Imagenette": "val", "Places365": "val", "Kinetics": "val"}  # where it is not "test"
 
 
@@ -98,10 +100,13 @@ def warn_of_other_classes(model: nn.Module, loader: Iterable[Any], source: Sourc
         except Exception:  # noqa: BLE001 - the stage that runs the model says what is wrong
             return
     if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] != len(data.classes):
+        remedy = "folders are numbered in alphabetical order, so give one for each output"
+        if parts := sorted(SPLITS.intersection(data.classes), key=lambda name: not name.startswith("train")):
+            remedy = f"give one of them, {source.option} {source.name}/{parts[0]}"
+        names = ", ".join(data.classes[:_SHOWN]) + ", ..." * (len(data.classes) > _SHOWN)
         warn(
-            f"{source.option} {source.name} has {plural(len(data.classes), 'folder')}, one a class, but "
-            f"{type(model).__name__} has {plural(output.shape[1], 'output')}: folders are numbered in alphabetical "
-            "order, so give one for each output"
+            f"{source.option} {source.name} has {plural(len(data.classes), 'folder')} ({names}), one a class, but "
+            f"{type(model).__name__} has {plural(output.shape[1], 'output')}: {remedy}"
         )
 
 

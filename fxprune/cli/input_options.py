@@ -166,7 +166,7 @@ class DataOptions:
     def check_given(self) -> None:
         """Wrong usage where there is no --data."""
         if self.data is None:
-            raise typer.BadParameter("is needed: name a folder, a dataset or a callable", param_hint="--data")
+            raise typer.BadParameter("none is given: name a folder, a dataset or a callable", param_hint="--data")
 
     def loader(self, built: Built, output: Output, seed: int) -> Iterable[Any] | None:
         """The calibration loader for a model; None where there is no --data."""
@@ -235,7 +235,7 @@ class EvalOptions:
     def held_out(self, data: DataOptions, built: Built, output: Output, seed: int) -> HeldOut:
         """The metric and its loader, with images prepared as those for calibration."""
         if self.eval_data is None:
-            raise typer.BadParameter("is needed: name a folder, a dataset or a callable", param_hint="--eval-data")
+            raise typer.BadParameter("none is given: name a folder, a dataset or a callable", param_hint="--eval-data")
         arguments = arguments_of(self.eval_arg, "--eval-arg")
         source = Source(self.eval_data, "--eval-data", arguments, data.data_root, training=False)
         loader = data.open(source, self.eval_samples or None, built, output, seed)

@@ -412,6 +412,11 @@ def _architecture(path: Path, device: str) -> Any:
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
         if "fxprune" not in described and not (path.parent / WEIGHTS).exists():
+            if "pruned_shapes" in described:
+                raise ArtifactError(
+                    f"{path.parent} holds a narrowed class, which no class loads: write it with "
+                    "fxprune.integrations.huggingface.save_pretrained(model, folder, original)"
+                )
             raise ArtifactError(
                 f"{path.parent} holds a plain checkpoint: load it with transformers, AutoModel.from_pretrained"
             )

@@ -11,7 +11,7 @@ import torch
 from fxprune.caller.arguments import CHECKS, is_keywords, is_whole, shown, wanted
 from fxprune.caller.arrays import Index
 from fxprune.coupling.groups import Coupling
-from fxprune.errors import PlanError, close_names
+from fxprune.errors import PlanError, known_names
 from fxprune.planning.kept import Keep
 from fxprune.tracing.graph import ModelGraph
 
@@ -77,8 +77,8 @@ def _of_layer(name: str, layer: str, channels: Any, widths: Mapping[str, int]) -
 
 def unknown_layer(layer: str, layers: Iterable[str]) -> str:
     """The message about a name that is none of the layers with channels."""
-    close = close_names(layer, layers)
-    return f"no layer that produces channels is called {layer!r}{close}; fxprune.couple lists them all"
+    known = known_names(layer, layers)
+    return f"no layer that produces channels is called {layer!r}{known}; fxprune.couple lists them all"
 
 
 def others(layers: Mapping[str, Index], widths: Mapping[str, int]) -> dict[str, Index]:

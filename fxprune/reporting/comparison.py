@@ -105,7 +105,8 @@ def _figures_of(report: ReportRecord) -> Iterator[Figure]:
     if report.error is not None:
         yield Figure("verify's error", None, report.error, None, ".1e")
     if report.compensation and report.compensation.after is not None:
-        yield Figure("output's error", 0.0, report.compensation.after, None, ".2%")
+        shown_as = ".2%" if report.compensation.is_share else ".3g"
+        yield Figure("output's error", None, report.compensation.after, None, shown_as)
     if found := report.evaluation:
         yield Figure(found.name, found.before, found.after, None, ".4g")
     if report.finetuned:

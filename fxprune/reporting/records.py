@@ -159,11 +159,16 @@ class Compensation:
         errors = f"{self.shown(self.before)} -> {self.shown(self.after)}" if known else "not measured"
         return f"compensation {self.level}: output's error {errors}, {plural(self.refitted, 'layer')} refitted"
 
+    @property
+    def is_share(self) -> bool:
+        """Whether errors are shares, to be shown in percent."""
+        return "shares" in self.measure
+
     def shown(self, error: float | None) -> str:
         """An error by the measure, as text: in percent where it is a share."""
         if error is None:
             return ""
-        return f"{error:.1%}" if "shares" in self.measure and not 0 < error < SMALL else f"{error:.3g}"
+        return f"{error:.1%}" if self.is_share and not 0 < error < SMALL else f"{error:.3g}"
 
     @property
     def refitted(self) -> int:

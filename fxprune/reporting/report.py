@@ -101,7 +101,9 @@ def report(small: nn.Module, *, evaluate: Evaluate | None = None, original: nn.M
         raise FxpruneError("original= is given without evaluate=: name the function that measures both models")
     for _, found in reported(small):
         return found
-    raise FxpruneError(f"{type(small).__name__} has no report: it did not come from fxprune.compress or fxprune.apply")
+    raise FxpruneError(
+        f"{type(small).__name__} has no report: it did not come from fxprune.compress or fxprune.apply; prune it first"
+    )
 
 
 def _value(evaluate: Evaluate, model: nn.Module, which: str) -> float:

@@ -104,7 +104,7 @@ def summary(report: ReportRecord) -> Iterator[tuple[str, ...]]:
         layers = plural(done.refitted, "layer")
         after = "not measured" if done.after is None else done.shown(done.after)
         yield f"output's error, compensation: {done.level}", done.shown(done.before), after, layers
-        if "shares" not in done.measure:
+        if not done.is_share:
             yield f"  by the {done.measure}", "", "", ""
         best = min(done.compared, key=lambda name: done.compared[name], default="")
         for name, error in done.compared.items():

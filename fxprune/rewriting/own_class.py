@@ -336,6 +336,11 @@ def _take(attempt: Attempt, own: nn.Module, given: nn.Module, plan: Plan) -> Non
     if missing := without_place(own, [name for name in tensors if name in needed and name not in have]):
         raise NarrowError(f"weights has {missing[0]}, which {type(own).__name__} has no place for: {_REMEDY}")
     for name, tensor in tensors.items():
+        if name in have and have[name].shape != tensor.shape:
+            raise NarrowError(
+                f"weights has {name} of shape {tuple(tensor.shape)}, and that of {type(own).__name__} is "
+                f"{tuple(have[name].shape)}: give the model that was pruned"
+            )
         if name in have or name in needed:
             put(own, name, tensor)
     compare(own, given, example_of(attempt.graph))

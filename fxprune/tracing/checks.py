@@ -132,6 +132,9 @@ def does_not_run(model: nn.Module, failure: Exception | None, example: Any = Non
     hints = "; of images as bytes, x.float() / 255" if any(t.dtype == torch.uint8 for t in tensors) else ""
     last = any(t.ndim == 4 and t.shape[3] in (1, 3, 4) and t.shape[1] == t.shape[2] for t in tensors)
     hints += "; of images whose channels come last, x.permute(0, 3, 1, 2)" * last
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    if own is not None and any(t.is_floating_point() and t.dtype != own for t in tensors):
+        hints += f"; of the weights' dtype, x.to({own}), say"
     return CaptureError(
         f"{type(model).__name__} does not run on the example ({error_text(failure)}){held}: "
         f"give one batch as its forward takes it{hints}{if_batches(example)}"

@@ -238,7 +238,8 @@ def must_be(value: Any, fixed: Any, name: str) -> None:
     if known is not fixed and known != fixed:
         raise CaptureError(
             f"the graph was made for {name}={fixed!r}, as in the example or by default: "
-            f"capture the model with an example that gives {name} the value that you need"
+            f"capture the model with an example that gives {name} the value that you need, or keep its class, "
+            "own_class=True, which takes any"
         )
 
 
