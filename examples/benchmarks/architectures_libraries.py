@@ -62,9 +62,12 @@ def first_running(attempts: Sequence[tuple[Callable[[], nn.Module], Inputs]]) ->
 # --- torchvision and timm
 
 
+LARGER = {"raft_small": 128, "s3d": 224, "mvit_v1_b": 224}
+
+
 def of_torchvision(name: str) -> Made:
     """A member of torchvision's families; the backbone of a detector."""
-    size = SIZES.get(name, 64)
+    size = (SIZES | LARGER).get(name, 64)
     family = family_of(name)
     options: dict[str, Any] = {"weights": None}
     if family in ("segmentation", "detection"):
@@ -76,7 +79,7 @@ def of_torchvision(name: str) -> Made:
     model: nn.Module = torchvision.models.get_model(name, **options)
     if family == "optical flow":
         return model, several(numbers(3, size, size), numbers(3, size, size))
-    shape = (3, 8, size, size) if family == "video" else (3, size, size)
+    shape = (3, 16 if name in LARGER else 8, size, size) if family == "video" else (3, size, size)
     return model.get_submodule("backbone") if family == "detection" else model, numbers(*shape)  # type: ignore[return-value]
 
 
