@@ -39,6 +39,9 @@ def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
             panel.set(xlabel=label, title=model if row == 0 else "")
             panel.grid(alpha=0.3)
         axes[0][column].sharey(axes[1][column])
+        if whole and whole[0].get("unit") == "perplexity":
+            axes[0][column].set(yscale="log", ylabel="perplexity")
+            axes[1][column].set(ylabel="perplexity")
     for line in axes:
         line[0].set_ylabel("test accuracy (%)")
     handles = {text: line for panel in axes[0] for line, text in zip(*panel.get_legend_handles_labels(), strict=True)}
@@ -48,9 +51,10 @@ def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def points(run: dict[str, Any], whole: list[dict[str, Any]], share: str) -> tuple[list[float], list[float]]:
-    """Percent that is left and percent right, from the whole model down."""
+    """Percent that is left, and percent right or the perplexity, from the whole model down."""
     rows = [*whole, *(row for row in run["rows"] if "failed" not in row)]
-    return [100 * row[share] / run["full"][share] for row in rows], [100 * row["accuracy"] for row in rows]
+    factor = 100 if all(row.get("unit", "%") == "%" for row in rows) else 1
+    return [100 * row[share] / run["full"][share] for row in rows], [factor * row["accuracy"] for row in rows]
 
 
 def style(name: str) -> dict[str, Any]:
