@@ -109,6 +109,56 @@ def test_pieces_that_share_a_number_are_kept_equal() -> None:
         assert keep[:6].sum() == keep[6:12].sum() < 6
 
 
+class Split(nn.Module):
+    """A forward in halves of any size, and others for export that read the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = 6
+        self.a, self.b, self.d = nn.Conv2d(3, 12, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(12, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.a(x).chunk(2, 1)
+        return self.d(torch.cat([first, self.b(second).relu()], 1)).relu()
+
+    def forward_split(self, x: Tensor) -> Tensor:
+        first, second = self.a(x).split((self.c, self.c), 1)
+        return self.d(torch.cat([first, self.b(second).relu()], 1)).relu()
+
+    def forward_sliced(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.d(torch.cat([x[:, : self.c], self.b(x[:, -self.c :]).relu()], 1)).relu()
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return self.forward(x) * self.c
+
+
+def test_sizes_that_only_other_forwards_read_are_mended() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Split(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    own: Any = fxprune.compress(model, BATCHES, params=0.4, own_class=True, progress=False).eval()
+    halves, x = own[0], BATCHES[0][0]
+    assert halves.c == halves.b.in_channels < 6
+    assert model[0].c == 6
+    assert torch.equal(halves(x), halves.forward_split(x))
+    assert torch.equal(halves(x), halves.forward_sliced(x))
+
+
+def test_another_forward_that_cannot_be_mended_is_named() -> None:
+    """Its one attribute would have to be two widths."""
+
+    class Checked(Split):
+        def checked(self, x: Tensor) -> Tensor:
+            first, second = self.a(x).chunk(2, 1)
+            joined = torch.cat([first, self.b(second).relu()], 1)
+            assert joined.shape[1] == 12
+            return self.d(joined[:, : 2 * self.c]).relu()
+
+    model = nn.Sequential(Checked(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    with pytest.warns(fxprune.FxpruneWarning, match=r"Checked\.checked gave what Checked\.forward gives"):
+        fxprune.compress(model, BATCHES, params=0.4, own_class=True, progress=False)
+
+
 def test_score_files_keep_the_pieces(tmp_path: Path) -> None:
     graph = fxprune.capture(Halves().eval(), images()(2))
     keep_to(graph, limits_of(Halves(), graph))

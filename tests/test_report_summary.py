@@ -195,6 +195,10 @@ def test_the_provenance_is_shown(report: fxprune.Report) -> None:
     assert found["calibration"] == (
         "the original on 20 calibration samples: loss 0.25, right on 95.0%; these are few samples, give some hundred"
     )
+    assert report.compensation is not None
+    best, *others = sorted(report.compensation.compared, key=lambda name: report.compensation.compared[name])
+    assert found["plans compared"].startswith(f"{best} (taken): error ")
+    assert all(f" {name}: error " in found["plans compared"] for name in others)
     named = dataclasses.replace(
         made, call="fxprune compress a:b", model="a:b", weights="net.pt", file="out.safetensors"
     )

@@ -33,6 +33,7 @@ from fxprune.rewriting.named_sizes import (
     with_named_sizes,
 )
 from fxprune.rewriting.node_mending import is_inserted
+from fxprune.rewriting.other_forwards import mend_other_forwards
 from fxprune.rewriting.proof import outputs_of, relative_error
 from fxprune.rewriting.remaining import MismatchError
 from fxprune.rewriting.removed_branches import compared_without, removed_residuals
@@ -92,6 +93,8 @@ def narrowed(part: nn.Module, plan: Plan, planned: Planned, weights: nn.Module |
     """`narrow` for a part whose graph and kept units are known; `weights` is a graph that the plan made of it."""
     attempt = Attempt(part, plan.settings, planned.graph)
     own, _ = attempt.narrowed(planned)
+    if not removed_blocks(plan):
+        mend_other_forwards(part, own, plan, planned.graph)
     if weights is not None:
         _take(attempt, own, weights, plan)
     return own
