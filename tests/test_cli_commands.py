@@ -289,6 +289,7 @@ def test_sweep(scored, project):
     assert json.loads((project / "deep" / "sweep" / "results.json").read_text()) == {
         "compensate": "sequential",
         "metric": "accuracy",
+        "time_batch": 4,
         "rows": rows,
     }
     assert [row["name"] for row in rows] == ["original", "alpha 0", "alpha 0.4", "macs 0.8"]

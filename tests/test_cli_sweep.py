@@ -6,7 +6,7 @@ from command_line import typer  # noqa: F401 - skips what follows where it is mi
 from torch import nn
 
 from fxprune.cli.evaluation import accuracy
-from fxprune.cli.pareto import Row, plot, with_front
+from fxprune.cli.pareto import Row, plot, table, with_front
 from fxprune.errors import FxpruneError
 
 
@@ -17,6 +17,12 @@ def row(name, accuracy, macs, milliseconds=None):
 def test_front_is_what_nothing_beats():
     rows = [row("a", 0.9, 100, 5.0), row("b", 0.9, 80, 5.0), row("c", 0.8, 90, 6.0), row("d", 0.7, 90, 4.0)]
     assert [r.on_front for r in with_front(rows)] == [False, True, False, True]
+
+
+def test_the_table_says_how_many_samples_were_timed():
+    rows = [row("a", 0.9, 100, 5.0)]
+    assert str(table(rows, batch_size=32).caption).endswith("better in one\nms: of 32 samples in one batch")
+    assert "ms" not in str(table(rows).caption)
 
 
 def test_plot_has_a_panel_for_times_where_there_are_any(tmp_path):

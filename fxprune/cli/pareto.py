@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from fxprune.caller.files import replacing
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, plural
 from fxprune.reporting.tables import plain
 
 if TYPE_CHECKING:
@@ -55,9 +55,13 @@ def unbeaten(points: Sequence[tuple[float, ...]]) -> list[bool]:
     ]
 
 
-def table(rows: Sequence[Row], metric: str = "accuracy") -> Table:
-    """Every row, with its share of the first, the original; those on the front have a star."""
-    found = Table(caption="*: no other is at least as accurate, small and fast, and better in one")
+def table(rows: Sequence[Row], metric: str = "accuracy", batch_size: int = 0) -> Table:
+    """Every row, with its share of the first, the original; those on the front have a star.
+
+    `batch_size` is that of the times, 0 where none were taken.
+    """
+    timed = f"\nms: of {plural(batch_size, 'sample')} in one batch" if batch_size else ""
+    found = Table(caption=f"*: no other is at least as accurate, small and fast, and better in one{timed}")
     for name in ("asked", "alpha", "parameters", "MACs", "ms", metric, "front"):
         found.add_column(*plain(name), justify="left" if name == "asked" else "right")
     first = rows[0]

@@ -10,7 +10,7 @@ import typer
 
 import fxprune
 from fxprune.caller.batches import first_inputs
-from fxprune.caller.example import trim
+from fxprune.caller.example import batch_length, trim
 from fxprune.caller.files import made_folder
 from fxprune.caller.source_lines import warn
 from fxprune.cli.evaluation import latencies
@@ -80,8 +80,10 @@ def sweep(
             smalls.append(small)
             values.append(held.value(small, bars))
     times: list[float | None] = [None] * (len(smalls) + 1)
+    timed = 0
     if time_batch:
         batch = trim(first_inputs(built.model, held.loader, functions["unpack"]), samples=time_batch)
+        timed = batch_length(batch)
         with output.busy("timing"):
             times = list(latencies([built.model, *smalls], batch))
     reports = [fxprune.report(small) for small in smalls]
@@ -89,10 +91,10 @@ def sweep(
     for (name, plan), found, value, milliseconds in zip(plans, reports, values, times[1:], strict=True):
         rows.append(Row(name, plan.alpha, found.params_after, found.macs_after, value, milliseconds))
     rows = with_front(rows)
-    content = {"compensate": level, "metric": held.name, "rows": [asdict(row) for row in rows]}
+    content = {"compensate": level, "metric": held.name, "time_batch": timed, "rows": [asdict(row) for row in rows]}
     write_json(out / "results.json", content)
     plot(rows, out / "results.png", held.name)
-    output.show(table(rows, held.name))
+    output.show(table(rows, held.name, timed))
     output.wrote(out / "results.json", out / "results.png")
     return content | {"out": str(out)}
 
