@@ -16,9 +16,9 @@ from fxprune.errors import FxpruneError
 from fxprune.planning.plan import Plan, coupling_of, kept_units
 from fxprune.planning.planned import Planned
 from fxprune.rewriting.named_sizes import Calls, set_sizes, solved, with_named_sizes
-from fxprune.rewriting.proof import outputs_of, relative_error
+from fxprune.rewriting.proof import outputs_of
 from fxprune.rewriting.rewrite import rewrite
-from fxprune.tracing.agreement import TOLERANCES
+from fxprune.tracing.agreement import TOLERANCES, relative_error
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.graph import RECORD, ModelGraph, captured_of, example_of
 

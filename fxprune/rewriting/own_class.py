@@ -34,15 +34,16 @@ from fxprune.rewriting.named_sizes import (
 )
 from fxprune.rewriting.node_mending import is_inserted
 from fxprune.rewriting.other_forwards import mend_other_forwards
-from fxprune.rewriting.proof import outputs_of, relative_error
+from fxprune.rewriting.proof import outputs_of
 from fxprune.rewriting.remaining import MismatchError
 from fxprune.rewriting.removed_branches import compared_without, removed_residuals
 from fxprune.rewriting.rewrite import check_labels, rewrite
 from fxprune.rewriting.shorter_lists import removed_blocks, removed_entries, renaming, shorten
-from fxprune.tracing.agreement import TOLERANCES
+from fxprune.tracing.agreement import TOLERANCES, relative_error
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.graph import ModelGraph, example_of, history_of, plain_attributes
 from fxprune.tracing.part import part_of, with_part
+from fxprune.tracing.rounding import batch_in_double, in_double, jumps
 
 _REMEDY = "use fxprune.apply, whose graph mends that, or exclude the layers that feed it"
 
@@ -240,9 +241,10 @@ class Attempt:
 def compare(own: nn.Module, other: nn.Module, example: Any) -> None:
     """Raise NarrowError where the outputs of a narrowed module differ on a batch from those of a rewritten graph."""
     wanted = outputs_of(other, example)
-    found = outputs_of(own, example)
-    error = relative_error(wanted, found)
+    error = relative_error(wanted, outputs_of(own, example))
     limit = max((TOLERANCES[t.dtype] for t in wanted), default=0.0)
+    if not error <= limit and jumps(outputs_of, other, example):
+        error = relative_error(*(outputs_of(in_double(m), batch_in_double(example)) for m in (other, own)))
     if not error <= limit:
         raise NarrowError(
             f"its outputs differ from those of apply by {error:.3g} of their scale, more than {limit:.3g}"

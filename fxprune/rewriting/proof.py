@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.arguments import check
-from fxprune.caller.example import as_call, as_fields, batch_length, to_device
+from fxprune.caller.example import as_call, batch_length, to_device
 from fxprune.caller.isolation import device_of, evaluating, full_float32, stateless, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.caller.other_batches import varied_batch
@@ -32,6 +31,7 @@ from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.finite import spoiled
 from fxprune.tracing.graph import RECORD, ModelGraph, example_of, refitted
 from fxprune.tracing.part import part_of
+from fxprune.tracing.rounding import batch_in_double, floats_in, in_double, jumps
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Any, *, tole
     First the kept labels are run through `small`; at every node they must be the original's, narrowed. Then both run in
     eval mode, the original with a mask on every edge that reads a removed unit: on `example`, and on a batch of one
     more sample with other values where the original runs on it. Models that draw random numbers (`torch.randn_like`,
-    say) and differ are compared again with constants in their place. Where the plan removes nothing, `small` is also
+    say) and differ are compared again with constants in their place, and models in float32 whose outputs jump with
+    rounding (a top-k among nearly equal scores) in float64. Where the plan removes nothing, `small` is also
     compared with `model` itself.
 
     Args:
@@ -114,8 +115,19 @@ def error_of(
                 raise CalibrationError(f"{found} on the example: give one of finite numbers")
             masked = oracle(graph, coupling, keep)
         called = partial(_called, concrete=plan.settings.get("concrete_args") or {})
-        run = partial(_output if isinstance(small, ModelGraph) else called, small)
-        error = _Proof(partial(_output, masked), partial(_output, graph), run, tolerance).on(example)
+        call = _output if isinstance(small, ModelGraph) else called
+        run = partial(call, small)
+        try:
+            error = _Proof(partial(_output, masked), partial(_output, graph), run, tolerance).on(example)
+        except VerificationError:
+            if tolerance is not None or not jumps(_output, masked, example):
+                raise
+            wide = (
+                partial(_output, in_double(masked)),
+                partial(_output, in_double(graph)),
+                partial(call, in_double(small)),
+            )
+            error = _Proof(*wide, tolerance).on(batch_in_double(example))
         if model is not None and model is not graph and keep.all():
             whole = partial(called, model)
             error = max(error, _Proof(whole, whole, run, tolerance, "the model that it was made from").on(example))
@@ -166,7 +178,7 @@ class _Proof:
                 raise
             _LOG.debug("the proof is that on the example alone: %s", error)
             return 0.0
-        if any(bool(t.isnan().any()) for t in _tensors(wanted)):
+        if any(bool(t.isnan().any()) for t in floats_in(wanted)):
             return 0.0
         try:
             found = self.found(batch)
@@ -207,7 +219,7 @@ def _running(model: nn.Module) -> Iterator[None]:
 
 def _compared(wanted: Any, found: Any, tolerance: float | None, what: str, where: str) -> float:
     """The relative difference of two nested outputs. Raises VerificationError where it is too large."""
-    expected, got = _tensors(wanted), _tensors(found)
+    expected, got = floats_in(wanted), floats_in(found)
     if [t.shape for t in expected] != [t.shape for t in got]:
         raise VerificationError(
             f"on {where}, the rewritten model gives shapes {[tuple(t.shape) for t in got]}, "
@@ -235,17 +247,4 @@ def _compared(wanted: Any, found: Any, tolerance: float | None, what: str, where
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
     """The floating tensors in the output of a model or graph in eval mode, on a batch as its forward takes it."""
-    return _tensors(_output(model, example) if isinstance(model, ModelGraph) else _called(model, example, {}))
-
-
-def relative_error(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """The largest difference of two lists of tensors, in shares of the largest entry; infinite for other shapes."""
-    if [t.shape for t in wanted] != [t.shape for t in found]:
-        return math.inf
-    errors = [apart(a, b.to(a)) for a, b in zip(wanted, found, strict=True)]
-    return math.inf if any(map(math.isnan, errors)) else max(errors, default=0.0)
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    """The floating tensors of a nested output."""
-    return [t for t in pytree.tree_leaves(as_fields(values)) if isinstance(t, Tensor) and t.is_floating_point()]
+    return floats_in(_output(model, example) if isinstance(model, ModelGraph) else _called(model, example, {}))

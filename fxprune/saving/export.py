@@ -21,7 +21,7 @@ from fxprune.caller.installation import install
 from fxprune.caller.isolation import device_of, full_float32, undisturbed
 from fxprune.caller.meta import need_numbers
 from fxprune.errors import ExportError, a_kind, error_text, first_line
-from fxprune.rewriting.proof import relative_error
+from fxprune.tracing.agreement import relative_error
 from fxprune.tracing.hook_effects import computing_hooks
 from fxprune.tracing.hooks import keep_only, plain_copy
 

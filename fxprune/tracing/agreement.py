@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -113,6 +114,14 @@ def apart(wanted: Tensor, found: Tensor) -> float:
     scale = _scale(wanted[finite].abs(), same[finite]) if bool(finite.any()) else 1.0
     error = float(torch.where(same, 0.0, (wanted - found).abs()).max()) / scale
     return math.inf if math.isnan(error) else error
+
+
+def relative_error(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The largest difference of two lists of tensors, in shares of the largest entry; infinite for other shapes."""
+    if [t.shape for t in wanted] != [t.shape for t in found]:
+        return math.inf
+    errors = [apart(a, b.to(a)) for a, b in zip(wanted, found, strict=True)]
+    return math.inf if any(map(math.isnan, errors)) else max(errors, default=0.0)
 
 
 def _scale(sizes: Tensor, same: Tensor) -> float:

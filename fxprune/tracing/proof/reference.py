@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import batch_length, check_dense, copied, has_twins, leaves_of, numbers_in
-from fxprune.caller.isolation import attributes_restored, evaluating
+from fxprune.caller.isolation import attributes_restored, evaluating, kept_buffers
 from fxprune.caller.other_batches import in_other_layouts, varied_batch
 from fxprune.caller.source_lines import warn
 from fxprune.errors import CaptureError, error_text, is_out_of_memory
-from fxprune.tracing.agreement import agree, check_comparable, difference, same_value
+from fxprune.tracing.agreement import agree, check_comparable, difference, relative_error, same_value
 from fxprune.tracing.facts import placeholder_values
 from fxprune.tracing.graph import Captured, ModelGraph, captured_of
 from fxprune.tracing.proof.gradients import other_gradients
@@ -32,8 +32,10 @@ from fxprune.tracing.proof.trials import (
     run_graph,
     run_under_seed,
 )
+from fxprune.tracing.rounding import batch_in_double, floats_in, in_double, jumps
 
 _CHEAP, _MANY = 1 << 32, 256  # parameters times numbers of a batch of that many samples, at most
+_FURTHER = 10.0  # a graph that rounds in another way may be off by this times what rounding moves the model by
 _SMALL = (4, 5, 8, 9, 16, 17, 6, 7, 10, 11, 12, 13, 14, 15)
 
 
@@ -50,7 +52,8 @@ class Reference:
     given. `random` names the generators that a forward draws from, `changed` what its first run changes in buffers and
     numbers, and a second run on the same batch in all else, so not what each run fills anew, nor caches; `stateful`
     says that its output depends on earlier runs. `by_batch` and `by_length` are those of `Captured` of all graphs that
-    were checked, and `asked` the trials that follow.
+    were checked, and `asked` the trials that follow. `jumped` are the numbers of samples at which the outputs jump with
+    rounding, so that a graph was compared in float64.
     """
 
     original: Original
@@ -62,6 +65,7 @@ class Reference:
     by_batch: set[float] = field(default_factory=set)
     by_length: set[float] = field(default_factory=set)
     asked: dict[str, list[Trial]] = field(default_factory=dict)
+    jumped: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, model: nn.Module, example: Any, other: Any, concrete: Mapping[str, Any]) -> Reference:
@@ -138,7 +142,7 @@ class Reference:
         name, leaves = self.original.name, leaves_of(self.example)
         takes_one = any(batch_length(trial.batch) == 1 for trial in self.trials)
         example = varied_batch(self.example, 1) if takes_one else self.example
-        for (number, axis), why in fixed_lengths(self.original, graph, example, self.by_length):
+        for (number, axis), why in fixed_lengths(*self._exact(graph, example), self.by_length):
             shape = tuple(leaves[number].shape)
             warn(
                 f"the graph of {name} holds for {shape[axis]} entries along axis {axis} of its input of shape {shape}: "
@@ -148,7 +152,7 @@ class Reference:
     def warn_of_gradients(self, graph: ModelGraph) -> None:
         """Warn of parameters and inputs whose gradients are others in the graph than in the model."""
         smallest = min((trial.batch for trial in self.trials), key=numbers_in)
-        if names := other_gradients(self.original, graph, smallest):
+        if names := other_gradients(*self._exact(graph, smallest)):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             warn(
                 f"the graph gives the outputs of {self.original.name}, but trains otherwise: it has other "
@@ -167,11 +171,43 @@ class Reference:
                 raise DisagreementError(
                     f"its graph fails on {rows}, on which the model runs ({error_text(error)})"
                 ) from error
-            if not agree(trial.output, found):
+            if not agree(trial.output, found) and not self._is_rounding(graph, trial, found):
                 raise DisagreementError(
                     f"its graph gives other outputs than the model on {rows} ({difference(trial.output, found)}), "
                     f"first {self._place(graph, trial)}"
                 )
+
+    def _is_rounding(self, graph: ModelGraph, trial: Trial, found: Any) -> bool:
+        """Whether a graph differs by no more than the model does when it rounds in another way, and not in float64."""
+        original = self.original
+
+        def call(model: nn.Module, batch: Any) -> Any:
+            with attributes_restored(model), kept_buffers(model):
+                return run_under_seed(model, *original.arguments(copied(batch)), grad=trial.grad)
+
+        error = relative_error(floats_in(trial.output), floats_in(found))
+        with original.restored():
+            if not (moved := jumps(call, original.model, trial.batch)) or not error <= _FURTHER * moved:
+                return False
+            batch = batch_in_double(trial.batch)
+            try:
+                wanted = call(in_double(original.model), batch)
+                found = run_graph(in_double(graph), replace(trial, batch=batch))
+            except Exception as failed:
+                if is_out_of_memory(failed):
+                    raise
+                return False
+        if agree(wanted, found):
+            self.jumped.add(batch_length(trial.batch))
+            return True
+        return False
+
+    def _exact(self, graph: ModelGraph, batch: Any) -> tuple[Original, ModelGraph, Any]:
+        """The model, a graph and a batch, in float64 where outputs jump with rounding."""
+        if not self.jumped:
+            return self.original, graph, batch
+        wide = Original(in_double(self.original.model), self.original.concrete)
+        return wide, in_double(graph), batch_in_double(batch)
 
     def _asked_for(self, captured: Captured) -> list[Trial]:
         """Trials of what a forward decided by while it was traced, by any method: sizes, the layout in memory."""

@@ -1,0 +1,69 @@
+"""Models whose outputs jump with rounding, as where a forward takes the largest of nearly equal scores.
+
+Two such models that are equal can be told so in float64 alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.caller.example import as_fields, each_tensor
+from fxprune.caller.isolation import applied, isolated_copy
+from fxprune.tracing.agreement import TOLERANCES, relative_error
+
+Model = TypeVar("Model", bound=nn.Module)
+Call = Callable[[Any, Any], Any]  # the output of a model on a batch
+
+_SEEDS = 3
+
+
+def jumps(call: Call, model: nn.Module, batch: Any) -> float:
+    """How far the outputs of a float32 model move with the last bits of its weights and inputs, in shares of theirs.
+
+    0 for what is rounding itself, and for models of another dtype.
+    """
+    wanted, moved = floats_in(call(model, batch)), 0.0
+    if any(t.dtype is not torch.float32 for t in (*wanted, *model.parameters())):
+        return 0.0
+    for seed in range(_SEEDS):
+        nudged, other = _Nudged(seed), isolated_copy(model)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.copy_(nudged(parameter))
+        moved = max(moved, relative_error(wanted, floats_in(call(other, each_tensor(nudged, batch)))))
+    return moved if moved > TOLERANCES[torch.float32] else 0.0
+
+
+class _Nudged:
+    """Moves each entry of a tensor of floats up or down by its last bit; other tensors stay as they are."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        signs = torch.randint(2, tensor.shape, generator=self.generator).to(tensor) * 2 - 1
+        return tensor * (1 + torch.finfo(tensor.dtype).eps * signs)
+
+
+def in_double(model: Model) -> Model:
+    """A copy of a model in float64."""
+    return applied(isolated_copy(model), "double")  # type: ignore[return-value]
+
+
+def batch_in_double(batch: Any) -> Any:
+    """A batch with float64 in place of other floats."""
+    return each_tensor(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, batch)
+
+
+def floats_in(values: Any) -> list[Tensor]:
+    """The floating tensors of a nested output, without their history."""
+    return [
+        t.detach() for t in pytree.tree_leaves(as_fields(values)) if isinstance(t, Tensor) and t.is_floating_point()
+    ]
