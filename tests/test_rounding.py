@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo import tensors
 
 import fxprune
-from fxprune.errors import VerificationError
+from fxprune.errors import CaptureError, VerificationError
 from fxprune.tracing.proof.reference import DisagreementError, Reference
 from fxprune.tracing.rounding import jumps
 
@@ -60,6 +60,24 @@ def test_a_wrong_graph_of_it_is_refused(model: nn.Module) -> None:
         graph.head.weight.mul_(1.001)
     with pytest.raises(DisagreementError, match="gives other outputs than the model"):
         reference.check(graph)
+
+
+def test_a_precision_that_the_graph_does_not_hold_is_no_rounding() -> None:
+    class Lower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(8, 512), nn.Linear(512, 512), nn.Linear(512, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                x = self.b(self.a(x).relu()).relu()
+            return self.head(x.float())
+
+    torch.manual_seed(0)
+    net = Lower().eval()
+    assert jumps(lambda net, batch: net(batch), net, BATCH) > 0
+    with pytest.raises(CaptureError, match="its graph gives other outputs than the model"):
+        fxprune.capture(net, BATCH)
 
 
 def test_the_rewritten_graph_and_class_are_proven(model: nn.Module) -> None:
