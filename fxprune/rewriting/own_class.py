@@ -43,7 +43,7 @@ from fxprune.tracing.agreement import TOLERANCES, relative_error
 from fxprune.tracing.capture import capture_as
 from fxprune.tracing.graph import ModelGraph, example_of, history_of, plain_attributes
 from fxprune.tracing.part import part_of, with_part
-from fxprune.tracing.rounding import batch_in_double, in_double, jumps
+from fxprune.tracing.rounding import error_in_double, jumps
 
 _REMEDY = "use fxprune.apply, whose graph mends that, or exclude the layers that feed it"
 
@@ -244,7 +244,7 @@ def compare(own: nn.Module, other: nn.Module, example: Any) -> None:
     error = relative_error(wanted, outputs_of(own, example))
     limit = max((TOLERANCES[t.dtype] for t in wanted), default=0.0)
     if not error <= limit and jumps(outputs_of, other, example):
-        error = relative_error(*(outputs_of(in_double(m), batch_in_double(example)) for m in (other, own)))
+        error = error_in_double(outputs_of, other, own, example)
     if not error <= limit:
         raise NarrowError(
             f"its outputs differ from those of apply by {error:.3g} of their scale, more than {limit:.3g}"

@@ -119,15 +119,15 @@ def error_of(
         run = partial(call, small)
         try:
             error = _Proof(partial(_output, masked), partial(_output, graph), run, tolerance).on(example)
-        except VerificationError:
+        except VerificationError as failure:
             if tolerance is not None or not jumps(_output, masked, example):
                 raise
-            wide = (
-                partial(_output, in_double(masked)),
-                partial(_output, in_double(graph)),
-                partial(call, in_double(small)),
-            )
-            error = _Proof(*wide, tolerance).on(batch_in_double(example))
+            try:
+                wide = [in_double(m) for m in (masked, graph, small)]
+                proof = _Proof(partial(_output, wide[0]), partial(_output, wide[1]), partial(call, wide[2]), None)
+                error = proof.on(batch_in_double(example))
+            except FxpruneError:
+                raise failure from None
         if model is not None and model is not graph and keep.all():
             whole = partial(called, model)
             error = max(error, _Proof(whole, whole, run, tolerance, "the model that it was made from").on(example))

@@ -5,6 +5,7 @@ Two such models that are equal can be told so in float64 alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.caller.example import as_fields, each_tensor
 from fxprune.caller.isolation import applied, isolated_copy
+from fxprune.errors import is_out_of_memory
 from fxprune.tracing.agreement import TOLERANCES, relative_error
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -35,7 +37,13 @@ def jumps(call: Call, model: nn.Module, batch: Any) -> float:
         with torch.no_grad():
             for parameter in other.parameters():
                 parameter.copy_(nudged(parameter))
-        moved = max(moved, relative_error(wanted, floats_in(call(other, each_tensor(nudged, batch)))))
+        try:
+            found = call(other, each_tensor(nudged, batch))
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return 0.0  # it takes no such input
+        moved = max(moved, relative_error(wanted, floats_in(found)))
     return moved if moved > TOLERANCES[torch.float32] else 0.0
 
 
@@ -55,6 +63,17 @@ class _Nudged:
 def in_double(model: Model) -> Model:
     """A copy of a model in float64."""
     return applied(isolated_copy(model), "double")  # type: ignore[return-value]
+
+
+def error_in_double(call: Call, wanted: nn.Module, found: nn.Module, batch: Any) -> float:
+    """The error of a model in float64, in shares of the wanted outputs; infinite where one does not run there."""
+    try:
+        outputs = [floats_in(call(in_double(model), batch_in_double(batch))) for model in (wanted, found)]
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return math.inf
+    return relative_error(*outputs)
 
 
 def batch_in_double(batch: Any) -> Any:
