@@ -129,8 +129,11 @@ class Split(nn.Module):
         x = self.a(x)
         return self.d(torch.cat([x[:, : self.c], self.b(x[:, -self.c :]).relu()], 1)).relu()
 
-    def scaled(self, x: Tensor) -> Tensor:
+    def forward_scaled(self, x: Tensor) -> Tensor:
         return self.forward(x) * self.c
+
+    def write(self, x: Tensor) -> Tensor:
+        raise AssertionError(f"it is no forward, and is not run: {self.c}")
 
 
 def test_sizes_that_only_other_forwards_read_are_mended() -> None:
@@ -148,14 +151,14 @@ def test_another_forward_that_cannot_be_mended_is_named() -> None:
     """Its one attribute would have to be two widths."""
 
     class Checked(Split):
-        def checked(self, x: Tensor) -> Tensor:
+        def forward_checked(self, x: Tensor) -> Tensor:
             first, second = self.a(x).chunk(2, 1)
             joined = torch.cat([first, self.b(second).relu()], 1)
             assert joined.shape[1] == 12
             return self.d(joined[:, : 2 * self.c]).relu()
 
     model = nn.Sequential(Checked(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
-    with pytest.warns(fxprune.FxpruneWarning, match=r"Checked\.checked gave what Checked\.forward gives"):
+    with pytest.warns(fxprune.FxpruneWarning, match=r"Checked\.forward_checked gave what Checked\.forward gives"):
         fxprune.compress(model, BATCHES, params=0.4, own_class=True, progress=False)
 
 

@@ -24,9 +24,10 @@ from fxprune.tracing.graph import RECORD, ModelGraph, captured_of, example_of
 
 
 def mend_other_forwards(part: nn.Module, own: nn.Module, plan: Plan, graph: ModelGraph) -> None:
-    """Set the integer attributes of a narrowed module that are read by other methods than its forward.
+    """Set the integer attributes of a narrowed module that only its other forwards read, such as `forward_split`.
 
-    These methods take what the forward of their module takes, and give what it gives. `graph` was captured from `part`.
+    Their names begin with "forward"; they take what the forward of their module takes, and give what it gives. `graph`
+    was captured from `part`.
 
     Warns FxpruneWarning where such a method does not run in `own`, or does not give what the forward gives there.
     """
@@ -42,12 +43,13 @@ def mend_other_forwards(part: nn.Module, own: nn.Module, plan: Plan, graph: Mode
 
 
 def _methods_with_sizes(module: nn.Module) -> list[str]:
-    """The names of methods of a module's class with the parameters of its forward, that read integer attributes."""
+    """The names of a module's other forwards that read integer attributes, whatever they give."""
     sizes = {name for name, value in vars(module).items() if type(value) is int}
     if not sizes or type(module).__module__.startswith("torch.nn"):
         return []
     kinds = [kind for kind in type(module).__mro__ if kind not in nn.Module.__mro__]
-    methods = {name: inspect.getattr_static(module, name) for kind in kinds for name in vars(kind) if name != "forward"}
+    names = {name for kind in kinds for name in vars(kind) if name.lstrip("_").startswith("forward")} - {"forward"}
+    methods = {name: inspect.getattr_static(module, name) for name in sorted(names)}
     forward = list(inspect.signature(type(module).forward).parameters)
     return [
         name
