@@ -1,6 +1,6 @@
 """Depth against width: quality and latency where branches are removed whole, where layers get narrower, or both.
 
-    FXPRUNE_DATA=... python examples/benchmarks/depth.py [--quick] [--only language] [--shares 0.8 0.5] [--weights FILE]
+    FXPRUNE_DATA=... python examples/benchmarks/depth.py [--quick] [--only language] [--weights FILE]
 
 Every row is `compress` at a share of the multiply-accumulates, by measured curves, and refitted. Latencies are measured
 in turns, and are ratios to the original's.
@@ -32,7 +32,8 @@ MODELS = {
     "bottlenecks": "a ResNet of 16 bottlenecks, CIFAR-10",
 }
 WAYS: dict[str, Any] = {"width": False, "depth": "only", "both": True}
-BATCHES, ROUNDS = (1, 32), 30
+SHARES = {"width": (0.9, 0.7, 0.5, 0.4, 0.3, 0.2), "depth": (0.9, 0.8, 0.7, 0.6, 0.5), "both": (0.5,)}
+BATCHES, ROUNDS = (1, 32), 60
 NOTE = (
     '- width: `blocks=False`; depth: `blocks="only"`; both: `blocks=True`; all with `allocate="measured"`.\n'
     "- Branches are an attention, an MLP, or the inner branch of a block of the ResNet.\n"
@@ -68,7 +69,7 @@ def compared(name: str, work: Workload, options: argparse.Namespace) -> list[dic
     original = fxprune.capture(work.model, work.example)
     models: dict[str, nn.Module] = {"original": original}
     for way, blocks in WAYS.items():
-        for share in options.both if way == "both" else options.shares:
+        for share in SHARES[way][::4] if options.quick else SHARES[way]:
             small = fxprune.compress(
                 work.model, work.calibration, macs=share, blocks=blocks, allocate="measured", **work.options
             )
@@ -128,8 +129,6 @@ def main() -> None:
     """Write depth.md and .json."""
     options = parser("depth against width", "depth")
     options.add_argument("--only", nargs="+", metavar="MODEL", choices=MODELS, default=list(MODELS))
-    options.add_argument("--shares", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
-    options.add_argument("--both", nargs="*", type=float, default=[0.5], help="shares at which both are allowed")
     options.add_argument("--weights", type=Path, help="a file that keeps the weights of the bottlenecks, trained here")
     given = options.parse_args()
     warnings.simplefilter("ignore")
