@@ -24,6 +24,7 @@ from zoo import ZOO, images
 import fxprune
 from fxprune.coupling.couple import analyse
 from fxprune.errors import NarrowError
+from fxprune.reporting.report import pruned_of
 from fxprune.rewriting.class_limits import keep_to, limits_of, trial
 
 with warnings.catch_warnings():
@@ -147,19 +148,80 @@ def test_sizes_that_only_other_forwards_read_are_mended() -> None:
     assert torch.equal(halves(x), halves.forward_sliced(x))
 
 
-def test_another_forward_that_cannot_be_mended_is_named() -> None:
+class Decorated(Split):
+    """The size is read behind a decorator, in a parent's method, and in a function inside."""
+
+    @torch.no_grad()
+    def forward_split(self, x: Tensor) -> Tensor:
+        return super().forward_split(x)
+
+    def forward_sliced(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        first, second = (half(x) for half in (lambda x: x[:, : self.c], lambda x: x[:, -self.c :]))
+        return self.d(torch.cat([first, self.b(second).relu()], 1)).relu()
+
+
+class Scaled(Split):
+    """The forward reads the size, too: what it gives is not to change."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (self.c / 6)
+
+    def forward_split(self, x: Tensor) -> Tensor:
+        return super().forward_split(x) * (self.c / 6)
+
+
+class Guarded(Split):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.c < 6:
+            raise ValueError("6, please")
+        return super().forward(x)
+
+
+class Training(Split):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (self.c if self.training else 1)
+
+
+class Checked(Split):
     """Its one attribute would have to be two widths."""
 
-    class Checked(Split):
-        def forward_checked(self, x: Tensor) -> Tensor:
-            first, second = self.a(x).chunk(2, 1)
-            joined = torch.cat([first, self.b(second).relu()], 1)
-            assert joined.shape[1] == 12
-            return self.d(joined[:, : 2 * self.c]).relu()
+    def forward_split(self, x: Tensor) -> Tensor:
+        first, second = self.a(x).chunk(2, 1)
+        joined = torch.cat([first, self.b(second).relu()], 1)
+        assert joined.shape[1] == 12
+        return self.d(joined[:, : 2 * self.c]).relu()
 
-    model = nn.Sequential(Checked(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
-    with pytest.warns(fxprune.FxpruneWarning, match=r"Checked\.forward_checked gave what Checked\.forward gives"):
-        fxprune.compress(model, BATCHES, params=0.4, own_class=True, progress=False)
+
+class Builtin(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 3
+
+    forward = staticmethod(torch.relu)
+
+
+def around(split: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(split, Builtin(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+
+
+def test_sizes_behind_decorators_and_in_parents_are_mended() -> None:
+    own: Any = fxprune.compress(around(Decorated()), BATCHES, params=0.4, own_class=True, progress=False)
+    halves, x = own[0], BATCHES[0][0]
+    assert halves.c < 6
+    assert torch.equal(halves(x), halves.forward_split(x))
+    assert torch.equal(halves(x), halves.forward_sliced(x))
+
+
+@pytest.mark.parametrize("kind", [Scaled, Guarded, Training, Checked])
+def test_another_forward_that_cannot_be_mended_is_named(kind: type[Split]) -> None:
+    model = around(kind())
+    with pytest.warns(fxprune.FxpruneWarning, match=rf"{kind.__name__}\.forward_split.* gave what the forward gives"):
+        own: Any = fxprune.compress(model, BATCHES, params=0.4, own_class=True, compensate="none", progress=False)
+    small = fxprune.apply(model, pruned_of(own).plan)
+    assert own[0].b.in_channels < 6
+    assert difference(outputs(small, BATCHES[0][0]), outputs(own, BATCHES[0][0])) < 1e-6
 
 
 def test_score_files_keep_the_pieces(tmp_path: Path) -> None:

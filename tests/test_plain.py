@@ -20,6 +20,7 @@ from torch import Tensor
 
 import fxprune
 from fxprune.errors import ArtifactError, FxpruneError, FxpruneWarning, NarrowError, PlanError
+from fxprune.rewriting.shorter_lists import shorten_config
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of transformers
@@ -290,6 +291,73 @@ def test_a_folder_that_does_not_load_is_an_error(plain: Any, tmp_path: Path) -> 
     own.config.intermediate_size += 8
     with pytest.raises(ArtifactError, match=r"cannot be loaded again|is not that which was saved"):
         own.save_pretrained(tmp_path)
+
+
+SAVED: dict[str, dict[str, Any]] = {
+    "variant": {"variant": "fp16"},
+    "other tensors": {"state_dict": lambda own: {name: t.half() for name, t in own.state_dict().items()}},
+    "by another process": {"is_main_process": False},
+}
+
+
+@pytest.mark.parametrize("options", SAVED.values(), ids=SAVED)
+def test_it_is_saved_by_the_options_of_its_class(plain: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    given = {name: value(plain) if callable(value) else value for name, value in options.items()}
+    plain.save_pretrained(tmp_path, **given)
+    if not given.get("is_main_process", True):
+        assert not list(tmp_path.iterdir())
+        return
+    again = T.AutoModelForCausalLM.from_pretrained(tmp_path, variant=given.get("variant"), dtype="auto")
+    wanted = given.get("state_dict", plain.state_dict())
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in wanted.items())
+
+
+def test_what_is_no_number_is_saved_and_a_file_is_no_folder(plain: Any, tmp_path: Path) -> None:
+    own = copy.deepcopy(plain)
+    with torch.no_grad():
+        own.lm_head.weight[0, 0] = torch.nan
+    own.save_pretrained(tmp_path / "folder", True)
+    assert T.AutoModelForCausalLM.from_pretrained(tmp_path / "folder").lm_head.weight[0, 0].isnan()
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match=r"file is a file: name a folder"):
+        plain.save_pretrained(tmp_path / "file")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_configuration_has_to_build_the_model(tied: bool) -> None:
+    torch.manual_seed(0)
+    model: Any = T.LlamaForCausalLM(T.LlamaConfig(**DECODER, tie_word_embeddings=tied)).eval()
+    embedding = model.get_input_embeddings().weight
+    model.lm_head.weight = torch.nn.Parameter(embedding.detach() + 1) if tied else embedding
+    told = r"\(50, 32\) in the model, and missing or tied" if tied else "one tensor with another parameter in the model"
+    with pytest.raises(NarrowError, match=rf"lm_head\.weight is {told}.*set tie_word_embeddings as the model has it"):
+        compress_pretrained(model, [batch()], params=0.8, **HOW)
+
+
+def test_a_model_that_was_pruned_builds_no_other(llama: Any, tmp_path: Path) -> None:
+    own: Any = compress_pretrained(
+        llama, [batch()], ratios={"*mlp*": 0.5}, own_class=True, compensate="none", progress=False
+    )
+    with pytest.raises(NarrowError, match=r"is \(32, \d+\) in the model.*prune the model that it was made from"):
+        compress_pretrained(own, [batch()], params=0.8, **HOW)
+    with pytest.raises(ArtifactError, match=r"model= is a LlamaForCausalLM that was pruned itself"):
+        save_pretrained(own, tmp_path, own)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_of_one_kernel_keep_the_multiples_that_it_needs(name: str) -> None:
+    model = experts.family(name, "grouped_mm")
+    own: Any = compress_pretrained(model, [batch(), batch(3, 5)], params=0.7, **HOW)
+    width = getattr(own.config, "moe_intermediate_size", own.config.intermediate_size)
+    assert width % 4 == 0
+    assert parameters(own) < 0.75 * parameters(model)
+    assert own(**batch()).loss.isfinite()
+
+
+def test_numbers_of_layers_in_a_configuration_are_those_that_stay() -> None:
+    config = T.Qwen3MoeConfig(mlp_only_layers=[0, 2, 3], num_hidden_layers=4)
+    shorten_config(config, "num_hidden_layers", 4, [0, 1, 3])
+    assert (config.num_hidden_layers, config.mlp_only_layers) == (3, [0, 2])
 
 
 def test_a_plain_folder_is_not_one_of_ours(plain: Any, tmp_path: Path) -> None:

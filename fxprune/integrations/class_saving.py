@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fxprune.caller.isolation import undisturbed
@@ -41,11 +42,16 @@ class Saving:
         self.own: Any = own
         self.plain = plain
 
-    def __call__(self, save_directory: str | PathLike[str], **options: Any) -> Any:
+    def __call__(self, save_directory: str | PathLike[str], *args: Any, **options: Any) -> Any:
+        if Path(save_directory).is_file():
+            raise ArtifactError(f"{save_directory} is a file: name a folder")
         check_weights(save_directory, plain=True)
-        done = type(self.own).save_pretrained(self.own, save_directory, **options)
+        save = type(self.own).save_pretrained
+        done = save(self.own, save_directory, *args, **options)
+        given = inspect.signature(save).bind(self.own, save_directory, *args, **options).arguments
         if self.plain:
-            check_folder(self.own, save_directory)
+            if given.get("is_main_process", True):
+                check_folder(self.own, save_directory, given.get("state_dict"), given.get("variant"))
         elif self.own.config.to_dict().get(WIDTHS):
             warn(
                 f"no class loads the folder {save_directory}: layers of this {type(self.own).__name__} have other "
@@ -75,18 +81,27 @@ def check_weights(folder: str | PathLike[str], *, plain: bool) -> None:
             )
 
 
-def check_folder(own: PreTrainedModel, folder: str | PathLike[str]) -> None:
-    """Load a model again from a folder, and compare all of its tensors with those of `own`.
+def check_folder(
+    own: PreTrainedModel, folder: str | PathLike[str], state: Mapping[str, Tensor] | None = None, variant: Any = None
+) -> None:
+    """Load a model again from a folder, and compare all of its tensors with those of `own`, or of another `state`.
 
     Raises:
         ArtifactError: it cannot be loaded, or a tensor differs.
     """
     try:
         with undisturbed():
-            again = type(own).from_pretrained(folder, local_files_only=True, dtype="auto")
+            again = type(own).from_pretrained(folder, local_files_only=True, dtype="auto", variant=variant)
     except Exception as error:
         raise ArtifactError(f"{folder} cannot be loaded again ({error_text(error)}): the model is not saved") from error
-    there, here = again.state_dict(), own.state_dict()
+    there, here = again.state_dict(), own.state_dict() if state is None else state
     for name, tensor in here.items():
-        if name not in there or not torch.equal(there[name], tensor.detach().cpu()):
+        if name not in there or not _same(there[name], tensor.detach().cpu()):
             raise ArtifactError(f"{name} of the model loaded from {folder} is not that which was saved: save it again")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN among them, in the same shape and dtype."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return bool(((one == other) | (one != one) & (other != other)).all())

@@ -34,13 +34,16 @@ from fxprune.errors import (
     ArtifactError,
     CalibrationError,
     FxpruneError,
+    NarrowError,
     UnreachableError,
     a,
     error_text,
+    is_out_of_memory,
     stage,
+    summary,
 )
-from fxprune.integrations.class_saving import CONFIG, WEIGHTS, Saving, check_weights, narrowed_class
-from fxprune.integrations.plain import Change, built, changes_of, limits_by
+from fxprune.integrations.class_saving import CONFIG, WEIGHTS, WIDTHS, Saving, check_weights, narrowed_class
+from fxprune.integrations.plain import OWN_CLASS, Change, built, built_shapes, changes_of, limits_by
 from fxprune.integrations.plain_options import advised, check_inexact, inexact_helps, multiples, others
 from fxprune.pipeline import apply, compress
 from fxprune.planning.allocation import ONLY
@@ -133,6 +136,7 @@ def _plain(
     with stage("coupling"), undisturbed():
         check_inexact(model, graph, coupled)
         coupling = analyse(graph, **coupled, blocks=WHOLE if blocks else "")
+        built_shapes(model)
         changes = () if blocks == ONLY else changes_of(model, coupling)
         limits = limits_by(changes, coupling, model.config)
         keep_to(graph, replace(limits, blocks=WHOLE) if blocks else limits)
@@ -155,7 +159,15 @@ def plain_model(
     with stage("narrowing"), undisturbed():
         planned = Planned(graph, coupling, kept_units(record.plan, coupling))
         own = built(model, small, changes, planned)
-        compare(_without_cache(own), small, example_of(graph))
+        try:
+            compare(_without_cache(own), small, example_of(graph))
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise NarrowError(
+                f"{type(own).__name__}, built by a configuration of the new widths, does not give what the graph gives "
+                f"({summary(error)}): {OWN_CLASS}"
+            ) from error
         note_in_class(own, small)
     vars(own)["save_pretrained"] = Saving(own, plain=True)
     return own  # type: ignore[no-any-return]
@@ -212,6 +224,11 @@ def save_pretrained(small: nn.Module, folder: str | PathLike[str], model: PreTra
         return
     if model is None:
         raise ArtifactError(f"{type(small).__name__} is no plain model: pass model=, that which it was made from")
+    if model.config.to_dict().get(WIDTHS):
+        raise ArtifactError(
+            f"model= is a {type(model).__name__} that was pruned itself, so its configuration does not build it: pass "
+            "the model that this one was made from, and prune that one once, or in several rounds (rounds=)"
+        )
     if isinstance(saving, Saving):
         small = _graph_of(small, model)
     name = type(model).__name__

@@ -107,11 +107,9 @@ def changes_of(model: PreTrainedModel, coupling: Coupling) -> tuple[Change, ...]
     meta device. Where all of its parameters have the shapes that the removal gives, the fields are those of the groups.
 
     Raises:
-        NarrowError: there are none.
+        NarrowError: there are none, or the configuration does not build the model.
     """
-    whole, found, taken = _shapes(type(model), model.config), list[Change](), set[int]()
-    if isinstance(whole, str):
-        raise NarrowError(f"{type(model).__name__} cannot be built by its configuration alone ({whole}): {_REMEDY}")
+    whole, found, taken = built_shapes(model), list[Change](), set[int]()
     for change in _candidates(model.config, coupling):
         known = _tried(model, change, coupling, whole)
         if known is not None and taken.isdisjoint(known.groups):
@@ -124,6 +122,35 @@ def changes_of(model: PreTrainedModel, coupling: Coupling) -> tuple[Change, ...]
             f"{', '.join(dict.fromkeys(held)) or 'its fields'} gives the shapes that pruning gives: {_REMEDY}"
         )
     return tuple(found)
+
+
+def built_shapes(model: PreTrainedModel) -> Shapes:
+    """The shapes of a model's parameters, which have to be those of its class built by its configuration.
+
+    Raises:
+        NarrowError: they are not.
+    """
+    whole, name = _shapes(type(model), model.config), type(model).__name__
+    if isinstance(whole, str):
+        raise NarrowError(f"{name} cannot be built by its configuration alone ({whole}): {_REMEDY}")
+    held = {key: tuple(p.shape) for key, p in model.named_parameters()}
+    if odd := sorted(key for key in {*whole, *held} if whole.get(key) != held.get(key)):
+        tied = {id(p) for key, p in model.named_parameters(remove_duplicate=False) if key in odd}
+        shared = any(id(p) in tied for key, p in model.named_parameters() if key not in odd)
+        found = held.get(odd[0]) or ("one tensor with another parameter" if shared else "missing")
+        other = odd[0] in held and odd[0] in whole
+        remedy = "prune the model that it was made from" if other else "set tie_word_embeddings as the model has it"
+        raise NarrowError(
+            f"{name} is not what its configuration builds: {odd[0]} is {found} in the model, and "
+            f"{whole.get(odd[0]) or 'missing or tied'} by the configuration: {remedy}, or {_REMEDY}"
+        )
+    return whole
+
+
+def _step_of_experts(model: PreTrainedModel) -> int:
+    """The multiple of units that experts need: rows of whole 16 bytes, where one kernel multiplies all of them."""
+    how = str(getattr(model.config.get_text_config(), "_experts_implementation", ""))
+    return 16 // model.dtype.itemsize if "grouped" in how else 1
 
 
 def _candidates(config: PretrainedConfig, coupling: Coupling) -> Iterator[Change]:
@@ -171,7 +198,8 @@ def _tried(model: PreTrainedModel, change: Change, coupling: Coupling, whole: Sh
             return None
         groups = _touched(change, coupling, whole, shapes)
         if groups and shapes == _without(coupling, whole, groups, step):
-            return _with_counts(model, replace(change, groups=groups, step=step))
+            least = _step_of_experts(model) if change.kind == EXPERT_UNITS else 1
+            return _with_counts(model, replace(change, groups=groups, step=math.lcm(step, least)))
         return None
     return None
 

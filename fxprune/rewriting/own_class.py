@@ -95,7 +95,7 @@ def narrowed(part: nn.Module, plan: Plan, planned: Planned, weights: nn.Module |
     attempt = Attempt(part, plan.settings, planned.graph)
     own, _ = attempt.narrowed(planned)
     if not removed_blocks(plan):
-        mend_other_forwards(part, own, plan, planned.graph)
+        own = mend_other_forwards(part, own, plan, planned.graph)
     if weights is not None:
         _take(attempt, own, weights, plan)
     return own

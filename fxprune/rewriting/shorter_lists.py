@@ -16,6 +16,7 @@ DEPTHS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
 )  # fmt: skip
 _NUMBERS = ("layer_idx", "layer_id", "layer_number", "block_idx")  # by which a block knows its place in the list
+_OF_NUMBERS = ("mlp_only_layers",)  # lists of such places in a configuration
 
 Lists = Mapping[str, Sequence[int]]  # the path of a list, and the entries of it that are removed
 
@@ -82,8 +83,11 @@ def shorten(own: nn.Module, lists: Lists) -> None:
 def shorten_config(config: Any, name: str, count: int, kept: Sequence[int]) -> None:
     """Let a configuration say that of `count` blocks some are kept: in the field `name`, and in all lists of theirs."""
     setattr(config, name, len(kept))
+    for other in _OF_NUMBERS:
+        if isinstance(value := vars(config).get(other), (list, tuple)):
+            setattr(config, other, type(value)(kept.index(number) for number in value if number in kept))
     for other, value in dict(vars(config)).items():
-        if isinstance(value, (list, tuple)) and len(value) == count:
+        if isinstance(value, (list, tuple)) and len(value) == count and other not in _OF_NUMBERS:
             setattr(config, other, type(value)(value[number] for number in kept))
 
 
