@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.caller.example import as_fields, each_tensor
 from fxprune.caller.isolation import applied, isolated_copy
@@ -21,16 +22,18 @@ from fxprune.tracing.agreement import TOLERANCES, relative_error
 Model = TypeVar("Model", bound=nn.Module)
 Call = Callable[[Any, Any], Any]  # the output of a model on a batch
 
-_SEEDS = 3
+_SEEDS, _BITS = 5, 8.0  # moves by so many times the precision, about what sums in another order are off by
 
 
 def jumps(call: Call, model: nn.Module, batch: Any) -> float:
     """How far the outputs of a float32 model move with the last bits of its weights and inputs, in shares of theirs.
 
-    0 for what is rounding itself, and for models of another dtype.
+    0 for what is rounding itself, and for models that also compute in fewer bits, as under autocast.
     """
-    wanted, moved = floats_in(call(model, batch)), 0.0
-    if any(t.dtype is not torch.float32 for t in (*wanted, *model.parameters())):
+    with _Dtypes() as seen:
+        wanted, moved = floats_in(call(model, batch)), 0.0
+    held = {t.dtype for t in (*wanted, *model.parameters())}
+    if held != {torch.float32} or not seen.dtypes <= {torch.float32, torch.float64}:
         return 0.0
     for seed in range(_SEEDS):
         nudged, other = _Nudged(seed), isolated_copy(model)
@@ -47,8 +50,23 @@ def jumps(call: Call, model: nn.Module, batch: Any) -> float:
     return moved if moved > TOLERANCES[torch.float32] else 0.0
 
 
+class _Dtypes(TorchDispatchMode):
+    """Collects the floating dtypes of all results, `dtypes`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes = set[torch.dtype]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The result of an operation."""
+        del types
+        result = func(*args, **(kwargs or {}))
+        self.dtypes |= {t.dtype for t in floats_in(result)}
+        return result
+
+
 class _Nudged:
-    """Moves each entry of a tensor of floats up or down by its last bit; other tensors stay as they are."""
+    """Moves each entry of a tensor of floats up or down by its last bits; other tensors stay as they are."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -57,7 +75,7 @@ class _Nudged:
         if not tensor.is_floating_point():
             return tensor
         signs = torch.randint(2, tensor.shape, generator=self.generator).to(tensor) * 2 - 1
-        return tensor * (1 + torch.finfo(tensor.dtype).eps * signs)
+        return tensor * (1 + _BITS * torch.finfo(tensor.dtype).eps * signs)
 
 
 def in_double(model: Model) -> Model:

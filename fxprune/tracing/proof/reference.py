@@ -35,7 +35,7 @@ from fxprune.tracing.proof.trials import (
 from fxprune.tracing.rounding import batch_in_double, floats_in, in_double, jumps
 
 _CHEAP, _MANY = 1 << 32, 256  # parameters times numbers of a batch of that many samples, at most
-_FURTHER = 3.0  # a graph that rounds in another way may be off by this times what rounding moves the model by
+_FURTHER = 10.0  # a graph that rounds in another way may be off by this times what rounding moves the model by
 _SMALL = (4, 5, 8, 9, 16, 17, 6, 7, 10, 11, 12, 13, 14, 15)
 
 
