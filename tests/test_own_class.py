@@ -206,6 +206,7 @@ def around(split: nn.Module) -> nn.Module:
     return nn.Sequential(split, Builtin(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
 
 
+@pytest.mark.wide
 def test_sizes_behind_decorators_and_in_parents_are_mended() -> None:
     own: Any = fxprune.compress(around(Decorated()), BATCHES, params=0.4, own_class=True, progress=False)
     halves, x = own[0], BATCHES[0][0]
@@ -214,7 +215,7 @@ def test_sizes_behind_decorators_and_in_parents_are_mended() -> None:
     assert torch.equal(halves(x), halves.forward_sliced(x))
 
 
-@pytest.mark.parametrize("kind", [Scaled, Guarded, Training, Checked])
+@pytest.mark.parametrize("kind", part_of([Scaled, Guarded, Training, Checked], 2))
 def test_another_forward_that_cannot_be_mended_is_named(kind: type[Split]) -> None:
     model = around(kind())
     with pytest.warns(fxprune.FxpruneWarning, match=rf"{kind.__name__}\.forward_split.* gave what the forward gives"):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import parameters
+from helpers import parameters, part_of
 from torch import Tensor
 
 import fxprune
@@ -344,7 +344,7 @@ def test_a_model_that_was_pruned_builds_no_other(llama: Any, tmp_path: Path) -> 
         save_pretrained(own, tmp_path, own)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("name", part_of(["mixtral", "qwen3_moe"], 2))
 def test_experts_of_one_kernel_keep_the_multiples_that_it_needs(name: str) -> None:
     model = experts.family(name, "grouped_mm")
     own: Any = compress_pretrained(model, [batch(), batch(3, 5)], params=0.7, **HOW)
