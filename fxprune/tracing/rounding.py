@@ -28,26 +28,36 @@ _SEEDS, _BITS = 5, 8.0  # moves by so many times the precision, about what sums 
 def jumps(call: Call, model: nn.Module, batch: Any) -> float:
     """How far the outputs of a float32 model move with the last bits of its weights and inputs, in shares of theirs.
 
-    0 for what is rounding itself, and for models that also compute in fewer bits, as under autocast.
+    0 for what is rounding itself, and for models that also compute in fewer bits, as under autocast, or that fail.
     """
-    with _Dtypes() as seen:
-        wanted, moved = floats_in(call(model, batch)), 0.0
-    held = {t.dtype for t in (*wanted, *model.parameters())}
-    if held != {torch.float32} or not seen.dtypes <= {torch.float32, torch.float64}:
+    try:
+        with _Dtypes() as seen:
+            wanted = floats_in(call(model, batch))
+        held = {t.dtype for t in (*wanted, *model.parameters())}
+        if held != {torch.float32} or not seen.dtypes <= {torch.float32, torch.float64}:
+            return 0.0
+        moved = max(relative_error(wanted, floats_in(call(*_nudged(model, batch, seed)))) for seed in range(_SEEDS))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         return 0.0
-    for seed in range(_SEEDS):
-        nudged, other = _Nudged(seed), isolated_copy(model)
-        with torch.no_grad():
-            for parameter in other.parameters():
-                parameter.copy_(nudged(parameter))
-        try:
-            found = call(other, each_tensor(nudged, batch))
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            return 0.0  # it takes no such input
-        moved = max(moved, relative_error(wanted, floats_in(found)))
     return moved if moved > TOLERANCES[torch.float32] else 0.0
+
+
+def _nudged(model: nn.Module, batch: Any, seed: int) -> tuple[nn.Module, Any]:
+    """A copy of a model and of a batch whose floats are moved up or down by their last bits."""
+    generator, own = torch.Generator().manual_seed(seed), isolated_copy(model)
+
+    def nudged(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        signs = torch.randint(2, tensor.shape, generator=generator).to(tensor) * 2 - 1
+        return tensor * (1 + _BITS * torch.finfo(tensor.dtype).eps * signs)
+
+    with torch.no_grad():
+        for parameter in own.parameters():
+            parameter.copy_(nudged(parameter))
+    return own, each_tensor(nudged, batch)
 
 
 class _Dtypes(TorchDispatchMode):
@@ -63,19 +73,6 @@ class _Dtypes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self.dtypes |= {t.dtype for t in floats_in(result)}
         return result
-
-
-class _Nudged:
-    """Moves each entry of a tensor of floats up or down by its last bits; other tensors stay as they are."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        signs = torch.randint(2, tensor.shape, generator=self.generator).to(tensor) * 2 - 1
-        return tensor * (1 + _BITS * torch.finfo(tensor.dtype).eps * signs)
 
 
 def in_double(model: Model) -> Model:
