@@ -47,7 +47,8 @@ def test_every_kind_is_pruned_in_its_class(name: str) -> None:
     own: Any = fxprune.narrow(model, plan)
     assert type(own) is type(model)
     assert parameters(own) < 0.6 * parameters(model)
-    assert all(".attn" in site or ".ffn" in site or site.endswith("cv1.conv") for site in limits.held)
+    near = (".attn", ".ffn", "cv1.conv")  # the values of attention, which are reshaped to the width of their block
+    assert all(any(name in site for name in near) or "attn" in why for site, why in limits.held.items())
     assert difference(outputs(fxprune.apply(model, plan), pictures(3)), outputs(own, pictures(3))) < 1e-4
     trained, wanted = (net.train()(pictures()) for net in (own, model))
     shapes = [[t.shape for t in torch.utils._pytree.tree_leaves(found)] for found in (trained, wanted)]
