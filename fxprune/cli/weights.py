@@ -122,13 +122,13 @@ def _at(content: Any, key: str, path: Path) -> Any:
 
 
 def _contents(content: Mapping[Any, Any]) -> str:
-    """The names in a mapping, with the number of entries of those that are mappings."""
+    """The keys of a mapping; behind each that holds another mapping, how many entries that has."""
     sizes = {name: f" ({len(entry)} entries)" if isinstance(entry, Mapping) else "" for name, entry in content.items()}
     return _some([f"{name}{size}" for name, size in sizes.items()], shown=12)
 
 
 def _renamed(state: State, own: Mapping[str, Tensor]) -> Iterator[State]:
-    """The state_dict as it is; then without the prefixes that its names share, or with those that the model's share."""
+    """The state_dict under the names that the model may use: as they are, and with one prefix removed or added."""
     for prefix, added in product(_prefixes(state), _prefixes(own)):
         yield {f"{added}{name.removeprefix(prefix)}": tensor for name, tensor in state.items()}
 
